@@ -1,0 +1,187 @@
+"""Configuration of S-JEPA (arXiv 2606.19398): every default is the published base model."""
+
+import math
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class SJepaConfig(PreTrainedConfig):
+    r"""
+    Sizes and rates of an S-JEPA model. `SJepaModel(SJepaConfig())` is the published encoder of 51,844,224 parameters.
+    Fields that mean the same as in [`HubertConfig`] carry the same names.
+
+    Args:
+        vocab_size (`int`, *optional*, defaults to 32):
+            Number of output tokens of [`SJepaForCTC`].
+        hidden_size (`int`, *optional*, defaults to 768):
+            Width of the Transformer, of the predictor and of the cluster head.
+        num_hidden_layers (`int`, *optional*, defaults to 6):
+            Number of Transformer layers.
+        num_attention_heads (`int`, *optional*, defaults to 12):
+            Attention heads of each Transformer layer.
+        intermediate_size (`int`, *optional*, defaults to 3072):
+            Width of the feed-forward block.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation of the feed-forward block.
+        hidden_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout after attention and after the feed-forward block.
+        activation_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout inside the feed-forward block.
+        attention_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout of the attention weights.
+        feat_proj_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout after the feature projection.
+        final_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout before the output layer of [`SJepaForCTC`].
+        layerdrop (`float`, *optional*, defaults to 0.05):
+            Probability with which an utterance skips a Transformer layer in training.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the normal initialisation of linear layers.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-5):
+            Epsilon of the layer norms.
+        front_end (`str`, *optional*, defaults to `"waveform"`):
+            `"waveform"`: seven convolutions over the samples (published). `"log_mel"`: log-mel frames over the same
+            samples, with the same number of frames, for those who pretrain on little.
+        num_mel_bins (`int`, *optional*, defaults to 64):
+            Mel bins of the `"log_mel"` front end.
+        feat_extract_activation (`str`, *optional*, defaults to `"gelu"`):
+            Activation of the convolutions and of the positional convolution.
+        feature_grad_mult (`float`, *optional*, defaults to 0.1):
+            Factor on the gradient that enters the front end.
+        conv_dim (`tuple[int]`, *optional*, defaults to seven times 512):
+            Channels of each convolution.
+        conv_stride (`tuple[int]`, *optional*, defaults to `(5, 2, 2, 2, 2, 2, 2)`):
+            Stride of each convolution; their product is the hop in samples (320, 20 ms at 16 kHz).
+        conv_kernel (`tuple[int]`, *optional*, defaults to `(10, 3, 3, 3, 3, 2, 2)`):
+            Kernel size of each convolution; together they read 400 samples (25 ms) a frame.
+        conv_bias (`bool`, *optional*, defaults to `False`):
+            Whether the convolutions have a bias.
+        num_conv_pos_embeddings (`int`, *optional*, defaults to 128):
+            Kernel size of the positional convolution.
+        num_conv_pos_embedding_groups (`int`, *optional*, defaults to 16):
+            Groups of the positional convolution.
+        predictor_num_hidden_layers (`int`, *optional*, defaults to 1):
+            Transformer layers of the predictor.
+        predictor_num_attention_heads (`int`, *optional*, defaults to 8):
+            Attention heads of the predictor.
+        predictor_intermediate_size (`int`, *optional*, defaults to 1536):
+            Width of the predictor's feed-forward block (ReLU).
+        predictor_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout everywhere in the predictor.
+        predictor_max_positions (`int`, *optional*, defaults to 750):
+            Frames in the predictor's table of learned positions (750 frames are 15 s): the longest clip that
+            [`SJepaForPreTraining`] takes.
+        num_mixture_components (`int`, *optional*, defaults to 500):
+            Components K of the Gaussian mixture, and outputs of the cluster head.
+        mixture_feature_size (`int`, *optional*):
+            Dimensions D of the features that the mixture models: 39 while it is fixed over MFCC; `hidden_size` when
+            `None`.
+        ctc_loss_reduction (`str`, *optional*, defaults to `"mean"`):
+            Reduction of the CTC loss.
+        ctc_zero_infinity (`bool`, *optional*, defaults to `True`):
+            Whether clips with more labels than frames give a loss of zero instead of infinity.
+        pad_token_id (`int`, *optional*, defaults to 0):
+            Blank of the CTC loss.
+        bos_token_id (`int`, *optional*, defaults to 1):
+            Beginning-of-sequence token.
+        eos_token_id (`int`, *optional*, defaults to 2):
+            End-of-sequence token.
+
+    Example:
+
+    ```python
+    >>> from sjepa_hf import SJepaConfig, SJepaModel
+
+    >>> model = SJepaModel(SJepaConfig())
+    >>> model.num_parameters()
+    51844224
+    ```"""
+
+    model_type = "sjepa"
+
+    vocab_size: int = 32
+    hidden_size: int = 768
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout: float | int = 0.1
+    activation_dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
+    feat_proj_dropout: float | int = 0.1
+    final_dropout: float | int = 0.1
+    layerdrop: float | int = 0.05
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    front_end: str = "waveform"
+    num_mel_bins: int = 64
+    feat_extract_activation: str = "gelu"
+    feature_grad_mult: float | int = 0.1
+    conv_dim: list[int] | tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512)
+    conv_stride: list[int] | tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    conv_kernel: list[int] | tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_bias: bool = False
+    num_conv_pos_embeddings: int = 128
+    num_conv_pos_embedding_groups: int = 16
+    predictor_num_hidden_layers: int = 1
+    predictor_num_attention_heads: int = 8
+    predictor_intermediate_size: int = 1536
+    predictor_dropout: float | int = 0.1
+    predictor_max_positions: int = 750
+    num_mixture_components: int = 500
+    mixture_feature_size: int | None = None
+    ctc_loss_reduction: str = "mean"
+    ctc_zero_infinity: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+
+    def __post_init__(self, **kwargs):
+        if self.mixture_feature_size is None:
+            self.mixture_feature_size = self.hidden_size
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Cross-field checks, run by `@strict` whenever a configuration is made."""
+        if self.front_end not in ("waveform", "log_mel"):
+            raise ValueError(f"`front_end` is {self.front_end!r}; choose 'waveform' or 'log_mel'.")
+        if not len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel) > 0:
+            raise ValueError(
+                "`conv_dim`, `conv_stride` and `conv_kernel` describe the same convolutions and must have the same"
+                f" length, but have {len(self.conv_dim)}, {len(self.conv_stride)} and {len(self.conv_kernel)} entries."
+            )
+        for heads in ("num_attention_heads", "predictor_num_attention_heads"):
+            if self.hidden_size % getattr(self, heads):
+                raise ValueError(
+                    f"`hidden_size` ({self.hidden_size}) must be a multiple of `{heads}` ({getattr(self, heads)})."
+                )
+        if self.hidden_size % self.num_conv_pos_embedding_groups:
+            raise ValueError(
+                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_conv_pos_embedding_groups`"
+                f" ({self.num_conv_pos_embedding_groups})."
+            )
+        if self.num_mixture_components < 2:
+            raise ValueError(f"`num_mixture_components` is {self.num_mixture_components}; a mixture needs at least 2.")
+
+    @property
+    def inputs_to_logits_ratio(self) -> int:
+        """Samples between two frames (320: 20 ms at 16 kHz)."""
+        return math.prod(self.conv_stride)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame reads (400: 25 ms at 16 kHz); a shorter clip has no frame."""
+        samples = 1
+        for kernel, stride in zip(reversed(self.conv_kernel), reversed(self.conv_stride), strict=True):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+    def num_frames(self, num_samples):
+        """Frames of clips of `num_samples` samples (an `int` or an integer tensor); 0 for clips below one frame."""
+        frames = (num_samples - self.receptive_field) // self.inputs_to_logits_ratio + 1
+        return max(frames, 0) if isinstance(frames, int) else frames.clamp(min=0)
+
+
+__all__ = ["SJepaConfig"]

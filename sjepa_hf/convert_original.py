@@ -1,0 +1,194 @@
+"""Turn a checkpoint of the released training code into one that `AutoModelForPreTraining` opens.
+
+    python -m sjepa_hf.convert_original portable_step100000.pt sjepa-base/ [--num_attention_heads 12]
+
+Sizes are read off the tensors; the number of attention heads is not in them. The released predictor adds `E y` to its
+output `y = P x`; both are linear, and become one: `(1 + E) P`.
+"""
+
+import argparse
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import Wav2Vec2FeatureExtractor
+
+from .configuration_sjepa import SJepaConfig
+from .modeling_sjepa_pretraining import SJepaForPreTraining
+
+
+# Released name (a regular expression) -> ours. Order matters: the first match counts.
+RENAMES = (
+    (r"feature_extractor\.conv_layers\.(\d+)\.0\.", r"sjepa.feature_extractor.conv_layers.\1.conv."),
+    (r"feature_extractor\.conv_layers\.0\.1\.", r"sjepa.feature_extractor.conv_layers.0.layer_norm."),
+    (r"post_extract_proj\.", r"sjepa.feature_projection.projection."),
+    (r"layer_norm\.", r"sjepa.feature_projection.layer_norm."),
+    (r"pos_conv\.conv\.", r"sjepa.encoder.pos_conv_embed.conv."),
+    (r"encoder_layer_norm\.", r"sjepa.encoder.layer_norm."),
+    (r"layers\.(\d+)\.([qkv]|out)_proj\.", r"sjepa.encoder.layers.\1.attention.\2_proj."),
+    (r"layers\.(\d+)\.self_attn_layer_norm\.", r"sjepa.encoder.layers.\1.layer_norm."),
+    (r"layers\.(\d+)\.final_layer_norm\.", r"sjepa.encoder.layers.\1.final_layer_norm."),
+    (r"layers\.(\d+)\.fc1\.", r"sjepa.encoder.layers.\1.feed_forward.intermediate_dense."),
+    (r"layers\.(\d+)\.fc2\.", r"sjepa.encoder.layers.\1.feed_forward.output_dense."),
+    (r"predictor\.mask_token$", r"predictor.mask_token"),
+    (r"predictor\.pos_embed\.", r"predictor.position_embeddings."),
+    (r"predictor\.layers\.(\d+)\.self_attn\.out_proj\.", r"predictor.layers.\1.attention.out_proj."),
+    (r"predictor\.layers\.(\d+)\.norm1\.", r"predictor.layers.\1.layer_norm."),
+    (r"predictor\.layers\.(\d+)\.norm2\.", r"predictor.layers.\1.final_layer_norm."),
+    (r"predictor\.layers\.(\d+)\.linear1\.", r"predictor.layers.\1.feed_forward.intermediate_dense."),
+    (r"predictor\.layers\.(\d+)\.linear2\.", r"predictor.layers.\1.feed_forward.output_dense."),
+    (r"cluster_head\.([02])\.", r"cluster_head.layers.\1."),
+    (r"cluster_head\.4\.", r"cluster_head.output."),
+)
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """
+    Read a released checkpoint without running anything in it.
+
+    Returns:
+        `dict` with `online` (a state dict) and, where the file has them, `ema_encoder` and `gmm_weights`, `gmm_means`
+        and `gmm_variances`.
+
+    Raises:
+        ValueError: where the file is absent, is no checkpoint or holds no S-JEPA encoder.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no checkpoint {path}.")
+    try:
+        loaded = (
+            load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {error}") from error
+    checkpoint = loaded if isinstance(loaded, dict) and "online" in loaded else {"online": loaded}
+    online = checkpoint["online"]
+    if not isinstance(online, dict) or "post_extract_proj.weight" not in online:
+        raise ValueError(f"{path} holds no encoder of the released code (`post_extract_proj.weight` is missing).")
+    return checkpoint
+
+
+def convert_state_dict(released: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    Weights under our names, from those under the released names.
+
+    Raises:
+        ValueError: for a tensor of a name that the released code does not have, or several predictor experts.
+    """
+    converted = {}
+    if any(name.startswith("predictor.expert_projs.1.") for name in released):
+        raise ValueError("The checkpoint has several predictor experts (`expert_projs`); only one can be folded in.")
+    for name, tensor in released.items():
+        if name.startswith(("predictor.proj.", "predictor.expert_projs.")):
+            continue
+        packed = re.fullmatch(r"(predictor\.layers\.\d+)\.self_attn\.in_proj_(weight|bias)", name)
+        if packed:
+            for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
+                converted[f"{packed[1]}.attention.{part}_proj.{packed[2]}"] = chunk.clone()
+            continue
+        for pattern, replacement in RENAMES:
+            if re.match(pattern, name):
+                converted[re.sub(pattern, replacement, name, count=1)] = tensor
+                break
+        else:
+            raise ValueError(f"`{name}` is not a tensor of the released code.")
+    if "predictor.proj.weight" in released:
+        weight, bias = released["predictor.proj.weight"].double(), released["predictor.proj.bias"].double()
+        if "predictor.expert_projs.0.weight" in released:
+            expert = released["predictor.expert_projs.0.weight"].double()
+            bias = bias + expert @ bias + released["predictor.expert_projs.0.bias"].double()
+            weight = weight + expert @ weight
+        converted["predictor.projection.weight"] = weight.to(released["predictor.proj.weight"].dtype)
+        converted["predictor.projection.bias"] = bias.to(released["predictor.proj.bias"].dtype)
+    return converted
+
+
+def infer_config(released: dict[str, torch.Tensor], num_attention_heads: int | None, mixture_size: int | None):
+    """
+    [`SJepaConfig`] of a released state dict. Heads default to 64 dimensions each, as in the published base model.
+    """
+    hidden_size, conv_dim = released["post_extract_proj.weight"].shape
+    count = 1 + max(int(name.split(".")[1]) for name in released if name.startswith("layers."))
+    num_components = released["cluster_head.4.weight"].shape[0]
+    direction = released["pos_conv.conv.parametrizations.weight.original1"]  # [H, H / groups, kernel]
+    if num_attention_heads is None:
+        num_attention_heads = max(hidden_size // 64, 1)
+    return SJepaConfig(
+        hidden_size=hidden_size,
+        num_hidden_layers=count,
+        num_attention_heads=num_attention_heads,
+        intermediate_size=released["layers.0.fc1.weight"].shape[0],
+        conv_dim=[conv_dim] * 7,
+        num_conv_pos_embeddings=direction.shape[2],
+        num_conv_pos_embedding_groups=hidden_size // direction.shape[1],
+        predictor_num_attention_heads=8,
+        predictor_intermediate_size=released["predictor.layers.0.linear1.weight"].shape[0],
+        predictor_num_hidden_layers=1
+        + max(int(name.split(".")[2]) for name in released if name.startswith("predictor.layers.")),
+        predictor_max_positions=released["predictor.pos_embed.weight"].shape[0],
+        num_mixture_components=num_components,
+        mixture_feature_size=mixture_size,
+    )
+
+
+def convert(
+    checkpoint: str | Path, output_dir: str | Path, num_attention_heads: int | None = None, use_ema: bool = False
+) -> SJepaForPreTraining:
+    """
+    Convert a released checkpoint into a directory that `AutoModelForPreTraining` (and `AutoModel`) opens.
+
+    Args:
+        checkpoint: `torch.save` of a state dict, or of a dict with it under `online`, beside `ema_encoder` and
+            `gmm_weights`, `gmm_means`, `gmm_variances` where there are any; or a safetensors file of a state dict.
+        output_dir: directory to write; appears when it is complete.
+        num_attention_heads: heads of the encoder; 64 dimensions each if not given.
+        use_ema: take the weights of the EMA encoder instead of the trained one.
+
+    Raises:
+        ValueError: where the checkpoint cannot be read or understood.
+    """
+    loaded = read_checkpoint(checkpoint)
+    if use_ema and "ema_encoder" not in loaded:
+        raise ValueError(f"{checkpoint} has no `ema_encoder`: convert without use_ema.")
+    released = loaded["ema_encoder"] if use_ema else loaded["online"]
+    mixture_size = loaded["gmm_means"].shape[1] if "gmm_means" in loaded else None
+    model = SJepaForPreTraining(infer_config(released, num_attention_heads, mixture_size))
+    missing, unexpected = model.load_state_dict(convert_state_dict(released), strict=False)
+    missing = [name for name in missing if not name.startswith("mixture.")]
+    if missing or unexpected:
+        raise ValueError(f"{checkpoint} lacks {missing or 'nothing'} and has the unknown {unexpected or 'nothing'}.")
+    if "gmm_means" in loaded:
+        for name in ("weights", "means", "variances"):
+            getattr(model.mixture, name).copy_(loaded[f"gmm_{name}"])
+    output_dir = Path(output_dir)
+    aside = output_dir.with_name(output_dir.name + ".incomplete")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(aside)
+    if output_dir.exists():
+        shutil.rmtree(output_dir)
+    os.replace(aside, output_dir)
+    return model.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="checkpoint of the released code")
+    parser.add_argument("output_dir", help="directory to write")
+    parser.add_argument("--num_attention_heads", type=int, help="heads of the encoder (default: hidden size / 64)")
+    parser.add_argument("--use_ema", action="store_true", help="take the EMA encoder's weights")
+    arguments = parser.parse_args()
+    try:
+        model = convert(arguments.checkpoint, arguments.output_dir, arguments.num_attention_heads, arguments.use_ema)
+    except ValueError as error:
+        parser.exit(1, f"error: {error}\n")
+    print(f"{model.num_parameters():,} parameters, {model.sjepa.num_parameters():,} of them the encoder's")
+    print(f"wrote {arguments.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

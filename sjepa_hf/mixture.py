@@ -1,0 +1,358 @@
+"""Diagonal Gaussian mixture: the soft clustering anchors of S-JEPA (arXiv 2606.19398, sections 3 and appendix).
+
+Everything is fp32 and outside autograd. A quadratic form over `N` frames and `K` components is two matrix products,
+so no `[N, K, D]` tensor exists anywhere. Both the features and the component means are first moved to the mixture's
+own mean, which is what keeps the expansion exact where features lie far from the origin.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from .float32 import Float32Buffers
+
+
+class SufficientStatistics(NamedTuple):
+    """
+    What a mixture update needs to know about a set of frames. Statistics of several micro-batches or of several ranks
+    add up, as long as the mixture that made them did not change in between.
+
+    Attributes:
+        counts (`torch.Tensor` of shape `(num_components,)`): `sum_n q_nk`.
+        sums (`torch.Tensor` of shape `(num_components, num_features)`): `sum_n q_nk (x_n - c)`.
+        squares (`torch.Tensor` of shape `(num_components, num_features)`): `sum_n q_nk (x_n - c)^2`.
+
+    `c` is the mean of the mixture, [`DiagonalGaussianMixture.centre`].
+    """
+
+    counts: torch.Tensor
+    sums: torch.Tensor
+    squares: torch.Tensor
+
+    def __add__(self, other: "SufficientStatistics") -> "SufficientStatistics":
+        return SufficientStatistics(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class DiagonalGaussianMixture(Float32Buffers):
+    """
+    Mixture of `num_components` Gaussians with diagonal covariance over `num_features` dimensions.
+
+    Args:
+        num_components (`int`): K.
+        num_features (`int`): D.
+
+    Buffers (persistent, always fp32, also after `model.half()`):
+        weights (`(K,)`): component weights, summing to 1.
+        means (`(K, D)`): component means.
+        variances (`(K, D)`): component variances.
+        variance_floor (`(D,)`): smallest variance that an update may leave. 1e-6 (published) until `fit` sets it
+            relative to the variance of the data, which keeps digital silence from capturing its neighbours.
+    """
+
+    def __init__(self, num_components: int, num_features: int):
+        super().__init__()
+        self.num_components = num_components
+        self.num_features = num_features
+        as_fp32 = {"dtype": torch.float32}
+        self.register_buffer("weights", torch.full((num_components,), 1.0 / num_components, **as_fp32))
+        self.register_buffer("means", torch.randn(num_components, num_features, **as_fp32))
+        self.register_buffer("variances", torch.ones(num_components, num_features, **as_fp32))
+        self.register_buffer("variance_floor", torch.full((num_features,), 1e-6, **as_fp32))
+
+    def extra_repr(self) -> str:
+        return f"num_components={self.num_components}, num_features={self.num_features}"
+
+    @property
+    def centre(self) -> torch.Tensor:
+        """Mean of the mixture, `(num_features,)`: the origin in which all products are formed."""
+        return self.weights @ self.means
+
+    # Densities
+
+    @torch.no_grad()
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """
+        Log-joint of features `(N, num_features)` up to one constant per frame, in nats: `(N, num_components)`.
+
+        It is what a posterior needs, `scores.softmax(-1)`, and keeps more digits than [`log_joint`]: the part of the
+        precisions that all components share adds the same to a whole row and is left out of the product.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            frames, offsets, precisions, shared = self._centred(features)
+            scaled = offsets * precisions
+            constants = self.weights.clamp_min(torch.finfo(torch.float32).tiny).log() - 0.5 * (
+                self.variances.log().sum(1) + (offsets * scaled).sum(1)
+            )
+            scores = torch.addmm(constants, frames, scaled.T)  # [N, K]
+            return scores.addmm_(frames.square(), (precisions - shared).T, alpha=-0.5)
+
+    @torch.no_grad()
+    def log_joint(self, features: torch.Tensor) -> torch.Tensor:
+        """`log pi_k + log N(x_n; mu_k, s2_k)` in nats for features `(N, num_features)`: `(N, num_components)`."""
+        with torch.autocast(features.device.type, enabled=False):
+            frames, _, _, shared = self._centred(features)
+            rest = self.num_features * math.log(2 * math.pi) + frames.square() @ shared  # [N]
+            return self.scores(features).sub_(0.5 * rest[:, None])
+
+    def _centred(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        centre = self.centre
+        precisions = self.variances.reciprocal()
+        return self._check(features).float() - centre, self.means - centre, precisions, precisions.mean(0)
+
+    @torch.no_grad()
+    def log_prob(self, features: torch.Tensor) -> torch.Tensor:
+        """Log-likelihood in nats of each frame of features `(N, num_features)`: `(N,)`."""
+        return self.log_joint(features).logsumexp(-1)
+
+    @torch.no_grad()
+    def posterior(self, features: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+        """
+        Posterior of each component given each frame: the responsibilities, and the soft target of S-JEPA.
+
+        Args:
+            features (`torch.Tensor` of shape `(N, num_features)`): frames, without padding.
+            temperature (`float`, *optional*, defaults to 1.0):
+                Divides the log-joint before the softmax; 1 is the posterior proper. In many dimensions the posterior
+                is nearly one-hot and a temperature above 1 softens it.
+
+        Returns:
+            `torch.Tensor` of shape `(N, num_components)`, fp32, rows summing to 1.
+        """
+        if temperature <= 0:
+            raise ValueError(f"`temperature` is {temperature}; it must be positive (1 is the plain posterior).")
+        return self.scores(features).div_(temperature).softmax(-1)
+
+    # Estimation
+
+    @torch.no_grad()
+    def statistics(self, features: torch.Tensor, responsibilities: torch.Tensor) -> SufficientStatistics:
+        """
+        Sufficient statistics of frames `(N, num_features)` under responsibilities `(N, num_components)`.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            frames = self._check(features).float() - self.centre
+            responsibilities = responsibilities.float()
+            return SufficientStatistics(
+                responsibilities.sum(0), responsibilities.T @ frames, responsibilities.T @ frames.square()
+            )
+
+    @torch.no_grad()
+    def update(
+        self,
+        features: torch.Tensor,
+        decay: float = 0.999,
+        average: Literal["statistics", "parameters"] = "statistics",
+        responsibilities: torch.Tensor | None = None,
+    ) -> None:
+        """
+        Move the mixture towards a batch of frames (online EM; paper, appendix).
+
+        Args:
+            features (`torch.Tensor` of shape `(N, num_features)`): frames, without padding.
+            decay (`float`, *optional*, defaults to 0.999): how much of the old mixture stays.
+            average (`str`, *optional*, defaults to `"statistics"`): see [`~DiagonalGaussianMixture.apply_statistics`].
+            responsibilities (`torch.Tensor` of shape `(N, num_components)`, *optional*):
+                The plain posterior of these frames, where it is already known.
+        """
+        if responsibilities is None:
+            responsibilities = self.posterior(features)
+        self.apply_statistics(self.statistics(features, responsibilities), decay, average)
+
+    @torch.no_grad()
+    def apply_statistics(
+        self,
+        statistics: SufficientStatistics,
+        decay: float = 0.999,
+        average: Literal["statistics", "parameters"] = "statistics",
+    ) -> None:
+        """
+        The update itself, from statistics that may be summed over micro-batches and ranks.
+
+        `average="statistics"` averages the sufficient statistics (stepwise EM, Cappé & Moulines 2009) and derives the
+        parameters: a component that the batch never visits keeps its mean and variance while its weight decays.
+        `average="parameters"` averages weights, means and variances themselves, as the released code does; there a
+        component that nobody visits drifts to the origin.
+
+        Raises:
+            ValueError: if `average` is neither of the two, or `decay` is not in [0, 1].
+        """
+        if not 0 <= decay <= 1:
+            raise ValueError(f"`decay` is {decay}; it must lie between 0 and 1.")
+        counts, sums, squares = statistics
+        share = counts / counts.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        centre = self.centre
+        if average == "statistics":
+            weights = decay * self.weights + (1 - decay) * share
+            # New mean and variance are convex combinations: `rate` is the batch's part in each component.
+            rate = ((1 - decay) * share / weights.clamp_min(torch.finfo(torch.float32).tiny))[:, None]
+            visits = counts.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+            offsets = self.means - centre
+            step = rate * (sums / visits - offsets)
+            second_moment = squares / visits - offsets * (2 * sums / visits - offsets)  # about the old mean
+            variances = (1 - rate) * self.variances + rate * second_moment - step.square()
+            self.means.add_(torch.where(counts[:, None] > 0, step, 0))
+            self.variances.copy_(torch.where(counts[:, None] > 0, variances, self.variances))
+        elif average == "parameters":
+            visits = counts.clamp_min(1e-8)[:, None]
+            batch_means = (sums + counts[:, None] * centre) / visits
+            offsets = batch_means - centre
+            batch_variances = (squares - 2 * offsets * sums + offsets.square() * counts[:, None]) / visits
+            weights = decay * self.weights + (1 - decay) * share
+            self.means.lerp_(batch_means, 1 - decay)
+            self.variances.lerp_(torch.maximum(batch_variances, self.variance_floor), 1 - decay)
+        else:
+            raise ValueError(f"`average` is {average!r}; choose 'statistics' or 'parameters'.")
+        self.variances.copy_(torch.maximum(self.variances, self.variance_floor))
+        self.weights.copy_(weights / weights.sum())
+
+    @torch.no_grad()
+    def fit(
+        self,
+        features: torch.Tensor,
+        num_passes: int = 5,
+        num_iterations: int = 20,
+        relative_variance_floor: float = 1e-3,
+        chunk_size: int = 16384,
+        generator: torch.Generator | None = None,
+    ) -> list[float]:
+        """
+        Fit from scratch: mini-batch k-means, then EM (paper, section 3).
+
+        Args:
+            features (`torch.Tensor` of shape `(N, num_features)`): frames, without padding, on any device.
+            num_passes (`int`, *optional*, defaults to 5): k-means passes over the frames.
+            num_iterations (`int`, *optional*, defaults to 20): EM iterations.
+            relative_variance_floor (`float`, *optional*, defaults to 1e-3):
+                `variance_floor` becomes this share of each dimension's global variance, and at least 1e-6.
+            chunk_size (`int`, *optional*, defaults to 16384): frames that are processed at once.
+            generator (`torch.Generator`, *optional*): CPU generator that makes the fit reproducible.
+
+        Returns:
+            `list[float]` of `num_iterations + 1` entries: mean log-likelihood in nats per frame after k-means and
+            after each EM iteration. EM does not lower it, beyond rounding and the variance floor.
+
+        Raises:
+            ValueError: if there are fewer frames than components, or a frame is not finite.
+        """
+        self._check(features)
+        if len(features) < self.num_components:
+            raise ValueError(
+                f"Cannot fit {self.num_components} components to {len(features)} frames:"
+                " give more audio or fewer components."
+            )
+        if not torch.isfinite(features).all():
+            raise ValueError(
+                "Cannot fit a mixture to frames that are NaN or infinite: check the audio they come from."
+            )
+        device = self.means.device
+        variance, mean = torch.var_mean(features.double() if device.type == "cpu" else features.float(), dim=0)
+        self.variance_floor.copy_((relative_variance_floor * variance).clamp_min(1e-6))
+        centroids = kmeans(features, self.num_components, num_passes, chunk_size, generator)
+        self.weights.fill_(1.0 / self.num_components)
+        self.means.copy_(centroids)
+        self.variances.copy_(variance.clamp_min(1e-6).expand_as(self.variances))
+        chunks = features.split(chunk_size)
+        hard = (
+            self.statistics(chunk, nn.functional.one_hot(nearest(chunk, self.means), self.num_components))
+            for chunk in (chunk.to(device) for chunk in chunks)
+        )
+        self.apply_statistics(_sum(hard), decay=0)
+        history = []
+        for iteration in range(num_iterations + 1):
+            total, log_likelihood = None, 0.0
+            for chunk in (chunk.to(device) for chunk in chunks):
+                joint = self.log_joint(chunk)
+                evidence = joint.logsumexp(-1, keepdim=True)
+                log_likelihood += evidence.double().sum().item() if device.type == "cpu" else evidence.sum().item()
+                if iteration < num_iterations:
+                    statistics = self.statistics(chunk, joint.sub_(evidence).exp_())
+                    total = statistics if total is None else total + statistics
+            history.append(log_likelihood / len(features))
+            if total is not None:
+                self.apply_statistics(total, decay=0)
+        return history
+
+    @torch.no_grad()
+    def reseed_dead(self, min_share: float = 0.01) -> int:
+        """
+        Give every component whose weight is below `min_share / num_components` one half of one of the heaviest ones.
+
+        The choice and the split (half a standard deviation to either side) are functions of the mixture alone, so that
+        all ranks arrive at the same mixture without a word.
+
+        Returns:
+            `int`: how many components were re-seeded (at most half of them at a time).
+        """
+        order = self.weights.argsort(descending=True, stable=True)
+        dead = int((self.weights < min_share / self.num_components).sum())
+        dead = min(dead, self.num_components // 2)
+        if dead == 0:
+            return 0
+        donors, heirs = order[:dead], order[-dead:]
+        signs = torch.randint(0, 2, (self.num_features,), generator=torch.Generator().manual_seed(0)) * 2 - 1
+        shift = 0.5 * self.variances[donors].sqrt() * signs.to(self.means)
+        self.means[heirs] = self.means[donors] + shift
+        self.means[donors] -= shift
+        self.variances[heirs] = self.variances[donors]
+        self.weights[donors] *= 0.5
+        self.weights[heirs] = self.weights[donors]
+        self.weights.div_(self.weights.sum())
+        return dead
+
+    def _check(self, features: torch.Tensor) -> torch.Tensor:
+        if features.ndim != 2 or features.shape[1] != self.num_features:
+            raise ValueError(
+                f"`features` must have shape (frames, {self.num_features}), but has {tuple(features.shape)}:"
+                " flatten batch and time, and leave padding out."
+            )
+        return features
+
+
+def nearest(features: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    """Index of the nearest centroid (Euclidean) of each row: `(N, D), (K, D) -> (N,)`."""
+    centre = centroids.mean(0)
+    offsets = centroids - centre
+    return torch.addmm(-0.5 * offsets.square().sum(1), features.float() - centre, offsets.T).argmax(1)
+
+
+@torch.no_grad()
+def kmeans(
+    features: torch.Tensor,
+    num_clusters: int,
+    num_passes: int = 5,
+    batch_size: int = 16384,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """
+    Mini-batch k-means (Sculley 2010) on features `(N, D)`: centroids `(num_clusters, D)`, fp32.
+
+    Each centroid is the running mean of all frames ever assigned to it. A cluster that stayed empty for a whole pass
+    starts again at a random frame.
+    """
+    choose = torch.randperm(len(features), generator=generator)
+    centroids = features[choose[:num_clusters].to(features.device)].float()
+    totals = centroids.new_zeros(num_clusters)
+    for _ in range(num_passes):
+        visits = torch.zeros_like(totals)
+        for index in torch.randperm(len(features), generator=generator).split(batch_size):
+            batch = features[index.to(features.device)].float()
+            labels = nearest(batch, centroids)
+            counts = torch.zeros_like(totals).index_add_(0, labels, torch.ones_like(labels, dtype=totals.dtype))
+            sums = torch.zeros_like(centroids).index_add_(0, labels, batch)
+            visits += counts
+            totals += counts
+            centroids += (sums - counts[:, None] * centroids) / totals.clamp_min(1)[:, None]
+        empty = (visits == 0).nonzero().squeeze(1)
+        fresh = torch.randint(len(features), (len(empty),), generator=generator)
+        centroids[empty] = features[fresh.to(features.device)].float()
+        totals[empty] = 0
+    return centroids
+
+
+def _sum(statistics) -> SufficientStatistics:
+    total = next(statistics)
+    for item in statistics:
+        total = total + item
+    return total

@@ -1,0 +1,448 @@
+"""S-JEPA encoder and its heads (arXiv 2606.19398)."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import CausalLMOutput, Wav2Vec2BaseModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_sjepa import SJepaConfig
+from .float32 import SJepaLayerNorm
+from .front_end import SJepaLogMelFrontEnd, build_front_end
+from .mixture import DiagonalGaussianMixture
+
+# Parts of a pretraining checkpoint that the encoder does without.
+PRETRAINING_ONLY = [r"^predictor\.", r"^cluster_head\.", r"^mixture\."]
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # [B, heads, T, T]
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class SJepaAttention(nn.Module):
+    """Multi-headed self-attention."""
+
+    is_causal = False
+
+    def __init__(self, config: SJepaConfig, num_heads: int, dropout: float):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = dropout
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)  # [B, heads, T, H / heads]
+        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.out_proj(pick(output.reshape(hidden_states.shape), positions)), weights
+
+
+class SJepaFeedForward(nn.Module):
+    def __init__(self, config: SJepaConfig, intermediate_size: int, activation: str, activation_dropout: float):
+        super().__init__()
+        self.intermediate_dense = nn.Linear(config.hidden_size, intermediate_size)
+        self.intermediate_act_fn = ACT2FN[activation]
+        self.intermediate_dropout = nn.Dropout(activation_dropout)
+        self.output_dense = nn.Linear(intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.intermediate_act_fn(self.intermediate_dense(hidden_states))
+        return self.output_dense(self.intermediate_dropout(hidden_states))
+
+
+class SJepaTransformerLayer(GradientCheckpointingLayer):
+    """
+    Post-norm Transformer layer, of the encoder and of the predictor.
+
+    `positions` (flat indices `b * sequence_length + t`) restricts everything after the attention to the frames that
+    somebody reads; the output is then `(len(positions), hidden_size)`.
+    """
+
+    def __init__(
+        self,
+        config: SJepaConfig,
+        num_heads: int,
+        intermediate_size: int,
+        activation: str,
+        hidden_dropout: float,
+        attention_dropout: float,
+        activation_dropout: float,
+        layerdrop: float = 0.0,
+    ):
+        super().__init__()
+        self.attention = SJepaAttention(config, num_heads, attention_dropout)
+        self.dropout = nn.Dropout(hidden_dropout)
+        self.layer_norm = SJepaLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = SJepaFeedForward(config, intermediate_size, activation, activation_dropout)
+        self.final_layer_norm = SJepaLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layerdrop = layerdrop
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        residual = pick(hidden_states, positions)
+        attended, _ = self.attention(hidden_states, attention_mask, positions, **kwargs)
+        output = self.layer_norm(residual + self.dropout(attended))
+        output = self.final_layer_norm(output + self.dropout(self.feed_forward(output)))
+        if self.training and self.layerdrop > 0:
+            # Dropped per utterance and by value, so that every parameter has a gradient on every rank.
+            kept = torch.rand(len(output), 1, 1, device=output.device) >= self.layerdrop
+            output = torch.where(kept, output, residual)
+        return output
+
+
+class SJepaEncoderLayer(SJepaTransformerLayer):
+    def __init__(self, config: SJepaConfig):
+        super().__init__(
+            config,
+            num_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            activation=config.hidden_act,
+            hidden_dropout=config.hidden_dropout,
+            attention_dropout=config.attention_dropout,
+            activation_dropout=config.activation_dropout,
+            layerdrop=config.layerdrop,
+        )
+
+
+class SJepaFeatureProjection(nn.Module):
+    """Linear, then layer norm (HuBERT norms first: a different network), then dropout."""
+
+    def __init__(self, config: SJepaConfig, input_size: int):
+        super().__init__()
+        self.projection = nn.Linear(input_size, config.hidden_size)
+        self.layer_norm = SJepaLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.feat_proj_dropout)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.layer_norm(self.projection(hidden_states.to(self.projection.weight.dtype))))
+
+
+class SJepaPositionalConvEmbedding(nn.Module):
+    """Relative positions from a wide grouped convolution, weight-normed over its kernel."""
+
+    def __init__(self, config: SJepaConfig):
+        super().__init__()
+        conv = nn.Conv1d(
+            config.hidden_size,
+            config.hidden_size,
+            kernel_size=config.num_conv_pos_embeddings,
+            padding=config.num_conv_pos_embeddings // 2,
+            groups=config.num_conv_pos_embedding_groups,
+        )
+        self.conv = nn.utils.parametrizations.weight_norm(conv, name="weight", dim=2)
+        self.activation = ACT2FN[config.feat_extract_activation]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        conv, channels = self.conv, hidden_states.transpose(1, 2)
+        if channels.device.type == "cpu" and (conv.in_channels // conv.groups) % 16:
+            # oneDNN's bf16 convolution returns noise for such groups (oneDNN 3.12, AMX): always fp32 on a CPU.
+            with torch.autocast("cpu", enabled=False):
+                weight, bias = conv.weight.float(), conv.bias.float()
+                positions = nn.functional.conv1d(
+                    channels.float(), weight, bias, padding=conv.padding, groups=conv.groups
+                ).to(hidden_states.dtype)
+        else:
+            positions = conv(channels)
+        return self.activation(positions[:, :, : hidden_states.shape[1]]).transpose(1, 2)
+
+
+class SJepaEncoder(nn.Module):
+    """Positional convolution, layer norm and the Transformer layers."""
+
+    def __init__(self, config: SJepaConfig):
+        super().__init__()
+        self.config = config
+        self.pos_conv_embed = SJepaPositionalConvEmbedding(config)
+        self.layer_norm = SJepaLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList([SJepaEncoderLayer(config) for _ in range(config.num_hidden_layers)])
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        num_layers: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        hidden_states = self.layer_norm(hidden_states + self.pos_conv_embed(hidden_states))
+        attention_mask = attention_mask_4d(self.config, hidden_states, frame_mask)
+        for layer in self.layers[:num_layers]:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        return hidden_states
+
+
+class SJepaPreTrainedModel(PreTrainedModel):
+    config: SJepaConfig
+    base_model_prefix = "sjepa"
+    main_input_name = "input_values"
+    input_modalities = "audio"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SJepaEncoderLayer", "SJepaTransformerLayer"]
+    _keep_in_fp32_modules_strict = ["mixture", "layer_norm", "final_layer_norm"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": SJepaEncoderLayer, "attentions": SJepaAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, nn.Conv1d) and hasattr(module, "parametrizations"):  # the positional convolution
+            direction = module.parametrizations.weight.original1
+            init.normal_(direction, mean=0.0, std=math.sqrt(4 / (module.kernel_size[0] * module.in_channels)))
+            init.copy_(module.parametrizations.weight.original0, direction.norm(dim=(0, 1), keepdim=True))
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv1d):
+            init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, SJepaLogMelFrontEnd):
+            fourier, mel_filters = module.tables()
+            init.copy_(module.fourier, fourier)
+            init.copy_(module.mel_filters, mel_filters)
+        elif isinstance(module, DiagonalGaussianMixture):
+            init.constant_(module.weights, 1.0 / module.num_components)
+            init.normal_(module.means)
+            init.ones_(module.variances)
+            init.constant_(module.variance_floor, 1e-6)
+        else:
+            super()._init_weights(module)
+
+    def _get_feat_extract_output_lengths(self, input_lengths: torch.Tensor | int) -> torch.Tensor | int:
+        """Frames of clips of `input_lengths` samples."""
+        return self.config.num_frames(input_lengths)
+
+    def _get_feature_vector_attention_mask(self, feature_vector_length: int, attention_mask: torch.Tensor):
+        """Which of `feature_vector_length` frames are real, `(batch_size, feature_vector_length)` bool."""
+        lengths = self.config.num_frames(attention_mask.sum(-1).to(torch.long))
+        return torch.arange(feature_vector_length, device=attention_mask.device) < lengths[:, None]
+
+
+class SJepaModel(SJepaPreTrainedModel):
+    """
+    The S-JEPA encoder: frames of 25 ms every 20 ms from a 16 kHz waveform.
+
+    With an `attention_mask`, every statistic and every attention reads real samples only: a padded batch gives each
+    clip what it gets alone.
+    """
+
+    _keys_to_ignore_on_load_unexpected = PRETRAINING_ONLY
+
+    def __init__(self, config: SJepaConfig):
+        super().__init__(config)
+        self.feature_extractor = build_front_end(config)
+        self.feature_projection = SJepaFeatureProjection(config, self.feature_extractor.output_size)
+        self.encoder = SJepaEncoder(config)
+        self.post_init()
+
+    def freeze_feature_encoder(self):
+        """Stop the gradient at the front end, as fine-tuning usually does."""
+        self.feature_extractor.requires_grad_(False)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        mask_time_indices: torch.Tensor | None = None,
+        num_layers: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Wav2Vec2BaseModelOutput:
+        r"""
+        Args:
+            input_values (`torch.Tensor` of shape `(batch_size, num_samples)`):
+                Waveforms at 16 kHz, right-padded.
+            attention_mask (`torch.Tensor` of shape `(batch_size, num_samples)`, *optional*):
+                1 for real samples, 0 for padding. Without it, padded samples are speech like any other.
+            mask_time_indices (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                True for the frames that are hidden from the encoder.
+            num_layers (`int`, *optional*):
+                Run only the first `num_layers` Transformer layers; `last_hidden_state` is then theirs.
+
+        Returns:
+            `Wav2Vec2BaseModelOutput` with `last_hidden_state` `(batch_size, sequence_length, hidden_size)`,
+            `extract_features` (output of the front end), and on request `hidden_states` and `attentions`.
+
+        Raises:
+            ValueError: for a wrong rank or dtype, or clips shorter than one frame (400 samples).
+        """
+        check_input(self.config, input_values, attention_mask)
+        lengths = None if attention_mask is None else attention_mask.sum(-1).to(torch.long)
+        extract_features = self.feature_extractor(input_values, lengths)  # [B, T, C]
+        if self.training and self.config.feature_grad_mult != 1:
+            scale = self.config.feature_grad_mult
+            extract_features = extract_features * scale + extract_features.detach() * (1 - scale)
+        hidden_states = self.feature_projection(extract_features)  # [B, T, H]
+
+        sequence_length = hidden_states.shape[1]
+        frame_mask = None
+        if attention_mask is not None:
+            frame_mask = self._get_feature_vector_attention_mask(sequence_length, attention_mask)
+            hidden_states = hidden_states * frame_mask[:, :, None].to(hidden_states.dtype)
+        if mask_time_indices is not None:
+            check_mask(mask_time_indices, hidden_states)
+            hidden_states = hidden_states * ~mask_time_indices[:, :, None]
+        hidden_states = self.encoder(hidden_states, frame_mask, num_layers, **kwargs)
+        return Wav2Vec2BaseModelOutput(last_hidden_state=hidden_states, extract_features=extract_features)
+
+
+class SJepaForCTC(SJepaPreTrainedModel):
+    """S-JEPA encoder with a linear layer over its frames, for connectionist temporal classification."""
+
+    _keys_to_ignore_on_load_unexpected = PRETRAINING_ONLY
+
+    def __init__(self, config: SJepaConfig):
+        super().__init__(config)
+        self.sjepa = SJepaModel(config)
+        self.dropout = nn.Dropout(config.final_dropout)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def freeze_feature_encoder(self):
+        """Stop the gradient at the front end, as fine-tuning usually does."""
+        self.sjepa.freeze_feature_encoder()
+
+    def freeze_base_model(self):
+        """Train the output layer alone."""
+        self.sjepa.requires_grad_(False)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutput:
+        r"""
+        Args:
+            input_values (`torch.Tensor` of shape `(batch_size, num_samples)`): waveforms at 16 kHz, right-padded.
+            attention_mask (`torch.Tensor` of shape `(batch_size, num_samples)`, *optional*): 1 for real samples.
+            labels (`torch.LongTensor` of shape `(batch_size, target_length)`, *optional*):
+                Token ids; -100 and the blank (`config.pad_token_id`) are left out.
+
+        Returns:
+            `CausalLMOutput` with `logits` `(batch_size, sequence_length, vocab_size)` and, given labels, `loss`.
+        """
+        outputs = self.sjepa(input_values, attention_mask=attention_mask, **kwargs)
+        logits = self.lm_head(self.dropout(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            mask = attention_mask if attention_mask is not None else torch.ones_like(input_values, dtype=torch.long)
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                logit_lengths=self._get_feat_extract_output_lengths(mask.sum(-1)),
+                blank_token_id=self.config.pad_token_id,
+                reduction=self.config.ctc_loss_reduction,
+                zero_infinity=self.config.ctc_zero_infinity,
+            )
+        return CausalLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def pick(hidden_states: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    """Rows of `(batch_size, sequence_length, H)` at flat `positions`: `(len(positions), H)`; all as they are if None."""
+    return hidden_states if positions is None else hidden_states.flatten(0, 1).index_select(0, positions)
+
+
+def attention_mask_4d(config: SJepaConfig, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None):
+    """What the configured attention implementation wants for `frame_mask` `(batch_size, sequence_length)`."""
+    if frame_mask is None:
+        return None
+    # A clip without a single real frame attends to its first one, so that no softmax runs over nothing. The mask is
+    # always made: asking whether it could be left out would wait for the device.
+    frame_mask = frame_mask | (torch.arange(frame_mask.shape[1], device=frame_mask.device) == 0)
+    return create_bidirectional_mask(config, hidden_states, frame_mask, allow_is_bidirectional_skip=False)
+
+
+def check_input(config: SJepaConfig, input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+    """Raise a ValueError that names what is wrong with the shape or type of a batch."""
+    if input_values.ndim != 2:
+        raise ValueError(
+            f"`input_values` must have shape (batch_size, num_samples), but has {tuple(input_values.shape)}:"
+            " give mono waveforms, without a channel dimension."
+        )
+    if not input_values.is_floating_point():
+        raise ValueError(
+            f"`input_values` must be floating point samples in [-1, 1], but is {input_values.dtype}:"
+            " divide 16-bit samples by 32768."
+        )
+    if input_values.shape[1] < config.receptive_field:
+        raise ValueError(
+            f"`input_values` holds clips of {input_values.shape[1]} samples, but one frame reads"
+            f" {config.receptive_field} ({config.receptive_field / 16:.0f} ms at 16 kHz): leave such clips out or pad."
+        )
+    if attention_mask is not None and attention_mask.shape != input_values.shape:
+        raise ValueError(
+            f"`attention_mask` must have the shape of `input_values`, {tuple(input_values.shape)}, but has"
+            f" {tuple(attention_mask.shape)}: it marks samples, not frames."
+        )
+
+
+def check_mask(mask_time_indices: torch.Tensor, hidden_states: torch.Tensor) -> None:
+    """Raise a ValueError where `mask_time_indices` does not mark the frames of `hidden_states`."""
+    if mask_time_indices.dtype != torch.bool or mask_time_indices.shape != hidden_states.shape[:2]:
+        raise ValueError(
+            f"`mask_time_indices` must be bool of shape {tuple(hidden_states.shape[:2])} (batch_size, frames), but is"
+            f" {mask_time_indices.dtype} of shape {tuple(mask_time_indices.shape)}."
+        )
+
+
+__all__ = ["SJepaForCTC", "SJepaModel", "SJepaPreTrainedModel"]

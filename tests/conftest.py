@@ -1,0 +1,84 @@
+"""What several tests share: small configurations, the golden tensors and the folder of real speech."""
+
+import os
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from sjepa_hf import SJepaConfig
+
+
+GOLDEN = Path(__file__).parent / "golden"
+SPEECH = Path(os.environ.get("SJEPA_SPEECH", Path(__file__).parents[2] / "shared" / "speech"))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden_targets() -> dict[str, torch.Tensor]:
+    return load_file(GOLDEN / "reference_targets.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_model() -> dict[str, torch.Tensor]:
+    return load_file(GOLDEN / "reference_model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_model_metadata() -> dict[str, str]:
+    with safe_open(GOLDEN / "reference_model.safetensors", "pt") as file:
+        return file.metadata()
+
+
+@pytest.fixture(scope="session")
+def speech() -> Path:
+    if not (SPEECH / "README.md").is_file():
+        pytest.skip(f"no real speech in {SPEECH}: set SJEPA_SPEECH to a folder of it")
+    return SPEECH
+
+
+def small_config(front_end: str = "waveform", **changes) -> SJepaConfig:
+    """A model small enough for a test, with every part of the full one."""
+    settings = dict(
+        front_end=front_end,
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=96,
+        conv_dim=[32] * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        predictor_intermediate_size=96,
+        num_mixture_components=10,
+        num_mel_bins=24,
+    )
+    return SJepaConfig(**(settings | changes))
+
+
+@pytest.fixture(params=["waveform", "log_mel"])
+def config(request) -> SJepaConfig:
+    return small_config(request.param)
+
+
+@pytest.fixture
+def make_config():
+    return small_config
+
+
+@pytest.fixture
+def padded_batch():
+    """Three clips of different length and loudness: waveforms, attention mask, lengths; padding holds garbage."""
+    lengths = torch.tensor([16000, 9037, 450])
+    waveforms = torch.randn(3, 16000) * torch.tensor([0.1, 1.0, 0.01])[:, None]
+    attention_mask = (torch.arange(16000) < lengths[:, None]).long()
+    return waveforms, attention_mask, lengths

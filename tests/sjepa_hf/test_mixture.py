@@ -1,0 +1,263 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from torch import nn
+
+from sjepa_hf import DiagonalGaussianMixture
+from sjepa_hf.mixture import kmeans, nearest
+
+
+def naive_log_joint(mixture: DiagonalGaussianMixture, features: torch.Tensor) -> torch.Tensor:
+    """The definition, in float64, with the difference tensor."""
+    weights, means, variances = (getattr(mixture, name).double() for name in ("weights", "means", "variances"))
+    difference = features.double()[:, None] - means  # [N, K, D]
+    mahalanobis = (difference.square() / variances).sum(-1)
+    return weights.log() - 0.5 * (means.shape[1] * math.log(2 * math.pi) + variances.log().sum(-1) + mahalanobis)
+
+
+def random_mixture(num_components=7, num_features=5, spread=2.0) -> DiagonalGaussianMixture:
+    mixture = DiagonalGaussianMixture(num_components, num_features)
+    mixture.weights.copy_(torch.rand(num_components).softmax(0))
+    mixture.means.mul_(spread)
+    mixture.variances.copy_(torch.rand(num_components, num_features) + 0.2)
+    return mixture
+
+
+@pytest.fixture
+def golden_mixture(golden_targets):
+    mixture = DiagonalGaussianMixture(6, 5)
+    for name in ("weights", "means", "variances"):
+        getattr(mixture, name).copy_(golden_targets[f"gmm.{name}"])
+    return mixture
+
+
+def test_golden_posteriors(golden_mixture, golden_targets):
+    features = golden_targets["gmm.features"]
+    torch.testing.assert_close(golden_mixture.posterior(features), golden_targets["gmm.posteriors"], atol=1e-5, rtol=0)
+    joint = golden_mixture.log_joint(features).double()
+    torch.testing.assert_close(joint, golden_targets["gmm.log_joint_float64"], atol=1e-4, rtol=1e-6)
+    evidence = golden_targets["gmm.log_joint_float64"].logsumexp(-1)
+    torch.testing.assert_close(golden_mixture.log_prob(features).double(), evidence, atol=1e-4, rtol=1e-6)
+
+
+def test_golden_published_update(golden_mixture, golden_targets):
+    golden_mixture.update(golden_targets["gmm.features"], decay=0.9, average="parameters")
+    for name in ("weights", "means", "variances"):
+        expected = golden_targets[f"gmm.after_update.{name}"]
+        torch.testing.assert_close(getattr(golden_mixture, name), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("unequal_variances", [False, True])
+def test_posterior_is_exact_far_from_the_origin_in_many_dimensions(unequal_variances):
+    # The expansion without centring is off by 1e-2 here.
+    mixture = DiagonalGaussianMixture(500, 768)
+    mixture.means.copy_(10 + 0.05 * torch.randn(500, 768))
+    if unequal_variances:
+        mixture.variances.copy_(0.8 + 0.4 * torch.rand(500, 768))
+    features = 10 + torch.randn(64, 768)
+    expected = naive_log_joint(mixture, features).softmax(-1)
+    assert expected.max() < 1, "the case must be a soft one"
+    torch.testing.assert_close(mixture.posterior(features).double(), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e3])
+def test_posterior_against_float64_at_other_scales(scale):
+    mixture = random_mixture()
+    mixture.means.mul_(scale)
+    mixture.variances.mul_(scale**2)
+    features = torch.randn(100, 5) * 2 * scale
+    expected = naive_log_joint(mixture, features)
+    torch.testing.assert_close(mixture.posterior(features).double(), expected.softmax(-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixture.log_joint(features).double(), expected, atol=1e-3, rtol=1e-5)
+
+
+def test_temperature_divides_the_log_joint():
+    mixture, features = random_mixture(), torch.randn(50, 5)
+    expected = (naive_log_joint(mixture, features) / 10).softmax(-1)
+    torch.testing.assert_close(mixture.posterior(features, temperature=10).double(), expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="temperature"):
+        mixture.posterior(features, temperature=0)
+
+
+def test_statistics_update_is_stepwise_em():
+    mixture, features, decay = random_mixture(), torch.randn(300, 5), 0.9
+    responsibilities = naive_log_joint(mixture, features).softmax(-1)
+    old = [getattr(mixture, name).double() for name in ("weights", "means", "variances")]
+    x = features.double()
+    moments = [
+        decay * before + (1 - decay) * batch
+        for before, batch in zip(
+            (old[0], old[0][:, None] * old[1], old[0][:, None] * (old[2] + old[1] ** 2)),
+            (responsibilities.mean(0), responsibilities.T @ x / 300, responsibilities.T @ x**2 / 300),
+        )
+    ]
+    mixture.update(features, decay=decay)
+    means = moments[1] / moments[0][:, None]
+    torch.testing.assert_close(mixture.weights.double(), moments[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(mixture.means.double(), means, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        mixture.variances.double(), moments[2] / moments[0][:, None] - means**2, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_decay_zero_is_one_em_iteration_of_scikit_learn():
+    mixture, features = random_mixture(4, 3), torch.randn(500, 3) * 2
+    reference = GaussianMixture(
+        4, covariance_type="diag", max_iter=1, tol=0, reg_covar=0,
+        weights_init=mixture.weights.numpy(), means_init=mixture.means.numpy(),
+        precisions_init=1 / mixture.variances.numpy(),
+    )  # fmt: skip
+    with pytest.warns(ConvergenceWarning):
+        reference.fit(features.numpy())
+    mixture.update(features, decay=0)
+    np.testing.assert_allclose(mixture.means.numpy(), reference.means_, atol=1e-4)
+    np.testing.assert_allclose(mixture.variances.numpy(), reference.covariances_, atol=1e-4)
+
+
+def test_statistics_add_up_over_batches():
+    whole, parts = random_mixture(), None
+    split = random_mixture()
+    split.load_state_dict(whole.state_dict())
+    features = torch.randn(90, 5)
+    for chunk in features.split(31):
+        statistics = split.statistics(chunk, split.posterior(chunk))
+        parts = statistics if parts is None else parts + statistics
+    split.apply_statistics(parts, decay=0.5)
+    whole.update(features, decay=0.5)
+    for name, value in whole.named_buffers():
+        torch.testing.assert_close(getattr(split, name), value, atol=1e-6, rtol=1e-5)
+
+
+def test_rows_without_responsibility_count_for_nothing():
+    alone, padded = random_mixture(), random_mixture()
+    padded.load_state_dict(alone.state_dict())
+    features = torch.randn(40, 5)
+    with_padding = torch.cat([features, 1e4 * torch.ones(10, 5)])
+    responsibilities = padded.posterior(with_padding)
+    responsibilities[40:] = 0
+    alone.update(features, decay=0.9)
+    padded.update(with_padding, decay=0.9, responsibilities=responsibilities)
+    torch.testing.assert_close(padded.means, alone.means, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(padded.variances, alone.variances, atol=1e-4, rtol=1e-4)
+
+
+def test_a_component_that_nobody_visits_stays_where_it_is_and_fades():
+    mixture = random_mixture()
+    mixture.means[3] = 1e3
+    mean, variance, weight = mixture.means[3].clone(), mixture.variances[3].clone(), mixture.weights[3].clone()
+    published = DiagonalGaussianMixture(7, 5)
+    published.load_state_dict(mixture.state_dict())
+    for _ in range(100):
+        features = torch.randn(50, 5)
+        mixture.update(features, decay=0.99)
+        published.update(features, decay=0.99, average="parameters")
+    torch.testing.assert_close(mixture.means[3], mean)
+    torch.testing.assert_close(mixture.variances[3], variance)
+    torch.testing.assert_close(mixture.weights[3], weight * 0.99**100, rtol=1e-3, atol=0)
+    assert published.means[3].abs().max() < 400, "the published update drags it to the origin"
+    assert all(torch.isfinite(buffer).all() for buffer in mixture.buffers())
+
+
+def test_dead_components_are_split_off_the_heaviest_the_same_everywhere():
+    mixture = random_mixture()
+    mixture.weights.copy_(torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1 - 2e-5, 1e-5, 1e-5]))
+    twin = DiagonalGaussianMixture(7, 5)
+    twin.load_state_dict(mixture.state_dict())
+    donor = mixture.means[0].clone()
+    torch.manual_seed(1)
+    assert mixture.reseed_dead() == 2
+    torch.manual_seed(2)
+    assert twin.reseed_dead() == 2
+    assert all(torch.equal(a, b) for a, b in zip(mixture.buffers(), twin.buffers()))
+    assert mixture.weights.sum() == pytest.approx(1) and mixture.weights.min() > 0.05
+    heir = 5 if mixture.weights[5] > mixture.weights[6] else 6
+    torch.testing.assert_close((mixture.means[0] + mixture.means[heir]) / 2, donor)
+    assert mixture.reseed_dead() == 0
+
+
+def test_fit_recovers_a_mixture_and_em_does_not_lower_the_likelihood():
+    centres = torch.randn(4, 6) * 10
+    labels = torch.randint(4, (4000,))
+    features = centres[labels] + torch.randn(4000, 6) * torch.tensor([0.5, 1, 1.5, 2])[labels][:, None]
+    best, found = -math.inf, None
+    for seed in range(5):  # random starts may end in local optima; EM must climb from each
+        mixture = DiagonalGaussianMixture(4, 6)
+        history = mixture.fit(features, generator=torch.Generator().manual_seed(seed), chunk_size=700)
+        assert len(history) == 21
+        assert all(after > before - 1e-4 for before, after in zip(history, history[1:]))
+        if history[-1] > best:
+            best, found = history[-1], mixture
+    expected = GaussianMixture(4, covariance_type="diag", n_init=5, random_state=0).fit(features.numpy())
+    assert best == pytest.approx(expected.score(features.numpy()), abs=0.02)
+    assert best == pytest.approx(found.log_prob(features).mean().item(), abs=1e-3)
+    assert torch.cdist(centres, found.means).min(1).values.max() < 0.5
+
+
+def test_fit_is_reproducible_and_independent_of_the_chunk_size():
+    features = torch.randn(1000, 4)
+    fitted = []
+    for chunk_size in (1000, 1000, 137):
+        mixture = DiagonalGaussianMixture(5, 4)
+        mixture.fit(features, num_passes=0, chunk_size=chunk_size, generator=torch.Generator().manual_seed(1))
+        fitted.append(mixture.means.clone())
+    assert torch.equal(fitted[0], fitted[1])
+    torch.testing.assert_close(fitted[0], fitted[2], atol=1e-3, rtol=1e-3)
+
+
+def test_digital_silence_does_not_swallow_its_neighbours():
+    features = torch.cat([torch.zeros(300, 3), torch.randn(3000, 3)])
+    mixture = DiagonalGaussianMixture(8, 3)
+    mixture.fit(features, generator=torch.Generator().manual_seed(0))
+    floor = 1e-3 * features.var(0)
+    assert (mixture.variances >= 0.99 * floor).all()
+    torch.testing.assert_close(mixture.variance_floor, floor, rtol=1e-4, atol=0)
+
+
+def test_fit_says_what_is_wrong():
+    mixture = DiagonalGaussianMixture(5, 4)
+    with pytest.raises(ValueError, match="Cannot fit 5 components to 3 frames"):
+        mixture.fit(torch.randn(3, 4))
+    with pytest.raises(ValueError, match="NaN"):
+        mixture.fit(torch.full((10, 4), float("nan")))
+    with pytest.raises(ValueError, match=r"\(frames, 4\)"):
+        mixture.posterior(torch.randn(2, 10, 4))
+    with pytest.raises(ValueError, match="average"):
+        mixture.update(torch.randn(10, 4), average="moments")
+    with pytest.raises(ValueError, match="decay"):
+        mixture.update(torch.randn(10, 4), decay=1.5)
+
+
+def test_kmeans_reseeds_empty_clusters():
+    # Ten identical frames and two clusters' worth of others: random starts coincide, and must be moved apart.
+    features = torch.cat([torch.zeros(500, 2), torch.full((20, 2), 5.0), torch.full((20, 2), -5.0)])
+    found = 0
+    for seed in range(5):
+        centroids = kmeans(features, 8, num_passes=20, generator=torch.Generator().manual_seed(seed))
+        labels = nearest(features, centroids)
+        distance = (features - centroids[labels]).norm(dim=1)
+        found += bool(distance.max() < 1)
+    assert found >= 4
+
+
+def test_nearest_equals_brute_force():
+    features, centroids = torch.randn(200, 6) + 50, torch.randn(9, 6) + 50
+    distances = (features.double()[:, None] - centroids.double()).square().sum(-1)
+    assert torch.equal(nearest(features, centroids), distances.argmin(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_buffers_stay_fp32(dtype):
+    model = nn.Sequential(nn.Linear(2, 2), random_mixture())
+    before = model[1].means.clone()
+    model.to(dtype)
+    assert model[0].weight.dtype == dtype
+    assert torch.equal(model[1].means, before)
+    assert model[1].posterior(torch.randn(3, 5, dtype=dtype)).dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = torch.randn(20, 5)
+        expected = naive_log_joint(model[1], features).softmax(-1)
+        torch.testing.assert_close(model[1].posterior(features).double(), expected, atol=1e-5, rtol=0)

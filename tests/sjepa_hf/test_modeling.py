@@ -1,0 +1,268 @@
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCTC, HubertConfig
+
+from sjepa_hf import SJepaConfig, SJepaForCTC, SJepaForPreTraining, SJepaModel
+
+
+def test_base_model_has_the_published_size():
+    with torch.device("meta"):
+        model = SJepaModel(SJepaConfig())
+    assert model.num_parameters() == 51_844_224
+
+
+def test_config_names_agree_with_hubert():
+    ours, theirs = SJepaConfig().to_dict(), HubertConfig().to_dict()
+    own = {
+        "front_end", "num_mel_bins", "feature_grad_mult", "predictor_num_hidden_layers", "predictor_dropout",
+        "predictor_num_attention_heads", "predictor_intermediate_size", "predictor_max_positions",
+        "num_mixture_components", "mixture_feature_size",
+    }  # fmt: skip
+    assert set(ours) - set(theirs) == own
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"front_end": "mfcc"}, "front_end"),
+        ({"hidden_size": 50}, "num_attention_heads"),
+        ({"conv_dim": [32] * 6}, "conv_stride"),
+        ({"num_mixture_components": 1}, "num_mixture_components"),
+        ({"num_conv_pos_embedding_groups": 5}, "num_conv_pos_embedding_groups"),
+    ],
+)
+def test_config_errors_name_the_field(make_config, changes, names):
+    with pytest.raises(Exception, match=names):
+        make_config(**changes)
+
+
+def test_frame_count_is_the_convolutions_own(make_config):
+    config = make_config()
+    assert (config.inputs_to_logits_ratio, config.receptive_field) == (320, 400)
+    for samples in (400, 719, 720, 15_999, 16_000):
+        frames = samples
+        for kernel, stride in zip(config.conv_kernel, config.conv_stride):
+            frames = (frames - kernel) // stride + 1
+        assert config.num_frames(samples) == frames == (samples - 400) // 320 + 1
+    assert config.num_frames(399) == 0
+    assert config.num_frames(torch.tensor([399, 400])).tolist() == [0, 1]
+
+
+def test_outputs(config):
+    model = SJepaModel(config).eval()
+    output = model(torch.randn(2, 16000), output_hidden_states=True)
+    assert output.last_hidden_state.shape == (2, 49, 48)
+    assert output.extract_features.shape == (2, 49, 32 if config.front_end == "waveform" else 24)
+    assert len(output.hidden_states) == config.num_hidden_layers + 1
+    assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
+    assert model(torch.randn(2, 16000)).hidden_states is None
+    eager = SJepaModel._from_config(config, attn_implementation="eager").eval()
+    attentions = eager(torch.randn(2, 16000), output_attentions=True).attentions
+    assert len(attentions) == config.num_hidden_layers
+    torch.testing.assert_close(attentions[0].sum(-1), torch.ones(2, 4, 49))
+
+
+def test_num_layers_stops_early(config):
+    model = SJepaModel(config).eval()
+    waveforms = torch.randn(2, 8000)
+    whole = model(waveforms, output_hidden_states=True).hidden_states
+    for layers in (1, 2, 3):
+        assert torch.equal(model(waveforms, num_layers=layers).last_hidden_state, whole[layers])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_padding_changes_nothing(config, padded_batch, attention):
+    waveforms, attention_mask, lengths = padded_batch
+    model = SJepaModel._from_config(config, attn_implementation=attention).eval()
+    batch = model(waveforms, attention_mask=attention_mask, output_hidden_states=True)
+    for row, length in enumerate(lengths):
+        alone = model(waveforms[row : row + 1, :length], output_hidden_states=True)
+        frames = config.num_frames(int(length))
+        assert alone.last_hidden_state.shape[1] == frames
+        for together, single in zip(batch.hidden_states, alone.hidden_states):
+            torch.testing.assert_close(together[row, :frames], single[0], atol=1e-5, rtol=0)
+
+
+def test_without_a_mask_padding_is_speech_like_any_other(config, padded_batch):
+    waveforms, attention_mask, _ = padded_batch
+    model = SJepaModel(config).eval()
+    difference = (model(waveforms).last_hidden_state - model(waveforms, attention_mask).last_hidden_state)[1, :20]
+    assert difference.abs().max() > 1e-3
+
+
+def test_hidden_frames_do_not_reach_the_output_of_others(config):
+    """What lies under the mask is blanked: other samples there give the same output everywhere."""
+    model = SJepaModel(config).eval()
+    if config.front_end == "waveform":
+        pytest.skip("its group norm reads the whole clip")
+    mask = torch.zeros(1, 49, dtype=torch.bool)
+    mask[:, 10:20] = True
+    features = torch.randn(1, 49, 24)
+    outputs = []
+    for change in (0.0, 5.0):
+        model.feature_extractor.forward = lambda *_, change=change: features + change * mask[:, :, None]
+        outputs.append(model(torch.randn(1, 16000), mask_time_indices=mask).last_hidden_state)
+    assert torch.equal(*outputs)
+
+
+def test_eager_equals_sdpa(config, padded_batch):
+    waveforms, attention_mask, lengths = padded_batch
+    eager = SJepaModel._from_config(config, attn_implementation="eager").eval()
+    sdpa = SJepaModel._from_config(config, attn_implementation="sdpa").eval()
+    sdpa.load_state_dict(eager.state_dict())
+    for row, frames in enumerate(config.num_frames(lengths)):
+        a, b = (model(waveforms, attention_mask).last_hidden_state[row, :frames] for model in (eager, sdpa))
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_into_one_graph(config, padded_batch, training):
+    waveforms, attention_mask, _ = padded_batch
+    model = SJepaModel(config).train(training)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    mask = torch.rand(3, 49) < 0.5
+    output = compiled(waveforms, attention_mask=attention_mask, mask_time_indices=mask).last_hidden_state
+    if training:
+        output.square().mean().backward()
+        assert all(p.grad is not None for p in model.parameters())
+    else:
+        expected = model(waveforms, attention_mask=attention_mask, mask_time_indices=mask).last_hidden_state
+        torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(config):
+    config.layerdrop = 0.3  # drawn inside the layer: the recomputation must draw the same
+    config.hidden_dropout = 0.1
+    gradients = []
+    model = SJepaModel(config).train()
+    for enable in (False, True):
+        if enable:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        torch.manual_seed(1)
+        model(torch.randn(2, 8000)).last_hidden_state.square().mean().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for plain, checkpointed in zip(*gradients):
+        torch.testing.assert_close(plain, checkpointed, atol=1e-7, rtol=1e-5)
+
+
+def test_layerdrop_leaves_no_parameter_without_a_gradient(make_config):
+    model = SJepaModel(make_config(layerdrop=0.99)).train()
+    model(torch.randn(2, 8000)).last_hidden_state.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_front_end_gradient_is_multiplied(make_config):
+    gradients, direction = [], torch.randn(2, 12, 48)
+    for multiplier in (1.0, 0.1):
+        torch.manual_seed(0)
+        config = make_config(feature_grad_mult=multiplier, hidden_dropout=0.0, activation_dropout=0.0,
+                             attention_dropout=0.0, feat_proj_dropout=0.0, layerdrop=0.0)  # fmt: skip
+        model = SJepaModel(config).train()
+        (model(torch.randn(2, 4000)).last_hidden_state * direction).sum().backward()
+        gradients.append(
+            (model.feature_extractor.conv_layers[0].conv.weight.grad, model.feature_projection.projection.weight.grad)
+        )
+    torch.testing.assert_close(gradients[1][0], 0.1 * gradients[0][0], atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(gradients[1][1], gradients[0][1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_norms_and_tables_in_fp32(config, dtype, tmp_path, padded_batch):
+    waveforms, attention_mask, _ = padded_batch
+    SJepaModel(config).save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path, dtype=dtype).eval()
+    assert model.encoder.layers[0].layer_norm.weight.dtype == torch.float32
+    assert model.encoder.layers[0].attention.q_proj.weight.dtype == dtype
+    full = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    expected = full(waveforms, attention_mask).last_hidden_state
+    for inputs in (waveforms, waveforms.to(dtype)):
+        output = model(inputs, attention_mask).last_hidden_state
+        assert output.dtype == dtype
+        assert (output.float() - expected)[0].abs().mean() < 0.05
+    if config.front_end == "log_mel":
+        assert model.half().feature_extractor.mel_filters.dtype == torch.float32
+
+
+@pytest.mark.parametrize("model_class", [SJepaModel, SJepaForCTC, SJepaForPreTraining])
+def test_save_and_load(config, model_class, tmp_path):
+    model = model_class(config).eval()
+    model.save_pretrained(tmp_path)
+    again = model_class.from_pretrained(tmp_path).eval()
+    assert {n for n, _ in model.named_buffers()} == {n for n, _ in again.named_buffers()}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    waveforms = torch.randn(1, 8000)
+    a, b = (m(waveforms)[0] for m in (model, again))
+    assert torch.equal(a, b)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is SJepaConfig
+
+
+def test_mel_tables_survive_from_pretrained(make_config, tmp_path):
+    model = SJepaModel(make_config("log_mel"))
+    model.save_pretrained(tmp_path)
+    fourier, mel_filters = model.feature_extractor.tables()
+    again = SJepaModel.from_pretrained(tmp_path).feature_extractor
+    assert torch.equal(again.fourier, fourier) and torch.equal(again.mel_filters, mel_filters)
+    assert (SJepaModel(SJepaConfig(front_end="log_mel")).feature_extractor.mel_filters.sum(0) > 0).all()
+
+
+def test_log_mel_is_the_textbook_one(make_config):
+    model = SJepaModel(make_config("log_mel")).feature_extractor
+    waveform = torch.randn(1, 4000)
+    spectrum = torch.stft(waveform, 400, 320, window=torch.hann_window(400), center=False, return_complex=True)
+    expected = (spectrum.abs().square().transpose(1, 2) @ model.mel_filters).clamp_min(1e-6).log()
+    expected = (expected - expected.mean()) / (expected.var(correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(model(waveform), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_initialisation(make_config):
+    model = SJepaModel(make_config(hidden_size=96, num_conv_pos_embeddings=32))
+    conv = model.encoder.pos_conv_embed.conv
+    assert conv.weight.std().item() == pytest.approx((4 / (32 * 96)) ** 0.5, rel=0.05)
+    assert model.encoder.layers[0].attention.q_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.encoder.layers[0].attention.q_proj.bias.abs().max() == 0
+    weight = model.feature_extractor.conv_layers[1].conv.weight
+    assert weight.std().item() == pytest.approx((2 / (32 * 3)) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (dict(input_values=torch.randn(2, 399)), "399 samples"),
+        (dict(input_values=torch.randn(2, 1, 4000)), "channel"),
+        (dict(input_values=torch.randn(4000)), r"\(batch_size, num_samples\)"),
+        (dict(input_values=torch.ones(2, 4000, dtype=torch.int16)), "32768"),
+        (dict(input_values=torch.randn(2, 4000), attention_mask=torch.ones(2, 12)), "samples, not frames"),
+        (
+            dict(input_values=torch.randn(2, 4000), mask_time_indices=torch.zeros(2, 12)),
+            r"bool of shape \(2, 12\) \(batch_size, frames\)",
+        ),
+    ],
+)
+def test_wrong_input_gets_a_sentence(config, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        SJepaModel(config)(**inputs)
+
+
+def test_ctc(config, padded_batch, tmp_path):
+    waveforms, attention_mask, _ = padded_batch
+    model = SJepaForCTC(config)
+    labels = torch.tensor([[5, 6, 7, 7], [8, 9, -100, -100], [4, -100, -100, -100]])
+    output = model(waveforms, attention_mask, labels=labels)
+    assert output.logits.shape == (3, 49, 32)
+    output.loss.backward()
+    assert torch.isfinite(output.loss) and model.lm_head.weight.grad.abs().max() > 0
+    model.eval()
+    log_probs = model(waveforms, attention_mask).logits.log_softmax(-1)
+    expected = torch.nn.functional.ctc_loss(
+        log_probs.transpose(0, 1), labels.clamp(min=0), torch.tensor([49, 27, 1]), torch.tensor([4, 2, 1]),
+        zero_infinity=True,
+    )  # fmt: skip
+    torch.testing.assert_close(model(waveforms, attention_mask, labels=labels).loss, expected)
+    model.freeze_base_model()
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["lm_head.weight", "lm_head.bias"]
+    model.save_pretrained(tmp_path)
+    assert type(AutoModelForCTC.from_pretrained(tmp_path)) is SJepaForCTC
+    assert type(AutoModel.from_pretrained(tmp_path)) is SJepaModel

@@ -1,0 +1,240 @@
+"""Arguments of a pretraining run, and how a recipe and the command line make them."""
+
+import json
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+from sjepa_hf import SJepaConfig
+from training.data import DataArguments
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    model_config: str | dict = field(
+        default_factory=dict,
+        metadata={
+            "help": "Fields of SJepaConfig that differ from the published base model; on the command line as JSON, "
+            'e.g. \'{"hidden_size": 256, "front_end": "log_mel"}\'. What is not named keeps the recipe\'s value.'
+        },
+    )
+    initial_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pretraining checkpoint (directory or Hub name) whose weights and mixture start this run. Unlike "
+            "resume_from_checkpoint, the optimizer and the step counter start afresh."
+        },
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute layers in backward to save memory."})
+    torch_compile: bool = field(default=False, metadata={"help": "Compile encoder and head with torch.compile."})
+
+
+@dataclass
+class MaskingArguments:
+    """What is hidden from the encoder (method, section 6), and what disturbs it (section 7)."""
+
+    mask_prob: float = field(default=0.65, metadata={"help": "Share of the real frames that is masked."})
+    mask_span: int = field(default=10, metadata={"help": "Frames per masked span (20 ms each)."})
+    p_mix: float = field(default=0.25, metadata={"help": "Probability of mixing in a piece of another utterance."})
+    p_noise: float = field(default=0.25, metadata={"help": "Probability of noise over the whole utterance."})
+
+
+@dataclass
+class TargetArguments:
+    """The mixtures whose posteriors are predicted (method, sections 3 to 5)."""
+
+    phase1_components: int = field(default=100, metadata={"help": "Components of the frozen MFCC mixture."})
+    phase2_components: int = field(default=500, metadata={"help": "Components of the online mixture."})
+    fit_frames: int = field(
+        default=2_000_000, metadata={"help": "Frames in the reservoir that the MFCC mixture is fitted to."}
+    )
+    fit_hours: float = field(
+        default=1000.0, metadata={"help": "Hours of audio that are read, at most, to fill that reservoir."}
+    )
+    seed_frames: int = field(
+        default=500_000, metadata={"help": "Frames that seed the online mixture at the phase boundary."}
+    )
+    reseed_frames: int = field(
+        default=100_000, metadata={"help": "Frames that seed it anew when the active layer changes."}
+    )
+    kmeans_passes: int = field(default=5, metadata={"help": "Mini-batch k-means passes of a fit."})
+    em_iterations: int = field(default=20, metadata={"help": "EM iterations of a fit."})
+    relative_variance_floor: float = field(
+        default=1e-3, metadata={"help": "Variance floor as a share of the data's variance (0: 1e-6, as published)."}
+    )
+    mixture_decay: float = field(default=0.999, metadata={"help": "Decay of the online mixture's average."})
+    mixture_average: str = field(
+        default="statistics",
+        metadata={"help": "What the online update averages: sufficient 'statistics', or 'parameters' as published."},
+    )
+    target_temperature: float = field(
+        default=1.0, metadata={"help": "Divides the log-joint of the posterior used as target (1: published)."}
+    )
+    start_layer: int = field(default=2, metadata={"help": "Layer (from 0) whose features the second phase starts on."})
+    adaptive_layer: bool = field(
+        default=True, metadata={"help": "Move to the layer of the highest effective rank; false stays on start_layer."}
+    )
+    layer_check_steps: int = field(default=10_000, metadata={"help": "Steps between two measures of effective rank."})
+    layer_score_decay: float = field(
+        default=0.37, metadata={"help": "Decay of the smoothed effective ranks from one measure to the next."}
+    )
+    reseed_on_layer_switch: bool = field(
+        default=True, metadata={"help": "Seed the mixture on the new layer's features (false: published)."}
+    )
+    ema_decays: list[float] = field(
+        default_factory=lambda: [0.999, 0.9999], metadata={"help": "Decays of the EMA encoder, used in turn."}
+    )
+    ema_switch_steps: int = field(default=20_000, metadata={"help": "Steps between two changes of that decay."})
+
+
+@dataclass
+class RunArguments:
+    """Length, optimisation and output of a run. The defaults are the published ones where the paper states them."""
+
+    output_dir: str = field(default="sjepa-pretraining", metadata={"help": "Where checkpoints and logs go."})
+    seed: int = field(default=0, metadata={"help": "Seed of everything random."})
+    phase1_steps: int = field(default=100_000, metadata={"help": "Optimizer steps on the frozen MFCC mixture."})
+    phase2_steps: int = field(default=300_000, metadata={"help": "Optimizer steps on the online mixture."})
+    masked_only_after: float = field(
+        default=0.5,
+        metadata={"help": "Share of phase 2 after which only masked frames count and augmentation is off."},
+    )
+    phase1_learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of phase 1."})
+    phase2_learning_rate: float = field(default=2.5e-5, metadata={"help": "Peak learning rate of phase 2."})
+    phase1_warmup_steps: int = field(default=5_000, metadata={"help": "Warm-up steps of phase 1."})
+    phase2_warmup_steps: int = field(default=5_000, metadata={"help": "Warm-up steps of phase 2."})
+    phase1_schedule: str = field(default="linear", metadata={"help": "Decay in phase 1: linear, cosine or constant."})
+    phase2_schedule: str = field(default="constant", metadata={"help": "Decay in phase 2: linear, cosine or constant."})
+    phase1_final_factor: float = field(
+        default=0.0, metadata={"help": "Share of the peak learning rate that remains at the end of phase 1."}
+    )
+    phase2_final_factor: float = field(
+        default=0.0, metadata={"help": "Share of the peak learning rate that remains at the end of phase 2."}
+    )
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches per optimizer step and rank."})
+    weight_decay: float = field(default=1e-3, metadata={"help": "Weight decay of AdamW."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "First beta of AdamW."})
+    adam_beta2: float = field(default=0.99, metadata={"help": "Second beta of AdamW."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    logging_steps: int = field(default=50, metadata={"help": "Steps between two lines of metrics."})
+    save_steps: int = field(default=5_000, metadata={"help": "Steps between two checkpoints."})
+    save_total_limit: int | None = field(
+        default=3, metadata={"help": "Checkpoints to keep, the newest; none deletes nothing."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "'latest', or a checkpoint directory of this run to go on from."}
+    )
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "no, bf16 or fp16; left out, whatever `accelerate launch` says."}
+    )
+    report_to: str = field(
+        default="tensorboard", metadata={"help": "Tracker, by its name in Accelerate: tensorboard, wandb, none, ..."}
+    )
+
+
+ARGUMENTS = (ModelArguments, DataArguments, MaskingArguments, TargetArguments, RunArguments)
+
+
+@dataclass
+class Arguments:
+    """All arguments of a run, one group a field."""
+
+    model: ModelArguments
+    data: DataArguments
+    masking: MaskingArguments
+    targets: TargetArguments
+    run: RunArguments
+
+    def to_dict(self) -> dict:
+        """All fields of all groups, flat, as a recipe holds them."""
+        return {f.name: getattr(group, f.name) for group in vars(self).values() for f in fields(group)}
+
+    def sjepa_config(self) -> SJepaConfig:
+        """
+        The model's configuration. Where the model starts on MFCC targets, mixture and head have their sizes.
+        """
+        chosen = dict(self.model.model_config)
+        if self.run.phase1_steps > 0:
+            chosen |= {"num_mixture_components": self.targets.phase1_components, "mixture_feature_size": 39}
+        else:
+            chosen |= {"num_mixture_components": self.targets.phase2_components}
+        return SJepaConfig(**chosen)
+
+
+def parse_arguments(argv: list[str] | None = None) -> Arguments:
+    """
+    Arguments from `--config RECIPE.yaml` (optional) and `--field value` for each field to override.
+
+    Raises:
+        ValueError: for a recipe that is absent or holds an unknown field, and for settings that contradict each other.
+    """
+    parser = HfArgumentParser(ARGUMENTS, description="Pretrain S-JEPA, both phases in one run.")
+    parser.add_argument("--config", help="Recipe (YAML): any of the fields below.")
+    argv = sys.argv[1:] if argv is None else list(argv)
+    path = _config_path(argv)
+    recipe = read_recipe(path) if path else {}
+    model_config = recipe.pop("model_config", {})
+    parser.set_defaults(**recipe)
+    groups = parser.parse_args_into_dataclasses(argv)
+    arguments = Arguments(*groups[: len(ARGUMENTS)])
+    chosen = arguments.model.model_config
+    if isinstance(chosen, str):
+        try:
+            chosen = json.loads(chosen)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`model_config` is not JSON ({error}): write it like '{{\"hidden_size\": 256}}'.") from None
+    arguments.model.model_config = {**model_config, **chosen}
+    check(arguments)
+    return arguments
+
+
+def _config_path(argv: list[str]) -> str | None:
+    for position, word in enumerate(argv):
+        if word == "--config" and position + 1 < len(argv):
+            return argv[position + 1]
+        if word.startswith("--config="):
+            return word.removeprefix("--config=")
+    return None
+
+
+def read_recipe(path: str) -> dict:
+    """The fields that a recipe sets. Raises a ValueError that names the file and the field at fault."""
+    if not Path(path).is_file():
+        raise ValueError(f"There is no recipe {path}: those of the project lie in training/recipes.")
+    try:
+        recipe = yaml.safe_load(Path(path).read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"The recipe {path} is not YAML: {error}") from None
+    known = {f.name for group in ARGUMENTS for f in fields(group)}
+    unknown = sorted(set(recipe) - known)
+    if unknown:
+        raise ValueError(f"The recipe {path} holds unknown fields: {', '.join(unknown)}.")
+    return recipe
+
+
+def check(arguments: Arguments) -> None:
+    """Raise a ValueError for settings that cannot work, before anything is loaded."""
+    run, targets = arguments.run, arguments.targets
+    if run.phase1_steps < 0 or run.phase2_steps < 0 or run.phase1_steps + run.phase2_steps == 0:
+        raise ValueError("`phase1_steps` and `phase2_steps` must not be negative, nor both zero.")
+    for phase in ("phase1", "phase2"):
+        steps, warmup = getattr(run, f"{phase}_steps"), getattr(run, f"{phase}_warmup_steps")
+        if 0 < steps < warmup:
+            raise ValueError(f"`{phase}_warmup_steps` ({warmup}) exceeds `{phase}_steps` ({steps}).")
+    config = arguments.sjepa_config()
+    if not 0 <= targets.start_layer < config.num_hidden_layers:
+        raise ValueError(
+            f"`start_layer` is {targets.start_layer}, but the model has layers 0 to {config.num_hidden_layers - 1}."
+        )
+    frames = config.num_frames(int(arguments.data.max_seconds * 16000))
+    if frames > config.predictor_max_positions:
+        raise ValueError(
+            f"`max_seconds` ({arguments.data.max_seconds:g} s, {frames} frames) exceeds the predictor's table of"
+            f" {config.predictor_max_positions} positions: crop shorter, or raise `predictor_max_positions` in"
+            " `model_config`."
+        )

@@ -1,0 +1,1 @@
+"""The demonstration: a small labelled corpus, pretraining with the real command, linear probes."""

@@ -1,0 +1,144 @@
+"""The demo from end to end: speech -> pretraining -> linear probes. About six minutes on two CPU cores.
+
+    python -m training.demo.run                      # synthesises its own speech (or: make demo)
+    python -m training.demo.run --speech my_audio/   # your own (or: make demo SPEECH=my_audio/)
+
+Your own folder may hold `train/` and `test/` (or `validation/`, `dev/`); otherwise all of it is pretrained on. Any
+file that soundfile reads will do; a `metadata.csv` with labels (see `training/demo/probes.py`) brings the probes.
+Options that this script does not know go to `training/pretrain.py`, e.g. `--phase1_steps 100`.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+from training.demo.probes import report, run_probes, save_report
+from training.demo.synthesize import synthesize
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HELD_OUT_FOLDERS = ("test", "validation", "dev")
+
+
+def locate_speech(folder: Path) -> tuple[Path, Path, str]:
+    """Where in the user's folder to pretrain, where to probe, and what to say about it.
+
+    Raises:
+        ValueError: `folder` does not exist.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"SPEECH: {folder} is not a folder.")
+    train = folder / "train" if (folder / "train").is_dir() else folder
+    for name in HELD_OUT_FOLDERS:
+        held_out = folder / name
+        if train != folder and (held_out / "metadata.csv").is_file():
+            return train, held_out, f"The recordings come from {name}/, which pretraining did not read."
+    return train, train, "Pretraining heard these recordings too, without their labels: there is no held-out folder."
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or `wanted-2`, `wanted-3`, ...: the first that does not exist. Earlier runs stay as they are."""
+    folder, n = wanted, 1
+    while folder.exists():
+        n += 1
+        folder = wanted.with_name(f"{wanted.name}-{n}")
+    return folder
+
+
+def launch_options() -> list[str]:
+    """Options of `accelerate launch`: all of them on a CPU, none where there is a GPU for accelerate to configure."""
+    if torch.cuda.is_available():
+        return []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        f"--quiet --cpu --num_processes 1 --num_machines 1 --num_cpu_threads_per_process {cores} "
+        "--mixed_precision no --dynamo_backend no"
+    ).split()
+
+
+def pretrain(train_data: Path, output_dir: Path, extra: list[str]) -> None:
+    """Runs the pretraining command in a process of its own, printing it first as one would type it."""
+    arguments = ["training/pretrain.py", "--config", "training/recipes/demo.yaml"]
+    arguments += ["--train_data", str(train_data.resolve()), "--output_dir", str(output_dir.resolve()), *extra]
+    options = launch_options()
+    print("$ " + shlex.join(["accelerate", "launch", *options, *arguments]), flush=True)
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, *arguments]
+    code = subprocess.run(command, cwd=REPOSITORY).returncode
+    if code != 0:
+        sys.exit(f"Pretraining stopped with exit code {code}; its last lines above say why.")
+
+
+class Stages:
+    """Announces each stage and remembers how long it took."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, float]] = []
+
+    def run(self, title: str, function, *args):
+        print(f"\n=== {len(self.rows) + 1}. {title}", flush=True)
+        start = time.perf_counter()
+        result = function(*args)
+        self.rows.append((title, time.perf_counter() - start))
+        return result
+
+    def table(self) -> str:
+        lines = []
+        for title, seconds in [*self.rows, ("total", sum(seconds for _, seconds in self.rows))]:
+            minutes, seconds = divmod(round(seconds), 60)
+            lines.append(f"  {minutes:2d} min {seconds:2d} s  {title}")
+        return "\n".join(lines)
+
+
+def shown(path: Path) -> str:
+    """The path as short as it can be typed from here."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Synthesise speech, pretrain a small S-JEPA on it, probe the result.")
+    parser.add_argument("--speech", type=Path, help="a folder of your own recordings instead of synthetic ones")
+    parser.add_argument("--output_dir", type=Path, default=Path("demo-output"))
+    parser.add_argument("--minutes", type=float, default=60.0, help="how much speech to synthesise")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the synthetic speech")
+    args, extra = parser.parse_known_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    stages = Stages()
+
+    try:
+        if args.speech:
+            train_data, probe_data, note = locate_speech(args.speech)
+        else:
+            speech = args.output_dir / f"speech-{args.minutes:g}min-seed{args.seed}"
+            minutes = stages.run("Speech, synthesised with eSpeak NG", synthesize, speech, args.minutes, args.seed)
+            print(f"{minutes['train']:.0f} minutes to pretrain on and {minutes['test']:.0f} by other voices: {speech}")
+            train_data, probe_data = speech / "train", speech / "test"
+            note = "All voices below are held out: pretraining never heard them."
+    except (ValueError, ImportError) as error:
+        sys.exit(str(error))
+
+    output_dir = free_folder(args.output_dir / "model")
+    stages.run("Pretraining", pretrain, train_data, output_dir, extra)
+    final = output_dir / "final"
+    results = stages.run("Linear probes", run_probes, final, probe_data, note)
+    print(report(results))
+    probes_file = save_report(results, final)
+
+    print(f"\n=== Where the time went\n{stages.table()}")
+    print("\n=== What there is now")
+    print(f'  model     AutoModel.from_pretrained("{shown(final)}"), after: import sjepa_hf')
+    print(f"  probes    {shown(probes_file)}")
+    for n, picture in enumerate(sorted(final.glob("*.png"))):
+        print(f"  {'pictures' if n == 0 else '':8}  {shown(picture)}")
+
+
+if __name__ == "__main__":
+    main()

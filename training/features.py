@@ -1,0 +1,110 @@
+"""MFCC features of the first phase's mixture: 13 coefficients with deltas and delta-deltas for each frame."""
+
+import torch
+from torch import Tensor, nn
+from torchaudio.functional import create_dct, melscale_fbanks
+
+
+SAMPLING_RATE = 16000
+WINDOW = 400  # samples, 25 ms; also the encoder's receptive field
+HOP = 320  # samples, 20 ms
+NUM_MELS = 23
+NUM_COEFFICIENTS = 13
+TOP_DB = 80.0  # mel powers lower than this under the clip's loudest one are raised to it, as in torchaudio's MFCC
+
+
+def frame_lengths(lengths: Tensor) -> Tensor:
+    """Frames (25 ms every 20 ms) that fit into `lengths` samples: 0 below 400 samples. Any shape."""
+    return ((lengths - WINDOW) // HOP + 1).clamp(min=0)
+
+
+class MfccFeatures(nn.Module):
+    """MFCC with deltas and delta-deltas, 39 values per frame (S-JEPA, first phase).
+
+    The values are those of `torchaudio.transforms.MFCC` (16 kHz, 13 coefficients, 23 mel bands, 25 ms window, 20 ms
+    hop) and `torchaudio.functional.compute_deltas`, applied once and twice, on *each clip alone*: neither other clips
+    nor padding reach the deltas, which repeat the last frame, or the floor 80 dB under the loudest mel power, which
+    torchaudio would take over a whole `(batch_size, num_samples)` input. Always computed in float32.
+
+    Args:
+        center: False gives exactly the encoder's frames, over the same samples. True centres the windows on multiples
+            of the hop, with the clip mirrored at its ends, as the released code does: `samples // 320 + 1` frames,
+            12.5 ms early against the encoder's; cut off those beyond the encoder's count.
+
+    Buffers (not saved):
+        window `(400,)`, mel_bands `(201, 23)`, cosines `(23, 13)`.
+    """
+
+    num_features = 3 * NUM_COEFFICIENTS
+
+    def __init__(self, center: bool = False):
+        super().__init__()
+        self.center = center
+        mel_bands = melscale_fbanks(WINDOW // 2 + 1, 0.0, SAMPLING_RATE / 2, NUM_MELS, SAMPLING_RATE)
+        self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
+        self.register_buffer("mel_bands", mel_bands, persistent=False)
+        self.register_buffer("cosines", create_dct(NUM_COEFFICIENTS, NUM_MELS, "ortho"), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, input_values: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Compute the features of a batch.
+
+        Args:
+            input_values: waveforms `(batch_size, num_samples)` at 16 kHz, at least 400 samples.
+            lengths: integers `(batch_size,)`, real samples of each clip; None if all of them are.
+
+        Returns:
+            `(batch_size, num_frames, 39)` in float32, `num_frames` being the number of frames in `num_samples`. Frames
+            beyond a clip's own are zero.
+
+        Raises:
+            ValueError: if the shapes are off or the batch is shorter than one window.
+        """
+        if input_values.dim() != 2 or (lengths is not None and lengths.shape != input_values.shape[:1]):
+            raise ValueError(
+                "input_values must have shape (batch_size, num_samples) and lengths (batch_size,), got "
+                f"{tuple(input_values.shape)} and {None if lengths is None else tuple(lengths.shape)}."
+            )
+        batch_size, num_samples = input_values.shape
+        if num_samples < WINDOW:
+            raise ValueError(f"input_values must hold at least one window of {WINDOW} samples, got {num_samples}.")
+        if lengths is None:
+            lengths = torch.full((batch_size,), num_samples, device=input_values.device)
+        with torch.autocast(input_values.device.type, enabled=False):
+            input_values, lengths = input_values.float(), lengths.to(input_values.device)
+            num_frames = frame_lengths(lengths)
+            if self.center:
+                input_values, num_frames = _mirror_ends(input_values, lengths), lengths // HOP + 1
+            return self._features(input_values, num_frames)
+
+    def _features(self, input_values: Tensor, num_frames: Tensor) -> Tensor:
+        spectrum = torch.stft(input_values, WINDOW, HOP, window=self.window, center=False, return_complex=True)
+        power = spectrum.abs().square().transpose(1, 2) @ self.mel_bands  # [B, T, mels]
+        padding = torch.arange(power.shape[1], device=power.device) >= num_frames[:, None]  # [B, T]
+        decibels = 10.0 * power.masked_fill(padding[..., None], 0.0).clamp(min=1e-10).log10()
+        decibels = decibels.maximum(decibels.amax(dim=(1, 2), keepdim=True) - TOP_DB)
+        coefficients = decibels @ self.cosines  # [B, T, 13]
+        last_frame = (num_frames - 1).clamp(min=0)
+        deltas = _deltas(coefficients, last_frame)
+        features = torch.cat([coefficients, deltas, _deltas(deltas, last_frame)], dim=-1)
+        return features.masked_fill(padding[..., None], 0.0)
+
+
+def _deltas(features: Tensor, last_frame: Tensor) -> Tensor:
+    """Regression slope over 5 frames, `(batch_size, num_frames, D)`; a clip's end frames repeat beyond its ends."""
+    frames = torch.arange(features.shape[1], device=features.device)
+
+    def shifted(by: int) -> Tensor:
+        index = (frames + by).clamp(min=0).minimum(last_frame[:, None])  # [B, T]
+        return features.gather(1, index[..., None].expand_as(features))
+
+    return (shifted(1) - shifted(-1) + 2.0 * (shifted(2) - shifted(-2))) / 10.0
+
+
+def _mirror_ends(input_values: Tensor, lengths: Tensor) -> Tensor:
+    """Extend each clip by half a window on both sides, mirrored at its own first and last sample; zeros follow."""
+    half = WINDOW // 2
+    last = (lengths - 1).clamp(min=0)[:, None]
+    position = torch.arange(-half, input_values.shape[1] + half, device=input_values.device)
+    index = last - (last - position.abs()).abs()  # [B, S + 400]
+    return input_values.gather(1, index.clamp(min=0)) * (position < lengths[:, None] + half)

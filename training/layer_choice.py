@@ -1,0 +1,50 @@
+"""Which layer the targets are taken from: effective rank, smoothed over the run (paper, section 3.3)."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@torch.no_grad()
+def effective_rank(features: torch.Tensor) -> torch.Tensor:
+    """
+    Effective rank (Roy & Vetterli 2007) of features `(num_frames, num_features)`: `exp` of the entropy in nats of the
+    singular values of the centred features, normalised to sum 1. Between 1 and `num_features`.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        centred = features.float() - features.float().mean(0)
+        share = torch.linalg.svdvals(centred)
+        share = share / share.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        return torch.special.entr(share).sum().exp()
+
+
+@dataclass
+class LayerChoice:
+    """
+    Smoothed effective rank of every layer, and the layer that leads.
+
+    Args:
+        active (`int`): layer (from 0) whose features make the targets.
+        decay (`float`): how much of the old score a new measure leaves. The first measure is taken whole: scores that
+            start at zero would favour whichever layer is measured first.
+        adaptive (`bool`): whether `active` follows the scores.
+        scores (`list[float]`): smoothed effective rank of each layer; empty before the first measure.
+    """
+
+    active: int
+    decay: float = 0.37
+    adaptive: bool = True
+    scores: list[float] = field(default_factory=list)
+
+    def observe(self, ranks: list[float]) -> bool:
+        """Take in a new measure of each layer's effective rank. Returns whether the active layer changed."""
+        if not self.scores:
+            self.scores = list(ranks)
+        else:
+            pairs = zip(self.scores, ranks, strict=True)
+            self.scores = [self.decay * score + (1 - self.decay) * rank for score, rank in pairs]
+        best = max(range(len(self.scores)), key=self.scores.__getitem__)
+        changed = self.adaptive and best != self.active
+        if changed:
+            self.active = best
+        return changed

@@ -1,0 +1,75 @@
+"""Span masks: which frames of each utterance are hidden from the encoder."""
+
+import torch
+from torch import Tensor
+
+
+def compute_span_mask(
+    lengths: Tensor,
+    num_frames: int,
+    mask_prob: float = 0.65,
+    span: int = 10,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Mask random spans of every utterance until the target share of its real frames is masked.
+
+    Spans start at random places and may overlap. They are drawn one after the other until
+    `target = round(mask_prob * length)` frames are masked, and the last one may overshoot:
+    `target <= masked < target + span`.
+    (S-JEPA, masking; the released code stops after `mask_prob * length / span` draws, whose overlaps leave
+    `1 - exp(-mask_prob)`, or 0.48, masked.)
+
+    - Ends: a span may hang over either end of the utterance, where it is cut, so that as many starts cover the first
+      frame as one in the middle. What remains of the end effect is small: with 50 frames, the outermost one is masked
+      in 0.66 of the draws and the middle in 0.70; with 200 frames, in 0.66 and 0.67.
+    - Short utterances: where fewer than `span` frames remain visible at the target (under 28 or so at the default
+      values), spans are as long as that remainder. The last span then never takes the last visible frame: from 2
+      frames on, every utterance has at least one masked and one visible frame.
+    - One frame cannot be both: it stays visible. Padding is never masked.
+
+    Everything happens on the device of `lengths`, without synchronising with the host.
+
+    Args:
+        lengths: integers `(batch_size,)`, real frames of each utterance; at most `num_frames` of them count.
+        num_frames: frames of the padded batch.
+        mask_prob: share of the real frames to mask, between 0 and 1 exclusive.
+        span: frames per span.
+        generator: source of randomness, on the device of `lengths`.
+
+    Returns:
+        Boolean mask `(batch_size, num_frames)`, True at masked frames.
+
+    Raises:
+        ValueError: if `mask_prob`, `span` or the shape of `lengths` is out of range.
+    """
+    if not 0.0 < mask_prob < 1.0:
+        raise ValueError(
+            f"mask_prob must lie between 0 and 1 exclusive, got {mask_prob}: 0.65 is the published value."
+        )
+    if span < 1:
+        raise ValueError(f"span must be at least 1 frame, got {span}.")
+    if lengths.dim() != 1:
+        raise ValueError(f"lengths must have shape (batch_size,), got {tuple(lengths.shape)}.")
+    if num_frames < 1 or lengths.shape[0] == 0:
+        return torch.zeros(lengths.shape[0], max(num_frames, 0), dtype=torch.bool, device=lengths.device)
+
+    lengths = lengths.clamp(0, num_frames)[:, None]  # [B, 1]
+    target = (lengths.double() * mask_prob).round().long()  # float32 rounds 0.65 * 390 the other way
+    target = target.clamp(min=1).minimum((lengths - 1).clamp(min=1))
+    own_span = (lengths - target).clamp(1, span)
+    real = torch.arange(num_frames, device=lengths.device) < lengths  # [B, T]
+
+    # A random permutation of all starts -(span - 1) .. T - 1 is the order in which spans are drawn. Drawing one again
+    # changes nothing, so this equals drawing with replacement. Starts that cover no real frame are never looked at.
+    keys = torch.rand(lengths.shape[0], num_frames + span - 1, generator=generator, device=lengths.device)
+    order = keys.argsort(dim=1)
+
+    # Frame t is covered by the `own_span` starts up to and including t; the first of them to be drawn masks it.
+    unreached = order.shape[1]
+    own_starts = torch.arange(span, device=lengths.device) >= span - own_span  # [B, span]
+    covered_at = order.unfold(1, span, 1).masked_fill(~own_starts[:, None], unreached).amin(dim=2)  # [B, T]
+    covered_at = covered_at.masked_fill(~real, unreached)
+
+    # The draw that masks the target-th frame is the last one; it masks all of its span.
+    last_draw = covered_at.sort(dim=1).values.gather(1, (target - 1).clamp(max=num_frames - 1))
+    return (covered_at <= last_draw) & real & (lengths > 1)

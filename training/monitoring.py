@@ -1,0 +1,149 @@
+"""What a run tells: metrics of a step, a history file, trackers, the progress bar, and a warning on collapse."""
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
+
+logger = logging.getLogger(__name__)
+HISTORY = "metrics.jsonl"
+LIVE_SHARE = 0.01  # a component is live while its weight is at least this share of the uniform one
+
+
+def entropy_bits(probabilities: torch.Tensor) -> torch.Tensor:
+    """Entropy in bits of each row of probabilities `(..., num_components)`: `(...)`."""
+    return torch.special.entr(probabilities).sum(-1) / math.log(2)
+
+
+@torch.no_grad()
+def target_metrics(
+    mixture: DiagonalGaussianMixture, targets: torch.Tensor, output: SJepaForPreTrainingOutput, positions: torch.Tensor
+) -> dict[str, float]:
+    """
+    Figures about the targets and predictions at flat `positions` (masked frames) of one micro-batch.
+
+    `baseline_kl` (nats) is the divergence of the best constant prediction for these targets in the long run, the
+    mixture's weights: a model that has learned anything is below it.
+    """
+    targets = targets.flatten(0, 1)[positions]
+    predictions = output.logits.flatten(0, 1)[positions].float().softmax(-1)
+    weights = mixture.weights
+    log_weights = weights.clamp_min(torch.finfo(torch.float32).tiny).log()
+    figures = {
+        "baseline_kl": -(torch.special.entr(targets).sum(-1) + targets @ log_weights).mean(),
+        "target_entropy_bits": entropy_bits(targets).mean(),
+        "predictor_entropy_bits": entropy_bits(predictions).mean(),
+        "target_perplexity": 2 ** entropy_bits(targets.mean(0)),
+        "prediction_perplexity": 2 ** entropy_bits(predictions.mean(0)),
+        "mixture_perplexity": 2 ** entropy_bits(weights),
+        "live_components": (weights >= LIVE_SHARE / len(weights)).sum(),
+    }
+    return {name: value.item() for name, value in figures.items()}
+
+
+def collapse_warnings(metrics: dict, hidden_size: int) -> list[str]:
+    """Sentences about what has collapsed, or is about to: predictions, targets, features. Empty when all is well."""
+    found = []
+    if metrics.get("prediction_perplexity", math.inf) < 2:
+        found.append(
+            f"all frames get nearly the same prediction (perplexity {metrics['prediction_perplexity']:.2f} over the"
+            " batch): lower the learning rate or lengthen the warm-up"
+        )
+    if metrics.get("mixture_perplexity", math.inf) < 3 or metrics.get("target_perplexity", math.inf) < 2:
+        found.append(
+            f"the targets use almost one component (mixture perplexity {metrics['mixture_perplexity']:.2f}):"
+            " seed the mixture anew from an earlier checkpoint"
+        )
+    ranks = metrics.get("effective_ranks")
+    floor = max(2.0, 0.01 * hidden_size)
+    if ranks and min(ranks) < floor:
+        worst = min(range(len(ranks)), key=ranks.__getitem__)
+        found.append(
+            f"the features of layer {worst} have an effective rank of {ranks[worst]:.1f} out of {hidden_size}:"
+            " the encoder is collapsing onto a few directions"
+        )
+    return found
+
+
+class Monitor:
+    """
+    Averages losses between two lines of metrics without waiting for the device, and writes the lines.
+
+    Args:
+        accelerator (`Accelerator`): its trackers get the metrics.
+        output_dir (`Path`): where the history file lies; one JSON object a line.
+        total_steps (`int`), start_step (`int`): for the progress bar.
+    """
+
+    def __init__(self, accelerator: Accelerator, output_dir: Path, total_steps: int, start_step: int, hidden_size: int):
+        self.accelerator = accelerator
+        self.history = output_dir / HISTORY
+        self.hidden_size = hidden_size
+        self.bar = tqdm(
+            total=total_steps, initial=start_step, disable=not accelerator.is_local_main_process, unit="step"
+        )
+        if accelerator.is_main_process:
+            forget_after(self.history, start_step)
+        self._sums: dict[str, torch.Tensor | float] = {}
+        self._since, self._seconds_then = time.monotonic(), None
+
+    def add(self, **sums: torch.Tensor | float) -> None:
+        """Add to the running sums: `masked_kl` with `masked_frames`, `visible_kl` with `visible_frames`, ..."""
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def averages(self, device: torch.device) -> dict[str, float]:
+        """Frame means over all ranks since the last call, and an empty slate."""
+        names = sorted(self._sums)
+        values = torch.tensor([float(self._sums[name]) for name in names], dtype=torch.float64, device=device)
+        total = dict(zip(names, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
+        self._sums = {}
+        means = {}
+        for part in ("masked", "visible"):
+            if total.get(f"{part}_frames"):
+                means[f"{part}_kl"] = total[f"{part}_kl"] / total[f"{part}_frames"]
+        means["gradient_norm"] = total["gradient_norm"] / max(total["steps"], 1)
+        return means
+
+    def write(self, metrics: dict, seconds_seen: float) -> None:
+        """One line of metrics: history, trackers, progress bar; and a loud word where something has collapsed."""
+        now = time.monotonic()
+        if self._seconds_then is not None:
+            metrics["audio_seconds_per_second"] = (seconds_seen - self._seconds_then) / (now - self._since)
+        self._since, self._seconds_then = now, seconds_seen
+        if not self.accelerator.is_main_process:
+            return
+        with self.history.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        flat = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        flat |= {f"effective_rank/layer_{i}": rank for i, rank in enumerate(metrics.get("effective_ranks", []))}
+        self.accelerator.log(flat, step=metrics["step"])
+        self.bar.set_description(f"phase {metrics['phase']}")
+        self.bar.set_postfix_str(
+            f"masked KL {metrics.get('masked_kl', math.nan):.3f} nats (constant guess {metrics['baseline_kl']:.3f}), "
+            f"{metrics.get('audio_seconds_per_second', math.nan):.0f} s of audio/s, "
+            f"{100 * metrics['padded_share']:.1f} % padding"
+        )
+        for sentence in collapse_warnings(metrics, self.hidden_size):
+            logger.warning("COLLAPSE at step %d: %s.", metrics["step"], sentence)
+
+
+def forget_after(history: Path, step: int) -> None:
+    """Drop lines of the history beyond `step`: a resumed run writes them again."""
+    if history.is_file():
+        kept = [line for line in history.read_text().splitlines() if json.loads(line)["step"] <= step]
+        aside = history.with_suffix(".incomplete")
+        aside.write_text("".join(line + "\n" for line in kept))
+        aside.replace(history)
+
+
+def read_history(history: Path) -> list[dict]:
+    """The lines of a history file."""
+    return [json.loads(line) for line in history.read_text().splitlines()]

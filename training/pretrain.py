@@ -1,0 +1,458 @@
+"""Pretrain S-JEPA: both phases in one run.
+
+    accelerate launch training/pretrain.py --config training/recipes/tiny.yaml --train_data my_audio/
+    accelerate launch training/pretrain.py --config training/recipes/demo.yaml --train_data a.jsonl --phase1_steps 500
+
+A step is: soft targets from the clean audio, masked prediction from the augmented audio, the loss over the whole global
+batch, and an update of encoder, EMA encoder and mixture. Any field of `training/arguments.py` and `training/data.py`
+can stand in the recipe or on the command line.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+
+# On a CPU, OpenMP threads that spin while they wait starve the process that decodes audio: ten times slower on two
+# cores (measured). Must be set before torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from sjepa_hf import SJepaForPreTraining, SJepaForPreTrainingOutput
+from training import checkpointing, figures
+from training.arguments import Arguments, parse_arguments
+from training.audio import BadAudioMonitor
+from training.augmentation import augment
+from training.checkpointing import LoopState
+from training.data import build_loader
+from training.layer_choice import LayerChoice
+from training.monitoring import Monitor, entropy_bits, target_metrics
+from training.schedules import ema_decay, learning_rate_factor
+from training.targets import MfccTargets, OnlineTargets, layer_ranks, sample_frames, to_device
+
+logger = logging.getLogger(__name__)
+
+RESEED_EVERY = 100  # steps between two looks for dead mixture components
+ENTROPY_FRAMES = 20_000  # frames in the final histogram of predictor entropy
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the pretraining that the command line asks for."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    for name in ("httpx", "datasets", "matplotlib", "fsspec"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        arguments = parse_arguments(argv)
+        with logging_redirect_tqdm():
+            Pretraining(arguments).run()
+    except (ValueError, RuntimeError) as error:
+        logger.debug("", exc_info=True)
+        sys.exit(f"error: {error}")
+
+
+class Pretraining:
+    """
+    A run: the model, what it is trained towards, and where it stands.
+
+    Attributes:
+        model (`SJepaForPreTraining`): encoder, predictor, head and mixture; `wrapped` is the same under Accelerate.
+        targets (`MfccTargets` or `OnlineTargets`): makes the soft targets.
+        state (`LoopState`): all else that changes.
+    """
+
+    def __init__(self, arguments: Arguments):
+        self.arguments = arguments
+        run = arguments.run
+        trackers = [] if run.report_to == "none" else [run.report_to]
+        self.accelerator = Accelerator(
+            mixed_precision=run.mixed_precision,
+            log_with=trackers,
+            project_dir=run.output_dir,
+            # The mixture is the same on all ranks by construction; sending it around every step would only hide a drift.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        self.output_dir = Path(run.output_dir)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        set_seed(run.seed, device_specific=True)
+        self.total_steps = run.phase1_steps + run.phase2_steps
+        self.state = LoopState(active_layer=arguments.targets.start_layer)
+        self.layer_choice = LayerChoice(
+            arguments.targets.start_layer, arguments.targets.layer_score_decay, arguments.targets.adaptive_layer
+        )
+        self.bad_audio = BadAudioMonitor(arguments.data.max_bad_fraction)
+
+        resumed = None
+        if run.resume_from_checkpoint:
+            resumed = checkpointing.find_checkpoint(self.output_dir, run.resume_from_checkpoint)
+            self.state = checkpointing.load_loop_state(resumed)
+            self.layer_choice.active, self.layer_choice.scores = self.state.active_layer, self.state.layer_scores
+        start = resumed or arguments.model.initial_checkpoint
+        with self.accelerator.main_process_first():
+            self.model = (
+                SJepaForPreTraining.from_pretrained(start)
+                if start
+                else SJepaForPreTraining(arguments.sjepa_config())
+            )
+        if arguments.model.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.to(self.accelerator.device).train()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=run.phase1_learning_rate,
+            betas=(run.adam_beta1, run.adam_beta2),
+            weight_decay=run.weight_decay,
+            fused=self.accelerator.device.type in ("cuda", "cpu"),
+        )
+        if resumed:
+            checkpointing.load_optimizer(resumed, self.optimizer, self.accelerator.scaler)
+            if self.phase == 2 and (resumed / checkpointing.STATE_DIRECTORY / "teacher.safetensors").is_file():
+                self.targets = self._online_targets()
+                checkpointing.load_teacher(resumed, self.targets.teacher)
+            else:
+                self.targets = MfccTargets(self.model.mixture)
+            if not checkpointing.load_random_state(resumed, self.accelerator.process_index):
+                logger.warning("%s was written by fewer processes: dropout draws differ from now on.", resumed)
+            logger.info("Resumed from %s at step %d.", resumed, self.state.step)
+        else:
+            self.targets = MfccTargets(self.model.mixture)
+        self._wrap()
+
+    @property
+    def phase(self) -> int:
+        """1 while the targets are MFCC posteriors, then 2."""
+        return 1 if self.state.step < self.arguments.run.phase1_steps else 2
+
+    @property
+    def masked_only(self) -> bool:
+        """Late in phase 2 only masked frames count, and augmentation is off."""
+        run = self.arguments.run
+        return self.phase == 2 and self.state.step >= run.phase1_steps + run.masked_only_after * run.phase2_steps
+
+    # The algorithm
+
+    def run(self) -> None:
+        """Train from where the state stands to the end, then save the result and its pictures."""
+        run, state = self.arguments.run, self.state
+        if run.report_to != "none":
+            self.accelerator.init_trackers("sjepa")
+        monitor = Monitor(
+            self.accelerator, self.output_dir, self.total_steps, state.step, self.model.config.hidden_size
+        )
+        if state.step == 0 and self.phase == 1 and not self.arguments.model.initial_checkpoint:
+            self.fit_mfcc_mixture()
+        batches = iter(self.open_data(start_batch=state.micro_batches))
+        while state.step < self.total_steps:
+            if self.phase == 2 and isinstance(self.targets, MfccTargets):
+                self.begin_phase_2()
+            micro_batches = [self.next_batch(batches) for _ in range(run.gradient_accumulation_steps)]
+            rate = self.set_learning_rate()
+            frames = self.global_frame_count(micro_batches)
+            for number, batch in enumerate(micro_batches):
+                last = number == len(micro_batches) - 1
+                with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                    targets = self.targets.posteriors(batch)
+                    output = self.predict(batch, targets, number)
+                    self.accelerator.backward(self.summed_divergence(output) * (self.ranks / frames))
+                monitor.add(**self.loss_sums(output))
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), run.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            decay = self.ema_decay()
+            self.targets.update(self.model.sjepa, decay)
+            state.step += 1
+            monitor.add(gradient_norm=norm.detach(), steps=1)
+            monitor.bar.update(1)
+            self.look_after(monitor, batch, targets, output, rate, decay)
+        self.finish()
+
+    def predict(self, batch: dict, targets: torch.Tensor, number: int) -> SJepaForPreTrainingOutput:
+        """Masked prediction from the augmented audio, and its divergence from the targets."""
+        masking, audio = self.arguments.masking, batch["input_values"]
+        if not self.masked_only and masking.p_mix + masking.p_noise > 0:
+            # One generator a micro-batch, seeded by its place in the run: a resumed run draws the same.
+            generator = torch.Generator(audio.device).manual_seed(
+                hash((self.arguments.run.seed, self.state.step, number, self.accelerator.process_index))
+            )
+            audio = augment(
+                audio, batch["lengths"], p_mix=masking.p_mix, p_noise=masking.p_noise, generator=generator
+            )
+        with self.accelerator.autocast():
+            return self.wrapped(
+                audio,
+                attention_mask=batch["attention_mask"],
+                mask_time_indices=batch["mask_time_indices"],
+                target_posteriors=targets,
+                include_visible=not self.masked_only,
+                masked_positions=batch["masked_positions"],
+                visible_positions=batch["visible_positions"],
+            )
+
+    def global_frame_count(self, micro_batches: list[dict]) -> torch.Tensor:
+        """Frames that count in this step over all micro-batches and ranks: the loss is one mean over all of them."""
+        parts = ("masked_positions",) if self.masked_only else ("masked_positions", "visible_positions")
+        count = sum(len(batch[part]) for batch in micro_batches for part in parts)
+        count = torch.tensor(float(count), device=self.accelerator.device)
+        return self.accelerator.reduce(count, reduction="sum").clamp(min=1)
+
+    def begin_phase_2(self) -> None:
+        """The boundary: EMA encoder := encoder, a new mixture seeded on its features, a new last layer of the head."""
+        settings = self.arguments.targets
+        old = dict(zip(self.model.cluster_head.output.parameters(), range(2), strict=True))
+        torch.manual_seed(self.arguments.run.seed + 1)  # the same new layer on every rank
+        self.model.replace_mixture(settings.phase2_components, self.model.config.hidden_size)
+        set_seed(self.arguments.run.seed + 2, device_specific=True)
+        new = list(self.model.cluster_head.output.parameters())
+        for group in self.optimizer.param_groups:
+            group["params"] = [new[old[p]] if p in old else p for p in group["params"]]
+        for parameter in old:
+            self.optimizer.state.pop(parameter, None)
+        self.targets = self._online_targets()
+        self._wrap()
+        self.seed_online_mixture(settings.seed_frames, salt=1)
+
+    def look_after(self, monitor: Monitor, batch: dict, targets: torch.Tensor, output, rate: float, decay: float):
+        """What happens now and then: dead components, effective ranks and the layer choice, metrics, checkpoints."""
+        run, settings, state = self.arguments.run, self.arguments.targets, self.state
+        online = isinstance(self.targets, OnlineTargets)
+        if online and state.step % RESEED_EVERY == 0:
+            state.reseeded_components += self.model.mixture.reseed_dead()
+        ranks = None
+        if state.step % settings.layer_check_steps == 0:
+            encoder = self.targets.teacher if online else self.model.sjepa
+            ranks = layer_ranks(encoder, batch, self.accelerator, seed=run.seed + state.step)
+            changed = online and self.layer_choice.observe(ranks)
+            state.active_layer, state.layer_scores = self.layer_choice.active, list(self.layer_choice.scores)
+        if state.step % run.logging_steps == 0 or ranks is not None or state.step in (1, self.total_steps):
+            monitor.write(self.metrics(monitor, batch, targets, output, rate, decay, ranks), state.seconds)
+        if ranks is not None and changed:
+            logger.info("Step %d: layer %d now has the highest effective rank.", state.step, state.active_layer)
+            if settings.reseed_on_layer_switch:
+                self.seed_online_mixture(settings.reseed_frames, salt=state.step)
+        if state.step % run.save_steps == 0:
+            self.save(self.output_dir / f"checkpoint-{state.step}")
+            if self.accelerator.is_main_process:
+                checkpointing.prune_checkpoints(self.output_dir, run.save_total_limit)
+
+    # Mixtures
+
+    def fit_mfcc_mixture(self) -> None:
+        """Phase 1's mixture: a uniform sample of the corpus's MFCC frames, k-means, EM."""
+        settings = self.arguments.targets
+        logger.info("Reading up to %g hours for the MFCC mixture.", settings.fit_hours)
+        sample = sample_frames(
+            self.targets.features,
+            self.fresh_pass(salt=0),
+            settings.fit_frames,
+            self.arguments.run.seed,
+            self.accelerator,
+            max_seconds=settings.fit_hours * 3600,
+        )
+        generator = torch.Generator().manual_seed(self.arguments.run.seed)
+        history = self.model.mixture.fit(sample, generator=generator, **self._fit_options())
+        self._report_fit("MFCC", len(sample), history)
+
+    def seed_online_mixture(self, num_frames: int, salt: int) -> None:
+        """Phase 2's mixture from the EMA encoder's features, on audio of a pass of its own."""
+        history = self.targets.seed(
+            self.fresh_pass(salt=salt), num_frames, self.arguments.run.seed + salt, **self._fit_options()
+        )
+        self._report_fit(f"layer {self.layer_choice.active}", num_frames, history)
+
+    def _fit_options(self) -> dict:
+        settings = self.arguments.targets
+        return {
+            "num_passes": settings.kmeans_passes,
+            "num_iterations": settings.em_iterations,
+            "relative_variance_floor": settings.relative_variance_floor,
+        }
+
+    def _report_fit(self, what: str, num_frames: int, history: list[float]) -> None:
+        logger.info(
+            "Mixture of %d components over %s, up to %d frames: log-likelihood in nats per frame after k-means and each"
+            " EM iteration: %s",
+            self.model.mixture.num_components,
+            what,
+            num_frames,
+            " ".join(f"{value:.3f}" for value in history),
+        )
+
+    def _online_targets(self) -> OnlineTargets:
+        settings = self.arguments.targets
+        return OnlineTargets(
+            self.model.sjepa,
+            self.model.mixture,
+            self.layer_choice,
+            self.accelerator,
+            temperature=settings.target_temperature,
+            mixture_decay=settings.mixture_decay,
+            average=settings.mixture_average,
+        )
+
+    # Data
+
+    def open_data(self, start_batch: int):
+        """The endless training loader of this rank."""
+        return self._loader(self.arguments.data, self.arguments.run.seed, start_batch=start_batch)
+
+    def fresh_pass(self, salt: int) -> Iterable[dict]:
+        """One pass over the data in an order of its own, which leaves the training loader where it is."""
+        data = replace(self.arguments.data, cache_gb=0.0, bucket_buffer_size=256)
+        for batch in self._loader(data, self.arguments.run.seed + 1000 + salt, max_epochs=1):
+            self.bad_audio.update(len(batch["lengths"]), batch["skipped"])
+            self.bad_audio.check()
+            yield batch
+        self.bad_audio.check(end_of_data=True)
+
+    def _loader(self, data, seed: int, **options):
+        return build_loader(
+            data,
+            mask_prob=self.arguments.masking.mask_prob,
+            mask_span=self.arguments.masking.mask_span,
+            seed=seed,
+            rank=self.accelerator.process_index,
+            world_size=self.ranks,
+            pin_memory=self.accelerator.device.type == "cuda",
+            **options,
+        )
+
+    def next_batch(self, batches) -> dict:
+        """The next batch of this rank, on its device; counts what was skipped."""
+        batch = next(batches)
+        self.state.micro_batches += 1
+        self.state.seconds += batch["seconds"] * self.ranks
+        self.state.samples_padded += batch["input_values"].numel()
+        self.state.samples_real += round(batch["seconds"] * 16000)
+        self.bad_audio.update(len(batch["lengths"]), batch["skipped"])
+        self.bad_audio.check()
+        return to_device(batch, self.accelerator.device)
+
+    # Bookkeeping
+
+    @property
+    def ranks(self) -> int:
+        return self.accelerator.num_processes
+
+    def _wrap(self) -> None:
+        """Give the model to Accelerate; anew at the boundary, where its last layer is another one."""
+        if self.arguments.model.torch_compile:
+            self.model.compile(dynamic=True)
+        self.wrapped = self.model
+        if self.ranks > 1:
+            self.wrapped = self.accelerator.prepare_model(self.model)
+
+    def set_learning_rate(self) -> float:
+        """Each phase has its own warm-up and shape. Returns the rate."""
+        run, name = self.arguments.run, f"phase{self.phase}"
+        rate = getattr(run, f"{name}_learning_rate") * learning_rate_factor(
+            self.state.step - (0 if self.phase == 1 else run.phase1_steps),
+            num_steps=getattr(run, f"{name}_steps"),
+            warmup_steps=getattr(run, f"{name}_warmup_steps"),
+            shape=getattr(run, f"{name}_schedule"),
+            final_factor=getattr(run, f"{name}_final_factor"),
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def ema_decay(self) -> float:
+        """Decay of the EMA encoder in this step."""
+        settings, steps = self.arguments.targets, self.state.step - self.arguments.run.phase1_steps
+        return ema_decay(max(steps, 0), settings.ema_decays, settings.ema_switch_steps)
+
+    def summed_divergence(self, output: SJepaForPreTrainingOutput) -> torch.Tensor:
+        """The loss as a sum over frames, from which the global mean is made."""
+        return output.loss * (output.num_masked_frames + output.num_visible_frames)
+
+    def loss_sums(self, output: SJepaForPreTrainingOutput) -> dict:
+        sums = {
+            "masked_kl": output.masked_loss.detach() * output.num_masked_frames,
+            "masked_frames": output.num_masked_frames,
+        }
+        if output.visible_loss is not None:
+            sums["visible_kl"] = output.visible_loss.detach() * output.num_visible_frames
+            sums["visible_frames"] = output.num_visible_frames
+        return sums
+
+    def metrics(self, monitor: Monitor, batch: dict, targets, output, rate: float, decay: float, ranks) -> dict:
+        """One line of the history."""
+        state = self.state
+        metrics = {
+            "step": state.step,
+            "phase": 1 if state.step <= self.arguments.run.phase1_steps else 2,
+            "hours_seen": state.seconds / 3600,
+            "learning_rate": rate,
+            "padded_share": 1 - state.samples_real / max(state.samples_padded, 1),
+            "skipped_clips": self.bad_audio.skipped,
+            **monitor.averages(self.accelerator.device),
+            **target_metrics(self.model.mixture, targets, output, batch["masked_positions"]),
+        }
+        if metrics["phase"] == 2:
+            metrics |= {
+                "ema_decay": decay,
+                "active_layer": state.active_layer,
+                "reseeded_components": state.reseeded_components,
+                "layer_scores": state.layer_scores,
+            }
+        if ranks is not None:
+            metrics["effective_ranks"] = ranks
+        return metrics
+
+    def save(self, directory: Path) -> None:
+        """A checkpoint to resume from, which `from_pretrained` opens too."""
+        checkpointing.save_random_state(directory, self.accelerator.process_index)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            checkpointing.save_checkpoint(
+                directory,
+                self.model,
+                getattr(self.targets, "teacher", None),
+                self.optimizer,
+                self.accelerator.scaler,
+                self.state,
+                self.arguments.to_dict(),
+            )
+        self.accelerator.wait_for_everyone()
+
+    def finish(self) -> None:
+        """The final checkpoint and the pictures beside it."""
+        final = self.output_dir / "final"
+        self.save(final)
+        entropy = self.predictor_entropy()
+        if self.accelerator.is_main_process:
+            figures.draw_run(
+                self.output_dir, final, self.arguments.run.phase1_steps, entropy, self.model.mixture.num_components
+            )
+            logger.info("Saved %s: weights, configuration, training state and three pictures.", final)
+        if self.bad_audio.skipped:
+            logger.warning("%d clips were skipped: %s.", self.bad_audio.skipped, dict(self.bad_audio.by_reason))
+        self.accelerator.end_training()
+
+    @torch.no_grad()
+    def predictor_entropy(self) -> np.ndarray:
+        """Entropy in bits of the prediction at each of some 20,000 real frames, without masking."""
+        self.model.eval()
+        found, frames = [], 0
+        for batch in self.fresh_pass(salt=2):
+            batch = to_device(batch, self.accelerator.device)
+            with self.accelerator.autocast():
+                logits = self.model(batch["input_values"], attention_mask=batch["attention_mask"]).logits
+            positions = torch.cat([batch["masked_positions"], batch["visible_positions"]])
+            found.append(entropy_bits(logits.flatten(0, 1)[positions].float().softmax(-1)).cpu())
+            frames += len(positions)
+            if frames >= ENTROPY_FRAMES:
+                break
+        self.model.train()
+        return torch.cat(found).numpy()
+
+
+if __name__ == "__main__":
+    main()
