@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,6 @@ import pytest
 import soundfile
 
 from training.audio import SAMPLING_RATE, BadAudio, BadAudioMonitor, audio_length, read_audio
-
-
-SPEECH = Path(os.environ.get("SJEPA_SPEECH", Path(__file__).resolve().parents[3] / "shared" / "speech"))
 
 
 def noise(seconds: float, rate: int = SAMPLING_RATE, seed: int = 0) -> np.ndarray:
@@ -197,21 +193,17 @@ def test_only_the_crop_is_decoded(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("folder", ["coffee_orders", "digits_8khz", "keywords", "librispeech_251_speakers"])
-def test_real_speech_has_the_listed_duration(folder):
-    if not SPEECH.is_dir():
-        pytest.skip("real speech is not there; set SJEPA_SPEECH")
-    with open(SPEECH / folder / "metadata.csv", newline="") as file:
+def test_real_speech_has_the_listed_duration(speech, folder):
+    with open(speech / folder / "metadata.csv", newline="") as file:
         rows = list(csv.DictReader(file))[::150][:5]
     for row in rows:
-        samples = read_audio(SPEECH / folder / row["file_name"])
+        samples = read_audio(speech / folder / row["file_name"])
         assert len(samples) / SAMPLING_RATE == pytest.approx(float(row["duration"]), abs=0.02)
         assert 0.005 < np.abs(samples).max() < 2.0
 
 
-def test_crop_of_real_opus_is_a_piece_of_the_whole():
-    if not SPEECH.is_dir():
-        pytest.skip("real speech is not there; set SJEPA_SPEECH")
-    path = max((SPEECH / "librispeech_251_speakers").glob("*.opus"), key=lambda path: path.stat().st_size)
+def test_crop_of_real_opus_is_a_piece_of_the_whole(speech):
+    path = max((speech / "librispeech_251_speakers").glob("*.opus"), key=lambda path: path.stat().st_size)
     whole = read_audio(path)
     for seed in range(3):
         start = int(np.random.default_rng(seed).integers(len(whole) - 32000 + 1))

@@ -195,6 +195,39 @@ def test_cache_decodes_each_clip_once(clips, monkeypatch):
     assert sorted(reads) == sorted(clips)
 
 
+def test_cache_and_crop_from_the_file_call_the_same_clips_silent(tmp_path):
+    samples = np.zeros(40000)
+    samples[20000:] = np.random.default_rng(0).uniform(-0.1, 0.1, 20000)
+    soundfile.write(tmp_path / "late.wav", samples, SAMPLING_RATE)
+    for cache_gb in (0.0, 0.1):
+        batches = take(stream([str(tmp_path / "late.wav")], cache_gb=cache_gb, max_seconds=0.5, max_epochs=40), 40)
+        assert 5 < sum(len(batch["skipped"]) for batch in batches) < 35
+        assert all(batch["input_values"].abs().amax() > 1e-4 for batch in batches)
+
+
+def test_readers_keep_their_clips_where_there_is_a_cache(clips):
+    for fixed in (True, False):
+        index = ClipIndex([as_source(clips)], None, 0, fixed_readers=fixed)
+        shares = [frozenset(item for _, item in index.epoch(epoch, 1, 3)) for epoch in range(3)]
+        assert len(set(shares)) == (1 if fixed else 3)
+        assert all(len(share) == NUM_CLIPS // 3 for share in shares)
+
+
+def test_header_decides_the_length_in_the_batch(tmp_path, clips, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "training.batching.audio_length", lambda *args, **kwargs: 2000
+        )  # files may hold more than they say
+        batches = list(stream(clips, max_epochs=1))
+    assert all(batch["input_values"].shape[1] <= 2000 and batch["input_values"].numel() <= 32000 for batch in batches)
+    paths = write_clips(tmp_path, 1)
+    for number in range(3):
+        paths.append(str(tmp_path / f"short{number}.wav"))
+        soundfile.write(paths[-1], np.full(1599, 0.1) * np.arange(1599), SAMPLING_RATE)
+    (batch,) = stream(paths, max_epochs=1, batch_seconds=0.5, max_seconds=0.5)  # short clips do not make batches
+    assert numbers(batch) == [0] and len(batch["skipped"]) == 3
+
+
 def test_bad_clips_are_reported_once_an_epoch_and_left_out(tmp_path, clips):
     silent, absent, short = (str(tmp_path / f"{name}.wav") for name in ("silent", "absent", "short"))
     soundfile.write(silent, np.zeros(5000), SAMPLING_RATE)

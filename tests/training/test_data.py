@@ -22,11 +22,6 @@ from training.audio import SAMPLING_RATE, BadAudioMonitor, read_audio
 from training.data import DataArguments, build_loader, open_source
 
 
-torch.set_num_threads(1)  # the tests share their cores
-SPEECH = Path(os.environ.get("SJEPA_SPEECH", Path(__file__).resolve().parents[3] / "shared" / "speech"))
-needs_speech = pytest.mark.skipif(not SPEECH.is_dir(), reason="real speech is not there; set SJEPA_SPEECH")
-
-
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -311,16 +306,33 @@ def test_loader_leaves_the_global_generator_alone(tmp_path):
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_seed_and_arguments_reach_the_batches(tmp_path):
+    for number in range(1, 20):
+        write_clip(tmp_path / "in" / f"{number}.wav", number)
+
+    def first(seed: int, **options) -> dict:
+        args = DataArguments(train_data=[str(tmp_path / "in")], num_workers=0, batch_seconds=1.0, max_seconds=0.2)
+        return next(iter(build_loader(args, seed=seed, **options)))
+
+    one, same, other = first(0), first(0), first(1)
+    assert torch.equal(one["input_values"], same["input_values"])
+    assert torch.equal(one["masked_positions"], same["masked_positions"])
+    assert not torch.equal(one["input_values"], other["input_values"])
+    assert one["input_values"].shape == (5, 3200)
+    less = first(0, mask_prob=0.2, mask_span=1)
+    assert torch.equal(one["input_values"], less["input_values"])
+    assert less["masked_positions"].numel() == 5 * 2 and one["masked_positions"].numel() >= 5 * 6  # of 9 frames
+
+
 def test_start_batch_is_for_endless_runs(tmp_path):
     with pytest.raises(ValueError, match="leave out max_epochs"):
         build_loader(DataArguments(train_data=[str(tmp_path)]), start_batch=1, max_epochs=1)
 
 
-@needs_speech
 @pytest.mark.parametrize("folder", ["keywords", "digits_8khz", "librispeech_251_speakers"])
-def test_real_speech_is_little_padded_and_read_once(folder, capsys):
-    args = DataArguments(train_data=[str(SPEECH / folder)], batch_seconds=60.0, num_workers=0)
-    with open(SPEECH / folder / "metadata.csv", newline="") as file:
+def test_real_speech_is_little_padded_and_read_once(speech, folder, capsys):
+    args = DataArguments(train_data=[str(speech / folder)], batch_seconds=60.0, num_workers=0)
+    with open(speech / folder / "metadata.csv", newline="") as file:
         seconds = [min(float(row["duration"]), args.max_seconds) for row in csv.DictReader(file)]
     real, padded, clips = 0.0, 0.0, 0
     monitor = BadAudioMonitor()
@@ -340,9 +352,8 @@ def test_real_speech_is_little_padded_and_read_once(folder, capsys):
     assert 1 - real / padded < (0.2 if folder == "digits_8khz" else 0.06)
 
 
-@needs_speech
-def test_real_bad_files_are_reported(tmp_path):
-    good = sorted((SPEECH / "keywords" / "alexa").glob("*.opus"))[:5]
+def test_real_bad_files_are_reported(speech, tmp_path):
+    good = sorted((speech / "keywords" / "alexa").glob("*.opus"))[:5]
     for path in good:
         shutil.copyfile(path, tmp_path / path.name)
     (tmp_path / "cut.opus").write_bytes(good[0].read_bytes()[:100])

@@ -40,7 +40,7 @@ from training.features import HOP, WINDOW, MfccFeatures
 
 
 MAX_SECONDS = 20.0  # of one recording
-MAX_MINUTES = 20.0  # of all recordings of one probe
+MAX_MINUTES = 15.0  # of all recordings of one probe
 MAX_FRAMES = 8000  # of either half of the phone probe
 MAX_SPEAKERS, MAX_CLIPS_PER_SPEAKER, MIN_CLIPS_PER_SPEAKER = 60, 24, 4
 SILENCES = {"", "sil", "sp", "spn"}

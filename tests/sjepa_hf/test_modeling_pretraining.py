@@ -1,0 +1,163 @@
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForPreTraining
+
+from sjepa_hf import SJepaForPreTraining, SJepaModel
+from sjepa_hf.modeling_sjepa_pretraining import soft_target_divergence
+
+
+@pytest.fixture
+def masked_batch(padded_batch):
+    """Inputs of a training step: the padded batch, a mask over real frames and random soft targets."""
+    waveforms, attention_mask, lengths = padded_batch
+    real = torch.arange(49) < ((lengths - 400) // 320 + 1)[:, None]
+    mask = (torch.rand(3, 49) < 0.5) & real
+    return {
+        "input_values": waveforms,
+        "attention_mask": attention_mask,
+        "mask_time_indices": mask,
+        "target_posteriors": torch.randn(3, 49, 10).mul(2).softmax(-1),
+    }, real
+
+
+def test_golden_divergence(golden_targets):
+    divergence = soft_target_divergence(golden_targets["kl.logits"], golden_targets["kl.targets"])
+    torch.testing.assert_close(divergence.mean(), golden_targets["kl.batchmean"][0], atol=1e-6, rtol=1e-6)
+
+
+def test_divergence_of_one_hot_targets_is_cross_entropy():
+    logits, labels = torch.randn(20, 10), torch.randint(10, (20,))
+    divergence = soft_target_divergence(logits, torch.nn.functional.one_hot(labels, 10).float())
+    torch.testing.assert_close(divergence, torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
+
+
+@pytest.mark.parametrize("include_visible", [True, False])
+def test_loss_is_the_mean_over_the_frames_that_count(config, masked_batch, include_visible):
+    inputs, real = masked_batch
+    model = SJepaForPreTraining(config).eval()
+    output = model(**inputs, include_visible=include_visible)
+    mask, targets = inputs.pop("mask_time_indices"), inputs.pop("target_posteriors")
+    logits = model(**inputs, mask_time_indices=mask).logits
+    divergence = soft_target_divergence(logits.flatten(0, 1), targets.flatten(0, 1)).view(3, 49)
+    counted = real if include_visible else mask
+    torch.testing.assert_close(output.loss, divergence[counted].mean())
+    torch.testing.assert_close(output.masked_loss, divergence[mask].mean())
+    assert output.num_masked_frames == mask.sum()
+    if include_visible:
+        torch.testing.assert_close(output.visible_loss, divergence[real & ~mask].mean())
+        assert output.num_visible_frames == (real & ~mask).sum()
+    else:
+        assert output.visible_loss is None and output.num_visible_frames == 0
+        assert output.logits[~mask].abs().max() == 0, "nothing is computed that the loss does not read"
+    torch.testing.assert_close(output.logits[counted], logits[counted])
+
+
+def test_given_positions_change_nothing(config, masked_batch):
+    inputs, real = masked_batch
+    model = SJepaForPreTraining(config).eval()
+    mask = inputs["mask_time_indices"]
+    positions = {
+        "masked_positions": mask.flatten().nonzero().squeeze(1),
+        "visible_positions": (real & ~mask).flatten().nonzero().squeeze(1),
+    }
+    torch.testing.assert_close(model(**inputs).loss, model(**inputs, **positions).loss)
+
+
+def test_predictor_at_masked_frames_equals_the_full_length_computation(config, masked_batch):
+    """Queries, feed-forward and head run at masked frames only; a dense layer over all frames must agree there."""
+    inputs, _ = masked_batch
+    model = SJepaForPreTraining(config).eval()
+    mask = inputs["mask_time_indices"]
+    hidden = torch.randn(3, 49, 48)
+    positions = mask.flatten().nonzero().squeeze(1)
+    everywhere = model.predictor(hidden, mask, torch.arange(3 * 49))
+    torch.testing.assert_close(model.predictor(hidden, mask, positions), everywhere[positions], atol=1e-6, rtol=1e-5)
+
+
+def test_padding_changes_nothing(config, masked_batch, padded_batch):
+    inputs, _ = masked_batch
+    lengths = padded_batch[2]
+    model = SJepaForPreTraining(config).eval()
+    together = model(**inputs)
+    sums = 0.0
+    for row, length in enumerate(lengths):
+        frames = config.num_frames(int(length))
+        alone = model(
+            inputs["input_values"][row : row + 1, :length],
+            mask_time_indices=inputs["mask_time_indices"][row : row + 1, :frames],
+            target_posteriors=inputs["target_posteriors"][row : row + 1, :frames],
+        )
+        torch.testing.assert_close(alone.logits[0], together.logits[row, :frames], atol=1e-5, rtol=0)
+        sums += alone.loss * (alone.num_masked_frames + alone.num_visible_frames)
+    count = together.num_masked_frames + together.num_visible_frames
+    torch.testing.assert_close(together.loss, sums / count, atol=1e-5, rtol=1e-5)
+
+
+def test_without_a_mask_the_encoder_predicts_every_frame(config):
+    model = SJepaForPreTraining(config).eval()
+    waveforms = torch.randn(2, 8000)
+    hidden = model.sjepa(waveforms).last_hidden_state
+    torch.testing.assert_close(model(waveforms).logits, model.cluster_head(hidden))
+    with pytest.raises(ValueError, match="mask_time_indices"):
+        model(waveforms, target_posteriors=torch.rand(2, 24, 10))
+
+
+def test_every_parameter_learns(config, masked_batch):
+    inputs, _ = masked_batch
+    model = SJepaForPreTraining(config).train()
+    model(**inputs).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert not any(name.startswith("mixture") for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_into_one_graph(config, masked_batch, training):
+    inputs, real = masked_batch
+    model = SJepaForPreTraining(config).train(training)
+    mask = inputs["mask_time_indices"]
+    inputs["masked_positions"] = mask.flatten().nonzero().squeeze(1)
+    inputs["visible_positions"] = (real & ~mask).flatten().nonzero().squeeze(1)
+    torch._dynamo.reset()
+    output = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs)
+    if training:
+        output.loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+    else:
+        torch.testing.assert_close(output.loss, model(**inputs).loss)
+
+
+def test_replace_mixture_keeps_all_but_the_last_layer(config, masked_batch, tmp_path):
+    model = SJepaForPreTraining(config)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    model.replace_mixture(17, 48)
+    for name, parameter in model.named_parameters():
+        if name.startswith("cluster_head.output"):
+            assert parameter.shape[0] == 17
+        else:
+            assert torch.equal(parameter, before[name])
+    model.save_pretrained(tmp_path)
+    again = AutoModelForPreTraining.from_pretrained(tmp_path)
+    assert (again.mixture.num_components, again.mixture.num_features) == (17, 48)
+    assert torch.equal(again.mixture.means, model.mixture.means)
+
+
+def test_mixture_travels_and_the_encoder_opens_alone(config, tmp_path, caplog):
+    model = SJepaForPreTraining(config).eval()
+    model.mixture.fit(torch.randn(500, 48) * 3)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForPreTraining.from_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.mixture.buffers(), again.mixture.buffers()))
+    encoder = AutoModel.from_pretrained(tmp_path).eval()
+    assert type(encoder) is SJepaModel
+    waveforms = torch.randn(1, 4000)
+    assert torch.equal(encoder(waveforms).last_hidden_state, model.sjepa(waveforms).last_hidden_state)
+    half = AutoModelForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert torch.equal(half.mixture.means, model.mixture.means)
+
+
+def test_a_clip_beyond_the_table_of_positions_is_an_error(make_config):
+    model = SJepaForPreTraining(make_config(predictor_max_positions=20))
+    mask = torch.zeros(1, 49, dtype=torch.bool)
+    mask[:, :5] = True
+    with pytest.raises(ValueError, match="20 frames.*0.4 s.*has 49"):
+        model(torch.randn(1, 16000), mask_time_indices=mask)
