@@ -44,14 +44,44 @@ class SJepaGroupNorm(nn.GroupNorm):
             hidden_states (`torch.Tensor` of shape `(batch_size, num_channels, sequence_length)`): frames.
             lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): real frames; without it, all are real.
         """
-        values = hidden_states.float()
         weight, bias = self.weight.float(), self.bias.float()
         if lengths is None:
-            return nn.functional.group_norm(values, 1, weight, bias, self.eps).to(hidden_states.dtype)
-        real = torch.arange(values.shape[-1], device=values.device) < lengths[:, None]  # [B, T]
-        share = real / (lengths.clamp(min=1)[:, None] * values.shape[1])  # sums to one over real frames and channels
+            normed = nn.functional.group_norm(hidden_states.float(), 1, weight, bias, self.eps)
+            return normed.to(hidden_states.dtype)
+        real = torch.arange(hidden_states.shape[-1], device=hidden_states.device) < lengths[:, None]  # [B, T]
+        # Sums to one over the real frames and all channels of an utterance.
+        share = real / (lengths.clamp(min=1)[:, None] * hidden_states.shape[1])
+        return _MaskedGroupNorm.apply(hidden_states, share, weight, bias, self.eps)
+
+
+class _MaskedGroupNorm(torch.autograd.Function):
+    """
+    `(x - mean) / sqrt(variance + eps) * weight + bias` with statistics weighted by `share` `(batch_size, frames)`.
+
+    Written out because the first convolution's output is the largest tensor of the model: autograd would keep four
+    copies of it and pass over it twice as often.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_states, share, weight, bias, eps):
+        values = hidden_states.float()  # [B, C, T]
         mean = torch.bmm(values, share[:, :, None]).sum(1, keepdim=True)  # [B, 1, 1]
         centred = values - mean
         variance = torch.bmm(centred.square(), share[:, :, None]).sum(1, keepdim=True)
-        scale = torch.rsqrt(variance + self.eps) * weight[:, None]  # [B, C, 1]
-        return torch.addcmul(bias[:, None], centred, scale).to(hidden_states.dtype)
+        scale = torch.rsqrt(variance + eps)
+        ctx.save_for_backward(hidden_states, share, weight, mean, scale)
+        return torch.addcmul(bias[:, None], centred, scale * weight[:, None]).to(hidden_states.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        hidden_states, share, weight, mean, scale = ctx.saved_tensors
+        gradient = gradient.float()
+        normed = (hidden_states.float() - mean).mul_(scale)  # [B, C, T]
+        by_channel = (gradient * normed).sum(2)  # [B, C]
+        bias_by_channel = gradient.sum(2)
+        # How the loss moves with the utterance's mean and variance, spread over the frames that made them.
+        through_mean = (bias_by_channel @ weight)[:, None, None]
+        through_variance = (by_channel @ weight)[:, None, None]
+        spread = normed.mul_(through_variance).add_(through_mean).mul_(share[:, None])
+        grad_input = spread.neg_().addcmul_(gradient, weight[:, None]).mul_(scale)
+        return grad_input.to(hidden_states.dtype), None, by_channel.sum(0), bias_by_channel.sum(0), None

@@ -3,7 +3,7 @@
     python -m training.demo.synthesize demo-speech --minutes 60
 
 writes `demo-speech/train` (many voices) and `demo-speech/test` (other voices, never in `train`), each a folder of
-16 kHz FLAC files with a `metadata.csv` that `datasets.load_dataset("audiofolder", ...)` reads:
+16 kHz FLAC files with a `metadata.csv` in the form of the audiofolder of `datasets`:
 `file_name, transcription, speaker_id, phones, phone_ends, duration`. `phones` are eSpeak's phoneme mnemonics without
 stress marks (`sil` for pauses), `phone_ends` the seconds at which each one ends. The synthesiser knows both exactly,
 so nothing has to be aligned.

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from sjepa_hf.float32 import SJepaGroupNorm, SJepaLayerNorm
+
+
+def naive(values: torch.Tensor, lengths, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """Each clip's real frames through the library's group norm; padded frames with the same statistics."""
+    rows = []
+    for row, length in zip(values, lengths):
+        real = row[:, :length]
+        normed = (row - real.mean()) / (real.var(correction=0) + eps).sqrt()
+        rows.append(normed * weight[:, None] + bias[:, None])
+    return torch.stack(rows)
+
+
+def test_masked_group_norm_and_its_gradient_against_float64():
+    norm = SJepaGroupNorm(6).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    values = (torch.randn(3, 6, 40) * 3 + 1).requires_grad_()
+    lengths = torch.tensor([40, 23, 1])
+    direction = torch.randn(3, 6, 40)
+    ours = norm(values, lengths)
+    ours.mul(direction).sum().backward()
+    gradients = values.grad.clone(), norm.weight.grad.clone(), norm.bias.grad.clone()
+    values.grad = norm.weight.grad = norm.bias.grad = None
+    expected = naive(values.double(), lengths, norm.weight, norm.bias, norm.eps)
+    expected.mul(direction).sum().backward()
+    torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-5)
+    for found, wanted in zip(gradients, (values.grad, norm.weight.grad, norm.bias.grad)):
+        torch.testing.assert_close(found.double(), wanted.double(), atol=1e-4, rtol=1e-4)
+
+
+def test_without_lengths_it_is_the_library_group_norm():
+    norm, values = SJepaGroupNorm(6), torch.randn(2, 6, 30)
+    expected = torch.nn.functional.group_norm(values, 1, norm.weight, norm.bias, norm.eps)
+    torch.testing.assert_close(norm(values), expected)
+    torch.testing.assert_close(norm(values, torch.tensor([30, 30])), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_norms_compute_in_fp32(dtype):
+    values = (torch.randn(2, 8, 8) * 300).to(dtype)  # squares overflow fp16
+    for norm, arguments in ((SJepaLayerNorm(8), ()), (SJepaGroupNorm(8), ()), (SJepaGroupNorm(8), (torch.tensor([8, 5]),))):
+        normed = norm(values, *arguments)
+        assert normed.dtype == dtype
+        torch.testing.assert_close(normed.float(), norm(values.float(), *arguments), atol=0.02, rtol=0.01)
