@@ -16,8 +16,8 @@ from training.data import DataArguments
 class ModelArguments:
     """What is trained."""
 
-    model_config: str | dict = field(
-        default_factory=dict,
+    model_config: str = field(
+        default="{}",
         metadata={
             "help": "Fields of SJepaConfig that differ from the published base model; on the command line as JSON, "
             'e.g. \'{"hidden_size": 256, "front_end": "log_mel"}\'. What is not named keeps the recipe\'s value.'
@@ -158,7 +158,7 @@ class Arguments:
         """
         The model's configuration. Where the model starts on MFCC targets, mixture and head have their sizes.
         """
-        chosen = dict(self.model.model_config)
+        chosen = json.loads(self.model.model_config)
         if self.run.phase1_steps > 0:
             chosen |= {"num_mixture_components": self.targets.phase1_components, "mixture_feature_size": 39}
         else:
@@ -182,13 +182,11 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     parser.set_defaults(**recipe)
     groups = parser.parse_args_into_dataclasses(argv)
     arguments = Arguments(*groups[: len(ARGUMENTS)])
-    chosen = arguments.model.model_config
-    if isinstance(chosen, str):
-        try:
-            chosen = json.loads(chosen)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`model_config` is not JSON ({error}): write it like '{{\"hidden_size\": 256}}'.") from None
-    arguments.model.model_config = {**model_config, **chosen}
+    try:
+        chosen = json.loads(arguments.model.model_config)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`model_config` is not JSON ({error}): write it like '{{\"hidden_size\": 256}}'.") from None
+    arguments.model.model_config = json.dumps({**model_config, **chosen})
     check(arguments)
     return arguments
 

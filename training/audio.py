@@ -149,6 +149,7 @@ def _segment(file: soundfile.SoundFile, offset: float, duration: float | None) -
 
 
 def check_samples(samples: np.ndarray) -> None:
+    """Raise `BadAudio` if samples `(num_samples,)` are not finite, far beyond full scale, or silent."""
     lowest, highest = float(samples.min()), float(samples.max())
     if not (math.isfinite(lowest) and math.isfinite(highest)):  # min and max hand NaN on
         raise BadAudio("non_finite")

@@ -196,8 +196,8 @@ def test_cache_decodes_each_clip_once(clips, monkeypatch):
 
 
 def test_cache_and_crop_from_the_file_call_the_same_clips_silent(tmp_path):
-    samples = np.zeros(40000)
-    samples[20000:] = np.random.default_rng(0).uniform(-0.1, 0.1, 20000)
+    samples = np.zeros(30000)
+    samples[15000:] = np.random.default_rng(0).uniform(-0.1, 0.1, 15000)
     soundfile.write(tmp_path / "late.wav", samples, SAMPLING_RATE)
     paths = write_clips(tmp_path, 1) + [str(tmp_path / "late.wav")]
     for cache_gb in (0.0, 0.1):

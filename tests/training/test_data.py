@@ -318,6 +318,7 @@ def test_seed_and_arguments_reach_the_batches(tmp_path):
     assert torch.equal(one["input_values"], same["input_values"])
     assert torch.equal(one["masked_positions"], same["masked_positions"])
     assert not torch.equal(one["input_values"], other["input_values"])
+    assert not torch.equal(one["mask_time_indices"], other["mask_time_indices"])
     assert one["input_values"].shape == (5, 3200)
     less = first(0, mask_prob=0.2, mask_span=1)
     assert torch.equal(one["input_values"], less["input_values"])
