@@ -7,6 +7,7 @@ from .mixture import DiagonalGaussianMixture, SufficientStatistics
 from .modeling_sjepa import SJepaForCTC, SJepaModel, SJepaPreTrainedModel
 from .modeling_sjepa_pretraining import SJepaForPreTraining, SJepaForPreTrainingOutput
 
+
 AutoConfig.register("sjepa", SJepaConfig, exist_ok=True)
 AutoModel.register(SJepaConfig, SJepaModel, exist_ok=True)
 AutoModelForPreTraining.register(SJepaConfig, SJepaForPreTraining, exist_ok=True)

@@ -61,7 +61,9 @@ def read_checkpoint(path: str | Path) -> dict:
         raise ValueError(f"There is no checkpoint {path}.")
     try:
         loaded = (
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {error}") from error

@@ -80,26 +80,35 @@ class DiagonalGaussianMixture(Float32Buffers):
         precisions that all components share adds the same to a whole row and is left out of the product.
         """
         with torch.autocast(features.device.type, enabled=False):
-            frames, offsets, precisions, shared = self._centred(features)
+            offsets, precisions, shared = self._offsets()
             scaled = offsets * precisions
             constants = self.weights.clamp_min(torch.finfo(torch.float32).tiny).log() - 0.5 * (
                 self.variances.log().sum(1) + (offsets * scaled).sum(1)
             )
-            scores = torch.addmm(constants, frames, scaled.T)  # [N, K]
-            return scores.addmm_(frames.square(), (precisions - shared).T, alpha=-0.5)
+            coefficients = torch.cat([scaled, 0.5 * (shared - precisions)], dim=1)  # [K, 2D]
+            return torch.addmm(constants, self._moments(features), coefficients.T)  # [N, K]
 
     @torch.no_grad()
     def log_joint(self, features: torch.Tensor) -> torch.Tensor:
         """`log pi_k + log N(x_n; mu_k, s2_k)` in nats for features `(N, num_features)`: `(N, num_components)`."""
         with torch.autocast(features.device.type, enabled=False):
-            frames, _, _, shared = self._centred(features)
-            rest = self.num_features * math.log(2 * math.pi) + frames.square() @ shared  # [N]
+            shared = self._offsets()[2]
+            squares = self._moments(features)[:, self.num_features :]
+            rest = self.num_features * math.log(2 * math.pi) + squares @ shared  # [N]
             return self.scores(features).sub_(0.5 * rest[:, None])
 
-    def _centred(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        centre = self.centre
+    def _offsets(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Means about the centre, precisions, and the part of the precisions that all components share."""
         precisions = self.variances.reciprocal()
-        return self._check(features).float() - centre, self.means - centre, precisions, precisions.mean(0)
+        return self.means - self.centre, precisions, precisions.mean(0)
+
+    def _moments(self, features: torch.Tensor) -> torch.Tensor:
+        """Features about the centre, and their squares beside them: `(N, D) -> (N, 2D)`."""
+        features, centre, size = self._check(features).float(), self.centre, self.num_features
+        moments = features.new_empty(len(features), 2 * size)
+        frames = torch.sub(features, centre, out=moments[:, :size])
+        torch.square(frames, out=moments[:, size:])
+        return moments
 
     @torch.no_grad()
     def log_prob(self, features: torch.Tensor) -> torch.Tensor:
@@ -132,11 +141,9 @@ class DiagonalGaussianMixture(Float32Buffers):
         Sufficient statistics of frames `(N, num_features)` under responsibilities `(N, num_components)`.
         """
         with torch.autocast(features.device.type, enabled=False):
-            frames = self._check(features).float() - self.centre
             responsibilities = responsibilities.float()
-            return SufficientStatistics(
-                responsibilities.sum(0), responsibilities.T @ frames, responsibilities.T @ frames.square()
-            )
+            sums, squares = (responsibilities.T @ self._moments(features)).chunk(2, dim=1)
+            return SufficientStatistics(responsibilities.sum(0), sums, squares)
 
     @torch.no_grad()
     def update(
@@ -315,7 +322,8 @@ def soften(scores: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     `softmax(scores / temperature)` over components. What is below 1e-30 becomes zero: products with subnormal numbers,
     which sharp posteriors are full of, are forty times slower on a CPU.
     """
-    return nn.functional.threshold((scores / temperature).softmax(-1), 1e-30, 0.0)
+    tempered = scores if temperature == 1 else scores / temperature
+    return nn.functional.threshold_(tempered.softmax(-1), 1e-30, 0.0)
 
 
 def nearest(features: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:

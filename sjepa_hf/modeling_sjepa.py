@@ -21,6 +21,7 @@ from .float32 import SJepaLayerNorm
 from .front_end import SJepaLogMelFrontEnd, build_front_end
 from .mixture import DiagonalGaussianMixture
 
+
 # Parts of a pretraining checkpoint that the encoder does without.
 PRETRAINING_ONLY = [r"^predictor\.", r"^cluster_head\.", r"^mixture\."]
 
@@ -322,6 +323,8 @@ class SJepaModel(SJepaPreTrainedModel):
             ValueError: for a wrong rank or dtype, or clips shorter than one frame (400 samples).
         """
         check_input(self.config, input_values, attention_mask)
+        if attention_mask is not None and nothing_padded(attention_mask):
+            attention_mask = None
         lengths = None if attention_mask is None else attention_mask.sum(-1).to(torch.long)
         extract_features = self.feature_extractor(input_values, lengths)  # [B, T, C]
         if self.training and self.config.feature_grad_mult != 1:
@@ -400,6 +403,12 @@ class SJepaForCTC(SJepaPreTrainedModel):
 def pick(hidden_states: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
     """Rows of `(batch_size, sequence_length, H)` at flat `positions`: `(len(positions), H)`; all as they are if None."""
     return hidden_states if positions is None else hidden_states.flatten(0, 1).index_select(0, positions)
+
+
+def nothing_padded(attention_mask: torch.Tensor) -> bool:
+    """Whether a mask can be left out, where it costs nothing to ask: not on a GPU, nor while compiling."""
+    on_cpu = attention_mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    return on_cpu and not torch.jit.is_tracing() and bool(attention_mask.all())
 
 
 def attention_mask_4d(config: SJepaConfig, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None):

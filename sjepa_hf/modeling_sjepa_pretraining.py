@@ -17,6 +17,7 @@ from .modeling_sjepa import (
     SJepaPreTrainedModel,
     SJepaTransformerLayer,
     attention_mask_4d,
+    nothing_padded,
     pick,
 )
 
@@ -191,7 +192,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         )
         hidden_states = outputs.last_hidden_state  # [B, T, H]
         frame_mask = None
-        if attention_mask is not None:
+        if attention_mask is not None and not nothing_padded(attention_mask):
             frame_mask = self._get_feature_vector_attention_mask(hidden_states.shape[1], attention_mask)
         if mask_time_indices is None:
             if target_posteriors is not None:

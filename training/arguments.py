@@ -30,7 +30,9 @@ class ModelArguments:
             "resume_from_checkpoint, the optimizer and the step counter start afresh."
         },
     )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute layers in backward to save memory."})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute layers in backward to save memory."}
+    )
     torch_compile: bool = field(default=False, metadata={"help": "Compile encoder and head with torch.compile."})
 
 
@@ -109,14 +111,18 @@ class RunArguments:
     phase1_warmup_steps: int = field(default=5_000, metadata={"help": "Warm-up steps of phase 1."})
     phase2_warmup_steps: int = field(default=5_000, metadata={"help": "Warm-up steps of phase 2."})
     phase1_schedule: str = field(default="linear", metadata={"help": "Decay in phase 1: linear, cosine or constant."})
-    phase2_schedule: str = field(default="constant", metadata={"help": "Decay in phase 2: linear, cosine or constant."})
+    phase2_schedule: str = field(
+        default="constant", metadata={"help": "Decay in phase 2: linear, cosine or constant."}
+    )
     phase1_final_factor: float = field(
         default=0.0, metadata={"help": "Share of the peak learning rate that remains at the end of phase 1."}
     )
     phase2_final_factor: float = field(
         default=0.0, metadata={"help": "Share of the peak learning rate that remains at the end of phase 2."}
     )
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches per optimizer step and rank."})
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "Micro-batches per optimizer step and rank."}
+    )
     weight_decay: float = field(default=1e-3, metadata={"help": "Weight decay of AdamW."})
     adam_beta1: float = field(default=0.9, metadata={"help": "First beta of AdamW."})
     adam_beta2: float = field(default=0.99, metadata={"help": "Second beta of AdamW."})
@@ -130,7 +136,11 @@ class RunArguments:
         default=None, metadata={"help": "'latest', or a checkpoint directory of this run to go on from."}
     )
     mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, bf16 or fp16; left out, whatever `accelerate launch` says."}
+        default=None,
+        metadata={
+            "help": "no, bf16, fp16, or auto: bf16 where the device multiplies in it natively, else no. Left out: "
+            "whatever `accelerate launch` says."
+        },
     )
     report_to: str = field(
         default="tensorboard", metadata={"help": "Tracker, by its name in Accelerate: tensorboard, wandb, none, ..."}

@@ -17,6 +17,7 @@ from transformers import Wav2Vec2FeatureExtractor
 
 from sjepa_hf import SJepaForPreTraining
 
+
 STATE_DIRECTORY = "training_state"
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend without a screen must be chosen first)
 
-from training.monitoring import HISTORY, read_history  # noqa: E402
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from training.monitoring import HISTORY, read_history
 
 
 def draw_losses(history: list[dict], phase1_steps: int, path: Path) -> None:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
 
+
 logger = logging.getLogger(__name__)
 HISTORY = "metrics.jsonl"
 LIVE_SHARE = 0.01  # a component is live while its weight is at least this share of the uniform one
@@ -82,7 +83,9 @@ class Monitor:
         total_steps (`int`), start_step (`int`): for the progress bar.
     """
 
-    def __init__(self, accelerator: Accelerator, output_dir: Path, total_steps: int, start_step: int, hidden_size: int):
+    def __init__(
+        self, accelerator: Accelerator, output_dir: Path, total_steps: int, start_step: int, hidden_size: int
+    ):
         self.accelerator = accelerator
         self.history = output_dir / HISTORY
         self.hidden_size = hidden_size

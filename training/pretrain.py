@@ -39,6 +39,7 @@ from training.monitoring import Monitor, entropy_bits, target_metrics
 from training.schedules import ema_decay, learning_rate_factor
 from training.targets import MfccTargets, OnlineTargets, layer_ranks, sample_frames, to_device
 
+
 logger = logging.getLogger(__name__)
 
 RESEED_EVERY = 100  # steps between two looks for dead mixture components
@@ -74,7 +75,7 @@ class Pretraining:
         run = arguments.run
         trackers = [] if run.report_to == "none" else [run.report_to]
         self.accelerator = Accelerator(
-            mixed_precision=run.mixed_precision,
+            mixed_precision=choose_precision(run.mixed_precision),
             log_with=trackers,
             project_dir=run.output_dir,
             # The mixture is the same on all ranks by construction; sending it around every step would only hide a drift.
@@ -98,9 +99,7 @@ class Pretraining:
         start = resumed or arguments.model.initial_checkpoint
         with self.accelerator.main_process_first():
             self.model = (
-                SJepaForPreTraining.from_pretrained(start)
-                if start
-                else SJepaForPreTraining(arguments.sjepa_config())
+                SJepaForPreTraining.from_pretrained(start) if start else SJepaForPreTraining(arguments.sjepa_config())
             )
         if arguments.model.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -182,9 +181,7 @@ class Pretraining:
             generator = torch.Generator(audio.device).manual_seed(
                 hash((self.arguments.run.seed, self.state.step, number, self.accelerator.process_index))
             )
-            audio = augment(
-                audio, batch["lengths"], p_mix=masking.p_mix, p_noise=masking.p_noise, generator=generator
-            )
+            audio = augment(audio, batch["lengths"], p_mix=masking.p_mix, p_noise=masking.p_noise, generator=generator)
         with self.accelerator.autocast():
             return self.wrapped(
                 audio,
@@ -452,6 +449,16 @@ class Pretraining:
                 break
         self.model.train()
         return torch.cat(found).numpy()
+
+
+def choose_precision(asked: str | None) -> str | None:
+    """What Accelerate is told: `auto` becomes bf16 where that is the fast format of the device, else fp32."""
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    # bf16 without matrix units is emulated, several times slower than fp32; with them (AMX) several times faster.
+    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "no"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from training.features import MfccFeatures, frame_lengths
 from training.layer_choice import LayerChoice, effective_rank
 from training.reservoir import FrameReservoir
 
+
 RANK_FRAMES = 2000  # frames that an effective rank is measured on (paper, section 3.3)
 
 

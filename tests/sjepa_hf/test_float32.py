@@ -42,7 +42,11 @@ def test_without_lengths_it_is_the_library_group_norm():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_norms_compute_in_fp32(dtype):
     values = (torch.randn(2, 8, 8) * 300).to(dtype)  # squares overflow fp16
-    for norm, arguments in ((SJepaLayerNorm(8), ()), (SJepaGroupNorm(8), ()), (SJepaGroupNorm(8), (torch.tensor([8, 5]),))):
+    for norm, arguments in (
+        (SJepaLayerNorm(8), ()),
+        (SJepaGroupNorm(8), ()),
+        (SJepaGroupNorm(8), (torch.tensor([8, 5]),)),
+    ):
         normed = norm(values, *arguments)
         assert normed.dtype == dtype
         torch.testing.assert_close(normed.float(), norm(values.float(), *arguments), atol=0.02, rtol=0.01)

@@ -72,13 +72,18 @@ def main() -> None:
         posterior.T @ features
         posterior.T @ features
 
-    rows = {"this package": timed(ours, arguments.repeats), "four bare products": timed(bare_products, arguments.repeats)}
+    rows = {
+        "this package": timed(ours, arguments.repeats),
+        "four bare products": timed(bare_products, arguments.repeats),
+    }
     rows["difference tensor"] = timed(lambda: difference_tensor_step(features, *plain), 1)
     print(f"N={frames} D={dims} K={components}, {arguments.threads} threads, median (min) of {arguments.repeats}")
     reference = statistics.median(rows["this package"])
     for name, seconds in rows.items():
         median = statistics.median(seconds)
-        print(f"{name:20s} {1e3 * median:10.1f} ms ({1e3 * min(seconds):.1f})   {median / reference:8.2f} x this package")
+        print(
+            f"{name:20s} {1e3 * median:10.1f} ms ({1e3 * min(seconds):.1f})   {median / reference:8.2f} x this package"
+        )
 
 
 if __name__ == "__main__":

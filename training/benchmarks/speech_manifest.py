@@ -11,6 +11,7 @@ import csv
 import json
 from pathlib import Path
 
+
 VALIDATION_SPEAKERS = {"6272", "7367", "7859", "8629"}
 FOLDERS = (
     "librispeech_train_clean_5/train",

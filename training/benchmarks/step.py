@@ -55,7 +55,7 @@ def main() -> None:
     model = SJepaForPreTraining(SJepaConfig()).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     targets = OnlineTargets(model.sjepa, model.mixture, LayerChoice(arguments.layer), accelerator)
-    hubert = HubertModel(HubertConfig(num_hidden_layers=6)).train()
+    hubert = HubertModel(HubertConfig(num_hidden_layers=6, layerdrop=0.05)).train()
     hubert_optimizer = torch.optim.AdamW(hubert.parameters(), lr=1e-5, fused=True)
     clips = [torch.randn(int(16000 * arguments.seconds)).mul(0.1).numpy() for _ in range(arguments.clips)]
     generator = torch.Generator().manual_seed(0)
@@ -101,16 +101,20 @@ def main() -> None:
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
     ratios = [a / b for a, b in zip(seconds["ours"], seconds["HuBERT"])]
-    print(f"{arguments.clips} clips of {arguments.seconds:g} s, {arguments.dtype}, {arguments.threads} threads, layer {arguments.layer}")
+    print(
+        f"{arguments.clips} clips of {arguments.seconds:g} s, {arguments.dtype}, {arguments.threads} threads, layer {arguments.layer}"
+    )
     for name, values in seconds.items():
         print(f"{name:8s} {statistics.median(values):6.2f} s a step (min {min(values):.2f}, max {max(values):.2f})")
     print(f"ratio    {statistics.median(ratios):6.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})")
     for name, values in parts.seconds.items():
         print(f"  {name:24s} {statistics.median(values[1:]):6.2f} s")
     if arguments.profile:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            sjepa_step()
-        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=50))
+        for name, step in (("ours", sjepa_step), ("HuBERT", hubert_step)):
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                step()
+            table = profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=50)
+            print(name, table, sep="\n")
 
 
 if __name__ == "__main__":

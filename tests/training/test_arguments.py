@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+
+from sjepa_hf import SJepaConfig, SJepaForPreTraining
+from training.arguments import ARGUMENTS, parse_arguments
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_valid(recipe):
+    arguments = parse_arguments(["--config", str(recipe), "--train_data", "speech"])
+    config = arguments.sjepa_config()
+    assert (config.num_mixture_components, config.mixture_feature_size) == (100, 39)
+    assert arguments.data.train_data == ["speech"]
+
+
+def test_there_are_the_promised_recipes():
+    assert {"demo", "tiny", "small", "base"} <= {path.stem for path in RECIPES}
+
+
+def test_base_is_the_published_model():
+    recipe = next(path for path in RECIPES if path.stem == "base")
+    arguments = parse_arguments(["--config", str(recipe), "--train_data", "speech"])
+    config, published = arguments.sjepa_config().to_dict(), SJepaConfig().to_dict()
+    published |= {"num_mixture_components": 100, "mixture_feature_size": 39}
+    assert config == published
+    assert arguments.run.phase1_learning_rate == 1e-4 and arguments.run.phase2_learning_rate == 2.5e-5
+    assert arguments.targets.phase2_components == 500 and arguments.targets.ema_decays == [0.999, 0.9999]
+
+
+def test_tiny_has_about_three_million_parameters():
+    recipe = next(path for path in RECIPES if path.stem == "tiny")
+    config = parse_arguments(["--config", str(recipe), "--train_data", "speech"]).sjepa_config()
+    assert 2e6 < SJepaForPreTraining(config).sjepa.num_parameters() < 4e6
+
+
+def test_the_command_line_wins_over_the_recipe(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "phase1_steps: 10\nphase1_warmup_steps: 2\nmodel_config: {hidden_size: 96, front_end: log_mel}\n"
+    )
+    command = ["--config", str(recipe), "--train_data", "a", "b", "--phase1_steps", "20"]
+    arguments = parse_arguments([*command, "--model_config", '{"front_end": "waveform", "num_hidden_layers": 3}'])
+    config = arguments.sjepa_config()
+    assert arguments.run.phase1_steps == 20 and arguments.data.train_data == ["a", "b"]
+    assert (config.hidden_size, config.front_end, config.num_hidden_layers) == (96, "waveform", 3)
+
+
+def test_every_field_is_documented():
+    for group in ARGUMENTS:
+        for name, field in group.__dataclass_fields__.items():
+            assert field.metadata.get("help"), f"{group.__name__}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ("phase1_step: 3", [], "unknown fields: phase1_step"),
+        ("a: [", [], "not YAML"),
+        ("{}", ["--model_config", "{hidden"], "not JSON"),
+        ("{}", ["--phase1_steps", "0", "--phase2_steps", "0"], "nor both zero"),
+        ("{}", ["--phase1_steps", "10"], "phase1_warmup_steps"),
+        ("{}", ["--start_layer", "6"], "layers 0 to 5"),
+        ("{}", ["--max_seconds", "20"], "table of 750 positions"),
+    ],
+)
+def test_wrong_settings_get_a_sentence(tmp_path, recipe, options, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(["--config", str(path), "--train_data", "speech", *options])
+
+
+def test_an_absent_recipe_gets_a_sentence():
+    with pytest.raises(ValueError, match="no recipe nowhere.yaml"):
+        parse_arguments(["--config", "nowhere.yaml", "--train_data", "speech"])
