@@ -401,7 +401,7 @@ class SJepaForCTC(SJepaPreTrainedModel):
 
 
 def pick(hidden_states: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-    """Rows of `(batch_size, sequence_length, H)` at flat `positions`: `(len(positions), H)`; all as they are if None."""
+    """Rows of `(batch_size, sequence_length, H)` at flat `positions`: `(len(positions), H)`; all of them if None."""
     return hidden_states if positions is None else hidden_states.flatten(0, 1).index_select(0, positions)
 
 

@@ -81,6 +81,7 @@ class Monitor:
         accelerator (`Accelerator`): its trackers get the metrics.
         output_dir (`Path`): where the history file lies; one JSON object a line.
         total_steps (`int`), start_step (`int`): for the progress bar.
+        hidden_size (`int`): the largest rank that features can have.
     """
 
     def __init__(

@@ -3,9 +3,9 @@
     accelerate launch training/pretrain.py --config training/recipes/tiny.yaml --train_data my_audio/
     accelerate launch training/pretrain.py --config training/recipes/demo.yaml --train_data a.jsonl --phase1_steps 500
 
-A step is: soft targets from the clean audio, masked prediction from the augmented audio, the loss over the whole global
-batch, and an update of encoder, EMA encoder and mixture. Any field of `training/arguments.py` and `training/data.py`
-can stand in the recipe or on the command line.
+A step is: soft targets from the clean audio, masked prediction from the augmented audio, the loss over the whole
+global batch, and an update of encoder, EMA encoder and mixture. Any field of `training/arguments.py` and
+`training/data.py` can stand in the recipe or on the command line.
 """
 
 import logging
@@ -78,7 +78,7 @@ class Pretraining:
             mixed_precision=choose_precision(run.mixed_precision),
             log_with=trackers,
             project_dir=run.output_dir,
-            # The mixture is the same on all ranks by construction; sending it around every step would only hide a drift.
+            # The mixture is the same on all ranks by construction; sending it around would only hide a drift.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.output_dir = Path(run.output_dir)
@@ -274,8 +274,8 @@ class Pretraining:
 
     def _report_fit(self, what: str, num_frames: int, history: list[float]) -> None:
         logger.info(
-            "Mixture of %d components over %s, up to %d frames: log-likelihood in nats per frame after k-means and each"
-            " EM iteration: %s",
+            "Mixture of %d components over %s, up to %d frames: log-likelihood in nats per frame after k-means and"
+            " each EM iteration: %s",
             self.model.mixture.num_components,
             what,
             num_frames,

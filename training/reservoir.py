@@ -28,8 +28,8 @@ class FrameReservoir:
         self._frames[self.seen : self.seen + fresh] = values[:fresh]
         rest = values[fresh:]
         if len(rest):
-            # Frame number n (from 0) goes to a random slot out of n + 1, and is kept if there is such a slot. Where two
-            # frames of one batch draw the same slot, assignment in order leaves the later one, as one by one.
+            # Frame number n (from 0) goes to a random slot out of n + 1, and is kept if there is such a slot. Where
+            # two frames of one batch draw the same slot, assignment in order leaves the later one, as one by one.
             number = self.seen + fresh + np.arange(len(rest))
             slot = self._random.integers(0, number + 1)
             kept = slot < self.capacity

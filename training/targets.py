@@ -82,8 +82,8 @@ class OnlineTargets:
     @torch.no_grad()
     def posteriors(self, batch: dict) -> torch.Tensor:
         """
-        Soft targets `(batch_size, sequence_length, num_components)`; padded frames hold anything. The statistics of the
-        batch are kept for `update`, so every micro-batch of a step counts, once.
+        Soft targets `(batch_size, sequence_length, num_components)`; padded frames hold anything. The statistics of
+        the batch are kept for `update`, so every micro-batch of a step counts, once.
         """
         features = self.features(batch)
         frames = features.flatten(0, 1)  # [B * T, H]

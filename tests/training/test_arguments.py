@@ -46,7 +46,7 @@ def test_the_command_line_wins_over_the_recipe(tmp_path):
     arguments = parse_arguments([*command, "--model_config", '{"front_end": "waveform", "num_hidden_layers": 3}'])
     config = arguments.sjepa_config()
     assert arguments.run.phase1_steps == 20 and arguments.data.train_data == ["a", "b"]
-    assert (config.hidden_size, config.front_end, config.num_hidden_layers) == (96, "waveform", 3)
+    assert (config.hidden_size, config.num_mel_bins, config.num_hidden_layers) == (96, 9, 3)
 
 
 def test_every_field_is_documented():

@@ -101,9 +101,7 @@ def main() -> None:
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
     ratios = [a / b for a, b in zip(seconds["ours"], seconds["HuBERT"])]
-    print(
-        f"{arguments.clips} clips of {arguments.seconds:g} s, {arguments.dtype}, {arguments.threads} threads, layer {arguments.layer}"
-    )
+    print(f"{arguments.clips} clips of {arguments.seconds:g} s, {arguments.dtype}, {arguments.threads} threads")
     for name, values in seconds.items():
         print(f"{name:8s} {statistics.median(values):6.2f} s a step (min {min(values):.2f}, max {max(values):.2f})")
     print(f"ratio    {statistics.median(ratios):6.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})")
