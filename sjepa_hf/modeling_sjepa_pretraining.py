@@ -240,8 +240,8 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
 def sinusoids(num_positions: int, num_features: int) -> torch.Tensor:
     """
     Sines and cosines of geometrically spaced frequencies, `(num_positions, num_features)`: where the predictor's
-    learned positions start. A blanked frame knows nothing but its position; from N(0, 0.02) it takes longer to learn to
-    look at its neighbours (masked KL of a tiny model after 5 hours of audio: 3.79 nats, from sinusoids 3.72).
+    learned positions start. A blanked frame knows nothing but its position; from N(0, 0.02) it takes longer to learn
+    to look at its neighbours (masked KL of a tiny model after 5 hours of audio: 3.79 nats, from sinusoids 3.72).
     """
     frequencies = torch.exp(torch.arange((num_features + 1) // 2) * (-2 * math.log(10000.0) / num_features))
     angles = torch.arange(num_positions)[:, None] * frequencies

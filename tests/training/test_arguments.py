@@ -39,9 +39,7 @@ def test_tiny_has_about_three_million_parameters():
 
 def test_the_command_line_wins_over_the_recipe(tmp_path):
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(
-        "phase1_steps: 10\nphase1_warmup_steps: 2\nmodel_config: {hidden_size: 96, front_end: log_mel}\n"
-    )
+    recipe.write_text("phase1_steps: 10\nphase1_warmup_steps: 2\nmodel_config: {hidden_size: 96, num_mel_bins: 9}\n")
     command = ["--config", str(recipe), "--train_data", "a", "b", "--phase1_steps", "20"]
     arguments = parse_arguments([*command, "--model_config", '{"front_end": "waveform", "num_hidden_layers": 3}'])
     config = arguments.sjepa_config()

@@ -1,0 +1,192 @@
+"""The whole run on a few seconds of noise: both phases, the boundary, checkpoints, resuming, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
+
+from sjepa_hf import SJepaModel
+from training import pretrain
+from training.checkpointing import find_checkpoint, load_loop_state
+from training.monitoring import read_history
+from training.targets import MfccTargets, OnlineTargets
+
+
+RECIPE = """
+model_config:
+  front_end: {front_end}
+  hidden_size: 32
+  num_hidden_layers: 3
+  num_attention_heads: 2
+  intermediate_size: 64
+  conv_dim: [16, 16, 16, 16, 16, 16, 16]
+  num_conv_pos_embeddings: 16
+  num_conv_pos_embedding_groups: 2
+  predictor_num_attention_heads: 2
+  predictor_intermediate_size: 64
+mixed_precision: "no"
+report_to: tensorboard
+max_seconds: 2
+batch_seconds: 6
+bucket_buffer_size: 8
+num_workers: 0
+phase1_components: 8
+phase2_components: 6
+fit_frames: 2000
+seed_frames: 600
+reseed_frames: 400
+em_iterations: 3
+phase1_steps: 6
+phase2_steps: 8
+phase1_warmup_steps: 2
+phase2_warmup_steps: 2
+phase1_learning_rate: 1.0e-3
+phase2_learning_rate: 1.0e-3
+layer_check_steps: 3
+start_layer: 1
+ema_switch_steps: 3
+logging_steps: 2
+save_steps: 4
+"""
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("noise")
+    random = np.random.default_rng(0)
+    for number in range(12):
+        seconds = random.uniform(0.5, 3.0)
+        tone = np.sin(np.arange(int(16000 * seconds)) * random.uniform(0.02, 0.3))
+        soundfile.write(folder / f"{number}.wav", 0.1 * tone + 0.05 * random.standard_normal(len(tone)), 16000)
+    return folder
+
+
+def command(noise, directory, *options, front_end="log_mel"):
+    recipe = directory / "recipe.yaml"
+    recipe.write_text(RECIPE.format(front_end=front_end))
+    fixed = ["--config", str(recipe), "--train_data", str(noise), "--output_dir", str(directory / "out")]
+    return [*fixed, *options]
+
+
+@pytest.fixture(scope="module")
+def finished(noise, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run")
+    pretrain.main(command(noise, directory))
+    return directory / "out"
+
+
+def test_the_result_opens_with_the_auto_classes(finished):
+    model = AutoModelForPreTraining.from_pretrained(finished / "final").eval()
+    assert (model.mixture.num_components, model.mixture.num_features) == (6, 32)
+    assert torch.isfinite(model(torch.randn(1, 8000)).logits).all()
+    assert type(AutoModel.from_pretrained(finished / "final")) is SJepaModel
+    extractor = AutoFeatureExtractor.from_pretrained(finished / "final")
+    inputs = extractor([np.zeros(8000), np.zeros(4000)], sampling_rate=16000, padding=True, return_tensors="pt")
+    assert inputs["attention_mask"].sum(-1).tolist() == [8000, 4000]
+    for picture in ("loss", "effective_rank", "predictor_entropy"):
+        assert (finished / "final" / f"{picture}.png").stat().st_size > 5000
+
+
+def test_the_history_tells_the_whole_run(finished):
+    history = read_history(finished / "metrics.jsonl")
+    assert [m["phase"] for m in history if m["step"] in (6, 8)] == [1, 2]
+    for line in history:
+        for name in (
+            "masked_kl", "baseline_kl", "target_entropy_bits", "predictor_entropy_bits", "mixture_perplexity",
+            "live_components", "learning_rate", "gradient_norm", "padded_share", "hours_seen",
+        ):  # fmt: skip
+            assert np.isfinite(line[name]), name
+        assert ("visible_kl" in line) == (line["step"] <= 10), "visible frames count until the middle of phase 2"
+        assert ("active_layer" in line) == (line["phase"] == 2)
+    ranks = [m["effective_ranks"] for m in history if "effective_ranks" in m]
+    assert len(ranks) == 4 and all(len(r) == 3 and min(r) >= 1 for r in ranks)
+    decays = {m["step"]: m["ema_decay"] for m in history if m["phase"] == 2}
+    assert decays[8] == 0.999 and decays[10] == 0.9999
+    rates = {m["step"]: m["learning_rate"] for m in history}
+    assert rates[1] == 5e-4 and rates[2] == 1e-3 and rates[14] == 1e-3
+
+
+def test_the_checkpoints_hold_the_loop_state(finished):
+    assert sorted(path.name for path in finished.glob("checkpoint-*")) == [
+        "checkpoint-12",
+        "checkpoint-4",
+        "checkpoint-8",
+    ]
+    assert not list(finished.glob("*.incomplete")) and not list(finished.glob(".checkpoint*"))
+    state = load_loop_state(finished / "checkpoint-8")
+    assert state.step == state.micro_batches == 8 and state.seconds > 10
+    assert find_checkpoint(finished, "latest").name == "checkpoint-12"
+    assert not (finished / "checkpoint-4" / "training_state" / "teacher.safetensors").exists()
+    assert (finished / "checkpoint-8" / "training_state" / "teacher.safetensors").exists()
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_resuming_gives_the_weights_of_the_uninterrupted_run(finished, noise, tmp_path, step):
+    checkpoint = finished / f"checkpoint-{step}"
+    pretrain.main(command(noise, tmp_path, "--resume_from_checkpoint", str(checkpoint)))
+    expected = AutoModelForPreTraining.from_pretrained(finished / "final").state_dict()
+    resumed = AutoModelForPreTraining.from_pretrained(tmp_path / "out" / "final").state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(resumed[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_an_interrupted_run_resumes_from_its_latest_checkpoint(noise, tmp_path):
+    pretrain.main(command(noise, tmp_path, "--phase2_steps", "0"))
+    pretrain.main(command(noise, tmp_path, "--resume_from_checkpoint", "latest"))
+    steps = [m["step"] for m in read_history(tmp_path / "out" / "metrics.jsonl")]
+    assert steps == sorted(set(steps)) and steps[-1] == 14
+
+
+def test_the_waveform_front_end_and_gradient_accumulation(noise, tmp_path):
+    options = ("--phase1_steps", "3", "--phase2_steps", "3", "--gradient_accumulation_steps", "2")
+    pretrain.main(command(noise, tmp_path, *options, front_end="waveform"))
+    state = load_loop_state(tmp_path / "out" / "final")
+    assert (state.step, state.micro_batches) == (6, 12)
+    assert AutoModel.from_pretrained(tmp_path / "out" / "final").config.front_end == "waveform"
+
+
+def test_the_boundary_keeps_what_it_should(noise, tmp_path):
+    """EMA encoder := encoder; optimizer state stays, but for the head's new last layer; the mixture fits features."""
+    run = pretrain.Pretraining(pretrain.parse_arguments(command(noise, tmp_path, "--report_to", "none")))
+    batch = run.next_batch(iter(run.open_data(0)))
+    run.model(
+        batch["input_values"], batch["attention_mask"], batch["mask_time_indices"], run.targets.posteriors(batch)
+    ).loss.backward()
+    run.optimizer.step()
+    assert isinstance(run.targets, MfccTargets)
+    kept = {name: p for name, p in run.model.named_parameters() if not name.startswith("cluster_head.output")}
+    run.begin_phase_2()
+    assert isinstance(run.targets, OnlineTargets)
+    now = dict(run.model.named_parameters())
+    assert all(now[name] is p and "exp_avg" in run.optimizer.state[p] for name, p in kept.items())
+    optimised = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    assert optimised == {id(p) for p in now.values()}
+    assert len(run.optimizer.state) == len(kept)
+    for student, teacher in zip(run.model.sjepa.parameters(), run.targets.teacher.parameters()):
+        assert torch.equal(student, teacher) and student is not teacher
+    features = run.targets.features(batch).flatten(0, 1)
+    untrained = type(run.model.mixture)(6, 32)
+    assert run.model.mixture.log_prob(features).mean() > untrained.log_prob(features).mean()
+
+
+def test_bad_audio_is_skipped_counted_and_named(noise, tmp_path, caplog):
+    manifest = tmp_path / "clips.jsonl"
+    lines = [{"audio_filepath": str(path)} for path in sorted(noise.glob("*.wav"))]
+    lines.append({"audio_filepath": str(tmp_path / "gone.wav")})
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ("--phase1_steps", "4", "--phase2_steps", "0", "--max_bad_fraction", "0.5")
+    pretrain.main(command(manifest, tmp_path, *options))
+    assert "gone.wav" in caplog.text and "missing" in caplog.text
+    assert read_history(tmp_path / "out" / "metrics.jsonl")[-1]["skipped_clips"] >= 1
+
+
+def test_errors_are_one_sentence(noise, tmp_path):
+    with pytest.raises(SystemExit, match="error: .*no checkpoint in"):
+        pretrain.main(command(noise, tmp_path, "--resume_from_checkpoint", "latest"))
+    with pytest.raises(SystemExit, match="error: .*phase1_warmup_steps"):
+        pretrain.main(command(noise, tmp_path, "--phase1_warmup_steps", "50"))
+    with pytest.raises(SystemExit, match="error: "):
+        pretrain.main(command(tmp_path / "absent", tmp_path))
