@@ -61,14 +61,14 @@ class SJepaLogMelFrontEnd(Float32Buffers):
     Log-mel frames: `(batch_size, num_samples) -> (batch_size, sequence_length, num_mel_bins)`.
 
     The spectrum is a product with a table of windowed cosines and sines, in fp32: it compiles and exports like any
-    other layer. Energies are floored at 1e-6 before the logarithm, a little above the rounding noise of 16-bit audio.
+    other layer. Energies are floored at 1e-10 before the logarithm, so that quiet recordings keep their spectrum.
 
     Buffers (not saved; functions of the configuration):
         fourier (`(400, 402)`): Hann-windowed cosines and sines.
         mel_filters (`(201, num_mel_bins)`): triangular filters on the HTK mel scale, 0 to 8 kHz.
     """
 
-    energy_floor = 1e-6
+    energy_floor = 1e-10
 
     def __init__(self, config: SJepaConfig):
         super().__init__()
