@@ -26,14 +26,13 @@ class ModelArguments:
     initial_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Pretraining checkpoint (directory or Hub name) whose weights and mixture start this run. Unlike "
-            "resume_from_checkpoint, the optimizer and the step counter start afresh."
+            "help": "Pretraining checkpoint (directory or Hub name) whose weights start this run. Unlike with "
+            "resume_from_checkpoint, mixture, optimizer and step counter start afresh."
         },
     )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute layers in backward to save memory."}
     )
-    torch_compile: bool = field(default=False, metadata={"help": "Compile encoder and head with torch.compile."})
 
 
 @dataclass

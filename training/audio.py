@@ -217,6 +217,10 @@ def fetch(audio: str | bytes) -> str | bytes:
         return audio
 
 
+class BadAudioError(RuntimeError):
+    """So much of the audio cannot be used that the run stops."""
+
+
 class BadAudioMonitor:
     """Counts the clips that had to be skipped, names them in the log and stops a run that skips too many.
 
@@ -261,14 +265,13 @@ class BadAudioMonitor:
             end_of_data: the loader has given all its batches: no usable clip at all is then an error too.
 
         Raises:
-            RuntimeError: if more than `max_bad_fraction` of at least `min_clips` clips were skipped, or all of them
-            were and
-                no more will come.
+            BadAudioError: if more than `max_bad_fraction` of at least `min_clips` clips were skipped, or all of them
+                were and no more will come.
         """
         if end_of_data and self.seen == self.skipped:
-            raise RuntimeError(f"The training data gave no usable clip: {self._counts()}; check train_data.")
+            raise BadAudioError(f"The training data gave no usable clip: {self._counts()}; check train_data.")
         if self.seen >= self.min_clips and self.skipped > self.max_bad_fraction * self.seen:
-            raise RuntimeError(
+            raise BadAudioError(
                 f"{self._counts()}, more than max_bad_fraction={self.max_bad_fraction} allows: "
                 "repair the data (the log names the first ones) or raise max_bad_fraction."
             )

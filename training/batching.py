@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from training.audio import SAMPLING_RATE, BadAudio, Clip, Source, audio_length, check_samples
+from training.audio import SAMPLING_RATE, BadAudio, BadAudioError, Clip, Source, audio_length, check_samples
 from training.features import frame_lengths
 from training.masking import compute_span_mask
 
@@ -246,7 +246,7 @@ class BatchStream(IterableDataset):
         this worker's previous batch.
 
     Raises:
-        RuntimeError: when an epoch gives a reader no usable clip.
+        BadAudioError: when an epoch gives a reader no usable clip.
     """
 
     def __init__(
@@ -396,12 +396,12 @@ class BatchStream(IterableDataset):
         """Called after an epoch in which this reader found nothing usable; in a small share this may be chance."""
         count = unusable.total()
         if count == 0 and self.max_epochs is None:
-            raise RuntimeError(
+            raise BadAudioError(
                 f"Epoch {epoch} has no clip for one of {num_readers} readers (ranks x workers): lower num_workers."
             )
         if count >= HOPELESS or (count and num_readers == 1):
             reasons = ", ".join(f"{number} {reason}" for reason, number in unusable.most_common())
-            raise RuntimeError(
+            raise BadAudioError(
                 f"Epoch {epoch} gave no usable clip, {count} were skipped ({reasons}): check train_data."
             )
 

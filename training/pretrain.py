@@ -30,10 +30,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from sjepa_hf import SJepaForPreTraining, SJepaForPreTrainingOutput
 from training import checkpointing, figures
 from training.arguments import Arguments, parse_arguments
-from training.audio import BadAudioMonitor
+from training.audio import BadAudioError, BadAudioMonitor
 from training.augmentation import augment
 from training.checkpointing import LoopState
 from training.data import build_loader
+from training.features import MfccFeatures
 from training.layer_choice import LayerChoice
 from training.monitoring import Monitor, entropy_bits, target_metrics
 from training.schedules import ema_decay, learning_rate_factor
@@ -52,11 +53,13 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("httpx", "datasets", "matplotlib", "fsspec"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        arguments = parse_arguments(argv)
+        run = Pretraining(parse_arguments(argv))
+    except ValueError as error:  # settings, recipe, data or checkpoint: the sentence says it all
+        sys.exit(f"error: {error}")
+    try:
         with logging_redirect_tqdm():
-            Pretraining(arguments).run()
-    except (ValueError, RuntimeError) as error:
-        logger.debug("", exc_info=True)
+            run.run()
+    except BadAudioError as error:
         sys.exit(f"error: {error}")
 
 
@@ -83,7 +86,7 @@ class Pretraining:
         )
         self.output_dir = Path(run.output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        set_seed(run.seed, device_specific=True)
+        set_seed(run.seed)
         self.total_steps = run.phase1_steps + run.phase2_steps
         self.state = LoopState(active_layer=arguments.targets.start_layer)
         self.layer_choice = LayerChoice(
@@ -103,14 +106,18 @@ class Pretraining:
             )
         if arguments.model.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.phase == 1 and self.model.mixture.num_features != MfccFeatures.num_features:
+            self.model.replace_mixture(arguments.targets.phase1_components, MfccFeatures.num_features)
         self.model.to(self.accelerator.device).train()
-        self.optimizer = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=run.phase1_learning_rate,
             betas=(run.adam_beta1, run.adam_beta2),
             weight_decay=run.weight_decay,
             fused=self.accelerator.device.type in ("cuda", "cpu"),
         )
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        set_seed(run.seed, device_specific=True)  # dropout differs between ranks, weights do not
         if resumed:
             checkpointing.load_optimizer(resumed, self.optimizer, self.accelerator.scaler)
             if self.phase == 2 and (resumed / checkpointing.STATE_DIRECTORY / "teacher.safetensors").is_file():
@@ -123,6 +130,7 @@ class Pretraining:
             logger.info("Resumed from %s at step %d.", resumed, self.state.step)
         else:
             self.targets = MfccTargets(self.model.mixture)
+        self.loader = self._loader(arguments.data, run.seed, start_batch=self.state.micro_batches)
         self._wrap()
 
     @property
@@ -146,9 +154,9 @@ class Pretraining:
         monitor = Monitor(
             self.accelerator, self.output_dir, self.total_steps, state.step, self.model.config.hidden_size
         )
-        if state.step == 0 and self.phase == 1 and not self.arguments.model.initial_checkpoint:
+        if state.step == 0 and self.phase == 1:
             self.fit_mfcc_mixture()
-        batches = iter(self.open_data(start_batch=state.micro_batches))
+        batches = iter(self.loader)
         while state.step < self.total_steps:
             if self.phase == 2 and isinstance(self.targets, MfccTargets):
                 self.begin_phase_2()
@@ -296,10 +304,6 @@ class Pretraining:
 
     # Data
 
-    def open_data(self, start_batch: int):
-        """The endless training loader of this rank."""
-        return self._loader(self.arguments.data, self.arguments.run.seed, start_batch=start_batch)
-
     def fresh_pass(self, salt: int) -> Iterable[dict]:
         """One pass over the data in an order of its own, which leaves the training loader where it is."""
         data = replace(self.arguments.data, cache_gb=0.0, bucket_buffer_size=256)
@@ -340,8 +344,6 @@ class Pretraining:
 
     def _wrap(self) -> None:
         """Give the model to Accelerate; anew at the boundary, where its last layer is another one."""
-        if self.arguments.model.torch_compile:
-            self.model.compile(dynamic=True)
         self.wrapped = self.model
         if self.ranks > 1:
             self.wrapped = self.accelerator.prepare_model(self.model)

@@ -151,7 +151,7 @@ def test_the_waveform_front_end_and_gradient_accumulation(noise, tmp_path):
 def test_the_boundary_keeps_what_it_should(noise, tmp_path):
     """EMA encoder := encoder; optimizer state stays, but for the head's new last layer; the mixture fits features."""
     run = pretrain.Pretraining(pretrain.parse_arguments(command(noise, tmp_path, "--report_to", "none")))
-    batch = run.next_batch(iter(run.open_data(0)))
+    batch = run.next_batch(iter(run.loader))
     run.model(
         batch["input_values"], batch["attention_mask"], batch["mask_time_indices"], run.targets.posteriors(batch)
     ).loss.backward()
