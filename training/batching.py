@@ -7,7 +7,7 @@ decoding anything.
 
 import logging
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from itertools import count, islice
 from typing import NamedTuple
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 LENGTH_JITTER = 0.05  # clips up to 5 % apart in length are shuffled before they are batched
 LONGEST_CACHED = 4  # times max_seconds; of longer clips only the crop is decoded, and nothing cached
+OPEN_SHARDS = 8  # files of a streamed source that are read at a time
 HOPELESS = 50  # unusable clips in a row, at the end of an epoch without a usable one, that end the run
 ORDER, OWNER, SHUFFLE, MIX, BUCKET, CROP, MASK = range(7)  # independent random streams of one seed
 
@@ -211,14 +212,40 @@ class ClipStream:
             order = np.random.default_rng(words).permutation(len(dataset))[reader::num_readers]
             yield from (source.clip(dataset[row], row) for row in map(int, order))
             return
+        rng = np.random.default_rng(words)
+        shards = rng.permutation(dataset.num_shards)
         first, step = reader, num_readers
-        if dataset.num_shards >= num_readers:
-            dataset = dataset.shard(num_readers, reader, contiguous=False)
-            first, step = 0, 1
-        dataset = dataset.shuffle(seed=_random_state(*words), buffer_size=self.buffer_size)
+        if len(shards) >= num_readers:
+            shards, first, step = shards[reader::num_readers], 0, 1
         # `iter`, because `__iter__` would share the rows out among the workers a second time.
-        rows = ({source.column: row[source.column][0]} for row in dataset.iter(batch_size=1))
-        yield from (source.clip(row, i) for i, row in enumerate(islice(rows, first, None, step)))
+        parts = (dataset.shard(dataset.num_shards, int(shard)).iter(batch_size=1) for shard in shards)
+        rows = ({source.column: row[source.column][0]} for row in islice(_interleave(parts), first, None, step))
+        yield from (source.clip(row, i) for i, row in enumerate(_shuffle(rows, self.buffer_size, rng)))
+
+
+def _interleave(parts: Iterator[Iterator]) -> Iterator:
+    """Elements of the first few parts in turn, each exhausted one being followed by the next part."""
+    running = deque(islice(parts, OPEN_SHARDS))
+    while running:
+        element = next(running[0], None)
+        if element is None:
+            running.popleft()
+            running.extend(islice(parts, 1))
+        else:
+            running.rotate(-1)
+            yield element
+
+
+def _shuffle(elements: Iterator, buffer_size: int, rng: np.random.Generator) -> Iterator:
+    buffer = []
+    for element in elements:
+        if len(buffer) < buffer_size:
+            buffer.append(element)
+            continue
+        place = int(rng.integers(buffer_size))
+        yield buffer[place]
+        buffer[place] = element
+    yield from (buffer[place] for place in rng.permutation(len(buffer)))
 
 
 class BatchStream(IterableDataset):

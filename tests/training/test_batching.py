@@ -311,6 +311,16 @@ def test_a_streamed_epoch_is_every_clip_once_too(clips, num_shards, num_workers)
     assert {frozenset(numbers(batch)) for batch in whole[:5]} != {frozenset(numbers(batch)) for batch in whole[10:15]}
 
 
+def test_a_stream_is_shuffled_across_shards_and_epochs(clips):
+    corpus = ClipStream([streamed(clips, 9)], None, 0, buffer_size=8)
+    orders = [[clips.index(clip.name) for _, clip in corpus.epoch(epoch, 0, 1)] for epoch in range(3)]
+    assert all(sorted(order) == list(range(NUM_CLIPS)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    for order in orders:
+        assert len({number // 5 for number in order[:10]}) > 4  # shards of 5 clips
+        assert np.mean(np.abs(np.diff(order)) == 1) < 0.2
+
+
 def test_streamed_sources_with_weights(clips):
     corpus = ClipStream([streamed(clips[:5], 1), streamed(clips[5:], 2)], [1.0, 1.0], 0, buffer_size=10)
     drawn = [key_clip[1].name for key_clip in corpus.epoch(0, 0, 1)]

@@ -190,3 +190,15 @@ def test_errors_are_one_sentence(noise, tmp_path):
         pretrain.main(command(noise, tmp_path, "--phase1_warmup_steps", "50"))
     with pytest.raises(SystemExit, match="error: "):
         pretrain.main(command(tmp_path / "absent", tmp_path))
+
+
+def test_real_speech_is_predicted_better_than_by_a_constant_guess(speech, tmp_path):
+    """8 kHz FLAC of real digits: in seconds of training the loss falls below what the mixture's weights alone give."""
+    options = ["--phase1_steps", "60", "--phase2_steps", "0", "--phase1_components", "20", "--batch_seconds", "20"]
+    options += ["--phase1_learning_rate", "5e-3", "--phase1_warmup_steps", "10", "--logging_steps", "20"]
+    options += ["--fit_hours", "0.05", "--bucket_buffer_size", "600", "--layer_check_steps", "60"]
+    pretrain.main(command(speech / "digits_8khz", tmp_path, *options))
+    history = read_history(tmp_path / "out" / "metrics.jsonl")
+    assert history[-1]["visible_kl"] < 0.92 * history[-1]["baseline_kl"]
+    assert history[-1]["masked_kl"] < 0.98 * history[-1]["baseline_kl"]
+    assert history[-1]["skipped_clips"] == 0 and history[-1]["padded_share"] < 0.2
