@@ -172,7 +172,9 @@ class ClipStream:
 
     Sources take turns at random: equally often until they are used up, or by their weights, being repeated, until each
     has been read once. A source with at least as many shards (files) as there are readers is shared out by shards; of
-    any other each reader goes through all rows and keeps its own.
+    any other each reader goes through all rows and keeps its own. Shards come in random order, several at a time, and
+    their clips through a shuffle buffer. (`IterableDataset.shuffle` of datasets 5 reads shards in threads, and waits
+    five seconds at the end of each pass.)
     """
 
     size = 0
