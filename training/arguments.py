@@ -30,6 +30,13 @@ class ModelArguments:
             "resume_from_checkpoint, mixture, optimizer and step counter start afresh."
         },
     )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "sdpa (what Transformers chooses), flash_attention_2, eager, ... On a CPU with bf16, eager is up "
+            "to twice as fast as sdpa for clips of a few seconds."
+        },
+    )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute layers in backward to save memory."}
     )

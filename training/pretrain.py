@@ -17,9 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 
 
-# On a CPU, OpenMP threads that spin while they wait starve the process that decodes audio: ten times slower on two
-# cores (measured). Must be set before torch loads.
+# On a CPU, OpenMP threads that spin long while they wait starve the process that decodes audio: ten times slower on
+# two cores. Threads that never spin lose a quarter when alone; a short spin loses little in either case (measured).
+# Must be set before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import numpy as np
 import torch
@@ -100,9 +102,12 @@ class Pretraining:
             self.state = checkpointing.load_loop_state(resumed)
             self.layer_choice.active, self.layer_choice.scores = self.state.active_layer, self.state.layer_scores
         start = resumed or arguments.model.initial_checkpoint
+        attention = {"attn_implementation": arguments.model.attn_implementation}
         with self.accelerator.main_process_first():
             self.model = (
-                SJepaForPreTraining.from_pretrained(start) if start else SJepaForPreTraining(arguments.sjepa_config())
+                SJepaForPreTraining.from_pretrained(start, **attention)
+                if start
+                else SJepaForPreTraining._from_config(arguments.sjepa_config(), **attention)
             )
         if arguments.model.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
