@@ -7,12 +7,8 @@ HuBERT: forward, backward, optimizer of `HubertModel` with six layers, on the sa
 """
 
 import argparse
-import os
 import statistics
 import time
-
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from accelerate import Accelerator
