@@ -80,13 +80,7 @@ class DiagonalGaussianMixture(Float32Buffers):
         precisions that all components share adds the same to a whole row and is left out of the product.
         """
         with torch.autocast(features.device.type, enabled=False):
-            offsets, precisions, shared = self._offsets()
-            scaled = offsets * precisions
-            constants = self.weights.clamp_min(torch.finfo(torch.float32).tiny).log() - 0.5 * (
-                self.variances.log().sum(1) + (offsets * scaled).sum(1)
-            )
-            coefficients = torch.cat([scaled, 0.5 * (shared - precisions)], dim=1)  # [K, 2D]
-            return torch.addmm(constants, self._moments(features), coefficients.T)  # [N, K]
+            return self._scores(self._moments(features))
 
     @torch.no_grad()
     def log_joint(self, features: torch.Tensor) -> torch.Tensor:
@@ -109,6 +103,15 @@ class DiagonalGaussianMixture(Float32Buffers):
         frames = torch.sub(features, centre, out=moments[:, :size])
         torch.square(frames, out=moments[:, size:])
         return moments
+
+    def _scores(self, moments: torch.Tensor) -> torch.Tensor:
+        offsets, precisions, shared = self._offsets()
+        scaled = offsets * precisions
+        constants = self.weights.clamp_min(torch.finfo(torch.float32).tiny).log() - 0.5 * (
+            self.variances.log().sum(1) + (offsets * scaled).sum(1)
+        )
+        coefficients = torch.cat([scaled, 0.5 * (shared - precisions)], dim=1)  # [K, 2D]
+        return torch.addmm(constants, moments, coefficients.T)  # [N, K]
 
     @torch.no_grad()
     def log_prob(self, features: torch.Tensor) -> torch.Tensor:
@@ -141,9 +144,35 @@ class DiagonalGaussianMixture(Float32Buffers):
         Sufficient statistics of frames `(N, num_features)` under responsibilities `(N, num_components)`.
         """
         with torch.autocast(features.device.type, enabled=False):
-            responsibilities = responsibilities.float()
-            sums, squares = (responsibilities.T @ self._moments(features)).chunk(2, dim=1)
-            return SufficientStatistics(responsibilities.sum(0), sums, squares)
+            return self._statistics(self._moments(features), responsibilities.float())
+
+    def _statistics(self, moments: torch.Tensor, responsibilities: torch.Tensor) -> SufficientStatistics:
+        sums, squares = (responsibilities.T @ moments).chunk(2, dim=1)
+        return SufficientStatistics(responsibilities.sum(0), sums, squares)
+
+    @torch.no_grad()
+    def expectation(
+        self, features: torch.Tensor, real: torch.Tensor | None = None, temperature: float = 1.0
+    ) -> tuple[torch.Tensor, SufficientStatistics]:
+        """
+        Posterior and statistics of a batch at once, cheaper than one after the other: the E-step of online EM.
+
+        Args:
+            features (`torch.Tensor` of shape `(N, num_features)`): frames.
+            real (`torch.BoolTensor` of shape `(N,)`, *optional*): frames that count in the statistics.
+            temperature (`float`, *optional*, defaults to 1.0):
+                Tempers the posterior that is returned; the statistics always take the plain responsibilities.
+
+        Returns:
+            posterior `(N, num_components)` at `temperature`, and the [`SufficientStatistics`].
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            moments = self._moments(features)
+            scores = self._scores(moments)
+            responsibilities = soften(scores)
+            counted = responsibilities if real is None else responsibilities * real[:, None]
+            statistics = self._statistics(moments, counted)
+            return (responsibilities if temperature == 1 else soften(scores, temperature)), statistics
 
     @torch.no_grad()
     def update(
@@ -164,8 +193,10 @@ class DiagonalGaussianMixture(Float32Buffers):
                 The plain posterior of these frames, where it is already known.
         """
         if responsibilities is None:
-            responsibilities = self.posterior(features)
-        self.apply_statistics(self.statistics(features, responsibilities), decay, average)
+            statistics = self.expectation(features)[1]
+        else:
+            statistics = self.statistics(features, responsibilities)
+        self.apply_statistics(statistics, decay, average)
 
     @torch.no_grad()
     def apply_statistics(

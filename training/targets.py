@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel, SufficientStatistics
-from sjepa_hf.mixture import soften
 from training.features import MfccFeatures, frame_lengths
 from training.layer_choice import LayerChoice, effective_rank
 from training.reservoir import FrameReservoir
@@ -87,11 +86,8 @@ class OnlineTargets:
         """
         features = self.features(batch)
         frames = features.flatten(0, 1)  # [B * T, H]
-        scores = self.mixture.scores(frames)
-        responsibilities = soften(scores)
-        targets = responsibilities if self.temperature == 1 else soften(scores, self.temperature)
         real = real_frames(batch, features.shape[1]).flatten()
-        statistics = self.mixture.statistics(frames, responsibilities * real[:, None])
+        targets, statistics = self.mixture.expectation(frames, real, self.temperature)
         self._pending = statistics if self._pending is None else self._pending + statistics
         return targets.unflatten(0, features.shape[:2])
 

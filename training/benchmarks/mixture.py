@@ -64,7 +64,8 @@ def main() -> None:
     matrix = torch.randn(components, dims)
 
     def ours():
-        mixture.update(features, responsibilities=mixture.posterior(features))
+        _, sums = mixture.expectation(features)
+        mixture.apply_statistics(sums)
 
     def bare_products():
         features @ matrix.T
