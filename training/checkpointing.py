@@ -119,6 +119,11 @@ def load_loop_state(directory: Path) -> LoopState:
     return LoopState(**json.loads(path.read_text()))
 
 
+def has_teacher(directory: Path) -> bool:
+    """Whether the checkpoint was written in phase 2."""
+    return (directory / STATE_DIRECTORY / "teacher.safetensors").is_file()
+
+
 def load_teacher(directory: Path, teacher: torch.nn.Module) -> None:
     """Fill in the EMA encoder's weights."""
     teacher.load_state_dict(load_file(directory / STATE_DIRECTORY / "teacher.safetensors"), strict=False)

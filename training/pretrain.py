@@ -77,43 +77,51 @@ class Pretraining:
 
     def __init__(self, arguments: Arguments):
         self.arguments = arguments
-        run = arguments.run
-        trackers = [] if run.report_to == "none" else [run.report_to]
+        run, settings = arguments.run, arguments.targets
         self.accelerator = Accelerator(
             mixed_precision=choose_precision(run.mixed_precision),
-            log_with=trackers,
+            log_with=None if run.report_to == "none" else run.report_to,
             project_dir=run.output_dir,
             # The mixture is the same on all ranks by construction; sending it around would only hide a drift.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.output_dir = Path(run.output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        set_seed(run.seed)
         self.total_steps = run.phase1_steps + run.phase2_steps
-        self.state = LoopState(active_layer=arguments.targets.start_layer)
-        self.layer_choice = LayerChoice(
-            arguments.targets.start_layer, arguments.targets.layer_score_decay, arguments.targets.adaptive_layer
-        )
         self.bad_audio = BadAudioMonitor(arguments.data.max_bad_fraction)
-
+        self.layer_choice = LayerChoice(settings.start_layer, settings.layer_score_decay, settings.adaptive_layer)
+        self.state = LoopState(active_layer=settings.start_layer)
         resumed = None
         if run.resume_from_checkpoint:
             resumed = checkpointing.find_checkpoint(self.output_dir, run.resume_from_checkpoint)
             self.state = checkpointing.load_loop_state(resumed)
-            self.layer_choice.active, self.layer_choice.scores = self.state.active_layer, self.state.layer_scores
-        start = resumed or arguments.model.initial_checkpoint
-        attention = {"attn_implementation": arguments.model.attn_implementation}
-        with self.accelerator.main_process_first():
-            self.model = (
-                SJepaForPreTraining.from_pretrained(start, **attention)
-                if start
-                else SJepaForPreTraining._from_config(arguments.sjepa_config(), **attention)
-            )
-        if arguments.model.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if self.phase == 1 and self.model.mixture.num_features != MfccFeatures.num_features:
-            self.model.replace_mixture(arguments.targets.phase1_components, MfccFeatures.num_features)
-        self.model.to(self.accelerator.device).train()
+        set_seed(run.seed)
+        self.model = self._build_model(resumed or arguments.model.initial_checkpoint)
+        self.optimizer = self._build_optimizer()
+        set_seed(run.seed, device_specific=True)  # dropout differs between ranks, weights do not
+        self.targets = MfccTargets(self.model.mixture)
+        if resumed:
+            self._restore(resumed)
+        self.loader = self._loader(arguments.data, run.seed, start_batch=self.state.micro_batches)
+        self._wrap()
+
+    def _build_model(self, checkpoint: str | Path | None) -> SJepaForPreTraining:
+        """The model of a checkpoint, or a new one; for phase 1 with a mixture over MFCC."""
+        settings = self.arguments.model
+        attention = {"attn_implementation": settings.attn_implementation}
+        if checkpoint:
+            with self.accelerator.main_process_first():
+                model = SJepaForPreTraining.from_pretrained(checkpoint, **attention)
+        else:
+            model = SJepaForPreTraining._from_config(self.arguments.sjepa_config(), **attention)
+        if self.phase == 1 and model.mixture.num_features != MfccFeatures.num_features:
+            model.replace_mixture(self.arguments.targets.phase1_components, MfccFeatures.num_features)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model.to(self.accelerator.device).train()
+
+    def _build_optimizer(self):
+        run = self.arguments.run
         optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=run.phase1_learning_rate,
@@ -121,22 +129,18 @@ class Pretraining:
             weight_decay=run.weight_decay,
             fused=self.accelerator.device.type in ("cuda", "cpu"),
         )
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        set_seed(run.seed, device_specific=True)  # dropout differs between ranks, weights do not
-        if resumed:
-            checkpointing.load_optimizer(resumed, self.optimizer, self.accelerator.scaler)
-            if self.phase == 2 and (resumed / checkpointing.STATE_DIRECTORY / "teacher.safetensors").is_file():
-                self.targets = self._online_targets()
-                checkpointing.load_teacher(resumed, self.targets.teacher)
-            else:
-                self.targets = MfccTargets(self.model.mixture)
-            if not checkpointing.load_random_state(resumed, self.accelerator.process_index):
-                logger.warning("%s was written by fewer processes: dropout draws differ from now on.", resumed)
-            logger.info("Resumed from %s at step %d.", resumed, self.state.step)
-        else:
-            self.targets = MfccTargets(self.model.mixture)
-        self.loader = self._loader(arguments.data, run.seed, start_batch=self.state.micro_batches)
-        self._wrap()
+        return self.accelerator.prepare_optimizer(optimizer)
+
+    def _restore(self, checkpoint: Path) -> None:
+        """All of a checkpoint's training state but the loop state, which is there already."""
+        self.layer_choice.active, self.layer_choice.scores = self.state.active_layer, list(self.state.layer_scores)
+        checkpointing.load_optimizer(checkpoint, self.optimizer, self.accelerator.scaler)
+        if self.phase == 2 and checkpointing.has_teacher(checkpoint):
+            self.targets = self._online_targets()
+            checkpointing.load_teacher(checkpoint, self.targets.teacher)
+        if not checkpointing.load_random_state(checkpoint, self.accelerator.process_index):
+            logger.warning("%s was written by fewer processes: dropout draws differ from now on.", checkpoint)
+        logger.info("Resumed from %s at step %d.", checkpoint, self.state.step)
 
     @property
     def phase(self) -> int:
