@@ -159,7 +159,13 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         device, dtype = self.mixture.means.device, self.cluster_head.output.weight.dtype
         self.mixture = DiagonalGaussianMixture(num_components, num_features).to(device)
         self.cluster_head.output = nn.Linear(self.config.hidden_size, num_components).to(device, dtype)
-        self._init_weights(self.cluster_head.output)
+        self.reset_last_layer()
+
+    @torch.no_grad()
+    def reset_last_layer(self) -> None:
+        """Initialise the last layer of the cluster head anew: what it knew were other clusters."""
+        nn.init.normal_(self.cluster_head.output.weight, std=self.config.initializer_range)
+        nn.init.zeros_(self.cluster_head.output.bias)
 
     @can_return_tuple
     def forward(

@@ -221,17 +221,15 @@ class Pretraining:
         """The boundary: EMA encoder := encoder, a new mixture seeded on its features, a new last layer of the head."""
         settings = self.arguments.targets
         old = dict(zip(self.model.cluster_head.output.parameters(), range(2), strict=True))
-        torch.manual_seed(self.arguments.run.seed + 1)  # the same new layer on every rank
         self.model.replace_mixture(settings.phase2_components, self.model.config.hidden_size)
-        set_seed(self.arguments.run.seed + 2, device_specific=True)
         new = list(self.model.cluster_head.output.parameters())
         for group in self.optimizer.param_groups:
             group["params"] = [new[old[p]] if p in old else p for p in group["params"]]
         for parameter in old:
             self.optimizer.state.pop(parameter, None)
         self.targets = self._online_targets()
+        self.start_on_new_clusters(settings.seed_frames, salt=1)
         self._wrap()
-        self.seed_online_mixture(settings.seed_frames, salt=1)
 
     def look_after(self, monitor: Monitor, batch: dict, targets: torch.Tensor, output, rate: float, decay: float):
         """What happens now and then: dead components, effective ranks and the layer choice, metrics, checkpoints."""
@@ -250,7 +248,7 @@ class Pretraining:
         if ranks is not None and changed:
             logger.info("Step %d: layer %d now has the highest effective rank.", state.step, state.active_layer)
             if settings.reseed_on_layer_switch:
-                self.seed_online_mixture(settings.reseed_frames, salt=state.step)
+                self.start_on_new_clusters(settings.reseed_frames, salt=state.step)
         if state.step % run.save_steps == 0:
             self.save(self.output_dir / f"checkpoint-{state.step}")
             if self.accelerator.is_main_process:
@@ -274,8 +272,16 @@ class Pretraining:
         history = self.model.mixture.fit(sample, generator=generator, **self._fit_options())
         self._report_fit("MFCC", len(sample), history)
 
-    def seed_online_mixture(self, num_frames: int, salt: int) -> None:
-        """Phase 2's mixture from the EMA encoder's features, on audio of a pass of its own."""
+    def start_on_new_clusters(self, num_frames: int, salt: int) -> None:
+        """
+        Seed the online mixture on the EMA encoder's features, on audio of a pass of its own. The clusters are others
+        than before, so the last layer of the head starts anew (the same on every rank) and its optimizer state too.
+        """
+        with torch.random.fork_rng():
+            torch.manual_seed(self.arguments.run.seed + salt)
+            self.model.reset_last_layer()
+        for parameter in self.model.cluster_head.output.parameters():
+            self.optimizer.state.pop(parameter, None)
         history = self.targets.seed(
             self.fresh_pass(salt=salt), num_frames, self.arguments.run.seed + salt, **self._fit_options()
         )

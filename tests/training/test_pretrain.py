@@ -172,6 +172,25 @@ def test_the_boundary_keeps_what_it_should(noise, tmp_path):
     assert run.model.mixture.log_prob(features).mean() > untrained.log_prob(features).mean()
 
 
+def test_another_layer_means_other_clusters_and_a_new_last_layer(noise, tmp_path):
+    run = pretrain.Pretraining(pretrain.parse_arguments(command(noise, tmp_path, "--report_to", "none")))
+    run.begin_phase_2()
+    batch = run.next_batch(iter(run.loader))
+    run.model(
+        batch["input_values"], batch["attention_mask"], batch["mask_time_indices"], run.targets.posteriors(batch)
+    ).loss.backward()
+    run.optimizer.step()
+    head, means = run.model.cluster_head, run.model.mixture.means.clone()
+    first, last = head.layers[0].weight.clone(), head.output.weight.clone()
+    random_state = torch.get_rng_state()
+    run.layer_choice.active = 0
+    run.start_on_new_clusters(400, salt=7)
+    assert not torch.equal(run.model.mixture.means, means)
+    assert torch.equal(head.layers[0].weight, first) and not torch.equal(head.output.weight, last)
+    assert head.output.weight not in run.optimizer.state and head.layers[0].weight in run.optimizer.state
+    assert torch.equal(torch.get_rng_state(), random_state), "the run's own random numbers go on as they were"
+
+
 def test_bad_audio_is_skipped_counted_and_named(noise, tmp_path, caplog):
     manifest = tmp_path / "clips.jsonl"
     lines = [{"audio_filepath": str(path)} for path in sorted(noise.glob("*.wav"))]
