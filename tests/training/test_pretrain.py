@@ -1,6 +1,10 @@
 """The whole run on a few seconds of noise: both phases, the boundary, checkpoints, resuming, bad input."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from training.monitoring import read_history
 from training.targets import MfccTargets, OnlineTargets
 
 
+ROOT = Path(__file__).parents[2]
 RECIPE = """
 model_config:
   front_end: {front_end}
@@ -221,3 +226,17 @@ def test_real_speech_is_predicted_better_than_by_a_constant_guess(speech, tmp_pa
     assert history[-1]["visible_kl"] < 0.92 * history[-1]["baseline_kl"]
     assert history[-1]["masked_kl"] < 0.98 * history[-1]["baseline_kl"]
     assert history[-1]["skipped_clips"] == 0 and history[-1]["padded_share"] < 0.2
+
+
+def test_two_processes_run_both_phases(noise, tmp_path):
+    arguments = command(noise, tmp_path, "--report_to", "none", "--phase1_steps", "3", "--phase2_steps", "4")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, str(ROOT / "training" / "pretrain.py"), *arguments],
+        env=environment, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    state = tmp_path / "out" / "final" / "training_state"
+    assert (state / "rng-0.pt").exists() and (state / "rng-1.pt").exists()
+    assert load_loop_state(tmp_path / "out" / "final").step == 7
