@@ -231,7 +231,7 @@ def test_real_speech_is_predicted_better_than_by_a_constant_guess(speech, tmp_pa
 def test_two_processes_run_both_phases(noise, tmp_path):
     arguments = command(noise, tmp_path, "--report_to", "none", "--phase1_steps", "3", "--phase2_steps", "4")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*launcher, str(ROOT / "training" / "pretrain.py"), *arguments],
         env=environment, cwd=ROOT, capture_output=True, text=True,
