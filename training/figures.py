@@ -30,7 +30,7 @@ def draw_losses(history: list[dict], phase1_steps: int, path: Path) -> None:
     _mark_boundary(axes, history, phase1_steps)
     axes.set(xlabel="hours of audio seen", ylabel="KL(target || prediction) in nats", title="Pretraining loss")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     _save(figure, path)
 
 
