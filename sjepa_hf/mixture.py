@@ -87,9 +87,9 @@ class DiagonalGaussianMixture(Float32Buffers):
         """`log pi_k + log N(x_n; mu_k, s2_k)` in nats for features `(N, num_features)`: `(N, num_components)`."""
         with torch.autocast(features.device.type, enabled=False):
             shared = self._offsets()[2]
-            squares = self._moments(features)[:, self.num_features :]
-            rest = self.num_features * math.log(2 * math.pi) + squares @ shared  # [N]
-            return self.scores(features).sub_(0.5 * rest[:, None])
+            moments = self._moments(features)
+            rest = self.num_features * math.log(2 * math.pi) + moments[:, self.num_features :] @ shared  # [N]
+            return self._scores(moments).sub_(0.5 * rest[:, None])
 
     def _offsets(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Means about the centre, precisions, and the part of the precisions that all components share."""
@@ -132,8 +132,6 @@ class DiagonalGaussianMixture(Float32Buffers):
         Returns:
             `torch.Tensor` of shape `(N, num_components)`, fp32, rows summing to 1.
         """
-        if temperature <= 0:
-            raise ValueError(f"`temperature` is {temperature}; it must be positive (1 is the plain posterior).")
         return soften(self.scores(features), temperature)
 
     # Estimation
@@ -353,6 +351,8 @@ def soften(scores: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     `softmax(scores / temperature)` over components. What is below 1e-30 becomes zero: products with subnormal numbers,
     which sharp posteriors are full of, are forty times slower on a CPU.
     """
+    if temperature <= 0:
+        raise ValueError(f"`temperature` is {temperature}; it must be positive (1 is the plain posterior).")
     tempered = scores if temperature == 1 else scores / temperature
     return nn.functional.threshold_(tempered.softmax(-1), 1e-30, 0.0)
 
