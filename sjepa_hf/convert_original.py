@@ -7,17 +7,15 @@ output `y = P x`; both are linear, and become one: `(1 + E) P`.
 """
 
 import argparse
-import os
 import re
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import Wav2Vec2FeatureExtractor
 
 from .configuration_sjepa import SJepaConfig
 from .modeling_sjepa_pretraining import SJepaForPreTraining
+from .saving import feature_extractor, written_aside
 
 
 # Released name (a regular expression) -> ours. Order matters: the first match counts.
@@ -166,14 +164,9 @@ def convert(
     if "gmm_means" in loaded:
         for name in ("weights", "means", "variances"):
             getattr(model.mixture, name).copy_(loaded[f"gmm_{name}"])
-    output_dir = Path(output_dir)
-    aside = output_dir.with_name(output_dir.name + ".incomplete")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(aside)
-    if output_dir.exists():
-        shutil.rmtree(output_dir)
-    os.replace(aside, output_dir)
+    with written_aside(output_dir) as aside:
+        model.save_pretrained(aside)
+        feature_extractor().save_pretrained(aside)
     return model.eval()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from sjepa_hf import SJepaForPreTraining
-from training.checkpointing import save_model
+from sjepa_hf.saving import feature_extractor
 
 
 ROOT = Path(__file__).parents[1]
@@ -14,7 +14,8 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_python_snippets_run(make_config, tmp_path):
-    save_model(SJepaForPreTraining(make_config()), tmp_path)
+    SJepaForPreTraining(make_config()).save_pretrained(tmp_path)
+    feature_extractor().save_pretrained(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert snippets
     for snippet in snippets:

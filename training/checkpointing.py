@@ -5,7 +5,6 @@ weights are safetensors, tensors of the optimizer are read with `weights_only=Tr
 """
 
 import json
-import os
 import re
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -13,9 +12,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Wav2Vec2FeatureExtractor
 
 from sjepa_hf import SJepaForPreTraining
+from sjepa_hf.saving import feature_extractor, written_aside
 
 
 STATE_DIRECTORY = "training_state"
@@ -46,19 +45,6 @@ class LoopState:
     reseeded_components: int = 0
 
 
-def save_model(model: SJepaForPreTraining, directory: Path) -> None:
-    """Write weights, configuration and feature extractor: what the Hub wants."""
-    model.save_pretrained(directory)
-    feature_extractor().save_pretrained(directory)
-
-
-def feature_extractor() -> Wav2Vec2FeatureExtractor:
-    """16 kHz waveforms as they are (the front end norms them), zero-padded, with an attention mask."""
-    return Wav2Vec2FeatureExtractor(
-        feature_size=1, sampling_rate=16000, padding_value=0.0, do_normalize=False, return_attention_mask=True
-    )
-
-
 def save_checkpoint(
     directory: Path,
     model: SJepaForPreTraining,
@@ -69,23 +55,20 @@ def save_checkpoint(
     arguments: dict,
 ) -> None:
     """Write a whole checkpoint to `directory`, from the main process; it appears there only when it is complete."""
-    aside = directory.with_name(directory.name + ".incomplete")
-    shutil.rmtree(aside, ignore_errors=True)
-    inside = aside / STATE_DIRECTORY
-    inside.mkdir(parents=True)
-    save_model(model, aside)
-    torch.save(optimizer.state_dict(), inside / "optimizer.pt")
-    if teacher is not None:
-        save_file({k: v.contiguous() for k, v in teacher.state_dict().items()}, inside / "teacher.safetensors")
-    if scaler is not None:
-        torch.save(scaler.state_dict(), inside / "scaler.pt")
-    (inside / "loop.json").write_text(json.dumps(asdict(state), indent=1))
-    (inside / "arguments.json").write_text(json.dumps(arguments, indent=1))
-    for rng in directory.parent.glob(f".{directory.name}.rng-*.pt"):
-        rng.rename(inside / rng.name.removeprefix(f".{directory.name}."))
-    if directory.exists():
-        shutil.rmtree(directory)
-    os.replace(aside, directory)
+    with written_aside(directory) as aside:
+        model.save_pretrained(aside)
+        feature_extractor().save_pretrained(aside)
+        inside = aside / STATE_DIRECTORY
+        inside.mkdir()
+        torch.save(optimizer.state_dict(), inside / "optimizer.pt")
+        if teacher is not None:
+            save_file({k: v.contiguous() for k, v in teacher.state_dict().items()}, inside / "teacher.safetensors")
+        if scaler is not None:
+            torch.save(scaler.state_dict(), inside / "scaler.pt")
+        (inside / "loop.json").write_text(json.dumps(asdict(state), indent=1))
+        (inside / "arguments.json").write_text(json.dumps(arguments, indent=1))
+        for rng in directory.parent.glob(f".{directory.name}.rng-*.pt"):
+            rng.rename(inside / rng.name.removeprefix(f".{directory.name}."))
 
 
 def save_random_state(directory: Path, rank: int) -> None:
@@ -126,7 +109,7 @@ def has_teacher(directory: Path) -> bool:
 
 def load_teacher(directory: Path, teacher: torch.nn.Module) -> None:
     """Fill in the EMA encoder's weights."""
-    teacher.load_state_dict(load_file(directory / STATE_DIRECTORY / "teacher.safetensors"), strict=False)
+    teacher.load_state_dict(load_file(directory / STATE_DIRECTORY / "teacher.safetensors"))
 
 
 def load_optimizer(directory: Path, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:

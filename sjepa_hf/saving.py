@@ -1,0 +1,42 @@
+"""What every saved checkpoint shares: the feature extractor beside the weights, and a directory written aside."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import Wav2Vec2FeatureExtractor
+
+
+def feature_extractor() -> Wav2Vec2FeatureExtractor:
+    """16 kHz waveforms as they are (the front end norms them), zero-padded, with an attention mask."""
+    return Wav2Vec2FeatureExtractor(
+        feature_size=1, sampling_rate=16000, padding_value=0.0, do_normalize=False, return_attention_mask=True
+    )
+
+
+@contextmanager
+def written_aside(directory: str | Path) -> Iterator[Path]:
+    """
+    Write a directory under another name and rename it when it is whole: `directory` is never there half-written, and
+    one that is there already stays until its successor is complete.
+
+    Yields:
+        `Path` of an empty directory to write into; it is deleted again if the block raises.
+    """
+    directory = Path(directory)
+    aside = directory.with_name(directory.name + ".incomplete")
+    previous = directory.with_name(directory.name + ".previous")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if directory.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        os.replace(directory, previous)
+    os.replace(aside, directory)
+    shutil.rmtree(previous, ignore_errors=True)

@@ -1,0 +1,30 @@
+import pytest
+
+from sjepa_hf.saving import feature_extractor, written_aside
+
+
+def test_a_directory_appears_whole_and_replaces_its_predecessor(tmp_path):
+    target = tmp_path / "model"
+    for content in ("one", "two"):
+        with written_aside(target) as aside:
+            (aside / "a.txt").write_text(content)
+            assert not target.exists() or (target / "a.txt").read_text() == "one"
+        assert (target / "a.txt").read_text() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    target = tmp_path / "model"
+    with written_aside(target) as aside:
+        (aside / "a.txt").write_text("one")
+    with pytest.raises(OSError, match="disk"), written_aside(target) as aside:
+        (aside / "a.txt").write_text("tw")
+        raise OSError("disk full")
+    assert (target / "a.txt").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_feature_extractor_gives_padding_a_mask_and_leaves_the_level_alone():
+    inputs = feature_extractor()([[0.5] * 400, [0.25] * 800], sampling_rate=16000, padding=True, return_tensors="pt")
+    assert inputs["attention_mask"].sum(-1).tolist() == [400, 800]
+    assert inputs["input_values"].max() == 0.5
