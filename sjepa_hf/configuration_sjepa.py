@@ -1,9 +1,34 @@
 """Configuration of S-JEPA (arXiv 2606.19398): every default is the published base model."""
 
 import math
+import shutil
+from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+
+
+# Written into every saved configuration, so that any class opens from any checkpoint, without this package too.
+AUTO_MAP = {
+    "AutoConfig": "auto_classes.SJepaConfig",
+    "AutoModel": "auto_classes.SJepaModel",
+    "AutoModelForPreTraining": "auto_classes.SJepaForPreTraining",
+    "AutoModelForCTC": "auto_classes.SJepaForCTC",
+    "AutoModelForAudioClassification": "auto_classes.SJepaForSequenceClassification",
+    "AutoModelForAudioFrameClassification": "auto_classes.SJepaForAudioFrameClassification",
+    "AutoModelForAudioXVector": "auto_classes.SJepaForXVector",
+}
+# The files behind it: what `auto_classes` imports, directly or not.
+MODEL_CODE = (
+    "auto_classes.py",
+    "configuration_sjepa.py",
+    "float32.py",
+    "front_end.py",
+    "mixture.py",
+    "modeling_sjepa.py",
+    "modeling_sjepa_heads.py",
+    "modeling_sjepa_pretraining.py",
+)
 
 
 @strict
@@ -82,6 +107,28 @@ class SJepaConfig(PreTrainedConfig):
             Reduction of the CTC loss.
         ctc_zero_infinity (`bool`, *optional*, defaults to `True`):
             Whether clips with more labels than frames give a loss of zero instead of infinity.
+        apply_spec_augment (`bool`, *optional*, defaults to `True`):
+            Whether the heads hide random spans of frames and of feature dimensions while they are fine-tuned.
+        mask_time_prob (`float`, *optional*, defaults to 0.05):
+            Share of the frames that these spans would cover if none overlapped.
+        mask_time_length (`int`, *optional*, defaults to 10):
+            Frames per span.
+        mask_feature_prob (`float`, *optional*, defaults to 0.0):
+            The same share of the feature dimensions.
+        mask_feature_length (`int`, *optional*, defaults to 10):
+            Dimensions per span.
+        use_weighted_layer_sum (`bool`, *optional*, defaults to `False`):
+            Whether the heads read a learned average of all layers instead of the last one.
+        classifier_proj_size (`int`, *optional*, defaults to 256):
+            Width of the projection before pooling in [`SJepaForSequenceClassification`].
+        tdnn_dim (`tuple[int]`, *optional*, defaults to `(512, 512, 512, 512, 1500)`):
+            Channels of the time-delay layers of [`SJepaForXVector`].
+        tdnn_kernel (`tuple[int]`, *optional*, defaults to `(5, 3, 3, 1, 1)`):
+            Their kernel sizes.
+        tdnn_dilation (`tuple[int]`, *optional*, defaults to `(1, 2, 3, 1, 1)`):
+            Their dilations.
+        xvector_output_dim (`int`, *optional*, defaults to 512):
+            Size of the speaker embedding.
         pad_token_id (`int`, *optional*, defaults to 0):
             Blank of the CTC loss.
         bos_token_id (`int`, *optional*, defaults to 1):
@@ -134,6 +181,17 @@ class SJepaConfig(PreTrainedConfig):
     mixture_feature_size: int | None = None
     ctc_loss_reduction: str = "mean"
     ctc_zero_infinity: bool = True
+    apply_spec_augment: bool = True
+    mask_time_prob: float | int = 0.05
+    mask_time_length: int = 10
+    mask_feature_prob: float | int = 0.0
+    mask_feature_length: int = 10
+    use_weighted_layer_sum: bool = False
+    classifier_proj_size: int = 256
+    tdnn_dim: list[int] | tuple[int, ...] = (512, 512, 512, 512, 1500)
+    tdnn_kernel: list[int] | tuple[int, ...] = (5, 3, 3, 1, 1)
+    tdnn_dilation: list[int] | tuple[int, ...] = (1, 2, 3, 1, 1)
+    xvector_output_dim: int = 512
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
@@ -152,6 +210,20 @@ class SJepaConfig(PreTrainedConfig):
                 "`conv_dim`, `conv_stride` and `conv_kernel` describe the same convolutions and must have the same"
                 f" length, but have {len(self.conv_dim)}, {len(self.conv_stride)} and {len(self.conv_kernel)} entries."
             )
+        if not len(self.tdnn_dim) == len(self.tdnn_kernel) == len(self.tdnn_dilation) > 0:
+            raise ValueError(
+                "`tdnn_dim`, `tdnn_kernel` and `tdnn_dilation` describe the same layers and must have the same length,"
+                f" but have {len(self.tdnn_dim)}, {len(self.tdnn_kernel)} and {len(self.tdnn_dilation)} entries."
+            )
+        for probability, length in (
+            ("mask_time_prob", "mask_time_length"),
+            ("mask_feature_prob", "mask_feature_length"),
+        ):
+            if not 0 <= getattr(self, probability) <= 1 or getattr(self, length) < 1:
+                raise ValueError(
+                    f"`{probability}` must lie between 0 and 1 and `{length}` be at least 1, but they are"
+                    f" {getattr(self, probability)} and {getattr(self, length)}."
+                )
         for heads in ("num_attention_heads", "predictor_num_attention_heads"):
             if self.hidden_size % getattr(self, heads):
                 raise ValueError(
@@ -182,6 +254,20 @@ class SJepaConfig(PreTrainedConfig):
         """Frames of clips of `num_samples` samples (an `int` or an integer tensor); 0 for clips below one frame."""
         frames = (num_samples - self.receptive_field) // self.inputs_to_logits_ratio + 1
         return max(frames, 0) if isinstance(frames, int) else frames.clamp(min=0)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoConfig"):
+        """Nothing: `save_pretrained` always writes the code of all classes and where each of them is."""
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """As in Transformers, with the model's code beside config.json: what `trust_remote_code=True` runs."""
+        self.auto_map = dict(AUTO_MAP)
+        here, there = Path(__file__).parent, Path(save_directory)
+        there.mkdir(parents=True, exist_ok=True)
+        for name in MODEL_CODE:
+            if here.resolve() != there.resolve():
+                shutil.copyfile(here / name, there / name)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
 __all__ = ["SJepaConfig"]

@@ -1,4 +1,4 @@
-"""S-JEPA encoder and its heads (arXiv 2606.19398)."""
+"""S-JEPA encoder (arXiv 2606.19398)."""
 
 import math
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import CausalLMOutput, Wav2Vec2BaseModelOutput
+from transformers.modeling_outputs import Wav2Vec2BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig
@@ -262,6 +262,12 @@ class SJepaPreTrainedModel(PreTrainedModel):
             init.constant_(module.variance_floor, 1e-6)
         else:
             super()._init_weights(module)
+        if isinstance(getattr(module, "layer_weights", None), nn.Parameter):  # of a head over all layers
+            init.constant_(module.layer_weights, 1.0 / len(module.layer_weights))
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoModel"):
+        """Nothing: [`SJepaConfig.save_pretrained`] always writes the code of all classes and where each of them is."""
 
     def _get_feat_extract_output_lengths(self, input_lengths: torch.Tensor | int) -> torch.Tensor | int:
         """Frames of clips of `input_lengths` samples."""
@@ -301,6 +307,7 @@ class SJepaModel(SJepaPreTrainedModel):
         input_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         mask_time_indices: torch.Tensor | None = None,
+        mask_feature_indices: torch.Tensor | None = None,
         num_layers: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Wav2Vec2BaseModelOutput:
@@ -312,6 +319,8 @@ class SJepaModel(SJepaPreTrainedModel):
                 1 for real samples, 0 for padding. Without it, padded samples are speech like any other.
             mask_time_indices (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 True for the frames that are hidden from the encoder.
+            mask_feature_indices (`torch.BoolTensor` of shape `(batch_size, hidden_size)`, *optional*):
+                True for the dimensions of the projected features that are hidden in all frames (fine-tuning only).
             num_layers (`int`, *optional*):
                 Run only the first `num_layers` Transformer layers; `last_hidden_state` is then theirs.
 
@@ -340,64 +349,10 @@ class SJepaModel(SJepaPreTrainedModel):
         if mask_time_indices is not None:
             check_mask(mask_time_indices, hidden_states)
             hidden_states = hidden_states * ~mask_time_indices[:, :, None]
+        if mask_feature_indices is not None:
+            hidden_states = hidden_states * ~mask_feature_indices[:, None, :]
         hidden_states = self.encoder(hidden_states, frame_mask, num_layers, **kwargs)
         return Wav2Vec2BaseModelOutput(last_hidden_state=hidden_states, extract_features=extract_features)
-
-
-class SJepaForCTC(SJepaPreTrainedModel):
-    """S-JEPA encoder with a linear layer over its frames, for connectionist temporal classification."""
-
-    _keys_to_ignore_on_load_unexpected = PRETRAINING_ONLY
-
-    def __init__(self, config: SJepaConfig):
-        super().__init__(config)
-        self.sjepa = SJepaModel(config)
-        self.dropout = nn.Dropout(config.final_dropout)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
-        self.post_init()
-
-    def freeze_feature_encoder(self):
-        """Stop the gradient at the front end, as fine-tuning usually does."""
-        self.sjepa.freeze_feature_encoder()
-
-    def freeze_base_model(self):
-        """Train the output layer alone."""
-        self.sjepa.requires_grad_(False)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_values: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutput:
-        r"""
-        Args:
-            input_values (`torch.Tensor` of shape `(batch_size, num_samples)`): waveforms at 16 kHz, right-padded.
-            attention_mask (`torch.Tensor` of shape `(batch_size, num_samples)`, *optional*): 1 for real samples.
-            labels (`torch.LongTensor` of shape `(batch_size, target_length)`, *optional*):
-                Token ids; -100 and the blank (`config.pad_token_id`) are left out.
-
-        Returns:
-            `CausalLMOutput` with `logits` `(batch_size, sequence_length, vocab_size)` and, given labels, `loss`.
-        """
-        outputs = self.sjepa(input_values, attention_mask=attention_mask, **kwargs)
-        logits = self.lm_head(self.dropout(outputs.last_hidden_state))
-        loss = None
-        if labels is not None:
-            mask = attention_mask if attention_mask is not None else torch.ones_like(input_values, dtype=torch.long)
-            loss = self.loss_function(
-                logits=logits,
-                labels=labels,
-                logit_lengths=self._get_feat_extract_output_lengths(mask.sum(-1)),
-                blank_token_id=self.config.pad_token_id,
-                reduction=self.config.ctc_loss_reduction,
-                zero_infinity=self.config.ctc_zero_infinity,
-            )
-        return CausalLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
 
 
 def pick(hidden_states: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
@@ -454,4 +409,4 @@ def check_mask(mask_time_indices: torch.Tensor, hidden_states: torch.Tensor) -> 
         )
 
 
-__all__ = ["SJepaForCTC", "SJepaModel", "SJepaPreTrainedModel"]
+__all__ = ["SJepaModel", "SJepaPreTrainedModel"]

@@ -1,0 +1,349 @@
+"""What is fine-tuned on top of the encoder: CTC, classification of clips and of frames, speaker embeddings.
+
+Arguments and outputs are those of the WavLM heads of the same names; pooling, convolutions over time and losses read
+real frames only.
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    CausalLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+    Wav2Vec2BaseModelOutput,
+    XVectorOutput,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_sjepa import SJepaConfig
+from .modeling_sjepa import PRETRAINING_ONLY, SJepaModel, SJepaPreTrainedModel
+
+
+class SJepaEncoderWithHead(SJepaPreTrainedModel):
+    """
+    What the heads share: the encoder, SpecAugment while it is fine-tuned, and a choice of features: the last layer's,
+    or a learned average of all layers (`config.use_weighted_layer_sum`).
+    """
+
+    _keys_to_ignore_on_load_unexpected = PRETRAINING_ONLY
+
+    def __init__(self, config: SJepaConfig):
+        super().__init__(config)
+        self.sjepa = SJepaModel(config)
+        if config.use_weighted_layer_sum:
+            num_layers = config.num_hidden_layers + 1  # the input of the first layer counts
+            self.layer_weights = nn.Parameter(torch.full((num_layers,), 1.0 / num_layers))
+
+    def freeze_feature_encoder(self):
+        """Stop the gradient at the front end, as fine-tuning usually does."""
+        self.sjepa.freeze_feature_encoder()
+
+    def freeze_base_model(self):
+        """Train the head alone."""
+        self.sjepa.requires_grad_(False)
+
+    def encode(
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor, Wav2Vec2BaseModelOutput]:
+        """
+        Features of a batch.
+
+        Returns:
+            features `(batch_size, sequence_length, hidden_size)`; which frames are real, bool
+            `(batch_size, sequence_length)`; and the encoder's outputs as the caller asked for them.
+        """
+        all_layers = self.config.use_weighted_layer_sum
+        wants_hidden_states = kwargs.pop("output_hidden_states", None)
+        wants_hidden_states = self.config.output_hidden_states if wants_hidden_states is None else wants_hidden_states
+        sequence_length = self.config.num_frames(input_values.shape[-1])
+        if attention_mask is None:
+            lengths = torch.full((len(input_values),), sequence_length, device=input_values.device)
+        else:
+            lengths = self._get_feat_extract_output_lengths(attention_mask.sum(-1).to(torch.long))
+        if self.training and self.config.apply_spec_augment and "mask_time_indices" not in kwargs:
+            kwargs |= spec_augment(self.config, lengths, sequence_length)
+        outputs = self.sjepa(
+            input_values,
+            attention_mask=attention_mask,
+            output_hidden_states=True if all_layers else wants_hidden_states,
+            **kwargs,
+        )
+        features = outputs.last_hidden_state
+        if all_layers:
+            weights = self.layer_weights.float().softmax(-1)
+            features = sum(w * h for w, h in zip(weights, outputs.hidden_states, strict=True)).to(features.dtype)
+        if not wants_hidden_states:
+            outputs.hidden_states = None
+        frame_mask = torch.arange(features.shape[1], device=lengths.device) < lengths[:, None]
+        return features, frame_mask, outputs
+
+
+class SJepaForCTC(SJepaEncoderWithHead):
+    """S-JEPA encoder with a linear layer over its frames, for connectionist temporal classification."""
+
+    def __init__(self, config: SJepaConfig):
+        super().__init__(config)
+        self.dropout = nn.Dropout(config.final_dropout)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutput:
+        r"""
+        Args:
+            input_values (`torch.Tensor` of shape `(batch_size, num_samples)`): waveforms at 16 kHz, right-padded.
+            attention_mask (`torch.Tensor` of shape `(batch_size, num_samples)`, *optional*): 1 for real samples.
+            labels (`torch.LongTensor` of shape `(batch_size, target_length)`, *optional*):
+                Token ids; -100 and the blank (`config.pad_token_id`) are left out.
+
+        Returns:
+            `CausalLMOutput` with `logits` `(batch_size, sequence_length, vocab_size)` and, given labels, `loss`.
+        """
+        features, frame_mask, outputs = self.encode(input_values, attention_mask, **kwargs)
+        logits = self.lm_head(self.dropout(features))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                logit_lengths=frame_mask.sum(-1),
+                blank_token_id=self.config.pad_token_id,
+                reduction=self.config.ctc_loss_reduction,
+                zero_infinity=self.config.ctc_zero_infinity,
+            )
+        return CausalLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class SJepaForSequenceClassification(SJepaEncoderWithHead):
+    """S-JEPA encoder, its frames projected and averaged, and a linear classifier: keywords, intents, speakers."""
+
+    def __init__(self, config: SJepaConfig):
+        super().__init__(config)
+        self.projector = nn.Linear(config.hidden_size, config.classifier_proj_size)
+        self.classifier = nn.Linear(config.classifier_proj_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        r"""
+        Args:
+            input_values (`torch.Tensor` of shape `(batch_size, num_samples)`): waveforms at 16 kHz, right-padded.
+            attention_mask (`torch.Tensor` of shape `(batch_size, num_samples)`, *optional*): 1 for real samples.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class of each clip; -100 leaves it out.
+
+        Returns:
+            `SequenceClassifierOutput` with `logits` `(batch_size, num_labels)` and, given labels, `loss`.
+        """
+        features, frame_mask, outputs = self.encode(input_values, attention_mask, **kwargs)
+        pooled, _ = masked_mean_and_std(self.projector(features), frame_mask)
+        logits = self.classifier(pooled.to(features.dtype))
+        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels.view(-1))
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class SJepaForAudioFrameClassification(SJepaEncoderWithHead):
+    """S-JEPA encoder with a linear classifier of every frame: phones, voice activity, who speaks when."""
+
+    def __init__(self, config: SJepaConfig):
+        super().__init__(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        r"""
+        Args:
+            input_values (`torch.Tensor` of shape `(batch_size, num_samples)`): waveforms at 16 kHz, right-padded.
+            attention_mask (`torch.Tensor` of shape `(batch_size, num_samples)`, *optional*): 1 for real samples.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)` or, one-hot,
+                `(batch_size, sequence_length, num_labels)`, *optional*):
+                Class of each frame; -100 leaves it out, and so does padding.
+
+        Returns:
+            `TokenClassifierOutput` with `logits` `(batch_size, sequence_length, num_labels)`; given labels, `loss`.
+        """
+        features, frame_mask, outputs = self.encode(input_values, attention_mask, **kwargs)
+        logits = self.classifier(features)
+        loss = None
+        if labels is not None:
+            classes = labels.argmax(-1) if labels.ndim == 3 else labels
+            classes = classes.masked_fill(~frame_mask, -100)
+            loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), classes.flatten())
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class SJepaTDNNLayer(nn.Module):
+    """One time-delay layer: a dilated convolution over frames, then ReLU."""
+
+    def __init__(self, config: SJepaConfig, layer_id: int):
+        super().__init__()
+        self.conv = nn.Conv1d(
+            config.tdnn_dim[max(layer_id - 1, 0)],
+            config.tdnn_dim[layer_id],
+            kernel_size=config.tdnn_kernel[layer_id],
+            dilation=config.tdnn_dilation[layer_id],
+        )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.conv(hidden_states.transpose(1, 2)).transpose(1, 2).relu()
+
+
+class SJepaAMSoftmaxLoss(nn.Module):
+    """Additive-margin softmax (arXiv 1801.05599): cosines to class vectors, that of the right class less a margin."""
+
+    def __init__(self, input_size: int, num_labels: int, scale: float = 30.0, margin: float = 0.4):
+        super().__init__()
+        self.scale, self.margin = scale, margin
+        self.weight = nn.Parameter(torch.randn(input_size, num_labels))
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        cosines = nn.functional.normalize(embeddings.float(), dim=1) @ nn.functional.normalize(self.weight, dim=0)
+        right = nn.functional.one_hot(labels.view(-1), cosines.shape[-1])
+        return nn.functional.cross_entropy(self.scale * (cosines - self.margin * right), labels.view(-1))
+
+
+class SJepaForXVector(SJepaEncoderWithHead):
+    """S-JEPA encoder with a time-delay network and statistics pooling (x-vectors), for speaker verification."""
+
+    def __init__(self, config: SJepaConfig):
+        super().__init__(config)
+        self.projector = nn.Linear(config.hidden_size, config.tdnn_dim[0])
+        self.tdnn = nn.ModuleList([SJepaTDNNLayer(config, i) for i in range(len(config.tdnn_dim))])
+        self.feature_extractor = nn.Linear(config.tdnn_dim[-1] * 2, config.xvector_output_dim)
+        self.classifier = nn.Linear(config.xvector_output_dim, config.xvector_output_dim)
+        self.objective = SJepaAMSoftmaxLoss(config.xvector_output_dim, config.num_labels)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, SJepaAMSoftmaxLoss):
+            init.normal_(module.weight)
+        else:
+            super()._init_weights(module)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> XVectorOutput:
+        r"""
+        Args:
+            input_values (`torch.Tensor` of shape `(batch_size, num_samples)`): waveforms at 16 kHz, right-padded.
+            attention_mask (`torch.Tensor` of shape `(batch_size, num_samples)`, *optional*): 1 for real samples.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): speaker of each clip.
+
+        Returns:
+            `XVectorOutput` with `embeddings` and `logits`, both `(batch_size, xvector_output_dim)`: compare clips by
+            the cosine of their `embeddings`; given labels, `loss`.
+        """
+        features, frame_mask, outputs = self.encode(input_values, attention_mask, **kwargs)
+        context = sum((k - 1) * d for k, d in zip(self.config.tdnn_kernel, self.config.tdnn_dilation, strict=True))
+        hidden_states = self.projector(features) * frame_mask[:, :, None]
+        # Clips shorter than what one output reads see zeros behind their end, alone as in a batch.
+        hidden_states = nn.functional.pad(hidden_states, (0, 0, 0, max(context + 1 - hidden_states.shape[1], 0)))
+        for layer in self.tdnn:
+            hidden_states = layer(hidden_states)
+        lengths = (frame_mask.sum(-1) - context).clamp_min(1)
+        real = torch.arange(hidden_states.shape[1], device=lengths.device) < lengths[:, None]
+        statistics = torch.cat(masked_mean_and_std(hidden_states, real), dim=-1).to(features.dtype)
+        embeddings = self.feature_extractor(statistics)
+        logits = self.classifier(embeddings)
+        return XVectorOutput(
+            loss=None if labels is None else self.objective(logits, labels),
+            logits=logits,
+            embeddings=embeddings,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def masked_mean_and_std(hidden_states: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Mean and (unbiased) standard deviation over the frames where `mask` `(batch_size, sequence_length)` is True, both
+    `(batch_size, H)` in fp32. A clip without any such frame gives zeros, one with a single frame a deviation of zero.
+    """
+    hidden_states = hidden_states.float()
+    mask = mask[:, :, None]
+    count = mask.sum(1)
+    mean = (hidden_states * mask).sum(1) / count.clamp_min(1)
+    variance = ((hidden_states - mean[:, None]) * mask).square().sum(1) / (count - 1).clamp_min(1)
+    return mean, variance.clamp_min(1e-14).sqrt()  # the floor keeps the gradient finite where nothing varies
+
+
+def spec_augment(config: SJepaConfig, lengths: torch.Tensor, sequence_length: int) -> dict[str, torch.Tensor]:
+    """
+    Random spans of frames and of feature dimensions to hide while fine-tuning (SpecAugment, arXiv 1904.08779; rates as
+    in HuBERT). Padding is never masked; it needs neither the host nor NumPy.
+
+    Args:
+        lengths (`torch.LongTensor` of shape `(batch_size,)`): real frames of each clip.
+        sequence_length (`int`): frames of the padded batch.
+
+    Returns:
+        `mask_time_indices` `(batch_size, sequence_length)` and `mask_feature_indices` `(batch_size, hidden_size)`,
+        those of them that the configuration asks for.
+    """
+    masks = {}
+    if config.mask_time_prob > 0:
+        masks["mask_time_indices"] = random_spans(
+            lengths, sequence_length, config.mask_time_prob, config.mask_time_length
+        )
+    if config.mask_feature_prob > 0:
+        size = torch.full_like(lengths, config.hidden_size)
+        masks["mask_feature_indices"] = random_spans(
+            size, config.hidden_size, config.mask_feature_prob, config.mask_feature_length
+        )
+    return masks
+
+
+def random_spans(lengths: torch.Tensor, size: int, prob: float, span: int) -> torch.Tensor:
+    """
+    `prob * length / span` spans (rounded up or down at random, so that the mean is exact) at uniform places of each
+    row; they may overlap. Rows of at most `span` entries stay whole. Bool `(batch_size, size)`.
+    """
+    count = (prob * lengths / span + torch.rand(len(lengths), device=lengths.device)).floor()  # [B]
+    most = int(prob * size / span + 1)
+    starts = torch.rand(len(lengths), most, device=lengths.device) * (lengths - span + 1).clamp_min(1)[:, None]
+    starts = starts.floor()[:, :, None]  # [B, spans, 1]
+    drawn = (torch.arange(most, device=lengths.device) < count[:, None]) & (lengths > span)[:, None]
+    place = torch.arange(size, device=lengths.device)
+    covered = (place >= starts) & (place < starts + span) & drawn[:, :, None]  # [B, spans, size]
+    return covered.any(1) & (place < lengths[:, None])
+
+
+__all__ = [
+    "SJepaForAudioFrameClassification",
+    "SJepaForCTC",
+    "SJepaForSequenceClassification",
+    "SJepaForXVector",
+]

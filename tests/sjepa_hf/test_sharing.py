@@ -1,0 +1,113 @@
+"""A checkpoint opens anywhere: every class from one directory, with this package and without it, and in pipelines."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import transformers
+from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2Processor, pipeline
+
+import sjepa_hf
+from sjepa_hf.configuration_sjepa import AUTO_MAP, MODEL_CODE
+from sjepa_hf.saving import feature_extractor
+
+
+CLASSES = {auto_class: reference.split(".")[1] for auto_class, reference in AUTO_MAP.items()}
+WAVEFORM = np.random.default_rng(0).standard_normal(16000 * 7).astype("float32") * 0.1
+LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]
+
+
+@pytest.fixture
+def asr_checkpoint(make_config, tmp_path):
+    vocabulary = tmp_path / "vocab.json"
+    vocabulary.write_text(json.dumps({letter: i for i, letter in enumerate(LETTERS)}))
+    Wav2Vec2Processor(feature_extractor(), Wav2Vec2CTCTokenizer(str(vocabulary))).save_pretrained(tmp_path / "asr")
+    sjepa_hf.SJepaForCTC(make_config()).save_pretrained(tmp_path / "asr")
+    return tmp_path / "asr"
+
+
+@pytest.fixture
+def classifier_checkpoint(make_config, tmp_path):
+    names = {0: "yes", 1: "no", 2: "stop"}
+    config = make_config(id2label=names, label2id={name: i for i, name in names.items()})
+    sjepa_hf.SJepaForSequenceClassification(config).save_pretrained(tmp_path / "kws")
+    feature_extractor().save_pretrained(tmp_path / "kws")
+    return tmp_path / "kws"
+
+
+def without_the_package(code: str) -> str:
+    """What `code` prints in a process that cannot import sjepa_hf."""
+    blocked = "import sys; sys.modules['sjepa_hf'] = None; sys.modules['training'] = None\n"
+    done = subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_class_is_registered_and_mapped(make_config):
+    config = make_config()
+    for auto_class, name in CLASSES.items():
+        if auto_class == "AutoConfig":
+            assert type(transformers.AutoConfig.for_model("sjepa")) is sjepa_hf.SJepaConfig
+        else:
+            assert type(getattr(transformers, auto_class).from_config(config)) is getattr(sjepa_hf, name)
+
+
+def test_the_code_in_a_checkpoint_is_complete(asr_checkpoint):
+    """Every file of the package that the model imports is in it, and no other."""
+    imported = transformers.dynamic_module_utils.get_relative_import_files(str(asr_checkpoint / "auto_classes.py"))
+    names = {path.rsplit("/", 1)[1] for path in imported} | {"auto_classes.py"}
+    assert names == set(MODEL_CODE) == {path.name for path in asr_checkpoint.glob("*.py")}
+
+
+def test_opens_without_the_package_and_saves_again(asr_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    again = tmp_path / "again"
+    printed = without_the_package(f"""
+import torch, transformers
+for name in {[name for name in CLASSES if name != "AutoConfig"]}:
+    model = getattr(transformers, name).from_pretrained({str(asr_checkpoint)!r}, trust_remote_code=True)
+    print(type(model).__name__, tuple(model.eval()(torch.zeros(1, 16000) + torch.arange(16000) % 7)[0].shape))
+model = transformers.AutoModelForCTC.from_pretrained({str(asr_checkpoint)!r}, trust_remote_code=True)
+model.save_pretrained({str(again)!r})
+config = transformers.AutoConfig.from_pretrained({str(again)!r}, trust_remote_code=True)
+config.save_pretrained({str(again)!r})
+model = transformers.AutoModelForCTC.from_pretrained({str(again)!r}, trust_remote_code=True)
+""")
+    assert [line.split()[0] for line in printed.splitlines()] == [n for a, n in CLASSES.items() if a != "AutoConfig"]
+    assert "SJepaForCTC (1, 49, 32)" in printed
+    for path in (*asr_checkpoint.glob("*.py"), asr_checkpoint / "model.safetensors"):
+        assert (again / path.name).read_bytes() == path.read_bytes()
+    assert json.loads((again / "config.json").read_text())["auto_map"] == AUTO_MAP
+
+
+def test_speech_recognition_pipeline(asr_checkpoint):
+    recognise = pipeline("automatic-speech-recognition", model=str(asr_checkpoint))
+    assert type(recognise.model) is sjepa_hf.SJepaForCTC
+    whole = recognise(WAVEFORM)
+    assert isinstance(whole["text"], str)
+    for unit in ("char", "word"):
+        found = recognise(WAVEFORM, chunk_length_s=4, stride_length_s=1, return_timestamps=unit)
+        ends = [chunk["timestamp"][1] for chunk in found["chunks"]]
+        assert ends == sorted(ends) and all(0 <= end <= 7 for end in ends)
+
+
+def test_audio_classification_pipeline(classifier_checkpoint):
+    found = pipeline("audio-classification", model=str(classifier_checkpoint))(WAVEFORM, top_k=3)
+    assert {entry["label"] for entry in found} == {"yes", "no", "stop"}
+    assert sum(entry["score"] for entry in found) == pytest.approx(1, abs=1e-4)
+
+
+def test_pipelines_without_the_package(asr_checkpoint, classifier_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    printed = without_the_package(f"""
+import numpy as np
+from transformers import pipeline
+audio = np.random.default_rng(0).standard_normal(16000 * 7).astype("float32") * 0.1
+p = pipeline("automatic-speech-recognition", model={str(asr_checkpoint)!r}, trust_remote_code=True)
+print(p(audio, chunk_length_s=4, stride_length_s=1)["text"] is not None)
+p = pipeline("audio-classification", model={str(classifier_checkpoint)!r}, trust_remote_code=True)
+print(len(p(audio)))
+""")
+    assert printed.split() == ["True", "3"]
