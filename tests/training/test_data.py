@@ -17,9 +17,10 @@ import soundfile
 import torch
 from transformers import HfArgumentParser
 
-import training.data
+import training.sources
 from training.audio import SAMPLING_RATE, BadAudioMonitor, read_audio
-from training.data import DataArguments, build_loader, open_source
+from training.data import DataArguments, build_loader
+from training.sources import open_source
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +162,7 @@ def test_hub_name_config_and_split_are_handed_on(tmp_path, monkeypatch, streamin
             "parquet", data_files=str(tmp_path / "speech.parquet"), split="train", streaming=options["streaming"]
         )
 
-    monkeypatch.setattr(training.data, "load_dataset", load_dataset)
+    monkeypatch.setattr(training.sources, "load_dataset", load_dataset)
     assert found("org/name::clean::train.100", streaming=streaming) == [1, 2, 3]
     assert found("org/name", streaming=streaming) == [1, 2, 3]
     assert asked == [("org/name", "clean", "train.100", streaming), ("org/name", None, "train", streaming)]
@@ -179,7 +180,9 @@ def test_streamed_folders_and_archives_of_the_hub_need_no_torchcodec(tmp_path, m
     }
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     monkeypatch.setattr(
-        training.data, "load_dataset", lambda name, config, **kwargs: datasets.load_dataset(**builders[name], **kwargs)
+        training.sources,
+        "load_dataset",
+        lambda name, config, **kwargs: datasets.load_dataset(**builders[name], **kwargs),
     )
     for name in builders:
         assert found(name, streaming=True) == [1, 2, 3]
@@ -262,7 +265,7 @@ def test_empty_manifest_and_too_few_clips(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="list.jsonl names no clip"):
         build_loader(DataArguments(train_data=[str(manifest)]))
     empty = datasets.Dataset.from_dict({"audio": []}, features=datasets.Features({"audio": datasets.Audio()}))
-    monkeypatch.setattr(training.data, "load_dataset", lambda *what, **options: empty)
+    monkeypatch.setattr(training.sources, "load_dataset", lambda *what, **options: empty)
     with pytest.raises(ValueError, match="org/none' holds no clip"):
         build_loader(DataArguments(train_data=["org/none"]))
     manifest.write_text('{"wav_path": "a.wav"}\n' * 3)

@@ -1,0 +1,158 @@
+"""Labelled clips for fine-tuning and evaluation: any source of `training/sources.py`, with columns beside the audio.
+
+clips = open_labelled(["train/"], ["transcript"])
+clips[0]["input_values"], clips[0]["transcript"]
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from training.audio import SAMPLING_RATE, BadAudio, BadAudioError, BadAudioMonitor, Clip, Source, audio_length
+from training.sources import open_source
+
+
+logger = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """Where a clip stands: number of its source, of its row, and its length in samples at 16 kHz."""
+
+    source: int
+    row: int
+    num_samples: int
+
+
+class LabelledClips(torch.utils.data.Dataset):
+    """
+    Clips with their labels; audio is decoded when an item is asked for, and nothing is copied to disk.
+
+    `clips[i]` is a dict of `input_values` `(num_samples,)` float32 at 16 kHz, and of the labels by name; or None for a
+    clip whose audio turns out to be unusable, which is logged and counted. `usable` takes such items out of a batch.
+
+    Attributes:
+        labels (`dict[str, list[str]]`): every label of every clip, without decoding anything.
+        num_samples (`list[int]`): length of every clip, from the file headers.
+    """
+
+    def __init__(
+        self, sources: list[Source], places: list[Place], labels: dict[str, list[str]], max_bad_fraction: float
+    ):
+        self.sources = sources
+        self.places = places
+        self.labels = labels
+        self.num_samples = [place.num_samples for place in places]
+        self._monitor = BadAudioMonitor(max_bad_fraction)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def clip(self, index: int) -> Clip:
+        """The clip without its audio being decoded: its name, and where it lies."""
+        source, row, _ = self.places[index]
+        return self.sources[source].clip(self.sources[source].dataset[row], row)
+
+    def __getitem__(self, index: int) -> dict | None:
+        clip = self.clip(index)
+        try:
+            waveform = clip.read()
+        except BadAudio as error:
+            self._monitor.update(0, [(clip.name, error.reason)])
+            self._monitor.check()
+            return None
+        self._monitor.update(1, [])
+        return {"input_values": waveform} | {name: values[index] for name, values in self.labels.items()}
+
+    def select(self, indices: Sequence[int]) -> "LabelledClips":
+        """The clips at `indices`, in their order."""
+        return LabelledClips(
+            self.sources,
+            [self.places[i] for i in indices],
+            {name: [values[i] for i in indices] for name, values in self.labels.items()},
+            self._monitor.max_bad_fraction,
+        )
+
+    def split(self, fraction: float, seed: int = 0) -> tuple["LabelledClips", "LabelledClips"]:
+        """A random `fraction` of the clips (at least one) apart from the others: `(others, fraction)`."""
+        order = np.random.default_rng(seed).permutation(len(self)).tolist()
+        held_out = max(1, round(fraction * len(self)))
+        return self.select(sorted(order[held_out:])), self.select(sorted(order[:held_out]))
+
+    @property
+    def hours(self) -> float:
+        return sum(self.num_samples) / SAMPLING_RATE / 3600
+
+
+def open_labelled(
+    specs: Sequence[str],
+    labels: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    audio_column: str | None = None,
+    min_seconds: float = 0.1,
+    max_seconds: float = float("inf"),
+    max_bad_fraction: float = 0.05,
+) -> LabelledClips:
+    """
+    Open sources with labels. All headers are read; clips that are missing, corrupt, empty, too short, too long
+    or without a label are left out, counted by reason and named in the log.
+
+    Args:
+        specs: sources, as in `open_source`.
+        labels: columns that every clip needs.
+        optional: columns that may be empty, then "".
+        audio_column: as in `open_source`.
+        min_seconds, max_seconds: shorter and longer clips are left out.
+        max_bad_fraction: share of clips that may be bad audio or lack a label; too long ones do not count.
+
+    Raises:
+        ValueError: if a source cannot be opened, lacks a column, or no clip is left.
+        BadAudioError: if more than `max_bad_fraction` of the clips is bad.
+    """
+    sources = [open_source(spec, audio_column=audio_column, labels=(*labels, *optional)) for spec in specs]
+    places, kept = [], {label: [] for label in (*labels, *optional)}
+    monitor, too_long = BadAudioMonitor(max_bad_fraction), 0
+    for number, source in enumerate(sources):
+        for row_number, row in enumerate(source.dataset):
+            clip = source.clip(row, row_number)
+            unlabelled = [label for label in labels if row[label] is None or not row[label].strip()]
+            try:
+                if unlabelled:
+                    raise BadAudio(f"no {unlabelled[0]}")
+                length = audio_length(clip.audio, offset=clip.offset, duration=clip.duration)
+                if length < min_seconds * SAMPLING_RATE:
+                    raise BadAudio("too_short")
+            except BadAudio as error:
+                monitor.update(0, [(clip.name, error.reason)])
+                monitor.check()
+                continue
+            monitor.update(1, [])
+            if length > max_seconds * SAMPLING_RATE:
+                too_long += 1
+                logger.info("Left out %s: %.1f s.", clip.name, length / SAMPLING_RATE)
+                continue
+            places.append(Place(number, row_number, length))
+            for label, values in kept.items():
+                values.append((row[label] or "").strip())
+    name = ", ".join(specs)
+    if too_long:
+        logger.warning("%s: %d clips longer than %g s were left out.", name, too_long, max_seconds)
+    if monitor.skipped:
+        logger.warning("%s: %d clips were left out: %s.", name, monitor.skipped, dict(monitor.by_reason))
+    if not places:
+        raise ValueError(
+            f"{name} holds no usable clip of {min_seconds:g} to {max_seconds:g} s: {monitor.skipped} are bad or lack a"
+            f" label ({dict(monitor.by_reason)}), {too_long} are too long."
+        )
+    return LabelledClips(sources, places, kept, max_bad_fraction)
+
+
+def usable(examples: Sequence[dict | None]) -> list[dict]:
+    """The examples of a batch without the clips that could not be decoded. Raises BadAudioError if none is left."""
+    found = [example for example in examples if example is not None]
+    if not found:
+        raise BadAudioError("None of the clips of a batch could be decoded; the log names them.")
+    return found
