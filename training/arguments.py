@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -216,15 +217,15 @@ def _config_path(argv: list[str]) -> str | None:
     return None
 
 
-def read_recipe(path: str) -> dict:
-    """The fields that a recipe sets. Raises a ValueError that names the file and the field at fault."""
+def read_recipe(path: str, groups: Sequence[type] = ARGUMENTS) -> dict:
+    """The fields of dataclasses that a recipe sets. Raises a ValueError that names the file and the field at fault."""
     if not Path(path).is_file():
         raise ValueError(f"There is no recipe {path}: those of the project lie in training/recipes.")
     try:
         recipe = yaml.safe_load(Path(path).read_text()) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"The recipe {path} is not YAML: {error}") from None
-    known = {f.name for group in ARGUMENTS for f in fields(group)}
+    known = {f.name for group in groups for f in fields(group)}
     unknown = sorted(set(recipe) - known)
     if unknown:
         raise ValueError(f"The recipe {path} holds unknown fields: {', '.join(unknown)}.")

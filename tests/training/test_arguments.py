@@ -6,7 +6,8 @@ from sjepa_hf import SJepaConfig, SJepaForPreTraining
 from training.arguments import ARGUMENTS, parse_arguments
 
 
-RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "training" / "recipes"
+RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if not path.stem.startswith("finetune"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

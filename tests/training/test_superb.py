@@ -1,0 +1,470 @@
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import nn
+
+from sjepa_hf import SJepaModel
+from sjepa_hf.saving import feature_extractor
+from training import superb
+from training.downstream import training as superb_training
+from training.downstream.features import FeatureStore, FrozenFeatures, TransformersEncoder, open_encoder
+from training.downstream.heads import CtcHead, LayerSum, PooledHead, spec_augment
+from training.downstream.labels import ClassLabels, TokenLabels, read_lexicon, score, slot_values
+from training.downstream.results import table
+from training.downstream.tasks import TASKS
+from training.labelled import open_labelled
+from training.superb import choose_task, hold_out, main, open_splits, parse_arguments
+
+
+SLOTTED = "A B-size very large E-size cup B-drink tea E-drink"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """40 clips of a low or a high tone in noise; words, phones, slots and slotted transcripts go with the tone."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "clips").mkdir()
+    with open(tmp_path / "clips" / "metadata.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "tone", "who", "text", "phones", "size", "drink", "slotted"])
+        for i in range(40):
+            high = i % 2
+            time = np.arange(rng.integers(4000, 8000)) / 16000
+            audio = 0.3 * np.sin(2 * np.pi * (2500 if high else 300) * time) + 0.03 * rng.standard_normal(len(time))
+            soundfile.write(tmp_path / "clips" / f"{i}.wav", audio, 16000)
+            slotted = "B-size big E-size one" if high else "one B-drink tea E-drink"
+            row = [
+                "high" if high else "low",
+                "xyzw"[i % 4],
+                "be" if high else "a cab",
+                "IY1 sp" if high else "sil AE1",
+            ]
+            writer.writerow([f"{i}.wav", *row, "big" if high else "", "" if high else "tea", slotted])
+    return str(tmp_path / "clips")
+
+
+@pytest.fixture
+def checkpoint(tmp_path, make_config):
+    SJepaModel(make_config("log_mel", hidden_size=16, num_hidden_layers=2)).save_pretrained(tmp_path / "model")
+    feature_extractor().save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def call(tmp_path, folder):
+    """Runs the script in `tmp_path` and returns its results."""
+
+    def run(task, *options):
+        output = tmp_path / "out"
+        common = ["--train_data", folder, "--output_dir", str(output), "--cache_dir", str(tmp_path / "features")]
+        main(["--task", task, *common, "--device", "cpu", *options])
+        return [json.loads(line) for line in (output / f"{task}.jsonl").read_text().splitlines()]
+
+    return run
+
+
+# The table
+
+
+def test_settings_are_the_toolkit_s():
+    found = {t.name: (t.head, t.learning_rate, t.batch_size, t.max_steps, t.eval_steps) for t in TASKS.values()}
+    assert found == {
+        "asr": ("recurrent_ctc", 1e-4, 32, 200_000, 2_000),
+        "pr": ("linear_ctc", 1e-2, 32, 100_000, 1_000),
+        "ks": ("pooled", 1e-4, 32, 200_000, 5_000),
+        "ic": ("pooled", 1e-4, 32, 200_000, 5_000),
+        "sid": ("pooled", 1e-4, 32, 200_000, 5_000),
+        "er": ("pooled", 1e-4, 32, 30_000, 1_000),
+        "sf": ("recurrent_ctc", 1e-4, 32, 200_000, 2_000),
+    }
+    assert all("s3prl" in task.source for task in TASKS.values())
+    assert [t.name for t in TASKS.values() if t.spec_augment] == ["asr", "sf"]
+
+
+# Heads
+
+
+def test_the_mean_may_come_before_the_projection():
+    """What SUPERB does, frame by frame, against the means that are kept: the same logits."""
+    layers, head = torch.randn(3, 11, 8), PooledHead(LayerSum(3), 8, [4, 2])
+    nn.init.normal_(head.layer_sum.scores)
+    weighted = (head.layer_sum.scores.softmax(-1)[:, None, None] * layers).sum(0)
+    by_frame = head.classifier(head.projector(weighted).mean(0))
+    by_mean = torch.cat(head.logits([layers.mean(1)]), dim=-1)[0]
+    torch.testing.assert_close(by_mean, by_frame, rtol=1e-5, atol=1e-5)
+
+
+def test_layer_sum_starts_even_and_learns():
+    layers = LayerSum(4)
+    assert layers.weights.tolist() == [0.25] * 4
+    x = torch.randn(4, 5, 6)
+    torch.testing.assert_close(layers(x), x.mean(0))
+    layers(x).square().sum().backward()
+    assert layers.scores.grad.abs().min() > 0
+
+
+def test_statistics_norm_each_dimension():
+    x = torch.randn(1, 200, 3) * torch.tensor([1.0, 50.0, 0.1]) + torch.tensor([0.0, -200.0, 1.0])
+    normed = LayerSum(1, (x.mean(1), x.std(1, correction=0)))(x)
+    torch.testing.assert_close(normed.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(normed.std(0, correction=0), torch.ones(3), atol=1e-4, rtol=0)
+
+
+def test_pooled_loss_sums_over_columns():
+    head = PooledHead(LayerSum(2), 8, [3, 5])
+    features, targets = [torch.randn(2, 8) for _ in range(4)], [torch.tensor([i % 3, i]) for i in range(4)]
+    one, other = head.logits(features)
+    wanted = nn.functional.cross_entropy(one, torch.tensor([0, 1, 2, 0]))
+    wanted = wanted + nn.functional.cross_entropy(other, torch.arange(4))
+    torch.testing.assert_close(head.loss(features, targets), wanted)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_padding_does_not_reach_a_clip(recurrent):
+    head = CtcHead(LayerSum(2), 8, 5, recurrent, augment=True, units=6).eval()
+    clips = [torch.randn(2, length, 8) for length in (30, 7, 19)]
+    together, lengths = head.logits(clips)
+    assert lengths.tolist() == [30, 7, 19]
+    for i, clip in enumerate(clips):
+        torch.testing.assert_close(together[i, : clip.shape[1]], head.logits([clip])[0][0], rtol=1e-4, atol=1e-5)
+    assert head.predict(clips) == [head.predict([clip])[0] for clip in clips]
+
+
+def test_ctc_prediction_leaves_out_repeats_and_blanks(monkeypatch):
+    head = CtcHead(LayerSum(1), 8, 4, recurrent=False)
+    frames = torch.tensor([[2, 2, 0, 2, 3, 3, 1], [1, 1, 1, 3, 2, 2, 2]])
+    logits = nn.functional.one_hot(frames, 4).float(), torch.tensor([7, 3])
+    monkeypatch.setattr(head, "logits", lambda features: logits)
+    assert head.predict([]) == [[2, 2, 3, 1], [1]]
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_ctc_heads_learn(recurrent):
+    head = CtcHead(LayerSum(2), 8, 3, recurrent, units=12)
+    features, targets = [torch.randn(2, 6, 8) for _ in range(3)], [torch.tensor(t) for t in ([1, 2], [2], [1])]
+    optimizer = torch.optim.Adam(head.parameters(), 0.02)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        losses.append(head.loss(features, targets))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[0]
+    assert head.layer_sum.weights.std() > 0.01
+
+
+def test_spec_augment_warps_and_masks_in_training_only():
+    frames = torch.arange(1.0, 401)[:, None].expand(400, 768).contiguous()
+    augmented = [spec_augment(frames) for _ in range(20)]
+    assert all(x.shape == frames.shape for x in augmented)
+    hidden = torch.stack([(x == 0).float() for x in augmented])
+    assert 0 < hidden.all(2).float().mean() < 0.2 and 0 < hidden.all(1).float().mean() < 0.26
+    shift = max((x[x[:, k] > 0] - frames[x[:, k] > 0])[:, k].abs().max() for x in augmented for k in (0, 767))
+    assert 0.5 < shift < 6.5
+    assert spec_augment(torch.ones(1, 4)).shape == (1, 4)
+    head = CtcHead(LayerSum(1), 8, 4, recurrent=False, augment=True)
+    x = [torch.randn(1, 60, 8)]
+    assert not torch.equal(head.train().logits(x)[0], head.logits(x)[0])
+    assert torch.equal(head.eval().logits(x)[0], head.logits(x)[0])
+
+
+# Labels and metrics
+
+
+def test_class_labels():
+    labels = ClassLabels({"action": ["on", "off", "on"], "object": ["lamp", "lamp", "fan"]})
+    assert labels.sizes == [2, 2]
+    seen = {"action": ["off", "up"], "object": ["fan", "fan"]}
+    assert [t.tolist() for t in labels.encode(seen)] == [[0, 0], [-100, 0]]
+    assert labels.decode([0, 0]) == labels.references(seen)[0] == "off | fan"
+
+
+def test_slot_columns_become_slots():
+    labels = ClassLabels({"size": ["big", "", "small"], "number of shots": ["", "two", ""]}, slots=True)
+    texts = labels.references({"size": ["big", ""], "number of shots": ["two", ""]})
+    assert [slot_values(text) for text in texts] == [[("size", "big"), ("number_of_shots", "two")], []]
+    assert labels.decode([labels.values["size"].index(""), 1]) == "B-number_of_shots two E-number_of_shots"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "normalised", "length"),
+    [
+        ("characters", "it's  a b", "IT'S A B", 8),
+        ("phones", "sil HH AY1 sp DH spn", "HH AY1 DH", 3),
+        ("slot_characters", SLOTTED, "A B-size VERY LARGE E-size CUP B-drink TEA E-drink", 24),
+    ],
+)
+def test_texts_survive_their_tokens(kind, text, normalised, length):
+    labels = TokenLabels({"text": [text, text]}, kind)
+    (tokens, _) = labels.encode({"text": [text, text]})
+    assert labels.references({"text": [text]}) == [normalised]
+    assert labels.decode(tokens.tolist()) == normalised and len(tokens) == length and 0 not in tokens
+
+
+def test_tokens_that_training_lacks_are_left_out():
+    labels = TokenLabels({"text": ["ab a"]}, "characters")
+    assert labels.decode(labels.encode({"text": ["abc a"]})[0].tolist()) == "AB A"
+
+
+def test_slot_values_of_imperfect_output():
+    assert slot_values("A B-size BIG E-size B-drink TEA") == [("size", "BIG")]
+    assert slot_values("B-size B-drink BIG E-size") == [("size", "BIG")]
+    assert slot_values("B-size BIG E-size B-size E-size") == [("size", "BIG")]
+
+
+def test_lexicon(tmp_path):
+    (tmp_path / "lexicon.txt").write_text("A AH0\nA EY1\ncab K AE1 B\n\n")
+    lexicon = read_lexicon([str(tmp_path / "lexicon.txt")])
+    assert lexicon == {"A": "AH0", "CAB": "K AE1 B"}
+    assert TokenLabels({"text": ["a cab"]}, "phones", lexicon).references({"text": ["a cab"]}) == ["AH0 K AE1 B"]
+    with pytest.raises(ValueError, match="lacks the word 'TAXI'"):
+        TokenLabels({"text": ["a taxi"]}, "phones", lexicon)
+    with pytest.raises(ValueError, match="--lexicon nowhere.txt"):
+        read_lexicon(["nowhere.txt"])
+
+
+def test_scores():
+    assert score(("accuracy",), ["a", "b", "c", "a"], ["a", "b", "d", "b"]) == {"accuracy": 0.5}
+    assert score(("per",), ["K AE1", "B"], ["K AE1 B", "B"]) == {"per": 0.25}
+    found = score(("slot_type_f1", "slot_value_cer"), ["B-size bug E-size"], ["B-size big E-size B-x y E-x"])
+    assert found == {"slot_type_f1": pytest.approx(2 / 3), "slot_value_cer": 0.5}
+
+
+# Splits and batches
+
+
+def test_held_out_clips_have_the_shares_of_the_labels(folder):
+    clips = open_labelled([folder], ["who"])
+    rest, held_out = hold_out(clips, 0.2, replace(TASKS["sid"], columns=("who",)))
+    assert [held_out.labels["who"].count(who) for who in "xyzw"] == [2, 2, 2, 2]
+    assert sorted(rest.places + held_out.places) == clips.places and len(rest) == 32
+    again, _ = hold_out(clips, 0.2, replace(TASKS["sid"], columns=("who",)))
+    assert again.places == rest.places
+
+
+@pytest.mark.parametrize(("given", "sizes"), [("", (24, 8, 8)), ("eval", (32, 40, 8)), ("test", (32, 8, 40))])
+def test_what_is_not_given_is_held_out(folder, given, sizes):
+    options = [f"--{given}_data", folder] if given else []
+    arguments = parse_arguments(
+        ["--task", "sid", "--label_column", "who", "--model", "mfcc", "--train_data", folder, *options]
+    )
+    splits = open_splits(choose_task(arguments), arguments)
+    assert tuple(len(splits[name]) for name in ("train", "dev", "test")) == sizes
+
+
+def test_balanced_batches_draw_all_classes_alike():
+    classes = [(0,)] * 90 + [(1,)] * 10
+    drawn = superb_training.batches(TASKS["ks"], [1] * 100, classes, seed=0)
+    share = np.mean([i >= 90 for _ in range(100) for i in next(drawn)])
+    assert 0.45 < share < 0.55
+    plain = superb_training.batches(TASKS["sid"], [1] * 100, [], seed=0)
+    assert sorted(i for _ in range(4) for i in next(plain)) == list(range(100))
+
+
+def test_sequences_of_similar_length_go_together():
+    lengths = np.random.default_rng(0).integers(1, 1000, 640).tolist()
+    drawn = superb_training.batches(TASKS["asr"], lengths, [], seed=0)
+    first = [next(drawn) for _ in range(20)]
+    assert sorted(i for batch in first for i in batch) == list(range(640))
+    assert np.mean([np.ptp([lengths[i] for i in batch]) for batch in first]) < 100
+
+
+def test_the_best_step_is_that_of_the_dev_set(monkeypatch):
+    head, task = PooledHead(LayerSum(1), 4, [2]), replace(TASKS["sid"], columns=("who",), max_steps=5, eval_steps=1)
+    dev, seen = [0.2, 0.7, 0.7, 0.6, 0.1], []
+
+    def evaluate(head, *_):
+        seen.append(head.classifier.weight.detach().clone())
+        return {"accuracy": dev[len(seen) - 1]}, 3
+
+    class Clips:
+        labels, num_samples = {"who": ["a", "b", "a"]}, [1, 1, 1]
+
+    class Features:
+        clips = Clips
+
+        def __getitem__(self, indices):
+            return [torch.ones(1, 4) * (i + 1) for i in indices]
+
+    monkeypatch.setattr(superb_training, "evaluate", evaluate)
+    features = {"train": Features(), "dev": Features()}
+    step, metrics = superb_training.train(head, task, features, ClassLabels(Clips.labels), seed=0)
+    assert (step, metrics) == (2, {"accuracy": 0.7})
+    assert torch.equal(head.classifier.weight, seen[1]) and not torch.equal(seen[1], seen[4])
+
+
+# Whole runs
+
+
+def test_pooled_task_with_several_subjects(call, checkpoint, capsys, tmp_path, monkeypatch):
+    options = ["--label_column", "tone", "--max_steps", "40", "--learning_rate", "3e-3", "--batch_size", "8"]
+    subjects = ["mfcc", f"untrained:{checkpoint}", checkpoint]
+    results = call("ks", "--model", *subjects, *options, "--seeds", "0", "1")
+    assert [(r["encoder"], r["seed"]) for r in results] == [(name, seed) for name in subjects for seed in (0, 1)]
+    for result in results:
+        assert result["metrics"]["accuracy"] >= 0.9, result["encoder"]
+        assert sum(result["layer_weights"]) == pytest.approx(1)
+        assert len(result["layer_weights"]) == (1 if result["encoder"] == "mfcc" else 3)
+        assert result["clips"] == {"train": 24, "dev": 8, "test": 8} and result["hours"]["test"] > 0
+        assert result["split"] == "test" and "speech_commands" in result["protocol"]
+        assert result["hyperparameters"]["learning_rate"] == 3e-3 and result["hyperparameters"]["balanced"]
+    assert results[4]["layer_weights"] != results[5]["layer_weights"]
+    printed = capsys.readouterr().out
+    assert "± " in printed and checkpoint in printed and "train 24 clips" in printed
+    assert (tmp_path / "out" / "ks.md").read_text().strip() == printed.strip()
+    assert (tmp_path / "out" / "ks_layer_weights.png").stat().st_size > 1000
+    assert not list((tmp_path / "out").glob("*incomplete*"))
+
+    def fail(*_):
+        raise AssertionError("the encoder ran again")
+
+    monkeypatch.setattr(TransformersEncoder, "__call__", fail)
+    again = call("sid", "--model", checkpoint, *options, "--seeds", "1")  # another task on the same clips
+    assert again[0]["metrics"].keys() == {"accuracy"}
+
+
+def test_intents_are_right_if_all_columns_are(call):
+    options = ["--max_steps", "30", "--learning_rate", "3e-3", "--batch_size", "8", "--model", "mfcc"]
+    (both,) = call("ic", "--label_column", "tone", "who", *options)
+    assert both["hyperparameters"]["columns"] == ["tone", "who"] and both["metrics"]["accuracy"] < 0.9
+
+
+def test_slots_by_classification(call):
+    options = ["--max_steps", "60", "--learning_rate", "3e-3", "--batch_size", "8", "--model", "mfcc"]
+    (result,) = call("sf", "--slot_columns", "size", "drink", *options)
+    assert result["metrics"]["slot_type_f1"] >= 0.9 and result["metrics"]["slot_value_cer"] <= 0.1
+    assert result["protocol"].startswith("not a task of SUPERB") and result["title"].endswith("classification")
+
+
+@pytest.mark.parametrize(
+    ("task", "column", "metrics"),
+    [
+        ("asr", "text", {"wer", "cer"}),
+        ("pr", "phones", {"per"}),
+        ("sf", "slotted", {"slot_type_f1", "slot_value_cer"}),
+    ],
+)
+def test_sequence_tasks(call, checkpoint, task, column, metrics):
+    options = ["--max_steps", "4", "--batch_size", "4", "--rnn_units", "8", "--label_column", column]
+    (result,) = call(task, "--model", checkpoint, *options)
+    assert result["metrics"].keys() == result["dev_metrics"].keys() == metrics
+    assert all(0 <= value for value in result["metrics"].values())
+
+
+def test_phones_are_recognised(call):
+    """The tone says which phone is spoken: a linear head finds it from MFCC. The same answer for all gives 0.5."""
+    (result,) = call("pr", "--model", "mfcc", "--max_steps", "60", "--batch_size", "8")
+    assert result["metrics"]["per"] < 0.5
+
+
+def test_features_that_do_not_fit_give_the_same_figures(call, checkpoint, tmp_path):
+    options = ["--model", checkpoint, "--max_steps", "20", "--learning_rate", "3e-3", "--batch_size", "8"]
+    (stored,) = call("pr", *options)
+    (computed,) = call("pr", *options, "--cache_gb", "0", "--cache_dir", str(tmp_path / "empty"))
+    assert not (tmp_path / "empty").exists()
+    assert computed["layer_weights"] == pytest.approx(stored["layer_weights"], abs=1e-3)
+
+
+def test_unseen_labels_count_as_errors(tmp_path, folder, caplog, call):
+    other = tmp_path / "other.jsonl"
+    rows = [{"audio_filepath": f"{folder}/{i}.wav", "tone": ["low", "new"][i % 2]} for i in range(10)]
+    other.write_text("\n".join(map(json.dumps, rows)))
+    options = ["--max_steps", "60", "--learning_rate", "3e-3", "--batch_size", "8", "--model", "mfcc"]
+    (result,) = call("ks", "--label_column", "tone", "--test_data", str(other), *options)
+    assert result["metrics"]["accuracy"] <= 0.5
+    assert "test: 5 clips have a tone that no training clip has, so that no answer is right: new." in caplog.text
+
+
+def test_table_gives_mean_and_deviation():
+    result = {
+        "task": "sid", "title": "t", "encoder": "e", "metrics": {"accuracy": 0.5}, "layer_weights": [0.4, 0.6],
+        "clips": dict(train=3, dev=2, test=1), "hours": dict(train=0.3, dev=0.2, test=0.1),
+        "hyperparameters": dict(max_steps=9, batch_size=2, learning_rate=0.1),
+    }  # fmt: skip
+    text = table([result, result | {"metrics": {"accuracy": 0.7}}])
+    assert "0.6000 ± 0.1414 | 2     | 1 of 0 to 1 (0.60)" in text
+
+
+# Arguments
+
+
+def test_a_recipe_can_hold_any_field(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("task: sid\nmodel: [a, b]\nmax_steps: 5000\nseeds: [1, 2]\n")
+    arguments = parse_arguments(["--config", str(recipe), "--model", "mfcc"])
+    assert (arguments.task, arguments.model, arguments.max_steps, arguments.seeds) == ("sid", ["mfcc"], 5000, [1, 2])
+    assert choose_task(arguments).eval_steps == 500
+
+
+def test_every_field_is_documented():
+    for name, field in superb.SuperbArguments.__dataclass_fields__.items():
+        assert field.metadata.get("help"), name
+
+
+def test_hub_data_sets_are_the_default():
+    def chosen(*options):
+        return choose_task(parse_arguments(["--model", "mfcc", *options]))
+
+    assert chosen("--task", "ks").test_data == ["s3prl/superb::ks::test"]
+    assert chosen("--task", "er").eval_data == [] and len(chosen("--task", "er").train_data) == 4
+    assert chosen("--task", "pr", "--lexicon", "x").columns == ("text",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "sf"], "no data set on the Hub for --task sf: name a source with --train_data"),
+        (["--task", "pr"], "--task pr on LibriSpeech needs --lexicon"),
+        (["--task", "ks", "--slot_columns", "size"], "`slot_columns` belongs to --task sf"),
+        (["--task", "ks", "--lexicon", "x"], "`lexicon` belongs to --task pr"),
+        (["--task", "ks", "--max_steps", "0"], "`max_steps` must be positive, got 0"),
+        (["--task", "ks", "--eval_fraction", "0.7"], "`eval_fraction` must lie between 0 and 0.5"),
+        (["--task", "ks", "--test_data", "x"], "need `train_data` beside them"),
+        (["--task", "asr", "--label_column", "a", "b"], "one column of texts, got a, b"),
+        (["--task", "ks", "--train_data", "FOLDER"], "no column 'label'; it has file_name, tone, who"),
+        (["--task", "sf", "--train_data", "FOLDER"], "texts of column 'text' hold no slots"),
+        (["--task", "ks", "--config", "nowhere.yaml"], "no recipe nowhere.yaml"),
+    ],
+)
+def test_what_cannot_work_gets_a_sentence(folder, options, message):
+    options = [folder if word == "FOLDER" else word for word in options]
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        main(["--model", "mfcc", *options])
+
+
+def test_too_few_clips(folder):
+    with pytest.raises(ValueError, match="2 clips are too few to hold out 0.2 of them"):
+        hold_out(open_labelled([folder], ["who"]).select([0, 1]), 0.2, TASKS["asr"])
+
+
+def test_one_label_only(folder):
+    with pytest.raises(ValueError, match="Column 'who' has the one value 'x'"):
+        ClassLabels({"who": ["x", "x"]})
+
+
+def test_real_digits(speech, tmp_path):
+    """MFCC tell two digits of two speakers apart."""
+    with open(speech / "digits_8khz" / "metadata.csv") as file:
+        rows = [r for r in csv.DictReader(file) if r["digit"] in "16" and r["speaker_id"] in ("george", "jackson")]
+    manifest = tmp_path / "digits.jsonl"
+    lines = [{"audio_filepath": str(speech / "digits_8khz" / r["file_name"]), "digit": r["digit"]} for r in rows[::2]]
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    options = ["--label_column", "digit", "--model", "mfcc", "--max_steps", "100", "--learning_rate", "3e-3"]
+    paths = ["--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "features")]
+    main(["--task", "ks", "--train_data", str(manifest), *options, *paths])
+    (result,) = [json.loads(line) for line in (tmp_path / "out" / "ks.jsonl").read_text().splitlines()]
+    assert result["metrics"]["accuracy"] > 0.8
+
+
+def test_nothing_but_real_frames_is_read(folder, checkpoint, tmp_path):
+    """The means of a clip are the same whatever it shares a batch with."""
+    clips = open_labelled([folder], ["who"])
+    encoder = open_encoder(checkpoint)
+    together = FrozenFeatures(encoder, clips, FeatureStore(tmp_path / "a", 1), pooled=True)
+    alone = FrozenFeatures(encoder, clips.select([5]), FeatureStore(tmp_path / "b", 1), pooled=True)
+    torch.testing.assert_close(together[[5]][0], alone[[0]][0], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,72 @@
+"""What an evaluation writes: one JSON object for each subject and seed, a table, and the learned layer weights."""
+
+import json
+import os
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def write(results: list[dict], directory: Path) -> None:
+    """Results and table of a task, written aside and renamed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    name = results[0]["task"]
+    _replace(directory / f"{name}.jsonl", "".join(json.dumps(result) + "\n" for result in results))
+    _replace(directory / f"{name}.md", table(results) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".incomplete")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def table(results: list[dict]) -> str:
+    """One row a subject, in Markdown: mean and standard deviation (of n - 1) of each metric over the seeds."""
+    metrics = list(results[0]["metrics"])
+    subjects = list(dict.fromkeys(result["encoder"] for result in results))
+    rows = [["encoder", *metrics, "seeds", "heaviest layer"]]
+    for subject in subjects:
+        own = [result for result in results if result["encoder"] == subject]
+        cells = [subject]
+        for metric in metrics:
+            values = [result["metrics"][metric] for result in own]
+            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.4f}{spread}")
+        weights = np.mean([result["layer_weights"] for result in own], axis=0)
+        heaviest = f"{weights.argmax()} of 0 to {len(weights) - 1} ({weights.max():.2f})" if len(weights) > 1 else "-"
+        rows.append([*cells, str(len(own)), heaviest])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    first = results[0]
+    clips, hours, used = first["clips"], first["hours"], first["hyperparameters"]
+    title = (
+        f"{first['task']} ({first['title']}), test set; train {clips['train']} clips ({hours['train']:.2f} h), dev"
+        f" {clips['dev']} ({hours['dev']:.2f} h), test {clips['test']} ({hours['test']:.2f} h);"
+        f" {used['max_steps']} steps of {used['batch_size']} at {used['learning_rate']:g}"
+    )
+    return "\n".join([title, "", *lines])
+
+
+def draw_layer_weights(results: list[dict], directory: Path) -> None:
+    """Bars of the learned layer weights, mean over the seeds, one row of bars a subject."""
+    subjects = list(dict.fromkeys(result["encoder"] for result in results))
+    figure, rows = plt.subplots(len(subjects), figsize=(6, 1 + 1.6 * len(subjects)), squeeze=False, layout="tight")
+    for axes, subject in zip(rows[:, 0], subjects):
+        weights = np.mean([result["layer_weights"] for result in results if result["encoder"] == subject], axis=0)
+        axes.bar(range(len(weights)), weights)
+        axes.axhline(1 / len(weights), color="0.5", lw=1, ls="--")
+        axes.set(title=subject, ylabel="weight", xticks=range(len(weights)))
+        axes.title.set_fontsize(9)
+    rows[-1, 0].set_xlabel("layer (0: what enters the first Transformer layer); dashed: all equal")
+    path = directory / f"{results[0]['task']}_layer_weights.png"
+    aside = path.with_suffix(".incomplete.png")
+    figure.savefig(aside, dpi=120)
+    os.replace(aside, path)
+    plt.close(figure)

@@ -1,0 +1,312 @@
+"""SUPERB: what a frozen encoder is worth to seven tasks, through a learned average of its layers and a light head.
+
+On the benchmark's data, from the Hub (settings and data sets: `training/downstream/tasks.py`):
+
+    python -m training.superb --task ks --model demo-output/model/final facebook/hubert-base-ls960
+
+On your own data, in small: any source of `training/labelled.py`, several subjects and seeds in one table. `mfcc` and
+`untrained:CHECKPOINT` (the same network with fresh weights) say what the pretraining adds:
+
+    python -m training.superb --task sid --label_column speaker_id --train_data librispeech/train \\
+        --model mfcc untrained:demo-output/model/final demo-output/model/final \\
+        --max_steps 2000 --learning_rate 1e-3 --seeds 0 1 2
+
+Slot filling is SUPERB's where transcripts are annotated ("A B-size LARGE E-size COFFEE", CTC over characters and slot
+tokens), and a classification of each slot's value with `--slot_columns size roast`: for data without transcripts, not
+comparable with SUPERB's figures.
+
+The best step is chosen on the dev set; the figures are the test set's. Written to `output_dir`: `TASK.jsonl`, one
+object for each subject and seed, `TASK.md`, the printed table, and `TASK_layer_weights.png`.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from transformers import HfArgumentParser
+
+from training.arguments import read_recipe
+from training.audio import BadAudioError
+from training.downstream.features import FeatureStore, FrozenFeatures, clip_keys, open_encoder
+from training.downstream.heads import CtcHead, LayerSum, PooledHead
+from training.downstream.labels import ClassLabels, TokenLabels, read_lexicon
+from training.downstream.results import draw_layer_weights, table, write
+from training.downstream.tasks import TASKS, Task, slot_classification
+from training.downstream.training import Head, Labels, evaluate, statistics, train
+from training.labelled import LabelledClips, open_labelled
+
+
+logger = logging.getLogger(__name__)
+
+SPLIT_SEED = 0  # what is held out is the same for all seeds of a run
+
+
+@dataclass
+class SuperbArguments:
+    """An evaluation. What is left out is the task's setting in `training/downstream/tasks.py`."""
+
+    task: Literal["asr", "pr", "ks", "ic", "sid", "er", "sf"] = field(metadata={"help": "The task."})
+    model: list[str] = field(
+        metadata={"help": "Subjects: checkpoints (directories or Hub names), untrained:CHECKPOINT, mfcc."}
+    )
+    train_data: list[str] = field(default_factory=list, metadata={"help": "Sources of training clips."})
+    eval_data: list[str] = field(default_factory=list, metadata={"help": "Sources of the dev set."})
+    test_data: list[str] = field(default_factory=list, metadata={"help": "Sources of the test set."})
+    eval_fraction: float = field(
+        default=0.2,
+        metadata={"help": "Share of train_data, drawn evenly from all labels, for each of dev and test not given."},
+    )
+    label_column: list[str] = field(default_factory=list, metadata={"help": "Columns of the labels."})
+    slot_columns: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Columns of slot values, empty where a slot is absent: sf becomes classification."},
+    )
+    lexicon: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Files of lines 'WORD PHONE PHONE ...': pr from transcripts in place of phones."},
+    )
+    audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Hub data and Parquet."})
+    max_steps: int | None = field(default=None, metadata={"help": "Training steps of the head."})
+    eval_steps: int | None = field(
+        default=None, metadata={"help": "Steps between two looks at the dev set; at most a tenth of max_steps."}
+    )
+    learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the head."})
+    batch_size: int | None = field(default=None, metadata={"help": "Clips in a batch."})
+    rnn_units: int = field(default=1024, metadata={"help": "LSTM units of the asr and sf heads; fewer on a CPU."})
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of the head and of the batches."})
+    untrained_seed: int = field(default=0, metadata={"help": "Seed of the weights of untrained:CHECKPOINT."})
+    output_dir: str = field(default="runs/superb", metadata={"help": "Where results go."})
+    cache_dir: str = field(default="runs/features", metadata={"help": "Where features are kept."})
+    cache_gb: float = field(default=20.0, metadata={"help": "Size that cache_dir may reach; beyond: on the fly."})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, ..."})
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the evaluation that the command line asks for."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    for name in ("httpx", "datasets", "evaluate", "matplotlib", "fsspec"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        results = run(parse_arguments(argv))
+    except (ValueError, BadAudioError) as error:
+        sys.exit(f"error: {error}")
+    print(table(results))
+
+
+def parse_arguments(argv: list[str] | None = None) -> SuperbArguments:
+    """
+    Arguments from `--config RECIPE.yaml` (optional) and `--field value` for each field to override.
+
+    Raises:
+        ValueError: for a recipe that is absent or holds an unknown field, and for settings that cannot work.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(argv)[0].config
+    parser = HfArgumentParser(SuperbArguments, description="SUPERB-style evaluation of frozen encoders.")
+    parser.add_argument("--config", help="Recipe (YAML): any of the fields below.")
+    recipe = read_recipe(path, [SuperbArguments]) if path else {}
+    for action in parser._actions:
+        action.required = action.required and action.dest not in recipe
+    parser.set_defaults(**recipe)
+    arguments = parser.parse_args_into_dataclasses(argv)[0]
+    if arguments.task not in TASKS:
+        raise ValueError(f"There is no task '{arguments.task}': choose {', '.join(TASKS)}.")
+    if not 0 < arguments.eval_fraction < 0.5:
+        raise ValueError(f"`eval_fraction` must lie between 0 and 0.5, got {arguments.eval_fraction:g}.")
+    for name in ("max_steps", "eval_steps", "learning_rate", "batch_size", "rnn_units", "cache_gb"):
+        value = getattr(arguments, name)
+        if value is not None and (value < 0 if name == "cache_gb" else value <= 0):
+            raise ValueError(f"`{name}` must be positive, got {value:g}.")
+    if arguments.slot_columns and arguments.task != "sf":
+        raise ValueError("`slot_columns` belongs to --task sf; other tasks take --label_column.")
+    if arguments.lexicon and arguments.task != "pr":
+        raise ValueError("`lexicon` belongs to --task pr.")
+    return arguments
+
+
+def choose_task(arguments: SuperbArguments) -> Task:
+    """The task with the settings that the arguments change; columns and data sets are its own or the user's."""
+    task = slot_classification() if arguments.slot_columns else TASKS[arguments.task]
+    names = ("max_steps", "learning_rate", "batch_size", "eval_steps")
+    task = replace(task, **{name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None})
+    task = replace(task, eval_steps=min(task.eval_steps, max(1, task.max_steps // 10)))
+    columns = arguments.slot_columns or arguments.label_column
+    if task.labels in ("characters", "phones", "slot_characters") and len(columns) > 1:
+        raise ValueError(f"`label_column` of --task {task.name} is one column of texts, got {', '.join(columns)}.")
+    if task.labels == "phones" and not arguments.lexicon and not columns:
+        if not arguments.train_data:
+            raise ValueError("--task pr on LibriSpeech needs --lexicon, such as its own librispeech-lexicon.txt.")
+        columns = ["phones"]
+    task = replace(task, columns=tuple(columns) or task.columns)
+    if arguments.train_data:
+        return replace(
+            task,
+            train_data=arguments.train_data,
+            eval_data=arguments.eval_data,
+            test_data=arguments.test_data,
+        )
+    if arguments.eval_data or arguments.test_data:
+        raise ValueError("`eval_data` and `test_data` need `train_data` beside them.")
+    if not task.train_data:
+        raise ValueError(f"There is no data set on the Hub for --task {task.name}: name a source with --train_data.")
+    return task
+
+
+# Data
+
+
+def open_splits(task: Task, arguments: SuperbArguments) -> dict[str, LabelledClips]:
+    """
+    "train", "dev" and "test". What has no source of its own is held out from the training clips, `eval_fraction` of
+    them each, drawn evenly from all labels.
+    """
+    optional = task.columns if task.labels == "slots" else ()
+    required = () if optional else task.columns
+
+    def opened(sources: list[str]) -> LabelledClips:
+        return open_labelled(sources, required, optional=optional, audio_column=arguments.audio_column)
+
+    splits = {"train": opened(task.train_data)}
+    fraction = arguments.eval_fraction
+    for name, sources in (("test", task.test_data), ("dev", task.eval_data)):
+        if sources:
+            splits[name] = opened(sources)
+        else:
+            splits["train"], splits[name] = hold_out(splits["train"], fraction, task)
+            fraction /= 1 - fraction  # the next share is of what is left, and as large
+    return splits
+
+
+def hold_out(clips: LabelledClips, fraction: float, task: Task) -> tuple[LabelledClips, LabelledClips]:
+    """`(rest, held out)`; with a column of classes, the shares of the classes are the same in both."""
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(clips))
+    if task.labels == "classes":
+        labels = list(zip(*(clips.labels[column] for column in task.columns)))
+        order = np.array(sorted(order, key=lambda i: labels[i]))
+    steps = np.floor(np.arange(len(order) + 1) * fraction + 0.5)
+    drawn = np.diff(steps) > 0  # every 1/fraction-th clip of the sorted ones
+    if drawn.all() or not drawn.any():
+        raise ValueError(f"{len(clips)} clips are too few to hold out {fraction:.2g} of them: name --test_data.")
+    return clips.select(sorted(order[~drawn].tolist())), clips.select(sorted(order[drawn].tolist()))
+
+
+def make_labels(task: Task, train: dict[str, list[str]], lexicon: dict[str, str] | None) -> Labels:
+    """What the labels of the training clips become."""
+    if task.labels in ("classes", "slots"):
+        return ClassLabels(train, slots=task.labels == "slots")
+    return TokenLabels(train, task.labels, lexicon)
+
+
+def make_head(task: Task, layers: LayerSum, hidden_size: int, sizes: list[int], units: int) -> Head:
+    """The task's head, with fresh weights."""
+    if task.head == "pooled":
+        return PooledHead(layers, hidden_size, sizes)
+    return CtcHead(layers, hidden_size, sizes[0], task.head == "recurrent_ctc", task.spec_augment, units)
+
+
+# The run
+
+
+def run(arguments: SuperbArguments) -> list[dict]:
+    """
+    Evaluate all subjects with all seeds; results are written after each.
+
+    Returns:
+        the results, as in the JSON lines: task, split, metrics and so on.
+
+    Raises:
+        ValueError: settings, data or a checkpoint at fault.
+        BadAudioError: too much of the audio cannot be used.
+    """
+    task = choose_task(arguments)
+    device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    splits = open_splits(task, arguments)
+    lexicon = read_lexicon(arguments.lexicon) if arguments.lexicon else None
+    labels = make_labels(task, {column: splits["train"].labels[column] for column in task.columns}, lexicon)
+    for name, clips in splits.items():
+        logger.info("%s: %d clips, %.2f hours.", name, len(clips), clips.hours)
+        warn_of_unseen(name, clips, labels)
+    keys = {name: clip_keys(clips) for name, clips in splits.items()}
+    store = FeatureStore(arguments.cache_dir, arguments.cache_gb)
+    results = []
+    for subject in arguments.model:
+        encoder = open_encoder(subject, device, arguments.untrained_seed)
+        features = {
+            name: FrozenFeatures(encoder, clips, store, task.head == "pooled", keys[name])
+            for name, clips in splits.items()
+        }
+        example = next((x for i in range(len(splits["train"])) for x in features["train"][[i]] if x is not None), None)
+        if example is None:
+            raise ValueError("None of the training clips can be decoded; the log names them.")
+        norm = statistics(features["train"]) if subject == "mfcc" else None
+        for seed in arguments.seeds:
+            start = time.perf_counter()
+            torch.manual_seed(seed)
+            layers = LayerSum(example.shape[0], norm)
+            head = make_head(task, layers, example.shape[-1], labels.sizes, arguments.rnn_units).to(device)
+            step, dev_metrics = train(head, task, features, labels, seed)
+            metrics, num_clips = evaluate(head, task, features["test"], labels)
+            result = {
+                "task": task.name,
+                "title": task.title,
+                "encoder": subject,
+                "encoder_digest": encoder.digest,
+                "seed": seed,
+                "split": "test",
+                "metrics": metrics,
+                "dev_metrics": dev_metrics,
+                "best_step": step,
+                "layer_weights": head.layer_sum.weights.tolist(),
+                "clips": {name: len(clips) for name, clips in splits.items()} | {"test": num_clips},
+                "hours": {name: round(clips.hours, 4) for name, clips in splits.items()},
+                "hyperparameters": hyperparameters(task, arguments),
+                "protocol": task.source,
+                "seconds": round(time.perf_counter() - start, 1),
+            }
+            logger.info("%s, seed %d: %s at step %d (dev %s).", subject, seed, metrics, step, dev_metrics)
+            results.append(result)
+            write(results, Path(arguments.output_dir))
+    draw_layer_weights(results, Path(arguments.output_dir))
+    return results
+
+
+def hyperparameters(task: Task, arguments: SuperbArguments) -> dict:
+    """What a result depends on besides the encoder, the seed and the clips."""
+    names = ("head", "labels", "columns", "learning_rate", "batch_size", "max_steps", "eval_steps", "balanced")
+    chosen = {name: value for name, value in asdict(task).items() if name in (*names, "spec_augment")}
+    chosen |= {name: getattr(task, name) for name in ("train_data", "eval_data", "test_data")}
+    if not (task.eval_data and task.test_data):
+        chosen["eval_fraction"] = arguments.eval_fraction
+    if task.head == "recurrent_ctc":
+        chosen["rnn_units"] = arguments.rnn_units
+    if any(name.startswith("untrained:") for name in arguments.model):
+        chosen["untrained_seed"] = arguments.untrained_seed
+    return chosen
+
+
+def warn_of_unseen(split: str, clips: LabelledClips, labels: Labels) -> None:
+    """Labels that no training clip has can only be answered wrongly: say so."""
+    if isinstance(labels, ClassLabels):
+        for column, values in labels.values.items():
+            unseen = Counter(clips.labels[column]) - Counter({value: len(clips) for value in values})
+            if unseen:
+                logger.warning(
+                    "%s: %d clips have a %s that no training clip has, so that no answer is right: %s.",
+                    split,
+                    unseen.total(),
+                    column,
+                    ", ".join(list(unseen)[:5]),
+                )
+
+
+if __name__ == "__main__":
+    main()
