@@ -238,6 +238,7 @@ class SJepaPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    accepts_loss_kwargs = False  # losses are means over a batch: the Trainer divides accumulated ones itself
     _can_record_outputs = {"hidden_states": SJepaEncoderLayer, "attentions": SJepaAttention}
 
     @torch.no_grad()

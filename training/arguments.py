@@ -1,5 +1,6 @@
 """Arguments of a pretraining run, and how a recipe and the command line make them."""
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -109,6 +110,13 @@ class RunArguments:
     seed: int = field(default=0, metadata={"help": "Seed of everything random."})
     phase1_steps: int = field(default=100_000, metadata={"help": "Optimizer steps on the frozen MFCC mixture."})
     phase2_steps: int = field(default=300_000, metadata={"help": "Optimizer steps on the online mixture."})
+    visible_loss: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether visible frames count beside the masked ones (until late in phase 2). Without them nothing"
+            " asks the upper layers to become a copy of the mixture's posteriors."
+        },
+    )
     masked_only_after: float = field(
         default=0.5,
         metadata={"help": "Share of phase 2 after which only masked frames count and augmentation is off."},
@@ -190,31 +198,62 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     Raises:
         ValueError: for a recipe that is absent or holds an unknown field, and for settings that contradict each other.
     """
-    parser = HfArgumentParser(ARGUMENTS, description="Pretrain S-JEPA, both phases in one run.")
-    parser.add_argument("--config", help="Recipe (YAML): any of the fields below.")
     argv = sys.argv[1:] if argv is None else list(argv)
-    path = _config_path(argv)
-    recipe = read_recipe(path) if path else {}
-    model_config = recipe.pop("model_config", {})
-    parser.set_defaults(**recipe)
-    groups = parser.parse_args_into_dataclasses(argv)
+    recipe = read_recipe(config_path(argv)) if config_path(argv) else {}
+    groups = parse_dataclasses(ARGUMENTS, argv, "Pretrain S-JEPA, both phases in one run.", left_out=("model_config",))
     arguments = Arguments(*groups[: len(ARGUMENTS)])
     try:
         chosen = json.loads(arguments.model.model_config)
     except json.JSONDecodeError as error:
         raise ValueError(f"`model_config` is not JSON ({error}): write it like '{{\"hidden_size\": 256}}'.") from None
-    arguments.model.model_config = json.dumps({**model_config, **chosen})
+    arguments.model.model_config = json.dumps({**recipe.get("model_config", {}), **chosen})
     check(arguments)
     return arguments
 
 
-def _config_path(argv: list[str]) -> str | None:
-    for position, word in enumerate(argv):
-        if word == "--config" and position + 1 < len(argv):
-            return argv[position + 1]
-        if word.startswith("--config="):
-            return word.removeprefix("--config=")
-    return None
+def parse_dataclasses(
+    groups: Sequence[type],
+    argv: Sequence[str],
+    description: str,
+    recipe: str | None = None,
+    left_out: Sequence[str] = (),
+    **positional: dict,
+) -> tuple:
+    """
+    Dataclasses of arguments from `--config RECIPE.yaml` and the command line, which overrides it.
+
+    Args:
+        groups: the dataclasses.
+        argv: the command line.
+        description: what `--help` says.
+        recipe: recipe to take without `--config`.
+        left_out: fields whose value in the recipe is not taken.
+        positional: options of `add_argument` for each positional argument.
+
+    Returns:
+        One instance of each dataclass, then a namespace of the positional arguments.
+
+    Raises:
+        ValueError: for a recipe that is absent or holds an unknown field.
+    """
+    path = config_path(argv) or recipe
+    values = read_recipe(path, groups) if path else {}
+    values = {name: value for name, value in values.items() if name not in left_out}
+    parser = HfArgumentParser(groups, description=description)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in values
+    parser.set_defaults(**values)
+    parser.add_argument("--config", help=f"Recipe (YAML): any of the fields below. Default: {recipe or 'none'}.")
+    for name, options in positional.items():
+        parser.add_argument(name, **options)
+    return parser.parse_args_into_dataclasses(list(argv))
+
+
+def config_path(argv: Sequence[str]) -> str | None:
+    """The recipe that a command line names."""
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--config")
+    return chooser.parse_known_args(argv)[0].config
 
 
 def read_recipe(path: str, groups: Sequence[type] = ARGUMENTS) -> dict:

@@ -148,10 +148,15 @@ class Pretraining:
         return 1 if self.state.step < self.arguments.run.phase1_steps else 2
 
     @property
-    def masked_only(self) -> bool:
-        """Late in phase 2 only masked frames count, and augmentation is off."""
+    def late(self) -> bool:
+        """Whether phase 2 has come so far that only masked frames count, and augmentation is off."""
         run = self.arguments.run
         return self.phase == 2 and self.state.step >= run.phase1_steps + run.masked_only_after * run.phase2_steps
+
+    @property
+    def masked_only(self) -> bool:
+        """Whether visible frames are left out of the loss."""
+        return self.late or not self.arguments.run.visible_loss
 
     # The algorithm
 
@@ -193,7 +198,7 @@ class Pretraining:
     def predict(self, batch: dict, targets: torch.Tensor, number: int) -> SJepaForPreTrainingOutput:
         """Masked prediction from the augmented audio, and its divergence from the targets."""
         masking, audio = self.arguments.masking, batch["input_values"]
-        if not self.masked_only and masking.p_mix + masking.p_noise > 0:
+        if not self.late and masking.p_mix + masking.p_noise > 0:
             # One generator a micro-batch, seeded by its place in the run: a resumed run draws the same.
             generator = torch.Generator(audio.device).manual_seed(
                 hash((self.arguments.run.seed, self.state.step, number, self.accelerator.process_index))

@@ -19,7 +19,6 @@ The best step is chosen on the dev set; the figures are the test set's. Written 
 object for each subject and seed, `TASK.md`, the printed table, and `TASK_layer_weights.png`.
 """
 
-import argparse
 import logging
 import sys
 import time
@@ -30,9 +29,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from transformers import HfArgumentParser
 
-from training.arguments import read_recipe
+from training.arguments import parse_dataclasses
 from training.audio import BadAudioError
 from training.downstream.features import FeatureStore, FrozenFeatures, clip_keys, open_encoder
 from training.downstream.heads import CtcHead, LayerSum, PooledHead
@@ -107,17 +105,8 @@ def parse_arguments(argv: list[str] | None = None) -> SuperbArguments:
     Raises:
         ValueError: for a recipe that is absent or holds an unknown field, and for settings that cannot work.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    path = first.parse_known_args(argv)[0].config
-    parser = HfArgumentParser(SuperbArguments, description="SUPERB-style evaluation of frozen encoders.")
-    parser.add_argument("--config", help="Recipe (YAML): any of the fields below.")
-    recipe = read_recipe(path, [SuperbArguments]) if path else {}
-    for action in parser._actions:
-        action.required = action.required and action.dest not in recipe
-    parser.set_defaults(**recipe)
-    arguments = parser.parse_args_into_dataclasses(argv)[0]
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parse_dataclasses((SuperbArguments,), argv, "SUPERB-style evaluation of frozen encoders.")[0]
     if arguments.task not in TASKS:
         raise ValueError(f"There is no task '{arguments.task}': choose {', '.join(TASKS)}.")
     if not 0 < arguments.eval_fraction < 0.5:

@@ -6,6 +6,8 @@ from transformers import (
     AutoModelForAudioFrameClassification,
     AutoModelForAudioXVector,
     AutoModelForCTC,
+    Trainer,
+    TrainingArguments,
     WavLMConfig,
     WavLMForXVector,
 )
@@ -204,3 +206,20 @@ def test_compiles_into_one_graph(head_class, make_config, padded_batch, training
     output = compiled(waveforms, attention_mask)
     if not training:
         torch.testing.assert_close(output.logits, model(waveforms, attention_mask).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_trainer_divides_accumulated_losses(make_config, tmp_path):
+    """Two batches of two accumulated give the weights of one batch of four."""
+    config = make_config(**(NO_DROPOUT | SMALL), apply_spec_augment=False)
+    clips = [{"input_values": torch.randn(4000), "labels": i} for i in range(4)]
+    trained = []
+    for size in (4, 2):
+        torch.manual_seed(0)
+        model = SJepaForSequenceClassification(config)
+        arguments = TrainingArguments(
+            tmp_path / str(size), per_device_train_batch_size=size, gradient_accumulation_steps=4 // size, max_steps=1,
+            optim="sgd", learning_rate=1.0, max_grad_norm=0.0, report_to="none", use_cpu=True, save_strategy="no",
+        )  # fmt: skip
+        Trainer(model, arguments, train_dataset=clips).train()
+        trained.append(model.classifier.weight.detach())
+    torch.testing.assert_close(*trained, atol=1e-6, rtol=1e-4)

@@ -153,6 +153,13 @@ def test_the_waveform_front_end_and_gradient_accumulation(noise, tmp_path):
     assert AutoModel.from_pretrained(tmp_path / "out" / "final").config.front_end == "waveform"
 
 
+def test_visible_frames_can_be_left_out(noise, tmp_path):
+    pretrain.main(command(noise, tmp_path, "--visible_loss", "false", "--phase1_steps", "3", "--phase2_steps", "2"))
+    history = read_history(tmp_path / "out" / "metrics.jsonl")
+    assert {m["phase"] for m in history} == {1, 2}
+    assert all("visible_kl" not in m and np.isfinite(m["masked_kl"]) for m in history)
+
+
 def test_the_boundary_keeps_what_it_should(noise, tmp_path):
     """EMA encoder := encoder; optimizer state stays, but for the head's new last layer; the mixture fits features."""
     run = pretrain.Pretraining(pretrain.parse_arguments(command(noise, tmp_path, "--report_to", "none")))

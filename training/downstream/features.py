@@ -133,9 +133,9 @@ def open_encoder(name: str, device: torch.device | str = "cpu", untrained_seed: 
             model = AutoModel.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--model {name}: AutoModel and AutoFeatureExtractor cannot open it ({reason})") from error
+        raise ValueError(f"{name}: AutoModel and AutoFeatureExtractor cannot open it ({reason})") from error
     if extractor.model_input_names[0] != "input_values" or model.main_input_name != "input_values":
-        raise ValueError(f"--model {name} reads {model.main_input_name}: only encoders of waveforms can be evaluated.")
+        raise ValueError(f"{name} reads {model.main_input_name}: only encoders of waveforms can be evaluated.")
     return TransformersEncoder(name, model, extractor, device)
 
 

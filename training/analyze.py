@@ -1,0 +1,405 @@
+"""The paper's three analyses of a pretraining checkpoint.
+
+    python -m training.analyze runs/mine/final --data test/ --output analysis
+    python -m training.analyze runs/mine/final --data aligned/ --utterance LJ001-0002.opus --only utterance \
+        --transcript transcription --phones --output analysis
+
+entropy    of the prediction at every frame of some 500 clips, in bits, without masking. Bimodal if Hartigan's dip
+           refutes a single mode (p < 0.05) and two Gaussians part cleanly (Ashman's D > 2).
+utterance  one clip in time: spectrogram, phones, most likely cluster, three largest posteriors, entropy.
+rank       effective rank of every layer over 2,000 random frames, beside the same encoder with fresh weights.
+
+Writes `analysis.json`, `entropy.png`, `utterance.png` and `rank.png`. Layer 0 is what enters the first Transformer
+layer (layer k of the pretraining targets is layer k + 1 here).
+"""
+
+import json
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+import transformers
+from torchaudio.transforms import MelSpectrogram
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForPreTraining
+
+import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
+from training.arguments import parse_dataclasses
+from training.audio import SAMPLING_RATE, BadAudioError, read_audio
+from training.bimodality import dip_test, two_gaussians
+from training.downstream.features import open_encoder
+from training.features import HOP
+from training.figures import draw_entropy
+from training.labelled import LabelledClips, open_labelled
+from training.layer_choice import effective_rank
+from training.monitoring import entropy_bits
+from training.probing import (
+    Rows,
+    default_device,
+    features_at,
+    features_of_layers,
+    files_written_aside,
+    frame_centres,
+    read_alignment,
+    readable_clips,
+)
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+ANALYSES = ("entropy", "utterance", "rank")
+MARKS = (0.5, 1.0, 2.0)  # bits
+
+Predictor = Callable[[np.ndarray], np.ndarray]
+"""Samples `(num_samples,)` at 16 kHz -> posteriors `(num_frames, num_components)` in float32, without masking."""
+
+
+@dataclass
+class AnalysisArguments:
+    """What is analysed, on which clips."""
+
+    data: list[str] = field(
+        metadata={"help": "Sources: folders of audio, JSONL manifests, Parquet, Hub data sets. Best held-out ones."}
+    )
+    output: str = field(default="analysis", metadata={"help": "Where analysis.json and the pictures go."})
+    only: list[str] | None = field(
+        default=None, metadata={"help": "Some of entropy, utterance and rank; without it, all three."}
+    )
+    utterance: str = field(
+        default="0",
+        metadata={"help": "Number of a clip of the data, the end of its file name, or another audio file."},
+    )
+    transcript: str | None = field(default=None, metadata={"help": "Column of the data with transcripts."})
+    phones: bool = field(default=False, metadata={"help": "The data has columns phones and phone_ends."})
+    max_clips: int = field(default=500, metadata={"help": "Clips, drawn at random, for entropy and rank."})
+    rank_frames: int = field(default=2000, metadata={"help": "Random frames over which ranks are measured."})
+    audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Parquet and Hub data."})
+    seed: int = field(default=0, metadata={"help": "Seed of clips, frames and untrained weights."})
+
+    def __post_init__(self):
+        unknown = [name for name in self.only or () if name not in ANALYSES]
+        if unknown:
+            raise ValueError(f"`only` has '{unknown[0]}': choose among {', '.join(ANALYSES)}.")
+        for name in ("max_clips", "rank_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+
+class Utterance(NamedTuple):
+    """One clip to look at: samples `(num_samples,)`, and what is written on it (empty where nothing is)."""
+
+    name: str
+    samples: np.ndarray
+    transcript: str = ""
+    phones: tuple[str, ...] = ()
+    phone_ends: np.ndarray | None = None
+
+
+def open_predictor(checkpoint: str, device: str) -> Predictor:
+    """
+    The cluster head's posteriors over an unmasked clip.
+
+    Raises:
+        ValueError: if the checkpoint cannot be opened or holds no pretraining head.
+    """
+    try:
+        is_sjepa = AutoConfig.from_pretrained(checkpoint).model_type == "sjepa"
+        if is_sjepa:
+            model, loading = AutoModelForPreTraining.from_pretrained(
+                checkpoint, dtype=torch.float32, output_loading_info=True
+            )
+            extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{checkpoint} cannot be opened by AutoModelForPreTraining ({reason})") from None
+    if not is_sjepa or any(key.startswith("cluster_head.") for key in loading["missing_keys"]):
+        raise ValueError(
+            f"{checkpoint} holds no S-JEPA pretraining head, which entropy and utterance need: give a checkpoint of"
+            " pretraining, or measure ranks alone with --only rank."
+        )
+    model.eval().to(device)
+
+    @torch.inference_mode()
+    def predict(samples: np.ndarray) -> np.ndarray:
+        inputs = extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_values
+        return model(inputs.to(device)).logits[0].float().softmax(-1).cpu().numpy()
+
+    return predict
+
+
+def bits(posteriors: np.ndarray) -> np.ndarray:
+    """Entropy in bits of posteriors `(num_frames, num_components)`: `(num_frames,)`."""
+    return entropy_bits(torch.from_numpy(posteriors)).numpy()
+
+
+def analyze_entropy(predict: Predictor, clips: LabelledClips, seed: int, path: Path) -> dict:
+    """Figures of the predictor's entropy over all frames of the clips, and their histogram into `path`."""
+    found, num_components = [], 0
+    for clip in tqdm(range(len(clips)), desc="entropy", leave=False, disable=None):
+        posteriors = predict(clips[clip]["input_values"])
+        num_components = posteriors.shape[1]
+        found.append(bits(posteriors))
+    entropy = np.concatenate(found)
+    draw_entropy(entropy, num_components, path)
+    test, fit = dip_test(entropy, seed=seed), two_gaussians(entropy, seed=seed)
+    return {
+        "clips": len(clips),
+        "frames": len(entropy),
+        "components": num_components,
+        "mean_bits": float(entropy.mean()),
+        "quartiles_bits": np.quantile(entropy, (0.25, 0.5, 0.75)).tolist(),
+        "largest_bits": float(entropy.max()),
+        "share_above": {f"{mark:g}": float((entropy > mark).mean()) for mark in MARKS},
+        "bimodal": test["p_value"] < 0.05 and fit["ashman_d"] > 2,  # more than one mode, and well apart
+        "dip_test": test,
+        "two_gaussians": fit,
+    }
+
+
+def analyze_rank(checkpoint: str, clips: LabelledClips, frame_counts: np.ndarray, count: int, seed: int, path: Path):
+    """Effective rank of each layer over `count` random frames, trained and untrained, and their picture."""
+    rng = np.random.default_rng(seed)
+    drawn = np.sort(rng.permutation(frame_counts.sum())[:count])
+    starts = np.cumsum(frame_counts) - frame_counts
+    owners = np.searchsorted(starts, drawn, side="right") - 1
+    rows = {"frames": Rows(owners, drawn - starts[owners])}
+    ranks = {}
+    for kind, name in (("trained", checkpoint), ("untrained", f"untrained:{checkpoint}")):
+        encoder = open_encoder(name, default_device(), untrained_seed=seed)
+        layers = features_at(features_of_layers(encoder), clips, rows, f"rank, {kind}")["frames"]
+        ranks[kind] = [effective_rank(torch.from_numpy(features)).item() for features in layers]
+    draw_ranks(ranks, layers.shape[2], len(drawn), path)
+    return {"frames": len(drawn), "features": layers.shape[2], **ranks}
+
+
+def find_utterance(clips: LabelledClips, wanted: str) -> Utterance:
+    """
+    The clip with that number, or whose file name ends so, or else that audio file.
+
+    Raises:
+        ValueError: if there is none, or its audio cannot be read (BadAudio).
+    """
+    index = int(wanted) if wanted.isdigit() else None
+    if index is None:
+        index = next((i for i in range(len(clips)) if clips.clip(i).name.endswith(wanted)), None)
+        if index is None and Path(wanted).is_file():
+            return Utterance(Path(wanted).name, read_audio(wanted))
+    if index is None or index >= len(clips):
+        raise ValueError(
+            f"`utterance` is '{wanted}': neither a number below {len(clips)}, nor the end of a file name in the data,"
+            " nor an audio file."
+        )
+    clip = clips.clip(index)
+    phones, ends = read_alignment(clips, index) if "phones" in clips.labels else ((), None)
+    transcript = next((text[index] for name, text in clips.labels.items() if name not in ("phones", "phone_ends")), "")
+    return Utterance(Path(clip.name).name, clip.read(), transcript, tuple(phones), ends)
+
+
+def analyze_utterance(predict: Predictor, utterance: Utterance, path: Path) -> dict:
+    """Clusters, posteriors and entropy of one clip in time, drawn into `path`."""
+    posteriors = predict(utterance.samples)
+    draw_utterance(utterance, posteriors, path)
+    clusters = posteriors.argmax(1)
+    return {
+        "name": utterance.name,
+        "seconds": len(utterance.samples) / SAMPLING_RATE,
+        "transcript": utterance.transcript,
+        "clusters": clusters.tolist(),
+        "changes_per_second": float((np.diff(clusters) != 0).sum() * SAMPLING_RATE / len(utterance.samples)),
+        "mean_bits": float(bits(posteriors).mean()),
+    }
+
+
+def draw_ranks(ranks: dict[str, list[float]], num_features: int, num_frames: int, path: Path) -> None:
+    """Effective rank of each layer, trained and untrained."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for (name, values), style, colour in zip(ranks.items(), ("o-", "o--"), ("C0", "0.5")):
+        axes.plot(values, style, color=colour, ms=4, label=name)
+    axes.set(
+        xlabel="layer (0: Transformer input)",
+        ylabel=f"effective rank (at most {num_features})",
+        title=f"Effective rank over {num_frames:,} frames",
+    )
+    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_utterance(utterance: Utterance, posteriors: np.ndarray, path: Path) -> None:
+    """
+    Spectrogram, phones, clusters, three largest posteriors and entropy over seconds.
+
+    Args:
+        utterance: the clip.
+        posteriors: `(num_frames, num_components)`.
+        path: of the PNG.
+    """
+    seconds = len(utterance.samples) / SAMPLING_RATE
+    aligned = utterance.phone_ends is not None and len(utterance.phones) > 0
+    heights = [3, 0.9, 0.6, 1.6, 1.6] if aligned else [3, 0.6, 1.6, 1.6]
+    width = float(np.clip(2 + 1.7 * seconds, 9, 40))
+    figure, axes = plt.subplots(
+        len(heights), 1, sharex=True, figsize=(width, 8.5), layout="constrained", height_ratios=heights
+    )
+    panels = iter(axes)
+    _draw_spectrogram(next(panels), utterance.samples)
+    if aligned:
+        _draw_phones(next(panels), utterance)
+    _draw_clusters(next(panels), posteriors.argmax(1))
+    _draw_posteriors(next(panels), posteriors)
+    _draw_entropy_in_time(next(panels), bits(posteriors), np.log2(posteriors.shape[1]))
+    if aligned:
+        for panel in axes[2:]:
+            panel.vlines(utterance.phone_ends, 0, 1, transform=panel.get_xaxis_transform(), color="0.75", lw=0.5)
+    axes[-1].set(xlabel="seconds", xlim=(0, seconds))
+    text = textwrap.fill(utterance.transcript, int(13 * width))
+    figure.suptitle(f"{utterance.name}\n{text}" if text else utterance.name, fontsize=10)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _draw_spectrogram(panel, samples: np.ndarray) -> None:
+    mel = MelSpectrogram(SAMPLING_RATE, n_fft=512, win_length=400, hop_length=160, n_mels=80)
+    decibels = 10 * mel(torch.from_numpy(samples)).clamp_min(1e-10).log10().numpy()  # [80, 10 ms frames]
+    top = decibels.max()
+    edge = 80 / SAMPLING_RATE  # half a hop: frames are centred on multiples of it
+    extent = (-edge, decibels.shape[1] * 0.01 - edge, 0, 80)
+    panel.imshow(decibels, origin="lower", aspect="auto", extent=extent, vmin=top - 70, vmax=top, cmap="magma")
+    kilohertz = np.array([0.5, 1, 2, 4, 8])
+    bands = 80 * np.log1p(kilohertz / 0.7) / np.log1p(8 / 0.7)  # the mel scale of the bands
+    panel.set(ylabel="kHz", yticks=bands, yticklabels=[f"{k:g}" for k in kilohertz])
+
+
+def _draw_phones(panel, utterance: Utterance) -> None:
+    """Phones between their ends, on three lines in turn so that short ones do not touch; silences grey."""
+    start, spoken = 0.0, 0
+    for phone, end in zip(utterance.phones, utterance.phone_ends):
+        silent = phone in ("sil", "sp", "spn", "")
+        if silent:
+            panel.axvspan(start, end, color="0.9", lw=0)
+        else:
+            height, spoken = (0.8, 0.5, 0.2)[spoken % 3], spoken + 1
+            panel.text((start + end) / 2, height, phone, ha="center", va="center", fontsize=7, clip_on=True)
+        start = end
+    panel.vlines(utterance.phone_ends, 0, 1, color="0.6", lw=0.5)
+    panel.set(ylabel="phones", yticks=[], ylim=(0, 1))
+
+
+def _draw_clusters(panel, clusters: np.ndarray) -> None:
+    """One bar for each run of a cluster; its number where the run lasts 60 ms or more."""
+    starts = np.flatnonzero(np.diff(clusters, prepend=-1))
+    lengths = np.diff(starts, append=len(clusters))
+    frame = HOP / SAMPLING_RATE
+    left = frame_centres(len(clusters))[starts] - frame / 2
+    colours = plt.cm.hsv(clusters[starts] * 0.618034 % 1)  # golden ratio: neighbouring numbers look unlike
+    colours[:, :3] = 0.45 + 0.55 * colours[:, :3]  # pale enough to write on
+    panel.bar(left, 1, width=lengths * frame, align="edge", color=colours, lw=0)
+    for start, length, x in zip(starts, lengths, left):
+        if length >= 3:
+            panel.text(x + length * frame / 2, 0.5, str(clusters[start]), ha="center", va="center", fontsize=6)
+    panel.set(ylabel="cluster", yticks=[], ylim=(0, 1))
+
+
+def _draw_posteriors(panel, posteriors: np.ndarray) -> None:
+    largest = -np.sort(-posteriors, axis=1)[:, :3]
+    labels = ("largest", "second", "third")
+    panel.stackplot(frame_centres(len(largest)), largest.T, labels=labels, colors=("C0", "#7fb2dc", "#cfe2f2"), lw=0)
+    panel.set(ylabel="posteriors", ylim=(0, 1))
+    panel.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
+
+
+def _draw_entropy_in_time(panel, entropy: np.ndarray, most: float) -> None:
+    panel.plot(frame_centres(len(entropy)), entropy, color="C3", lw=1)
+    for mark in MARKS:
+        panel.axhline(mark, color="0.6", ls=":", lw=0.8)
+    panel.set(ylabel=f"bits (of {most:.1f})", ylim=(0, max(1.05 * entropy.max(), 2.1)))
+
+
+def report(results: dict) -> str:
+    """The figures in sentences."""
+    lines = []
+    if "entropy" in results:
+        found = results["entropy"]
+        test, fit = found["dip_test"], found["two_gaussians"]
+        shares = ", ".join(f"{100 * share:.1f} % above {mark}" for mark, share in found["share_above"].items())
+        low, high = fit["means"]
+        lines += [
+            f"Predictor entropy, {found['frames']:,} frames of {found['clips']} clips, {found['components']} clusters:"
+            f" mean {found['mean_bits']:.2f} bits, {shares}.",
+            f"{'Bimodal' if found['bimodal'] else 'Not bimodal'}: dip {test['dip']:.4f} over {test['sample_size']}"
+            f" frames, p = {test['p_value']:.3f} for a single mode; two Gaussians: {100 * fit['weights'][0]:.0f} % at"
+            f" {low:.2f} and {100 * fit['weights'][1]:.0f} % at {high:.2f} bits, Ashman's D {fit['ashman_d']:.2f}.",
+        ]
+    if "utterance" in results:
+        found = results["utterance"]
+        lines.append(
+            f"{found['name']}: {found['changes_per_second']:.1f} changes of cluster a second, mean entropy"
+            f" {found['mean_bits']:.2f} bits over {found['seconds']:.1f} s."
+        )
+    if "rank" in results:
+        found = results["rank"]
+        for kind in ("trained", "untrained"):
+            ranks = " ".join(f"{rank:.1f}" for rank in found[kind])
+            lines.append(f"Effective rank by layer, {kind}: {ranks} (of {found['features']}).")
+    return "\n".join(lines)
+
+
+def run(checkpoint: str, arguments: AnalysisArguments, directory: Path) -> dict:
+    """
+    The analyses asked for; their pictures go into `directory`, their figures come back.
+
+    Raises:
+        ValueError: if something that an analysis needs is not there.
+    """
+    chosen = arguments.only or ANALYSES
+    results = {"checkpoint": checkpoint, "data": list(arguments.data), "seed": arguments.seed}
+    device = default_device()
+    predict = None if chosen == ["rank"] else open_predictor(checkpoint, device)
+    labels = (arguments.transcript,) if arguments.transcript else ()
+    labels += ("phones", "phone_ends") if arguments.phones else ()
+    clips = open_labelled(arguments.data, (), optional=labels, audio_column=arguments.audio_column)
+    if "utterance" in chosen:
+        utterance = find_utterance(clips, arguments.utterance)
+        results["utterance"] = analyze_utterance(predict, utterance, directory / "utterance.png")
+    if "entropy" in chosen or "rank" in chosen:
+        clips, frame_counts = readable_clips(clips, arguments.max_clips, arguments.seed)
+    if "entropy" in chosen:
+        results["entropy"] = analyze_entropy(predict, clips, arguments.seed, directory / "entropy.png")
+    if "rank" in chosen:
+        results["rank"] = analyze_rank(
+            checkpoint, clips, frame_counts, arguments.rank_frames, arguments.seed, directory / "rank.png"
+        )
+    return results
+
+
+def main(argv: list[str] | None = None) -> None:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        arguments, rest = parse_dataclasses(
+            (AnalysisArguments,),
+            sys.argv[1:] if argv is None else argv,
+            "The paper's three analyses of a pretraining checkpoint.",
+            checkpoint=dict(help="What AutoModelForPreTraining opens: a directory or Hub name."),
+        )
+        with files_written_aside(arguments.output) as aside:
+            results = run(rest.checkpoint, arguments, aside)
+            (aside / "analysis.json").write_text(json.dumps(results, indent=1) + "\n")
+    except (ValueError, BadAudioError) as error:
+        sys.exit(f"error: {error}")
+    print(report(results))
+    print(f"\nwritten: {', '.join(sorted(str(path) for path in Path(arguments.output).iterdir()))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Fine-tune an encoder for the classification of clips: keywords, intents, emotions, speakers.
+
+    python -m training.finetune_classification --model_name_or_path runs/mine/final --train_data clips/ \\
+        --output_dir runs/keywords
+    python -m training.finetune_classification --model_name_or_path microsoft/wavlm-base --train_data train/ \\
+        --eval_data dev/ --test_data test/ --label_column intent --frozen true --output_dir runs/intents
+
+Labels stand in a column (metadata.csv, manifest, Parquet); a folder with a subfolder for each class needs none.
+Without `--config` the settings are those of `training/recipes/finetune_classification.yaml`; there and on the command
+line any field below and any of `transformers.TrainingArguments` can stand.
+
+The result is `OUTPUT_DIR/final`: `pipeline("audio-classification", "OUTPUT_DIR/final")` opens it. Beside the model lie
+results.json and learning_curve.png, and with `--lora_rank` the adapters by themselves in `adapter/`.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForAudioClassification, EvalPrediction, Wav2Vec2FeatureExtractor, set_seed
+
+from training.audio import SAMPLING_RATE
+from training.finetuning import (
+    FineTuner,
+    FineTuningArguments,
+    by_length,
+    choose_column,
+    open_extractor,
+    open_model,
+    open_splits,
+    parse_finetuning,
+    run_script,
+    run_training,
+    save_output,
+)
+from training.labelled import LabelledClips, usable
+from training.metrics import load_metric
+
+
+logger = logging.getLogger(__name__)
+
+RECIPE = Path(__file__).parent / "recipes" / "finetune_classification.yaml"
+LABEL_COLUMNS = ("label", "keyword", "class", "category", "intent", "command", "emotion", "language")
+
+
+@dataclass
+class ClassificationArguments(FineTuningArguments):
+    """What classification needs besides: labels."""
+
+    label_column: str | None = field(
+        default=None, metadata={"help": f"Column of the labels. Default: the first of {', '.join(LABEL_COLUMNS)}."}
+    )
+    frozen: bool = field(
+        default=False, metadata={"help": "Train the head alone, on a learned average of all layers, as SUPERB does."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.frozen and (self.from_scratch or self.lora_rank or self.freeze_encoder_steps):
+            raise ValueError(
+                "`frozen` trains the head alone: it goes with none of from_scratch, lora_rank, freeze_encoder_steps."
+            )
+
+
+class ClassificationCollator:
+    """Clips with class names in `column` -> waveforms with attention mask, and `labels` `(batch_size,)`."""
+
+    def __init__(self, extractor: Wav2Vec2FeatureExtractor, column: str, label2id: dict[str, int]):
+        self.extractor, self.column, self.label2id = extractor, column, label2id
+
+    def __call__(self, examples: list[dict | None]) -> dict[str, torch.Tensor]:
+        examples = usable(examples)
+        batch = self.extractor(
+            [example["input_values"] for example in examples],
+            sampling_rate=SAMPLING_RATE,
+            padding=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        return dict(batch) | {"labels": torch.tensor([self.label2id[example[self.column]] for example in examples])}
+
+
+@dataclass
+class Classification:
+    """A run that is ready to start."""
+
+    arguments: ClassificationArguments
+    trainer: FineTuner
+    extractor: Wav2Vec2FeatureExtractor
+    scored: dict[str, LabelledClips]
+
+
+def prepare(argv: list[str] | None = None) -> Classification:
+    """
+    Everything before the first step.
+
+    Raises:
+        ValueError: for settings, data or a checkpoint that cannot work.
+    """
+    description = "Fine-tune an encoder for the classification of clips."
+    arguments, training = parse_finetuning(argv, ClassificationArguments, RECIPE, description)
+    extractor = open_extractor(arguments.model_name_or_path, AutoModelForAudioClassification, "classification")
+    set_seed(training.seed)
+
+    column = choose_column(
+        arguments.train_data, arguments.label_column, LABEL_COLUMNS, "label_column", "labels", arguments.audio_column
+    )
+    train, evaluation, test = open_splits(arguments, column)
+    held_out = () if arguments.eval_data else evaluation.values()
+    names = class_names([train, *held_out], column)
+    for name, clips in (evaluation | test).items():
+        check_labels(clips.labels[column], names, name)
+    counts = Counter(train.labels[column])
+    logger.info("Training clips of each class: %s.", ", ".join(f"{name} {counts[name]}" for name in names))
+
+    label2id = {name: number for number, name in enumerate(names)}
+    changes = {"use_weighted_layer_sum": True} if arguments.frozen else {}
+    model = open_model(
+        AutoModelForAudioClassification,
+        arguments,
+        num_labels=len(names),
+        id2label={number: name for name, number in label2id.items()},
+        label2id=label2id,
+        **changes,
+    )
+    if arguments.frozen:
+        model.freeze_base_model()
+    trainer = FineTuner(
+        model=model,
+        args=training,
+        data_collator=ClassificationCollator(extractor, column, label2id),
+        train_dataset=train,
+        eval_dataset=by_length(list(evaluation.values())),
+        compute_metrics=accuracy_and_f1,
+        head_learning_rate=arguments.head_learning_rate,
+    )
+    return Classification(arguments, trainer, extractor, evaluation | test)
+
+
+def class_names(parts: Sequence[LabelledClips], column: str) -> list[str]:
+    """All labels in order. Raises a ValueError if there is only one."""
+    names = sorted({label for clips in parts for label in clips.labels[column]})
+    if len(names) < 2:
+        raise ValueError(
+            f"All training clips have the label '{names[0]}' in `{column}`: there is nothing to tell apart."
+        )
+    return names
+
+
+def check_labels(labels: Sequence[str], names: Sequence[str], data: str) -> None:
+    """Raise a ValueError if the training data lacks a label."""
+    unknown = sorted(set(labels) - set(names))
+    if unknown:
+        listed = ", ".join(f"'{label}'" for label in unknown[:10])
+        raise ValueError(f"{data} has labels that train_data has not: {listed}.")
+
+
+def accuracy_and_f1(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy and macro-averaged F1 of logits `(clips, classes)` against class numbers `(clips,)`."""
+    answers = {"predictions": prediction.predictions.argmax(-1), "references": prediction.label_ids}
+    return load_metric("accuracy").compute(**answers) | load_metric("macro_f1").compute(**answers)
+
+
+def train(run: Classification) -> None:
+    """Train, score the best model on every source, and save it with its feature extractor."""
+    model = run_training(run.trainer, run.arguments)
+    scores = {}
+    for name, clips in run.scored.items():
+        metrics = run.trainer.predict(by_length([clips]), metric_key_prefix="test").metrics
+        scores[name] = {"clips": len(clips)} | {key: metrics[f"test_{key}"] for key in ("accuracy", "macro_f1")}
+    if run.trainer.is_world_process_zero():
+        save_output(run.trainer, model, scores, ("accuracy", "macro_f1"), run.extractor.save_pretrained)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the fine-tuning that the command line asks for."""
+    run_script(lambda: prepare(argv), train)
+
+
+if __name__ == "__main__":
+    main()

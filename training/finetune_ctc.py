@@ -1,0 +1,295 @@
+"""Fine-tune an encoder for speech recognition with CTC.
+
+    python -m training.finetune_ctc --model_name_or_path runs/mine/final --train_data my_clips/ --output_dir runs/asr
+    python -m training.finetune_ctc --model_name_or_path facebook/hubert-base-ls960 --train_data train/ \\
+        --eval_data dev/ --test_data test/ --lm lm.arpa --output_dir runs/asr --num_train_epochs 60
+
+`accelerate launch -m training.finetune_ctc ...` uses several GPUs. Without `--config` the settings are those of
+`training/recipes/finetune_ctc.yaml`; there and on the command line any field below and any of
+`transformers.TrainingArguments` can stand.
+
+The result is `OUTPUT_DIR/final`: `pipeline("automatic-speech-recognition", "OUTPUT_DIR/final")` opens it. Beside the
+model lie results.json, transcripts.jsonl, learning_curve.png and text_normalization.json. With `--lora_rank` the model
+there has its adapters merged; they are in `final/adapter`, for `PeftModel.from_pretrained(model, ".../adapter")`.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCTC,
+    EvalPrediction,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2Processor,
+    set_seed,
+)
+
+from training.audio import SAMPLING_RATE
+from training.decoding import (
+    ALPHA,
+    BEAM_WIDTH,
+    BETA,
+    TEXT_COLUMNS,
+    BeamSearchDecoder,
+    error_rates,
+    evaluate_clips,
+)
+from training.finetuning import (
+    FineTuner,
+    FineTuningArguments,
+    by_length,
+    choose_column,
+    open_extractor,
+    open_model,
+    open_splits,
+    parse_finetuning,
+    run_script,
+    run_training,
+    save_output,
+)
+from training.labelled import LabelledClips, usable
+from training.ngram import NGram
+from training.text import (
+    DROPPED,
+    SPACES,
+    TextNormalizer,
+    build_tokenizer,
+    check_characters,
+    log_examples,
+    needed_frames,
+)
+
+
+logger = logging.getLogger(__name__)
+
+RECIPE = Path(__file__).parent / "recipes" / "finetune_ctc.yaml"
+NAMED = 10  # clips that are named when several are left out
+
+
+@dataclass
+class CtcArguments(FineTuningArguments):
+    """What fine-tuning with CTC needs besides: transcripts and decoding."""
+
+    text_column: str | None = field(
+        default=None, metadata={"help": f"Column of the transcripts. Default: the first of {', '.join(TEXT_COLUMNS)}."}
+    )
+    text_case: str = field(default="upper", metadata={"help": "Case of the transcripts: upper, lower or keep."})
+    drop_characters: str = field(default=DROPPED, metadata={"help": "Characters removed from the transcripts."})
+    space_characters: str = field(default=SPACES, metadata={"help": "Characters that become spaces in them."})
+    tokenizer_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Wav2Vec2CTCTokenizer to use, with the checkpoint's head if it fits. Default: a new one."},
+    )
+    lm: str | None = field(
+        default=None,
+        metadata={"help": "ARPA word n-gram: the final scores are given with it too (see training.decoding)"},
+    )
+    lm_alpha: float = field(default=ALPHA, metadata={"help": "Weight of the language model."})
+    lm_beta: float = field(default=BETA, metadata={"help": "Bonus of a word."})
+    beam_width: int = field(default=BEAM_WIDTH, metadata={"help": "Strings kept per frame in the beam search."})
+
+
+class CtcCollator:
+    """
+    Clips with transcripts in `column` -> waveforms with attention mask, labels padded with -100, and `references`: the
+    transcripts as code points, padded alike, since labels do not tell one unknown character from another.
+    """
+
+    def __init__(self, processor: Wav2Vec2Processor, column: str):
+        self.processor, self.column = processor, column
+
+    def __call__(self, examples: list[dict | None]) -> dict[str, torch.Tensor]:
+        examples = usable(examples)
+        batch = self.processor.feature_extractor(
+            [example["input_values"] for example in examples],
+            sampling_rate=SAMPLING_RATE,
+            padding=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        texts = [example[self.column] for example in examples]
+        labels = self.processor.tokenizer(texts).input_ids
+        return dict(batch) | {"labels": padded(labels), "references": padded([list(map(ord, text)) for text in texts])}
+
+
+def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Rows of numbers as one tensor `(rows, longest)`, filled up with -100."""
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=-100)
+
+
+class CtcFineTuner(FineTuner):
+    """Evaluates the best label of every real frame against the transcripts themselves."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        return super().compute_loss(model, {k: v for k, v in inputs.items() if k != "references"}, *args, **kwargs)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        loss, logits, _ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if logits is None:
+            return loss, None, None
+        lengths = self.model._get_feat_extract_output_lengths(inputs["attention_mask"].sum(-1)).to(logits.device)
+        padding = torch.arange(logits.shape[1], device=logits.device) >= lengths[:, None]
+        return loss, logits.argmax(-1).masked_fill(padding, -100), inputs["references"].to(logits.device)
+
+
+@dataclass
+class CtcFineTuning:
+    """A run that is ready to start."""
+
+    arguments: CtcArguments
+    trainer: CtcFineTuner
+    processor: Wav2Vec2Processor
+    normalizer: TextNormalizer
+    scored: dict[str, LabelledClips]
+    column: str
+    decoder: BeamSearchDecoder | None
+
+
+def prepare(argv: list[str] | None = None) -> CtcFineTuning:
+    """
+    Everything before the first step.
+
+    Raises:
+        ValueError: for settings, data or a checkpoint that cannot work.
+    """
+    description = "Fine-tune an encoder for speech recognition with CTC."
+    arguments, training = parse_finetuning(argv, CtcArguments, RECIPE, description)
+    normalizer = TextNormalizer(arguments.text_case, arguments.drop_characters, arguments.space_characters)
+    extractor = open_extractor(arguments.model_name_or_path, AutoModelForCTC, "CTC")
+    lm = NGram.load(arguments.lm) if arguments.lm else None
+    set_seed(training.seed)
+
+    column = choose_column(
+        arguments.train_data, arguments.text_column, TEXT_COLUMNS, "text_column", "transcripts", arguments.audio_column
+    )
+    check_folders(arguments, column)
+    train, evaluation, test = open_splits(arguments, column)
+    log_examples(train.labels[column], normalizer)
+    train = normalized(train, column, normalizer, "train_data")
+    evaluation = {name: normalized(clips, column, normalizer, name) for name, clips in evaluation.items()}
+    test = {name: normalized(clips, column, normalizer, name) for name, clips in test.items()}
+
+    tokenizer = open_tokenizer(arguments, train.labels[column])
+    for name, clips in ({"train_data": train} | evaluation | test).items():
+        check_characters(clips.labels[column], tokenizer, name)
+    model = open_model(
+        AutoModelForCTC,
+        arguments,
+        keep_head=arguments.tokenizer_name_or_path is not None,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        ctc_loss_reduction="mean",
+        ctc_zero_infinity=True,
+    )
+    train = long_enough(train, column, tokenizer, model)
+    processor = Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)
+    trainer = CtcFineTuner(
+        model=model,
+        args=training,
+        data_collator=CtcCollator(processor, column),
+        train_dataset=train,
+        eval_dataset=by_length(list(evaluation.values())),
+        compute_metrics=lambda prediction: greedy_error_rates(prediction, tokenizer),
+        head_learning_rate=arguments.head_learning_rate,
+    )
+    decoder = None
+    if lm is not None:
+        settings = {"alpha": arguments.lm_alpha, "beta": arguments.lm_beta, "beam_width": arguments.beam_width}
+        decoder = BeamSearchDecoder(tokenizer, lm, **settings)
+    return CtcFineTuning(arguments, trainer, processor, normalizer, evaluation | test, column, decoder)
+
+
+def check_folders(arguments: CtcArguments, column: str) -> None:
+    """Raise a ValueError for folders of audio without metadata.csv: the names of subfolders are no transcripts."""
+    for spec in (*arguments.train_data, *(arguments.eval_data or ()), *(arguments.test_data or ())):
+        folder = Path(spec).expanduser()
+        if folder.is_dir() and not (folder / "metadata.csv").is_file() and not any(folder.rglob("*.parquet")):
+            raise ValueError(
+                f"{spec} has no metadata.csv with the columns file_name and {column}: write one, a row per file."
+            )
+
+
+def normalized(clips: LabelledClips, column: str, normalizer: TextNormalizer, name: str) -> LabelledClips:
+    """The clips with normalised transcripts; those of which nothing is left are left out, counted and named."""
+    texts = [normalizer(text) for text in clips.labels[column]]
+    kept = left_in(clips, [bool(text) for text in texts], f"{name}: {{}} clips have an empty transcript")
+    kept.labels[column] = [text for text in texts if text]
+    if not kept.labels[column]:
+        raise ValueError(f"{name} has no transcript with a character once normalised: see `drop_characters`.")
+    return kept
+
+
+def open_tokenizer(arguments: CtcArguments, texts: Sequence[str]) -> Wav2Vec2CTCTokenizer:
+    """The tokenizer that is asked for, or one over the characters of the texts."""
+    path = arguments.tokenizer_name_or_path
+    if path is None:
+        return build_tokenizer(texts)
+    try:
+        return Wav2Vec2CTCTokenizer.from_pretrained(path)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"`tokenizer_name_or_path` {path} is no Wav2Vec2CTCTokenizer: {error}") from None
+
+
+def long_enough(
+    clips: LabelledClips, column: str, tokenizer: Wav2Vec2CTCTokenizer, model: torch.nn.Module
+) -> LabelledClips:
+    """The clips with frames enough for their labels; the others are left out, counted and named."""
+    frames = model._get_feat_extract_output_lengths(torch.tensor(clips.num_samples)).tolist()
+    needed = [needed_frames(labels) for labels in tokenizer(clips.labels[column]).input_ids]
+    enough = [n <= available for n, available in zip(needed, frames)]
+    if not any(enough):
+        raise ValueError("No training clip has as many frames as its transcript has characters: are they in seconds?")
+    return left_in(clips, enough, "train_data: {} clips have more characters than frames")
+
+
+def left_in(clips: LabelledClips, chosen: Sequence[bool], message: str) -> LabelledClips:
+    """The chosen clips; how many are not, and which, is logged as `message`."""
+    left_out = [i for i, kept in enumerate(chosen) if not kept]
+    if left_out:
+        names = ", ".join(clips.clip(i).name for i in left_out[:NAMED]) + (", ..." if len(left_out) > NAMED else "")
+        logger.warning("%s and are left out: %s.", message.format(len(left_out)), names)
+    return clips.select([i for i, kept in enumerate(chosen) if kept])
+
+
+def greedy_error_rates(prediction: EvalPrediction, tokenizer: Wav2Vec2CTCTokenizer) -> dict[str, float]:
+    """WER and CER of the labels of all frames, `(clips, num_frames)`, against the code points of the transcripts."""
+    texts = [" ".join(tokenizer.decode(row[row >= 0].tolist()).split()) for row in prediction.predictions]
+    references = ["".join(map(chr, row[row >= 0])) for row in prediction.label_ids]
+    return error_rates(texts, references)
+
+
+def train(run: CtcFineTuning) -> None:
+    """Train, score the best model on every source, and save it with all that inference needs."""
+    model = run_training(run.trainer, run.arguments)
+    if not run.trainer.is_world_process_zero():
+        return
+    scores, transcripts = {}, []
+    for name, clips in run.scored.items():
+        references = clips.labels[run.column]
+        batch_size = run.trainer.args.per_device_eval_batch_size
+        scores[name], rows = evaluate_clips(model, run.processor, clips, references, run.decoder, batch_size)
+        transcripts += [{"data": name} | row for row in rows]
+
+    def save_others(directory: Path) -> None:
+        run.processor.save_pretrained(directory)
+        run.normalizer.save(directory)
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in transcripts)
+        (directory / "transcripts.jsonl").write_text("".join(lines), encoding="utf-8")
+
+    save_output(run.trainer, model, scores, ("wer", "cer"), save_others)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the fine-tuning that the command line asks for."""
+    run_script(lambda: prepare(argv), train)
+
+
+if __name__ == "__main__":
+    main()

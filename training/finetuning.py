@@ -1,0 +1,445 @@
+"""What fine-tuning with CTC and for classification share: arguments, data, checkpoints, the Trainer and its output."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    Wav2Vec2FeatureExtractor,
+)
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import get_last_checkpoint
+
+import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
+from sjepa_hf.saving import feature_extractor, written_aside
+from training.arguments import parse_dataclasses
+from training.audio import SAMPLING_RATE, BadAudioError
+from training.labelled import LabelledClips, open_labelled
+from training.sources import open_source
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+logger = logging.getLogger(__name__)
+
+SOURCES = "Each is a folder with metadata.csv, a JSONL manifest, Parquet, or on the Hub (name::config::split)."
+
+
+@dataclass
+class FineTuningArguments:
+    """Data, checkpoint and what of it is trained."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to start from: S-JEPA, HuBERT, wav2vec 2.0, WavLM, ..."}
+    )
+    from_scratch: bool = field(
+        default=False, metadata={"help": "Take the checkpoint's configuration with fresh weights: a baseline."}
+    )
+    train_data: list[str] | None = field(default=None, metadata={"help": f"Sources to train on. {SOURCES}"})
+    train_hours: float | None = field(
+        default=None, metadata={"help": "Train on clips drawn at random up to that many hours. Default: on all."}
+    )
+    eval_data: list[str] | None = field(
+        default=None, metadata={"help": "Sources by which the best checkpoint is chosen, together."}
+    )
+    eval_fraction: float = field(
+        default=0.1, metadata={"help": "Share of the training clips that is held out where there is no eval_data."}
+    )
+    test_data: list[str] | None = field(
+        default=None, metadata={"help": "Sources that are scored at the end only, each by itself."}
+    )
+    audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Hub data and Parquet."})
+    min_seconds: float = field(default=0.25, metadata={"help": "Shorter clips are left out."})
+    max_seconds: float = field(default=20.0, metadata={"help": "Longer training clips are left out."})
+    max_bad_fraction: float = field(
+        default=0.05, metadata={"help": "Share of clips that may be bad audio or lack a label before the run stops."}
+    )
+    freeze_feature_encoder: bool | None = field(
+        default=None, metadata={"help": "Keep the front end as it is. Default: true, false with from_scratch."}
+    )
+    freeze_encoder_steps: int = field(
+        default=0, metadata={"help": "Steps in which the head alone is trained, before all is."}
+    )
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the head. Default: learning_rate."}
+    )
+    lora_rank: int = field(
+        default=0, metadata={"help": "Train low-rank adapters of this rank and the head instead of all weights."}
+    )
+    mask_time_prob: float | None = field(
+        default=None, metadata={"help": "SpecAugment: share of frames masked. Default: the checkpoint's."}
+    )
+    mask_feature_prob: float | None = field(
+        default=None, metadata={"help": "SpecAugment: share of feature dimensions masked. Default: the checkpoint's."}
+    )
+
+    def __post_init__(self):
+        if not 0 < self.eval_fraction < 1:
+            raise ValueError(f"`eval_fraction` is {self.eval_fraction}; it must lie between 0 and 1.")
+        if self.train_hours is not None and self.train_hours <= 0:
+            raise ValueError(f"`train_hours` is {self.train_hours}; it must be above 0.")
+        if self.freeze_feature_encoder is None:
+            self.freeze_feature_encoder = not self.from_scratch
+        if self.lora_rank < 0 or self.freeze_encoder_steps < 0:
+            raise ValueError("`lora_rank` and `freeze_encoder_steps` must not be negative.")
+        if self.from_scratch and (self.lora_rank or self.freeze_encoder_steps):
+            raise ValueError("`from_scratch` trains all weights: it goes with neither lora_rank nor freezing.")
+
+
+def parse_finetuning(argv: list[str] | None, settings: type, recipe: Path, description: str) -> tuple:
+    """
+    `(settings, TrainingArguments)` from `--config RECIPE.yaml` (without it, `recipe`) and `--field value`.
+
+    Raises:
+        ValueError: for a recipe that is absent or holds an unknown field, missing fields, and an output directory
+            that holds another run.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    chosen, training = parse_dataclasses((settings, TrainingArguments), argv, description, recipe=str(recipe))[:2]
+    for name in ("model_name_or_path", "train_data"):
+        if not getattr(chosen, name):
+            raise ValueError(f"`{name}` is missing: give it as --{name} or in the recipe.")
+    checkpoints = sorted(Path(training.output_dir).glob("checkpoint-*"))
+    if training.resume_from_checkpoint == "latest":
+        training.resume_from_checkpoint = get_last_checkpoint(training.output_dir) if checkpoints else None
+    elif checkpoints and not training.resume_from_checkpoint:
+        raise ValueError(
+            f"`output_dir` {training.output_dir} holds checkpoints of another run: choose another, or go on from them"
+            " with --resume_from_checkpoint latest."
+        )
+    training.remove_unused_columns = False  # the collator needs what the model's forward does not name
+    training.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns
+    return chosen, training
+
+
+# Data
+
+
+def choose_column(
+    specs: Sequence[str],
+    column: str | None,
+    candidates: Sequence[str],
+    argument: str,
+    what: str,
+    audio_column: str | None = None,
+) -> str:
+    """
+    `column`, or the first of the candidates that the first source has.
+
+    Args:
+        argument, what: how to call the setting and its content in the error.
+        audio_column: as in `open_source`.
+
+    Raises:
+        ValueError: if the source cannot be opened or has none of them.
+    """
+    if column is not None:
+        return column
+    open_source(specs[0], audio_column=audio_column)  # whatever else is wrong with it, is said first
+    for candidate in candidates:
+        try:
+            open_source(specs[0], audio_column=audio_column, labels=[candidate])
+            return candidate
+        except ValueError as error:
+            problem = error
+    names = ", ".join(candidates)
+    raise ValueError(f"No column of {what} was found ({names}): {problem} If it has another name, give `{argument}`.")
+
+
+def open_splits(
+    arguments: FineTuningArguments, column: str
+) -> tuple[LabelledClips, dict[str, LabelledClips], dict[str, LabelledClips]]:
+    """
+    Training clips, and clips for evaluation and for the final test by the name of their source. Those for scoring are
+    never left out for being long.
+    """
+
+    def opened(specs: Sequence[str], max_seconds: float) -> LabelledClips:
+        return open_labelled(
+            specs,
+            [column],
+            audio_column=arguments.audio_column,
+            min_seconds=arguments.min_seconds,
+            max_seconds=max_seconds,
+            max_bad_fraction=arguments.max_bad_fraction,
+        )
+
+    train = opened(arguments.train_data, arguments.max_seconds)
+    if arguments.eval_data:
+        evaluation = {spec: opened([spec], float("inf")) for spec in arguments.eval_data}
+    else:
+        if len(train) < 2:
+            raise ValueError("`train_data` has a single usable clip: none can be held out. Give `eval_data`.")
+        train, held_out = train.split(arguments.eval_fraction)
+        evaluation = {"held out": held_out}
+        logger.warning(
+            "No eval_data: %d of %d clips are held out at random, so their speakers may be heard in training too.",
+            len(held_out),
+            len(held_out) + len(train),
+        )
+    if arguments.train_hours is not None:
+        train = drawn(train, arguments.train_hours)
+    test = {spec: opened([spec], float("inf")) for spec in arguments.test_data or ()}
+    hours = {"train": train.hours} | {name: clips.hours for name, clips in (evaluation | test).items()}
+    logger.info("Hours of audio: %s.", ", ".join(f"{name} {value:.2f}" for name, value in hours.items()))
+    return train, evaluation, test
+
+
+def drawn(clips: LabelledClips, hours: float, seed: int = 0) -> LabelledClips:
+    """Clips at random, the same for each seed, until they last that long; a smaller part lies in a larger one."""
+    order = np.random.default_rng(seed).permutation(len(clips))
+    ends = np.cumsum([clips.num_samples[i] for i in order]) / SAMPLING_RATE / 3600
+    count = int(np.searchsorted(ends, hours)) + 1
+    return clips.select(sorted(order[:count].tolist()))
+
+
+def by_length(parts: Sequence[LabelledClips]) -> torch.utils.data.Dataset:
+    """All parts one after another, each with its longest clips first: little padding, and memory runs out at once."""
+    return torch.utils.data.ConcatDataset(
+        [part.select(sorted(range(len(part)), key=part.num_samples.__getitem__, reverse=True)) for part in parts]
+    )
+
+
+# Checkpoints
+
+
+def open_extractor(model_name_or_path: str, auto_class: type, what: str) -> Wav2Vec2FeatureExtractor:
+    """
+    The checkpoint's feature extractor, that of this package for S-JEPA, always with attention mask.
+
+    Args:
+        auto_class: `AutoModelForCTC` or `AutoModelForAudioClassification`; `what` is how the error calls its head.
+
+    Raises:
+        ValueError: if the checkpoint cannot be opened, its type has no such head, or it does not read waveforms at
+            16 kHz.
+    """
+    named = f"`model_name_or_path` {model_name_or_path}"
+    config = open_config(model_name_or_path)
+    if type(config) not in auto_class._model_mapping:
+        raise ValueError(f"{named} is of type {config.model_type}, which has no {what} head in Transformers.")
+    if config.model_type == "sjepa":
+        return feature_extractor()
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(model_name_or_path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{named} has no feature extractor: {error}") from None
+    if not isinstance(extractor, Wav2Vec2FeatureExtractor) or extractor.sampling_rate != 16000:
+        raise ValueError(f"{named} does not read waveforms at 16 kHz.")
+    extractor.return_attention_mask = True
+    return extractor
+
+
+def open_config(model_name_or_path: str) -> PreTrainedConfig:
+    """The checkpoint's configuration. Raises ValueError if there is none."""
+    try:
+        return AutoConfig.from_pretrained(model_name_or_path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`model_name_or_path` {model_name_or_path} cannot be opened: {error}") from None
+
+
+def open_model(
+    auto_class: type, arguments: FineTuningArguments, *, keep_head: bool = False, **changes
+) -> PreTrainedModel:
+    """
+    The checkpoint with a head, in fp32; its weights fresh with `from_scratch`.
+
+    Args:
+        auto_class: `AutoModelForCTC` or `AutoModelForAudioClassification`.
+        keep_head: take the checkpoint's head where it has one of the right size; its outputs must mean the same.
+        changes: fields of the configuration.
+
+    Raises:
+        ValueError: if the checkpoint cannot be opened.
+    """
+    path = arguments.model_name_or_path
+    config = open_config(path)
+    for name in ("mask_time_prob", "mask_feature_prob"):
+        if getattr(arguments, name) is not None:
+            changes[name] = getattr(arguments, name)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    if arguments.from_scratch:
+        model = auto_class.from_config(config)
+    else:
+        try:
+            model = auto_class.from_pretrained(path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+        except OSError as error:
+            raise ValueError(f"`model_name_or_path` {path} cannot be opened: {error}") from None
+    if not keep_head:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and not in_encoder(name, model):
+                nn.init.normal_(module.weight, std=config.initializer_range)
+                nn.init.zeros_(module.bias)
+    if arguments.freeze_feature_encoder:
+        model.freeze_feature_encoder()
+    return with_adapters(model, arguments.lora_rank) if arguments.lora_rank else model
+
+
+def with_adapters(model: PreTrainedModel, rank: int):
+    """LoRA (arXiv 2106.09685) on the linear maps of all Transformer layers; the head is trained, and saved, whole."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["intermediate_dense", "output_dense"]
+    if model.config.model_type != "wavlm":  # its attention reads the weights past any adapter
+        targets += ["q_proj", "k_proj", "v_proj", "out_proj"]
+    encoder = model.base_model_prefix
+    head = [name for name, module in model.named_children() if name != encoder and list(module.parameters())]
+    adapted = get_peft_model(
+        model,
+        LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=targets, modules_to_save=head),
+    )
+    # PEFT takes a new vocabulary for new input embeddings, which no encoder of speech has.
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    trained, total = adapted.get_nb_trainable_parameters()
+    logger.info("LoRA and head: %d of %d parameters are trained.", trained, total)
+    return adapted
+
+
+def in_encoder(name: str, model: nn.Module) -> bool:
+    """Whether a parameter of that name belongs to the encoder rather than to the head."""
+    return model.base_model_prefix in name.split(".")
+
+
+# Training
+
+
+class FineTuner(Trainer):
+    """
+    Trainer with a learning rate of its own for the head, and batches of clips of like length.
+
+    Args:
+        head_learning_rate: None: that of the encoder.
+    """
+
+    def __init__(self, *args, head_learning_rate: float | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.head_learning_rate = head_learning_rate or self.args.learning_rate
+        self.model_accepts_loss_kwargs = False  # the losses are means: accumulated ones must be divided
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        model = self.model if model is None else model
+        decayed = set(self.get_decay_parameter_names(model))
+        optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+        groups = []
+        for encoder, rate in ((True, self.args.learning_rate), (False, self.head_learning_rate)):
+            for decay in (True, False):
+                kind = (encoder, decay)
+                chosen = [
+                    parameter
+                    for name, parameter in model.named_parameters()
+                    if parameter.requires_grad and (in_encoder(name, self.model), name in decayed) == kind
+                ]
+                weight_decay = self.args.weight_decay if decay else 0.0
+                if chosen:
+                    groups.append({"params": chosen, "lr": rate, "weight_decay": weight_decay})
+        self.optimizer = optimizer_class(groups, **settings)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(size, lengths=dataset.num_samples)  # known without decoding anything
+
+    def _get_eval_sampler(self, eval_dataset):
+        return torch.utils.data.SequentialSampler(eval_dataset)  # `by_length` has sorted them
+
+
+class EncoderFreeze(TrainerCallback):
+    """Trains the head alone for the first steps, then all that is to be trained."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+        self.frozen: list[nn.Parameter] = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step < self.steps:
+            self.frozen = [p for name, p in model.named_parameters() if p.requires_grad and in_encoder(name, model)]
+            for parameter in self.frozen:
+                parameter.requires_grad_(False)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.frozen and state.global_step >= self.steps:
+            logger.info("Step %d: the encoder is trained from here on.", state.global_step)
+            for parameter in self.frozen:
+                parameter.requires_grad_(True)
+            self.frozen = []
+
+
+def run_training(trainer: FineTuner, arguments: FineTuningArguments) -> nn.Module:
+    """Train; the model of the best evaluation."""
+    if arguments.freeze_encoder_steps:
+        trainer.add_callback(EncoderFreeze(arguments.freeze_encoder_steps))
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    return trainer.accelerator.unwrap_model(trainer.model)
+
+
+def save_output(
+    trainer: FineTuner, model: nn.Module, scores: dict, metrics: Sequence[str], save_others: Callable[[Path], None]
+) -> None:
+    """
+    Write `output_dir/final`: the model (adapters merged; they and the head also by themselves in `adapter/`), what
+    `save_others(directory)` writes beside it, `results.json` with the scores, and the learning curve.
+    """
+    final = Path(trainer.args.output_dir) / "final"
+    best = trainer.state.best_global_step or trainer.state.global_step
+    results = {"steps": trainer.state.global_step, "best_step": best, "scores": scores}
+    with written_aside(final) as directory:
+        if hasattr(model, "merge_and_unload"):
+            model.save_pretrained(directory / "adapter")
+            model = model.merge_and_unload()
+        model.save_pretrained(directory)
+        save_others(directory)
+        (directory / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        draw_learning_curve(trainer.state.log_history, metrics, directory / "learning_curve.png")
+    logger.info("Written to %s: %s", final, json.dumps(scores, ensure_ascii=False))
+
+
+def draw_learning_curve(history: Sequence[dict], metrics: Sequence[str], path: Path) -> None:
+    """Training and evaluation loss, and the metrics of each evaluation (`eval_...`), over optimizer steps."""
+    figure, (upper, lower) = plt.subplots(2, figsize=(8, 6), layout="constrained", sharex=True)
+    for axes, names in ((upper, ("loss", "eval_loss")), (lower, [f"eval_{metric}" for metric in metrics])):
+        for name in names:
+            points = [(entry["step"], entry[name]) for entry in history if name in entry]
+            if points:
+                axes.plot(*zip(*points), "." if len(points) == 1 else "-", label=name.replace("_", " "), lw=1.5)
+        if axes.lines:
+            axes.legend(frameon=False)
+    upper.set(ylabel="loss", title="Fine-tuning")
+    lower.set(xlabel="steps", ylabel=" and ".join(metrics), ylim=(0, None))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def run_script(prepare: Callable[[], object], train: Callable[[object], None]) -> None:
+    """Run what `prepare` makes ready; settings, data or a checkpoint that cannot work end it with a sentence."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    for name in ("httpx", "datasets", "matplotlib", "fsspec"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        run = prepare()
+    except (ValueError, BadAudioError) as error:
+        sys.exit(f"error: {error}")
+    try:
+        train(run)
+    except BadAudioError as error:  # from a worker it comes with the worker's traceback, the sentence last
+        sys.exit(f"error: {str(error).strip().splitlines()[-1].split('BadAudioError: ')[-1]}")

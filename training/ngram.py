@@ -1,0 +1,189 @@
+"""Word n-grams with backoff: estimated from text (interpolated modified Kneser-Ney), kept in ARPA files.
+
+Chen & Goodman, "An empirical study of smoothing techniques for language modeling", 1998 (TR-10-98), section 3;
+adjusted counts and sentence boundaries as in Heafield et al., "Scalable modified Kneser-Ney language model
+estimation", ACL 2013.
+"""
+
+import gzip
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+
+BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
+NEVER = -99.0  # log10 of a word that is never predicted: <s>
+FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where a text is too small to estimate them, as in KenLM's --discount_fallback
+
+Gram = tuple[str, ...]
+
+
+class NGram:
+    """
+    A backoff model.
+
+    Attributes:
+        tables (`list[dict[Gram, tuple[float, float]]]`): for each order from 1, log10 probability and log10 backoff
+            weight of every n-gram.
+    """
+
+    def __init__(self, tables: list[dict[Gram, tuple[float, float]]]):
+        self.tables = tables
+
+    @property
+    def order(self) -> int:
+        return len(self.tables)
+
+    @property
+    def words(self) -> set[str]:
+        """All words but the sentence boundaries and `<unk>`."""
+        return {gram[0] for gram in self.tables[0]} - {BEGIN, END, UNKNOWN}
+
+    def log10_probability(self, history: Gram, word: str) -> float:
+        """log10 P(word | history); words outside the vocabulary count as `<unk>`, -inf if that has no entry."""
+        if (word,) not in self.tables[0]:
+            word = UNKNOWN
+        history = self.context(history)
+        backoff = 0.0
+        while True:
+            found = self.tables[len(history)].get((*history, word))
+            if found is not None:
+                return backoff + found[0]
+            if not history:
+                return -math.inf
+            backoff += self.tables[len(history) - 1].get(history, (0.0, 0.0))[1]
+            history = history[1:]
+
+    def context(self, history: Gram) -> Gram:
+        """The last words of a history, those that the model looks at."""
+        return history[max(len(history) - self.order + 1, 0) :]
+
+    def perplexity(self, sentences: Iterable[str]) -> float:
+        """Perplexity per word, the ends of the sentences counted as words."""
+        total, count = 0.0, 0
+        for sentence in sentences:
+            history = (BEGIN,)
+            for word in (*sentence.split(), END):
+                total, count = total + self.log10_probability(history, word), count + 1
+                history = self.context((*history, word if (word,) in self.tables[0] else UNKNOWN))
+        return 10 ** (-total / count)
+
+    def save(self, path: str | Path) -> None:
+        """Write an ARPA file, whole or not at all."""
+        path = Path(path)
+        aside = path.with_name(path.name + ".incomplete")
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write("\\data\\\n")
+            for number, table in enumerate(self.tables, start=1):
+                file.write(f"ngram {number}={len(table)}\n")
+            for number, table in enumerate(self.tables, start=1):
+                file.write(f"\n\\{number}-grams:\n")
+                for gram, (probability, backoff) in table.items():
+                    weight = f"\t{backoff:.7g}" if number < self.order else ""
+                    file.write(f"{probability:.7g}\t{' '.join(gram)}{weight}\n")
+            file.write("\n\\end\\\n")
+        aside.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "NGram":
+        """
+        Read an ARPA file, also gzipped. It is held in Python dicts: fit for some ten million n-grams.
+
+        Raises:
+            ValueError: if there is no such file or it is not ARPA.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"There is no language model {path}: `training.decoding build-ngram` makes one.")
+        tables: list[dict[Gram, tuple[float, float]]] = []
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            try:
+                for line in file:
+                    line = line.strip()
+                    if line.startswith("\\") and line.endswith("-grams:"):
+                        tables.append({})
+                    elif line and not line.startswith("\\") and tables:
+                        fields = line.split()
+                        gram = tuple(fields[1 : len(tables) + 1])
+                        backoff = float(fields[len(tables) + 1]) if len(fields) > len(tables) + 1 else 0.0
+                        tables[-1][gram] = (float(fields[0]), backoff)
+            except (ValueError, UnicodeDecodeError) as error:
+                raise ValueError(f"{path} is not an ARPA file: {error}") from None
+        if not tables or not tables[0]:
+            raise ValueError(f"{path} is not an ARPA file: it has no \\1-grams: section.")
+        if ("<UNK>",) in tables[0]:  # as LibriSpeech's language models write it
+            tables[0][(UNKNOWN,)] = tables[0].pop(("<UNK>",))
+        return cls(tables)
+
+
+def estimate(sentences: Iterable[str], order: int) -> NGram:
+    """
+    An interpolated modified Kneser-Ney model of whitespace-separated words, nothing pruned. The vocabulary is that of
+    the text with `</s>` and `<unk>`; unigrams are interpolated with the uniform distribution over it.
+
+    Raises:
+        ValueError: if the text holds no word.
+    """
+    if order < 1:
+        raise ValueError(f"`order` is {order}; an n-gram needs at least 1.")
+    counts = adjusted_counts(sentences, order)
+    counts[0].pop((BEGIN,), None)  # never predicted
+    if len(counts[0]) < 2:
+        raise ValueError("The text for the language model holds no word.")
+    uniform = 1 / (len(counts[0]) + 1)  # and <unk>
+    probabilities: list[dict[Gram, float]] = []
+    weights: list[dict[Gram, float]] = []  # gamma: what each context leaves to the lower order
+    for n, table in enumerate(counts):
+        discounts = modified_discounts(table.values())
+        totals, left = Counter(), defaultdict(float)
+        for gram, count in table.items():
+            totals[gram[:-1]] += count
+            left[gram[:-1]] += discounts[min(count, 3) - 1]
+        weights.append({context: left[context] / totals[context] for context in totals})
+        probabilities.append({})
+        for gram, count in table.items():
+            context = gram[:-1]
+            lower = probabilities[n - 1][gram[1:]] if n else uniform
+            own = (count - discounts[min(count, 3) - 1]) / totals[context]
+            probabilities[n][gram] = own + weights[n][context] * lower
+    probabilities[0][(UNKNOWN,)] = weights[0][()] * uniform
+
+    tables = []
+    for n, table in enumerate(probabilities):
+        above = weights[n + 1] if n + 1 < order else {}
+        tables.append({g: (math.log10(p), math.log10(above[g]) if g in above else 0.0) for g, p in table.items()})
+    begin = weights[1].get((BEGIN,)) if order > 1 else None
+    tables[0][(BEGIN,)] = (NEVER, math.log10(begin) if begin else 0.0)
+    return NGram(tables)
+
+
+def adjusted_counts(sentences: Iterable[str], order: int) -> list[Counter]:
+    """
+    For each order from 1: how often an n-gram occurs (highest order, and n-grams at the start of a sentence), else
+    how many different words precede it.
+    """
+    counts = [Counter() for _ in range(order)]
+    for sentence in sentences:
+        words = sentence.split()
+        if not words:
+            continue
+        words = (BEGIN, *words, END)
+        for n in range(1, order + 1):
+            counts[n - 1].update(words[i : i + n] for i in range(len(words) - n + 1))
+    for n in range(order - 1):
+        preceding = Counter(gram[1:] for gram in counts[n + 1])
+        counts[n] = Counter({g: c if g[0] == BEGIN else preceding[g] for g, c in counts[n].items()})
+    return counts
+
+
+def modified_discounts(counts: Iterable[int]) -> tuple[float, float, float]:
+    """Discounts of n-grams that occur once, twice, and more often; fixed ones where the text does not give them."""
+    occurrences = Counter(counts)
+    n1, n2, n3, n4 = (occurrences[k] for k in (1, 2, 3, 4))
+    if not (n1 and n2 and n3):
+        return FALLBACK_DISCOUNTS
+    y = n1 / (n1 + 2 * n2)
+    found = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+    usable = all(0 < discount <= k for k, discount in enumerate(found, start=1))
+    return found if usable else FALLBACK_DISCOUNTS
