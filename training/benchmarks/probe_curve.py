@@ -25,7 +25,9 @@ def checkpoints_to_score(run: Path, every: int) -> list[Path]:
     """Every `every`-th checkpoint of a run, and its final one."""
     found = [path for path in checkpoints(run) if load_loop_state(path).step % every == 0]
     final = run / "final"
-    return found + ([final] if (final / STATE_DIRECTORY).is_dir() else [])
+    if not (final / STATE_DIRECTORY).is_dir() or (found and load_loop_state(found[-1]) == load_loop_state(final)):
+        return found
+    return [*found, final]
 
 
 def draw(results: dict, runs: dict[str, list[Path]], path: Path) -> None:
