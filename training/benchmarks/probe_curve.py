@@ -30,14 +30,27 @@ def checkpoints_to_score(run: Path, every: int) -> list[Path]:
     return [*found, final]
 
 
+def origin(checkpoint: Path) -> Path | None:
+    """The checkpoint of another run that this one went on from, if any."""
+    asked = json.loads((checkpoint / STATE_DIRECTORY / "arguments.json").read_text())["resume_from_checkpoint"]
+    if asked in (None, "latest") or Path(asked).resolve().parent == checkpoint.resolve().parent:
+        return None
+    return Path(asked)
+
+
 def draw(results: dict, runs: dict[str, list[Path]], path: Path) -> None:
-    """Best layer's digits and phones of each run over hours of audio seen."""
+    """Best layer's digits and phones of each run over hours of audio seen, from where it started."""
+    scores = {Path(name).resolve(): score for name, score in results.items()}
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for axes, task in zip(panels, ("digits", "phones")):
         axes.axhline(max(results["mfcc"][task]), color="0.5", ls="--", label="MFCC")
         for number, (name, scored) in enumerate(runs.items()):
-            points = [(0.0, max(results[f"untrained:{scored[0]}"][task]))]
-            points += [(load_loop_state(p).seconds / 3600, max(results[str(p)][task])) for p in scored]
+            start = origin(scored[0])
+            points = [] if start else [(0.0, max(results[f"untrained:{scored[0]}"][task]))]
+            for checkpoint in [start, *scored]:
+                if checkpoint and checkpoint.resolve() in scores:
+                    seconds = load_loop_state(checkpoint).seconds
+                    points.append((seconds / 3600, max(scores[checkpoint.resolve()][task])))
             axes.plot(*zip(*sorted(points)), "o-", ms=3, color=f"C{number}", label=name)
         axes.set(xlabel="hours of audio seen", title=f"{task} (best layer)")
         axes.legend(frameon=False)
@@ -54,7 +67,7 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = {run.name: checkpoints_to_score(run, arguments.every) for run in arguments.runs}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    names = [f"untrained:{scored[0]}" for scored in runs.values()]
+    names = [f"untrained:{scored[0]}" for scored in runs.values() if not origin(scored[0])]
     names += [str(path) for scored in runs.values() for path in scored]
     found = arguments.out / "scores.json"
     subprocess.run([sys.executable, str(arguments.probe), *names, "--json", str(found)], check=True)
