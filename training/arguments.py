@@ -113,8 +113,8 @@ class RunArguments:
     visible_loss: bool = field(
         default=True,
         metadata={
-            "help": "Whether visible frames count beside the masked ones (until late in phase 2). Without them nothing"
-            " asks the upper layers to become a copy of the mixture's posteriors."
+            "help": "Whether visible frames count beside the masked ones (until late in phase 2). Small models did not"
+            " begin to learn without them."
         },
     )
     masked_only_after: float = field(
