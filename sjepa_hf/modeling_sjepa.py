@@ -263,8 +263,6 @@ class SJepaPreTrainedModel(PreTrainedModel):
             init.constant_(module.variance_floor, 1e-6)
         else:
             super()._init_weights(module)
-        if isinstance(getattr(module, "layer_weights", None), nn.Parameter):  # of a head over all layers
-            init.constant_(module.layer_weights, 1.0 / len(module.layer_weights))
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoModel"):

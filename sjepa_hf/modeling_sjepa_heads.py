@@ -37,6 +37,12 @@ class SJepaEncoderWithHead(SJepaPreTrainedModel):
             num_layers = config.num_hidden_layers + 1  # the input of the first layer counts
             self.layer_weights = nn.Parameter(torch.full((num_layers,), 1.0 / num_layers))
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(getattr(module, "layer_weights", None), nn.Parameter):
+            init.constant_(module.layer_weights, 1.0 / len(module.layer_weights))
+
     def freeze_feature_encoder(self):
         """Stop the gradient at the front end, as fine-tuning usually does."""
         self.sjepa.freeze_feature_encoder()
@@ -60,11 +66,11 @@ class SJepaEncoderWithHead(SJepaPreTrainedModel):
         wants_hidden_states = self.config.output_hidden_states if wants_hidden_states is None else wants_hidden_states
         sequence_length = self.config.num_frames(input_values.shape[-1])
         if attention_mask is None:
-            lengths = torch.full((len(input_values),), sequence_length, device=input_values.device)
+            frame_mask = input_values.new_ones(len(input_values), sequence_length, dtype=torch.bool)
         else:
-            lengths = self._get_feat_extract_output_lengths(attention_mask.sum(-1).to(torch.long))
+            frame_mask = self._get_feature_vector_attention_mask(sequence_length, attention_mask)
         if self.training and self.config.apply_spec_augment and "mask_time_indices" not in kwargs:
-            kwargs |= spec_augment(self.config, lengths, sequence_length)
+            kwargs |= spec_augment(self.config, frame_mask.sum(-1), sequence_length)
         outputs = self.sjepa(
             input_values,
             attention_mask=attention_mask,
@@ -77,7 +83,6 @@ class SJepaEncoderWithHead(SJepaPreTrainedModel):
             features = sum(w * h for w, h in zip(weights, outputs.hidden_states, strict=True)).to(features.dtype)
         if not wants_hidden_states:
             outputs.hidden_states = None
-        frame_mask = torch.arange(features.shape[1], device=lengths.device) < lengths[:, None]
         return features, frame_mask, outputs
 
 

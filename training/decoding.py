@@ -22,9 +22,9 @@ import transformers
 from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2CTCTokenizer
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
-from training.audio import SAMPLING_RATE, BadAudioError
+from training.audio import BadAudioError
 from training.finetuning import choose_column
-from training.labelled import LabelledClips, open_labelled
+from training.labelled import LabelledClips, open_labelled, pad_waveforms
 from training.metrics import load_metric
 from training.ngram import BEGIN, END, UNKNOWN, Gram, NGram, estimate
 from training.sources import open_source
@@ -212,13 +212,8 @@ def frame_log_probs(
         batch = [(i, clip) for i, clip in batch if clip is not None]
         if not batch:
             continue
-        inputs = processor.feature_extractor(
-            [clip["input_values"] for _, clip in batch],
-            sampling_rate=SAMPLING_RATE,
-            padding=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        ).to(model.device)
+        waveforms = [clip["input_values"] for _, clip in batch]
+        inputs = pad_waveforms(processor.feature_extractor, waveforms).to(model.device)
         log_probs = model(**inputs).logits.float().log_softmax(-1).cpu().numpy()
         lengths = model._get_feat_extract_output_lengths(inputs["attention_mask"].sum(-1)).tolist()
         yield from ((i, values[:length]) for (i, _), values, length in zip(batch, log_probs, lengths))

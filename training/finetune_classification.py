@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForAudioClassification, EvalPrediction, Wav2Vec2FeatureExtractor, set_seed
 
-from training.audio import SAMPLING_RATE
 from training.finetuning import (
     FineTuner,
     FineTuningArguments,
@@ -36,7 +35,7 @@ from training.finetuning import (
     run_training,
     save_output,
 )
-from training.labelled import LabelledClips, usable
+from training.labelled import LabelledClips, pad_waveforms, usable
 from training.metrics import load_metric
 
 
@@ -73,13 +72,7 @@ class ClassificationCollator:
 
     def __call__(self, examples: list[dict | None]) -> dict[str, torch.Tensor]:
         examples = usable(examples)
-        batch = self.extractor(
-            [example["input_values"] for example in examples],
-            sampling_rate=SAMPLING_RATE,
-            padding=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
+        batch = pad_waveforms(self.extractor, [example["input_values"] for example in examples])
         return dict(batch) | {"labels": torch.tensor([self.label2id[example[self.column]] for example in examples])}
 
 

@@ -28,7 +28,6 @@ from transformers import (
     set_seed,
 )
 
-from training.audio import SAMPLING_RATE
 from training.decoding import (
     ALPHA,
     BEAM_WIDTH,
@@ -51,7 +50,7 @@ from training.finetuning import (
     run_training,
     save_output,
 )
-from training.labelled import LabelledClips, usable
+from training.labelled import LabelledClips, pad_waveforms, usable
 from training.ngram import NGram
 from training.text import (
     DROPPED,
@@ -104,13 +103,7 @@ class CtcCollator:
 
     def __call__(self, examples: list[dict | None]) -> dict[str, torch.Tensor]:
         examples = usable(examples)
-        batch = self.processor.feature_extractor(
-            [example["input_values"] for example in examples],
-            sampling_rate=SAMPLING_RATE,
-            padding=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
+        batch = pad_waveforms(self.processor.feature_extractor, [example["input_values"] for example in examples])
         texts = [example[self.column] for example in examples]
         labels = self.processor.tokenizer(texts).input_ids
         return dict(batch) | {"labels": padded(labels), "references": padded([list(map(ord, text)) for text in texts])}

@@ -156,3 +156,13 @@ def usable(examples: Sequence[dict | None]) -> list[dict]:
     if not found:
         raise BadAudioError("None of the clips of a batch could be decoded; the log names them.")
     return found
+
+
+def pad_waveforms(extractor, waveforms: Sequence[np.ndarray]):
+    """
+    `BatchFeature` of 16 kHz waveforms, each `(num_samples,)`: `input_values` as the checkpoint's feature extractor
+    wants them, zero-padded, and `attention_mask`, both `(batch_size, longest)`.
+    """
+    return extractor(
+        list(waveforms), sampling_rate=SAMPLING_RATE, padding=True, return_attention_mask=True, return_tensors="pt"
+    )

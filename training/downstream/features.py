@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
 from training.audio import SAMPLING_RATE, Clip
 from training.features import MfccFeatures
-from training.labelled import LabelledClips
+from training.labelled import LabelledClips, pad_waveforms
 
 
 logger = logging.getLogger(__name__)
@@ -66,9 +66,7 @@ class TransformersEncoder:
         on the encoder's device; only real frames. Layer 0 is what enters the first Transformer layer."""
         if not self.pads and len(waveforms) > 1:
             return [self([waveform])[0] for waveform in waveforms]
-        inputs = self.extractor(
-            list(waveforms), sampling_rate=SAMPLING_RATE, padding=True, return_attention_mask=True, return_tensors="pt"
-        ).to(self.model.device)
+        inputs = pad_waveforms(self.extractor, waveforms).to(self.model.device)
         mask = inputs["attention_mask"]
         masked = {"attention_mask": mask} if self.pads else {}
         layers = torch.stack(
