@@ -1,7 +1,8 @@
-"""What every saved checkpoint shares: the feature extractor beside the weights, and a directory written aside."""
+"""What every saved checkpoint shares: the feature extractor beside the weights, and nothing ever left half-written."""
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,3 +41,19 @@ def written_aside(directory: str | Path) -> Iterator[Path]:
         os.replace(directory, previous)
     os.replace(aside, directory)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+@contextmanager
+def files_written_aside(directory: str | Path) -> Iterator[Path]:
+    """
+    Write files aside and move them into `directory` once all are whole; what else lies there stays.
+
+    Yields:
+        `Path` of an empty directory to write into; it is gone if the block raises.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".incomplete-") as aside:
+        yield Path(aside)
+        for file in sorted(Path(aside).iterdir()):
+            os.replace(file, directory / file.name)

@@ -30,7 +30,8 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForPreTraining
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
-from training.arguments import parse_dataclasses
+from sjepa_hf.saving import files_written_aside
+from training.arguments import default_device, parse_dataclasses
 from training.audio import SAMPLING_RATE, BadAudioError, read_audio
 from training.bimodality import dip_test, two_gaussians
 from training.downstream.features import open_encoder
@@ -41,10 +42,8 @@ from training.layer_choice import effective_rank
 from training.monitoring import entropy_bits
 from training.probing import (
     Rows,
-    default_device,
     features_at,
     features_of_layers,
-    files_written_aside,
     frame_centres,
     read_alignment,
     readable_clips,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import torch
 import yaml
 from transformers import HfArgumentParser
 
@@ -247,6 +248,11 @@ def parse_dataclasses(
     for name, options in positional.items():
         parser.add_argument(name, **options)
     return parser.parse_args_into_dataclasses(list(argv))
+
+
+def default_device() -> str:
+    """A GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def config_path(argv: Sequence[str]) -> str | None:

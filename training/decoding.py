@@ -22,6 +22,7 @@ import transformers
 from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2CTCTokenizer
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
+from training.arguments import default_device
 from training.audio import BadAudioError
 from training.finetuning import choose_column
 from training.labelled import LabelledClips, open_labelled, pad_waveforms
@@ -283,7 +284,7 @@ def decode(arguments: argparse.Namespace) -> None:
         model = AutoModelForCTC.from_pretrained(arguments.model)
     except (OSError, ValueError) as error:
         raise ValueError(f"`model` {arguments.model} is not a CTC model with its processor: {error}") from None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     normalizer = TextNormalizer.load(arguments.model)
     column = choose_column(arguments.data, arguments.text_column, TEXT_COLUMNS, "text_column", "transcripts")
     decoder = None

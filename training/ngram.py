@@ -11,6 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from sjepa_hf.saving import files_written_aside
+
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 NEVER = -99.0  # log10 of a word that is never predicted: <s>
@@ -72,8 +74,7 @@ class NGram:
     def save(self, path: str | Path) -> None:
         """Write an ARPA file, whole or not at all."""
         path = Path(path)
-        aside = path.with_name(path.name + ".incomplete")
-        with open(aside, "w", encoding="utf-8") as file:
+        with files_written_aside(path.parent) as aside, open(aside / path.name, "w", encoding="utf-8") as file:
             file.write("\\data\\\n")
             for number, table in enumerate(self.tables, start=1):
                 file.write(f"ngram {number}={len(table)}\n")
@@ -83,7 +84,6 @@ class NGram:
                     weight = f"\t{backoff:.7g}" if number < self.order else ""
                     file.write(f"{probability:.7g}\t{' '.join(gram)}{weight}\n")
             file.write("\n\\end\\\n")
-        aside.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "NGram":

@@ -34,7 +34,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from training.arguments import parse_dataclasses
+from sjepa_hf.saving import files_written_aside
+from training.arguments import default_device, parse_dataclasses
 from training.audio import BadAudioError
 from training.downstream.features import open_encoder
 from training.labelled import LabelledClips, open_labelled
@@ -42,10 +43,8 @@ from training.probing import (
     WHOLE_CLIP,
     FeatureExtractor,
     Rows,
-    default_device,
     features_at,
     features_of_layers,
-    files_written_aside,
     phones_at_frames,
     read_alignment,
     readable_clips,

@@ -1,14 +1,10 @@
-"""What `probe.py` and `analyze.py` share: features of chosen frames, phones in time, arguments, files aside."""
+"""What `probe.py` and `analyze.py` share: features of chosen frames, phones in time."""
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from training.audio import SAMPLING_RATE, BadAudioError
@@ -31,10 +27,6 @@ class Rows(NamedTuple):
 
     clips: np.ndarray
     frames: np.ndarray
-
-
-def default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def num_frames(num_samples: int) -> int:
@@ -151,19 +143,3 @@ def short_names(checkpoints: Sequence[str]) -> list[str]:
     """The last two parts of each path, where that tells them apart."""
     short = ["/".join(Path(checkpoint).parts[-2:]) for checkpoint in checkpoints]
     return short if len(set(short)) == len(short) else list(checkpoints)
-
-
-@contextmanager
-def files_written_aside(directory: str | Path) -> Iterator[Path]:
-    """
-    Write files aside and move them into `directory` once all are whole; what else lies there stays.
-
-    Yields:
-        `Path` of an empty directory to write into; it is gone if the block raises.
-    """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".incomplete-") as aside:
-        yield Path(aside)
-        for file in sorted(Path(aside).iterdir()):
-            os.replace(file, directory / file.name)

@@ -30,7 +30,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from training.arguments import parse_dataclasses
+from training.arguments import default_device, parse_dataclasses
 from training.audio import BadAudioError
 from training.downstream.features import FeatureStore, FrozenFeatures, clip_keys, open_encoder
 from training.downstream.heads import CtcHead, LayerSum, PooledHead
@@ -217,7 +217,7 @@ def run(arguments: SuperbArguments) -> list[dict]:
         BadAudioError: too much of the audio cannot be used.
     """
     task = choose_task(arguments)
-    device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = arguments.device if arguments.device != "auto" else default_device()
     splits = open_splits(task, arguments)
     lexicon = read_lexicon(arguments.lexicon) if arguments.lexicon else None
     labels = make_labels(task, {column: splits["train"].labels[column] for column in task.columns}, lexicon)

@@ -8,7 +8,7 @@ import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from sjepa_hf import SJepaForPreTraining
-from sjepa_hf.saving import feature_extractor
+from sjepa_hf.saving import feature_extractor, files_written_aside
 from training.downstream.features import open_encoder
 from training.labelled import open_labelled
 from training.probe import main, phone_task, score_linear, score_mlp, utterance_task
@@ -17,7 +17,6 @@ from training.probing import (
     Rows,
     features_at,
     features_of_layers,
-    files_written_aside,
     phones_at_frames,
     read_alignment,
     readable_clips,

@@ -35,6 +35,7 @@ from threadpoolctl import threadpool_limits
 from transformers import AutoConfig, AutoModel
 
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
+from training.arguments import default_device
 from training.audio import SAMPLING_RATE, BadAudio, read_audio
 from training.features import HOP, WINDOW, MfccFeatures
 
@@ -185,7 +186,7 @@ def mfcc_features(audio: np.ndarray) -> list[np.ndarray]:
 
 def encoder_features(model: torch.nn.Module) -> FeatureExtractor:
     """All hidden states of a Transformers audio encoder; layer 0 is what enters the first Transformer layer."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     model = model.eval().float().to(device)
 
     @torch.inference_mode()

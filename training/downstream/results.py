@@ -1,11 +1,12 @@
 """What an evaluation writes: one JSON object for each subject and seed, a table, and the learned layer weights."""
 
 import json
-import os
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+
+from sjepa_hf.saving import files_written_aside
 
 
 matplotlib.use("Agg")
@@ -14,16 +15,12 @@ import matplotlib.pyplot as plt
 
 def write(results: list[dict], directory: Path) -> None:
     """Results and table of a task, written aside and renamed."""
-    directory.mkdir(parents=True, exist_ok=True)
     name = results[0]["task"]
-    _replace(directory / f"{name}.jsonl", "".join(json.dumps(result) + "\n" for result in results))
-    _replace(directory / f"{name}.md", table(results) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".incomplete")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    with files_written_aside(directory) as aside:
+        (aside / f"{name}.jsonl").write_text(
+            "".join(json.dumps(result) + "\n" for result in results), encoding="utf-8"
+        )
+        (aside / f"{name}.md").write_text(table(results) + "\n", encoding="utf-8")
 
 
 def table(results: list[dict]) -> str:
@@ -65,8 +62,6 @@ def draw_layer_weights(results: list[dict], directory: Path) -> None:
         axes.set(title=subject, ylabel="weight", xticks=range(len(weights)))
         axes.title.set_fontsize(9)
     rows[-1, 0].set_xlabel("layer (0: what enters the first Transformer layer); dashed: all equal")
-    path = directory / f"{results[0]['task']}_layer_weights.png"
-    aside = path.with_suffix(".incomplete.png")
-    figure.savefig(aside, dpi=120)
-    os.replace(aside, path)
+    with files_written_aside(directory) as aside:
+        figure.savefig(aside / f"{results[0]['task']}_layer_weights.png", dpi=120)
     plt.close(figure)
