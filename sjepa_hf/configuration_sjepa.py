@@ -87,6 +87,9 @@ class SJepaConfig(PreTrainedConfig):
             Kernel size of the positional convolution.
         num_conv_pos_embedding_groups (`int`, *optional*, defaults to 16):
             Groups of the positional convolution.
+        encode_visible_only (`bool`, *optional*, defaults to `False`):
+            Whether the Transformer layers of [`SJepaForPreTraining`] run over visible frames alone, as in masked
+            autoencoders (our addition). Published: over all frames, the masked ones being zero at the input.
         predictor_num_hidden_layers (`int`, *optional*, defaults to 1):
             Transformer layers of the predictor.
         predictor_num_attention_heads (`int`, *optional*, defaults to 8):
@@ -172,6 +175,7 @@ class SJepaConfig(PreTrainedConfig):
     conv_bias: bool = False
     num_conv_pos_embeddings: int = 128
     num_conv_pos_embedding_groups: int = 16
+    encode_visible_only: bool = False
     predictor_num_hidden_layers: int = 1
     predictor_num_attention_heads: int = 8
     predictor_intermediate_size: int = 1536

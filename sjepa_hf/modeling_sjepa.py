@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -201,6 +202,37 @@ class SJepaPositionalConvEmbedding(nn.Module):
         return self.activation(positions[:, :, : hidden_states.shape[1]]).transpose(1, 2)
 
 
+class VisibleFrames(NamedTuple):
+    """
+    Places of the visible frames of each clip, for layers that run over them alone.
+
+    Attributes:
+        positions (`torch.LongTensor` of shape `(batch_size, num_kept)`):
+            Flat indices `b * sequence_length + t`: a clip's visible frames in order, then others that fill the row.
+        real (`torch.BoolTensor` of shape `(batch_size, num_kept)`): False at what fills the row.
+    """
+
+    positions: torch.Tensor
+    real: torch.Tensor
+
+    @classmethod
+    def find(cls, visible: torch.Tensor, num_kept: int) -> "VisibleFrames":
+        """From `visible`, bool `(batch_size, sequence_length)`, with at most `num_kept` True in a row."""
+        frames = visible.byte().argsort(dim=1, descending=True, stable=True)[:, : max(num_kept, 1)]
+        first = torch.arange(len(visible), device=visible.device)[:, None] * visible.shape[1]
+        return cls(first + frames, visible.gather(1, frames))
+
+    def gather(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, sequence_length, H) -> (batch_size, num_kept, H)`."""
+        return pick(hidden_states, self.positions.flatten()).view(*self.positions.shape, -1)
+
+    def scatter(self, kept: torch.Tensor, sequence_length: int) -> torch.Tensor:
+        """`(batch_size, num_kept, H) -> (batch_size, sequence_length, H)`, zero where nothing was visible."""
+        rows = (kept * self.real[:, :, None]).flatten(0, 1)
+        whole = rows.new_zeros(len(kept) * sequence_length, rows.shape[-1])
+        return whole.index_copy(0, self.positions.flatten(), rows).view(len(kept), sequence_length, -1)
+
+
 class SJepaEncoder(nn.Module):
     """Positional convolution, layer norm and the Transformer layers."""
 
@@ -216,13 +248,17 @@ class SJepaEncoder(nn.Module):
         hidden_states: torch.Tensor,
         frame_mask: torch.Tensor | None = None,
         num_layers: int | None = None,
+        visible_frames: VisibleFrames | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         hidden_states = self.layer_norm(hidden_states + self.pos_conv_embed(hidden_states))
+        sequence_length = hidden_states.shape[1]
+        if visible_frames is not None:
+            hidden_states, frame_mask = visible_frames.gather(hidden_states), visible_frames.real
         attention_mask = attention_mask_4d(self.config, hidden_states, frame_mask)
         for layer in self.layers[:num_layers]:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
-        return hidden_states
+        return hidden_states if visible_frames is None else visible_frames.scatter(hidden_states, sequence_length)
 
 
 class SJepaPreTrainedModel(PreTrainedModel):
@@ -308,6 +344,7 @@ class SJepaModel(SJepaPreTrainedModel):
         mask_time_indices: torch.Tensor | None = None,
         mask_feature_indices: torch.Tensor | None = None,
         num_layers: int | None = None,
+        visible_frames: VisibleFrames | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Wav2Vec2BaseModelOutput:
         r"""
@@ -322,6 +359,9 @@ class SJepaModel(SJepaPreTrainedModel):
                 True for the dimensions of the projected features that are hidden in all frames (fine-tuning only).
             num_layers (`int`, *optional*):
                 Run only the first `num_layers` Transformer layers; `last_hidden_state` is then theirs.
+            visible_frames (`VisibleFrames`, *optional*):
+                Run the Transformer layers over these frames alone; `last_hidden_state` is zero at all others, while
+                earlier `hidden_states` and `attentions` hold these frames only.
 
         Returns:
             `Wav2Vec2BaseModelOutput` with `last_hidden_state` `(batch_size, sequence_length, hidden_size)`,
@@ -350,7 +390,7 @@ class SJepaModel(SJepaPreTrainedModel):
             hidden_states = hidden_states * ~mask_time_indices[:, :, None]
         if mask_feature_indices is not None:
             hidden_states = hidden_states * ~mask_feature_indices[:, None, :]
-        hidden_states = self.encoder(hidden_states, frame_mask, num_layers, **kwargs)
+        hidden_states = self.encoder(hidden_states, frame_mask, num_layers, visible_frames, **kwargs)
         return Wav2Vec2BaseModelOutput(last_hidden_state=hidden_states, extract_features=extract_features)
 
 

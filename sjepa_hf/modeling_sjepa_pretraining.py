@@ -16,6 +16,7 @@ from .modeling_sjepa import (
     SJepaModel,
     SJepaPreTrainedModel,
     SJepaTransformerLayer,
+    VisibleFrames,
     attention_mask_4d,
     nothing_padded,
     pick,
@@ -177,6 +178,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         include_visible: bool = True,
         masked_positions: torch.Tensor | None = None,
         visible_positions: torch.Tensor | None = None,
+        longest_visible: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SJepaForPreTrainingOutput:
         r"""
@@ -192,14 +194,34 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             masked_positions, visible_positions (`torch.LongTensor`, *optional*):
                 Flat indices `b * sequence_length + t` of the masked and the visible real frames. Without them they are
                 looked up, which waits for the device and does not compile into one graph.
+            longest_visible (`int`, *optional*):
+                With `config.encode_visible_only`: most visible real frames of any clip, or more. Without it they are
+                counted, which waits for the device and does not compile into one graph either.
         """
+        frame_mask = visible_frames = None
+        if mask_time_indices is not None:
+            visible = mask_time_indices.logical_not()
+            if attention_mask is not None and not nothing_padded(attention_mask):
+                frame_mask = self._get_feature_vector_attention_mask(mask_time_indices.shape[-1], attention_mask)
+                visible = frame_mask & visible
+        if mask_time_indices is not None and self.config.encode_visible_only:
+            if longest_visible is None:
+                longest_visible = int(visible.sum(1).max())
+            visible_frames = VisibleFrames.find(visible, longest_visible)
         outputs = self.sjepa(
-            input_values, attention_mask=attention_mask, mask_time_indices=mask_time_indices, **kwargs
+            input_values,
+            attention_mask=attention_mask,
+            mask_time_indices=mask_time_indices,
+            visible_frames=visible_frames,
+            **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # [B, T, H]
-        frame_mask = None
-        if attention_mask is not None and not nothing_padded(attention_mask):
-            frame_mask = self._get_feature_vector_attention_mask(hidden_states.shape[1], attention_mask)
+        if visible_frames is not None and outputs.hidden_states is not None:
+            lengthened = (
+                h if h is None else visible_frames.scatter(h, hidden_states.shape[1])
+                for h in outputs.hidden_states[:-1]
+            )
+            outputs.hidden_states = (*lengthened, outputs.hidden_states[-1])
         if mask_time_indices is None:
             if target_posteriors is not None:
                 raise ValueError("`target_posteriors` need `mask_time_indices`: the loss is taken at hidden frames.")
@@ -214,7 +236,6 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         if target_posteriors is not None and not include_visible:
             visible_positions = masked_positions[:0]
         elif visible_positions is None:
-            visible = ~mask_time_indices if frame_mask is None else frame_mask & ~mask_time_indices
             visible_positions = visible.flatten().nonzero().squeeze(1)
 
         predicted = self.predictor(hidden_states, mask_time_indices, masked_positions, frame_mask)

@@ -36,6 +36,7 @@ def written_aside(directory: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    _flush(aside)
     if directory.exists():
         shutil.rmtree(previous, ignore_errors=True)
         os.replace(directory, previous)
@@ -55,5 +56,14 @@ def files_written_aside(directory: str | Path) -> Iterator[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".incomplete-") as aside:
         yield Path(aside)
+        _flush(Path(aside))
         for file in sorted(Path(aside).iterdir()):
             os.replace(file, directory / file.name)
+
+
+def _flush(directory: Path) -> None:
+    """Have everything below a directory on disk before it gets its name: a power cut then leaves no torn file."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

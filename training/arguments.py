@@ -143,13 +143,21 @@ class RunArguments:
     adam_beta1: float = field(default=0.9, metadata={"help": "First beta of AdamW."})
     adam_beta2: float = field(default=0.99, metadata={"help": "Second beta of AdamW."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    max_skipped_steps: int = field(
+        default=20,
+        metadata={"help": "Steps in a row with a NaN or infinite gradient, which are skipped, that end the run."},
+    )
     logging_steps: int = field(default=50, metadata={"help": "Steps between two lines of metrics."})
     save_steps: int = field(default=5_000, metadata={"help": "Steps between two checkpoints."})
     save_total_limit: int | None = field(
         default=3, metadata={"help": "Checkpoints to keep, the newest; none deletes nothing."}
     )
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "'latest', or a checkpoint directory of this run to go on from."}
+        default=None,
+        metadata={
+            "help": "'latest': go on from the newest whole checkpoint of output_dir; 'auto': the same, or begin where"
+            " there is none; or a checkpoint directory."
+        },
     )
     mixed_precision: str | None = field(
         default=None,

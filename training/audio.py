@@ -3,7 +3,8 @@
 import io
 import logging
 import math
-from collections import Counter
+import os
+from collections import Counter, deque
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -33,8 +34,9 @@ class BadAudio(ValueError):
 
     Attributes:
         reason: "missing" (no such file, or its bytes cannot be fetched), "corrupt" (not decodable, or samples beyond
-            100 times full scale), "empty" (no samples at all), "too_short", "non_finite" (NaN or infinity) or
-            "silent" (the highest and the lowest sample differ by less than 1e-4).
+            100 times full scale), "empty" (no samples at all), "too_short", "non_finite" (NaN or infinity), "silent"
+            (the highest and the lowest sample differ by less than 1e-4) or "bad_line" (a manifest's line that names no
+            clip).
     """
 
     def __init__(self, reason: str, detail: str = ""):
@@ -42,7 +44,7 @@ class BadAudio(ValueError):
         self.reason = reason
 
 
-def audio_length(source: str | Path | bytes, *, offset: float = 0.0, duration: float | None = None) -> int:
+def audio_length(source: str | Path | bytes | BadAudio, *, offset: float = 0.0, duration: float | None = None) -> int:
     """Read from the header alone how many samples at 16 kHz a clip has.
 
     Args:
@@ -52,7 +54,7 @@ def audio_length(source: str | Path | bytes, *, offset: float = 0.0, duration: f
         Samples at 16 kHz. Headers can be wrong: what `read_audio` decodes may be shorter.
 
     Raises:
-        BadAudio: "missing", "corrupt" or "empty".
+        BadAudio: "missing", "corrupt", "empty" or "bad_line".
     """
     with _open(source) as file:
         _, frames = _segment(file, offset, duration)
@@ -60,7 +62,7 @@ def audio_length(source: str | Path | bytes, *, offset: float = 0.0, duration: f
 
 
 def read_audio(
-    source: str | Path | bytes,
+    source: str | Path | bytes | BadAudio,
     *,
     offset: float = 0.0,
     duration: float | None = None,
@@ -73,7 +75,7 @@ def read_audio(
     Channels are averaged. Where the format can seek, only the crop is decoded.
 
     Args:
-        source: path of the file, or its content.
+        source: path of the file, its content, or what is wrong with it.
         offset: start of the clip in the file, in seconds.
         duration: length of the clip in seconds; None reads to the end of the file.
         max_seconds: a longer clip is cropped to this length, at a random place if there is a `rng`, else at its start.
@@ -116,16 +118,17 @@ def read_audio(
     return np.ascontiguousarray(mono)
 
 
-def _open(source: str | Path | bytes) -> soundfile.SoundFile:
+def _open(source: str | Path | bytes | BadAudio) -> soundfile.SoundFile:
+    if isinstance(source, BadAudio):
+        raise source
     if isinstance(source, bytes):
         if not source:
             raise BadAudio("empty", "no bytes")
         source = io.BytesIO(source)
     else:
-        source = Path(source)
-        if not source.is_file():
+        if not os.path.isfile(source):
             raise BadAudio("missing", f"{source} is no file")
-        if source.stat().st_size == 0:
+        if os.path.getsize(source) == 0:
             raise BadAudio("empty", "no bytes")
     try:
         file = soundfile.SoundFile(source)
@@ -176,10 +179,10 @@ def _resampler(source_rate: int, target_rate: int) -> Resample:
 
 
 class Clip(NamedTuple):
-    """One clip: how to report it, a path or the encoded bytes, and its place in the file in seconds."""
+    """One clip: how to report it, a path, the encoded bytes or why there are none, and its place in the file."""
 
     name: str
-    audio: str | bytes
+    audio: str | bytes | BadAudio
     offset: float = 0.0
     duration: float | None = None
 
@@ -189,16 +192,19 @@ class Clip(NamedTuple):
 
 
 class Source(NamedTuple):
-    """An opened source: `column` holds the audio; None means rows of path, offset and duration."""
+    """
+    An opened source: `column` holds the audio; None means rows of path, offset and duration. A row that cannot be used
+    says why as `bad_line`.
+    """
 
     name: str
-    dataset: Dataset | IterableDataset
+    dataset: Dataset | IterableDataset | Sequence[dict]
     column: str | None
 
-    def clip(self, row: dict, number: int) -> Clip:
+    def clip(self, row: dict, number: int | str) -> Clip:
         if self.column is None:
             offset = 0.0 if row["offset"] is None else row["offset"]
-            return Clip(row["path"], fetch(row["path"]), offset, row["duration"])
+            return Clip(row["path"], row.get("bad_line") or fetch(row["path"]), offset, row["duration"])
         audio = row[self.column]
         path, content = (audio.get("path"), audio.get("bytes")) if isinstance(audio, dict) else (None, audio)
         name = path or (content if isinstance(content, str) else f"{self.name}[{number}]")
@@ -228,12 +234,16 @@ class BadAudioMonitor:
         max_bad_fraction: the share of clips that may be skipped.
         min_clips: clips to see before the share is judged.
 
+    A source that vanishes in the middle of a long run would hardly move the share of all clips so far: the run also
+    stops when most of the last 1,000 clips were skipped.
+
     Attributes:
         seen: clips so far, usable or not.
         by_reason: skipped clips for each reason of `BadAudio`.
     """
 
     names_logged = 20
+    recent_clips = 1000
 
     def __init__(self, max_bad_fraction: float = 0.05, min_clips: int = 50):
         self.max_bad_fraction = max_bad_fraction
@@ -241,6 +251,12 @@ class BadAudioMonitor:
         self.seen = 0
         self.by_reason: Counter[str] = Counter()
         self._named: set[str] = set()
+        self._recent: deque[tuple[int, int]] = deque()  # clips and skipped ones of the last batches
+        self._recent_seen = self._recent_skipped = 0
+
+    def restore(self, seen: int, by_reason: dict[str, int]) -> None:
+        """Go on from the counts of an earlier run."""
+        self.seen, self.by_reason = seen, Counter(by_reason)
 
     @property
     def skipped(self) -> int:
@@ -249,6 +265,12 @@ class BadAudioMonitor:
     def update(self, num_clips: int, skipped: Sequence[tuple[str, str]]) -> None:
         """Take in one batch: the number of its clips, and its `skipped` list of `(name, reason)`."""
         self.seen += num_clips + len(skipped)
+        self._recent.append((num_clips + len(skipped), len(skipped)))
+        self._recent_seen += num_clips + len(skipped)
+        self._recent_skipped += len(skipped)
+        while self._recent_seen - self._recent[0][0] >= self.recent_clips:
+            seen, bad = self._recent.popleft()
+            self._recent_seen, self._recent_skipped = self._recent_seen - seen, self._recent_skipped - bad
         for name, reason in skipped:
             self.by_reason[reason] += 1
             if name in self._named or len(self._named) >= self.names_logged:
@@ -265,8 +287,8 @@ class BadAudioMonitor:
             end_of_data: the loader has given all its batches: no usable clip at all is then an error too.
 
         Raises:
-            BadAudioError: if more than `max_bad_fraction` of at least `min_clips` clips were skipped, or all of them
-                were and no more will come.
+            BadAudioError: if more than `max_bad_fraction` of at least `min_clips` clips were skipped, or most of the
+                last 1,000, or all of them were and no more will come.
         """
         if end_of_data and self.seen == self.skipped:
             raise BadAudioError(f"The training data gave no usable clip: {self._counts()}; check train_data.")
@@ -274,6 +296,13 @@ class BadAudioMonitor:
             raise BadAudioError(
                 f"{self._counts()}, more than max_bad_fraction={self.max_bad_fraction} allows: "
                 "repair the data (the log names the first ones) or raise max_bad_fraction."
+            )
+
+        most = max(0.5, self.max_bad_fraction)
+        if self._recent_seen >= self.recent_clips and self._recent_skipped > most * self._recent_seen:
+            raise BadAudioError(
+                f"{self._recent_skipped} of the last {self._recent_seen} clips were skipped ({self._counts()} in all):"
+                " has a disk or a source gone away?"
             )
 
     def _counts(self) -> str:

@@ -4,7 +4,9 @@ A checkpoint is written under another name and renamed when it is whole. Nothing
 weights are safetensors, tensors of the optimizer are read with `weights_only=True`, the rest is JSON.
 """
 
+import hashlib
 import json
+import logging
 import re
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -17,7 +19,10 @@ from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor, written_aside
 
 
+logger = logging.getLogger(__name__)
+
 STATE_DIRECTORY = "training_state"
+FILES = "files.json"
 
 
 @dataclass
@@ -27,22 +32,31 @@ class LoopState:
 
     Args:
         step (`int`): optimizer steps taken.
-        micro_batches (`int`): batches that each rank has consumed: the position in the data.
         seconds (`float`): audio seen over all ranks, in seconds.
-        samples_padded (`int`), samples_real (`int`): samples in all batches so far, with and without padding.
+        samples_padded (`int`), samples_real (`int`): samples in all batches of the first rank so far, with and without
+            padding.
         active_layer (`int`): layer (from 0) that phase 2 reads.
         layer_scores (`list[float]`): smoothed effective rank of each layer.
         reseeded_components (`int`): dead components that were seeded anew.
+        skipped_steps (`int`): steps without an update because the gradient was NaN or infinite.
+        clips_seen (`int`), clips_skipped (`dict[str, int]`): clips of all ranks, and the unusable ones by reason.
+        processes (`int`), accumulation (`int`): ranks, and micro-batches of each in a step.
+        data (`dict`): a `DataPosition`.
     """
 
     step: int = 0
-    micro_batches: int = 0
     seconds: float = 0.0
     samples_padded: int = 0
     samples_real: int = 0
     active_layer: int = 0
     layer_scores: list[float] = field(default_factory=list)
     reseeded_components: int = 0
+    skipped_steps: int = 0
+    clips_seen: int = 0
+    clips_skipped: dict[str, int] = field(default_factory=dict)
+    processes: int = 1
+    accumulation: int = 1
+    data: dict = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -51,10 +65,14 @@ def save_checkpoint(
     teacher: torch.nn.Module | None,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
+    random_states: list[dict[str, torch.Tensor]],
     state: LoopState,
     arguments: dict,
 ) -> None:
-    """Write a whole checkpoint to `directory`, from the main process; it appears there only when it is complete."""
+    """
+    Write a whole checkpoint to `directory`, from the main process; it appears there only when it is complete. The
+    size and SHA-256 of every file stand in `training_state/files.json`.
+    """
     with written_aside(directory) as aside:
         model.save_pretrained(aside)
         feature_extractor().save_pretrained(aside)
@@ -65,29 +83,58 @@ def save_checkpoint(
             save_file({k: v.contiguous() for k, v in teacher.state_dict().items()}, inside / "teacher.safetensors")
         if scaler is not None:
             torch.save(scaler.state_dict(), inside / "scaler.pt")
+        states = {f"{rank}.{name}": value for rank, own in enumerate(random_states) for name, value in own.items()}
+        save_file(states, inside / "random_states.safetensors")
         (inside / "loop.json").write_text(json.dumps(asdict(state), indent=1))
         (inside / "arguments.json").write_text(json.dumps(arguments, indent=1))
-        for rng in directory.parent.glob(f".{directory.name}.rng-*.pt"):
-            rng.rename(inside / rng.name.removeprefix(f".{directory.name}."))
+        found = {
+            str(path.relative_to(aside)): fingerprint(path) for path in sorted(aside.rglob("*")) if path.is_file()
+        }
+        (inside / FILES).write_text(json.dumps(found, indent=1))
 
 
-def save_random_state(directory: Path, rank: int) -> None:
-    """Leave this rank's random state where `save_checkpoint` (after a barrier) picks it up."""
+def fingerprint(path: Path) -> list:
+    """Size in bytes and SHA-256 of a file."""
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, in a few words; None if all are as they were written."""
+    listed = directory / STATE_DIRECTORY / FILES
+    if not listed.is_file():
+        return f"it has no {STATE_DIRECTORY}/{FILES}"
+    try:
+        expected = json.loads(listed.read_text())
+    except json.JSONDecodeError:
+        return f"{STATE_DIRECTORY}/{FILES} is torn"
+    for name, (size, digest) in expected.items():
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if fingerprint(path)[1] != digest:
+            return f"{name} is not what was written"
+    return None
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """This rank's random state."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
-    torch.save(state, directory.parent / f".{directory.name}.rng-{rank}.pt")
+    return state
 
 
 def load_random_state(directory: Path, rank: int) -> bool:
     """Restore this rank's random state; returns whether the checkpoint had one (it was written with as many ranks)."""
-    path = directory / STATE_DIRECTORY / f"rng-{rank}.pt"
-    if not path.is_file():
+    states = load_file(directory / STATE_DIRECTORY / "random_states.safetensors")
+    if f"{rank}.cpu" not in states:
         return False
-    state = torch.load(path, weights_only=True)
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    torch.set_rng_state(states[f"{rank}.cpu"])
+    if f"{rank}.cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[f"{rank}.cuda"])
     return True
 
 
@@ -126,16 +173,30 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
-def find_checkpoint(output_dir: Path, asked: str) -> Path:
-    """The checkpoint to resume from: a path, or `"latest"` in `output_dir`. Raises a ValueError if there is none."""
-    if asked != "latest":
+def find_checkpoint(output_dir: Path, asked: str) -> Path | None:
+    """
+    The checkpoint to resume from: a path, `"latest"` in `output_dir`, or with `"auto"` the latest if there is any. Of
+    those in `output_dir` the newest whole one; torn ones are named and passed over.
+
+    Raises:
+        ValueError: if there is none, or the one that is named is damaged.
+    """
+    if asked not in ("latest", "auto"):
         if not Path(asked).is_dir():
             raise ValueError(f"`resume_from_checkpoint` names {asked}, which is not a directory.")
+        load_loop_state(Path(asked))
+        if problem := damage(Path(asked)):
+            raise ValueError(f"`resume_from_checkpoint` {asked} is damaged: {problem}. Take an earlier one.")
         return Path(asked)
     found = checkpoints(output_dir)
-    if not found:
-        raise ValueError(f"There is no checkpoint in {output_dir} to resume from: start without resuming.")
-    return found[-1]
+    for path in reversed(found):
+        problem = damage(path)
+        if problem is None:
+            return path
+        logger.warning("%s is damaged and passed over: %s.", path, problem)
+    if asked == "auto" and not found:
+        return None
+    raise ValueError(f"There is no whole checkpoint in {output_dir} to resume from: start without resuming.")
 
 
 def prune_checkpoints(output_dir: Path, keep: int | None) -> None:

@@ -4,17 +4,22 @@ args = DataArguments(train_data=["/data/librivox", "openslr/librispeech_asr::cle
 for batch in build_loader(args, mask_prob=0.65, mask_span=10, seed=0): ...
 """
 
+import logging
 import math
+import signal
 from dataclasses import dataclass, field
 
 import fsspec.asyn
 import torch
-from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from training.audio import MIN_SAMPLES, SAMPLING_RATE
-from training.batching import BatchStream, ClipIndex, ClipStream
+from training.batching import BatchStream
+from training.corpus import ClipIndex, ClipStream, DataPosition, Position
 from training.sources import open_source
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -29,8 +34,8 @@ class DataArguments:
         metadata={
             "help": "Sources, each PATH_OR_HUB_NAME[::config[::split]] (split 'train' by default): a folder of audio "
             "(if its metadata.csv has a file_name column, that is the list), a JSONL manifest with wav_path or "
-            "audio_filepath and optionally offset and duration in seconds, a Parquet file, folder or quoted glob, or "
-            "a data set on the Hub."
+            "audio_filepath and optionally offset and duration in seconds, a Parquet file, folder or quoted glob, tar "
+            "archives as WebDataset has them (with streaming), or a data set on the Hub."
         }
     )
     train_data_weights: list[float] | None = field(
@@ -45,7 +50,7 @@ class DataArguments:
         default=False,
         metadata={
             "help": "Read Hub data sets and Parquet in place, shuffled through a buffer, instead of first making an "
-            "Arrow copy on disk. Resuming then reads again what was read before."
+            "Arrow copy on disk. Resuming then reads again up to eight shards of each source."
         },
     )
     audio_column: str | None = field(
@@ -68,7 +73,8 @@ class DataArguments:
         },
     )
     bucket_buffer_size: int = field(
-        default=1024, metadata={"help": "Clips per worker that are sorted by length and cut into batches at a time."}
+        default=1024,
+        metadata={"help": "Clips per worker that are sorted by length and cut into batches at a time."},
     )
     shuffle_buffer_size: int = field(
         default=1000, metadata={"help": "Streaming: clips per worker and source held, still encoded, for shuffling."}
@@ -119,6 +125,44 @@ class DataArguments:
             raise ValueError(f"max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}.")
 
 
+def reading_settings(args: DataArguments, corpus: ClipIndex | ClipStream, seed: int) -> dict:
+    """What decides the order of the clips (`order`), and how they are cut into batches (`cut`)."""
+    sizes = corpus.sizes.tolist() if isinstance(corpus, ClipIndex) else [s.name for s in corpus.sources]
+    return {
+        "order": [sizes, args.train_data_weights, seed, args.streaming, args.cache_gb > 0],
+        "cut": [args.bucket_buffer_size, args.batch_seconds, args.max_seconds, args.min_seconds],
+    }
+
+
+def moved(position: DataPosition, readers: int, settings: dict) -> tuple[DataPosition, str]:
+    """
+    Where another number of readers, or other settings, go on from `position`; and a sentence about what that means.
+
+    Where the order of the clips is the same, the new readers begin at the first place of the epoch that not all clips
+    before have been read: none is lost, a few come again. Else a new epoch begins.
+    """
+    changed = "the number of readers (ranks x workers)" if position.readers != readers else "a data setting"
+    ats = [position.positions.get(n, Position(position.first[0])) for n in range(position.readers)]
+    same_order = position.settings.get("order") == settings["order"]
+    streaming, cached = settings["order"][3:]
+    if not same_order or streaming or cached:
+        epoch = max(at.epoch for at in ats) + 1
+        why = "the data or their order are others" if not same_order else f"{changed} is another"
+        note = f"{why}: a new pass over the data begins (number {epoch}); what was left of the last one is not read"
+        return DataPosition(readers, batches=position.batches, first=(epoch, 0), settings=settings), note
+    section_size = position.settings["cut"][0]
+    epoch = min(at.epoch for at in ats)
+    behind = min(at.section for at in ats if at.epoch == epoch)
+    ahead = sum(at.section + (at.batch > 0) - behind for at in ats if at.epoch == epoch)
+    start = position.first[1] if epoch == position.first[0] else 0
+    place = start + behind * section_size * position.readers
+    note = (
+        f"{changed} is another: this pass over the data goes on in its order, no clip is left out, at most"
+        f" {ahead * section_size} come again; batches, crops and masks are others"
+    )
+    return DataPosition(readers, batches=position.batches, first=(epoch, place), settings=settings), note
+
+
 def build_loader(
     args: DataArguments,
     *,
@@ -127,53 +171,60 @@ def build_loader(
     seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
-    start_batch: int = 0,
+    position: DataPosition | None = None,
     max_epochs: int | None = None,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Open the sources and give the loader of one rank's batches.
+    """Open the sources and give the loader of one rank's batches; `loader.dataset.position` is where it begins.
 
-    The batches depend on `seed`, `world_size`, `args.num_workers` and the data alone; each call is an independent
-    pass. See `BatchStream` for what a batch holds.
+    The batches depend on `seed`, `world_size * args.num_workers` and the data alone; each call is an independent pass.
+    See `BatchStream` for what a batch holds.
 
     Args:
         args: sources and batch shape.
         mask_prob, mask_span: as in `compute_span_mask`.
         seed: non-negative; decides order, crops and masks.
         rank, world_size: this process and their number; ranks share no clip.
-        start_batch: batches of this rank that an earlier run has used. Headers of their clips are read again, no
-        audio.
+        position: where an earlier run has stopped; with as many readers and the same data settings its batches go on
+            exactly, else as `moved` says, which is logged.
         max_epochs: passes over the data; None never ends.
         pin_memory: as in `DataLoader`.
 
     Raises:
         ValueError: if a source cannot be opened, has no audio, or has fewer clips than there are readers.
     """
-    if start_batch and max_epochs is not None:
-        raise ValueError("start_batch resumes an endless run: leave out max_epochs.")
+    if position and max_epochs is not None:
+        raise ValueError("`position` resumes an endless run: leave out max_epochs.")
     sources = [open_source(spec, streaming=args.streaming, audio_column=args.audio_column) for spec in args.train_data]
     for source in sources:
-        if isinstance(source.dataset, Dataset) and not len(source.dataset):
+        if hasattr(source.dataset, "__len__") and not len(source.dataset):
             raise ValueError(f"train_data '{source.name}' holds no clip.")
+    readers = world_size * max(1, args.num_workers)
     if args.streaming:
         corpus = ClipStream(sources, args.train_data_weights, seed, args.shuffle_buffer_size)
     else:
         corpus = ClipIndex(sources, args.train_data_weights, seed, fixed_readers=args.cache_gb > 0)
-        num_readers = world_size * max(1, args.num_workers)
-        if max_epochs is None and corpus.size < num_readers:
+        if max_epochs is None and corpus.size < readers:
             raise ValueError(
-                f"train_data holds {corpus.size} clips for {num_readers} readers (ranks x num_workers): "
-                "lower num_workers."
+                f"train_data holds {corpus.size} clips for {readers} readers (ranks x num_workers): lower num_workers."
             )
+    settings = reading_settings(args, corpus, seed)
+    if position is None:
+        position = DataPosition(readers, settings=settings)
+    elif (position.readers, position.settings) != (readers, settings):
+        position, note = moved(position, readers, settings)
+        if rank == 0:
+            logger.warning("Data: %s.", note)
+    corpus.first_epoch, corpus.first_place = position.first
     batches = BatchStream(
         corpus,
         seed=seed,
         rank=rank,
         world_size=world_size,
-        start_batch=start_batch,
+        position=position,
         max_epochs=max_epochs,
         batch_seconds=args.batch_seconds,
-        buffer_size=args.bucket_buffer_size,
+        section_size=args.bucket_buffer_size,
         max_seconds=args.max_seconds,
         min_seconds=args.min_seconds,
         cache_gb=args.cache_gb,
@@ -197,4 +248,6 @@ def _as_is(batch: dict) -> dict:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the training process ends its workers
+        signal.signal(number, signal.SIG_IGN)
     fsspec.asyn.reset_lock()  # a forked lock would hang remote reads

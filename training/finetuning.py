@@ -39,6 +39,7 @@ import matplotlib.pyplot as plt
 
 logger = logging.getLogger(__name__)
 
+DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
 SOURCES = "Each is a folder with metadata.csv, a JSONL manifest, Parquet, or on the Hub (name::config::split)."
 
 
@@ -89,6 +90,9 @@ class FineTuningArguments:
     mask_feature_prob: float | None = field(
         default=None, metadata={"help": "SpecAugment: share of feature dimensions masked. Default: the checkpoint's."}
     )
+    dropout: float | None = field(
+        default=None, metadata={"help": "Every dropout of the encoder and the head. Default: the checkpoint's."}
+    )
 
     def __post_init__(self):
         if not 0 < self.eval_fraction < 1:
@@ -97,6 +101,10 @@ class FineTuningArguments:
             raise ValueError(f"`train_hours` is {self.train_hours}; it must be above 0.")
         if self.freeze_feature_encoder is None:
             self.freeze_feature_encoder = not self.from_scratch
+        for name in ("mask_time_prob", "mask_feature_prob", "dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"`{name}` is {value}; it must lie between 0 and 1.")
         if self.lora_rank < 0 or self.freeze_encoder_steps < 0:
             raise ValueError("`lora_rank` and `freeze_encoder_steps` must not be negative.")
         if self.from_scratch and (self.lora_rank or self.freeze_encoder_steps):
@@ -274,6 +282,8 @@ def open_model(
     for name in ("mask_time_prob", "mask_feature_prob"):
         if getattr(arguments, name) is not None:
             changes[name] = getattr(arguments, name)
+    if arguments.dropout is not None:
+        changes |= {name: arguments.dropout for name in DROPOUTS if hasattr(config, name)}
     for name, value in changes.items():
         setattr(config, name, value)
     if arguments.from_scratch:

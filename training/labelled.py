@@ -120,7 +120,7 @@ def open_labelled(
             clip = source.clip(row, row_number)
             unlabelled = [label for label in labels if row[label] is None or not row[label].strip()]
             try:
-                if unlabelled:
+                if unlabelled and "bad_line" not in row:
                     raise BadAudio(f"no {unlabelled[0]}")
                 length = audio_length(clip.audio, offset=clip.offset, duration=clip.duration)
                 if length < min_seconds * SAMPLING_RATE:

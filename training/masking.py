@@ -66,8 +66,10 @@ def compute_span_mask(
 
     # Frame t is covered by the `own_span` starts up to and including t; the first of them to be drawn masks it.
     unreached = order.shape[1]
-    own_starts = torch.arange(span, device=lengths.device) >= span - own_span  # [B, span]
-    covered_at = order.unfold(1, span, 1).masked_fill(~own_starts[:, None], unreached).amin(dim=2)  # [B, T]
+    covered_at = torch.full_like(order[:, :num_frames], unreached)  # [B, T]
+    for start in range(span):
+        drawn_at = order[:, start : start + num_frames]
+        covered_at = covered_at.minimum(drawn_at.masked_fill(start < span - own_span, unreached))
     covered_at = covered_at.masked_fill(~real, unreached)
 
     # The draw that masks the target-th frame is the last one; it masks all of its span.

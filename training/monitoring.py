@@ -124,14 +124,19 @@ class Monitor:
         self._since, self._seconds_then = now, seconds_seen
         if not self.accelerator.is_main_process:
             return
-        with self.history.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        metrics = {k: v for k, v in metrics.items() if not isinstance(v, float) or math.isfinite(v)}
+        try:
+            with self.history.open("a") as file:
+                file.write(json.dumps(metrics) + "\n")
+        except OSError as error:  # a full disk is no reason to stop
+            logger.error("Metrics of step %d could not be written: %s.", metrics["step"], error)
         flat = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         flat |= {f"effective_rank/layer_{i}": rank for i, rank in enumerate(metrics.get("effective_ranks", []))}
         self.accelerator.log(flat, step=metrics["step"])
         self.bar.set_description(f"phase {metrics['phase']}")
         self.bar.set_postfix_str(
-            f"masked KL {metrics.get('masked_kl', math.nan):.3f} nats (constant guess {metrics['baseline_kl']:.3f}), "
+            f"masked KL {metrics.get('masked_kl', math.nan):.3f} nats"
+            f" (constant guess {metrics.get('baseline_kl', math.nan):.3f}), "
             f"{metrics.get('audio_seconds_per_second', math.nan):.0f} s of audio/s, "
             f"{100 * metrics['padded_share']:.1f} % padding"
         )
@@ -142,12 +147,13 @@ class Monitor:
 def forget_after(history: Path, step: int) -> None:
     """Drop lines of the history beyond `step`: a resumed run writes them again."""
     if history.is_file():
-        kept = [line for line in history.read_text().splitlines() if json.loads(line)["step"] <= step]
+        kept = [json.dumps(line) + "\n" for line in read_history(history) if line["step"] <= step]
         aside = history.with_suffix(".incomplete")
-        aside.write_text("".join(line + "\n" for line in kept))
+        aside.write_text("".join(kept))
         aside.replace(history)
 
 
 def read_history(history: Path) -> list[dict]:
-    """The lines of a history file."""
-    return [json.loads(line) for line in history.read_text().splitlines()]
+    """The lines of a history file. The last one is left out where a killed run has not finished it."""
+    text = history.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

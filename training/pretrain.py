@@ -6,12 +6,15 @@
 A step is: soft targets from the clean audio, masked prediction from the augmented audio, the loss over the whole
 global batch, and an update of encoder, EMA encoder and mixture. Any field of `training/arguments.py` and
 `training/data.py` can stand in the recipe or on the command line.
+
+SIGTERM and Ctrl-C save after the step and exit with status 143 and 130; `--resume_from_checkpoint auto` then goes on
+to the very weights of a run without the break. 1 is the status after a fault, which the last line names.
 """
 
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,27 +29,33 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, set_seed
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sjepa_hf import SJepaForPreTraining, SJepaForPreTrainingOutput
 from training import checkpointing, figures
 from training.arguments import Arguments, parse_arguments
-from training.audio import BadAudioError, BadAudioMonitor
+from training.audio import BadAudioError
 from training.augmentation import augment
 from training.checkpointing import LoopState
-from training.data import build_loader
+from training.corpus import DataPosition
 from training.features import MfccFeatures
+from training.interruption import Interruption, Stop
 from training.layer_choice import LayerChoice
 from training.monitoring import Monitor, entropy_bits, target_metrics
+from training.ranks import RanksDisagree, StepTotals, check_ranks_agree
+from training.reading import TrainingData
 from training.schedules import ema_decay, learning_rate_factor
-from training.targets import MfccTargets, OnlineTargets, layer_ranks, sample_frames, to_device
+from training.targets import MfccTargets, OnlineTargets, fit_mixture, layer_ranks, sample_frames, to_device
 
 
 logger = logging.getLogger(__name__)
 
 RESEED_EVERY = 100  # steps between two looks for dead mixture components
 ENTROPY_FRAMES = 20_000  # frames in the final histogram of predictor entropy
+MAX_FAILED_SAVES = 3  # checkpoints in a row that could not be written, that end the run
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,10 +68,19 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:  # settings, recipe, data or checkpoint: the sentence says it all
         sys.exit(f"error: {error}")
     try:
-        with logging_redirect_tqdm():
-            run.run()
-    except BadAudioError as error:
+        with logging_redirect_tqdm(), run.interruption:
+            stop = run.run()
+    except (BadAudioError, RanksDisagree, OSError) as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if run.ranks == 1 or not is_lost_connection(error):
+            raise
+        sys.exit(f"error: another process of this run has died, so this one ends too ({str(error).splitlines()[0]})")
+    finally:
+        run.lock.release()
+    if stop is not None:
+        logger.error("Stopped at step %d of %d: %s.", run.state.step, run.total_steps, stop.reason)
+        sys.exit(stop.status)
 
 
 class Pretraining:
@@ -85,25 +103,59 @@ class Pretraining:
             # The mixture is the same on all ranks by construction; sending it around would only hide a drift.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-        self.output_dir = Path(run.output_dir)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.output_dir, self.lock = self._claim(Path(run.output_dir))
         self.total_steps = run.phase1_steps + run.phase2_steps
-        self.bad_audio = BadAudioMonitor(arguments.data.max_bad_fraction)
+        self.interruption = Interruption()
+        self.totals = StepTotals(self.accelerator)
         self.layer_choice = LayerChoice(settings.start_layer, settings.layer_score_decay, settings.adaptive_layer)
         self.state = LoopState(active_layer=settings.start_layer)
-        resumed = None
-        if run.resume_from_checkpoint:
-            resumed = checkpointing.find_checkpoint(self.output_dir, run.resume_from_checkpoint)
+        resumed = self._find_checkpoint()
+        if resumed:
             self.state = checkpointing.load_loop_state(resumed)
         set_seed(run.seed)
         self.model = self._build_model(resumed or arguments.model.initial_checkpoint)
         self.optimizer = self._build_optimizer()
         set_seed(run.seed, device_specific=True)  # dropout differs between ranks, weights do not
         self.targets = MfccTargets(self.model.mixture)
+        position = DataPosition.from_dict(self.state.data) if resumed else None
+        self.data = TrainingData(arguments, self.accelerator, position)
         if resumed:
             self._restore(resumed)
-        self.loader = self._loader(arguments.data, run.seed, start_batch=self.state.micro_batches)
+        self._broken = torch.zeros(2, device=self.accelerator.device)  # steps without update: in a row, in all
+        self._failed_saves = 0
         self._wrap()
+
+    def _claim(self, output_dir: Path) -> tuple[Path, FileLock]:
+        """The output directory, for this run alone."""
+        lock = FileLock(output_dir / ".lock")
+        if self.accelerator.is_main_process:
+            try:
+                output_dir.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise ValueError(f"`output_dir` {output_dir} belongs to a run that is still going.") from None
+            except OSError as error:
+                raise ValueError(f"`output_dir` {output_dir} cannot be written to: {error}.") from None
+            if not self.arguments.run.resume_from_checkpoint and checkpointing.checkpoints(output_dir):
+                raise ValueError(
+                    f"`output_dir` {output_dir} holds checkpoints of an earlier run: go on from them with"
+                    " --resume_from_checkpoint latest, or name another directory."
+                )
+        return output_dir, lock
+
+    def _find_checkpoint(self) -> Path | None:
+        """The checkpoint to resume from, chosen by the main process for all."""
+        asked = self.arguments.run.resume_from_checkpoint
+        found = [None, None]
+        if asked and self.accelerator.is_main_process:
+            try:
+                found[0] = checkpointing.find_checkpoint(self.output_dir, asked)
+            except ValueError as error:
+                found[1] = str(error)
+        broadcast_object_list(found)
+        if found[1]:
+            raise ValueError(found[1])
+        return found[0]
 
     def _build_model(self, checkpoint: str | Path | None) -> SJepaForPreTraining:
         """The model of a checkpoint, or a new one; for phase 1 with a mixture over MFCC."""
@@ -127,7 +179,7 @@ class Pretraining:
             lr=run.phase1_learning_rate,
             betas=(run.adam_beta1, run.adam_beta2),
             weight_decay=run.weight_decay,
-            fused=self.accelerator.device.type in ("cuda", "cpu"),
+            fused=True,  # leaves a step with a broken gradient out without asking the device
         )
         return self.accelerator.prepare_optimizer(optimizer)
 
@@ -138,9 +190,19 @@ class Pretraining:
         if self.phase == 2 and checkpointing.has_teacher(checkpoint):
             self.targets = self._online_targets()
             checkpointing.load_teacher(checkpoint, self.targets.teacher)
-        if not checkpointing.load_random_state(checkpoint, self.accelerator.process_index):
-            logger.warning("%s was written by fewer processes: dropout draws differ from now on.", checkpoint)
+        if self.accelerator.is_main_process:
+            self.data.bad_audio.restore(self.state.clips_seen, self.state.clips_skipped)
+        same_draws = checkpointing.load_random_state(checkpoint, self.accelerator.process_index)
         logger.info("Resumed from %s at step %d.", checkpoint, self.state.step)
+        before, now = (self.state.processes, self.state.accumulation), (self.ranks, self._accumulation)
+        if before != now or not same_draws:
+            logger.warning(
+                "%d processes with %d micro-batches a step have become %d with %d: weights, optimizer, EMA encoder,"
+                " mixture, schedules and layer scores go on as they were; dropout draws differ from now on%s.",
+                *before,
+                *now,
+                "" if before[0] * before[1] == now[0] * now[1] else ", and a step now sees another amount of audio",
+            )
 
     @property
     def phase(self) -> int:
@@ -160,8 +222,13 @@ class Pretraining:
 
     # The algorithm
 
-    def run(self) -> None:
-        """Train from where the state stands to the end, then save the result and its pictures."""
+    def run(self) -> Stop | None:
+        """
+        Train from where the state stands to the end, then save the result and its pictures.
+
+        Returns:
+            why the run ended early, once that is saved; None at its proper end.
+        """
         run, state = self.arguments.run, self.state
         if run.report_to != "none":
             self.accelerator.init_trackers("sjepa")
@@ -170,39 +237,61 @@ class Pretraining:
         )
         if state.step == 0 and self.phase == 1:
             self.fit_mfcc_mixture()
-        batches = iter(self.loader)
         while state.step < self.total_steps:
             if self.phase == 2 and isinstance(self.targets, MfccTargets):
                 self.begin_phase_2()
-            micro_batches = [self.next_batch(batches) for _ in range(run.gradient_accumulation_steps)]
+            micro_batches = [self.next_batch() for _ in range(self._accumulation)]
             rate = self.set_learning_rate()
-            frames = self.global_frame_count(micro_batches)
+            frames = self.totals.sum(self.frame_count(micro_batches), stop=self.interruption.stop is not None)
+            losses = []
             for number, batch in enumerate(micro_batches):
                 last = number == len(micro_batches) - 1
                 with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                     targets = self.targets.posteriors(batch)
-                    output = self.predict(batch, targets, number)
+                    output = self.predict(batch, targets)
                     self.accelerator.backward(self.summed_divergence(output) * (self.ranks / frames))
-                monitor.add(**self.loss_sums(output))
+                losses.append(self.loss_sums(output))
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), run.max_grad_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            broken = self.update_weights(norm)
             decay = self.ema_decay()
             self.targets.update(self.model.sjepa, decay)
             state.step += 1
-            monitor.add(gradient_norm=norm.detach(), steps=1)
+            for sums in (*losses, {"gradient_norm": norm.detach(), "steps": 1}):
+                monitor.add(**{name: torch.where(broken, 0, value) for name, value in sums.items()})
             monitor.bar.update(1)
-            self.look_after(monitor, batch, targets, output, rate, decay)
+            self.look_after(monitor, micro_batches, targets, output, rate, decay)
+            if stop := self.asked_to_stop():
+                if state.step % run.save_steps:
+                    self.save(self.output_dir / f"checkpoint-{state.step}")
+                self.accelerator.end_training()
+                return stop
         self.finish()
+        return None
 
-    def predict(self, batch: dict, targets: torch.Tensor, number: int) -> SJepaForPreTrainingOutput:
+    def update_weights(self, norm: torch.Tensor) -> torch.Tensor:
+        """The optimizer's step, which changes nothing where the gradient is NaN or infinite; returns whether it is."""
+        broken = ~torch.isfinite(norm)
+        if self.accelerator.scaler is None:  # else the scaler does this
+            self.optimizer.optimizer.found_inf = broken.float()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._broken = torch.stack([torch.where(broken, self._broken[0] + 1, 0), self._broken[1] + broken])
+        return broken
+
+    def asked_to_stop(self) -> Stop | None:
+        """Whether a signal or a fault ends the run here, on whichever rank it came."""
+        if self.ranks == 1:
+            return self.interruption.stop
+        if not self.totals.stop_asked():
+            return None
+        return next(stop for stop in gather_object([self.interruption.stop]) if stop is not None)
+
+    def predict(self, batch: dict, targets: torch.Tensor) -> SJepaForPreTrainingOutput:
         """Masked prediction from the augmented audio, and its divergence from the targets."""
         masking, audio = self.arguments.masking, batch["input_values"]
         if not self.late and masking.p_mix + masking.p_noise > 0:
-            # One generator a micro-batch, seeded by its place in the run: a resumed run draws the same.
-            generator = torch.Generator(audio.device).manual_seed(
-                hash((self.arguments.run.seed, self.state.step, number, self.accelerator.process_index))
-            )
+            # Seeded by the batch, so that a resumed run draws the same, and another number of ranks too.
+            generator = torch.Generator(audio.device).manual_seed(batch["draw"])
             audio = augment(audio, batch["lengths"], p_mix=masking.p_mix, p_noise=masking.p_noise, generator=generator)
         with self.accelerator.autocast():
             return self.wrapped(
@@ -213,14 +302,13 @@ class Pretraining:
                 include_visible=not self.masked_only,
                 masked_positions=batch["masked_positions"],
                 visible_positions=batch["visible_positions"],
+                longest_visible=batch["longest_visible"],
             )
 
-    def global_frame_count(self, micro_batches: list[dict]) -> torch.Tensor:
-        """Frames that count in this step over all micro-batches and ranks: the loss is one mean over all of them."""
+    def frame_count(self, micro_batches: list[dict]) -> int:
+        """Frames of this rank that count in the loss of this step, which is one mean over those of all ranks."""
         parts = ("masked_positions",) if self.masked_only else ("masked_positions", "visible_positions")
-        count = sum(len(batch[part]) for batch in micro_batches for part in parts)
-        count = torch.tensor(float(count), device=self.accelerator.device)
-        return self.accelerator.reduce(count, reduction="sum").clamp(min=1)
+        return sum(len(batch[part]) for batch in micro_batches for part in parts)
 
     def begin_phase_2(self) -> None:
         """The boundary: EMA encoder := encoder, a new mixture seeded on its features, a new last layer of the head."""
@@ -236,7 +324,7 @@ class Pretraining:
         self.start_on_new_clusters(settings.seed_frames, salt=1)
         self._wrap()
 
-    def look_after(self, monitor: Monitor, batch: dict, targets: torch.Tensor, output, rate: float, decay: float):
+    def look_after(self, monitor: Monitor, micro_batches: list[dict], targets, output, rate: float, decay: float):
         """What happens now and then: dead components, effective ranks and the layer choice, metrics, checkpoints."""
         run, settings, state = self.arguments.run, self.arguments.targets, self.state
         online = isinstance(self.targets, OnlineTargets)
@@ -245,11 +333,14 @@ class Pretraining:
         ranks = None
         if state.step % settings.layer_check_steps == 0:
             encoder = self.targets.teacher if online else self.model.sjepa
-            ranks = layer_ranks(encoder, batch, self.accelerator, seed=run.seed + state.step)
+            ranks = layer_ranks(encoder, micro_batches, self.accelerator, seed=run.seed + state.step)
             changed = online and self.layer_choice.observe(ranks)
             state.active_layer, state.layer_scores = self.layer_choice.active, list(self.layer_choice.scores)
         if state.step % run.logging_steps == 0 or ranks is not None or state.step in (1, self.total_steps):
-            monitor.write(self.metrics(monitor, batch, targets, output, rate, decay, ranks), state.seconds)
+            metrics = self.metrics(monitor, micro_batches[-1], targets, output, rate, decay, ranks)
+            monitor.write(metrics, 3600 * metrics["hours_seen"])
+            if self._broken[0] >= run.max_skipped_steps:
+                self.interruption.ask(1, f"{int(self._broken[0])} steps in a row had a NaN or infinite gradient")
         if ranks is not None and changed:
             logger.info("Step %d: layer %d now has the highest effective rank.", state.step, state.active_layer)
             if settings.reseed_on_layer_switch:
@@ -265,16 +356,17 @@ class Pretraining:
         """Phase 1's mixture: a uniform sample of the corpus's MFCC frames, k-means, EM."""
         settings = self.arguments.targets
         logger.info("Reading up to %g hours for the MFCC mixture.", settings.fit_hours)
+        seed = self.arguments.run.seed
         sample = sample_frames(
             self.targets.features,
-            self.fresh_pass(salt=0),
+            self.data.fresh_pass(salt=0),
             settings.fit_frames,
-            self.arguments.run.seed,
+            seed,
             self.accelerator,
             max_seconds=settings.fit_hours * 3600,
+            batches_a_round=self.data.readers_here,
         )
-        generator = torch.Generator().manual_seed(self.arguments.run.seed)
-        history = self.model.mixture.fit(sample, generator=generator, **self._fit_options())
+        history = fit_mixture(self.model.mixture, sample, seed, self.accelerator, **self._fit_options())
         self._report_fit("MFCC", len(sample), history)
 
     def start_on_new_clusters(self, num_frames: int, salt: int) -> None:
@@ -288,7 +380,11 @@ class Pretraining:
         for parameter in self.model.cluster_head.output.parameters():
             self.optimizer.state.pop(parameter, None)
         history = self.targets.seed(
-            self.fresh_pass(salt=salt), num_frames, self.arguments.run.seed + salt, **self._fit_options()
+            self.data.fresh_pass(salt=salt),
+            num_frames,
+            self.arguments.run.seed + salt,
+            batches_a_round=self.data.readers_here,
+            **self._fit_options(),
         )
         self._report_fit(f"layer {self.layer_choice.active}", num_frames, history)
 
@@ -322,45 +418,31 @@ class Pretraining:
             average=settings.mixture_average,
         )
 
-    # Data
+    # Bookkeeping
 
-    def fresh_pass(self, salt: int) -> Iterable[dict]:
-        """One pass over the data in an order of its own, which leaves the training loader where it is."""
-        data = replace(self.arguments.data, cache_gb=0.0, bucket_buffer_size=256)
-        for batch in self._loader(data, self.arguments.run.seed + 1000 + salt, max_epochs=1):
-            self.bad_audio.update(len(batch["lengths"]), batch["skipped"])
-            self.bad_audio.check()
-            yield batch
-        self.bad_audio.check(end_of_data=True)
-
-    def _loader(self, data, seed: int, **options):
-        return build_loader(
-            data,
-            mask_prob=self.arguments.masking.mask_prob,
-            mask_span=self.arguments.masking.mask_span,
-            seed=seed,
-            rank=self.accelerator.process_index,
-            world_size=self.ranks,
-            pin_memory=self.accelerator.device.type == "cuda",
-            **options,
-        )
-
-    def next_batch(self, batches) -> dict:
-        """The next batch of this rank, on its device; counts what was skipped."""
-        batch = next(batches)
-        self.state.micro_batches += 1
-        self.state.seconds += batch["seconds"] * self.ranks
+    def next_batch(self) -> dict:
+        """The next batch of this rank, on its device. Too many bad clips end the run after this step."""
+        batch = self.data.next()
         self.state.samples_padded += batch["input_values"].numel()
         self.state.samples_real += round(batch["seconds"] * 16000)
-        self.bad_audio.update(len(batch["lengths"]), batch["skipped"])
-        self.bad_audio.check()
+        try:
+            self.data.bad_audio.check()
+        except BadAudioError as error:
+            self.interruption.ask(1, str(error))
         return to_device(batch, self.accelerator.device)
-
-    # Bookkeeping
 
     @property
     def ranks(self) -> int:
         return self.accelerator.num_processes
+
+    @property
+    def _accumulation(self) -> int:
+        return self.arguments.run.gradient_accumulation_steps
+
+    def seconds_heard(self) -> float:
+        """Audio that all ranks have heard so far, in seconds. Every rank must ask."""
+        here = torch.tensor(self.data.seconds, device=self.accelerator.device)
+        return self.state.seconds + self.accelerator.reduce(here, reduction="sum").item()
 
     def _wrap(self) -> None:
         """Give the model to Accelerate; anew at the boundary, where its last layer is another one."""
@@ -407,10 +489,11 @@ class Pretraining:
         metrics = {
             "step": state.step,
             "phase": 1 if state.step <= self.arguments.run.phase1_steps else 2,
-            "hours_seen": state.seconds / 3600,
+            "hours_seen": self.seconds_heard() / 3600,
             "learning_rate": rate,
             "padded_share": 1 - state.samples_real / max(state.samples_padded, 1),
-            "skipped_clips": self.bad_audio.skipped,
+            "skipped_clips": self.data.bad_audio.skipped,
+            "skipped_steps": state.skipped_steps + int(self._broken[1]),
             **monitor.averages(self.accelerator.device),
             **target_metrics(self.model.mixture, targets, output, batch["masked_positions"]),
         }
@@ -426,33 +509,66 @@ class Pretraining:
         return metrics
 
     def save(self, directory: Path) -> None:
-        """A checkpoint to resume from, which `from_pretrained` opens too."""
-        checkpointing.save_random_state(directory, self.accelerator.process_index)
-        self.accelerator.wait_for_everyone()
+        """
+        A checkpoint to resume from, which `from_pretrained` opens too. One that cannot be written is reported and left
+        out; several in a row end the run.
+
+        Raises:
+            RanksDisagree: if the ranks no longer hold the same.
+        """
+        teacher = getattr(self.targets, "teacher", None)
+        parts = {"model": self.model.parameters(), "mixture": self.model.mixture.buffers()}
+        if teacher is not None:
+            parts["EMA encoder"] = teacher.parameters()
+        check_ranks_agree(self.accelerator, parts, self.state.active_layer)
+        monitors = gather_object([(self.data.bad_audio.seen, self.data.bad_audio.by_reason)])
+        state = replace(
+            self.state,
+            seconds=self.seconds_heard(),
+            skipped_steps=self.state.skipped_steps + int(self._broken[1]),
+            clips_seen=sum(seen for seen, _ in monitors),
+            clips_skipped=dict(sum((reasons for _, reasons in monitors), Counter())),
+            processes=self.ranks,
+            accumulation=self._accumulation,
+            data=self.data.position().to_dict(),
+        )
+        random_states = gather_object([checkpointing.random_state()])
         if self.accelerator.is_main_process:
-            checkpointing.save_checkpoint(
-                directory,
-                self.model,
-                getattr(self.targets, "teacher", None),
-                self.optimizer,
-                self.accelerator.scaler,
-                self.state,
-                self.arguments.to_dict(),
-            )
+            try:
+                checkpointing.save_checkpoint(
+                    directory,
+                    self.model,
+                    teacher,
+                    self.optimizer,
+                    self.accelerator.scaler,
+                    random_states,
+                    state,
+                    self.arguments.to_dict(),
+                )
+                self._failed_saves = 0
+            except (OSError, SafetensorError, RuntimeError) as error:
+                self._failed_saves += 1
+                logger.error("%s could not be written (%d in a row): %s.", directory, self._failed_saves, error)
+                if self._failed_saves >= MAX_FAILED_SAVES:
+                    self.interruption.ask(1, f"{self._failed_saves} checkpoints in a row could not be written")
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> None:
         """The final checkpoint and the pictures beside it."""
         final = self.output_dir / "final"
         self.save(final)
+        if self._failed_saves:
+            raise OSError(f"{final} could not be written: free space and resume from the last checkpoint.")
         entropy = self.predictor_entropy()
         if self.accelerator.is_main_process:
             figures.draw_run(
                 self.output_dir, final, self.arguments.run.phase1_steps, entropy, self.model.mixture.num_components
             )
             logger.info("Saved %s: weights, configuration, training state and three pictures.", final)
-        if self.bad_audio.skipped:
-            logger.warning("%d clips were skipped: %s.", self.bad_audio.skipped, dict(self.bad_audio.by_reason))
+        if self.data.bad_audio.skipped:
+            logger.warning(
+                "%d clips were skipped: %s.", self.data.bad_audio.skipped, dict(self.data.bad_audio.by_reason)
+            )
         self.accelerator.end_training()
 
     @torch.no_grad()
@@ -460,7 +576,7 @@ class Pretraining:
         """Entropy in bits of the prediction at each of some 20,000 real frames, without masking."""
         self.model.eval()
         found, frames = [], 0
-        for batch in self.fresh_pass(salt=2):
+        for batch in self.data.fresh_pass(salt=2):
             batch = to_device(batch, self.accelerator.device)
             with self.accelerator.autocast():
                 logits = self.model(batch["input_values"], attention_mask=batch["attention_mask"]).logits
@@ -471,6 +587,11 @@ class Pretraining:
                 break
         self.model.train()
         return torch.cat(found).numpy()
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone, rather than for a fault of this one."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
 
 
 def choose_precision(asked: str | None) -> str | None:

@@ -1,24 +1,23 @@
 """Sources of audio, with or without labels: folders, manifests, Parquet and data sets on the Hub, opened alike."""
 
 import csv
-import json
 import logging
-import math
 import os
 from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 
 from datasets import Audio, ClassLabel, Dataset, Features, IterableDataset, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetsError
+from datasets.exceptions import DatasetsError
 
 from training.audio import Source
+from training.manifest import JsonLines
 
 
 logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-LOCAL_SUFFIXES = (*AUDIO_SUFFIXES, ".jsonl", ".json", ".parquet", ".csv", ".tsv")
+LOCAL_SUFFIXES = (*AUDIO_SUFFIXES, ".jsonl", ".json", ".parquet", ".tar", ".csv", ".tsv")
 CLIP_FEATURES = {"path": Value("large_string"), "offset": Value("float64"), "duration": Value("float64")}
 ENCODED_AUDIO = {"bytes": Value("binary"), "path": Value("string")}
 
@@ -52,27 +51,32 @@ def open_source(
 
     rows = _list_folder(path, labels) if path.is_dir() else {"path": []}
     if path.is_dir() and not rows["path"]:
+        archives = sorted(map(str, path.rglob("*.tar")))
+        if archives:
+            return _load_archives(spec, audio_column, labels, archives, streaming)
         if next(path.rglob("*.parquet"), None) is None:
-            raise ValueError(f"'{spec}': the folder has no audio ({', '.join(AUDIO_SUFFIXES)}) and no Parquet.")
+            kinds = ", ".join(AUDIO_SUFFIXES)
+            raise ValueError(f"'{spec}': the folder has no audio ({kinds}), no Parquet and no tar archives.")
         return _load(spec, audio_column, labels, "parquet", data_dir=str(path), split=split, streaming=streaming)
     if config or split != "train":
         raise ValueError(f"'{spec}': files and folders of audio have no configs or splits; name the part itself.")
     if rows["path"]:
         nothing = [None] * len(rows["path"])
         rows |= {"offset": nothing, "duration": nothing}
-        return Source(name, Dataset.from_dict(rows, features=_clip_features(labels)), None)
+        features = Features(CLIP_FEATURES | {label: Value("string") for label in labels})
+        return Source(name, Dataset.from_dict(rows, features=features), None)
     files = sorted(glob(str(path), recursive=True)) if is_glob else [str(path)]
     if files and all(file.endswith(".parquet") for file in files):
         return _load(spec, audio_column, labels, "parquet", data_files=files, split="train", streaming=streaming)
+    if files and all(file.endswith(".tar") for file in files):
+        return _load_archives(spec, audio_column, labels, files, streaming)
     if is_glob:
-        raise ValueError(f"'{spec}': the pattern matches {len(files)} files; it must match Parquet files only.")
+        raise ValueError(
+            f"'{spec}': the pattern matches {len(files)} files; it must match Parquet files or tar archives only."
+        )
     if path.suffix.lower() in AUDIO_SUFFIXES:
         raise ValueError(f"'{spec}' is a single audio file: name its folder, or a manifest.")
-    return Source(name, _read_manifest(path, labels), None)
-
-
-def _clip_features(labels: Sequence[str]) -> Features:
-    return Features(CLIP_FEATURES | {label: Value("string") for label in labels})
+    return Source(name, JsonLines(path, labels), None)
 
 
 def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str | None, **options) -> Source:
@@ -100,6 +104,15 @@ def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str
     if isinstance(feature, Audio):
         dataset = _undecoded(dataset, column)
     return Source(spec, dataset, column)
+
+
+def _load_archives(
+    spec: str, audio_column: str | None, labels: Sequence[str], files: list[str], streaming: bool
+) -> Source:
+    """Tar archives in the WebDataset format, each a shard."""
+    if not streaming:
+        raise ValueError(f"'{spec}' holds tar archives, which can only be read from front to back: set streaming.")
+    return _load(spec, audio_column, labels, "webdataset", data_files=files, split="train", streaming=True)
 
 
 def _check_labels(spec: str, labels: Sequence[str], columns) -> None:
@@ -184,40 +197,3 @@ def _walk(folder: Path) -> Iterator[str]:
         for file in files:
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in AUDIO_SUFFIXES:
                 yield os.path.join(root, file)
-
-
-def _read_manifest(path: Path, labels: Sequence[str]) -> Dataset:
-    """Memory-mapped rows of a JSONL manifest; kept in the `datasets` cache until the manifest changes."""
-    status = path.stat()
-    manifest = {"path": str(path.absolute()), "stamp": (status.st_mtime_ns, status.st_size), "labels": tuple(labels)}
-    if next(_manifest_rows(**manifest), None) is None:
-        raise ValueError(f"{path} names no clip.")
-    try:
-        return Dataset.from_generator(_manifest_rows, features=_clip_features(labels), gen_kwargs=manifest)
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, ValueError):
-            raise ValueError(str(error.__cause__)) from None
-        raise
-
-
-def _manifest_rows(path: str, stamp: tuple[int, int], labels: tuple[str, ...]) -> Iterator[dict]:
-    folder = os.path.dirname(path)
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not valid JSON: {error}.") from None
-            audio = (entry.get("wav_path") or entry.get("audio_filepath")) if isinstance(entry, dict) else None
-            if not isinstance(audio, str):
-                raise ValueError(f"{path}, line {number} has neither wav_path nor audio_filepath.")
-            row = {"path": audio if "://" in audio else os.path.join(folder, audio)}
-            for key in ("offset", "duration"):
-                row[key] = entry.get(key)
-                if row[key] is not None and not (isinstance(row[key], (int, float)) and 0 <= row[key] < math.inf):
-                    raise ValueError(f"{path}, line {number}: {key} must be seconds, got {row[key]!r}.")
-            _check_labels(f"{path}, line {number}", labels, entry)
-            row |= {label: None if entry[label] is None else str(entry[label]) for label in labels}
-            yield row

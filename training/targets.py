@@ -3,7 +3,9 @@
 """
 
 import copy
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
@@ -93,20 +95,37 @@ class OnlineTargets:
 
     @torch.no_grad()
     def update(self, student: SJepaModel, ema_decay: float) -> None:
-        """After the optimizer's step: move the mixture by the step's statistics and the EMA encoder by the student."""
+        """
+        After the optimizer's step: move the mixture by the step's statistics and the EMA encoder by the student.
+        Statistics that would make the mixture NaN or infinite leave it as it is.
+        """
         if self._pending is not None:
+            before = [buffer.clone() for buffer in self.mixture.buffers()]
             self.mixture.apply_statistics(
                 sum_over_ranks(self._pending, self.accelerator), self.mixture_decay, self.average
             )
+            finite = torch.stack([buffer.isfinite().all() for buffer in self.mixture.buffers()]).all()
+            for buffer, old in zip(self.mixture.buffers(), before, strict=True):
+                buffer.copy_(torch.where(finite, buffer, old))
             self._pending = None
         torch._foreach_lerp_(list(self.teacher.parameters()), list(student.parameters()), 1 - ema_decay)
 
     @torch.no_grad()
-    def seed(self, batches: Iterable[dict], num_frames: int, seed: int, **fit) -> list[float]:
+    def seed(
+        self, batches: Iterable[dict], num_frames: int, seed: int, batches_a_round: int = 1, **fit
+    ) -> list[float]:
         """Fit the mixture to the active layer's features of some batches. Returns the log-likelihoods of `fit`."""
-        sample = sample_frames(self.features, batches, num_frames, seed, self.accelerator, stop_when_full=True)
+        sample = sample_frames(
+            self.features,
+            batches,
+            num_frames,
+            seed,
+            self.accelerator,
+            stop_when_full=True,
+            batches_a_round=batches_a_round,
+        )
         self._pending = None
-        return self.mixture.fit(sample, generator=torch.Generator().manual_seed(seed), **fit)
+        return fit_mixture(self.mixture, sample, seed, self.accelerator, **fit)
 
 
 def real_frames(batch: dict, sequence_length: int) -> torch.Tensor:
@@ -124,18 +143,38 @@ def sum_over_ranks(statistics: SufficientStatistics, accelerator: Accelerator) -
     return SufficientStatistics(*(new.view_as(old) for new, old in zip(parts, statistics, strict=True)))
 
 
+def fit_mixture(
+    mixture: DiagonalGaussianMixture, sample: torch.Tensor, seed: int, accelerator: Accelerator, **fit
+) -> list[float]:
+    """
+    Fit a mixture to a sample that every rank holds; every rank does the same. Returns the log-likelihoods of `fit`.
+
+    On a GPU sums may be formed in another order each time: the first rank's mixture, which is the others' up to that
+    rounding, is taken by all.
+    """
+    history = mixture.fit(sample, generator=torch.Generator().manual_seed(seed), **fit)
+    if accelerator.num_processes > 1:
+        for buffer in mixture.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+    return history
+
+
 @torch.no_grad()
 def sample_frames(
-    features,
+    features: Callable[[dict], torch.Tensor],
     batches: Iterable[dict],
     num_frames: int,
     seed: int,
     accelerator: Accelerator,
-    max_seconds: float | None = None,
+    *,
+    max_seconds: float = math.inf,
     stop_when_full: bool = False,
+    batches_a_round: int = 1,
 ) -> torch.Tensor:
     """
-    Uniform sample of the frames of all ranks, the same on every rank: `(at most num_frames, num_features)`.
+    Uniform sample of the frames of all ranks, the same on every rank: `(at most num_frames, num_features)`. It depends
+    on the batches alone, not on how they are shared out: each batch carries the `draw` that decides which of its
+    frames are taken, and reading stops after a whole round of all readers.
 
     Args:
         features: function from a batch to `(batch_size, sequence_length, num_features)`.
@@ -143,54 +182,78 @@ def sample_frames(
         num_frames: size of the sample over all ranks.
         seed: seed of the sample.
         max_seconds: stop after this much audio over all ranks.
-        stop_when_full: stop as soon as the reservoir is full, instead of reading all that there is.
+        stop_when_full: stop as soon as that many frames were seen, instead of reading all that there is.
+        batches_a_round: batches of this rank between two looks at whether to stop: its number of readers.
     """
-    ranks = accelerator.num_processes
-    reservoir = FrameReservoir(-(-num_frames // ranks), seed + accelerator.process_index)
-    seconds = 0.0
-    for batch in batches:
-        batch = to_device(batch, accelerator.device)
-        values = features(batch)
-        reservoir.add(values[real_frames(batch, values.shape[1])])
-        seconds += batch["seconds"]
-        if max_seconds is not None and seconds * ranks >= max_seconds:
+    reservoir = FrameReservoir(num_frames, seed)
+    seconds, batches = 0.0, iter(batches)
+    while True:
+        batch = None
+        for batch in islice(batches, batches_a_round):
+            batch = to_device(batch, accelerator.device)
+            values = features(batch)
+            reservoir.add(values[real_frames(batch, values.shape[1])], batch["draw"])
+            seconds += batch["seconds"]
+        here = [float(batch is not None), seconds, float(reservoir.seen)]
+        going, heard, seen = accelerator.reduce(torch.tensor(here, device=accelerator.device), "sum").tolist()
+        if not going or heard >= max_seconds or (stop_when_full and seen >= num_frames):
             break
-        if stop_when_full and reservoir.seen >= reservoir.capacity:
-            break
-    sample = reservoir.frames()
-    if ranks == 1:
-        return sample
-    fewest = accelerator.gather(torch.tensor([len(sample)], device=accelerator.device)).min().item()
-    return accelerator.gather(sample[:fewest].to(accelerator.device).contiguous()).cpu()
+    return smallest(*reservoir.sample(), num_frames, accelerator).cpu()
+
+
+def smallest(numbers: torch.Tensor, frames: torch.Tensor, count: int, accelerator: Accelerator) -> torch.Tensor:
+    """
+    The `count` frames with the smallest random numbers over all ranks, in their order, the same on every rank.
+
+    Args:
+        numbers: int64 `(n,)`; `frames`: `(n, ...)`. `n` may differ between ranks and may be 0.
+    """
+    if accelerator.num_processes > 1:
+        numbers, frames = (values.to(accelerator.device) for values in (numbers, frames))
+        limit = gathered(numbers, accelerator).sort().values[:count][-1]
+        numbers, frames = numbers[numbers <= limit], frames[numbers <= limit]
+        numbers, frames = gathered(numbers, accelerator), gathered(frames, accelerator)
+    return frames[numbers.argsort()[:count]]
+
+
+def gathered(values: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """Rows of all ranks one after another; their number may differ, and a rank may have none."""
+    shapes = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(shapes, tuple(values.shape))
+    longest = max(shapes)
+    padded = values.new_zeros(longest)
+    if len(values):
+        padded[: len(values)] = values
+    parts = accelerator.gather(padded[None])
+    return torch.cat([part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)])
 
 
 @torch.no_grad()
-def layer_ranks(encoder: SJepaModel, batch: dict, accelerator: Accelerator, seed: int) -> list[float]:
+def layer_ranks(encoder: SJepaModel, micro_batches: list[dict], accelerator: Accelerator, seed: int) -> list[float]:
     """
-    Effective rank of every Transformer layer's features on 2,000 random real frames of a batch (over all ranks), from
-    one forward pass. The same numbers on every rank.
+    Effective rank of every Transformer layer's features on 2,000 random real frames of a step's micro-batches (over
+    all ranks), from one forward pass each. The same numbers on every rank, and however the step is split.
     """
     training = encoder.training
     encoder.eval()
-    with accelerator.autocast():
-        hidden_states = encoder(
-            batch["input_values"], batch["attention_mask"], output_hidden_states=True
-        ).hidden_states
+    reservoirs = None
+    for batch in micro_batches:
+        with accelerator.autocast():
+            layers = encoder(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states[
+                1:
+            ]
+        real = real_frames(batch, layers[0].shape[1])
+        reservoirs = reservoirs or [FrameReservoir(RANK_FRAMES, seed) for _ in layers]
+        for reservoir, layer in zip(reservoirs, layers, strict=True):
+            reservoir.add(layer[real], batch["draw"])
     encoder.train(training)
-    positions = torch.cat([batch["masked_positions"], batch["visible_positions"]])
-    generator = torch.Generator().manual_seed(seed + accelerator.process_index)
-    quota = -(-RANK_FRAMES // accelerator.num_processes)
-    chosen = positions[torch.randperm(len(positions), generator=generator)[:quota].to(positions.device)]
     ranks = []
-    for layer in hidden_states[1:]:
-        frames = layer.flatten(0, 1)[chosen].float()
-        if accelerator.num_processes > 1:
-            frames = accelerator.gather(accelerator.pad_across_processes(frames, pad_index=float("nan")))
-            frames = frames[~frames.isnan().any(1)]
-        ranks.append(effective_rank(frames))
+    for reservoir in reservoirs:
+        frames = smallest(*reservoir.sample(), RANK_FRAMES, accelerator)
+        ranks.append(effective_rank(frames.to(accelerator.device)))
     ranks = torch.stack(ranks)
     if accelerator.num_processes > 1:
-        torch.distributed.broadcast(ranks, src=0)
+        torch.distributed.broadcast(ranks, src=0)  # the same up to the last bits, which must not decide either
     return ranks.tolist()
 
 

@@ -74,7 +74,9 @@ def test_predictor_at_masked_frames_equals_the_full_length_computation(config, m
     torch.testing.assert_close(model.predictor(hidden, mask, positions), everywhere[positions], atol=1e-6, rtol=1e-5)
 
 
-def test_padding_changes_nothing(config, masked_batch, padded_batch):
+@pytest.mark.parametrize("encode_visible_only", [False, True])
+def test_padding_changes_nothing(config, masked_batch, padded_batch, encode_visible_only):
+    config.encode_visible_only = encode_visible_only
     inputs, _ = masked_batch
     lengths = padded_batch[2]
     model = SJepaForPreTraining(config).eval()
@@ -102,21 +104,27 @@ def test_without_a_mask_the_encoder_predicts_every_frame(config):
         model(waveforms, target_posteriors=torch.rand(2, 24, 10))
 
 
-def test_every_parameter_learns(config, masked_batch):
+@pytest.mark.parametrize("encode_visible_only", [False, True])
+def test_every_parameter_learns(config, masked_batch, encode_visible_only):
+    config.encode_visible_only = encode_visible_only
     inputs, _ = masked_batch
     model = SJepaForPreTraining(config).train()
     model(**inputs).loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert all(p.grad.any() for p in model.sjepa.feature_extractor.parameters())
     assert not any(name.startswith("mixture") for name, _ in model.named_parameters())
 
 
+@pytest.mark.parametrize("encode_visible_only", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_compiles_into_one_graph(config, masked_batch, training):
+def test_compiles_into_one_graph(config, masked_batch, training, encode_visible_only):
+    config.encode_visible_only = encode_visible_only
     inputs, real = masked_batch
     model = SJepaForPreTraining(config).train(training)
     mask = inputs["mask_time_indices"]
     inputs["masked_positions"] = mask.flatten().nonzero().squeeze(1)
     inputs["visible_positions"] = (real & ~mask).flatten().nonzero().squeeze(1)
+    inputs["longest_visible"] = int((real & ~mask).sum(1).max())
     torch._dynamo.reset()
     output = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs)
     if training:
@@ -124,6 +132,55 @@ def test_compiles_into_one_graph(config, masked_batch, training):
         assert all(p.grad is not None for p in model.parameters())
     else:
         torch.testing.assert_close(output.loss, model(**inputs).loss)
+
+
+def test_without_a_masked_frame_encoding_visible_ones_only_is_the_ordinary_encoder(config, padded_batch):
+    waveforms, attention_mask, lengths = padded_batch
+    model = SJepaForPreTraining(config).eval()
+    real = torch.arange(49) < config.num_frames(lengths)[:, None]
+    inputs = dict(attention_mask=attention_mask, mask_time_indices=torch.zeros_like(real), output_hidden_states=True)
+    ordinary = model(waveforms, **inputs)
+    config.encode_visible_only = True
+    visible_only = model(waveforms, **inputs)
+    torch.testing.assert_close(visible_only.logits, ordinary.logits, atol=1e-5, rtol=1e-5)
+    for new, old in zip(visible_only.hidden_states, ordinary.hidden_states, strict=True):
+        torch.testing.assert_close(new[real], old[real], atol=1e-5, rtol=1e-5)
+
+
+def test_visible_frames_are_encoded_as_if_there_were_no_others(config, masked_batch):
+    config.encode_visible_only = True
+    inputs, real = masked_batch
+    model = SJepaForPreTraining(config).eval()
+    mask = inputs["mask_time_indices"]
+    states = model(**inputs, output_hidden_states=True).hidden_states
+    embedded = model.sjepa(
+        inputs["input_values"], inputs["attention_mask"], mask_time_indices=mask, num_layers=0
+    ).last_hidden_state  # with positions, before the first layer
+    for clip, visible in enumerate(real & ~mask):
+        expected = embedded[clip, visible][None]
+        for number, layer in enumerate(model.sjepa.encoder.layers, start=1):
+            expected = layer(expected)
+            torch.testing.assert_close(states[number][clip, visible], expected[0], atol=1e-5, rtol=1e-5)
+        assert not states[-1][clip, ~visible].any()
+
+
+def test_room_for_more_visible_frames_changes_nothing(config, masked_batch):
+    config.encode_visible_only = True
+    inputs, real = masked_batch
+    model = SJepaForPreTraining(config).eval()
+    most = int((real & ~inputs["mask_time_indices"]).sum(1).max())
+    losses = [model(**inputs, longest_visible=longest).loss for longest in (most, most + 5, 1000)]
+    torch.testing.assert_close(torch.stack(losses), model(**inputs).loss.expand(3), atol=1e-6, rtol=1e-6)
+
+
+def test_only_pretraining_leaves_masked_frames_out(config, masked_batch):
+    """Fine-tuning hides frames through the same argument of the encoder: they stay where they are."""
+    inputs, _ = masked_batch
+    model = SJepaForPreTraining(config).eval()
+    arguments = inputs["input_values"], inputs["attention_mask"], inputs["mask_time_indices"]
+    before = model.sjepa(*arguments).last_hidden_state
+    config.encode_visible_only = True
+    assert torch.equal(model.sjepa(*arguments).last_hidden_state, before)
 
 
 def test_replace_mixture_keeps_all_but_the_last_layer(config, masked_batch, tmp_path):

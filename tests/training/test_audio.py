@@ -73,9 +73,10 @@ def test_bad_audio_is_told_apart(tmp_path, kind, reason):
         assert caught.value.reason == reason
 
 
-def test_folder_in_place_of_a_file_is_missing(tmp_path):
+@pytest.mark.parametrize("name", ["", "a" * 300 + ".wav", "nul\0.wav", "\ud800.wav"])
+def test_a_folder_and_impossible_names_are_missing(tmp_path, name):
     with pytest.raises(BadAudio) as caught:
-        read_audio(tmp_path)
+        read_audio(f"{tmp_path}/{name}")
     assert caught.value.reason == "missing"
 
 

@@ -9,7 +9,8 @@ import torch
 from datasets import Dataset
 
 from training.audio import SAMPLING_RATE, Clip, Source
-from training.batching import BatchStream, ClipIndex, ClipStream, collate, cut_batches
+from training.batching import BatchStream, collate, cut_batches
+from training.corpus import ClipIndex, DataPosition, Position
 
 
 NUM_CLIPS = 45
@@ -39,7 +40,7 @@ def as_source(paths: list[str]) -> Source:
 def stream(paths, *, weights=None, **options) -> BatchStream:
     """Batches over files, or over several sources as lists of files."""
     sources = [as_source(part) for part in (paths if isinstance(paths[0], list) else [paths])]
-    options = {"seed": 0, "batch_seconds": 2.0, "buffer_size": 20, "max_seconds": 1.0, "min_seconds": 0.1} | options
+    options = {"seed": 0, "batch_seconds": 2.0, "section_size": 20, "max_seconds": 1.0, "min_seconds": 0.1} | options
     corpus = ClipIndex(sources, weights, options["seed"], fixed_readers=options.get("cache_gb", 0) > 0)
     return BatchStream(corpus, **options)
 
@@ -71,11 +72,11 @@ def clips(tmp_path_factory):
 def test_cut_batches_are_a_partition_within_the_bound(seed):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1600, 240000, 1000)
-    batches, rest = cut_batches(lengths, 1_400_000, rng)
-    assert sorted(np.concatenate([*batches, rest])) == list(range(1000))
-    sizes = [len(batch) * lengths[batch].max() for batch in [*batches, rest]]
-    assert max(sizes) <= 1_400_000
-    assert np.mean(sizes[:-1]) > 0.8 * 1_400_000  # batches are full
+    batches = cut_batches(lengths, 1_400_000, rng)
+    assert sorted(np.concatenate(batches)) == list(range(1000))
+    sizes = sorted(len(batch) * lengths[batch].max() for batch in batches)
+    assert sizes[-1] <= 1_400_000
+    assert np.mean(sizes[1:]) > 0.8 * 1_400_000  # all batches but one are full
     assert lengths.sum() / sum(sizes) > 0.95  # of similar lengths
     means = [lengths[batch].mean() for batch in batches]
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.6  # and not in the order of length
@@ -84,16 +85,16 @@ def test_cut_batches_are_a_partition_within_the_bound(seed):
 def test_cut_batches_mixes_clips_of_equal_length():
     lengths = np.full(64, 16000)
     groups = [
-        {frozenset(batch.tolist()) for batch in cut_batches(lengths, 8 * 16000, np.random.default_rng(seed))[0]}
+        {frozenset(batch.tolist()) for batch in cut_batches(lengths, 8 * 16000, np.random.default_rng(seed))}
         for seed in range(2)
     ]
     assert not groups[0] & groups[1]
 
 
-@pytest.mark.parametrize("lengths", [[], [500], [500, 800]])
+@pytest.mark.parametrize("lengths", [[500], [500, 800]])
 def test_cut_batches_keeps_what_does_not_fill_a_batch(lengths):
-    batches, rest = cut_batches(np.array(lengths, dtype=np.int64), 1600, np.random.default_rng(0))
-    assert not batches and sorted(rest.tolist()) == list(range(len(lengths)))
+    (batch,) = cut_batches(np.array(lengths, dtype=np.int64), 1600, np.random.default_rng(0))
+    assert sorted(batch.tolist()) == list(range(len(lengths)))
 
 
 def test_collate_pads_and_tells_masked_from_visible_frames():
@@ -147,21 +148,39 @@ def test_seed_decides_and_epochs_differ(clips):
     assert {frozenset(numbers(batch)) for batch in epochs[0]} != {frozenset(numbers(batch)) for batch in epochs[1]}
 
 
+def after(batches: list[dict], world_size: int = 1) -> DataPosition:
+    """Where one rank stands after its batches."""
+    return DataPosition(0, {batch["reader"]: batch["position"] for batch in batches}, len(batches) * world_size)
+
+
 @pytest.mark.parametrize(("num_workers", "cache_gb"), [(0, 0.0), (0, 1e-4), (2, 0.0), (2, 1e-4)])
-def test_start_batch_continues_where_a_run_stopped(tmp_path, clips, num_workers, cache_gb):
+def test_positions_continue_where_a_run_stopped(tmp_path, clips, num_workers, cache_gb):
     # Crops (max_seconds), a partly filled cache and bad clips must all come out as in the uninterrupted run.
     bad = str(tmp_path / "bad.wav")
     soundfile.write(bad, np.zeros(5000), SAMPLING_RATE)
     options = {"max_seconds": 0.25, "batch_seconds": 0.8, "cache_gb": cache_gb, "rank": 1, "world_size": 2}
+    options["section_size"] = 8
     paths = clips + [bad, str(tmp_path / "absent.wav")]
-    whole = take(loader(stream(paths, **options), num_workers), 30)
-    for start in (1, 2, 7, 24):
-        resumed = take(loader(stream(paths, start_batch=start, **options), num_workers), 30 - start)
-        for batch in resumed[: max(1, num_workers)]:  # reports of what the first part has skipped may be there or not
-            batch["skipped"] = whole[start]["skipped"]
-        for batch in whole[start : start + max(1, num_workers)]:
-            batch["skipped"] = whole[start]["skipped"]
+    whole = take(loader(stream(paths, **options), num_workers), 40)
+    assert {batch["position"].epoch for batch in whole} >= {0, 1, 2}
+    assert {batch["position"].section for batch in whole} >= {0, 1}
+    for start in (1, 2, 7, 24, 33):
+        position = after(whole[:start], world_size=2)
+        resumed = take(loader(stream(paths, position=position, **options), num_workers), 40 - start)
         assert_same(whole[start:], resumed)
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0]])
+def test_ranks_and_workers_only_decide_who_reads(clips, weights):
+    """Micro-batch m of all ranks is the same for 1 x 4, 2 x 2 and 4 x 1 ranks and workers."""
+    paths = [clips[:10], clips[10:]]
+    together = take(loader(stream(paths, weights=weights), 4), 24)
+    for world_size, num_workers in ((2, 2), (4, 0)):
+        ranks = [
+            take(loader(stream(paths, weights=weights, rank=r, world_size=world_size), num_workers), 24 // world_size)
+            for r in range(world_size)
+        ]
+        assert_same(together, [batch for step in zip(*ranks) for batch in step])
 
 
 def test_crops_are_random_each_epoch_and_masks_each_batch(tmp_path):
@@ -210,7 +229,7 @@ def test_cache_and_crop_from_the_file_call_the_same_clips_silent(tmp_path):
 def test_readers_keep_their_clips_where_there_is_a_cache(clips):
     for fixed in (True, False):
         index = ClipIndex([as_source(clips)], None, 0, fixed_readers=fixed)
-        shares = [frozenset(item for _, item in index.epoch(epoch, 1, 3)) for epoch in range(3)]
+        shares = [frozenset(item for _, item in index.section(Position(epoch), 1, 3, 100)[0]) for epoch in range(3)]
         assert len(set(shares)) == (1 if fixed else 3)
         assert all(len(share) == NUM_CLIPS // 3 for share in shares)
 
@@ -240,19 +259,18 @@ def test_bad_clips_are_reported_once_an_epoch_and_left_out(tmp_path, clips):
     assert sorted(n for batch in batches for n in numbers(batch)) == sorted(2 * list(range(NUM_CLIPS)))
 
 
-def test_a_batch_of_bad_clips_alone_is_replaced_by_the_next(tmp_path):
-    # Each silent clip fills a planned batch of its own: without something in its place the count of batches is off.
+def test_a_batch_of_bad_clips_alone_is_left_out_and_told_once(tmp_path):
+    # Each silent clip fills a planned batch of its own.
     paths = write_clips(tmp_path, 5)
     for number in range(5):
         paths.append(str(tmp_path / f"silent{number}.wav"))
         soundfile.write(paths[-1], np.zeros(8000), SAMPLING_RATE)
     options = {"batch_seconds": 0.5, "max_seconds": 0.5, "min_seconds": 0.1}
     whole = take(stream(paths, **options), 40)
+    assert all(len(batch["lengths"]) > 0 for batch in whole)
     for start in range(1, 12):
-        resumed = take(stream(paths, start_batch=start, **options), 20)
-        for batch, other in zip(whole[start:], resumed):
-            assert torch.equal(batch["input_values"], other["input_values"])
-            assert torch.equal(batch["masked_positions"], other["masked_positions"])
+        resumed = take(stream(paths, position=after(whole[:start]), **options), 20)
+        assert_same(whole[start : start + 20], resumed)
 
 
 @pytest.mark.parametrize("kind", ["absent", "silent"])
@@ -269,7 +287,7 @@ def test_nothing_usable_ends_the_run(tmp_path, monkeypatch, kind, count, workers
 
 def test_a_usable_clip_among_many_bad_ones_keeps_the_run_going(tmp_path, caplog):
     paths = write_clips(tmp_path, 1) + [str(tmp_path / f"absent{number}.wav") for number in range(100)]
-    batches = take(stream(paths, buffer_size=1), 6)
+    batches = take(stream(paths, section_size=1), 6)
     assert [numbers(batch) for batch in batches] == [[0]] * 6
 
 
@@ -289,49 +307,3 @@ def test_repetitions_within_a_weighted_epoch_are_cropped_anew(tmp_path):
     batches = stream([small, large], weights=[1.0, 1.0], max_epochs=1)
     starts = [row[0].item() for b in batches for row, n in zip(b["input_values"], b["lengths"].tolist()) if n == 16000]
     assert len(starts) > 8 and len(set(starts)) == len(starts)
-
-
-def streamed(paths: list[str], num_shards: int) -> Source:
-    dataset = Dataset.from_dict({"audio": [{"path": path, "bytes": None} for path in paths]})
-    return Source("test", dataset.to_iterable_dataset(num_shards=num_shards), "audio")
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("num_shards", [1, 5, 8])
-def test_a_streamed_epoch_is_every_clip_once_too(clips, num_shards, num_workers):
-    options = {"seed": 0, "batch_seconds": 2.0, "buffer_size": 20, "max_seconds": 1.0, "min_seconds": 0.1}
-    corpus = ClipStream([streamed(clips[:40], num_shards), as_source(clips[40:])], None, 0, buffer_size=10)
-    seen = []
-    for rank in range(2):
-        batches = BatchStream(corpus, rank=rank, world_size=2, max_epochs=2, **options)
-        seen += [number for batch in loader(batches, num_workers) for number in numbers(batch)]
-    assert sorted(seen) == sorted(2 * list(range(NUM_CLIPS)))
-    whole = take(loader(BatchStream(corpus, **options), num_workers), 20)
-    assert_same(whole[7:], take(loader(BatchStream(corpus, start_batch=7, **options), num_workers), 13))
-    assert {frozenset(numbers(batch)) for batch in whole[:5]} != {frozenset(numbers(batch)) for batch in whole[10:15]}
-
-
-def test_a_stream_is_shuffled_across_shards_and_epochs(clips):
-    corpus = ClipStream([streamed(clips, 9)], None, 0, buffer_size=8)
-    orders = [[clips.index(clip.name) for _, clip in corpus.epoch(epoch, 0, 1)] for epoch in range(3)]
-    assert all(sorted(order) == list(range(NUM_CLIPS)) for order in orders)
-    assert len({tuple(order) for order in orders}) == 3
-    for order in orders:
-        assert len({number // 5 for number in order[:10]}) > 4  # shards of 5 clips
-        assert np.mean(np.abs(np.diff(order)) == 1) < 0.2
-
-
-def test_streamed_sources_with_weights(clips):
-    corpus = ClipStream([streamed(clips[:5], 1), streamed(clips[5:], 2)], [1.0, 1.0], 0, buffer_size=10)
-    drawn = [key_clip[1].name for key_clip in corpus.epoch(0, 0, 1)]
-    assert set(drawn) == set(clips)
-    assert 0.3 < np.mean([name in clips[:5] for name in drawn]) < 0.7
-
-
-def test_a_stream_with_fewer_clips_than_readers_is_an_error(clips):
-    corpus = ClipStream([streamed(clips[:1], 1)], None, 0, buffer_size=10)
-    batches = BatchStream(
-        corpus, seed=0, rank=1, world_size=2, batch_seconds=2.0, buffer_size=20, max_seconds=1.0, min_seconds=0.1
-    )
-    with pytest.raises(RuntimeError, match="lower num_workers"):
-        next(iter(batches))

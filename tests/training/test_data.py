@@ -6,6 +6,9 @@ import os
 import shutil
 import sys
 import tarfile
+from collections import Counter
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import datasets
@@ -19,6 +22,7 @@ from transformers import HfArgumentParser
 
 import training.sources
 from training.audio import SAMPLING_RATE, BadAudioMonitor, read_audio
+from training.corpus import DataPosition
 from training.data import DataArguments, build_loader
 from training.sources import open_source
 
@@ -101,15 +105,15 @@ def test_manifest_takes_relative_paths_and_segments(tmp_path):
     np.testing.assert_allclose(rows[32000], ramp[32000:], atol=1e-6)
 
 
-def test_manifest_is_memory_mapped_and_follows_changes(tmp_path):
+def test_manifest_is_not_copied_and_follows_changes(tmp_path):
     manifest = tmp_path / "list.jsonl"
     for last in (3, 5):
         entries = [{"wav_path": str(write_clip(tmp_path / f"{n}.wav", n)), "text": "t"} for n in range(1, last)]
         manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-        dataset = open_source(str(manifest)).dataset
-        assert dataset.column_names == ["path", "offset", "duration"]
-        assert dataset.cache_files and dataset.cache_files[0]["filename"].startswith(str(tmp_path / "cache"))
+        row = open_source(str(manifest)).dataset[1]
+        assert row == {"path": str(tmp_path / "2.wav"), "offset": None, "duration": None}
         assert found(str(manifest)) == list(range(1, last))
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -218,7 +222,7 @@ def test_sources_of_all_kinds_together(tmp_path):
         ("./absent.jsonl", "there is no file or folder"),
         ("{tmp}/empty", "the folder has no audio"),
         ("{tmp}/*.parquet", "matches 0 files"),
-        ("{tmp}/full/*", "must match Parquet files only"),
+        ("{tmp}/full/*", "must match Parquet files or tar archives only"),
         ("{tmp}/full/1.wav", "single audio file"),
         ("{tmp}/full::clean", "no configs or splits"),
         ("{tmp}/full::::test", "no configs or splits"),
@@ -327,9 +331,50 @@ def test_seed_and_arguments_reach_the_batches(tmp_path):
     assert less["masked_positions"].numel() == 5 * 2 and one["masked_positions"].numel() >= 5 * 6  # of 9 frames
 
 
-def test_start_batch_is_for_endless_runs(tmp_path):
+def test_a_position_is_for_endless_runs(tmp_path):
     with pytest.raises(ValueError, match="leave out max_epochs"):
-        build_loader(DataArguments(train_data=[str(tmp_path)]), start_batch=1, max_epochs=1)
+        build_loader(DataArguments(train_data=[str(tmp_path)]), position=DataPosition(1), max_epochs=1)
+
+
+def numbers(batches) -> list[int]:
+    return [n for batch in batches for n in (batch["input_values"][:, 0] * 100).round().int().tolist()]
+
+
+def consume(args: DataArguments, count: int, world_size: int, position: DataPosition | None):
+    """`count` batches of each rank, and the position after them, by way of JSON."""
+    loaders = [build_loader(args, rank=r, world_size=world_size, position=position) for r in range(world_size)]
+    batches = [batch for loader in loaders for batch, _ in zip(loader, range(count))]
+    start = loaders[0].dataset.position
+    ends = {batch["reader"]: batch["position"] for batch in batches}
+    end = replace(start, positions=start.positions | ends, batches=start.batches + count * world_size)
+    return batches, DataPosition.from_dict(json.loads(json.dumps(end.to_dict())))
+
+
+def test_another_number_of_readers_loses_no_clip_of_the_pass(tmp_path, caplog):
+    for number in range(90):
+        write_clip(tmp_path / "in" / f"{number}.wav", number)
+    args = DataArguments(
+        train_data=[str(tmp_path / "in")], num_workers=0, batch_seconds=1.0, max_seconds=0.5, bucket_buffer_size=8
+    )
+    first, position = consume(args, 5, 2, None)  # 10 batches of 4 clips: sections 0 and 1 of 2 x 8 clips, 2 begun
+    second, position = consume(args, 4, 3, position)
+    assert "no clip is left out, at most 16 come again" in caplog.text
+    assert position.first == (0, 32)
+    rest = [build_loader(args, rank=r, world_size=3, position=position) for r in range(3)]
+    last = [list(takewhile(lambda batch: batch["position"].epoch == 0, loader)) for loader in rest]
+    seen = Counter(numbers(first) + numbers(second) + [n for part in last for n in numbers(part)])
+    assert sorted(seen) == list(range(90)) and seen.total() <= 90 + 16
+
+
+def test_other_data_or_a_stream_begin_a_new_pass(tmp_path, caplog):
+    for number in range(20):
+        write_clip(tmp_path / "in" / f"{number}.wav", number)
+    args = DataArguments(train_data=[str(tmp_path / "in")], num_workers=0, batch_seconds=1.0, max_seconds=0.5)
+    _, position = consume(args, 3, 1, None)
+    write_clip(tmp_path / "in" / "20.wav", 20)
+    loader = build_loader(args, position=position)
+    assert loader.dataset.position.first == (1, 0) and "the data or their order are others" in caplog.text
+    assert next(iter(loader))["position"].epoch == 1
 
 
 @pytest.mark.parametrize("folder", ["keywords", "digits_8khz", "librispeech_251_speakers"])

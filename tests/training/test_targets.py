@@ -21,7 +21,7 @@ def clips(*lengths):
 
 def make_batch(*lengths):
     batch = collate(clips(*lengths), mask_prob=0.65, mask_span=10, generator=torch.Generator().manual_seed(0))
-    return batch | {"seconds": sum(lengths) / 16000}
+    return batch | {"seconds": sum(lengths) / 16000, "draw": sum(lengths)}
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_sample_frames_takes_real_frames_only_and_stops(accelerator):
     def loudness(batch):
         return batch["input_values"][:, ::320][:, : batch["mask_time_indices"].shape[1], None]
 
-    batches = [make_batch(16000, 7000) for _ in range(5)]
+    batches = [make_batch(16000, 7000) | {"draw": draw} for draw in range(5)]
     sample = sample_frames(loudness, batches, 10_000, 0, accelerator)
     assert len(sample) == 5 * (49 + 21) and (sample != 0).all()
     assert len(sample_frames(loudness, batches, 10_000, 0, accelerator, max_seconds=2.0)) == 2 * 70
@@ -122,7 +122,7 @@ def test_sample_frames_takes_real_frames_only_and_stops(accelerator):
 def test_layer_ranks_measures_every_layer_on_real_frames(online, accelerator):
     student, _ = online
     batch = make_batch(16000, 7000)
-    ranks = layer_ranks(student, batch, accelerator, seed=0)
+    ranks = layer_ranks(student, [batch], accelerator, seed=0)
     assert student.training, "the mode is restored"
     student.eval()
     hidden = student(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states[1:]

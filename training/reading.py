@@ -1,0 +1,109 @@
+"""The data of a run as it is used up: the next batch, where every reader stands, and what could not be read."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from training.arguments import Arguments
+from training.audio import BadAudioError, BadAudioMonitor
+from training.corpus import DataPosition
+from training.data import build_loader
+
+
+logger = logging.getLogger(__name__)
+
+MAX_RESTARTS = 3  # dead workers in a row, without a batch between them, that end the run
+
+
+class TrainingData:
+    """
+    The endless batches of this rank.
+
+    Args:
+        arguments (`Arguments`): of the run.
+        accelerator (`Accelerator`): says which rank this is.
+        position (`DataPosition`, *optional*): where an earlier run has stopped.
+
+    Attributes:
+        bad_audio (`BadAudioMonitor`): clips of this rank that were skipped.
+        seconds (`float`): audio that this rank has given, in seconds.
+    """
+
+    def __init__(self, arguments: Arguments, accelerator: Accelerator, position: DataPosition | None = None):
+        self.arguments, self.accelerator = arguments, accelerator
+        self.bad_audio = BadAudioMonitor(arguments.data.max_bad_fraction)
+        self.seconds = 0.0
+        self._loader = self._open(arguments.data, arguments.run.seed, position=position)
+        self._position: DataPosition = self._loader.dataset.position
+        self._batches: Iterator[dict] | None = None
+
+    @property
+    def readers_here(self) -> int:
+        """Readers of this rank."""
+        return max(1, self.arguments.data.num_workers)
+
+    def next(self) -> dict:
+        """
+        The next batch, on the CPU. A worker that dies (out of memory, most often) is replaced: reading goes on where
+        it stood and nothing is lost.
+
+        Raises:
+            BadAudioError: when the data give nothing usable, or workers die again and again.
+        """
+        for restart in range(MAX_RESTARTS + 1):
+            try:
+                if self._batches is None:
+                    self._batches = iter(self._loader)
+                batch = next(self._batches)
+                break
+            except BadAudioError as error:  # from a worker it comes with the worker's traceback, the sentence last
+                raise BadAudioError(str(error).strip().splitlines()[-1].split("BadAudioError: ")[-1]) from None
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                logger.warning("A process that reads audio died and is replaced (%d): %s", restart + 1, error)
+                self._batches = None
+                seed = self.arguments.run.seed
+                self._loader = self._open(self.arguments.data, seed, position=self._position)
+        else:
+            raise BadAudioError(
+                f"Processes that read audio died {MAX_RESTARTS + 1} times in a row: is the machine out of memory?"
+                " Lower num_workers, bucket_buffer_size or shuffle_buffer_size."
+            )
+        self._position.positions[batch["reader"]] = batch["position"]
+        self._position.batches += self.accelerator.num_processes
+        self.seconds += batch["seconds"]
+        self.bad_audio.update(len(batch["lengths"]), batch["skipped"])
+        return batch
+
+    def position(self) -> DataPosition:
+        """Where the readers of all ranks stand. Every rank must ask."""
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        own = {reader: at for reader, at in self._position.positions.items() if reader % ranks == rank}
+        parts = gather_object([own])
+        return replace(self._position, positions={reader: at for part in parts for reader, at in part.items()})
+
+    def fresh_pass(self, salt: int) -> Iterator[dict]:
+        """One pass over the data in an order of its own, which leaves the training batches where they are."""
+        data = replace(self.arguments.data, cache_gb=0.0, bucket_buffer_size=256)
+        for batch in self._open(data, self.arguments.run.seed + 1000 + salt, max_epochs=1):
+            self.bad_audio.update(len(batch["lengths"]), batch["skipped"])
+            self.bad_audio.check()
+            yield batch
+        self.bad_audio.check(end_of_data=True)
+
+    def _open(self, data, seed: int, **options) -> torch.utils.data.DataLoader:
+        return build_loader(
+            data,
+            mask_prob=self.arguments.masking.mask_prob,
+            mask_span=self.arguments.masking.mask_span,
+            seed=seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            pin_memory=self.accelerator.device.type == "cuda",
+            **options,
+        )
