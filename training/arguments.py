@@ -263,6 +263,16 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def choose_precision(asked: str | None) -> str | None:
+    """What Accelerate is told: `auto` becomes bf16 where that is the fast format of the device, else fp32."""
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    # bf16 without matrix units is emulated, several times slower than fp32; with them (AMX) several times faster.
+    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "no"
+
+
 def config_path(argv: Sequence[str]) -> str | None:
     """The recipe that a command line names."""
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -13,6 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 
 from sjepa_hf import SJepaForPreTraining
@@ -171,6 +174,42 @@ def checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def claim(output_dir: Path, lock: FileLock, resuming: bool) -> None:
+    """
+    Make an output directory and lock it for this run alone.
+
+    Raises:
+        ValueError: if it cannot be written to, another run holds it, or a new run would mix with an earlier one.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"`output_dir` {output_dir} belongs to a run that is still going.") from None
+    except OSError as error:
+        raise ValueError(f"`output_dir` {output_dir} cannot be written to: {error}.") from None
+    if not resuming and checkpoints(output_dir):
+        lock.release()
+        raise ValueError(
+            f"`output_dir` {output_dir} holds checkpoints of an earlier run: go on from them with"
+            " --resume_from_checkpoint latest, or name another directory."
+        )
+
+
+def find_for_all(output_dir: Path, asked: str, accelerator: Accelerator) -> Path | None:
+    """`find_checkpoint` on the main process, its answer (or its error) on all."""
+    answer = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = find_checkpoint(output_dir, asked)
+        except ValueError as error:
+            answer[1] = str(error)
+    broadcast_object_list(answer)
+    if answer[1]:
+        raise ValueError(answer[1])
+    return answer[0]
 
 
 def find_checkpoint(output_dir: Path, asked: str) -> Path | None:

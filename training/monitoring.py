@@ -4,13 +4,15 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
+from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaForPreTrainingOutput
 
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,39 @@ def target_metrics(
         "live_components": (weights >= LIVE_SHARE / len(weights)).sum(),
     }
     return {name: value.item() for name, value in figures.items()}
+
+
+def loss_sums(output: SJepaForPreTrainingOutput) -> dict[str, torch.Tensor | int]:
+    """Divergences summed over the frames of a micro-batch, and their numbers, as `Monitor.add` takes them."""
+    sums = {
+        "masked_kl": output.masked_loss.detach() * output.num_masked_frames,
+        "masked_frames": output.num_masked_frames,
+    }
+    if output.visible_loss is not None:
+        sums["visible_kl"] = output.visible_loss.detach() * output.num_visible_frames
+        sums["visible_frames"] = output.num_visible_frames
+    return sums
+
+
+@torch.no_grad()
+def predictor_entropy(
+    model: SJepaForPreTraining, batches: Iterable[dict], num_frames: int, accelerator: Accelerator
+) -> np.ndarray:
+    """Entropy in bits of the prediction at each of some `num_frames` real frames of this rank, without masking."""
+    model.eval()
+    found, frames = [], 0
+    for batch in batches:
+        with accelerator.autocast():
+            logits = model(
+                batch["input_values"].to(accelerator.device), batch["attention_mask"].to(accelerator.device)
+            ).logits
+        positions = torch.cat([batch["masked_positions"], batch["visible_positions"]]).to(logits.device)
+        found.append(entropy_bits(logits.flatten(0, 1)[positions].float().softmax(-1)).cpu())
+        frames += len(positions)
+        if frames >= num_frames:
+            break
+    model.train()
+    return torch.cat(found).numpy()
 
 
 def collapse_warnings(metrics: dict, hidden_size: int) -> list[str]:

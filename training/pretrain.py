@@ -26,17 +26,16 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, set_seed
-from filelock import FileLock, Timeout
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from filelock import FileLock
 from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sjepa_hf import SJepaForPreTraining, SJepaForPreTrainingOutput
 from training import checkpointing, figures
-from training.arguments import Arguments, parse_arguments
+from training.arguments import Arguments, choose_precision, parse_arguments
 from training.audio import BadAudioError
 from training.augmentation import augment
 from training.checkpointing import LoopState
@@ -44,8 +43,8 @@ from training.corpus import DataPosition
 from training.features import MfccFeatures
 from training.interruption import Interruption, Stop
 from training.layer_choice import LayerChoice
-from training.monitoring import Monitor, entropy_bits, target_metrics
-from training.ranks import RanksDisagree, StepTotals, check_ranks_agree
+from training.monitoring import Monitor, loss_sums, predictor_entropy, target_metrics
+from training.ranks import RanksDisagree, StepTotals, check_ranks_agree, is_lost_connection
 from training.reading import TrainingData
 from training.schedules import ema_decay, learning_rate_factor
 from training.targets import MfccTargets, OnlineTargets, fit_mixture, layer_ranks, sample_frames, to_device
@@ -55,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 RESEED_EVERY = 100  # steps between two looks for dead mixture components
 ENTROPY_FRAMES = 20_000  # frames in the final histogram of predictor entropy
+INTERRUPTED = "interrupted"  # file in the output directory of a run that a signal has ended
 MAX_FAILED_SAVES = 3  # checkpoints in a row that could not be written, that end the run
 
 
@@ -80,6 +80,8 @@ def main(argv: list[str] | None = None) -> None:
         run.lock.release()
     if stop is not None:
         logger.error("Stopped at step %d of %d: %s.", run.state.step, run.total_steps, stop.reason)
+        if stop.status > 128 and run.accelerator.is_main_process:
+            (run.output_dir / INTERRUPTED).write_text(stop.reason + "\n")
         sys.exit(stop.status)
 
 
@@ -103,13 +105,19 @@ class Pretraining:
             # The mixture is the same on all ranks by construction; sending it around would only hide a drift.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-        self.output_dir, self.lock = self._claim(Path(run.output_dir))
+        self.output_dir = Path(run.output_dir)
+        self.lock = FileLock(self.output_dir / ".lock")
+        if self.accelerator.is_main_process:
+            checkpointing.claim(self.output_dir, self.lock, resuming=run.resume_from_checkpoint is not None)
+            (self.output_dir / INTERRUPTED).unlink(missing_ok=True)
         self.total_steps = run.phase1_steps + run.phase2_steps
         self.interruption = Interruption()
         self.totals = StepTotals(self.accelerator)
         self.layer_choice = LayerChoice(settings.start_layer, settings.layer_score_decay, settings.adaptive_layer)
         self.state = LoopState(active_layer=settings.start_layer)
-        resumed = self._find_checkpoint()
+        resumed = None
+        if run.resume_from_checkpoint:
+            resumed = checkpointing.find_for_all(self.output_dir, run.resume_from_checkpoint, self.accelerator)
         if resumed:
             self.state = checkpointing.load_loop_state(resumed)
         set_seed(run.seed)
@@ -124,38 +132,6 @@ class Pretraining:
         self._broken = torch.zeros(2, device=self.accelerator.device)  # steps without update: in a row, in all
         self._failed_saves = 0
         self._wrap()
-
-    def _claim(self, output_dir: Path) -> tuple[Path, FileLock]:
-        """The output directory, for this run alone."""
-        lock = FileLock(output_dir / ".lock")
-        if self.accelerator.is_main_process:
-            try:
-                output_dir.mkdir(parents=True, exist_ok=True)
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise ValueError(f"`output_dir` {output_dir} belongs to a run that is still going.") from None
-            except OSError as error:
-                raise ValueError(f"`output_dir` {output_dir} cannot be written to: {error}.") from None
-            if not self.arguments.run.resume_from_checkpoint and checkpointing.checkpoints(output_dir):
-                raise ValueError(
-                    f"`output_dir` {output_dir} holds checkpoints of an earlier run: go on from them with"
-                    " --resume_from_checkpoint latest, or name another directory."
-                )
-        return output_dir, lock
-
-    def _find_checkpoint(self) -> Path | None:
-        """The checkpoint to resume from, chosen by the main process for all."""
-        asked = self.arguments.run.resume_from_checkpoint
-        found = [None, None]
-        if asked and self.accelerator.is_main_process:
-            try:
-                found[0] = checkpointing.find_checkpoint(self.output_dir, asked)
-            except ValueError as error:
-                found[1] = str(error)
-        broadcast_object_list(found)
-        if found[1]:
-            raise ValueError(found[1])
-        return found[0]
 
     def _build_model(self, checkpoint: str | Path | None) -> SJepaForPreTraining:
         """The model of a checkpoint, or a new one; for phase 1 with a mixture over MFCC."""
@@ -250,7 +226,7 @@ class Pretraining:
                     targets = self.targets.posteriors(batch)
                     output = self.predict(batch, targets)
                     self.accelerator.backward(self.summed_divergence(output) * (self.ranks / frames))
-                losses.append(self.loss_sums(output))
+                losses.append(loss_sums(output))
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), run.max_grad_norm)
             broken = self.update_weights(norm)
             decay = self.ema_decay()
@@ -473,16 +449,6 @@ class Pretraining:
         """The loss as a sum over frames, from which the global mean is made."""
         return output.loss * (output.num_masked_frames + output.num_visible_frames)
 
-    def loss_sums(self, output: SJepaForPreTrainingOutput) -> dict:
-        sums = {
-            "masked_kl": output.masked_loss.detach() * output.num_masked_frames,
-            "masked_frames": output.num_masked_frames,
-        }
-        if output.visible_loss is not None:
-            sums["visible_kl"] = output.visible_loss.detach() * output.num_visible_frames
-            sums["visible_frames"] = output.num_visible_frames
-        return sums
-
     def metrics(self, monitor: Monitor, batch: dict, targets, output, rate: float, decay: float, ranks) -> dict:
         """One line of the history."""
         state = self.state
@@ -559,7 +525,7 @@ class Pretraining:
         self.save(final)
         if self._failed_saves:
             raise OSError(f"{final} could not be written: free space and resume from the last checkpoint.")
-        entropy = self.predictor_entropy()
+        entropy = predictor_entropy(self.model, self.data.fresh_pass(salt=2), ENTROPY_FRAMES, self.accelerator)
         if self.accelerator.is_main_process:
             figures.draw_run(
                 self.output_dir, final, self.arguments.run.phase1_steps, entropy, self.model.mixture.num_components
@@ -570,38 +536,6 @@ class Pretraining:
                 "%d clips were skipped: %s.", self.data.bad_audio.skipped, dict(self.data.bad_audio.by_reason)
             )
         self.accelerator.end_training()
-
-    @torch.no_grad()
-    def predictor_entropy(self) -> np.ndarray:
-        """Entropy in bits of the prediction at each of some 20,000 real frames, without masking."""
-        self.model.eval()
-        found, frames = [], 0
-        for batch in self.data.fresh_pass(salt=2):
-            batch = to_device(batch, self.accelerator.device)
-            with self.accelerator.autocast():
-                logits = self.model(batch["input_values"], attention_mask=batch["attention_mask"]).logits
-            positions = torch.cat([batch["masked_positions"], batch["visible_positions"]])
-            found.append(entropy_bits(logits.flatten(0, 1)[positions].float().softmax(-1)).cpu())
-            frames += len(positions)
-            if frames >= ENTROPY_FRAMES:
-                break
-        self.model.train()
-        return torch.cat(found).numpy()
-
-
-def is_lost_connection(error: RuntimeError) -> bool:
-    """Whether a collective failed because another rank is gone, rather than for a fault of this one."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
-
-
-def choose_precision(asked: str | None) -> str | None:
-    """What Accelerate is told: `auto` becomes bf16 where that is the fast format of the device, else fp32."""
-    if asked != "auto":
-        return asked
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    # bf16 without matrix units is emulated, several times slower than fp32; with them (AMX) several times faster.
-    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "no"
 
 
 if __name__ == "__main__":

@@ -69,3 +69,8 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     """Sum of a tensor's bit patterns as integers."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.detach().contiguous().view(kinds[tensor.element_size()]).sum(dtype=torch.int64)
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone, rather than for a fault of this one."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
