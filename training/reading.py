@@ -1,6 +1,7 @@
 """The data of a run as it is used up: the next batch, where every reader stands, and what could not be read."""
 
 import logging
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -58,14 +59,19 @@ class TrainingData:
             try:
                 if self._batches is None:
                     self._batches = iter(self._loader)
+                    # torch would raise the death of a worker anywhere in a step; without this, where batches are read.
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 batch = next(self._batches)
                 break
             except BadAudioError as error:  # from a worker it comes with the worker's traceback, the sentence last
                 raise BadAudioError(str(error).strip().splitlines()[-1].split("BadAudioError: ")[-1]) from None
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+            except (RuntimeError, OSError, EOFError) as error:
+                workers = getattr(self._batches, "_workers", [])
+                if all(worker.is_alive() for worker in workers):
                     raise
                 logger.warning("A process that reads audio died and is replaced (%d): %s", restart + 1, error)
+                for worker in workers:
+                    worker.kill()
                 self._batches = None
                 seed = self.arguments.run.seed
                 self._loader = self._open(self.arguments.data, seed, position=self._position)
