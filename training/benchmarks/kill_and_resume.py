@@ -24,6 +24,8 @@ from training.checkpointing import load_loop_state
 from training.monitoring import HISTORY, read_history
 
 
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 STEPS = 30  # of each phase
 SETTINGS = {
     "model_config": {
@@ -66,12 +68,17 @@ SETTINGS = {
 
 
 def start(recipe: Path, speech: Path, output_dir: Path) -> subprocess.Popen:
-    script = Path(__file__).parents[1] / "pretrain.py"
-    command = [sys.executable, str(script), "--config", str(recipe), "--train_data", str(speech)]
+    command = [
+        sys.executable,
+        str(ROOT / "training" / "pretrain.py"),
+        "--config",
+        str(recipe),
+        "--train_data",
+        str(speech),
+    ]
     command += ["--output_dir", str(output_dir), "--resume_from_checkpoint", "auto"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     with open(output_dir.with_suffix(".log"), "a") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
 
 
 def finish(recipe: Path, speech: Path, output_dir: Path) -> str:
