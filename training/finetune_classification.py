@@ -27,6 +27,7 @@ from training.finetuning import (
     FineTuningArguments,
     by_length,
     choose_column,
+    enough_epochs,
     open_extractor,
     open_model,
     open_splits,
@@ -121,6 +122,7 @@ def prepare(argv: list[str] | None = None) -> Classification:
     )
     if arguments.frozen:
         model.freeze_base_model()
+    enough_epochs(training, arguments.min_steps, len(train))
     trainer = FineTuner(
         model=model,
         args=training,

@@ -42,6 +42,7 @@ from training.finetuning import (
     FineTuningArguments,
     by_length,
     choose_column,
+    enough_epochs,
     open_extractor,
     open_model,
     open_splits,
@@ -182,6 +183,7 @@ def prepare(argv: list[str] | None = None) -> CtcFineTuning:
         ctc_zero_infinity=True,
     )
     train = long_enough(train, column, tokenizer, model)
+    enough_epochs(training, arguments.min_steps, len(train))
     processor = Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)
     trainer = CtcFineTuner(
         model=model,

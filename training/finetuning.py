@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -72,6 +73,13 @@ class FineTuningArguments:
     max_bad_fraction: float = field(
         default=0.05, metadata={"help": "Share of clips that may be bad audio or lack a label before the run stops."}
     )
+    min_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Train for more epochs than the recipe's where the clips are so few that they give fewer steps."
+            " Not with --num_train_epochs or --max_steps on the command line."
+        },
+    )
     freeze_feature_encoder: bool | None = field(
         default=None, metadata={"help": "Keep the front end as it is. Default: true, false with from_scratch."}
     )
@@ -132,6 +140,8 @@ def parse_finetuning(argv: list[str] | None, settings: type, recipe: Path, descr
             f"`output_dir` {training.output_dir} holds checkpoints of another run: choose another, or go on from them"
             " with --resume_from_checkpoint latest."
         )
+    if training.max_steps > 0 or any(word.startswith("--num_train_epochs") for word in argv):
+        chosen.min_steps = 0
     training.remove_unused_columns = False  # the collator needs what the model's forward does not name
     training.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns
     return chosen, training
@@ -216,6 +226,17 @@ def drawn(clips: LabelledClips, hours: float, seed: int = 0) -> LabelledClips:
     ends = np.cumsum([clips.num_samples[i] for i in order]) / SAMPLING_RATE / 3600
     count = int(np.searchsorted(ends, hours)) + 1
     return clips.select(sorted(order[:count].tolist()))
+
+
+def enough_epochs(training: TrainingArguments, min_steps: int, num_clips: int) -> None:
+    """Raise the number of epochs until they make `min_steps` optimizer steps."""
+    in_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    epochs = math.ceil(min_steps / max(1, math.ceil(num_clips / in_step)))
+    if epochs > training.num_train_epochs:
+        logger.info(
+            "%d clips: %d epochs instead of %g, for %d steps.", num_clips, epochs, training.num_train_epochs, min_steps
+        )
+        training.num_train_epochs = epochs
 
 
 def by_length(parts: Sequence[LabelledClips]) -> torch.utils.data.Dataset:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
@@ -157,6 +158,7 @@ class Monitor:
         if self._seconds_then is not None:
             metrics["audio_seconds_per_second"] = (seconds_seen - self._seconds_then) / (now - self._since)
         self._since, self._seconds_then = now, seconds_seen
+        metrics["resident_gib"] = resident_gib()
         if not self.accelerator.is_main_process:
             return
         metrics = {k: v for k, v in metrics.items() if not isinstance(v, float) or math.isfinite(v)}
@@ -177,6 +179,19 @@ class Monitor:
         )
         for sentence in collapse_warnings(metrics, self.hidden_size):
             logger.warning("COLLAPSE at step %d: %s.", metrics["step"], sentence)
+
+
+def resident_gib() -> float:
+    """Memory of this process and its workers in GiB; pages that they share are shared out among them (Linux)."""
+    process = psutil.Process()
+    total = 0
+    for each in (process, *process.children(recursive=True)):
+        try:
+            memory = each.memory_full_info()
+        except psutil.Error:  # it has just ended, or may not be looked at
+            continue
+        total += getattr(memory, "pss", memory.rss)
+    return total / 2**30
 
 
 def forget_after(history: Path, step: int) -> None:
