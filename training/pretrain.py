@@ -25,6 +25,8 @@ from pathlib import Path
 # Must be set before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# oneDNN keeps kernels for the last 1,024 shapes, and almost every batch has its own: memory would grow for hours.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 import torch
 from accelerate import Accelerator

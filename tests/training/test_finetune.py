@@ -109,6 +109,16 @@ def sentence(script, checkpoint, data, output, *options) -> str:
     return str(caught.value)
 
 
+def test_few_clips_train_for_enough_steps(checkpoint, mine, tmp_path):
+    """20 clips, 2 held out, 8 a batch: 3 steps an epoch; what the user asks for stays."""
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "a")
+    assert ready.trainer.args.num_train_epochs == 334
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "b", "--min_steps", "60")
+    assert ready.trainer.args.num_train_epochs == 30
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "c", "--num_train_epochs", "2")
+    assert ready.trainer.args.num_train_epochs == 2
+
+
 # CTC
 
 
@@ -162,6 +172,7 @@ def test_the_encoder_is_frozen_first(checkpoint, mine, tmp_path):
 
 def test_head_and_encoder_have_learning_rates_of_their_own(checkpoint, mine, tmp_path):
     options = ("--learning_rate", "1e-5", "--head_learning_rate", "1e-3", "--mask_time_prob", "0.3")
+    options += ("--dropout", "0.2")
     trainer = prepare(finetune_ctc, checkpoint, mine, tmp_path, *options).trainer
     trainer.create_optimizer()
     rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
@@ -169,6 +180,7 @@ def test_head_and_encoder_have_learning_rates_of_their_own(checkpoint, mine, tmp
         if parameter.requires_grad:
             assert rates.pop(id(parameter)) == (1e-3 if name.startswith("lm_head") else 1e-5), name
     assert not rates and trainer.model.config.mask_time_prob == 0.3
+    assert trainer.model.config.hidden_dropout == trainer.model.dropout.p == 0.2
 
 
 def test_adapters_are_saved_with_the_head_and_merged(checkpoint, mine, tmp_path):
