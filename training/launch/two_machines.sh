@@ -24,8 +24,8 @@ done
 machine() { # name, rank, arguments of the run
     local side=$1 rank=$2
     shift 2
-    ip netns exec sjepa-$side env GLOO_SOCKET_IFNAME=sjepa-v$side OMP_NUM_THREADS=1 \
-        "$PYTHON" -m accelerate.commands.launch --cpu --multi_gpu --num_machines 2 --num_processes 2 \
+    ip netns exec sjepa-$side env GLOO_SOCKET_IFNAME=sjepa-v$side ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 \
+        "$PYTHON" -m accelerate.commands.launch --multi_gpu --num_machines 2 --num_processes 2 \
         --machine_rank "$rank" --main_process_ip 10.77.0.1 --main_process_port 29500 --rdzv_backend static \
         --same_network --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1 \
         training/pretrain.py "$@"
