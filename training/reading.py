@@ -2,8 +2,10 @@
 
 import logging
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 
 import torch
 from accelerate import Accelerator
@@ -67,7 +69,7 @@ class TrainingData:
                 raise BadAudioError(str(error).strip().splitlines()[-1].split("BadAudioError: ")[-1]) from None
             except (RuntimeError, OSError, EOFError) as error:
                 workers = getattr(self._batches, "_workers", [])
-                if all(worker.is_alive() for worker in workers):
+                if not one_has_died(workers):
                     raise
                 logger.warning("A process that reads audio died and is replaced (%d): %s", restart + 1, error)
                 for worker in workers:
@@ -113,3 +115,13 @@ class TrainingData:
             pin_memory=self.accelerator.device.type == "cuda",
             **options,
         )
+
+
+def one_has_died(workers: Sequence[BaseProcess], patience: float = 2.0) -> bool:
+    """Whether one of the workers is dead; what it leaves half-sent is noticed up to `patience` seconds before that."""
+    end = time.monotonic() + patience
+    while workers and time.monotonic() < end:
+        if not all(worker.is_alive() for worker in workers):
+            return True
+        time.sleep(0.05)
+    return False
