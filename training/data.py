@@ -4,8 +4,10 @@ args = DataArguments(train_data=["/data/librivox", "openslr/librispeech_asr::cle
 for batch in build_loader(args, mask_prob=0.65, mask_span=10, seed=0): ...
 """
 
+import atexit
 import logging
 import math
+import multiprocessing
 import signal
 from dataclasses import dataclass, field
 
@@ -248,6 +250,15 @@ def _as_is(batch: dict) -> dict:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the training process ends its workers
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; see `_kill_workers`
         signal.signal(number, signal.SIG_IGN)
     fsspec.asyn.reset_lock()  # a forked lock would hang remote reads
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """Python would end the workers that are left with SIGTERM, which they ignore, and wait for them for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain of each
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
