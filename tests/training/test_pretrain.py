@@ -59,15 +59,31 @@ save_steps: 4
 """
 
 
-@pytest.fixture(scope="module")
-def noise(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("noise")
+def write_noise(folder: Path, count: int, shortest: float) -> Path:
+    """Clips of a tone in noise, `shortest` to 3 seconds long."""
     random = np.random.default_rng(0)
-    for number in range(12):
-        seconds = random.uniform(0.5, 3.0)
+    for number in range(count):
+        seconds = random.uniform(shortest, 3.0)
         tone = np.sin(np.arange(int(16000 * seconds)) * random.uniform(0.02, 0.3))
         soundfile.write(folder / f"{number}.wav", 0.1 * tone + 0.05 * random.standard_normal(len(tone)), 16000)
     return folder
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    return write_noise(tmp_path_factory.mktemp("noise"), count=12, shortest=0.5)
+
+
+def start(arguments, processes=1):
+    """The run in a process of its own, or in several."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.Popen(
+        [*launcher, str(ROOT / "training" / "pretrain.py"), *arguments],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
 
 
 def command(noise, directory, *options, front_end="log_mel"):
@@ -239,13 +255,9 @@ def test_real_speech_is_predicted_better_than_by_a_constant_guess(speech, tmp_pa
 
 def test_two_processes_run_both_phases(noise, tmp_path):
     arguments = command(noise, tmp_path, "--report_to", "none", "--phase1_steps", "3", "--phase2_steps", "4")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*launcher, str(ROOT / "training" / "pretrain.py"), *arguments],
-        env=environment, cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    process = start(arguments, processes=2)
+    errors = process.communicate()[1]
+    assert process.returncode == 0, errors[-2000:]
     state = load_loop_state(tmp_path / "out" / "final")
     assert state.step == 7 and state.processes == 2 and len(state.data["positions"]) == 2
     random_states = load_file(tmp_path / "out" / "final" / "training_state" / "random_states.safetensors")

@@ -3,17 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from safetensors.torch import load_file
-from test_pretrain import RECIPE, ROOT
+from test_pretrain import RECIPE, start, write_noise
 
 from training import pretrain
 from training.checkpointing import checkpoints, damage, find_checkpoint, load_loop_state
@@ -25,13 +21,7 @@ NO_DROPOUT = ["hidden_dropout", "activation_dropout", "attention_dropout", "feat
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("noise")
-    random = np.random.default_rng(0)
-    for number in range(40):
-        seconds = random.uniform(0.3, 3.0)
-        tone = np.sin(np.arange(int(16000 * seconds)) * random.uniform(0.02, 0.3))
-        soundfile.write(folder / f"{number}.wav", 0.1 * tone + 0.05 * random.standard_normal(len(tone)), 16000)
-    return folder
+    return write_noise(tmp_path_factory.mktemp("noise"), count=40, shortest=0.3)
 
 
 @pytest.fixture
@@ -46,18 +36,6 @@ def command(noise, tmp_path):
         return [*fixed, "--save_total_limit", "20", *options]
 
     return arguments
-
-
-def start(arguments, processes=1):
-    """The run in a process of its own, or in several."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.Popen(
-        [*launcher, str(ROOT / "training" / "pretrain.py"), *arguments],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
 
 
 def wait_for_checkpoint(process, directory: Path, seconds=120) -> None:

@@ -91,10 +91,7 @@ class Batches:
         self.device = torch.device(arguments.device)
 
     def __call__(self) -> dict:
-        """The tensors of `collate`, and `longest_visible`, the most visible frames of a clip."""
         batch = collate(self.clips, **self.masking)
-        clip_of_frame = batch["visible_positions"] // batch["mask_time_indices"].shape[1]
-        batch["longest_visible"] = int(clip_of_frame.bincount().max())
         if self.device.type == "cuda":
             pinned = {k: v.pin_memory() for k, v in batch.items() if torch.is_tensor(v)}
             batch |= {k: v.to(self.device, non_blocking=True) for k, v in pinned.items()}

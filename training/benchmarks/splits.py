@@ -51,6 +51,7 @@ def joined(batches: list[dict]) -> dict:
         "attention_mask": stacked("attention_mask", longest),
         "mask_time_indices": stacked("mask_time_indices", frames),
         "lengths": torch.cat([batch["lengths"] for batch in batches]),
+        "longest_visible": max(batch["longest_visible"] for batch in batches),
         "seconds": sum(batch["seconds"] for batch in batches),
         **{name: torch.cat(found) for name, found in positions.items()},
     }
