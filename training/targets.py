@@ -51,6 +51,7 @@ class OnlineTargets:
         accelerator (`Accelerator`): sums statistics over ranks, so that all hold the same mixture.
         temperature (`float`): tempers the target; the mixture's own update keeps the plain responsibilities.
         mixture_decay, average: see [`DiagonalGaussianMixture.apply_statistics`].
+        compiled (`bool`): whether to `torch.compile` the EMA encoder.
     """
 
     def __init__(
@@ -62,8 +63,11 @@ class OnlineTargets:
         temperature: float = 1.0,
         mixture_decay: float = 0.999,
         average: str = "statistics",
+        compiled: bool = False,
     ):
         self.teacher = copy.deepcopy(student).eval().requires_grad_(False)
+        if compiled:
+            self.teacher.compile(dynamic=True)
         self.mixture = mixture
         self.layer_choice = layer_choice
         self.accelerator = accelerator
@@ -72,7 +76,7 @@ class OnlineTargets:
         self.average = average
         self._pending: SufficientStatistics | None = None
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def features(self, batch: dict) -> torch.Tensor:
         """EMA features of the active layer, `(batch_size, sequence_length, hidden_size)`; later layers do not run."""
         with self.accelerator.autocast():

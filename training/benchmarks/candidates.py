@@ -128,6 +128,7 @@ class SJepaStep:
                 LayerChoice(self.layer),
                 accelerator,
                 mixture_decay=MIXTURE_DECAY,
+                compiled=arguments.compile,
             )
         self.batches = Batches(
             arguments,
@@ -135,9 +136,7 @@ class SJepaStep:
             recipe.get("mask_span", MaskingArguments.mask_span),
         )
         if arguments.compile:
-            self.model.compile()
-            if self.phase == 2:
-                self.targets.teacher.compile()
+            self.model.compile(dynamic=True)
         self.shape: BatchShape | None = None
 
     def __call__(self, part: Callable = nullcontext) -> None:
@@ -208,7 +207,7 @@ class HubertStep:
         )
         self.model.to(ours.device).train()
         if compiled:
-            self.model.compile()
+            self.model.compile(dynamic=True)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, fused=True)
         self.batches, self.accelerator = ours.batches, ours.accelerator
 
