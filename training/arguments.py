@@ -43,6 +43,13 @@ class ModelArguments:
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute layers in backward to save memory."}
     )
+    torch_compile: bool = field(
+        default=False,
+        metadata={
+            "help": "torch.compile of student and EMA encoder: worth its minutes of compiling on a GPU. A resumed run "
+            "may then differ from an uninterrupted one in the last bits."
+        },
+    )
 
 
 @dataclass
@@ -165,6 +172,17 @@ class RunArguments:
             "help": "no, bf16, fp16, or auto: bf16 where the device multiplies in it natively, else no. Left out: "
             "whatever `accelerate launch` says."
         },
+    )
+    push_to_hub: bool = field(
+        default=False,
+        metadata={"help": "Publish the result on the Hub (log in first: `hf auth login`)."},
+    )
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "owner/name there. Default: the name of output_dir."}
+    )
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "Whether a new repo is hidden."})
+    hub_strategy: str = field(
+        default="end", metadata={"help": "'end', or 'every_save': each checkpoint too, as revision step-N, meanwhile."}
     )
     report_to: str = field(
         default="tensorboard", metadata={"help": "Tracker, by its name in Accelerate: tensorboard, wandb, none, ..."}
@@ -300,6 +318,8 @@ def check(arguments: Arguments) -> None:
     run, targets = arguments.run, arguments.targets
     if run.phase1_steps < 0 or run.phase2_steps < 0 or run.phase1_steps + run.phase2_steps == 0:
         raise ValueError("`phase1_steps` and `phase2_steps` must not be negative, nor both zero.")
+    if run.hub_strategy not in ("end", "every_save"):
+        raise ValueError(f"`hub_strategy` is {run.hub_strategy!r}; choose 'end' or 'every_save'.")
     for phase in ("phase1", "phase2"):
         steps, warmup = getattr(run, f"{phase}_steps"), getattr(run, f"{phase}_warmup_steps")
         if 0 < steps < warmup:

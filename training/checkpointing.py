@@ -36,6 +36,7 @@ class LoopState:
     Args:
         step (`int`): optimizer steps taken.
         seconds (`float`): audio seen over all ranks, in seconds.
+        seconds_taken (`float`): time that the run has taken, in seconds, without those between it and its resumption.
         samples_padded (`int`), samples_real (`int`): samples in all batches of the first rank so far, with and without
             padding.
         active_layer (`int`): layer (from 0) that phase 2 reads.
@@ -49,6 +50,7 @@ class LoopState:
 
     step: int = 0
     seconds: float = 0.0
+    seconds_taken: float = 0.0
     samples_padded: int = 0
     samples_real: int = 0
     active_layer: int = 0

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForAudioClassification, EvalPrediction, Wav2Vec2FeatureExtractor, set_seed
 
+from training.finetuned import save_output
 from training.finetuning import (
     FineTuner,
     FineTuningArguments,
@@ -34,7 +35,6 @@ from training.finetuning import (
     parse_finetuning,
     run_script,
     run_training,
-    save_output,
 )
 from training.labelled import LabelledClips, pad_waveforms, usable
 from training.metrics import load_metric
@@ -167,7 +167,7 @@ def train(run: Classification) -> None:
         metrics = run.trainer.predict(by_length([clips]), metric_key_prefix="test").metrics
         scores[name] = {"clips": len(clips)} | {key: metrics[f"test_{key}"] for key in ("accuracy", "macro_f1")}
     if run.trainer.is_world_process_zero():
-        save_output(run.trainer, model, scores, ("accuracy", "macro_f1"), run.extractor.save_pretrained)
+        save_output(run.trainer, run.arguments, model, scores, ("accuracy", "macro_f1"), run.extractor.save_pretrained)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -37,6 +37,7 @@ from training.decoding import (
     error_rates,
     evaluate_clips,
 )
+from training.finetuned import save_output
 from training.finetuning import (
     FineTuner,
     FineTuningArguments,
@@ -49,7 +50,6 @@ from training.finetuning import (
     parse_finetuning,
     run_script,
     run_training,
-    save_output,
 )
 from training.labelled import LabelledClips, pad_waveforms, usable
 from training.ngram import NGram
@@ -278,7 +278,7 @@ def train(run: CtcFineTuning) -> None:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in transcripts)
         (directory / "transcripts.jsonl").write_text("".join(lines), encoding="utf-8")
 
-    save_output(run.trainer, model, scores, ("wer", "cer"), save_others)
+    save_output(run.trainer, run.arguments, model, scores, ("wer", "cer"), save_others)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,15 +1,18 @@
-"""What fine-tuning with CTC and for classification share: arguments, data, checkpoints, the Trainer and its output."""
+"""What fine-tuning with CTC and for classification share: arguments, data, checkpoints and the Trainer."""
 
-import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import matplotlib
+
+# oneDNN keeps kernels for the last 1,024 shapes, and almost every batch has its own.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
 import numpy as np
 import torch
 from torch import nn
@@ -27,15 +30,13 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
-from sjepa_hf.saving import feature_extractor, written_aside
+from sjepa_hf.push import open_repo
+from sjepa_hf.saving import feature_extractor
 from training.arguments import parse_dataclasses
 from training.audio import SAMPLING_RATE, BadAudioError
 from training.labelled import LabelledClips, open_labelled
+from training.publishing import NotPushed
 from training.sources import open_source
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,13 @@ class FineTuningArguments:
     freeze_encoder_steps: int = field(
         default=0, metadata={"help": "Steps in which the head alone is trained, before all is."}
     )
+    reinit_layers: int = field(
+        default=0,
+        metadata={
+            "help": "Top layers of the encoder that start afresh: they have turned into what pretraining predicted"
+            " (arXiv 2107.04734). Worth a try with few hours of transcripts."
+        },
+    )
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the head. Default: learning_rate."}
     )
@@ -101,6 +109,9 @@ class FineTuningArguments:
     dropout: float | None = field(
         default=None, metadata={"help": "Every dropout of the encoder and the head. Default: the checkpoint's."}
     )
+    hub: dict | None = field(
+        default=None, init=False
+    )  # with --push_to_hub: where the result goes, as `publish` takes it
 
     def __post_init__(self):
         if not 0 < self.eval_fraction < 1:
@@ -113,8 +124,9 @@ class FineTuningArguments:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"`{name}` is {value}; it must lie between 0 and 1.")
-        if self.lora_rank < 0 or self.freeze_encoder_steps < 0:
-            raise ValueError("`lora_rank` and `freeze_encoder_steps` must not be negative.")
+        for name in ("lora_rank", "freeze_encoder_steps", "reinit_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative.")
         if self.from_scratch and (self.lora_rank or self.freeze_encoder_steps):
             raise ValueError("`from_scratch` trains all weights: it goes with neither lora_rank nor freezing.")
 
@@ -140,6 +152,12 @@ def parse_finetuning(argv: list[str] | None, settings: type, recipe: Path, descr
             f"`output_dir` {training.output_dir} holds checkpoints of another run: choose another, or go on from them"
             " with --resume_from_checkpoint latest."
         )
+    if training.push_to_hub:  # the result at the end, rather than whatever the Trainer saves on its way
+        training.push_to_hub = False
+        repo_id = training.hub_model_id or Path(training.output_dir).resolve().name
+        chosen.hub = {"repo_id": repo_id, "private": training.hub_private_repo, "token": training.hub_token}
+        if training.process_index == 0:
+            chosen.hub["repo_id"] = open_repo(kind=open_config(chosen.model_name_or_path).model_type, **chosen.hub)
     if training.max_steps > 0 or any(word.startswith("--num_train_epochs") for word in argv):
         chosen.min_steps = 0
     training.remove_unused_columns = False  # the collator needs what the model's forward does not name
@@ -314,6 +332,8 @@ def open_model(
             model = auto_class.from_pretrained(path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
         except OSError as error:
             raise ValueError(f"`model_name_or_path` {path} cannot be opened: {error}") from None
+    if arguments.reinit_layers and not arguments.from_scratch:
+        reinitialize_top_layers(model, auto_class.from_config(config), arguments.reinit_layers)
     if not keep_head:
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and not in_encoder(name, model):
@@ -322,6 +342,20 @@ def open_model(
     if arguments.freeze_feature_encoder:
         model.freeze_feature_encoder()
     return with_adapters(model, arguments.lora_rank) if arguments.lora_rank else model
+
+
+def reinitialize_top_layers(model: PreTrainedModel, fresh: PreTrainedModel, count: int) -> None:
+    """
+    Give the top `count` Transformer layers the weights of the same layers of a model without pretraining.
+
+    Raises:
+        ValueError: if the encoder has fewer layers.
+    """
+    layers, fresh_layers = model.base_model.encoder.layers, fresh.base_model.encoder.layers
+    if count > len(layers):
+        raise ValueError(f"`reinit_layers` is {count}, but the encoder has {len(layers)} layers.")
+    for layer, fresh_layer in list(zip(layers, fresh_layers))[-count:]:
+        layer.load_state_dict(fresh_layer.state_dict())
 
 
 def with_adapters(model: PreTrainedModel, rank: int):
@@ -424,43 +458,6 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments) -> nn.Modul
     return trainer.accelerator.unwrap_model(trainer.model)
 
 
-def save_output(
-    trainer: FineTuner, model: nn.Module, scores: dict, metrics: Sequence[str], save_others: Callable[[Path], None]
-) -> None:
-    """
-    Write `output_dir/final`: the model (adapters merged; they and the head also by themselves in `adapter/`), what
-    `save_others(directory)` writes beside it, `results.json` with the scores, and the learning curve.
-    """
-    final = Path(trainer.args.output_dir) / "final"
-    best = trainer.state.best_global_step or trainer.state.global_step
-    results = {"steps": trainer.state.global_step, "best_step": best, "scores": scores}
-    with written_aside(final) as directory:
-        if hasattr(model, "merge_and_unload"):
-            model.save_pretrained(directory / "adapter")
-            model = model.merge_and_unload()
-        model.save_pretrained(directory)
-        save_others(directory)
-        (directory / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-        draw_learning_curve(trainer.state.log_history, metrics, directory / "learning_curve.png")
-    logger.info("Written to %s: %s", final, json.dumps(scores, ensure_ascii=False))
-
-
-def draw_learning_curve(history: Sequence[dict], metrics: Sequence[str], path: Path) -> None:
-    """Training and evaluation loss, and the metrics of each evaluation (`eval_...`), over optimizer steps."""
-    figure, (upper, lower) = plt.subplots(2, figsize=(8, 6), layout="constrained", sharex=True)
-    for axes, names in ((upper, ("loss", "eval_loss")), (lower, [f"eval_{metric}" for metric in metrics])):
-        for name in names:
-            points = [(entry["step"], entry[name]) for entry in history if name in entry]
-            if points:
-                axes.plot(*zip(*points), "." if len(points) == 1 else "-", label=name.replace("_", " "), lw=1.5)
-        if axes.lines:
-            axes.legend(frameon=False)
-    upper.set(ylabel="loss", title="Fine-tuning")
-    lower.set(xlabel="steps", ylabel=" and ".join(metrics), ylim=(0, None))
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def run_script(prepare: Callable[[], object], train: Callable[[object], None]) -> None:
     """Run what `prepare` makes ready; settings, data or a checkpoint that cannot work end it with a sentence."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
@@ -472,5 +469,7 @@ def run_script(prepare: Callable[[], object], train: Callable[[object], None]) -
         sys.exit(f"error: {error}")
     try:
         train(run)
+    except NotPushed as error:
+        sys.exit(f"error: {error}")
     except BadAudioError as error:  # from a worker it comes with the worker's traceback, the sentence last
         sys.exit(f"error: {str(error).strip().splitlines()[-1].split('BadAudioError: ')[-1]}")

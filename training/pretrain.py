@@ -14,6 +14,7 @@ to the very weights of a run without the break. 1 is the status after a fault, w
 import logging
 import os
 import sys
+import time
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
@@ -46,8 +47,10 @@ from training.features import MfccFeatures
 from training.interruption import Interruption, Stop
 from training.layer_choice import LayerChoice
 from training.monitoring import Monitor, loss_sums, predictor_entropy, target_metrics
+from training.publishing import NotPushed, Publisher
 from training.ranks import RanksDisagree, StepTotals, check_ranks_agree, is_lost_connection
 from training.reading import TrainingData
+from training.record import write_record
 from training.schedules import ema_decay, learning_rate_factor
 from training.targets import MfccTargets, OnlineTargets, fit_mixture, layer_ranks, sample_frames, to_device
 
@@ -56,6 +59,7 @@ logger = logging.getLogger(__name__)
 
 RESEED_EVERY = 100  # steps between two looks for dead mixture components
 ENTROPY_FRAMES = 20_000  # frames in the final histogram of predictor entropy
+FINAL = "final"  # directory of the result
 INTERRUPTED = "interrupted"  # file in the output directory of a run that a signal has ended
 MAX_FAILED_SAVES = 3  # checkpoints in a row that could not be written, that end the run
 
@@ -72,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         with logging_redirect_tqdm(), run.interruption:
             stop = run.run()
-    except (BadAudioError, RanksDisagree, OSError) as error:
+    except (BadAudioError, RanksDisagree, OSError, NotPushed) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
         if run.ranks == 1 or not is_lost_connection(error):
@@ -112,6 +116,11 @@ class Pretraining:
         if self.accelerator.is_main_process:
             checkpointing.claim(self.output_dir, self.lock, resuming=run.resume_from_checkpoint is not None)
             (self.output_dir / INTERRUPTED).unlink(missing_ok=True)
+        self._started = time.monotonic()
+        self.publisher = None
+        if run.push_to_hub and self.accelerator.is_main_process:
+            repo_id = run.hub_model_id or self.output_dir.resolve().name
+            self.publisher = Publisher(repo_id, self.output_dir, run.hub_private_repo)
         self.total_steps = run.phase1_steps + run.phase2_steps
         self.interruption = Interruption()
         self.totals = StepTotals(self.accelerator)
@@ -148,7 +157,10 @@ class Pretraining:
             model.replace_mixture(self.arguments.targets.phase1_components, MfccFeatures.num_features)
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return model.to(self.accelerator.device).train()
+        model.to(self.accelerator.device).train()
+        if settings.torch_compile:
+            model.compile(dynamic=True)  # every batch has a length of its own
+        return model
 
     def _build_optimizer(self):
         run = self.arguments.run
@@ -394,6 +406,7 @@ class Pretraining:
             temperature=settings.target_temperature,
             mixture_decay=settings.mixture_decay,
             average=settings.mixture_average,
+            compiled=self.arguments.model.torch_compile,
         )
 
     # Bookkeeping
@@ -421,6 +434,10 @@ class Pretraining:
         """Audio that all ranks have heard so far, in seconds. Every rank must ask."""
         here = torch.tensor(self.data.seconds, device=self.accelerator.device)
         return self.state.seconds + self.accelerator.reduce(here, reduction="sum").item()
+
+    def seconds_taken(self) -> float:
+        """Time that the run has taken so far, with what it took before it was resumed."""
+        return self.state.seconds_taken + time.monotonic() - self._started
 
     def _wrap(self) -> None:
         """Give the model to Accelerate; anew at the boundary, where its last layer is another one."""
@@ -493,6 +510,7 @@ class Pretraining:
         state = replace(
             self.state,
             seconds=self.seconds_heard(),
+            seconds_taken=self.seconds_taken(),
             skipped_steps=self.state.skipped_steps + int(self._broken[1]),
             clips_seen=sum(seen for seen, _ in monitors),
             clips_skipped=dict(sum((reasons for _, reasons in monitors), Counter())),
@@ -514,6 +532,8 @@ class Pretraining:
                     self.arguments.to_dict(),
                 )
                 self._failed_saves = 0
+                if self.publisher and directory.name != FINAL and self.arguments.run.hub_strategy == "every_save":
+                    self.publisher.checkpoint(directory, revision=f"step-{state.step}")
             except (OSError, SafetensorError, RuntimeError) as error:
                 self._failed_saves += 1
                 logger.error("%s could not be written (%d in a row): %s.", directory, self._failed_saves, error)
@@ -523,21 +543,34 @@ class Pretraining:
 
     def finish(self) -> None:
         """The final checkpoint and the pictures beside it."""
-        final = self.output_dir / "final"
+        final = self.output_dir / FINAL
         self.save(final)
         if self._failed_saves:
             raise OSError(f"{final} could not be written: free space and resume from the last checkpoint.")
+        seconds = self.seconds_heard()
         entropy = predictor_entropy(self.model, self.data.fresh_pass(salt=2), ENTROPY_FRAMES, self.accelerator)
         if self.accelerator.is_main_process:
             figures.draw_run(
                 self.output_dir, final, self.arguments.run.phase1_steps, entropy, self.model.mixture.num_components
             )
-            logger.info("Saved %s: weights, configuration, training state and three pictures.", final)
+            write_record(
+                final,
+                self.accelerator,
+                kind="pretraining",
+                data={"sources": self.arguments.data.train_data},
+                steps=self.state.step,
+                hours_heard=seconds / 3600,
+                hours_taken=self.seconds_taken() / 3600,
+                settings=self.arguments.to_dict(),
+            )
+            logger.info("Saved %s: weights, configuration, training state, record and three pictures.", final)
         if self.data.bad_audio.skipped:
             logger.warning(
                 "%d clips were skipped: %s.", self.data.bad_audio.skipped, dict(self.data.bad_audio.by_reason)
             )
         self.accelerator.end_training()
+        if self.publisher:
+            self.publisher.finish(final)
 
 
 if __name__ == "__main__":

@@ -183,6 +183,18 @@ def test_head_and_encoder_have_learning_rates_of_their_own(checkpoint, mine, tmp
     assert trainer.model.config.hidden_dropout == trainer.model.dropout.p == 0.2
 
 
+def test_the_top_layers_can_start_afresh(checkpoint, mine, tmp_path):
+    old = AutoModelForCTC.from_pretrained(checkpoint).state_dict()
+    model = prepare(finetune_ctc, checkpoint, mine, tmp_path, "--reinit_layers", "1").trainer.model
+    weights = {name: value for name, value in model.state_dict().items() if name.startswith("sjepa")}
+    changed = {name for name, value in weights.items() if not value.equal(old[name])}
+    top = {name for name in weights if name.startswith("sjepa.encoder.layers.1.") and name.endswith("weight")}
+    assert changed == {name for name in top if "norm" not in name}
+    assert weights["sjepa.encoder.layers.1.attention.q_proj.weight"].std() > 0.01
+    message = sentence(finetune_ctc, checkpoint, mine, tmp_path / "b", "--reinit_layers", "3")
+    assert "`reinit_layers` is 3, but the encoder has 2 layers" in message
+
+
 def test_adapters_are_saved_with_the_head_and_merged(checkpoint, mine, tmp_path):
     _, final = run(finetune_ctc, checkpoint, mine, tmp_path, "--lora_rank", "2", "--num_train_epochs", "1")
     merged = AutoModelForCTC.from_pretrained(final).eval()

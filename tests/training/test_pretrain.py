@@ -171,6 +171,22 @@ def test_the_waveform_front_end_and_gradient_accumulation(noise, tmp_path):
     assert AutoModel.from_pretrained(tmp_path / "out" / "final").config.front_end == "waveform"
 
 
+def test_a_compiled_run_trains_alike(finished, noise, tmp_path, monkeypatch):
+    """Student and EMA encoder are captured as graphs for any length, through both phases."""
+    compiled, torch_compile = [], torch.compile
+
+    def compile_without_a_backend(function, **options):
+        compiled.append(options)
+        return torch_compile(function, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compile_without_a_backend)
+    pretrain.main(command(noise, tmp_path, "--torch_compile", "true"))
+    assert compiled == [{"dynamic": True}] * 2
+    expected = read_history(finished / "metrics.jsonl")
+    for line, other in zip(read_history(tmp_path / "out" / "metrics.jsonl"), expected, strict=True):
+        assert line["masked_kl"] == pytest.approx(other["masked_kl"], rel=1e-3), line["step"]
+
+
 def test_visible_frames_can_be_left_out(noise, tmp_path):
     pretrain.main(command(noise, tmp_path, "--visible_loss", "false", "--phase1_steps", "3", "--phase2_steps", "2"))
     history = read_history(tmp_path / "out" / "metrics.jsonl")

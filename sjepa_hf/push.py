@@ -1,0 +1,231 @@
+"""Publish a checkpoint on the Hugging Face Hub.
+
+    python -m sjepa_hf.push runs/mine/final ada/my-speech-encoder
+    python -m sjepa_hf.push runs/asr/final ada/my-recogniser --private --revision v2
+
+One commit brings everything that a colleague needs: weights, configuration, the model's code, feature extractor,
+tokenizer, model card, pictures and evaluation results; training state and transcripts of clips stay here. The token is
+that of `hf auth login` or HF_TOKEN. HF_ENDPOINT chooses another Hub.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+from .configuration_sjepa import AUTO_MAP, MODEL_CODE
+from .model_card import CARD, write_card
+
+
+logger = logging.getLogger(__name__)
+
+# What a checkpoint directory holds besides: state to resume from, pickles, the texts of the user's clips.
+LEFT_OUT = ("training_state", "optimizer.pt", "scheduler.pt", "training_args.bin", "trainer_state.json")
+LEFT_OUT += ("transcripts.jsonl",)
+LEFT_OUT_PREFIXES = ("checkpoint-", "rng_state", ".incomplete-", ".lock", ".cache", "events.out", "__pycache__")
+WEIGHTS = (".safetensors", ".safetensors.index.json")
+ATTEMPTS, FIRST_WAIT = 5, 1.0  # tries to commit, and seconds before the second; each wait is twice the last
+
+
+def push(
+    checkpoint: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    message: str | None = None,
+) -> CommitInfo:
+    """
+    Publish a checkpoint directory as a model repository, in one commit: readers see all of it or nothing. A repo that
+    is new, or yours and of the same kind of model, is filled; weights that the checkpoint no longer has are deleted.
+
+    Without a README.md in the checkpoint, a card is written from what it holds, unless the repo has one already.
+
+    Args:
+        repo_id: `name` or `owner/name`.
+        private: whether a new repo is hidden; None: as the account's settings say.
+        revision: branch to commit to, made if need be; None: main.
+        token: access token; None: the one that is logged in.
+        message: the commit's message.
+
+    Raises:
+        ValueError: for a directory that is no whole checkpoint, a repo that cannot be written to or holds another kind
+            of model, a token that is refused, and a connection that fails for good.
+    """
+    checkpoint = Path(checkpoint)
+    files = files_to_push(checkpoint)
+    repo_id = open_repo(repo_id, model_type(files["config.json"]), private=private, revision=revision, token=token)
+    api = HfApi(token=token)
+    with hub_errors(api, repo_id):
+        present = set(api.list_repo_files(repo_id, revision=revision))
+        if CARD not in files and CARD not in present:
+            files |= {
+                name: path for name, path in write_card(checkpoint, repo_id=repo_id).items() if name not in files
+            }
+        return commit(api, files, present, repo_id, revision, message or f"Upload {checkpoint.name}")
+
+
+def open_repo(
+    repo_id: str,
+    kind: str = "sjepa",
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> str:
+    """
+    Make sure that a model repo is there and may be written to, before hours of work are to be put into it.
+
+    Args:
+        kind: the `model_type` of what is to go there: the repo must not hold a model of another.
+
+    Returns:
+        `owner/name`.
+
+    Raises:
+        ValueError: as [`push`] does.
+    """
+    api = HfApi(token=token)
+    with hub_errors(api, repo_id):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        api.auth_check(repo_id, write=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        if api.file_exists(repo_id, "config.json", revision=revision):
+            theirs = model_type(Path(api.hf_hub_download(repo_id, "config.json", revision=revision)))
+            if theirs != kind:
+                raise ValueError(
+                    f"{repo_id} is taken: it holds a {theirs} model, not a {kind} model. Choose another name."
+                )
+    return repo_id
+
+
+def model_type(config: Path) -> str:
+    """The kind of model that a config.json is of."""
+    return json.loads(config.read_text(encoding="utf-8")).get("model_type", "unknown")
+
+
+@contextmanager
+def hub_errors(api: HfApi, repo_id: str) -> Iterator[None]:
+    """Turn what the Hub and the connection to it can refuse into a ValueError of one sentence."""
+    try:
+        yield
+    except RevisionNotFoundError:
+        raise ValueError(f"{repo_id} has no such revision.") from None
+    except RepositoryNotFoundError:
+        raise ValueError(f"{repo_id} does not exist, or is private to someone else: choose another name.") from None
+    except HfHubHTTPError as error:
+        raise ValueError(refusal(error, repo_id)) from None
+    except httpx2.TransportError as error:
+        raise ValueError(f"The connection to {api.endpoint} failed: {error or type(error).__name__}.") from None
+    except RuntimeError as error:  # how an upload of large files fails
+        if not isinstance(error.__cause__, HfHubHTTPError | httpx2.TransportError):
+            raise
+        with hub_errors(api, repo_id):
+            raise error.__cause__ from None
+
+
+def files_to_push(checkpoint: Path) -> dict[str, Path]:
+    """
+    Path in the repo -> file, of all that is to be published.
+
+    Raises:
+        ValueError: if the directory is no checkpoint, or its weights or code are not whole.
+    """
+    if not (checkpoint / "config.json").is_file():
+        raise ValueError(f"{checkpoint} is no checkpoint: it has no config.json. Name the directory with the weights.")
+    files = {}
+    for path in sorted(checkpoint.rglob("*")):
+        parts = path.relative_to(checkpoint).parts
+        skipped = any(part in LEFT_OUT or part.startswith(LEFT_OUT_PREFIXES) for part in parts)
+        if path.is_file() and not skipped:
+            files["/".join(parts)] = path
+    if model_type(files["config.json"]) == "sjepa":
+        config = json.loads(files["config.json"].read_text(encoding="utf-8"))
+        absent = [name for name in MODEL_CODE if name not in files]
+        if absent or config.get("auto_map") != AUTO_MAP:
+            raise ValueError(
+                f"{checkpoint} lacks the model's code ({', '.join(absent) or 'auto_map in config.json'}): open it with"
+                " `from_pretrained` and save it again."
+            )
+    check_weights(checkpoint, files)
+    return files
+
+
+def check_weights(checkpoint: Path, files: dict[str, Path]) -> None:
+    """Raise a ValueError unless the weights, or all of their shards, are there."""
+    index = files.get("model.safetensors.index.json")
+    wanted = {"model.safetensors"}
+    if index is not None:
+        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    if absent := sorted(wanted - files.keys()):
+        raise ValueError(f"{checkpoint} lacks weights: {', '.join(absent)}.")
+
+
+def commit(
+    api: HfApi, files: dict[str, Path], present: set[str], repo_id: str, revision: str | None, message: str
+) -> CommitInfo:
+    """One commit, tried again where the connection breaks; what is uploaded by then is not sent twice."""
+    stale = sorted(name for name in present - files.keys() if name.endswith(WEIGHTS))
+    for attempt in range(ATTEMPTS):
+        operations = [CommitOperationDelete(name) for name in stale]
+        operations += [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+        try:
+            return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+        except (httpx2.TransportError, HfHubHTTPError, RuntimeError) as error:
+            if attempt + 1 == ATTEMPTS or not passing(error):
+                raise
+            wait = FIRST_WAIT * 2**attempt
+            logger.warning("The upload broke off (%s); trying again in %g s.", error or type(error).__name__, wait)
+            time.sleep(wait)
+
+
+def passing(error: Exception) -> bool:
+    """Whether an error may be gone by the next attempt: the connection broke, or the Hub itself is at fault."""
+    cause = error.__cause__ if isinstance(error, RuntimeError) else error  # how an upload of large files fails
+    if isinstance(cause, HfHubHTTPError):
+        return cause.response.status_code >= 500 and cause.response.status_code != 507
+    return isinstance(cause, httpx2.TransportError)
+
+
+def refusal(error: HfHubHTTPError, repo_id: str) -> str:
+    """One sentence on what the Hub refuses, and the way out."""
+    status = error.response.status_code
+    if status == 401:
+        return "The Hub refuses the access token: `hf auth login`, or set HF_TOKEN to one with write permission."
+    if status == 403:
+        return f"The access token may not write to {repo_id}: use a name of your own, or a token that may."
+    if status == 507:
+        return "The Hub has no space left for these files; nothing was published."
+    return f"The Hub answered {status} for {repo_id}: {error.server_message or error}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Publish what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="directory of the checkpoint")
+    parser.add_argument("repo_id", help="owner/name on the Hub, or a name of your own")
+    parser.add_argument("--private", action="store_true", default=None, help="hide a new repo from others")
+    parser.add_argument("--revision", help="branch to commit to")
+    parser.add_argument("--message", help="commit message")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    try:
+        done = push(**vars(arguments))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(done.commit_url)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Scores of a checkpoint, read from the files that the evaluation commands wrote."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+LOWER_IS_BETTER = ("wer", "cer", "per", "eer", "slot_value_cer")
+SPLITS = ("train", "validation", "valid", "dev", "test")
+
+
+@dataclass
+class Score:
+    """
+    One measured figure.
+
+    Args:
+        task: what was measured, in words.
+        task_type: the Hub's name of the task, such as automatic-speech-recognition.
+        data: the source that was scored, as the evaluation was given it.
+        metric: its name.
+        value: its mean over the runs.
+        deviation: standard deviation over the runs; None for a single one.
+        runs: how many, and of what: "3 seeds".
+        protocol: how it was measured.
+        baselines: the same figure of other subjects in the same evaluation.
+    """
+
+    task: str
+    task_type: str
+    data: str
+    metric: str
+    value: float
+    deviation: float | None = None
+    runs: str = "1 seed"
+    protocol: str = ""
+    baselines: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The figure with its deviation."""
+        return figure(self.value, self.deviation)
+
+
+def figure(value: float, deviation: float | None) -> str:
+    """A figure with its deviation, to three places."""
+    return f"{value:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
+
+
+def data_name(source: str) -> str:
+    """A source's name without the folders above it: the last part of a path, with its parent for a split."""
+    if "::" in source or not Path(source).is_absolute() and source.count("/") <= 1:
+        return source
+    path = Path(source)
+    return f"{path.parent.name}/{path.name}" if path.name in SPLITS else path.name
+
+
+def read_scores(path: Path, checkpoint: Path) -> list[Score]:
+    """
+    All scores of a checkpoint in a file: results.json of a fine-tuning, a task's JSON lines of `training.superb`, or
+    probes.json of `training.probe`.
+
+    Raises:
+        ValueError: if the file is none of these, or has no score of the checkpoint.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines()]
+            return superb_scores(rows, checkpoint)
+        found = json.loads(text)
+        return probe_scores(found, checkpoint) if "protocol" in found else finetuning_scores(found)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} holds no results: give results.json of a fine-tuning, a .jsonl of training.superb or probes.json"
+            f" of training.probe ({type(error).__name__}: {error})."
+        ) from None
+    except LookupError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def finetuning_scores(found: dict) -> list[Score]:
+    """Scores of a fine-tuning on every source that it was given to score."""
+    scores = []
+    for source, values in found["scores"].items():
+        protocol = f"{values['clips']} clips, best checkpoint by held-out clips (step {found['best_step']})"
+        if "greedy" in values:
+            for decoding, metrics in values.items():
+                if decoding != "clips":
+                    how = {"greedy": "greedy decoding", "lm": "beam search with an n-gram"}[decoding]
+                    scores += [
+                        Score("speech recognition", "automatic-speech-recognition", source, metric, value)
+                        for metric, value in metrics.items()
+                    ]
+                    for score in scores[-len(metrics) :]:
+                        score.protocol = f"{how}; {protocol}"
+        else:
+            scores += [
+                Score("classification", "audio-classification", source, metric, value, protocol=protocol)
+                for metric, value in values.items()
+                if metric != "clips"
+            ]
+    return scores
+
+
+def superb_scores(rows: list[dict], checkpoint: Path) -> list[Score]:
+    """Scores of a frozen encoder on a SUPERB task, over the seeds, beside the other subjects."""
+    own = grouped(rows, lambda row: row["encoder"])
+    name = own_name(own, checkpoint)
+    first = own[name][0]
+    used, clips = first["hyperparameters"], first["clips"]
+    sources = used["test_data"] or used["train_data"]
+    held_out = "" if used["test_data"] else ", a share held out at random"
+    kind = "automatic-speech-recognition" if used["head"] == "recurrent_ctc" else "audio-classification"
+    scores = []
+    for metric in first["metrics"]:
+        values = {subject: [row["metrics"][metric] for row in found] for subject, found in own.items()}
+        deviations = {subject: np.std(v, ddof=1) if len(v) > 1 else None for subject, v in values.items()}
+        scores.append(
+            Score(
+                task=f"{first['title']}, frozen encoder, learned layer sum",
+                task_type=kind,
+                data=" ".join(sources),
+                metric=metric,
+                value=float(np.mean(values[name])),
+                deviation=deviations[name],
+                runs=f"{len(values[name])} seed{'s' * (len(values[name]) > 1)}",
+                protocol=f"{clips['test']} test clips{held_out}; {used['max_steps']} steps; {first['protocol']}",
+                baselines={
+                    short_name(subject): figure(float(np.mean(v)), deviations[subject])
+                    for subject, v in values.items()
+                    if subject != name
+                },
+            )
+        )
+    return scores
+
+
+def probe_scores(found: dict, checkpoint: Path) -> list[Score]:
+    """The best layer's score of every probe, beside the baselines' best."""
+    subjects = {name: path for name, path in found["checkpoints"].items() if same(path, checkpoint)}
+    if not subjects:
+        raise LookupError(f"no score of {checkpoint}, only of {', '.join(found['checkpoints'])}")
+    (name,) = subjects
+    scores = []
+    for (label, classifier), rows in grouped(found["scores"], lambda row: (row["label"], row["classifier"])).items():
+        best = {s: max(r, key=lambda row: row["mean"]) for s, r in grouped(rows, lambda row: row["subject"]).items()}
+        task, own = found["tasks"][label], best.pop(name)
+        unit = "frames" if task["level"] == "frame" else "clips"
+        scores.append(
+            Score(
+                task=f"{label}, {classifier} probe of layer {own['layer']} (the best)",
+                task_type="audio-classification",
+                data=" ".join(found["data"]),
+                metric="accuracy",
+                value=own["mean"],
+                deviation=own["deviation"],
+                runs=f"{task['splits']} splits",
+                protocol=f"{task['classes']} classes, {task['rows']} {unit}, random 80/20 splits of the clips",
+                baselines={s: figure(row["mean"], row["deviation"]) for s, row in best.items()},
+            )
+        )
+    return scores
+
+
+def grouped(rows: list[dict], key: Callable) -> dict:
+    """Rows by what `key` says of them, in their order."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def own_name(groups: dict, checkpoint: Path) -> str:
+    """The subject that is the checkpoint."""
+    for name in groups:
+        if same(name, checkpoint):
+            return name
+    raise LookupError(f"no score of {checkpoint}, only of {', '.join(groups)}")
+
+
+def same(name: str, checkpoint: Path) -> bool:
+    """Whether a name in a results file is that directory."""
+    return Path(name).expanduser().resolve() == Path(checkpoint).resolve()
+
+
+def short_name(subject: str) -> str:
+    """A subject of `training.superb` without its path."""
+    kind, _, _ = subject.partition(":")
+    return kind if kind in ("mfcc", "untrained") else Path(subject).name

@@ -1,0 +1,82 @@
+"""A run on the Hub: the repo is opened before the first step, checkpoints go up meanwhile, the result at the end."""
+
+import logging
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sjepa_hf.push import files_to_push, open_repo, push
+
+
+logger = logging.getLogger(__name__)
+
+STAGING = ".uploading"
+
+
+class NotPushed(Exception):
+    """The result of a run is whole, but could not be pushed."""
+
+
+class Publisher:
+    """
+    Pushes what a run makes. Checkpoints go up one after another from a thread, so that no step waits, each as a
+    revision of its own; one that fails is reported and left out.
+
+    Args:
+        repo_id: `owner/name` on the Hub, or a name of the user's own.
+        output_dir: of the run; checkpoints under way lie in a folder of it, as links, safe from `save_total_limit`.
+        private: whether a new repo is hidden; None: as the account's settings say.
+
+    Raises:
+        ValueError: if the repo cannot be written to, before hours are spent on what is to go there.
+    """
+
+    def __init__(self, repo_id: str, output_dir: Path, private: bool | None = None):
+        self.repo_id = open_repo(repo_id, private=private)
+        self._staging = Path(output_dir) / STAGING
+        shutil.rmtree(self._staging, ignore_errors=True)  # of a run that was killed
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
+
+    def checkpoint(self, directory: Path, revision: str) -> None:
+        """Have a checkpoint pushed as `revision`; returns at once."""
+        copy = self._staging / directory.name
+        for name, path in files_to_push(directory).items():
+            target = copy / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, target)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, target)
+        self._thread.submit(self._push_checkpoint, copy, revision)
+
+    def _push_checkpoint(self, copy: Path, revision: str) -> None:
+        try:
+            push(copy, self.repo_id, revision=revision)
+            logger.info("%s is revision %s of %s on the Hub.", copy.name, revision, self.repo_id)
+        except (ValueError, OSError) as error:
+            logger.warning("%s could not be pushed to %s: %s", copy.name, self.repo_id, error)
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+
+    def finish(self, final: Path) -> None:
+        """Wait for the checkpoints under way, then push the result."""
+        self._thread.shutdown(wait=True)
+        shutil.rmtree(self._staging, ignore_errors=True)
+        publish(final, self.repo_id)
+
+
+def publish(final: Path, repo_id: str, **options) -> None:
+    """
+    Push the result of a run; options as in [`sjepa_hf.push.push`].
+
+    Raises:
+        NotPushed: if that fails; the result lies where it is, and the sentence says how to try again.
+    """
+    try:
+        logger.info("On the Hub: %s", push(final, repo_id, **options).commit_url)
+    except ValueError as error:
+        raise NotPushed(
+            f"{final} is complete, but was not pushed: {str(error).rstrip('.')}."
+            f" Try again with: python -m sjepa_hf.push {final} {repo_id}"
+        ) from None

@@ -1,0 +1,50 @@
+"""What a run leaves beside the weights for whoever asks later, the model card first: training.json."""
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from sjepa_hf.model_card import RECORD
+from sjepa_hf.saving import files_written_aside
+
+
+PACKAGES = ("sjepa_hf", "torch", "transformers", "accelerate")
+
+
+def write_record(directory: Path, accelerator: Accelerator, **facts) -> None:
+    """Write training.json: `facts` of the run, and the hardware and software that it ran on."""
+    found = facts | {"hardware": hardware(accelerator), "software": software()}
+    with files_written_aside(directory) as aside:
+        (aside / RECORD).write_text(json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8")
+
+
+def hardware(accelerator: Accelerator) -> str:
+    """The devices of a run in words."""
+    count = accelerator.num_processes
+    if accelerator.device.type == "cuda":
+        return f"{count} x {torch.cuda.get_device_name(accelerator.device)}"
+    return f"{count} process{'es' * (count > 1)} of {torch.get_num_threads()} CPU thread(s), {processor()}"
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def software() -> dict[str, str]:
+    """Versions of what matters."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from the source tree
+            continue
+    return found
