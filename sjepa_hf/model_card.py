@@ -89,18 +89,18 @@ class Facts:
         return cls(**found)
 
 
-def write_card(
+def card_files(
     checkpoint: str | Path, facts: Facts | None = None, results: list[str | Path] = (), repo_id: str | None = None
-) -> dict[str, Path]:
+) -> dict[str, str]:
     """
-    Write README.md, and .eval_results/ for data sets of the Hub, into a checkpoint directory.
+    README.md of a checkpoint, and .eval_results/ for data sets of the Hub.
 
     Args:
         results: files of scores; results.json of the checkpoint itself is read in any case.
         repo_id: where the checkpoint will lie, for the snippets; None: the directory's name.
 
     Returns:
-        path in the repo -> file, of all that was written.
+        path in the repo -> text.
 
     Raises:
         ValueError: for a directory without configuration, or files that cannot be read.
@@ -110,14 +110,17 @@ def write_card(
         raise ValueError(f"{checkpoint} is no checkpoint: it has no config.json.")
     own = [checkpoint / RESULTS] if (checkpoint / RESULTS).is_file() else []
     scores = [score for path in (*own, *results) for score in read_scores(Path(path), checkpoint)]
-    written = {CARD: str(make_card(checkpoint, facts, scores, repo_id or checkpoint.name))}
-    written |= {f"{EVAL_RESULTS}/{name}": text for name, text in eval_result_files(scores, facts).items()}
-    for folder in {Path(name).parent for name in written}:
+    files = {CARD: str(make_card(checkpoint, facts, scores, repo_id or checkpoint.name))}
+    return files | {f"{EVAL_RESULTS}/{name}": text for name, text in eval_result_files(scores, facts).items()}
+
+
+def write_card(checkpoint: Path, files: dict[str, str]) -> None:
+    """Write the texts of `card_files` into a checkpoint directory."""
+    for folder in {Path(name).parent for name in files}:
         with files_written_aside(checkpoint / folder) as aside:
-            for name, text in written.items():
+            for name, text in files.items():
                 if Path(name).parent == folder:
                     (aside / Path(name).name).write_text(text, encoding="utf-8")
-    return {name: checkpoint / name for name in written}
 
 
 def make_card(checkpoint: Path, facts: Facts, scores: list[Score], repo_id: str) -> ModelCard:
@@ -175,7 +178,7 @@ def summary(config: dict, checkpoint: Path, pipeline: str) -> str:
         "[S-JEPA](https://arxiv.org/abs/2606.19398): a speech encoder that learned without labels to predict, at"
         " hidden frames, the soft posterior of a Gaussian mixture."
         f" {config['num_hidden_layers']} Transformer layers of {config['hidden_size']} dimensions over {front};"
-        f" {count / 1e6:.1f}M parameters in all; 16 kHz mono in, a vector every 20 ms out."
+        f" {count / 1e6:.1f}M parameters in the encoder; 16 kHz mono in, a vector every 20 ms out."
     )
     if pipeline == "automatic-speech-recognition":
         text += " Fine-tuned with CTC for speech recognition."
@@ -185,12 +188,13 @@ def summary(config: dict, checkpoint: Path, pipeline: str) -> str:
 
 
 def parameters(checkpoint: Path) -> int:
-    """Numbers in the weights of a checkpoint."""
-    total = 0
+    """Numbers in the weights of a checkpoint's encoder."""
+    sizes = {}
     for path in checkpoint.glob("model*.safetensors"):
         with safe_open(path, "pt") as file:
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
-    return total
+            sizes |= {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}
+    encoder = {name: size for name, size in sizes.items() if name.startswith("sjepa.")}
+    return sum((encoder or sizes).values())  # a checkpoint of the bare encoder has no prefix
 
 
 def usage(repo_id: str, pipeline: str) -> str:
@@ -272,11 +276,11 @@ def model_index_entry(score: Score, facts: Facts) -> EvalResult:
     name = data_name(score.data)
     return EvalResult(
         task_type=score.task_type,
-        task_name=score.task,
+        task_name=score.task_type.replace("-", " "),
         dataset_type=facts.result_data.get(name, {}).get("dataset_id", name.split("::")[0]),
         dataset_name=shown_data(score, facts),
         metric_type=score.metric,
-        metric_name=f"{score.metric} ({score.protocol}; {score.runs})",
+        metric_name=f"{score.task}: {score.metric} ({score.protocol}; {score.runs})",
         metric_value=round(score.value, 4),
     )
 
@@ -312,10 +316,11 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         facts = Facts.read(arguments.facts) if arguments.facts else None
-        written = write_card(arguments.checkpoint, facts, arguments.results, arguments.repo_id)
+        files = card_files(arguments.checkpoint, facts, arguments.results, arguments.repo_id)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print("\n".join(map(str, written.values())))
+    write_card(Path(arguments.checkpoint), files)
+    print("\n".join(f"{arguments.checkpoint}/{name}" for name in files))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from .configuration_sjepa import AUTO_MAP, MODEL_CODE
-from .model_card import CARD, write_card
+from .model_card import CARD, card_files
 
 
 logger = logging.getLogger(__name__)
@@ -67,11 +67,10 @@ def push(
     api = HfApi(token=token)
     with hub_errors(api, repo_id):
         present = set(api.list_repo_files(repo_id, revision=revision))
+        card = {}
         if CARD not in files and CARD not in present:
-            files |= {
-                name: path for name, path in write_card(checkpoint, repo_id=repo_id).items() if name not in files
-            }
-        return commit(api, files, present, repo_id, revision, message or f"Upload {checkpoint.name}")
+            card = {name: text.encode() for name, text in card_files(checkpoint, repo_id=repo_id).items()}
+        return commit(api, card | files, present, repo_id, revision, message or f"Upload {checkpoint.name}")
 
 
 def open_repo(
@@ -172,13 +171,13 @@ def check_weights(checkpoint: Path, files: dict[str, Path]) -> None:
 
 
 def commit(
-    api: HfApi, files: dict[str, Path], present: set[str], repo_id: str, revision: str | None, message: str
+    api: HfApi, files: dict[str, Path | bytes], present: set[str], repo_id: str, revision: str | None, message: str
 ) -> CommitInfo:
     """One commit, tried again where the connection breaks; what is uploaded by then is not sent twice."""
     stale = sorted(name for name in present - files.keys() if name.endswith(WEIGHTS))
     for attempt in range(ATTEMPTS):
         operations = [CommitOperationDelete(name) for name in stale]
-        operations += [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+        operations += [CommitOperationAdd(name, content) for name, content in files.items()]
         try:
             return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
         except (httpx2.TransportError, HfHubHTTPError, RuntimeError) as error:

@@ -25,9 +25,10 @@ def checkpoints_to_score(run: Path, every: int) -> list[Path]:
     """Every `every`-th checkpoint of a run, and its final one."""
     found = [path for path in checkpoints(run) if load_loop_state(path).step % every == 0]
     final = run / "final"
-    if not (final / STATE_DIRECTORY).is_dir() or (found and load_loop_state(found[-1]) == load_loop_state(final)):
+    if not (final / STATE_DIRECTORY).is_dir():
         return found
-    return [*found, final]
+    last = load_loop_state(final).step
+    return [path for path in found if load_loop_state(path).step != last] + [final]
 
 
 def origin(checkpoint: Path) -> Path | None:

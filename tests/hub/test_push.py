@@ -1,0 +1,135 @@
+"""`python -m sjepa_hf.push` against a Hub: what arrives, what stays at home, what is said where it cannot be done."""
+
+import json
+
+import pytest
+from huggingface_hub import constants
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+import sjepa_hf
+from sjepa_hf import push as pushing
+from sjepa_hf.configuration_sjepa import AUTO_MAP, MODEL_CODE
+
+
+def push(*arguments) -> str:
+    """What `python -m sjepa_hf.push ...` ends with: nothing, or its sentence."""
+    try:
+        pushing.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+    return ""
+
+
+def test_everything_that_a_colleague_needs_arrives(hub, pretrained, capsys):
+    assert push(pretrained, "encoder") == ""
+    files = hub.files("ada/encoder")
+    expected = {path.name for path in pretrained.iterdir() if path.is_file()}
+    assert files.keys() == expected | {"README.md"}
+    assert set(MODEL_CODE) <= files.keys() and json.loads(files["config.json"])["auto_map"] == AUTO_MAP
+    for name in expected:
+        assert files[name] == (pretrained / name).read_bytes(), name
+    assert hub.repos["ada/encoder"].refs["main"] in capsys.readouterr().out
+    assert len(hub.repos["ada/encoder"].commits) == 2, "the empty one of the new repo, and one with all files"
+
+
+def test_transcripts_and_training_state_stay_at_home(hub, recogniser):
+    assert push(recogniser, "ada/asr") == ""
+    assert "transcripts.jsonl" not in hub.files("ada/asr")
+    assert not any("training_state" in name for name in hub.files("ada/asr"))
+
+
+def test_pushing_again_replaces_shards_and_keeps_the_card(hub, pretrained, tmp_path):
+    model = sjepa_hf.SJepaForPreTraining.from_pretrained(pretrained)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    (tmp_path / "shards" / "README.md").write_text("---\nlicense: mit\n---\nmine")
+    assert push(tmp_path / "shards", "encoder") == ""
+    sharded = hub.files("ada/encoder")
+    assert sum(name.endswith(".safetensors") for name in sharded) > 1
+    assert push(pretrained, "encoder") == ""
+    whole = hub.files("ada/encoder")
+    assert [name for name in whole if name.endswith((".safetensors", "index.json"))] == ["model.safetensors"]
+    assert whole["README.md"].endswith(b"mine")
+
+
+def test_nothing_new_is_no_new_commit(hub, pretrained):
+    assert push(pretrained, "encoder") == push(pretrained, "encoder") == ""
+    assert len(hub.repos["ada/encoder"].commits) == 2
+
+
+def test_a_private_repo_is_hidden_from_others(hub, pretrained, monkeypatch):
+    assert push(pretrained, "secret", "--private") == ""
+    assert AutoModel.from_pretrained("ada/secret").config.model_type == "sjepa"
+    monkeypatch.setenv("HF_TOKEN", "hf_bob")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(pretrained.parent / "bob"))
+    with pytest.raises(OSError, match="not a valid model identifier"):
+        AutoModel.from_pretrained("ada/secret")
+    assert push(pretrained, "ada/secret").startswith("error: The access token may not write to ada/secret")
+
+
+def test_a_revision_is_a_branch(hub, pretrained):
+    assert push(pretrained, "encoder", "--revision", "v2") == ""
+    assert hub.files("ada/encoder") == {} and "model.safetensors" in hub.files("ada/encoder", "v2")
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "sentence"),
+    [
+        ("hf_wrong", "encoder", "The Hub refuses the access token"),
+        ("hf_bob", "ada/encoder", "The access token may not write to ada/encoder"),
+        ("hf_bob", "ada/other", "The access token may not write to ada/other"),
+    ],
+)
+def test_who_may_not_write_is_told_so(hub, pretrained, monkeypatch, token, repo, sentence):
+    assert push(pretrained, "encoder") == ""
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert push(pretrained, repo).startswith(f"error: {sentence}")
+
+
+def test_a_name_that_holds_another_kind_of_model_is_taken(hub, pretrained):
+    assert push(pretrained, "encoder") == ""
+    (pretrained / "config.json").write_text('{"model_type": "hubert"}')
+    assert push(pretrained, "encoder").startswith(
+        "error: ada/encoder is taken: it holds a sjepa model, not a hubert model"
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("PUT", "/lfs/"), ("POST", "/preupload/"), ("POST", "/commit/"), ("POST", "/objects/batch")]
+)
+def test_a_connection_that_is_cut_is_tried_again(hub, pretrained, monkeypatch, method, path):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.fail(method, path, "cut")
+    assert push(pretrained, "encoder") == "" and not hub.failures
+    assert hub.files("ada/encoder")["model.safetensors"] == (pretrained / "model.safetensors").read_bytes()
+    assert len(hub.repos["ada/encoder"].commits) == 2
+
+
+def test_a_full_hub_publishes_nothing(hub, pretrained):
+    hub.fail("PUT", "/lfs/", 507)
+    assert push(pretrained, "encoder") == "error: The Hub has no space left for these files; nothing was published."
+    assert hub.files("ada/encoder") == {}
+
+
+def test_no_hub_is_one_sentence(pretrained, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_ada")
+    assert push(pretrained, "encoder").startswith("error: The connection to http://127.0.0.1:9 failed")
+
+
+def test_what_is_no_whole_checkpoint_is_refused(pretrained, tmp_path):
+    assert "has no config.json" in push(tmp_path / "nothing", "x")
+    (pretrained / "mixture.py").unlink()
+    assert "lacks the model's code (mixture.py)" in push(pretrained, "x")
+    sjepa_hf.SJepaForPreTraining.from_pretrained(pretrained).save_pretrained(pretrained)
+    (pretrained / "model.safetensors").unlink()
+    assert "lacks weights: model.safetensors" in push(pretrained, "x")
+
+
+def test_shards_are_all_there_or_refused(pretrained, tmp_path):
+    model = sjepa_hf.SJepaForPreTraining.from_pretrained(pretrained)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    shard = sorted((tmp_path / "shards").glob("*.safetensors"))[0]
+    assert load_file(shard)
+    shard.unlink()
+    assert f"lacks weights: {shard.name}" in push(tmp_path / "shards", "x")

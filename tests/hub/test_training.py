@@ -1,0 +1,135 @@
+"""`--push_to_hub` of the training scripts: the result with its card, checkpoints as revisions, and what goes wrong."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from transformers import AutoModel, AutoModelForCTC, pipeline
+
+from training import finetune_classification, finetune_ctc, pretrain
+
+
+RECIPE = """
+model_config:
+  front_end: log_mel
+  hidden_size: 32
+  num_hidden_layers: 2
+  num_attention_heads: 2
+  intermediate_size: 64
+  num_conv_pos_embeddings: 16
+  num_conv_pos_embedding_groups: 2
+  predictor_num_attention_heads: 2
+  predictor_intermediate_size: 64
+mixed_precision: "no"
+report_to: none
+max_seconds: 2
+batch_seconds: 6
+bucket_buffer_size: 8
+num_workers: 0
+phase1_components: 8
+fit_frames: 500
+phase1_steps: 4
+phase2_steps: 0
+phase1_warmup_steps: 1
+start_layer: 1
+save_steps: 2
+save_total_limit: 1
+"""
+FAST = ["--dataloader_num_workers", "0", "--dataloader_persistent_workers", "false", "--use_cpu", "true"]
+FAST += ["--max_steps", "2", "--disable_tqdm", "true", "--push_to_hub", "true"]
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Twelve clips of noise with transcripts, which are classes too."""
+    folder, rng = tmp_path / "clips", np.random.default_rng(0)
+    folder.mkdir()
+    lines = ["file_name,text"]
+    for number in range(12):
+        soundfile.write(folder / f"{number}.wav", 0.1 * rng.standard_normal(12000), 16000)
+        lines.append(f"{number}.wav,{'AB'[number % 2]}")
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def start_pretraining(clips, directory, *options) -> None:
+    (directory / "recipe.yaml").write_text(RECIPE)
+    fixed = ["--config", str(directory / "recipe.yaml"), "--train_data", str(clips)]
+    pretrain.main([*fixed, "--output_dir", str(directory / "out"), "--push_to_hub", "true", *options])
+
+
+def test_a_pretraining_run_publishes_checkpoints_and_result(hub, clips, tmp_path):
+    start_pretraining(clips, tmp_path, "--hub_model_id", "ada/encoder", "--hub_strategy", "every_save")
+    refs = hub.repos["ada/encoder"].refs
+    assert refs.keys() == {"main", "step-2", "step-4"}
+    final = tmp_path / "out" / "final"
+    assert hub.files("ada/encoder")["model.safetensors"] == (final / "model.safetensors").read_bytes()
+    assert hub.files("ada/encoder", "step-2")["model.safetensors"] != hub.files("ada/encoder")["model.safetensors"]
+    assert not any("training_state" in name for name in hub.files("ada/encoder", "step-2"))
+    assert AutoModel.from_pretrained("ada/encoder", revision="step-2").config.num_hidden_layers == 2
+    card = ModelCard.load("ada/encoder")
+    assert re.search(r"- Heard 0\.0 hours of audio \(repeats counted\) in 4 steps", card.text)
+    assert re.search(r"- Took 0\.\d\d hours on 1 process of", card.text) and "- Sources: clips" in card.text
+    assert "![Losses in pretraining](loss.png)" in card.text and "loss.png" in hub.files("ada/encoder")
+    assert "| phase1_steps | 4 |" in card.text and "AutoModel" in card.text
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert not (tmp_path / "out" / ".uploading").exists()
+
+
+def test_the_card_of_a_published_model_shows_code_that_runs(hub, clips, tmp_path):
+    start_pretraining(clips, tmp_path, "--hub_model_id", "encoder")
+    (code,) = re.findall(r"```python\n(.*?)```", ModelCard.load("ada/encoder").text, re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["outputs"].last_hidden_state.shape == (1, 49, 32)
+
+
+def test_a_run_that_may_not_push_ends_before_it_begins(hub, clips, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_bob")
+    with pytest.raises(SystemExit, match="error: The access token may not write to ada/encoder"):
+        start_pretraining(clips, tmp_path, "--hub_model_id", "ada/encoder")
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_what_cannot_be_pushed_is_there_all_the_same(hub, clips, tmp_path):
+    """A checkpoint that fails is left out; the result is on disk, and the last line says how to push it."""
+    hub.fail("PUT", "/lfs/", 507, times=99)
+    with pytest.raises(SystemExit) as caught:
+        start_pretraining(clips, tmp_path, "--hub_model_id", "encoder", "--hub_strategy", "every_save")
+    final = tmp_path / "out" / "final"
+    assert f"python -m sjepa_hf.push {final} ada/encoder" in caught.value.code
+    assert "no space left" in caught.value.code and "model.safetensors" not in hub.files("ada/encoder")
+    assert (final / "model.safetensors").is_file() and not (tmp_path / "out" / ".uploading").exists()
+
+
+def test_fine_tuned_models_are_published(hub, clips, pretrained, tmp_path):
+    fixed = ["--model_name_or_path", str(pretrained), "--train_data", str(clips), *FAST]
+    finetune_ctc.main([*fixed, "--output_dir", str(tmp_path / "asr"), "--hub_private_repo", "true"])
+    words = ["--label_column", "text", "--output_dir", str(tmp_path / "words"), "--hub_model_id", "ada/two-words"]
+    finetune_classification.main([*fixed, *words])
+    assert hub.repos["ada/asr"].private and not hub.repos["ada/two-words"].private
+    asr = hub.files("ada/asr")
+    assert {"vocab.json", "results.json", "training.json", "learning_curve.png"} <= asr.keys()
+    assert "transcripts.jsonl" not in asr and "training_args.bin" not in asr
+    assert AutoModelForCTC.from_pretrained("ada/asr").config.vocab_size == len(json.loads(asr["vocab.json"]))
+    scores = json.loads(asr["results.json"])["scores"]["held out"]["greedy"]
+    card = ModelCard.load("ada/asr")
+    assert f"| cer | **{scores['cer']:.3f}** |" in card.text and "Fine-tuned from pretrained" in card.text
+    assert {e["label"] for e in pipeline("audio-classification", "ada/two-words")(np.zeros(16000))} == {"A", "B"}
+
+
+def test_adapters_are_published_beside_the_merged_model(hub, clips, pretrained, tmp_path):
+    fixed = ["--model_name_or_path", str(pretrained), "--train_data", str(clips), *FAST]
+    finetune_ctc.main(
+        [*fixed, "--output_dir", str(tmp_path / "asr"), "--lora_rank", "2", "--head_learning_rate", "0.1"]
+    )
+    merged = AutoModelForCTC.from_pretrained("ada/asr").eval()
+    base = AutoModelForCTC.from_pretrained(pretrained, vocab_size=merged.config.vocab_size)
+    adapted = PeftModel.from_pretrained(base, "ada/asr", subfolder="adapter").eval()
+    waveform = torch.randn(1, 8000)
+    assert torch.allclose(adapted(waveform).logits, merged(waveform).logits, atol=1e-5)
