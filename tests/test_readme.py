@@ -48,7 +48,7 @@ def test_python_snippets_run(checkpoints, tmp_path, monkeypatch):
 
 def test_options_that_the_readme_names_exist(capsys):
     """Every `python -m` command of the README has the options it is called with."""
-    commands = re.findall(r"^python -m (training\.\w+.*(?:\\\n.*)*)", README, re.MULTILINE)
+    commands = re.findall(r"^python -m ((?:training|sjepa_hf)\.\w+.*(?:\\\n.*)*)", README, re.MULTILINE)
     assert len(commands) >= 8
     for command in commands:
         module, *words = command.replace("\\\n", " ").split()

@@ -13,6 +13,7 @@ to the very weights of a run without the break. 1 is the status after a fault, w
 
 import logging
 import os
+import shutil
 import sys
 import time
 from collections import Counter
@@ -536,7 +537,9 @@ class Pretraining:
                     self.publisher.checkpoint(directory, revision=f"step-{state.step}")
             except (OSError, SafetensorError, RuntimeError) as error:
                 self._failed_saves += 1
-                logger.error("%s could not be written (%d in a row): %s.", directory, self._failed_saves, error)
+                free = shutil.disk_usage(self.output_dir).free / 2**20
+                in_a_row = f"{self._failed_saves} in a row, {free:.0f} MiB free there"
+                logger.error("%s could not be written (%s): %s.", directory, in_a_row, error)
                 if self._failed_saves >= MAX_FAILED_SAVES:
                     self.interruption.ask(1, f"{self._failed_saves} checkpoints in a row could not be written")
         self.accelerator.wait_for_everyone()

@@ -14,7 +14,7 @@ from datasets import Dataset
 from test_resume import assert_equal_weights, command, in_one_thread, noise, start, wait_for_checkpoint, weights
 
 from training import checkpointing, pretrain
-from training.checkpointing import checkpoints, damage
+from training.checkpointing import checkpoints, damage, load_loop_state
 from training.monitoring import read_history
 from training.reading import TrainingData
 
@@ -159,6 +159,18 @@ def test_a_killed_rank_takes_the_others_down_with_a_word(command, tmp_path):
     errors = process.communicate(timeout=120)[1]
     assert process.returncode != 0 and time.monotonic() - killed < 60
     assert "error: another process of this run has died" in errors or "SIGTERM: saving after this step" in errors
+
+
+def test_sigterm_to_the_launcher_of_several_processes_saves(command, tmp_path):
+    """As a pre-emptible cluster sends it; the launcher's own status is 1, so a file says that it was a signal."""
+    out = tmp_path / "out"
+    process = start(command("--num_workers", "0", "--phase2_steps", "3000", "--save_steps", "4"), processes=2)
+    wait_for_checkpoint(process, out / "checkpoint-4")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert (out / "interrupted").read_text() == "SIGTERM came\n"
+    assert damage(checkpoints(out)[-1]) is None
+    assert load_loop_state(checkpoints(out)[-1]).step >= 4
 
 
 def children(pid: int) -> list[tuple[int, str]]:

@@ -1,0 +1,333 @@
+"""Exported files give what PyTorch gives, alone and padded, and hold all that their user needs."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import HubertConfig, Wav2Vec2CTCTokenizer, Wav2Vec2Processor
+
+from sjepa_hf import SJepaConfig, SJepaForPreTraining, SJepaForXVector, SJepaModel, export_onnx
+from sjepa_hf.saving import feature_extractor
+from training.benchmarks import onnx as benchmark
+from training.decoding import greedy_decode
+from training.text import build_tokenizer
+
+
+onnx = pytest.importorskip("onnx", reason="the export needs onnx")
+pytest.importorskip("onnxscript", reason="the export needs onnxscript")
+pytest.importorskip("onnxruntime", reason="the export is checked in onnxruntime")
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "transcribe_onnx.py"
+CASES = [("waveform", "features"), ("log_mel", "ctc"), ("waveform", "classification")]
+CLASS_NAMES = ["yes", "no", "là"]
+
+
+class Export(NamedTuple):
+    """A checkpoint with its model, and the files that were written from it."""
+
+    model: torch.nn.Module
+    checkpoint: Path
+    task: str
+    path: Path
+    int8: Path
+    differences: dict[Path, float]
+
+
+def run(path: Path, input_values: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    feeds = {"input_values": input_values.numpy(), "attention_mask": attention_mask.numpy()}
+    output, frame_lengths = export_onnx.open_session(path).run(None, feeds)
+    return torch.from_numpy(output), torch.from_numpy(frame_lengths)
+
+
+def clips(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise of different loudness with its attention mask; the padding is louder than any clip."""
+    attention_mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    loudness = torch.where(attention_mask == 1, torch.logspace(-2, 0, len(lengths))[:, None], 10.0)
+    return torch.randn(attention_mask.shape) * loudness, attention_mask
+
+
+@torch.no_grad()
+def in_pytorch(export: Export, input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    output = export.model(input_values, attention_mask=attention_mask)
+    return output.last_hidden_state if export.task == "features" else output.logits
+
+
+def small_config(front_end: str, **changes) -> SJepaConfig:
+    """One layer, whose weights are large enough for the outputs to differ from frame to frame."""
+    return SJepaConfig(
+        front_end=front_end,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        conv_dim=[16] * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        num_mel_bins=24,
+        initializer_range=0.2,
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """`exports(front_end, task)`: the export of a small checkpoint, made once."""
+
+    @cache
+    def make(front_end: str, task: str) -> Export:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp(f"{front_end}-{task}")
+        checkpoint, path = folder / "checkpoint", folder / "out" / "model.onnx"
+        changes = {}
+        if task == "ctc":
+            tokenizer = build_tokenizer(["ABC É"])
+            Wav2Vec2Processor(feature_extractor(), tokenizer).save_pretrained(checkpoint)
+            changes = dict(vocab_size=len(tokenizer), use_weighted_layer_sum=True)
+        elif task == "classification":
+            changes = dict(id2label=dict(enumerate(CLASS_NAMES)))
+        model = export_onnx.TASKS[task](small_config(front_end, **changes)).eval()
+        model.save_pretrained(checkpoint)
+        differences = export_onnx.export_onnx(checkpoint, path, int8=True)  # the task is the checkpoint's
+        return Export(model, checkpoint, task, path, path.with_name("model.int8.onnx"), differences)
+
+    return make
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def export(request, exports) -> Export:
+    return exports(*request.param)
+
+
+def test_agrees_with_pytorch_at_other_batches_and_lengths(export):
+    assert export.differences[export.path] < 1e-4
+    for lengths in ([400], [5555], [16000, 9037, 450], [3000, 48000], [1200, 100]):
+        batch = clips(lengths)
+        wanted = in_pytorch(export, *batch)
+        found, frame_lengths = run(export.path, *batch)
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+        assert frame_lengths.tolist() == [export.model.config.num_frames(length) for length in lengths]
+    assert wanted.std() > 0.1  # there is something to agree on
+
+
+def test_a_padded_clip_gets_what_it_gets_alone(export):
+    lengths = [9037, 450, 24000]
+    input_values, attention_mask = clips(lengths)
+    batched, frame_lengths = run(export.path, input_values, attention_mask)
+    for row, length in enumerate(lengths):
+        alone, _ = run(export.path, input_values[row : row + 1, :length], attention_mask[row : row + 1, :length])
+        mine = batched[row] if export.task == "classification" else batched[row, : frame_lengths[row]]
+        torch.testing.assert_close(mine, alone[0], atol=1e-5, rtol=0)
+
+
+def test_int8_stays_close(export):
+    assert export.int8.stat().st_size < export.path.stat().st_size
+    batch = clips([16000, 9037, 2000])
+    wanted = in_pytorch(export, *batch)
+    found, frame_lengths = run(export.int8, *batch)
+    if export.task != "classification":
+        real = torch.arange(wanted.shape[1]) < frame_lengths[:, None]
+        wanted, found = wanted[real], found[real]
+    error = (found - wanted).square().mean().sqrt() / wanted.std()
+    assert 0 < error < 0.05
+
+
+def test_int8_leaves_the_front_end_alone(exports):
+    graph = onnx.load(exports("log_mel", "ctc").int8).graph
+    kinds = [node.op_type for node in graph.node]
+    assert "MatMulInteger" not in kinds[: kinds.index("LayerNormalization")]
+    assert kinds.count("MatMulInteger") == 4 + 2 + 1  # attention, feed-forward, CTC head
+
+
+def test_the_file_says_what_its_user_needs(exports):
+    def metadata(export: Export) -> dict:
+        found = export_onnx.open_session(export.path).get_modelmeta().custom_metadata_map
+        return {name: json.loads(value) for name, value in found.items()}
+
+    assert metadata(exports("waveform", "features")) == {"task": "features", "sampling_rate": 16000}
+    classification = metadata(exports("waveform", "classification"))
+    assert classification == {"task": "classification", "sampling_rate": 16000, "labels": CLASS_NAMES}
+    ctc = metadata(exports("log_mel", "ctc"))
+    assert (ctc["task"], ctc["labels"]) == ("ctc", ["", "<s>", "</s>", "<unk>", " ", "A", "B", "C", "É"])
+
+
+def test_the_file_names_no_path_of_the_machine_that_wrote_it(export):
+    for path in (export.path, export.int8):
+        assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
+        assert not any(node.metadata_props for node in onnx.load(path).graph.node)
+
+
+def test_inputs_and_outputs_have_free_sizes(exports):
+    graph = onnx.load(exports("log_mel", "ctc").path).graph
+    sizes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    assert sizes["input_values"] == sizes["attention_mask"] == ["batch", "samples"]
+    assert sizes["frame_lengths"] == ["batch"]
+    assert sizes["logits"][0] == "batch" and "samples" in sizes["logits"][1] and sizes["logits"][2] == 9
+
+
+def test_features_of_a_fine_tuned_checkpoint(exports):
+    """Its encoder is found below the head."""
+    ctc = exports("log_mel", "ctc")
+    model, task = export_onnx.open_checkpoint(ctc.checkpoint, "features")
+    assert task == "features" and type(model) is SJepaModel
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, ctc.model.sjepa.state_dict()[name])
+
+
+@pytest.mark.parametrize("front_end", ["waveform", "log_mel"])
+def test_torch_export_runs_at_other_sizes(front_end):
+    model = SJepaModel(small_config(front_end)).eval()
+    shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("samples", min=720)}
+    program = torch.export.export(model, clips([16000, 9037]), dynamic_shapes=(shape, shape)).module()
+    for lengths in ([720], [4000], [31000, 800, 17000]):
+        batch = clips(lengths)
+        wanted, found = (call(*batch).last_hidden_state for call in (model, program))
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+# The example
+
+
+def test_example_imports_little():
+    imported = set()
+    for node in ast.walk(ast.parse(EXAMPLE.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.split(".")[0])
+    assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime", "soundfile"}
+
+
+def test_example_transcribes(exports, tmp_path):
+    ctc = exports("log_mel", "ctc")
+    tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(ctc.checkpoint)
+    paths, wanted = [], []
+    for number, length in enumerate((16000, 30000)):
+        paths.append(tmp_path / f"{number}.wav")
+        soundfile.write(paths[-1], 0.1 * np.random.default_rng(number).standard_normal(length), 16000)
+        samples = torch.from_numpy(soundfile.read(paths[-1], dtype="float32")[0])
+        wanted.append(greedy_decode(in_pytorch(ctc, samples[None], None)[0].numpy(), tokenizer))
+    done = transcribe(ctc.path, *paths)
+    assert done.returncode == 0, done.stderr
+    assert [" ".join(line.split()) for line in done.stdout.splitlines()] == wanted
+    assert len(set(wanted)) == 2 and all(len(text) > 3 for text in wanted)
+
+    soundfile.write(tmp_path / "music.wav", np.zeros(44100), 44100)
+    done = transcribe(ctc.path, tmp_path / "music.wav")
+    assert done.returncode == 1 and "music.wav has 44100 samples a second" in done.stderr
+
+
+def transcribe(model: Path, *paths: Path) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, EXAMPLE, model, *paths]
+    return subprocess.run(command, cwd=model.parent, env=environment, capture_output=True, text=True)
+
+
+# Errors: one sentence, and nothing half-written
+
+
+def test_a_head_that_was_never_trained_is_not_exported(tmp_path, capsys):
+    SJepaForPreTraining(small_config("log_mel")).save_pretrained(tmp_path / "pretrained")
+    with pytest.raises(SystemExit) as caught:
+        export_onnx.main([str(tmp_path / "pretrained"), str(tmp_path / "out" / "asr.onnx"), "--task", "ctc"])
+    assert "saved as SJepaForPreTraining and lacks weights that `task` ctc needs (lm_head" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoints_that_cannot_be_exported(exports, tmp_path):
+    ctc = exports("log_mel", "ctc").checkpoint
+    SJepaForXVector(small_config("log_mel")).save_pretrained(tmp_path / "xvector")
+    HubertConfig().save_pretrained(tmp_path / "hubert")
+    SJepaConfig(architectures=["SJepaForCTC"]).save_pretrained(tmp_path / "empty")
+    for checkpoint, output, task, message in (
+        (ctc, "asr.onnx", "pretraining", "`task` is pretraining; it must be one of features, ctc, classification"),
+        (tmp_path / "nowhere", "asr.onnx", None, "nowhere is no checkpoint"),
+        (tmp_path / "hubert", "asr.onnx", None, "is of type hubert"),
+        (tmp_path / "xvector", "asr.onnx", None, "was saved as SJepaForXVector: say with `task`"),
+        (tmp_path / "empty", "asr.onnx", None, "The weights of .*empty cannot be loaded"),
+        (ctc, "asr.pt", None, "must be the name of a file that ends in .onnx"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_onnx.export_onnx(checkpoint, tmp_path / "out" / output, task)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_ctc_checkpoint_without_tokenizer(exports, tmp_path):
+    exports("log_mel", "ctc").model.save_pretrained(tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="has no Wav2Vec2CTCTokenizer"):
+        export_onnx.export_onnx(tmp_path / "checkpoint", tmp_path / "asr.onnx")
+
+
+def test_an_unwritable_output(exports, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="error: .*file"):
+        export_onnx.main([str(exports("log_mel", "ctc").checkpoint), str(tmp_path / "file" / "asr.onnx")])
+
+
+def test_a_file_that_differs_is_not_kept(exports, tmp_path, monkeypatch):
+    """Neither is it when it can be written but not quantised; what lay there stays."""
+    ctc = exports("log_mel", "ctc")
+    output = tmp_path / "asr.onnx"
+    output.write_text("older")
+    broken = onnx.load(ctc.path)
+    weights = next(i for i in broken.graph.initializer if i.dims[-1:] == [9] and len(i.dims) == 2)  # the CTC head's
+    weights.CopyFrom(onnx.numpy_helper.from_array(1.01 * onnx.numpy_helper.to_array(weights), weights.name))
+    monkeypatch.setattr(export_onnx, "build", lambda *_: broken)
+    with pytest.raises(ValueError, match="differs from PyTorch by .*: nothing was written"):
+        export_onnx.export_onnx(ctc.checkpoint, output)
+
+    monkeypatch.setattr(export_onnx, "build", lambda *_: onnx.load(ctc.path))
+    monkeypatch.setattr(export_onnx, "quantize", lambda path, small: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_onnx.export_onnx(ctc.checkpoint, output, int8=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["asr.onnx"] and output.read_text() == "older"
+
+
+def test_a_missing_package_is_named(exports, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ValueError, match="onnxscript.*pip install onnx onnxscript onnxruntime"):
+        export_onnx.export_onnx(exports("log_mel", "ctc").checkpoint, tmp_path / "asr.onnx")
+
+
+def test_command_line(exports, tmp_path, monkeypatch, capsys):
+    ctc = exports("log_mel", "ctc")
+    monkeypatch.setattr(export_onnx, "build", lambda *_: onnx.load(ctc.path))
+    export_onnx.main([str(ctc.checkpoint), str(tmp_path / "asr.onnx"), "--int8"])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"wrote {tmp_path / 'asr.onnx'}: ") and "largest difference to PyTorch" in first
+    assert second.startswith(f"wrote {tmp_path / 'asr.int8.onnx'}: ")
+    assert {path.name for path in tmp_path.iterdir()} == {"asr.onnx", "asr.int8.onnx"}
+
+
+def test_benchmark(exports, tmp_path, monkeypatch, capsys):
+    ctc = exports("log_mel", "ctc")
+    monkeypatch.setattr(export_onnx, "build", lambda *_: onnx.load(ctc.path))
+    rows = ["file_name,transcription"]
+    for number in range(3):
+        noise = 0.1 * np.random.default_rng(number).standard_normal(8000 + 1000 * number)
+        soundfile.write(tmp_path / f"{number}.wav", noise, 16000)
+        rows.append(f"{number}.wav,a b c a b")
+    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    options = ["--threads", "1", "--batch_sizes", "1", "2", "--repeats", "1"]
+    benchmark.main([str(ctc.checkpoint), "--data", str(tmp_path), *options])
+    lines = capsys.readouterr().out.splitlines()
+    scored = [line for line in lines if "cer" in line]
+    assert [line.split("  ")[0] for line in scored] == ["PyTorch", "ONNX fp32", "ONNX int8"]
+    cer = [float(line.split()[-1]) for line in scored]
+    assert cer[0] == cer[1] > 0
+    timed = [line.split() for line in lines if line.startswith("      1")]
+    assert [line[1] for line in timed] == ["1"] * 3 + ["2"] * 3
+
+    with pytest.raises(SystemExit, match="error: .*nowhere"):
+        benchmark.main([str(ctc.checkpoint), "--data", str(tmp_path / "nowhere")])

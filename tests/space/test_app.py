@@ -1,0 +1,323 @@
+"""What stands behind the page: reading a clip, what the checkpoint hears in it, and the answers as HTML."""
+
+import base64
+import io
+import re
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from huggingface_hub import RepoCard
+from PIL import Image
+from transformers import BertConfig, Wav2Vec2Processor
+
+from sjepa_hf import SJepaForCTC, SJepaForPreTraining
+from sjepa_hf.saving import feature_extractor
+from training.decoding import greedy_decode
+from training.layer_choice import effective_rank as effective_rank_of_training
+from training.monitoring import entropy_bits as entropy_bits_of_training
+from training.text import build_tokenizer
+
+
+pytest.importorskip("gradio", reason="the page needs gradio")
+sys.path.insert(0, str(Path(__file__).parents[2] / "model_cards" / "space"))
+
+import app
+import listening
+import pictures
+from listening import Clip, Listener, read_clip
+
+
+SPACE = Path(app.__file__).parent
+
+
+def speechlike(seconds: float, rate: int = 16000) -> np.ndarray:
+    """A tone that wanders and swells, with noise: samples `(num_samples,)`."""
+    time = np.arange(round(seconds * rate)) / rate
+    pitch = 200 + 100 * np.sin(5 * time)
+    tone = np.sin(2 * np.pi * np.cumsum(pitch) / rate) * (0.2 + 0.1 * np.sin(9 * time))
+    return (tone + 0.01 * np.random.default_rng(0).standard_normal(len(time))).astype(np.float32)
+
+
+def write_two_hours(path: Path) -> None:
+    """Two hours at 8 kHz by header and size; all but the first 61 s is a hole in the file."""
+    soundfile.write(path, speechlike(61, 8000), 8000, subtype="PCM_U8")
+    size = 2 * 3600 * 8000
+    with path.open("r+b") as file:
+        assert file.read(44)[36:40] == b"data"
+        file.seek(4)
+        file.write((size + 36).to_bytes(4, "little"))
+        file.seek(40)
+        file.write(size.to_bytes(4, "little"))
+        file.truncate(44 + size)
+
+
+@pytest.fixture
+def pretrained(make_config, tmp_path):
+    model = SJepaForPreTraining(make_config("log_mel")).eval()
+    with torch.no_grad():
+        model.cluster_head.output.weight *= 3000  # predictions that differ between frames
+    model.save_pretrained(tmp_path / "pretrained")
+    feature_extractor().save_pretrained(tmp_path / "pretrained")
+    return str(tmp_path / "pretrained"), model
+
+
+@pytest.fixture
+def fine_tuned(make_config, tmp_path):
+    tokenizer = build_tokenizer(["ABCDEFGH"])
+    model = SJepaForCTC(make_config("log_mel", vocab_size=len(tokenizer))).eval()
+    with torch.no_grad():
+        model.lm_head.weight.copy_(torch.randn_like(model.lm_head.weight))  # labels that differ between frames
+    model.save_pretrained(tmp_path / "asr")
+    Wav2Vec2Processor(feature_extractor(), tokenizer).save_pretrained(tmp_path / "asr")
+    return str(tmp_path / "asr"), model
+
+
+@pytest.fixture
+def clip_path(tmp_path) -> str:
+    soundfile.write(tmp_path / "clip.wav", speechlike(1.5), 16000)
+    return str(tmp_path / "clip.wav")
+
+
+def images(page: str) -> list[np.ndarray]:
+    """The pictures of an answer, `(height, width, 3)` each."""
+    found = re.findall(r'src="data:image/webp;base64,([^"]+)"', page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB")) for image in found]
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"<[^>]*>", " ", page)
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "name"),
+    [(8000, 1, "a.wav"), (44100, 2, "a.flac"), (48000, 6, "a.wav"), (11025, 1, "a.mp3"), (22051, 2, "a.ogg")],
+)
+def test_any_rate_and_channel_count(rate, channels, name, tmp_path):
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    soundfile.write(tmp_path / name, np.repeat(tone[:, None], channels, axis=1), rate)
+    clip = read_clip(str(tmp_path / name))
+    assert clip.samples.dtype == np.float32 and clip.seconds == pytest.approx(1, abs=0.12) and not clip.is_cut
+    spectrum = np.abs(np.fft.rfft(clip.samples * np.hanning(len(clip.samples))))
+    assert spectrum.argmax() / clip.seconds == pytest.approx(440, abs=2)
+    assert np.abs(clip.samples[4000:8000]).max() == pytest.approx(0.5, abs=0.05)
+
+
+def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Files that cannot be shown, and the sentence that each gets."""
+    tone = speechlike(1.0)
+    broken = tone.copy()
+    broken[500] = np.nan
+    (folder / "notes.txt").write_text("This is no sound.\n" * 100)
+    (folder / "renamed.wav").write_text("This is no sound.\n" * 100)
+    (folder / "headerless.raw").write_bytes(b"\0" * 4000)
+    (folder / "empty.wav").touch()
+    for name, samples in (("header.wav", tone[:0]), ("short.wav", tone[:500]), ("silent.wav", 0 * tone)):
+        soundfile.write(folder / name, samples, 16000)
+    soundfile.write(folder / "nan.wav", broken, 16000, subtype="FLOAT")
+    soundfile.write(folder / "slow.wav", tone, 90)
+    sentences = {
+        "notes.txt": "cannot be read as audio",
+        "renamed.wav": "cannot be read as audio",
+        "headerless.raw": "cannot be read as audio",
+        "empty.wav": "This file is empty",
+        "header.wav": "holds no sound",
+        "short.wav": "lasts 0.031 s; at least 0.1 s",
+        "silent.wav": "This clip is silent",
+        "nan.wav": r"not numbers \(NaN or infinity\)",
+        "slow.wav": "sampling rate as 90 Hz",
+    }
+    return {name: (folder / name, sentence) for name, sentence in sentences.items()}
+
+
+def test_bad_files_get_a_sentence(tmp_path, pretrained):
+    listener = Listener(pretrained[0])
+    for path, sentence in bad_files(tmp_path).values():
+        with pytest.raises(ValueError, match=sentence) as error:
+            read_clip(str(path))
+        assert "\n" not in str(error.value) and str(tmp_path) not in str(error.value)
+        page = app.show_clip(listener, str(path))
+        assert 'class="notice"' in page and not images(page)
+        assert re.search(sentence, app.show_pair(listener, str(path), str(path), 1))
+
+
+def test_channels_that_cancel_out_are_silent(tmp_path):
+    tone = speechlike(1.0)
+    soundfile.write(tmp_path / "out_of_phase.wav", np.stack([tone, -tone], 1), 16000)
+    with pytest.raises(ValueError, match="silent"):
+        read_clip(str(tmp_path / "out_of_phase.wav"))
+
+
+def test_of_two_hours_the_first_minute_is_read(tmp_path, pretrained):
+    write_two_hours(tmp_path / "long.wav")
+    tracemalloc.start()
+    clip = read_clip(str(tmp_path / "long.wav"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # two hours in float32: 230e6
+    assert clip.seconds == 60 and clip.file_seconds == 7200 and clip.is_cut
+    soundfile.write(tmp_path / "first.wav", speechlike(60, 8000), 8000, subtype="PCM_U8")
+    assert np.allclose(clip.samples[:-100], read_clip(str(tmp_path / "first.wav")).samples[:-100], atol=1e-6)
+    page = app.show_clip(Listener(pretrained[0]), str(tmp_path / "long.wav"))
+    assert "its first 60 s are shown" in text_of(page)
+    picture = images(page)[0]
+    assert picture.shape[1] > 5 * picture.shape[0]  # wide enough to see the sounds
+
+
+@pytest.mark.parametrize("front_end", ["waveform", "log_mel"])
+def test_what_is_heard_is_what_the_model_computes(front_end, make_config, tmp_path):
+    model = SJepaForPreTraining(make_config(front_end)).eval()
+    model.save_pretrained(tmp_path / "model")
+    feature_extractor().save_pretrained(tmp_path / "model")
+    samples = speechlike(1.0)
+    listener = Listener(str(tmp_path / "model"))
+    heard = listener.hear(samples)
+    with torch.no_grad():
+        outputs = model(torch.from_numpy(samples)[None], output_hidden_states=True)
+    assert heard.posteriors == pytest.approx(outputs.logits[0].softmax(-1).numpy(), abs=1e-5)
+    assert len(heard.layers) == listener.num_layers + 1 and heard.words is None
+    for found, again, wanted in zip(heard.layers, listener.features(samples), outputs.hidden_states, strict=True):
+        assert found == pytest.approx(wanted[0].numpy(), abs=1e-4) and (found == again).all()
+        rank = effective_rank_of_training(wanted[0]).item()
+        assert listening.effective_rank(found) == pytest.approx(rank, rel=1e-3)
+    entropy = entropy_bits_of_training(torch.from_numpy(heard.posteriors)).numpy()
+    assert listening.entropy_bits(heard.posteriors) == pytest.approx(entropy)
+
+
+def test_log_mel_shows_a_tone_at_its_pitch():
+    tone = np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000).astype(np.float32)
+    decibels = listening.log_mel(tone)
+    assert decibels.shape == (80, 101)
+    band = 80 * np.log1p(1 / 0.7) / np.log1p(8 / 0.7)  # where the picture writes 1 kHz
+    assert decibels[:, 50].argmax() + 0.5 == pytest.approx(band, abs=1.5)
+
+
+def test_similarity_is_the_cosine_about_the_common_mean():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(7, 5)), rng.normal(size=(4, 5))
+    matrix = listening.similarity(first, second)
+    mean = np.concatenate([first, second]).mean(0)
+    a, b = first[2] - mean, second[3] - mean
+    assert matrix.shape == (7, 4) and matrix[2, 3] == pytest.approx(a @ b / np.sqrt(a @ a * (b @ b)))
+    assert listening.similarity(first + 100, second + 100) == pytest.approx(matrix)
+    assert np.diag(listening.similarity(first, first)) == pytest.approx(1)
+
+
+def test_clusters_are_ordered_along_their_main_direction():
+    places = torch.tensor([3.0, -1.0, 10.0, 0.0])
+    means = places[:, None] * torch.tensor([[2.0, -1.0, 0.5]]) + 40
+    ranks = listening.order_clusters(means)
+    wanted = np.array([2, 0, 3, 1]) / 3
+    assert ranks == pytest.approx(wanted) or ranks == pytest.approx(1 - wanted)
+
+
+def test_transcripts_are_those_of_greedy_decoding(fine_tuned, pretrained):
+    checkpoint, model = fine_tuned
+    samples = speechlike(2.0)
+    listener = Listener(checkpoint)
+    words = listener.hear(samples).words
+    with torch.no_grad():
+        log_probs = model(torch.from_numpy(samples)[None]).logits[0].log_softmax(-1).numpy()
+    wanted = greedy_decode(log_probs, listener.recogniser.processor.tokenizer)
+    assert len(wanted) > 3 and " ".join(word.text for word in words) == wanted
+    assert all(0 <= word.start < word.end <= 2.0 for word in words)
+    assert all(before.end <= after.start for before, after in zip(words, words[1:]))
+    assert Listener(pretrained[0], asr=checkpoint).hear(samples).words == words
+
+
+def test_the_page_of_a_pretrained_checkpoint(pretrained, clip_path):
+    page = app.show_clip(Listener(pretrained[0]), clip_path)
+    pictures_of_page = images(page)
+    assert len(pictures_of_page) == 2 and all(picture.std() > 20 for picture in pictures_of_page)
+    assert "74 frames of 25 ms" in page and "of 10 clusters" in page and "bits" in page
+    assert "notice" not in page and "transcript" not in page
+    audio = re.search(r'src="data:audio/wav;base64,([^"]+)"', page)[1]
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(audio)))
+    assert rate == 16000 and samples == pytest.approx(read_clip(clip_path).samples, abs=1e-4)
+
+
+def test_the_page_of_a_fine_tuned_checkpoint_says_what_is_absent(fine_tuned, clip_path):
+    page = app.show_clip(Listener(fine_tuned[0]), clip_path)
+    assert "this checkpoint has no cluster head of pretraining" in page
+    assert 'class="transcript"' in page and len(images(page)) == 2 and "clusters are" not in page
+
+
+def test_a_second_checkpoint_adds_the_transcript(pretrained, fine_tuned, clip_path):
+    alone = images(app.show_clip(Listener(pretrained[0]), clip_path))[0]
+    listener = Listener(pretrained[0], asr=fine_tuned[0])
+    page = app.show_clip(listener, clip_path)
+    assert 'class="transcript"' in page and "of 10 clusters" in page and "notice" not in page
+    assert images(page)[0].shape[0] > alone.shape[0]  # a row of words
+    assert fine_tuned[0] in app.describe(listener)
+
+
+def test_two_clips(pretrained, clip_path, tmp_path):
+    listener = Listener(pretrained[0])
+    soundfile.write(tmp_path / "other.wav", speechlike(0.7), 16000)
+    pages = [app.show_pair(listener, clip_path, str(tmp_path / "other.wav"), layer) for layer in (0, 3)]
+    assert all(page.count("<audio") == 2 and len(images(page)) == 1 for page in pages)
+    assert not np.array_equal(images(pages[0])[0], images(pages[1])[0])
+    assert 'class="hint"' in app.show_pair(listener, clip_path, None, 1)
+
+
+def test_file_names_are_text(pretrained, tmp_path):
+    path = tmp_path / "<img onerror=alert(1)>.wav"
+    soundfile.write(path, speechlike(0.3), 16000)
+    assert "<img onerror" not in app.show_clip(Listener(pretrained[0]), str(path))
+
+
+@pytest.mark.parametrize(("seconds", "components"), [(0.1, 2), (0.5, 3), (18, 10)])
+def test_the_time_axis_fills_the_box_that_the_line_runs_in(seconds, components):
+    """In short and in wide pictures: where the box says that time begins and ends, the spectrogram does."""
+    samples = speechlike(seconds)
+    posteriors = np.random.default_rng(0).dirichlet(np.ones(components), (len(samples) - 400) // 320 + 1)
+    heard = listening.Heard([], posteriors.astype(np.float32), [])
+    picture = pictures.draw_clip(Clip(samples, seconds), heard, np.linspace(0, 1, components))
+    image = np.asarray(Image.open(io.BytesIO(picture.webp)).convert("L")).astype(int)
+    left, top, width, height = picture.box
+    row = image[round((top + 0.1 * height) * image.shape[0])]
+    dark = np.flatnonzero(row < 200)
+    inside = dark[(dark > (left - 0.002) * len(row)) & (dark < (left + width + 0.002) * len(row))]
+    assert inside[0] == pytest.approx(left * len(row), abs=3)
+    assert inside[-1] == pytest.approx((left + width) * len(row), abs=0.01 * len(row))
+
+
+def test_checkpoints_that_cannot_be_shown(pretrained, tmp_path, make_config, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    BertConfig().save_pretrained(tmp_path / "bert")
+    SJepaForCTC(make_config("log_mel")).save_pretrained(tmp_path / "mute")
+    feature_extractor().save_pretrained(tmp_path / "mute")
+    for arguments, sentence in (
+        (["--checkpoint", str(tmp_path / "nowhere")], r"error: there is no directory .*nowhere.*make demo"),
+        (["--checkpoint", "name/nowhere"], r"error: name/nowhere cannot be opened"),
+        (["--checkpoint", str(tmp_path / "bert")], "a bert model, not S-JEPA"),
+        (["--checkpoint", str(tmp_path / "mute")], "has a CTC head but no tokenizer"),
+        (["--checkpoint", pretrained[0], "--asr", pretrained[0]], "has no CTC head, which transcripts need"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            app.main(arguments)
+
+
+def test_the_space_is_in_the_hubs_form():
+    card = RepoCard.load(SPACE / "README.md")
+    assert card.data.sdk == "gradio" and (SPACE / card.data.app_file).is_file() and card.data.license == "apache-2.0"
+    assert len(card.data.short_description) <= 60
+    required = set(re.findall(r"^(\w+)", (SPACE / "requirements.txt").read_text(), re.MULTILINE))
+    code = "".join(path.read_text() for path in SPACE.glob("*.py"))
+    imported = set(re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)) - set(sys.stdlib_module_names)
+    assert imported - {"sjepa_hf", "listening", "pictures"} <= required
+    package = "".join(path.read_text() for path in (SPACE.parents[1] / "sjepa_hf").glob("modeling*.py"))
+    assert "torch" in required and set(re.findall(r"^from (\w+)", package, re.MULTILINE)) <= required | {
+        "collections",
+        "dataclasses",
+        "typing",
+    }
+
+
+def test_real_speech(speech, pretrained):
+    page = app.show_clip(Listener(pretrained[0]), str(speech / "ljspeech_phones" / "LJ001-0002.opus"))
+    assert "94 frames" in page and "LJ001-0002.opus" in page and len(images(page)) == 2

@@ -1,0 +1,210 @@
+"""The page in a real headless Chromium: pictures for a clip, a sentence for what is none, nothing from elsewhere."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from test_app import speechlike, write_two_hours
+
+from sjepa_hf import SJepaForPreTraining
+from sjepa_hf.saving import feature_extractor
+
+
+pytest.importorskip("gradio", reason="the page needs gradio")
+pytest.importorskip("selenium", reason="the browser is driven by selenium")
+
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
+PATIENCE = 60  # seconds; what a test waits for usually takes one or two
+QUIET = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM.exists() and DRIVER.exists()),
+    reason=f"no browser: {CHROMIUM} and {DRIVER} are needed (Debian's packages chromium and chromium-driver)",
+)
+
+
+@pytest.fixture
+def address(make_config, tmp_path):
+    """The page of a small checkpoint, served on a free port by one command."""
+    SJepaForPreTraining(make_config("log_mel")).save_pretrained(tmp_path / "model")
+    feature_extractor().save_pretrained(tmp_path / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(tmp_path / "uploads"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+        "SJEPA_CHECKPOINT": str(tmp_path / "model"),
+    }
+    log = tmp_path / "server.log"
+    with log.open("w") as output:
+        command = [sys.executable, str(ROOT / "model_cards" / "space" / "app.py")]
+        server = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not answers(f"http://127.0.0.1:{port}/"):
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.terminate()
+        server.wait(20)
+    assert "Traceback" not in log.read_text()
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def browser(tmp_path):
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for argument in ["--headless", "--no-sandbox", "--disable-gpu", *QUIET.split(), "--window-size=1280,1400"]:
+        options.add_argument(argument)
+    soundfile.write(tmp_path / "microphone.wav", speechlike(5.0, 48000), 48000)
+    options.add_argument("--autoplay-policy=no-user-gesture-required")
+    options.add_argument("--use-fake-device-for-media-stream")
+    options.add_argument("--use-fake-ui-for-media-stream")
+    options.add_argument(f"--use-file-for-fake-audio-capture={tmp_path / 'microphone.wav'}")
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+def patiently(browser) -> WebDriverWait:
+    return WebDriverWait(browser, PATIENCE, ignored_exceptions=[StaleElementReferenceException])
+
+
+def wait_for(browser, selector: str, text: str = ""):
+    """The first element of a selector that shows `text`."""
+
+    def found(_):
+        shown = browser.find_elements(By.CSS_SELECTOR, selector)
+        return next((element for element in shown if text in element.text), None)
+
+    return patiently(browser).until(found, f"{selector} with '{text}'")
+
+
+def press(browser, selector: str, text: str) -> None:
+    """Click what shows `text`; once more if the page drew it anew in between."""
+    patiently(browser).until(lambda _: wait_for(browser, selector, text).click() or True)
+
+
+def upload(browser, place: str, path: Path) -> None:
+    """Give a file to the input of that name."""
+
+    def input_of_files(_):
+        return next(iter(browser.find_elements(By.CSS_SELECTOR, f"#{place} input[type=file]")), None)
+
+    patiently(browser).until(input_of_files, place).send_keys(str(path))
+
+
+def colours(browser, selector: str) -> int:
+    """How many different colours the picture has, on a coarse grid of its pixels."""
+    script = """
+        const image = document.querySelector(arguments[0]);
+        await image.decode();
+        const canvas = document.createElement('canvas');
+        canvas.width = 200; canvas.height = 150;
+        const context = canvas.getContext('2d');
+        context.drawImage(image, 0, 0, 200, 150);
+        const data = context.getImageData(0, 0, 200, 150).data, seen = new Set();
+        for (let i = 0; i < data.length; i += 4) seen.add(data[i] * 65536 + data[i + 1] * 256 + data[i + 2]);
+        return seen.size;
+    """
+    return browser.execute_script(script, selector)
+
+
+def severe(browser) -> list[str]:
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def addresses(browser) -> list[str]:
+    """Where the page has sent requests to."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return [p["request"]["url"] for p in sent if not p.get("documentURL", "").startswith("chrome:")]
+
+
+def test_the_page_in_a_browser(address, browser, tmp_path):
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "clip.wav", np.stack(2 * [speechlike(2.0, 44100)], 1), 44100)
+    soundfile.write(tmp_path / "other.flac", 0.1 * rng.standard_normal(12000), 8000)
+    (tmp_path / "notes.txt").write_text("no sound\n")
+    (tmp_path / "empty.wav").touch()
+    write_two_hours(tmp_path / "two_hours.wav")
+
+    browser.get(address)
+    wait_for(browser, "#one .hint", "Record or upload some speech")
+    upload(browser, "file", tmp_path / "clip.wav")
+    wait_for(browser, "#one h3", "clip.wav")
+    assert colours(browser, "#one .sheet img") > 500 and colours(browser, "#one .below img") > 10
+    assert "99 frames of 25 ms" in browser.find_element(By.ID, "one").text
+
+    # The clip plays, and a line follows it; a click plays from there.
+    picture, line = (browser.find_element(By.CSS_SELECTOR, f"#one {place}") for place in (".sheet img", ".line-x"))
+    assert not line.is_displayed()
+    picture.click()  # in its middle
+    patiently(browser).until(lambda _: line.is_displayed())
+    now = "return document.querySelector('#one audio').currentTime"
+    patiently(browser).until(lambda _: browser.execute_script(now) > 1.1)
+    middle = picture.location["x"] + picture.size["width"] / 2
+    assert line.location["x"] > middle
+
+    for name, sentence in (
+        ("notes.txt", "This file cannot be read as audio"),
+        ("empty.wav", "This file is empty"),
+    ):
+        upload(browser, "file", tmp_path / name)
+        wait_for(browser, "#one .notice", sentence)
+        assert not browser.find_elements(By.CSS_SELECTOR, "#one img, #one audio")
+    upload(browser, "file", tmp_path / "two_hours.wav")
+    wait_for(browser, "#one .notice", "its first 60 s are shown")
+    assert colours(browser, "#one .sheet img") > 500
+    assert "Traceback" not in browser.page_source
+
+    press(browser, "button", "Record")
+    wait_for(browser, "button", "Stop")
+    time.sleep(1.5)  # of speech into the microphone
+    press(browser, "button", "Stop")
+    wait_for(browser, "#one h3", "audio.wav")
+    assert colours(browser, "#one .sheet img") > 500
+
+    press(browser, "button[role=tab]", "Two clips")
+    upload(browser, "file-a", tmp_path / "clip.wav")
+    upload(browser, "file-b", tmp_path / "other.flac")
+    wait_for(browser, "#two h3", "other.flac")
+    assert colours(browser, "#two .sheet img") > 500
+    source = "return document.querySelector('#two .sheet img')?.src"
+    before = browser.execute_script(source)
+    press(browser, "#layer label", "Transformer input")
+    patiently(browser).until(lambda _: browser.execute_script(source) not in (None, before))
+
+    assert severe(browser) == []
+    elsewhere = [url for url in addresses(browser) if not url.startswith((address, "data:", "blob:", "chrome:"))]
+    assert elsewhere == []
