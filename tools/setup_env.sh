@@ -35,7 +35,7 @@ else
         pip install "$any_torch"
 fi
 
-pip install --editable ".[train,demo,test]"
+pip install --editable ".[train,demo,onnx,page,test]"
 
 # torchaudio's compiled libraries are built for one flavour of torch, and its import stops where they do not fit (they
 # ask for CUDA on a CPU build). What this project uses of it is Python code, which runs without them.

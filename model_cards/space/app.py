@@ -1,0 +1,246 @@
+"""A page to look and listen: what an S-JEPA checkpoint hears in speech that is recorded or uploaded.
+
+    python model_cards/space/app.py                                # the checkpoint of `make demo`
+    python model_cards/space/app.py --checkpoint runs/mine/final --asr runs/asr/final
+
+Without --checkpoint, the environment variable SJEPA_CHECKPOINT names it (SJEPA_ASR the one for transcripts).
+"""
+
+import argparse
+import base64
+import html
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is sent anywhere
+
+import gradio as gr
+import soundfile
+import transformers
+from listening import (
+    MAX_SECONDS,
+    SAMPLING_RATE,
+    Clip,
+    Heard,
+    Listener,
+    effective_rank,
+    entropy_bits,
+    read_clip,
+    similarity,
+)
+from pictures import Picture, draw_clip, draw_ranks, draw_similarity
+
+
+HERE = Path(__file__).parent
+LARGEST_FILE = "2gb"
+SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # nothing is fetched
+HOW_TO_READ = f"""
+- **Log-mel spectrogram**: energy by time and pitch, on the mel scale, 70 dB from black to bright.
+- **Most likely cluster**: pretraining teaches the model to name, at each frame of 20 ms, the cluster of a Gaussian
+  mixture that the sound belongs to. The strip is its first choice, with nothing masked. Clusters are coloured by the
+  first principal component of their means: where colours are alike, so are the sounds. Steady sounds make wide bars.
+- **Three largest posteriors**: how much of its belief the model puts on its first three choices.
+- **Entropy**: how undecided it is. 0 bits: one cluster alone; 1 bit: two equally likely ones; it tends to fall inside
+  steady sounds and to rise at transitions and in pauses.
+- **Effective rank**: how many directions the frames of this clip really use in each layer. Near 1, the layer has
+  collapsed; short clips have few directions to use.
+- **Frame similarity**: cosine between each frame of clip A (downwards) and each of clip B (to the right), after their
+  common mean is taken off. Where both say the same, a bright line runs from the upper left to the lower right.
+
+Files of any rate and channel count serve (WAV, FLAC, OGG, Opus, MP3); of long ones the first {MAX_SECONDS} s.
+"""
+
+
+def describe(listener: Listener) -> str:
+    """The line under the title: which checkpoint, how large, and what it can show."""
+    config, millions = listener.config, sum(p.numel() for p in listener.encoder.parameters()) / 1e6
+    parts = [f"`{listener.name}`", f"encoder of {millions:.1f}M parameters, {config.num_hidden_layers} layers"]
+    if listener.cluster_head is not None:
+        parts.append(f"{config.num_mixture_components} clusters")
+    if listener.recogniser is not None:
+        parts.append("transcripts" if listener.asr_name == listener.name else f"transcripts by `{listener.asr_name}`")
+    return " · ".join(parts)
+
+
+def notice(sentence: str) -> str:
+    return f'<p class="notice" role="alert">{html.escape(sentence)}</p>'
+
+
+def hint(sentence: str) -> str:
+    return f'<p class="hint">{html.escape(sentence)}</p>'
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def player(clip: Clip, axis: str = "x") -> str:
+    """The clip to play; its time runs along `axis` of the picture."""
+    file = io.BytesIO()
+    soundfile.write(file, clip.samples.clip(-1, 1), SAMPLING_RATE, format="WAV", subtype="PCM_16")
+    source = data_uri(file.getvalue(), "audio/wav")
+    return f'<audio controls data-axis="{axis}" data-seconds="{clip.seconds}" src="{source}"></audio>'
+
+
+def sheet(picture: Picture, axes: str, description: str) -> str:
+    """A picture with a line for each axis that time runs along."""
+    lines = "".join(f'<div class="line line-{axis}" hidden></div>' for axis in axes)
+    size = f"min-width: {75 * picture.inches:.0f}px; max-width: {110 * picture.inches:.0f}px"
+    box = " ".join(f"{share:.5f}" for share in picture.box)
+    image = f'<img src="{data_uri(picture.webp, "image/webp")}" alt="{html.escape(description)}">'
+    return f'<div class="scroll"><div class="sheet" style="{size}" data-box="{box}">{image}{lines}</div></div>'
+
+
+def title(path: str, clip: Clip, letter: str = "") -> str:
+    """Name and length of a clip."""
+    length = f"the first {MAX_SECONDS} s of a longer file" if clip.is_cut else f"{clip.seconds:.2f} s"
+    name = html.escape(Path(path).name)
+    return f'<h3>{letter}{name}</h3><p class="aside">{length}, as the model hears it: mono, 16 kHz</p>'
+
+
+def show_clip(listener: Listener, path: str | None) -> str:
+    """The page's answer to one clip, as HTML: pictures, or a sentence that says what is wrong with the file."""
+    if path is None:
+        return hint("Record or upload some speech: a sentence or two is enough.")
+    try:
+        clip = read_clip(path)
+    except ValueError as error:
+        return notice(str(error))
+    heard = listener.hear(clip.samples)
+    ranks = [effective_rank(features) for features in heard.layers]
+    num_frames, num_features = heard.layers[0].shape
+    rank_picture = draw_ranks(ranks, min(num_frames - 1, num_features))
+    notes = []
+    if clip.is_cut:
+        notes.append(notice(f"This file is longer than {MAX_SECONDS} s: its first {MAX_SECONDS} s are shown."))
+    if heard.posteriors is None:
+        notes.append(
+            notice("Clusters, posteriors and entropy are absent: this checkpoint has no cluster head of pretraining.")
+        )
+    transcript = ""
+    if heard.words is not None:
+        text = html.escape(" ".join(word.text for word in heard.words)) or "<i>no words recognised</i>"
+        transcript = f'<p class="transcript">{text}</p>'
+    picture = draw_clip(clip, heard, listener.cluster_places)
+    rank_image = f'<img src="{data_uri(rank_picture.webp, "image/webp")}" alt="Effective rank of each layer">'
+    return (
+        f'{"".join(notes)}<div class="listen">{title(path, clip)}{transcript}{player(clip)}'
+        f"{sheet(picture, 'x', 'What the model hears, over seconds')}"
+        f'<div class="below">{rank_image}<ul>{"".join(f"<li>{fact}</li>" for fact in facts(clip, heard, ranks))}</ul>'
+        "</div></div>"
+    )
+
+
+def facts(clip: Clip, heard: Heard, ranks: list[float]) -> list[str]:
+    """What one sees, in sentences."""
+    found = [f"{len(heard.layers[0])} frames of 25 ms, one every 20 ms."]
+    if heard.posteriors is not None:
+        clusters, bits = heard.posteriors.argmax(1), entropy_bits(heard.posteriors)
+        changes = (np.diff(clusters) != 0).sum() / clip.seconds
+        found += [
+            f"{len(np.unique(clusters))} of {heard.posteriors.shape[1]} clusters are the most likely one somewhere;"
+            f" the choice changes {changes:.0f} times a second.",
+            f"Mean entropy {bits.mean():.2f} bits: as undecided as between {2 ** bits.mean():.1f} equal choices."
+            f" In {(bits < 1).mean():.0%} of the frames it is below 1 bit.",
+        ]
+    highest = int(np.argmax(ranks))
+    where = "at the input of the Transformer" if highest == 0 else f"in layer {highest}"
+    found.append(f"Most directions are in use {where} ({ranks[highest]:.0f}), in the top layer {ranks[-1]:.0f}.")
+    return found
+
+
+def show_pair(listener: Listener, first: str | None, second: str | None, layer: int) -> str:
+    """The page's answer to two clips, as HTML: their similarity matrix, or a sentence."""
+    if first is None or second is None:
+        return hint("Record or upload two clips: two people saying the same, say, or one word said twice.")
+    clips = []
+    for name, path in (("A", first), ("B", second)):
+        try:
+            clips.append(read_clip(path))
+        except ValueError as error:
+            return notice(f"Clip {name}: {error}")
+    matrix = similarity(*(listener.features(clip.samples)[layer] for clip in clips))
+    picture = draw_similarity(*clips, matrix, layer)
+    players = "".join(
+        f"<div>{title(path, clip, f'{name}: ')}{player(clip, axis)}</div>"
+        for name, path, clip, axis in zip("AB", (first, second), clips, "yx")
+    )
+    return (
+        f'<div class="listen"><div class="players">{players}</div>'
+        f"{sheet(picture, 'xy', 'Similarity of each frame of clip A to each of clip B')}"
+        '<p class="aside">Click into the matrix to hear half a second of A, then of B. A diagonal line marks a stretch'
+        " that both have in common; a square, a sound that both hold.</p></div>"
+    )
+
+
+def clip_input(name: str, elem_id: str) -> gr.State:
+    """A place to drop a file, which has `elem_id`, and a microphone; the state holds the path of the latest clip."""
+    path = gr.State(None)
+    with gr.Row(equal_height=True):
+        file = gr.File(label=f"Upload {name}", height=140, elem_id=elem_id)
+        settings = {"sources": ["microphone"], "type": "filepath", "editable": False, "buttons": []}
+        microphone = gr.Audio(label=f"Record {name}", **settings)
+    # The place to drop files stays free for the next one.
+    file.upload(lambda uploaded: (uploaded, None), file, [path, file], show_progress="hidden")
+    microphone.stop_recording(lambda recorded: recorded, microphone, path, show_progress="hidden")
+    return path
+
+
+def build(listener: Listener) -> gr.Blocks:
+    """The page."""
+    script = (HERE / "player.js").read_text()
+    layers = [("Transformer input", 0), *((str(layer), layer) for layer in range(1, listener.num_layers + 1))]
+    with gr.Blocks(title="S-JEPA: look and listen", fill_width=True, delete_cache=(3600, 3600)) as page:
+        gr.Markdown(
+            f"# S-JEPA: look and listen\nWhat a speech encoder trained without labels hears. {describe(listener)}"
+        )
+        with gr.Tab("One clip"):
+            clip = clip_input("speech", "file")
+            answer = gr.HTML(show_clip(listener, None), js_on_load=script, elem_id="one")
+            clip.change(lambda path: show_clip(listener, path), clip, answer)
+        with gr.Tab("Two clips"):
+            with gr.Row():
+                with gr.Column():
+                    first = clip_input("clip A", "file-a")
+                with gr.Column():
+                    second = clip_input("clip B", "file-b")
+            middle = listener.num_layers // 2
+            layer = gr.Radio(layers, value=middle, label="Layer whose frames are compared", elem_id="layer")
+            pair = gr.HTML(show_pair(listener, None, None, 0), js_on_load=script, elem_id="two")
+            inputs = [first, second, layer]
+            gr.on([i.change for i in inputs], lambda a, b, k: show_pair(listener, a, b, k), inputs, pair)
+        with gr.Accordion("How to read the pictures", open=False):
+            gr.Markdown(HOW_TO_READ)
+    return page
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="A page to look at and listen to what an S-JEPA checkpoint hears.")
+    default = os.environ.get("SJEPA_CHECKPOINT", "demo-output/model/final")
+    parser.add_argument("--checkpoint", default=default, help=f"directory or Hub name (default: {default})")
+    parser.add_argument(
+        "--asr", default=os.environ.get("SJEPA_ASR"), help="another one with a CTC head, for transcripts beside it"
+    )
+    arguments = parser.parse_args(argv)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        listener = Listener(arguments.checkpoint, arguments.asr)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    build(listener).launch(
+        theme=gr.themes.Soft(primary_hue="sky", secondary_hue="sky", neutral_hue="slate", **SYSTEM_FONTS),
+        css_paths=HERE / "page.css",
+        max_file_size=LARGEST_FILE,
+        ssr_mode=False,
+        footer_links=[],
+    )
+
+
+if __name__ == "__main__":
+    main()

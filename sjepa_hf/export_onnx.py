@@ -1,0 +1,323 @@
+"""Write a checkpoint as an ONNX file, and check that it gives what PyTorch gives.
+
+    python -m sjepa_hf.export_onnx runs/asr/final asr.onnx
+    python -m sjepa_hf.export_onnx runs/asr/final asr.onnx --int8              # asr.int8.onnx beside it
+    python -m sjepa_hf.export_onnx runs/mine/final features.onnx --task features
+
+Inputs of the file: `input_values`, float32 `(batch, samples)`, mono at 16 kHz, right-padded, and `attention_mask`,
+int64 of the same shape, 1 for real samples (Transformers' feature extractor gives int32). Batch and length are free
+(400 samples or more); a padded clip gets what it gets alone. Outputs:
+
+    task            output                                          and
+    features        last_hidden_state (batch, frames, hidden_size)  frame_lengths (batch), int64: real frames of a clip
+    ctc             logits (batch, frames, vocabulary)              frame_lengths
+    classification  logits (batch, classes)                         frame_lengths
+
+The file's metadata are JSON: `task`, `sampling_rate`, and with ctc and classification `labels`, the text of each
+output (with ctc "" for the blank and " " between words): `examples/transcribe_onnx.py` needs nothing else. In an int8
+file the clips of a batch share the scales: there, what a clip gets depends a little on the others.
+
+A file is kept if it agrees with PyTorch to 1e-4 on padded batches of noise. With the log-mel front end a few clips of
+speech differ by more (up to 5e-4 in CTC logits, median 1e-5), as fp32 PyTorch does from float64: a band 100 dB below
+the loudest of its frame drowns in rounding.
+
+Needs the packages onnx, onnxscript and onnxruntime.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import AutoConfig, Wav2Vec2CTCTokenizer
+
+from .configuration_sjepa import SJepaConfig
+from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel
+from .modeling_sjepa_heads import SJepaForCTC, SJepaForSequenceClassification
+from .saving import files_written_aside
+
+
+if TYPE_CHECKING:
+    import onnx
+
+
+SAMPLING_RATE = 16000
+TASKS = {"features": SJepaModel, "ctc": SJepaForCTC, "classification": SJepaForSequenceClassification}
+# What a checkpoint is exported as when nobody says.
+TASK_OF_CLASS = {
+    "SJepaModel": "features",
+    "SJepaForPreTraining": "features",
+    "SJepaForCTC": "ctc",
+    "SJepaForSequenceClassification": "classification",
+}
+TOLERANCE = 1e-4  # largest difference to PyTorch with which a file is kept
+# Lengths in samples of the clips of each batch on which it is measured: a single frame, one clip alone, padded ones,
+# one of them shorter than a frame, and a long one.
+CHECKED_BATCHES = ((400,), (719,), (16000,), (16000, 9037, 450), (200, 12345), (320000, 51234))
+
+
+def open_checkpoint(checkpoint: str | Path, task: str | None = None) -> tuple[SJepaPreTrainedModel, str]:
+    """
+    The model of a checkpoint in fp32 with the head of `task` (by default that with which it was saved), and the task.
+
+    Raises:
+        ValueError: if there is no such task, no S-JEPA checkpoint, or it lacks the head.
+    """
+    if task is not None and task not in TASKS:
+        raise ValueError(f"`task` is {task}; it must be one of {', '.join(TASKS)}.")
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{checkpoint} is no checkpoint: {error}") from None
+    if not isinstance(config, SJepaConfig):
+        raise ValueError(f"{checkpoint} is of type {config.model_type}; only S-JEPA checkpoints are exported here.")
+    saved = (config.architectures or ["?"])[0]
+    if task is None:
+        task = TASK_OF_CLASS.get(saved)
+        if task is None:
+            raise ValueError(f"{checkpoint} was saved as {saved}: say with `task` what to export: {', '.join(TASKS)}.")
+    try:
+        model, loading = TASKS[task].from_pretrained(
+            checkpoint, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"The weights of {checkpoint} cannot be loaded: {error}") from None
+    if loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"])[:4])
+        raise ValueError(
+            f"{checkpoint} was saved as {saved} and lacks weights that `task` {task} needs ({missing}): fine-tune it"
+            " first, or export with `task` features."
+        )
+    return model.eval(), task
+
+
+def metadata(model: SJepaPreTrainedModel, task: str, checkpoint: str | Path) -> dict[str, str]:
+    """
+    What a user of the file has to know besides its inputs and outputs, each value as JSON.
+
+    Raises:
+        ValueError: if a CTC checkpoint has no tokenizer.
+    """
+    found = {"task": task, "sampling_rate": SAMPLING_RATE}
+    if task == "ctc":
+        found["labels"] = ctc_labels(checkpoint, model.config.vocab_size)
+    elif task == "classification":
+        found["labels"] = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in found.items()}
+
+
+def ctc_labels(checkpoint: str | Path, vocab_size: int) -> list[str]:
+    """The text that each output of a CTC head writes: "" for the blank, " " for the word delimiter."""
+    try:
+        tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(checkpoint)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{checkpoint} has no Wav2Vec2CTCTokenizer (vocab.json) with its CTC head: {error}") from None
+    written = {tokenizer.pad_token: "", tokenizer.word_delimiter_token: " "}
+    tokens = tokenizer.convert_ids_to_tokens(list(range(vocab_size)))
+    return [written.get(token, token) for token in tokens]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings and log lines below errors: the exporter's are about its own inside."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+class Exported(nn.Module):
+    """What the file computes: the task's output and the number of real frames of each clip."""
+
+    def __init__(self, model: SJepaPreTrainedModel, task: str):
+        super().__init__()
+        self.model = model
+        self.output_name = "last_hidden_state" if task == "features" else "logits"
+        self.eval().requires_grad_(False)
+
+    def forward(self, input_values: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.model(input_values, attention_mask=attention_mask)
+        frame_lengths = self.model._get_feat_extract_output_lengths(attention_mask.sum(-1))
+        return output[self.output_name], frame_lengths
+
+
+def build(exported: Exported, properties: dict[str, str]) -> "onnx.ModelProto":
+    """The ONNX model, with `properties` as its metadata. Folds the weight norm of `exported` into its weights."""
+    import onnx
+
+    conv = exported.model.base_model.encoder.pos_conv_embed.conv
+    nn.utils.parametrize.remove_parametrizations(conv, "weight")
+    # Lengths below two frames are not traced, since a size of one is taken for a constant; the file takes them all
+    # the same, as `largest_difference` sees.
+    shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("samples", min=720)}
+    example = torch.zeros(2, SAMPLING_RATE), torch.ones(2, SAMPLING_RATE, dtype=torch.long)
+    with quiet():
+        program = torch.onnx.export(
+            exported,
+            example,
+            input_names=["input_values", "attention_mask"],
+            output_names=[exported.output_name, "frame_lengths"],
+            dynamic_shapes={"input_values": shape, "attention_mask": shape},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    model = program.model_proto
+    graph = model.graph
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph):
+        del part.metadata_props[:]  # where each operator was written: paths of this machine
+    onnx.helper.set_model_props(model, properties)
+    return model
+
+
+def largest_difference(exported: Exported, path: Path) -> float:
+    """
+    Largest absolute difference between a file and PyTorch, over all values of `CHECKED_BATCHES` of noise that swells
+    and falls and has silence in it; what lies in the padding is loud.
+
+    Raises:
+        ValueError: if shapes or frame lengths differ.
+    """
+    session = open_session(path)
+    generator = torch.Generator().manual_seed(0)
+    largest = 0.0
+    for lengths in map(torch.tensor, CHECKED_BATCHES):
+        time = torch.arange(int(lengths.max()))
+        attention_mask = (time < lengths[:, None]).long()  # [B, S]
+        loudness = (0.3 * (time / 2500).sin()).clamp(min=0)
+        noise = torch.randn(attention_mask.shape, generator=generator)
+        input_values = noise * torch.where(attention_mask == 1, loudness, 10.0)
+        wanted, wanted_lengths = exported(input_values, attention_mask)
+        feeds = {"input_values": input_values.numpy(), "attention_mask": attention_mask.numpy()}
+        found, frame_lengths = map(torch.from_numpy, session.run(None, feeds))
+        if found.shape != wanted.shape or not torch.equal(frame_lengths, wanted_lengths):
+            raise ValueError(
+                f"The exported file gives {tuple(found.shape)} for clips of {lengths.tolist()} samples, but PyTorch"
+                f" {tuple(wanted.shape)}."
+            )
+        largest = max(largest, float((found - wanted).abs().max()))
+    return largest
+
+
+def open_session(path: Path, threads: int | None = None):
+    """`onnxruntime.InferenceSession` on the CPU, with as many threads as PyTorch has if not given."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # between runs the cores are PyTorch's
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def quantize(path: Path, output: Path) -> None:
+    """
+    Write a copy of which the linear maps are int8: weights with a scale for each output, activations with one for each
+    batch as it comes.
+
+    The front end and its projection stay fp32: quiet frequency bands would drown in the rounding error of loud ones,
+    and real frames in that of what lies in the padding. So do convolutions, which are slow in integers on a CPU.
+    Weights take 7 of the 8 bits, since the sums of full ones overflow on CPUs without VNNI.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    nodes = list(onnx.load(path).graph.node)
+    first_norm = next(i for i, node in enumerate(nodes) if node.op_type == "LayerNormalization")  # the projection's
+    with quiet():
+        quantize_dynamic(
+            path,
+            output,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_exclude=[node.name for node in nodes[:first_norm]],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+        )
+
+
+@contextmanager
+def onnx_packages() -> Iterator[None]:
+    """Say in one sentence which package an export lacks."""
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(
+            f"The export needs more packages ({error}): pip install onnx onnxscript onnxruntime"
+        ) from None
+
+
+def export_onnx(
+    checkpoint: str | Path, output: str | Path, task: str | None = None, int8: bool = False
+) -> dict[Path, float]:
+    """
+    Write a checkpoint as ONNX; the files appear once they are whole and checked.
+
+    Args:
+        checkpoint: directory, or name on the Hub.
+        output: file to write, ending in .onnx.
+        task: `"features"`, `"ctc"` or `"classification"`; by default what the checkpoint was saved as.
+        int8: also write OUTPUT.int8.onnx, with dynamic quantisation.
+
+    Returns:
+        `dict` of the files that were written and the largest absolute difference of each to PyTorch.
+
+    Raises:
+        ValueError: where the checkpoint cannot be exported as that, or the file differs by more than 1e-4.
+        OSError: where it cannot be written.
+    """
+    output = Path(output)
+    if output.suffix != ".onnx" or output.is_dir():
+        raise ValueError(f"`output` {output} must be the name of a file that ends in .onnx.")
+    with onnx_packages():
+        import onnx
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    model, task = open_checkpoint(checkpoint, task)
+    properties = metadata(model, task, checkpoint)
+    exported = Exported(model, task)
+    differences = {}
+    with files_written_aside(output.parent) as aside:
+        onnx.save(build(exported, properties), aside / output.name)
+        differences[output] = largest_difference(exported, aside / output.name)
+        if not differences[output] <= TOLERANCE:
+            raise ValueError(
+                f"The exported file differs from PyTorch by {differences[output]:.1e}, more than {TOLERANCE:g}:"
+                " nothing was written."
+            )
+        if int8:
+            small = output.with_suffix(".int8.onnx")
+            quantize(aside / output.name, aside / small.name)
+            differences[small] = largest_difference(exported, aside / small.name)
+    return differences
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="directory of a checkpoint, or its name on the Hub")
+    parser.add_argument("output", metavar="OUT.onnx", help="file to write")
+    parser.add_argument("--task", help=f"{', '.join(TASKS)} (default: what the checkpoint was saved as)")
+    parser.add_argument("--int8", action="store_true", help="also write OUT.int8.onnx, with dynamic quantisation")
+    arguments = parser.parse_args(argv)
+    try:
+        differences = export_onnx(arguments.checkpoint, arguments.output, arguments.task, arguments.int8)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    for path, difference in differences.items():
+        size = path.stat().st_size / 1e6
+        print(f"wrote {path}: {size:.1f} MB, largest difference to PyTorch {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()
