@@ -26,7 +26,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from safetensors import safe_open
 
 from .saving import files_written_aside
-from .scores import Score, data_name, grouped, read_scores
+from .scores import LOWER_IS_BETTER, Score, data_name, grouped, read_scores
 
 
 CARD, RECORD, RESULTS, EVAL_RESULTS = "README.md", "training.json", "results.json", ".eval_results"
@@ -138,7 +138,7 @@ def make_card(checkpoint: Path, facts: Facts, scores: list[Score], repo_id: str)
         license=facts.license,
         language=facts.language or None,
         datasets=facts.datasets or None,
-        base_model=hub_name(record.get("base_model")),
+        base_model=record.get("base_model"),
         tags=["speech", "s-jepa", "self-supervised-learning"],
         model_name=name if index else None,
         eval_results=index or None,
@@ -151,7 +151,7 @@ def make_card(checkpoint: Path, facts: Facts, scores: list[Score], repo_id: str)
         usage=usage(repo_id, pipeline),
         limits=[*(facts.intended_use or LIMITS[pipeline]), *facts.limits, *GENERAL_LIMITS],
         training=training_lines(config, record, facts),
-        settings=sorted(record.get("settings", {}).items()),
+        settings=shown_settings(record.get("settings", {})),
         pictures=[(title, file) for file, title in PICTURES.items() if (checkpoint / file).is_file()],
         scores=tables(scores, facts),
     )
@@ -163,9 +163,10 @@ def template() -> Path:
     return installed if installed.is_file() else Path(__file__).parents[1] / "model_cards" / "template.md"
 
 
-def hub_name(name: str | None) -> str | None:
-    """A base model's name, if it is one on the Hub rather than a directory."""
-    return None if name is None or Path(name).exists() or name.count("/") != 1 else name
+def shown_settings(settings: dict) -> list[tuple[str, object]]:
+    """Settings in order, without those of a phase that had no steps."""
+    unused = tuple(f"phase{phase}_" for phase in (1, 2) if settings.get(f"phase{phase}_steps") == 0)
+    return sorted((name, value) for name, value in settings.items() if not name.startswith(unused or "\0"))
 
 
 def summary(config: dict, checkpoint: Path, pipeline: str) -> str:
@@ -230,9 +231,9 @@ def training_lines(config: dict, record: dict, facts: Facts) -> list[str]:
         hours = f", {known['hours']:.2f} hours" if known.get("hours") is not None else ""
         clips = f", {known['clips']} clips" if known.get("clips") is not None else ""
         lines.append(f"Sources: {', '.join(map(data_name, known['sources']))}{clips}{hours}")
-    if record.get("base_model"):
+    if "base_checkpoint" in record:
         start = "from scratch, with the configuration of" if record.get("from_scratch") else "from"
-        lines.append(f"Fine-tuned {start} {data_name(record['base_model'])}")
+        lines.append(f"Fine-tuned {start} {record['base_checkpoint']}")
     if "hours_heard" in record:
         lines.append(f"Heard {record['hours_heard']:.1f} hours of audio (repeats counted) in {record['steps']} steps")
     elif "steps" in record:
@@ -259,7 +260,12 @@ def tables(scores: list[Score], facts: Facts) -> list[str]:
             "|---" * (2 + len(others)) + "|",
         ]
         for score in rows:
-            cells = [score.metric, f"**{score.text}**", *(score.baselines.get(name, "") for name in others)]
+            direction = " (lower is better)" if score.metric in LOWER_IS_BETTER else ""
+            cells = [
+                score.metric + direction,
+                f"**{score.text}**",
+                *(score.baselines.get(name, "") for name in others),
+            ]
             lines.append("| " + " | ".join(cells) + " |")
         blocks.append("\n".join(lines))
     return blocks

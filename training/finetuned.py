@@ -12,6 +12,7 @@ from torch import nn
 
 from sjepa_hf.model_card import RESULTS
 from sjepa_hf.saving import written_aside
+from sjepa_hf.scores import data_name
 from training.finetuning import FineTuner, FineTuningArguments
 from training.publishing import publish
 from training.record import write_record
@@ -47,6 +48,9 @@ def save_output(
     """
     final = Path(trainer.args.output_dir) / "final"
     best = trainer.state.best_global_step or trainer.state.global_step
+    names = {source: data_name(source) for source in scores}
+    if len(set(names.values())) == len(names):
+        scores = {names[source]: values for source, values in scores.items()}
     results = {"steps": trainer.state.global_step, "best_step": best, "scores": scores}
     with written_aside(final) as directory:
         if hasattr(model, "merge_and_unload"):
@@ -64,7 +68,7 @@ def save_output(
 
 def run_record(trainer: FineTuner, arguments: FineTuningArguments) -> dict:
     """What `training.json` tells of a fine-tuning, besides hardware and software."""
-    clips = trainer.train_dataset
+    clips, base = trainer.train_dataset, Path(arguments.model_name_or_path)
     unset = {f.name: f.default for f in fields(arguments)}
     chosen = {name: value for name, value in vars(arguments).items() if value is not None and value != unset[name]}
     shown_elsewhere = ("model_name_or_path", "train_data", "eval_data", "test_data", "from_scratch", "hub")
@@ -74,9 +78,14 @@ def run_record(trainer: FineTuner, arguments: FineTuningArguments) -> dict:
     )
     return {
         "kind": "fine-tuning",
-        "base_model": arguments.model_name_or_path,
+        "base_model": None if base.is_dir() else arguments.model_name_or_path,
+        "base_checkpoint": "/".join(base.parts[-2:]),
         "from_scratch": arguments.from_scratch,
-        "data": {"sources": arguments.train_data, "clips": len(clips), "hours": round(clips.hours, 4)},
+        "data": {
+            "sources": list(map(data_name, arguments.train_data)),
+            "clips": len(clips),
+            "hours": round(clips.hours, 4),
+        },
         "steps": trainer.state.global_step,
         "hours_taken": None if taken is None else taken / 3600,
         "settings": settings | {name: getattr(trainer.args, name) for name in TRAINER_SETTINGS},

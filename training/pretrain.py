@@ -38,6 +38,7 @@ from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sjepa_hf import SJepaForPreTraining, SJepaForPreTrainingOutput
+from sjepa_hf.scores import data_name
 from training import checkpointing, figures
 from training.arguments import Arguments, choose_precision, parse_arguments
 from training.audio import BadAudioError
@@ -560,7 +561,7 @@ class Pretraining:
                 final,
                 self.accelerator,
                 kind="pretraining",
-                data={"sources": self.arguments.data.train_data},
+                data={"sources": list(map(data_name, self.arguments.data.train_data))},
                 steps=self.state.step,
                 hours_heard=seconds / 3600,
                 hours_taken=self.seconds_taken() / 3600,

@@ -12,12 +12,19 @@ from sjepa_hf.model_card import RECORD
 from sjepa_hf.saving import files_written_aside
 
 
+# Of this machine rather than of the run.
+LEFT_OUT = "output_dir train_data resume_from_checkpoint initial_checkpoint report_to num_workers cache_gb".split()
+LEFT_OUT += "logging_steps save_steps save_total_limit push_to_hub hub_model_id hub_private_repo hub_strategy".split()
 PACKAGES = ("sjepa_hf", "torch", "transformers", "accelerate")
 
 
 def write_record(directory: Path, accelerator: Accelerator, **facts) -> None:
-    """Write training.json: `facts` of the run, and the hardware and software that it ran on."""
-    found = facts | {"hardware": hardware(accelerator), "software": software()}
+    """
+    Write training.json: `facts` of the run, and the hardware and software that it ran on. It is meant to be shown to
+    others: settings that are unset or tell of this machine alone are left out.
+    """
+    settings = {name: value for name, value in facts["settings"].items() if value is not None and name not in LEFT_OUT}
+    found = facts | {"settings": settings, "hardware": hardware(accelerator), "software": software()}
     with files_written_aside(directory) as aside:
         (aside / RECORD).write_text(json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8")
 

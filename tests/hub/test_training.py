@@ -79,6 +79,8 @@ def test_a_pretraining_run_publishes_checkpoints_and_result(hub, clips, tmp_path
     assert "| phase1_steps | 4 |" in card.text and "AutoModel" in card.text
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
     assert not (tmp_path / "out" / ".uploading").exists()
+    published = hub.files("ada/encoder").values()
+    assert not any(str(tmp_path).encode() in content for content in published), "no path of this machine"
 
 
 def test_the_card_of_a_published_model_shows_code_that_runs(hub, clips, tmp_path):
@@ -119,7 +121,9 @@ def test_fine_tuned_models_are_published(hub, clips, pretrained, tmp_path):
     assert AutoModelForCTC.from_pretrained("ada/asr").config.vocab_size == len(json.loads(asr["vocab.json"]))
     scores = json.loads(asr["results.json"])["scores"]["held out"]["greedy"]
     card = ModelCard.load("ada/asr")
-    assert f"| cer | **{scores['cer']:.3f}** |" in card.text and "Fine-tuned from pretrained" in card.text
+    assert f"| cer (lower is better) | **{scores['cer']:.3f}** |" in card.text
+    assert "Fine-tuned from" in card.text and str(tmp_path) not in card.text
+    assert not any(str(tmp_path).encode() in content for content in asr.values()), "no path of this machine"
     assert {e["label"] for e in pipeline("audio-classification", "ada/two-words")(np.zeros(16000))} == {"A", "B"}
 
 

@@ -84,6 +84,7 @@ def test_a_recogniser_tells_its_error_rates_and_where_it_comes_from(make_config,
     )
     record = {
         "base_model": "ada/encoder",
+        "base_checkpoint": "ada/encoder",
         "from_scratch": False,
         "data": {"sources": ["/data/libri/train"], "clips": 30, "hours": 0.1},
         "steps": 90,
@@ -100,7 +101,7 @@ def test_a_recogniser_tells_its_error_rates_and_where_it_comes_from(make_config,
         "- Took 0.25 hours on 1 x H200",
         "| learning_rate | 0.0001 |",
         "on libri/test (greedy decoding; 7 clips, best checkpoint by held-out clips (step 60); 1 seed)",
-        "| wer | **0.400** |",
+        "| wer (lower is better) | **0.400** |",
         'pipeline("automatic-speech-recognition", "ada/asr", trust_remote_code=True)',
     ):
         assert line in written.text, line

@@ -25,6 +25,7 @@ from transformers import (
 
 from sjepa_hf import SJepaConfig, SJepaForCTC, SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor
+from sjepa_hf.scores import data_name
 from training import decoding, finetune_classification, finetune_ctc
 from training.audio import read_audio
 from training.finetuning import drawn, with_adapters
@@ -256,7 +257,7 @@ def test_clips_that_cannot_be_learnt_are_named(checkpoint, tmp_path, texts, capl
     assert re.search(r"1 clips have more characters than frames and are left out: \S+/0\.wav", caplog.text)
     assert re.search(r"1 clips have an empty transcript and are left out: \S+/1\.wav", caplog.text)
     assert "2.wav: non_finite" in caplog.text
-    assert json.loads((final / "results.json").read_text())["scores"][dev]["clips"] == 2
+    assert json.loads((final / "results.json").read_text())["scores"][data_name(dev)]["clips"] == 2
 
 
 def test_a_smaller_part_lies_in_a_larger_one(mine):
