@@ -41,17 +41,16 @@ class SJepaGroupNorm(nn.GroupNorm):
     def forward(self, hidden_states: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """
         Args:
-            hidden_states (`torch.Tensor` of shape `(batch_size, num_channels, sequence_length)`): frames.
+            hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, num_channels)`): frames.
             lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): real frames; without it, all are real.
         """
-        weight, bias = self.weight.float(), self.bias.float()
+        batch_size, num_frames, num_channels = hidden_states.shape
         if lengths is None:
-            normed = nn.functional.group_norm(hidden_states.float(), 1, weight, bias, self.eps)
-            return normed.to(hidden_states.dtype)
-        real = torch.arange(hidden_states.shape[-1], device=hidden_states.device) < lengths[:, None]  # [B, T]
-        # Sums to one over the real frames and all channels of an utterance.
-        share = real / (lengths.clamp(min=1)[:, None] * hidden_states.shape[1])
-        return _MaskedGroupNorm.apply(hidden_states, share, weight, bias, self.eps)
+            share = hidden_states.new_full((batch_size, num_frames), 1 / (num_frames * num_channels)).float()
+        else:
+            real = torch.arange(num_frames, device=hidden_states.device) < lengths[:, None]
+            share = real / (lengths.clamp(min=1)[:, None] * num_channels)  # [B, T]; with all channels it sums to one
+        return _MaskedGroupNorm.apply(hidden_states, share, self.weight.float(), self.bias.float(), self.eps)
 
 
 class _MaskedGroupNorm(torch.autograd.Function):
@@ -64,24 +63,24 @@ class _MaskedGroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_states, share, weight, bias, eps):
-        values = hidden_states.float()  # [B, C, T]
-        mean = torch.bmm(values, share[:, :, None]).sum(1, keepdim=True)  # [B, 1, 1]
+        values = hidden_states.float()  # [B, T, C]
+        mean = torch.bmm(share[:, None], values).sum(2, keepdim=True)  # [B, 1, 1]
         centred = values - mean
-        variance = torch.bmm(centred.square(), share[:, :, None]).sum(1, keepdim=True)
+        variance = torch.bmm(share[:, None], centred.square()).sum(2, keepdim=True)
         scale = torch.rsqrt(variance + eps)
         ctx.save_for_backward(hidden_states, share, weight, mean, scale)
-        return torch.addcmul(bias[:, None], centred, scale * weight[:, None]).to(hidden_states.dtype)
+        return torch.addcmul(bias, centred, scale * weight).to(hidden_states.dtype)
 
     @staticmethod
     def backward(ctx, gradient):
         hidden_states, share, weight, mean, scale = ctx.saved_tensors
         gradient = gradient.float()
-        normed = (hidden_states.float() - mean).mul_(scale)  # [B, C, T]
-        by_channel = (gradient * normed).sum(2)  # [B, C]
-        bias_by_channel = gradient.sum(2)
+        normed = (hidden_states.float() - mean).mul_(scale)  # [B, T, C]
+        by_channel = (gradient * normed).sum(1)  # [B, C]
+        bias_by_channel = gradient.sum(1)
         # How the loss moves with the utterance's mean and variance, spread over the frames that made them.
         through_mean = (bias_by_channel @ weight)[:, None, None]
         through_variance = (by_channel @ weight)[:, None, None]
-        spread = normed.mul_(through_variance).add_(through_mean).mul_(share[:, None])
-        grad_input = spread.neg_().addcmul_(gradient, weight[:, None]).mul_(scale)
+        spread = normed.mul_(through_variance).add_(through_mean).mul_(share[:, :, None])
+        grad_input = spread.neg_().addcmul_(gradient, weight).mul_(scale)
         return grad_input.to(hidden_states.dtype), None, by_channel.sum(0), bias_by_channel.sum(0), None

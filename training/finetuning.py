@@ -35,6 +35,7 @@ from sjepa_hf.saving import feature_extractor
 from training.arguments import parse_dataclasses
 from training.audio import SAMPLING_RATE, BadAudioError
 from training.labelled import LabelledClips, open_labelled
+from training.memory import keep_freed_memory
 from training.publishing import NotPushed
 from training.sources import open_source
 
@@ -452,6 +453,8 @@ class EncoderFreeze(TrainerCallback):
 
 def run_training(trainer: FineTuner, arguments: FineTuningArguments) -> nn.Module:
     """Train; the model of the best evaluation."""
+    if trainer.args.device.type == "cpu":
+        keep_freed_memory()
     if arguments.freeze_encoder_steps:
         trainer.add_callback(EncoderFreeze(arguments.freeze_encoder_steps))
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)

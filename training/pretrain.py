@@ -48,6 +48,7 @@ from training.corpus import DataPosition
 from training.features import MfccFeatures
 from training.interruption import Interruption, Stop
 from training.layer_choice import LayerChoice
+from training.memory import keep_freed_memory
 from training.monitoring import Monitor, loss_sums, predictor_entropy, target_metrics
 from training.publishing import NotPushed, Publisher
 from training.ranks import RanksDisagree, StepTotals, check_ranks_agree, is_lost_connection
@@ -113,6 +114,8 @@ class Pretraining:
             # The mixture is the same on all ranks by construction; sending it around would only hide a drift.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.output_dir = Path(run.output_dir)
         self.lock = FileLock(self.output_dir / ".lock")
         if self.accelerator.is_main_process:

@@ -167,7 +167,7 @@ def test_front_end_gradient_is_multiplied(make_config):
             (model.feature_extractor.conv_layers[0].conv.weight.grad, model.feature_projection.projection.weight.grad)
         )
     torch.testing.assert_close(gradients[1][0], 0.1 * gradients[0][0], atol=1e-5, rtol=1e-3)
-    torch.testing.assert_close(gradients[1][1], gradients[0][1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gradients[1][1], gradients[0][1], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

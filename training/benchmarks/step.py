@@ -35,6 +35,7 @@ from transformers import HfArgumentParser
 
 from training.benchmarks.candidates import SWEEPS, HubertStep, SJepaStep, StepArguments
 from training.benchmarks.flops import bf16_peak
+from training.memory import keep_freed_memory
 
 
 GPU_STEPS = 10  # steps of a turn on a GPU
@@ -232,6 +233,8 @@ def main(argv: list[str] | None = None) -> None:
         )
         (arguments,) = parser.parse_args_into_dataclasses(argv)
         torch.set_num_threads(arguments.threads)
+        if arguments.device == "cpu":
+            keep_freed_memory()
         accelerator = Accelerator(
             cpu=arguments.device == "cpu", mixed_precision="bf16" if arguments.dtype == "bf16" else "no"
         )
