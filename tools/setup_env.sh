@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-any_torch="torch>=2.6"  # as in pyproject.toml
+any_torch="torch>=2.7"  # as in pyproject.toml
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 python=""
