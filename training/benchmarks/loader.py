@@ -25,6 +25,7 @@ import torch
 
 from training.audio import SAMPLING_RATE, read_audio
 from training.data import DataArguments, build_loader
+from training.memory import keep_freed_memory
 from training.sources import AUDIO_SUFFIXES
 
 
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print where the loader's time goes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as training on a CPU does, for all that is compared
     paths = sorted(path for path in arguments.speech.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
     clips = [read_audio(path) for path in paths[: arguments.clips]]
     with tempfile.TemporaryDirectory() as name:
