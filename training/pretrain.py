@@ -37,15 +37,15 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sjepa_hf import SJepaForPreTraining, SJepaForPreTrainingOutput
+from sjepa_hf import SJepaForPreTrainingOutput
 from sjepa_hf.scores import data_name
 from training import checkpointing, figures
 from training.arguments import Arguments, choose_precision, parse_arguments
 from training.audio import BadAudioError
 from training.augmentation import augment
+from training.building import build_model, build_optimizer
 from training.checkpointing import LoopState
 from training.corpus import DataPosition
-from training.features import MfccFeatures
 from training.interruption import Interruption, Stop
 from training.layer_choice import LayerChoice
 from training.memory import keep_freed_memory
@@ -137,8 +137,9 @@ class Pretraining:
         if resumed:
             self.state = checkpointing.load_loop_state(resumed)
         set_seed(run.seed)
-        self.model = self._build_model(resumed or arguments.model.initial_checkpoint)
-        self.optimizer = self._build_optimizer()
+        checkpoint = resumed or arguments.model.initial_checkpoint
+        self.model = build_model(arguments, checkpoint, self.accelerator, on_mfcc=self.phase == 1)
+        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, run))
         set_seed(run.seed, device_specific=True)  # dropout differs between ranks, weights do not
         self.targets = MfccTargets(self.model.mixture)
         position = DataPosition.from_dict(self.state.data) if resumed else None
@@ -148,35 +149,6 @@ class Pretraining:
         self._broken = torch.zeros(2, device=self.accelerator.device)  # steps without update: in a row, in all
         self._failed_saves = 0
         self._wrap()
-
-    def _build_model(self, checkpoint: str | Path | None) -> SJepaForPreTraining:
-        """The model of a checkpoint, or a new one; for phase 1 with a mixture over MFCC."""
-        settings = self.arguments.model
-        attention = {"attn_implementation": settings.attn_implementation}
-        if checkpoint:
-            with self.accelerator.main_process_first():
-                model = SJepaForPreTraining.from_pretrained(checkpoint, **attention)
-        else:
-            model = SJepaForPreTraining._from_config(self.arguments.sjepa_config(), **attention)
-        if self.phase == 1 and model.mixture.num_features != MfccFeatures.num_features:
-            model.replace_mixture(self.arguments.targets.phase1_components, MfccFeatures.num_features)
-        if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.to(self.accelerator.device).train()
-        if settings.torch_compile:
-            model.compile(dynamic=True)  # every batch has a length of its own
-        return model
-
-    def _build_optimizer(self):
-        run = self.arguments.run
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=run.phase1_learning_rate,
-            betas=(run.adam_beta1, run.adam_beta2),
-            weight_decay=run.weight_decay,
-            fused=True,  # leaves a step with a broken gradient out without asking the device
-        )
-        return self.accelerator.prepare_optimizer(optimizer)
 
     def _restore(self, checkpoint: Path) -> None:
         """All of a checkpoint's training state but the loop state, which is there already."""

@@ -1,0 +1,42 @@
+"""What a pretraining run starts from: the model, new or of a checkpoint, and its optimizer."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from sjepa_hf import SJepaForPreTraining
+from training.arguments import Arguments, RunArguments
+from training.features import MfccFeatures
+
+
+def build_model(
+    arguments: Arguments, checkpoint: str | Path | None, accelerator: Accelerator, on_mfcc: bool
+) -> SJepaForPreTraining:
+    """The model of a checkpoint, or a new one; for phase 1 (`on_mfcc`) with a mixture over MFCC."""
+    settings = arguments.model
+    attention = {"attn_implementation": settings.attn_implementation}
+    if checkpoint:
+        with accelerator.main_process_first():
+            model = SJepaForPreTraining.from_pretrained(checkpoint, **attention)
+    else:
+        model = SJepaForPreTraining._from_config(arguments.sjepa_config(), **attention)
+    if on_mfcc and model.mixture.num_features != MfccFeatures.num_features:
+        model.replace_mixture(arguments.targets.phase1_components, MfccFeatures.num_features)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.to(accelerator.device).train()
+    if settings.torch_compile:
+        model.compile(dynamic=True)  # every batch has a length of its own
+    return model
+
+
+def build_optimizer(model: SJepaForPreTraining, run: RunArguments) -> torch.optim.AdamW:
+    """AdamW; its fused form leaves a step with a broken gradient out without asking the device."""
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=run.phase1_learning_rate,
+        betas=(run.adam_beta1, run.adam_beta2),
+        weight_decay=run.weight_decay,
+        fused=True,
+    )
