@@ -22,7 +22,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from .configuration_sjepa import AUTO_MAP, MODEL_CODE
-from .model_card import CARD, card_files
+from .model_card import CARD, MARK, RECORD, card_files
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,8 @@ def push(
     Publish a checkpoint directory as a model repository, in one commit: readers see all of it or nothing. A repo that
     is new, or yours and of the same kind of model, is filled; weights that the checkpoint no longer has are deleted.
 
-    Without a README.md in the checkpoint, a card is written from what it holds, unless the repo has one already.
+    Without a README.md in the checkpoint, a card is written from what it holds, unless the repo has one that people
+    have written, or that knows more (of a training whose record the checkpoint lacks).
 
     Args:
         repo_id: `name` or `owner/name`.
@@ -68,7 +69,7 @@ def push(
     with hub_errors(api, repo_id):
         present = set(api.list_repo_files(repo_id, revision=revision))
         card = {}
-        if CARD not in files and CARD not in present:
+        if CARD not in files and wants_card(api, files, present, repo_id, revision):
             card = {name: text.encode() for name, text in card_files(checkpoint, repo_id=repo_id).items()}
         return commit(api, card | files, present, repo_id, revision, message or f"Upload {checkpoint.name}")
 
@@ -106,6 +107,14 @@ def open_repo(
                     f"{repo_id} is taken: it holds a {theirs} model, not a {kind} model. Choose another name."
                 )
     return repo_id
+
+
+def wants_card(api: HfApi, files: dict[str, Path], present: set[str], repo_id: str, revision: str | None) -> bool:
+    """Whether the repo has no card yet, or a generated one of an earlier training."""
+    if CARD not in present:
+        return True
+    theirs = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")
+    return MARK in theirs and RECORD in files
 
 
 def model_type(config: Path) -> str:

@@ -52,6 +52,17 @@ def test_pushing_again_replaces_shards_and_keeps_the_card(hub, pretrained, tmp_p
     assert whole["README.md"].endswith(b"mine")
 
 
+def test_a_generated_card_makes_way_for_one_of_a_newer_training(hub, pretrained):
+    assert push(pretrained, "encoder") == ""
+    old = hub.files("ada/encoder")["README.md"]
+    (pretrained / "training.json").write_text(json.dumps({"steps": 1234}))
+    assert push(pretrained, "encoder") == ""
+    new = hub.files("ada/encoder")["README.md"]
+    assert b"1234 steps" in new and b"1234" not in old
+    (pretrained / "training.json").unlink()
+    assert push(pretrained, "encoder") == "" and hub.files("ada/encoder")["README.md"] == new
+
+
 def test_nothing_new_is_no_new_commit(hub, pretrained):
     assert push(pretrained, "encoder") == push(pretrained, "encoder") == ""
     assert len(hub.repos["ada/encoder"].commits) == 2
