@@ -6,8 +6,8 @@ import json
 import httpx2
 import numpy as np
 import pytest
-from hub_clients import without_the_package
 from huggingface_hub import HfApi
+from processes import without_the_package
 from transformers import (
     AutoModel,
     AutoModelForAudioClassification,

@@ -1,12 +1,11 @@
 """A checkpoint opens anywhere: every class from one directory, with this package and without it, and in pipelines."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import transformers
+from processes import without_the_package
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2Processor, pipeline
 
 import sjepa_hf
@@ -35,14 +34,6 @@ def classifier_checkpoint(make_config, tmp_path):
     sjepa_hf.SJepaForSequenceClassification(config).save_pretrained(tmp_path / "kws")
     feature_extractor().save_pretrained(tmp_path / "kws")
     return tmp_path / "kws"
-
-
-def without_the_package(code: str) -> str:
-    """What `code` prints in a process that cannot import sjepa_hf."""
-    blocked = "import sys; sys.modules['sjepa_hf'] = None; sys.modules['training'] = None\n"
-    done = subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_every_class_is_registered_and_mapped(make_config):
