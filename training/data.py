@@ -9,6 +9,7 @@ import logging
 import math
 import multiprocessing
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import fsspec.asyn
@@ -22,6 +23,8 @@ from training.sources import open_source
 
 
 logger = logging.getLogger(__name__)
+
+IGNORED_BY_WORKERS = (signal.SIGINT, signal.SIGTERM)  # sent to the whole group; see `_kill_workers`
 
 
 @dataclass
@@ -248,10 +251,22 @@ def _as_is(batch: dict) -> dict:
     return batch
 
 
+def start_reading(loader: torch.utils.data.DataLoader) -> Iterator[dict]:
+    """`iter(loader)`; signals that come while its workers start are held back from them until they ignore them."""
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, IGNORED_BY_WORKERS
+    )  # a new process begins with its parent's mask
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; see `_kill_workers`
+    for number in IGNORED_BY_WORKERS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_BY_WORKERS)
     fsspec.asyn.reset_lock()  # a forked lock would hang remote reads
 
 

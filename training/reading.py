@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from training.arguments import Arguments
 from training.audio import BadAudioError, BadAudioMonitor
 from training.corpus import DataPosition
-from training.data import build_loader
+from training.data import build_loader, start_reading
 
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class TrainingData:
         for restart in range(MAX_RESTARTS + 1):
             try:
                 if self._batches is None:
-                    self._batches = iter(self._loader)
+                    self._batches = start_reading(self._loader)
                     # torch would raise the death of a worker anywhere in a step; without this, where batches are read.
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 batch = next(self._batches)
@@ -98,7 +98,7 @@ class TrainingData:
     def fresh_pass(self, salt: int) -> Iterator[dict]:
         """One pass over the data in an order of its own, which leaves the training batches where they are."""
         data = replace(self.arguments.data, cache_gb=0.0, bucket_buffer_size=256)
-        for batch in self._open(data, self.arguments.run.seed + 1000 + salt, max_epochs=1):
+        for batch in start_reading(self._open(data, self.arguments.run.seed + 1000 + salt, max_epochs=1)):
             self.bad_audio.update(len(batch["lengths"]), batch["skipped"])
             self.bad_audio.check()
             yield batch

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import sys
 import tarfile
 from collections import Counter
@@ -23,7 +24,7 @@ from transformers import HfArgumentParser
 import training.sources
 from training.audio import SAMPLING_RATE, BadAudioMonitor, read_audio
 from training.corpus import DataPosition
-from training.data import DataArguments, build_loader
+from training.data import DataArguments, build_loader, start_reading
 from training.sources import open_source
 
 
@@ -413,3 +414,14 @@ def test_real_bad_files_are_reported(speech, tmp_path):
     ]
     peaks = sorted(np.abs(read_audio(path)).max() for path in good)
     assert np.allclose(sorted(batch["input_values"].abs().amax(dim=1).tolist()), peaks)
+
+
+def test_a_signal_that_comes_while_workers_start_does_not_end_them(tmp_path):
+    """As a batch system sends it to the whole group: the training process decides, and its readers go on."""
+    for number in range(8):
+        write_clip(tmp_path / f"{number}.wav", number + 1)
+    loader = build_loader(DataArguments([str(tmp_path)], num_workers=2, batch_seconds=1.0), max_epochs=1)
+    batches = start_reading(loader)
+    for worker in batches._workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    assert sum(len(batch["lengths"]) for batch in batches) == 8
