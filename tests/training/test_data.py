@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tarfile
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import takewhile
@@ -416,11 +417,12 @@ def test_real_bad_files_are_reported(speech, tmp_path):
     assert np.allclose(sorted(batch["input_values"].abs().amax(dim=1).tolist()), peaks)
 
 
-def test_a_signal_that_comes_while_workers_start_does_not_end_them(tmp_path):
+def test_a_signal_that_comes_while_workers_start_does_not_end_them(tmp_path, monkeypatch):
     """As a batch system sends it to the whole group: the training process decides, and its readers go on."""
     for number in range(8):
         write_clip(tmp_path / f"{number}.wav", number + 1)
-    loader = build_loader(DataArguments([str(tmp_path)], num_workers=2, batch_seconds=1.0), max_epochs=1)
+    loader = build_loader(DataArguments([str(tmp_path)], num_workers=2), max_epochs=1)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: time.sleep(0.5))  # a worker's first act
     batches = start_reading(loader)
     for worker in batches._workers:
         os.kill(worker.pid, signal.SIGTERM)
