@@ -252,10 +252,11 @@ def _as_is(batch: dict) -> dict:
 
 
 def start_reading(loader: torch.utils.data.DataLoader) -> Iterator[dict]:
-    """`iter(loader)`; signals that come while its workers start are held back from them until they ignore them."""
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, IGNORED_BY_WORKERS
-    )  # a new process begins with its parent's mask
+    """
+    `iter(loader)`. Signals that come while its workers start are held back from them until they ignore them: a new
+    process begins with its parent's mask.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_BY_WORKERS)
     try:
         return iter(loader)
     finally:
