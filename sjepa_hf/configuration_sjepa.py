@@ -257,9 +257,8 @@ class SJepaConfig(PreTrainedConfig):
     def num_frames(self, num_samples):
         """Frames of clips of `num_samples` samples (an `int` or an integer tensor); 0 for clips below one frame."""
         frames = (num_samples - self.receptive_field) // self.inputs_to_logits_ratio + 1
-        return (
-            frames.clamp(min=0) if hasattr(frames, "clamp") else max(frames, 0)
-        )  # torch.export has other integers too
+        # Not `isinstance(frames, int)`: torch.export counts with integers of its own.
+        return frames.clamp(min=0) if hasattr(frames, "clamp") else max(frames, 0)
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoConfig"):

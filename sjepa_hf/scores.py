@@ -88,21 +88,17 @@ def finetuning_scores(found: dict) -> list[Score]:
     for source, values in found["scores"].items():
         protocol = f"{values['clips']} clips, best checkpoint by held-out clips (step {found['best_step']})"
         if "greedy" in values:
-            for decoding, metrics in values.items():
-                if decoding != "clips":
-                    how = {"greedy": "greedy decoding", "lm": "beam search with an n-gram"}[decoding]
-                    scores += [
-                        Score("speech recognition", "automatic-speech-recognition", source, metric, value)
-                        for metric, value in metrics.items()
-                    ]
-                    for score in scores[-len(metrics) :]:
-                        score.protocol = f"{how}; {protocol}"
+            task, task_type = "speech recognition", "automatic-speech-recognition"
+            decodings = {"greedy": "greedy decoding", "lm": "beam search with an n-gram"}
+            parts = [(f"{how}; {protocol}", values[name]) for name, how in decodings.items() if name in values]
         else:
-            scores += [
-                Score("classification", "audio-classification", source, metric, value, protocol=protocol)
-                for metric, value in values.items()
-                if metric != "clips"
-            ]
+            task, task_type = "classification", "audio-classification"
+            parts = [(protocol, {name: value for name, value in values.items() if name != "clips"})]
+        scores += [
+            Score(task, task_type, source, metric, value, protocol=how)
+            for how, metrics in parts
+            for metric, value in metrics.items()
+        ]
     return scores
 
 

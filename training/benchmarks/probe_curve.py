@@ -23,12 +23,11 @@ from training.checkpointing import STATE_DIRECTORY, checkpoints, load_loop_state
 
 def checkpoints_to_score(run: Path, every: int) -> list[Path]:
     """Every `every`-th checkpoint of a run, and its final one."""
-    found = [path for path in checkpoints(run) if load_loop_state(path).step % every == 0]
     final = run / "final"
-    if not (final / STATE_DIRECTORY).is_dir():
-        return found
-    last = load_loop_state(final).step
-    return [path for path in found if load_loop_state(path).step != last] + [final]
+    finals = [final] if (final / STATE_DIRECTORY).is_dir() else []
+    last = [load_loop_state(path).step for path in finals]
+    steps = {path: load_loop_state(path).step for path in checkpoints(run)}
+    return [path for path, step in steps.items() if step % every == 0 and step not in last] + finals
 
 
 def origin(checkpoint: Path) -> Path | None:
