@@ -106,6 +106,11 @@ class SJepaConfig(PreTrainedConfig):
         mixture_feature_size (`int`, *optional*):
             Dimensions D of the features that the mixture models: 39 while it is fixed over MFCC; `hidden_size` when
             `None`.
+        num_frozen_components (`int`, *optional*):
+            Components of a second mixture that stays as it was fitted, with outputs of its own: the MFCC mixture of
+            the first phase where its loss is kept beside the online one. None by default.
+        frozen_feature_size (`int`, *optional*, defaults to 39):
+            Dimensions of the features that it models.
         ctc_loss_reduction (`str`, *optional*, defaults to `"mean"`):
             Reduction of the CTC loss.
         ctc_zero_infinity (`bool`, *optional*, defaults to `True`):
@@ -183,6 +188,8 @@ class SJepaConfig(PreTrainedConfig):
     predictor_max_positions: int = 750
     num_mixture_components: int = 500
     mixture_feature_size: int | None = None
+    num_frozen_components: int | None = None
+    frozen_feature_size: int = 39
     ctc_loss_reduction: str = "mean"
     ctc_zero_infinity: bool = True
     apply_spec_augment: bool = True

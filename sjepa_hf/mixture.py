@@ -126,8 +126,9 @@ class DiagonalGaussianMixture(Float32Buffers):
         Args:
             features (`torch.Tensor` of shape `(N, num_features)`): frames, without padding.
             temperature (`float`, *optional*, defaults to 1.0):
-                Divides the log-joint before the softmax; 1 is the posterior proper. In many dimensions the posterior
-                is nearly one-hot and a temperature above 1 softens it.
+                Divides the log-joint before the softmax; 1 is the posterior proper, 0 its limit, one-hot at the
+                likeliest component. In many dimensions the posterior is nearly one-hot and a temperature above 1
+                softens it.
 
         Returns:
             `torch.Tensor` of shape `(N, num_components)`, fp32, rows summing to 1.
@@ -348,11 +349,15 @@ class DiagonalGaussianMixture(Float32Buffers):
 
 def soften(scores: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """
-    `softmax(scores / temperature)` over components. What is below 1e-30 becomes zero: products with subnormal numbers,
-    which sharp posteriors are full of, are forty times slower on a CPU.
+    `softmax(scores / temperature)` over components; at temperature 0 its limit, one-hot. What is below 1e-30 becomes
+    zero: products with subnormal numbers, which sharp posteriors are full of, are forty times slower on a CPU.
     """
-    if temperature <= 0:
-        raise ValueError(f"`temperature` is {temperature}; it must be positive (1 is the plain posterior).")
+    if temperature < 0:
+        raise ValueError(
+            f"`temperature` is {temperature}; it must be at least 0 (1: the plain posterior, 0: one-hot)."
+        )
+    if temperature == 0:
+        return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
     tempered = scores if temperature == 1 else scores / temperature
     return nn.functional.threshold_(tempered.softmax(-1), 1e-30, 0.0)
 

@@ -268,7 +268,7 @@ class SJepaPreTrainedModel(PreTrainedModel):
     input_modalities = "audio"
     supports_gradient_checkpointing = True
     _no_split_modules = ["SJepaEncoderLayer", "SJepaTransformerLayer"]
-    _keep_in_fp32_modules_strict = ["mixture", "layer_norm", "final_layer_norm"]
+    _keep_in_fp32_modules_strict = ["mixture", "frozen_mixture", "layer_norm", "final_layer_norm"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True

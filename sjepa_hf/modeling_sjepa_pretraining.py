@@ -29,9 +29,11 @@ class SJepaForPreTrainingOutput(ModelOutput):
     Output of [`SJepaForPreTraining`].
 
     Args:
-        loss (`torch.Tensor` of shape `()`): mean over the frames that count of `KL(target || prediction)`, in nats.
+        loss (`torch.Tensor` of shape `()`): mean over the frames that count of `KL(target || prediction)`, in nats;
+            with frozen targets beside the others, the weighted mean of both.
         masked_loss (`torch.Tensor` of shape `()`): the same over masked frames alone.
         visible_loss (`torch.Tensor` of shape `()`): the same over visible frames alone; `None` when they do not count.
+        frozen_loss (`torch.Tensor` of shape `()`): the divergence from the frozen targets, over all of these frames.
         num_masked_frames (`int`): masked frames in the batch: `masked_loss * num_masked_frames` is their sum.
         num_visible_frames (`int`): visible real frames that count (0 when they do not).
         logits (`torch.Tensor` of shape `(batch_size, sequence_length, num_mixture_components)`):
@@ -43,6 +45,7 @@ class SJepaForPreTrainingOutput(ModelOutput):
     loss: torch.Tensor | None = None
     masked_loss: torch.Tensor | None = None
     visible_loss: torch.Tensor | None = None
+    frozen_loss: torch.Tensor | None = None
     num_masked_frames: int | None = None
     num_visible_frames: int | None = None
     logits: torch.Tensor | None = None
@@ -111,7 +114,10 @@ class SJepaPredictor(nn.Module):
 
 
 class SJepaClusterHead(nn.Module):
-    """Three linear layers with GELU between: `(..., hidden_size) -> (..., num_mixture_components)`."""
+    """
+    Three linear layers with GELU between: `(..., hidden_size) -> (..., num_mixture_components)`. With
+    `num_frozen_components` there is a second last layer, `frozen_output`, for the frozen mixture's clusters.
+    """
 
     def __init__(self, config: SJepaConfig):
         super().__init__()
@@ -122,6 +128,8 @@ class SJepaClusterHead(nn.Module):
             nn.GELU(),
         )
         self.output = nn.Linear(config.hidden_size, config.num_mixture_components)
+        if config.num_frozen_components is not None:
+            self.frozen_output = nn.Linear(config.hidden_size, config.num_frozen_components)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.output(self.layers(hidden_states))
@@ -139,6 +147,8 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         self.predictor = SJepaPredictor(config)
         self.cluster_head = SJepaClusterHead(config)
         self.mixture = DiagonalGaussianMixture(config.num_mixture_components, config.mixture_feature_size)
+        if config.num_frozen_components is not None:
+            self.frozen_mixture = DiagonalGaussianMixture(config.num_frozen_components, config.frozen_feature_size)
         self.post_init()
 
     @torch.no_grad()
@@ -150,11 +160,19 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def replace_mixture(self, num_components: int, num_features: int) -> None:
+    def replace_mixture(self, num_components: int, num_features: int, keep_frozen: bool = False) -> None:
         """
         Start on another set of clusters (the phase boundary): a new, unfitted mixture of `num_components` over
         `num_features` dimensions and a freshly initialised last layer of the cluster head. All else stays.
+        `keep_frozen` keeps the present mixture and last layer beside them, as `frozen_mixture` and `frozen_output`.
         """
+        if keep_frozen:
+            self.config.num_frozen_components = self.mixture.num_components
+            self.config.frozen_feature_size = self.mixture.num_features
+            self.frozen_mixture, self.cluster_head.frozen_output = self.mixture, self.cluster_head.output
+        elif self.config.num_frozen_components is not None:
+            self.config.num_frozen_components = None
+            del self.frozen_mixture, self.cluster_head.frozen_output
         self.config.num_mixture_components = num_components
         self.config.mixture_feature_size = num_features
         device, dtype = self.mixture.means.device, self.cluster_head.output.weight.dtype
@@ -179,6 +197,8 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         masked_positions: torch.Tensor | None = None,
         visible_positions: torch.Tensor | None = None,
         longest_visible: int | None = None,
+        frozen_posteriors: torch.Tensor | None = None,
+        frozen_weight: float = 0.0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SJepaForPreTrainingOutput:
         r"""
@@ -197,6 +217,10 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             longest_visible (`int`, *optional*):
                 With `config.encode_visible_only`: most visible real frames of any clip, or more. Without it they are
                 counted, which waits for the device and does not compile into one graph either.
+            frozen_posteriors (`torch.Tensor` of shape `(batch_size, sequence_length, num_frozen_components)`,
+                *optional*): posteriors of the frozen mixture, a second target beside `target_posteriors`.
+            frozen_weight (`float`, *optional*, defaults to 0.0):
+                Their share in the loss, from 0 to 1.
         """
         frame_mask = visible_frames = None
         if mask_time_indices is not None:
@@ -240,22 +264,30 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
 
         predicted = self.predictor(hidden_states, mask_time_indices, masked_positions, frame_mask)
         positions = torch.cat([masked_positions, visible_positions])
-        logits = self.cluster_head(torch.cat([predicted, pick(hidden_states, visible_positions)]))  # [N, K]
+        read = torch.cat([predicted, pick(hidden_states, visible_positions)])  # [N, H]
+        head_states = self.cluster_head.layers(read)
+        logits = self.cluster_head.output(head_states)  # [N, K]
         num_masked, num_visible = len(masked_positions), len(visible_positions)
 
-        loss = masked_loss = visible_loss = None
+        loss = frozen_loss = masked_loss = visible_loss = None
         if target_posteriors is not None:
             divergence = soft_target_divergence(logits, pick(target_posteriors, positions))  # [N]
             loss = divergence.sum() / max(num_masked + num_visible, 1)
             masked_loss = divergence[:num_masked].sum() / max(num_masked, 1)
             if include_visible:
                 visible_loss = divergence[num_masked:].sum() / max(num_visible, 1)
+            if frozen_posteriors is not None:
+                frozen_logits = self.cluster_head.frozen_output(head_states)
+                frozen_loss = soft_target_divergence(frozen_logits, pick(frozen_posteriors, positions)).sum()
+                frozen_loss = frozen_loss / max(num_masked + num_visible, 1)
+                loss = torch.lerp(loss, frozen_loss, frozen_weight)
         scattered = logits.new_zeros(hidden_states.shape[:2].numel(), logits.shape[-1])
         scattered = scattered.index_copy(0, positions, logits if loss is None else logits.detach())
         return SJepaForPreTrainingOutput(
             loss=loss,
             masked_loss=masked_loss,
             visible_loss=visible_loss,
+            frozen_loss=frozen_loss,
             num_masked_frames=num_masked,
             num_visible_frames=num_visible,
             logits=scattered.view(*hidden_states.shape[:2], -1),

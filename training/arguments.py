@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 
 from sjepa_hf import SJepaConfig
 from training.data import DataArguments
+from training.features import FRAME_FEATURES, num_features
 
 
 @dataclass
@@ -67,6 +68,13 @@ class TargetArguments:
     """The mixtures whose posteriors are predicted (method, sections 3 to 5)."""
 
     phase1_components: int = field(default=100, metadata={"help": "Components of the frozen MFCC mixture."})
+    phase1_features: str = field(
+        default="mfcc",
+        metadata={"help": "What that mixture is over: mfcc (published), mfcc_cmn (less each clip's mean) or log_mel."},
+    )
+    phase1_temperature: float = field(
+        default=1.0, metadata={"help": "As target_temperature, in phase 1; 0 makes the targets one-hot."}
+    )
     phase2_components: int = field(default=500, metadata={"help": "Components of the online mixture."})
     fit_frames: int = field(
         default=2_000_000, metadata={"help": "Frames in the reservoir that the MFCC mixture is fitted to."}
@@ -91,7 +99,26 @@ class TargetArguments:
         metadata={"help": "What the online update averages: sufficient 'statistics', or 'parameters' as published."},
     )
     target_temperature: float = field(
-        default=1.0, metadata={"help": "Divides the log-joint of the posterior used as target (1: published)."}
+        default=1.0,
+        metadata={
+            "help": "Divides the log-joint of the posterior used as target in phase 2 (1: published; 0: one-hot)."
+        },
+    )
+    target_layers: list[int] | None = field(
+        default=None, metadata={"help": "Layers (from 0) whose mean makes the targets, instead of the active one."}
+    )
+    target_instance_norm: bool = field(
+        default=False,
+        metadata={"help": "Normalise each clip's features over its frames before the online mixture sees them."},
+    )
+    target_dims: int | None = field(
+        default=None, metadata={"help": "Whitened principal components that the online mixture sees; none: all of it."}
+    )
+    frozen_weight: float = field(
+        default=0.0, metadata={"help": "Share of the phase-1 targets in the loss at the start of phase 2."}
+    )
+    frozen_weight_end: float = field(
+        default=0.0, metadata={"help": "The same at the end of phase 2; between them it moves linearly."}
     )
     start_layer: int = field(default=2, metadata={"help": "Layer (from 0) whose features the second phase starts on."})
     adaptive_layer: bool = field(
@@ -143,6 +170,13 @@ class RunArguments:
     phase2_final_factor: float = field(
         default=0.0, metadata={"help": "Share of the peak learning rate that remains at the end of phase 2."}
     )
+    phase1_decay_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Last steps of phase 1, over which the rate falls; before, it stays. None: it falls all along."
+        },
+    )
+    phase2_decay_steps: int | None = field(default=None, metadata={"help": "The same in phase 2."})
     gradient_accumulation_steps: int = field(
         default=1, metadata={"help": "Micro-batches per optimizer step and rank."}
     )
@@ -212,9 +246,11 @@ class Arguments:
         """
         chosen = json.loads(self.model.model_config)
         if self.run.phase1_steps > 0:
-            chosen |= {"num_mixture_components": self.targets.phase1_components, "mixture_feature_size": 39}
+            size = num_features(self.targets.phase1_features)
+            chosen |= {"num_mixture_components": self.targets.phase1_components, "mixture_feature_size": size}
         else:
-            chosen |= {"num_mixture_components": self.targets.phase2_components}
+            size = self.targets.target_dims
+            chosen |= {"num_mixture_components": self.targets.phase2_components, "mixture_feature_size": size}
         return SJepaConfig(**chosen)
 
 
@@ -324,7 +360,34 @@ def check(arguments: Arguments) -> None:
         steps, warmup = getattr(run, f"{phase}_steps"), getattr(run, f"{phase}_warmup_steps")
         if 0 < steps < warmup:
             raise ValueError(f"`{phase}_warmup_steps` ({warmup}) exceeds `{phase}_steps` ({steps}).")
+        decay = getattr(run, f"{phase}_decay_steps")
+        if decay is not None and 0 < steps and not 0 <= decay <= steps - warmup:
+            raise ValueError(
+                f"`{phase}_decay_steps` ({decay}) must lie between 0 and `{phase}_steps` less its warm-up"
+                f" ({steps - warmup})."
+            )
+    if targets.phase1_features not in FRAME_FEATURES:
+        raise ValueError(
+            f"`phase1_features` is {targets.phase1_features!r}; choose one of {', '.join(FRAME_FEATURES)}."
+        )
+    for weight in (targets.frozen_weight, targets.frozen_weight_end):
+        if not 0 <= weight <= 1:
+            raise ValueError(f"`frozen_weight` and `frozen_weight_end` must lie between 0 and 1, got {weight}.")
+    for temperature in (targets.phase1_temperature, targets.target_temperature):
+        if temperature < 0:
+            raise ValueError(
+                f"`phase1_temperature` and `target_temperature` must be at least 0 (one-hot), got {temperature}."
+            )
     config = arguments.sjepa_config()
+    if targets.target_dims is not None and not 1 <= targets.target_dims <= config.hidden_size:
+        raise ValueError(
+            f"`target_dims` is {targets.target_dims}; it must lie between 1 and the model's {config.hidden_size}."
+        )
+    for layer in targets.target_layers or []:
+        if not 0 <= layer < config.num_hidden_layers:
+            raise ValueError(
+                f"`target_layers` names layer {layer}, but the model has layers 0 to {config.num_hidden_layers - 1}."
+            )
     if not 0 <= targets.start_layer < config.num_hidden_layers:
         raise ValueError(
             f"`start_layer` is {targets.start_layer}, but the model has layers 0 to {config.num_hidden_layers - 1}."

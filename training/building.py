@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from sjepa_hf import SJepaForPreTraining
 from training.arguments import Arguments, RunArguments
-from training.features import MfccFeatures
+from training.features import num_features
 
 
 def build_model(
@@ -21,8 +21,9 @@ def build_model(
             model = SJepaForPreTraining.from_pretrained(checkpoint, **attention)
     else:
         model = SJepaForPreTraining._from_config(arguments.sjepa_config(), **attention)
-    if on_mfcc and model.mixture.num_features != MfccFeatures.num_features:
-        model.replace_mixture(arguments.targets.phase1_components, MfccFeatures.num_features)
+    size = num_features(arguments.targets.phase1_features)
+    if on_mfcc and (model.mixture.num_features != size or model.config.num_frozen_components is not None):
+        model.replace_mixture(arguments.targets.phase1_components, size)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.to(accelerator.device).train()

@@ -67,7 +67,7 @@ class LoopState:
 def save_checkpoint(
     directory: Path,
     model: SJepaForPreTraining,
-    teacher: torch.nn.Module | None,
+    online: dict[str, torch.nn.Module],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
     random_states: list[dict[str, torch.Tensor]],
@@ -76,7 +76,7 @@ def save_checkpoint(
 ) -> None:
     """
     Write a whole checkpoint to `directory`, from the main process; it appears there only when it is complete. The
-    size and SHA-256 of every file stand in `training_state/files.json`.
+    size and SHA-256 of every file stand in `training_state/files.json`. `online` names the modules of phase 2.
     """
     with written_aside(directory) as aside:
         model.save_pretrained(aside)
@@ -84,8 +84,8 @@ def save_checkpoint(
         inside = aside / STATE_DIRECTORY
         inside.mkdir()
         torch.save(optimizer.state_dict(), inside / "optimizer.pt")
-        if teacher is not None:
-            save_file({k: v.contiguous() for k, v in teacher.state_dict().items()}, inside / "teacher.safetensors")
+        for name, module in online.items():
+            save_file({k: v.contiguous() for k, v in module.state_dict().items()}, inside / f"{name}.safetensors")
         if scaler is not None:
             torch.save(scaler.state_dict(), inside / "scaler.pt")
         states = {f"{rank}.{name}": value for rank, own in enumerate(random_states) for name, value in own.items()}
@@ -159,9 +159,10 @@ def has_teacher(directory: Path) -> bool:
     return (directory / STATE_DIRECTORY / "teacher.safetensors").is_file()
 
 
-def load_teacher(directory: Path, teacher: torch.nn.Module) -> None:
-    """Fill in the EMA encoder's weights."""
-    teacher.load_state_dict(load_file(directory / STATE_DIRECTORY / "teacher.safetensors"))
+def load_online(directory: Path, online: dict[str, torch.nn.Module]) -> None:
+    """Fill in the modules of phase 2: the EMA encoder and the principal components of its features."""
+    for name, module in online.items():
+        module.load_state_dict(load_file(directory / STATE_DIRECTORY / f"{name}.safetensors"))
 
 
 def load_optimizer(directory: Path, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:

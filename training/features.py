@@ -1,5 +1,7 @@
 """MFCC features of the first phase's mixture: 13 coefficients with deltas and delta-deltas for each frame."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torchaudio.functional import create_dct, melscale_fbanks
@@ -30,6 +32,7 @@ class MfccFeatures(nn.Module):
         center: False gives exactly the encoder's frames, over the same samples. True centres the windows on multiples
             of the hop, with the clip mirrored at its ends, as the released code does: `samples // 320 + 1` frames,
             12.5 ms early against the encoder's; cut off those beyond the encoder's count.
+        subtract_mean: subtract each clip's own mean, which takes off much of speaker and channel.
 
     Buffers (not saved):
         window `(400,)`, mel_bands `(201, 23)`, cosines `(23, 13)`.
@@ -37,9 +40,10 @@ class MfccFeatures(nn.Module):
 
     num_features = 3 * NUM_COEFFICIENTS
 
-    def __init__(self, center: bool = False):
+    def __init__(self, center: bool = False, subtract_mean: bool = False):
         super().__init__()
         self.center = center
+        self.subtract_mean = subtract_mean
         mel_bands = melscale_fbanks(WINDOW // 2 + 1, 0.0, SAMPLING_RATE / 2, NUM_MELS, SAMPLING_RATE)
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
         self.register_buffer("mel_bands", mel_bands, persistent=False)
@@ -83,11 +87,40 @@ class MfccFeatures(nn.Module):
         padding = torch.arange(power.shape[1], device=power.device) >= num_frames[:, None]  # [B, T]
         decibels = 10.0 * power.masked_fill(padding[..., None], 0.0).clamp(min=1e-10).log10()
         decibels = decibels.maximum(decibels.amax(dim=(1, 2), keepdim=True) - TOP_DB)
-        coefficients = decibels @ self.cosines  # [B, T, 13]
+        coefficients = self._coefficients(decibels)  # [B, T, 13]
+        if self.subtract_mean:
+            total = coefficients.masked_fill(padding[..., None], 0.0).sum(1, keepdim=True)
+            coefficients = coefficients - total / num_frames.clamp(min=1)[:, None, None]
         last_frame = (num_frames - 1).clamp(min=0)
         deltas = _deltas(coefficients, last_frame)
         features = torch.cat([coefficients, deltas, _deltas(deltas, last_frame)], dim=-1)
         return features.masked_fill(padding[..., None], 0.0)
+
+    def _coefficients(self, decibels: Tensor) -> Tensor:
+        """`(..., 23)` -> `(..., 13)`."""
+        return decibels @ self.cosines
+
+
+class LogMelFeatures(MfccFeatures):
+    """The 23 mel bands in decibels that MFCC are made of, with deltas and delta-deltas: 69 values per frame."""
+
+    num_features = 3 * NUM_MELS
+
+    def _coefficients(self, decibels: Tensor) -> Tensor:
+        return decibels
+
+
+FRAME_FEATURES = {
+    "mfcc": MfccFeatures,
+    "mfcc_cmn": partial(MfccFeatures, subtract_mean=True),
+    "log_mel": LogMelFeatures,
+}
+"""What the frozen mixture of phase 1 can be over, by the names of `phase1_features`."""
+
+
+def num_features(name: str) -> int:
+    """Values per frame of one of `FRAME_FEATURES`."""
+    return FRAME_FEATURES[name]().num_features
 
 
 def _deltas(features: Tensor, last_frame: Tensor) -> Tensor:

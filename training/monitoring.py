@@ -61,6 +61,9 @@ def loss_sums(output: SJepaForPreTrainingOutput) -> dict[str, torch.Tensor | int
     if output.visible_loss is not None:
         sums["visible_kl"] = output.visible_loss.detach() * output.num_visible_frames
         sums["visible_frames"] = output.num_visible_frames
+    if output.frozen_loss is not None:
+        frames = output.num_masked_frames + output.num_visible_frames
+        sums |= {"frozen_kl": output.frozen_loss.detach() * frames, "frozen_frames": frames}
     return sums
 
 
@@ -146,7 +149,7 @@ class Monitor:
         total = dict(zip(names, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
         self._sums = {}
         means = {}
-        for part in ("masked", "visible"):
+        for part in ("masked", "visible", "frozen"):
             if total.get(f"{part}_frames"):
                 means[f"{part}_kl"] = total[f"{part}_kl"] / total[f"{part}_frames"]
         means["gradient_norm"] = total["gradient_norm"] / max(total["steps"], 1)

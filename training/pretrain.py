@@ -37,7 +37,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sjepa_hf import SJepaForPreTrainingOutput
+from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
 from sjepa_hf.scores import data_name
 from training import checkpointing, figures
 from training.arguments import Arguments, choose_precision, parse_arguments
@@ -141,7 +141,8 @@ class Pretraining:
         self.model = build_model(arguments, checkpoint, self.accelerator, on_mfcc=self.phase == 1)
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, run))
         set_seed(run.seed, device_specific=True)  # dropout differs between ranks, weights do not
-        self.targets = MfccTargets(self.model.mixture)
+        self.targets = self._mfcc_targets(self.model.mixture)
+        self.frozen_targets: MfccTargets | None = None
         position = DataPosition.from_dict(self.state.data) if resumed else None
         self.data = TrainingData(arguments, self.accelerator, position)
         if resumed:
@@ -156,7 +157,7 @@ class Pretraining:
         checkpointing.load_optimizer(checkpoint, self.optimizer, self.accelerator.scaler)
         if self.phase == 2 and checkpointing.has_teacher(checkpoint):
             self.targets = self._online_targets()
-            checkpointing.load_teacher(checkpoint, self.targets.teacher)
+            checkpointing.load_online(checkpoint, self.targets.modules)
         if self.accelerator.is_main_process:
             self.data.bad_audio.restore(self.state.clips_seen, self.state.clips_skipped)
         same_draws = checkpointing.load_random_state(checkpoint, self.accelerator.process_index)
@@ -260,6 +261,12 @@ class Pretraining:
             # Seeded by the batch, so that a resumed run draws the same, and another number of ranks too.
             generator = torch.Generator(audio.device).manual_seed(batch["draw"])
             audio = augment(audio, batch["lengths"], p_mix=masking.p_mix, p_noise=masking.p_noise, generator=generator)
+        frozen = {}
+        if self.frozen_targets is not None:
+            frozen = {
+                "frozen_posteriors": self.frozen_targets.posteriors(batch),
+                "frozen_weight": self.frozen_weight(),
+            }
         with self.accelerator.autocast():
             return self.wrapped(
                 audio,
@@ -270,6 +277,7 @@ class Pretraining:
                 masked_positions=batch["masked_positions"],
                 visible_positions=batch["visible_positions"],
                 longest_visible=batch["longest_visible"],
+                **frozen,
             )
 
     def frame_count(self, micro_batches: list[dict]) -> int:
@@ -280,13 +288,15 @@ class Pretraining:
     def begin_phase_2(self) -> None:
         """The boundary: EMA encoder := encoder, a new mixture seeded on its features, a new last layer of the head."""
         settings = self.arguments.targets
-        old = dict(zip(self.model.cluster_head.output.parameters(), range(2), strict=True))
-        self.model.replace_mixture(settings.phase2_components, self.model.config.hidden_size)
-        new = list(self.model.cluster_head.output.parameters())
-        for group in self.optimizer.param_groups:
-            group["params"] = [new[old[p]] if p in old else p for p in group["params"]]
-        for parameter in old:
-            self.optimizer.state.pop(parameter, None)
+        self.model.replace_mixture(
+            settings.phase2_components,
+            settings.target_dims or self.model.config.hidden_size,
+            keep_frozen=max(settings.frozen_weight, settings.frozen_weight_end) > 0,
+        )
+        parameters = list(self.model.parameters())
+        self.optimizer.param_groups[0]["params"] = parameters
+        for parameter in set(self.optimizer.state) - set(parameters):
+            del self.optimizer.state[parameter]
         self.targets = self._online_targets()
         self.start_on_new_clusters(settings.seed_frames, salt=1)
         self._wrap()
@@ -373,8 +383,15 @@ class Pretraining:
             " ".join(f"{value:.3f}" for value in history),
         )
 
-    def _online_targets(self) -> OnlineTargets:
+    def _mfcc_targets(self, mixture: DiagonalGaussianMixture) -> MfccTargets:
         settings = self.arguments.targets
+        return MfccTargets(mixture, settings.phase1_features, settings.phase1_temperature)
+
+    def _online_targets(self) -> OnlineTargets:
+        """The targets of phase 2; where the model has kept its frozen mixture, its targets too."""
+        settings = self.arguments.targets
+        if self.model.config.num_frozen_components is not None:
+            self.frozen_targets = self._mfcc_targets(self.model.frozen_mixture)
         return OnlineTargets(
             self.model.sjepa,
             self.model.mixture,
@@ -383,6 +400,9 @@ class Pretraining:
             temperature=settings.target_temperature,
             mixture_decay=settings.mixture_decay,
             average=settings.mixture_average,
+            layers=settings.target_layers,
+            instance_norm=settings.target_instance_norm,
+            num_components=settings.target_dims,
             compiled=self.arguments.model.torch_compile,
         )
 
@@ -431,10 +451,17 @@ class Pretraining:
             warmup_steps=getattr(run, f"{name}_warmup_steps"),
             shape=getattr(run, f"{name}_schedule"),
             final_factor=getattr(run, f"{name}_final_factor"),
+            decay_steps=getattr(run, f"{name}_decay_steps"),
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+    def frozen_weight(self) -> float:
+        """Share of the frozen targets in the loss of this step of phase 2."""
+        settings, run = self.arguments.targets, self.arguments.run
+        progress = (self.state.step - run.phase1_steps) / run.phase2_steps
+        return settings.frozen_weight + progress * (settings.frozen_weight_end - settings.frozen_weight)
 
     def ema_decay(self) -> float:
         """Decay of the EMA encoder in this step."""
@@ -478,10 +505,10 @@ class Pretraining:
         Raises:
             RanksDisagree: if the ranks no longer hold the same.
         """
-        teacher = getattr(self.targets, "teacher", None)
+        online = self.targets.modules if isinstance(self.targets, OnlineTargets) else {}
         parts = {"model": self.model.parameters(), "mixture": self.model.mixture.buffers()}
-        if teacher is not None:
-            parts["EMA encoder"] = teacher.parameters()
+        if online:
+            parts["EMA encoder"] = online["teacher"].parameters()
         check_ranks_agree(self.accelerator, parts, self.state.active_layer)
         monitors = gather_object([(self.data.bad_audio.seen, self.data.bad_audio.by_reason)])
         state = replace(
@@ -501,7 +528,7 @@ class Pretraining:
                 checkpointing.save_checkpoint(
                     directory,
                     self.model,
-                    teacher,
+                    online,
                     self.optimizer,
                     self.accelerator.scaler,
                     random_states,

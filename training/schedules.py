@@ -12,12 +12,14 @@ def learning_rate_factor(
     warmup_steps: int,
     shape: Literal["linear", "cosine", "constant"],
     final_factor: float = 0.0,
+    decay_steps: int | None = None,
 ) -> float:
     """Fraction of a phase's peak learning rate at a step of that phase.
 
     It rises linearly to 1 over the first `warmup_steps` steps (step 0 already takes 1 / `warmup_steps` of the peak),
     then follows `shape` down to `final_factor`, reached after the last step. Each phase has a schedule of its own: one
-    over the whole run would leave the second phase with a rate near zero.
+    over the whole run would leave the second phase with a rate near zero. With `decay_steps` the rate stays at its
+    peak until so many steps before the end (warmup-stable-decay).
 
     Args:
         step: optimizer steps already taken in this phase, from 0.
@@ -25,6 +27,7 @@ def learning_rate_factor(
         warmup_steps: those of them that warm up.
         shape: decay after the warm-up; "constant" stays at 1.
         final_factor: fraction of the peak at the end of the phase, 0 to 1.
+        decay_steps: last steps of the phase, over which the rate falls; None: all after the warm-up.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -36,13 +39,19 @@ def learning_rate_factor(
             f"warmup_steps must lie between 0 and num_steps, and step be at least 0; got warmup_steps={warmup_steps}, "
             f"num_steps={num_steps}, step={step}."
         )
+    if decay_steps is not None and not 0 <= decay_steps <= num_steps - warmup_steps:
+        raise ValueError(
+            "decay_steps must lie between 0 and num_steps - warmup_steps "
+            f"({num_steps - warmup_steps}), got {decay_steps}."
+        )
     if not 0.0 <= final_factor <= 1.0:
         raise ValueError(f"final_factor must lie between 0 and 1, got {final_factor}.")
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if shape == "constant":
         return 1.0
-    progress = min((step - warmup_steps) / max(num_steps - warmup_steps, 1), 1.0)
+    start = warmup_steps if decay_steps is None else num_steps - decay_steps
+    progress = min(max((step - start) / max(num_steps - start, 1), 0.0), 1.0)
     remaining = 1.0 - progress if shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return final_factor + (1.0 - final_factor) * remaining
 

@@ -11,30 +11,39 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel, SufficientStatistics
-from training.features import MfccFeatures, frame_lengths
+from training.features import FRAME_FEATURES
 from training.layer_choice import LayerChoice, effective_rank
 from training.reservoir import FrameReservoir
+from training.target_features import TargetFeatures, real_frames
 
 
 RANK_FRAMES = 2000  # frames that an effective rank is measured on (paper, section 3.3)
 
 
 class MfccTargets:
-    """Phase 1: posteriors of a mixture that was fitted to MFCC once and stays as it is."""
+    """
+    Phase 1: posteriors of a mixture that was fitted to MFCC once and stays as it is.
 
-    def __init__(self, mixture: DiagonalGaussianMixture):
+    Args:
+        mixture (`DiagonalGaussianMixture`): the mixture.
+        features (`str`): what it is over, a name in `training.features.FRAME_FEATURES`.
+        temperature (`float`): tempers the target; 0 makes it one-hot.
+    """
+
+    def __init__(self, mixture: DiagonalGaussianMixture, features: str = "mfcc", temperature: float = 1.0):
         self.mixture = mixture
-        self.mfcc = MfccFeatures().to(mixture.means.device)
+        self.temperature = temperature
+        self.frame_features = FRAME_FEATURES[features]().to(mixture.means.device)
 
     def features(self, batch: dict) -> torch.Tensor:
         """MFCC of a batch, `(batch_size, sequence_length, 39)`."""
-        return self.mfcc(batch["input_values"], batch["lengths"])
+        return self.frame_features(batch["input_values"], batch["lengths"])
 
     @torch.no_grad()
     def posteriors(self, batch: dict) -> torch.Tensor:
         """Soft targets `(batch_size, sequence_length, num_components)`; padded frames hold anything."""
         features = self.features(batch)
-        return self.mixture.posterior(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        return self.mixture.posterior(features.flatten(0, 1), self.temperature).unflatten(0, features.shape[:2])
 
     def update(self, student: SJepaModel, ema_decay: float) -> None:
         """Nothing: the mixture is frozen."""
@@ -51,6 +60,7 @@ class OnlineTargets:
         accelerator (`Accelerator`): sums statistics over ranks, so that all hold the same mixture.
         temperature (`float`): tempers the target; the mixture's own update keeps the plain responsibilities.
         mixture_decay, average: see [`DiagonalGaussianMixture.apply_statistics`].
+        layers, instance_norm, num_components: see [`TargetFeatures`].
         compiled (`bool`): whether to `torch.compile` the EMA encoder.
     """
 
@@ -63,9 +73,13 @@ class OnlineTargets:
         temperature: float = 1.0,
         mixture_decay: float = 0.999,
         average: str = "statistics",
+        layers: tuple[int, ...] | None = None,
+        instance_norm: bool = False,
+        num_components: int | None = None,
         compiled: bool = False,
     ):
         self.teacher = copy.deepcopy(student).eval().requires_grad_(False)
+        self.target_features = TargetFeatures(self.teacher, layers, instance_norm, num_components)
         if compiled:
             self.teacher.compile(dynamic=True)
         self.mixture = mixture
@@ -76,13 +90,22 @@ class OnlineTargets:
         self.average = average
         self._pending: SufficientStatistics | None = None
 
+    @property
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """What a checkpoint holds beside the student and the mixture."""
+        return {"teacher": self.teacher, "target_features": self.target_features}
+
     @torch.inference_mode()
     def features(self, batch: dict) -> torch.Tensor:
-        """EMA features of the active layer, `(batch_size, sequence_length, hidden_size)`; later layers do not run."""
+        """EMA features that the mixture models, `(batch_size, sequence_length, D)`; later layers do not run."""
         with self.accelerator.autocast():
-            return self.teacher(
-                batch["input_values"], batch["attention_mask"], num_layers=self.layer_choice.active + 1
-            ).last_hidden_state.float()
+            return self.target_features(batch, self.layer_choice.active)
+
+    @torch.inference_mode()
+    def full_features(self, batch: dict) -> torch.Tensor:
+        """The same before the principal components, `(batch_size, sequence_length, hidden_size)`."""
+        with self.accelerator.autocast():
+            return self.target_features.full(batch, self.layer_choice.active)
 
     @torch.no_grad()
     def posteriors(self, batch: dict) -> torch.Tensor:
@@ -118,9 +141,12 @@ class OnlineTargets:
     def seed(
         self, batches: Iterable[dict], num_frames: int, seed: int, batches_a_round: int = 1, **fit
     ) -> list[float]:
-        """Fit the mixture to the active layer's features of some batches. Returns the log-likelihoods of `fit`."""
+        """
+        Fit principal components (if any) and mixture to the active layer's features of some batches. Returns the
+        log-likelihoods of `fit`.
+        """
         sample = sample_frames(
-            self.features,
+            self.full_features,
             batches,
             num_frames,
             seed,
@@ -129,13 +155,9 @@ class OnlineTargets:
             batches_a_round=batches_a_round,
         )
         self._pending = None
+        self.target_features.fit(sample, self.accelerator)
+        sample = self.target_features.project(sample.to(self.accelerator.device)).cpu()
         return fit_mixture(self.mixture, sample, seed, self.accelerator, **fit)
-
-
-def real_frames(batch: dict, sequence_length: int) -> torch.Tensor:
-    """Which frames of a batch are real: bool `(batch_size, sequence_length)`."""
-    lengths = frame_lengths(batch["lengths"])
-    return torch.arange(sequence_length, device=lengths.device) < lengths[:, None]
 
 
 def sum_over_ranks(statistics: SufficientStatistics, accelerator: Accelerator) -> SufficientStatistics:

@@ -79,8 +79,11 @@ def test_temperature_divides_the_log_joint():
     mixture, features = random_mixture(), torch.randn(50, 5)
     expected = (naive_log_joint(mixture, features) / 10).softmax(-1)
     torch.testing.assert_close(mixture.posterior(features, temperature=10).double(), expected, atol=1e-5, rtol=0)
+    assert mixture.posterior(features, temperature=0).equal(
+        torch.nn.functional.one_hot(expected.argmax(1), mixture.num_components).float()
+    )
     with pytest.raises(ValueError, match="temperature"):
-        mixture.posterior(features, temperature=0)
+        mixture.posterior(features, temperature=-1)
 
 
 def test_statistics_update_is_stepwise_em():
