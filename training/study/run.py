@@ -107,6 +107,7 @@ class Study:
         record = json.loads((output / "final" / RECORD).read_text())
         return {
             "grid": self.grid.name,
+            "baseline": self.grid.baseline,
             "variant": variant,
             "seed": seed,
             "commit": (output.parent / "commit").read_text().strip(),

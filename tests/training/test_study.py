@@ -1,0 +1,131 @@
+"""The study's harness: a small grid on noise from end to end, and the arithmetic of its tables."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from test_pretrain import RECIPE, write_noise
+
+from training.arguments import parse_arguments
+from training.study import report, run
+from training.study.grid import Grid, as_flags, read_grid
+
+
+ROOT = Path(__file__).parents[2]
+YARDSTICK = """
+import argparse, json
+from transformers import AutoModel
+import sjepa_hf
+p = argparse.ArgumentParser(); p.add_argument("checkpoint"); p.add_argument("--speech"); p.add_argument("--json")
+a = p.parse_args()
+weight = float(sum(w.abs().mean() for w in AutoModel.from_pretrained(a.checkpoint).parameters()))
+flat = {"digits": [0.5, 0.6], "phones": [0.2]}
+json.dump({"mfcc": flat, a.checkpoint: {"digits": [0.1, weight % 1], "phones": [0.3]}}, open(a.json, "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    here = tmp_path_factory.mktemp("study")
+    (here / "noise").mkdir()
+    write_noise(here / "noise", count=12, shortest=0.5)
+    (here / "recipe.yaml").write_text(RECIPE.format(front_end="log_mel"))
+    (here / "probe.py").write_text(YARDSTICK)
+    grid = {
+        "recipe": str(here / "recipe.yaml"),
+        "baseline": "control",
+        "seeds": [0, 1],
+        "shared": {"phase1_steps": 4, "phase2_steps": 4, "phase1_schedule": "constant", "save_steps": 2},
+        "trunk": {"phase2_steps": 0},
+        "variants": {
+            "control": {"phase1_steps": 8, "phase2_steps": 0, "phase1_decay_steps": 4},
+            "online": {"frozen_weight": 0.5, "target_layers": [0, 2], "target_instance_norm": True, "target_dims": 8},
+            "early": {"phase1_steps": 2, "phase2_steps": 6, "from_step": 2},
+            "afresh": {"from_step": 0},
+        },
+    }
+    (here / "tiny.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
+    command = [str(here / "tiny.yaml"), "--train_data", str(here / "noise"), "--speech", str(here)]
+    command += ["--quick_probe", str(here / "probe.py"), "--output_dir", str(here / "out")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        run.main([*command, "--seeds", "0"])
+        yield here, command
+
+
+def results(here):
+    return [json.loads(line) for line in (here / "out" / "tiny.jsonl").read_text().splitlines()]
+
+
+def test_every_variant_hears_as_much_from_its_own_part_of_the_trunk(study):
+    found = {r["variant"]: r for r in results(study[0])}
+    assert list(found) == ["control", "online", "early", "afresh"]
+    assert {name: (r["steps"], r["from_step"]) for name, r in found.items()} == {
+        "control": (8, 4), "online": (8, 4), "early": (8, 2), "afresh": (8, 0)
+    }  # fmt: skip
+    assert len({round(r["hours_heard"], 6) for r in found.values()}) == 1, "the same batches"
+    assert len({r["scores"]["digits"] for r in found.values()}) == 4, "but other weights"
+    online = found["online"]
+    assert online["settings"]["target_layers"] == [0, 2] and online["settings"]["seed"] == 0
+    assert online["last"]["frozen_kl"] > 0 and online["last"]["phase"] == 2
+    assert all(r["commit"] and r["hours_taken"] > 0 and r["scores"]["mfcc_digits"] == 0.6 for r in found.values())
+
+
+def test_what_is_done_is_not_done_again_and_more_seeds_join(study):
+    here, command = study
+    before = {path: path.stat().st_mtime_ns for path in here.glob("out/*-s0/run/final/model.safetensors")}
+    assert len(before) == 5, "four variants and the trunk"
+    run.main([*command, "--seeds", "0"])
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    run.main([*command, "--seeds", "1", "--variants", "control"])
+    assert [(r["variant"], r["seed"]) for r in results(here)][:2] == [("control", 0), ("control", 1)]
+    report.main([str(here / "out" / "tiny.jsonl"), "--output_dir", str(here / "report")])
+    text = (here / "report" / "tiny.md").read_text()
+    assert text.splitlines()[2].startswith("| control | 2 |") and "| MFCC |" in text
+    assert (here / "report" / "tiny.png").stat().st_size > 5000
+
+
+def test_a_failing_run_is_reported_and_the_others_go_on(study, tmp_path):
+    here, command = study
+    grid = yaml.safe_load((here / "tiny.yaml").read_text())
+    grid["variants"] = {"bad": {"target_dims": 1000}, "control": grid["variants"]["control"]}
+    grid["seeds"] = [0]
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
+    command = [str(tmp_path / "bad.yaml"), *command[1:-1], str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="1 of 2 runs failed: bad-s0"):
+        run.main(command)
+    assert [json.loads(r)["variant"] for r in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()] == ["control"]
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"baseline": "nothing"}, "baseline"),
+    ({"stages": ["taste"]}, "stages"),
+    ({"variants": {"a": {"from_step": 3}}}, "trunk"),
+])  # fmt: skip
+def test_a_grid_that_cannot_be_run_is_refused(change, said):
+    grid = {"name": "x", "recipe": "r", "baseline": "a", "seeds": [0], "variants": {"a": {}}}
+    with pytest.raises(ValueError, match=said):
+        Grid(**{**grid, **change})
+
+
+def test_the_grids_of_the_project_can_be_read():
+    for path in (ROOT / "training" / "study" / "grids").glob("*.yaml"):
+        grid = read_grid(path)
+        for variant in grid.variants:
+            flags = as_flags(grid.settings(variant))
+            arguments = parse_arguments(["--config", str(ROOT / grid.recipe), "--train_data", "x", *flags])
+            assert grid.from_step(variant) <= arguments.run.phase1_steps
+
+
+def test_errors_gone_are_paired_by_seed():
+    def result(variant, seed, digits, cer):
+        return {"variant": variant, "seed": seed, "scores": {"digits": digits, "cer": cer}}
+
+    found = [result("a", 0, 0.5, 0.4), result("a", 1, 0.8, 0.4), result("b", 0, 0.55, 0.3), result("b", 1, 0.82, 0.3)]
+    gone = report.errors_gone(found, "b", "a", "digits")
+    assert gone.mean == pytest.approx(10) and gone.half_width == pytest.approx(0, abs=1e-9) and gone.clear
+    assert report.errors_gone(found, "b", "a", "cer").mean == pytest.approx(25)
+    assert report.errors_gone(found[:2] + found[3:], "b", "a", "digits").mean == pytest.approx(10)
+    # t(0.975, 2 degrees of freedom) = 4.3027; standard error of (1, 2, 3) = 1 / sqrt(3)
+    assert report.Interval.of([1.0, 2.0, 3.0]).half_width == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
