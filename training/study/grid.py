@@ -50,7 +50,8 @@ class Grid:
 
     def from_step(self, variant: str) -> int:
         """Step of the trunk that a variant goes on from; 0 starts afresh."""
-        last = self.trunk.get("phase1_steps", 0) + self.trunk.get("phase2_steps", 0)
+        trunk = self.settings(None)
+        last = trunk.get("phase1_steps", 0) + trunk.get("phase2_steps", 0) if self.trunk else 0
         return self.variants[variant].get("from_step", last)
 
     def settings(self, variant: str | None) -> dict:
