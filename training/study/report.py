@@ -57,13 +57,16 @@ def error(score: str, value: float) -> float:
 
 
 def errors_gone(results: list[dict], variant: str, baseline: str, score: str) -> Interval | None:
-    """Per cent of the baseline's errors that a variant does not make, over the seeds that both have."""
+    """
+    Per cent of the baseline's errors that a variant does not make, over the seeds that both have. None where there is
+    no such seed, or the baseline makes no errors.
+    """
     own, other = (
         {r["seed"]: error(score, r["scores"][score]) for r in results if r["variant"] == name and score in r["scores"]}
         for name in (variant, baseline)
     )
     shared = sorted(set(own) & set(other))
-    if not shared:
+    if not shared or not all(other[seed] for seed in shared):
         return None
     return Interval.of([100 * (1 - own[seed] / other[seed]) for seed in shared])
 
