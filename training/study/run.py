@@ -86,14 +86,14 @@ class Study:
             return output
         settings = {**self.grid.settings(variant), "seed": seed, "output_dir": output, "report_to": "none"}
         settings["train_data"] = self.train_data
-        if checkpoints(output):
-            settings["resume_from_checkpoint"] = "latest"
-        elif start is not None:
-            settings["resume_from_checkpoint"] = start
+        settings["resume_from_checkpoint"] = "latest" if checkpoints(output) else start
+        if settings["resume_from_checkpoint"] is None:
+            del settings["resume_from_checkpoint"]
         if variant is None:
             settings["save_total_limit"] = 1_000_000  # variants go on from different steps
         output.mkdir(parents=True, exist_ok=True)
-        logger.info("%s, seed %d: training%s", variant or "trunk", seed, f" from {start}" if start else "")
+        origin = settings.get("resume_from_checkpoint", "the start")
+        logger.info("%s, seed %d: training from %s", variant or "trunk", seed, origin)
         write(here / "commit", self.commit + "\n")
         command = [*self.launcher, str(ROOT / "training" / "pretrain.py"), "--config", self.grid.recipe]
         run_logged([*command, *as_flags(settings)], here / "run.log", self.scorer.environment)
