@@ -55,7 +55,7 @@ def study(tmp_path_factory):
 
 
 def results(here):
-    return [json.loads(line) for line in (here / "out" / "tiny.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (here / "out" / "tiny" / "tiny.jsonl").read_text().splitlines()]
 
 
 def test_every_variant_hears_as_much_from_its_own_part_of_the_trunk(study):
@@ -74,13 +74,13 @@ def test_every_variant_hears_as_much_from_its_own_part_of_the_trunk(study):
 
 def test_what_is_done_is_not_done_again_and_more_seeds_join(study):
     here, command = study
-    before = {path: path.stat().st_mtime_ns for path in here.glob("out/*-s0/run/final/model.safetensors")}
+    before = {path: path.stat().st_mtime_ns for path in here.glob("out/tiny/*-s0/run/final/model.safetensors")}
     assert len(before) == 5, "four variants and the trunk"
     run.main([*command, "--seeds", "0"])
     assert before == {path: path.stat().st_mtime_ns for path in before}
     run.main([*command, "--seeds", "1", "--variants", "control"])
     assert [(r["variant"], r["seed"]) for r in results(here)][:2] == [("control", 0), ("control", 1)]
-    report.main([str(here / "out" / "tiny.jsonl"), "--output_dir", str(here / "report")])
+    report.main([str(here / "out" / "tiny" / "tiny.jsonl"), "--output_dir", str(here / "report")])
     text = (here / "report" / "tiny.md").read_text()
     assert text.splitlines()[2].startswith("| control | 2 |") and "| MFCC |" in text
     assert (here / "report" / "tiny.png").stat().st_size > 5000
@@ -95,7 +95,7 @@ def test_a_failing_run_is_reported_and_the_others_go_on(study, tmp_path):
     command = [str(tmp_path / "bad.yaml"), *command[1:-1], str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="1 of 2 runs failed: bad-s0"):
         run.main(command)
-    assert [json.loads(r)["variant"] for r in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()] == ["control"]
+    assert [json.loads(r)["variant"] for r in (tmp_path / "out" / "bad" / "bad.jsonl").read_text().splitlines()] == ["control"]
 
 
 @pytest.mark.parametrize("change, said", [

@@ -7,9 +7,9 @@ The same command goes on where it was stopped: runs from their last checkpoint, 
 `--variants` and `--seeds` take a part of the grid. A run that fails is reported, the others go on, the status is 1.
 
 Every run is `training/pretrain.py` and every score a program of its own (`training/study/scores.py`); `--launcher
-"accelerate launch --num_processes 8"` starts the pretrainings some other way. `OUTPUT_DIR/GRID.jsonl` holds for each
-run its settings, the commit, the hours of audio heard, the hours taken, scores and last metrics, in the grid's order;
-`python -m training.study.report` makes tables and pictures of it.
+"accelerate launch --num_processes 8"` starts the pretrainings some other way. `OUTPUT_DIR/GRID/GRID.jsonl` holds for
+each run its settings, the commit, the hours of audio heard, the hours taken, scores and last metrics, in the grid's
+order; `python -m training.study.report` makes tables and pictures of it.
 """
 
 import argparse
@@ -39,7 +39,7 @@ AUDIO_TOLERANCE = 0.01  # share by which the audio heard may differ within a gri
 
 class Study:
     """
-    A grid in a directory: `TRUNK-sSEED/` and `VARIANT-sSEED/` with `run/` (the pretraining's output) and scores.
+    A grid in a directory: `trunk-sSEED/` and `VARIANT-sSEED/` with `run/` (the pretraining's output) and scores.
 
     Args:
         grid (`Grid`): what is run.
@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     environment = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
     environment |= {**os.environ, "PYTHONPATH": str(ROOT)}
     scorer = Scorer(arguments.speech.resolve(), arguments.quick_probe.resolve(), grid.ctc, environment)
-    directory = arguments.output_dir.resolve()
+    directory = arguments.output_dir.resolve() / grid.name
     directory.mkdir(parents=True, exist_ok=True)
     study = Study(grid, directory, arguments.train_data, shlex.split(arguments.launcher), scorer)
     chosen = [(v, s) for s in arguments.seeds or grid.seeds for v in arguments.variants or grid.variants]
