@@ -1,13 +1,15 @@
-"""What a pretraining run starts from: the model, new or of a checkpoint, and its optimizer."""
+"""What a pretraining run is made of: the model, new or of a checkpoint, its optimizer and its targets."""
 
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from sjepa_hf import SJepaForPreTraining
-from training.arguments import Arguments, RunArguments
+from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining
+from training.arguments import Arguments, RunArguments, TargetArguments
 from training.features import num_features
+from training.layer_choice import LayerChoice
+from training.targets import MfccTargets, OnlineTargets
 
 
 def build_model(
@@ -40,4 +42,29 @@ def build_optimizer(model: SJepaForPreTraining, run: RunArguments) -> torch.opti
         betas=(run.adam_beta1, run.adam_beta2),
         weight_decay=run.weight_decay,
         fused=True,
+    )
+
+
+def frozen_targets(mixture: DiagonalGaussianMixture, settings: TargetArguments) -> MfccTargets:
+    """The targets of phase 1."""
+    return MfccTargets(mixture, settings.phase1_features, settings.phase1_temperature)
+
+
+def online_targets(
+    model: SJepaForPreTraining, arguments: Arguments, layer_choice: LayerChoice, accelerator: Accelerator
+) -> OnlineTargets:
+    """The targets of phase 2; the EMA encoder starts as the encoder is now."""
+    settings = arguments.targets
+    return OnlineTargets(
+        model.sjepa,
+        model.mixture,
+        layer_choice,
+        accelerator,
+        temperature=settings.target_temperature,
+        mixture_decay=settings.mixture_decay,
+        average=settings.mixture_average,
+        layers=settings.target_layers,
+        instance_norm=settings.target_instance_norm,
+        num_components=settings.target_dims,
+        compiled=arguments.model.torch_compile,
     )

@@ -37,13 +37,13 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
+from sjepa_hf import SJepaForPreTrainingOutput
 from sjepa_hf.scores import data_name
 from training import checkpointing, figures
 from training.arguments import Arguments, choose_precision, parse_arguments
 from training.audio import BadAudioError
 from training.augmentation import augment
-from training.building import build_model, build_optimizer
+from training.building import build_model, build_optimizer, frozen_targets, online_targets
 from training.checkpointing import LoopState
 from training.corpus import DataPosition
 from training.interruption import Interruption, Stop
@@ -54,7 +54,7 @@ from training.publishing import NotPushed, Publisher
 from training.ranks import RanksDisagree, StepTotals, check_ranks_agree, is_lost_connection
 from training.reading import TrainingData
 from training.record import write_record
-from training.schedules import ema_decay, learning_rate_factor
+from training.schedules import Schedule
 from training.targets import MfccTargets, OnlineTargets, fit_mixture, layer_ranks, sample_frames, to_device
 
 
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     finally:
         run.lock.release()
     if stop is not None:
-        logger.error("Stopped at step %d of %d: %s.", run.state.step, run.total_steps, stop.reason)
+        logger.error("Stopped at step %d of %d: %s.", run.state.step, run.schedule.total_steps, stop.reason)
         if stop.status > 128 and run.accelerator.is_main_process:
             (run.output_dir / INTERRUPTED).write_text(stop.reason + "\n")
         sys.exit(stop.status)
@@ -126,7 +126,7 @@ class Pretraining:
         if run.push_to_hub and self.accelerator.is_main_process:
             repo_id = run.hub_model_id or self.output_dir.resolve().name
             self.publisher = Publisher(repo_id, self.output_dir, run.hub_private_repo)
-        self.total_steps = run.phase1_steps + run.phase2_steps
+        self.schedule = Schedule(arguments)
         self.interruption = Interruption()
         self.totals = StepTotals(self.accelerator)
         self.layer_choice = LayerChoice(settings.start_layer, settings.layer_score_decay, settings.adaptive_layer)
@@ -138,10 +138,11 @@ class Pretraining:
             self.state = checkpointing.load_loop_state(resumed)
         set_seed(run.seed)
         checkpoint = resumed or arguments.model.initial_checkpoint
-        self.model = build_model(arguments, checkpoint, self.accelerator, on_mfcc=self.phase == 1)
+        first_phase = self.schedule.phase(self.state.step) == 1
+        self.model = build_model(arguments, checkpoint, self.accelerator, on_mfcc=first_phase)
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, run))
         set_seed(run.seed, device_specific=True)  # dropout differs between ranks, weights do not
-        self.targets = self._mfcc_targets(self.model.mixture)
+        self.targets = frozen_targets(self.model.mixture, settings)
         self.frozen_targets: MfccTargets | None = None
         position = DataPosition.from_dict(self.state.data) if resumed else None
         self.data = TrainingData(arguments, self.accelerator, position)
@@ -155,8 +156,8 @@ class Pretraining:
         """All of a checkpoint's training state but the loop state, which is there already."""
         self.layer_choice.active, self.layer_choice.scores = self.state.active_layer, list(self.state.layer_scores)
         checkpointing.load_optimizer(checkpoint, self.optimizer, self.accelerator.scaler)
-        if self.phase == 2 and checkpointing.has_teacher(checkpoint):
-            self.targets = self._online_targets()
+        if self.schedule.phase(self.state.step) == 2 and checkpointing.has_teacher(checkpoint):
+            self._make_online_targets()
             checkpointing.load_online(checkpoint, self.targets.modules)
         if self.accelerator.is_main_process:
             self.data.bad_audio.restore(self.state.clips_seen, self.state.clips_skipped)
@@ -172,22 +173,6 @@ class Pretraining:
                 "" if before[0] * before[1] == now[0] * now[1] else ", and a step now sees another amount of audio",
             )
 
-    @property
-    def phase(self) -> int:
-        """1 while the targets are MFCC posteriors, then 2."""
-        return 1 if self.state.step < self.arguments.run.phase1_steps else 2
-
-    @property
-    def late(self) -> bool:
-        """Whether phase 2 has come so far that only masked frames count, and augmentation is off."""
-        run = self.arguments.run
-        return self.phase == 2 and self.state.step >= run.phase1_steps + run.masked_only_after * run.phase2_steps
-
-    @property
-    def masked_only(self) -> bool:
-        """Whether visible frames are left out of the loss."""
-        return self.late or not self.arguments.run.visible_loss
-
     # The algorithm
 
     def run(self) -> Stop | None:
@@ -201,15 +186,17 @@ class Pretraining:
         if run.report_to != "none":
             self.accelerator.init_trackers("sjepa")
         monitor = Monitor(
-            self.accelerator, self.output_dir, self.total_steps, state.step, self.model.config.hidden_size
+            self.accelerator, self.output_dir, self.schedule.total_steps, state.step, self.model.config.hidden_size
         )
-        if state.step == 0 and self.phase == 1:
+        if state.step == 0 and self.schedule.phase(0) == 1:
             self.fit_mfcc_mixture()
-        while state.step < self.total_steps:
-            if self.phase == 2 and isinstance(self.targets, MfccTargets):
+        while state.step < self.schedule.total_steps:
+            if self.schedule.phase(state.step) == 2 and isinstance(self.targets, MfccTargets):
                 self.begin_phase_2()
             micro_batches = [self.next_batch() for _ in range(self._accumulation)]
-            rate = self.set_learning_rate()
+            rate = self.schedule.learning_rate(state.step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
             frames = self.totals.sum(self.frame_count(micro_batches), stop=self.interruption.stop is not None)
             losses = []
             for number, batch in enumerate(micro_batches):
@@ -221,7 +208,7 @@ class Pretraining:
                 losses.append(loss_sums(output))
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), run.max_grad_norm)
             broken = self.update_weights(norm)
-            decay = self.ema_decay()
+            decay = self.schedule.ema_decay(state.step)
             self.targets.update(self.model.sjepa, decay)
             state.step += 1
             for sums in (*losses, {"gradient_norm": norm.detach(), "steps": 1}):
@@ -257,7 +244,7 @@ class Pretraining:
     def predict(self, batch: dict, targets: torch.Tensor) -> SJepaForPreTrainingOutput:
         """Masked prediction from the augmented audio, and its divergence from the targets."""
         masking, audio = self.arguments.masking, batch["input_values"]
-        if not self.late and masking.p_mix + masking.p_noise > 0:
+        if not self.schedule.late(self.state.step) and masking.p_mix + masking.p_noise > 0:
             # Seeded by the batch, so that a resumed run draws the same, and another number of ranks too.
             generator = torch.Generator(audio.device).manual_seed(batch["draw"])
             audio = augment(audio, batch["lengths"], p_mix=masking.p_mix, p_noise=masking.p_noise, generator=generator)
@@ -265,7 +252,7 @@ class Pretraining:
         if self.frozen_targets is not None:
             frozen = {
                 "frozen_posteriors": self.frozen_targets.posteriors(batch),
-                "frozen_weight": self.frozen_weight(),
+                "frozen_weight": self.schedule.frozen_weight(self.state.step),
             }
         with self.accelerator.autocast():
             return self.wrapped(
@@ -273,7 +260,7 @@ class Pretraining:
                 attention_mask=batch["attention_mask"],
                 mask_time_indices=batch["mask_time_indices"],
                 target_posteriors=targets,
-                include_visible=not self.masked_only,
+                include_visible=not self.schedule.masked_only(self.state.step),
                 masked_positions=batch["masked_positions"],
                 visible_positions=batch["visible_positions"],
                 longest_visible=batch["longest_visible"],
@@ -282,7 +269,9 @@ class Pretraining:
 
     def frame_count(self, micro_batches: list[dict]) -> int:
         """Frames of this rank that count in the loss of this step, which is one mean over those of all ranks."""
-        parts = ("masked_positions",) if self.masked_only else ("masked_positions", "visible_positions")
+        parts = ["masked_positions"]
+        if not self.schedule.masked_only(self.state.step):
+            parts.append("visible_positions")
         return sum(len(batch[part]) for batch in micro_batches for part in parts)
 
     def begin_phase_2(self) -> None:
@@ -297,9 +286,15 @@ class Pretraining:
         self.optimizer.param_groups[0]["params"] = parameters
         for parameter in set(self.optimizer.state) - set(parameters):
             del self.optimizer.state[parameter]
-        self.targets = self._online_targets()
+        self._make_online_targets()
         self.start_on_new_clusters(settings.seed_frames, salt=1)
         self._wrap()
+
+    def _make_online_targets(self) -> None:
+        """Targets over the EMA encoder; where the model has kept its frozen mixture, its targets too."""
+        if self.model.config.num_frozen_components is not None:
+            self.frozen_targets = frozen_targets(self.model.frozen_mixture, self.arguments.targets)
+        self.targets = online_targets(self.model, self.arguments, self.layer_choice, self.accelerator)
 
     def look_after(self, monitor: Monitor, micro_batches: list[dict], targets, output, rate: float, decay: float):
         """What happens now and then: dead components, effective ranks and the layer choice, metrics, checkpoints."""
@@ -313,7 +308,7 @@ class Pretraining:
             ranks = layer_ranks(encoder, micro_batches, self.accelerator, seed=run.seed + state.step)
             changed = online and self.layer_choice.observe(ranks)
             state.active_layer, state.layer_scores = self.layer_choice.active, list(self.layer_choice.scores)
-        if state.step % run.logging_steps == 0 or ranks is not None or state.step in (1, self.total_steps):
+        if state.step % run.logging_steps == 0 or ranks is not None or state.step in (1, self.schedule.total_steps):
             metrics = self.metrics(monitor, micro_batches[-1], targets, output, rate, decay, ranks)
             monitor.write(metrics, 3600 * metrics["hours_seen"])
             if self._broken[0] >= run.max_skipped_steps:
@@ -383,29 +378,6 @@ class Pretraining:
             " ".join(f"{value:.3f}" for value in history),
         )
 
-    def _mfcc_targets(self, mixture: DiagonalGaussianMixture) -> MfccTargets:
-        settings = self.arguments.targets
-        return MfccTargets(mixture, settings.phase1_features, settings.phase1_temperature)
-
-    def _online_targets(self) -> OnlineTargets:
-        """The targets of phase 2; where the model has kept its frozen mixture, its targets too."""
-        settings = self.arguments.targets
-        if self.model.config.num_frozen_components is not None:
-            self.frozen_targets = self._mfcc_targets(self.model.frozen_mixture)
-        return OnlineTargets(
-            self.model.sjepa,
-            self.model.mixture,
-            self.layer_choice,
-            self.accelerator,
-            temperature=settings.target_temperature,
-            mixture_decay=settings.mixture_decay,
-            average=settings.mixture_average,
-            layers=settings.target_layers,
-            instance_norm=settings.target_instance_norm,
-            num_components=settings.target_dims,
-            compiled=self.arguments.model.torch_compile,
-        )
-
     # Bookkeeping
 
     def next_batch(self) -> dict:
@@ -441,32 +413,6 @@ class Pretraining:
         self.wrapped = self.model
         if self.ranks > 1:
             self.wrapped = self.accelerator.prepare_model(self.model)
-
-    def set_learning_rate(self) -> float:
-        """Each phase has its own warm-up and shape. Returns the rate."""
-        run, name = self.arguments.run, f"phase{self.phase}"
-        rate = getattr(run, f"{name}_learning_rate") * learning_rate_factor(
-            self.state.step - (0 if self.phase == 1 else run.phase1_steps),
-            num_steps=getattr(run, f"{name}_steps"),
-            warmup_steps=getattr(run, f"{name}_warmup_steps"),
-            shape=getattr(run, f"{name}_schedule"),
-            final_factor=getattr(run, f"{name}_final_factor"),
-            decay_steps=getattr(run, f"{name}_decay_steps"),
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
-
-    def frozen_weight(self) -> float:
-        """Share of the frozen targets in the loss of this step of phase 2."""
-        settings, run = self.arguments.targets, self.arguments.run
-        progress = (self.state.step - run.phase1_steps) / run.phase2_steps
-        return settings.frozen_weight + progress * (settings.frozen_weight_end - settings.frozen_weight)
-
-    def ema_decay(self) -> float:
-        """Decay of the EMA encoder in this step."""
-        settings, steps = self.arguments.targets, self.state.step - self.arguments.run.phase1_steps
-        return ema_decay(max(steps, 0), settings.ema_decays, settings.ema_switch_steps)
 
     def summed_divergence(self, output: SJepaForPreTrainingOutput) -> torch.Tensor:
         """The loss as a sum over frames, from which the global mean is made."""

@@ -1,8 +1,62 @@
-"""Learning rate and encoder-average decay as plain functions of the step."""
+"""What changes over a run, as plain functions of the step."""
 
 import math
 from collections.abc import Sequence
 from typing import Literal
+
+from training.arguments import Arguments
+
+
+class Schedule:
+    """
+    What a run's settings say of each step, counted from 0 over both phases.
+
+    Attributes:
+        total_steps (`int`): optimizer steps of both phases.
+    """
+
+    def __init__(self, arguments: Arguments):
+        self.run, self.targets = arguments.run, arguments.targets
+        self.total_steps = self.run.phase1_steps + self.run.phase2_steps
+
+    def phase(self, step: int) -> int:
+        """1 while the targets come from the frozen mixture, then 2."""
+        return 1 if step < self.run.phase1_steps else 2
+
+    def late(self, step: int) -> bool:
+        """Whether phase 2 has come so far that only masked frames count, and augmentation is off."""
+        boundary = self.run.phase1_steps + self.run.masked_only_after * self.run.phase2_steps
+        return self.phase(step) == 2 and step >= boundary
+
+    def masked_only(self, step: int) -> bool:
+        """Whether visible frames are left out of the loss."""
+        return self.late(step) or not self.run.visible_loss
+
+    def learning_rate(self, step: int) -> float:
+        """Each phase has its own warm-up and shape."""
+        name = f"phase{self.phase(step)}"
+        peak, num_steps, warmup_steps, shape, final_factor, decay_steps = (
+            getattr(self.run, f"{name}_{setting}")
+            for setting in ("learning_rate", "steps", "warmup_steps", "schedule", "final_factor", "decay_steps")
+        )
+        return peak * learning_rate_factor(
+            step if name == "phase1" else step - self.run.phase1_steps,
+            num_steps=num_steps,
+            warmup_steps=warmup_steps,
+            shape=shape,
+            final_factor=final_factor,
+            decay_steps=decay_steps,
+        )
+
+    def frozen_weight(self, step: int) -> float:
+        """Share of the frozen targets in the loss of a step of phase 2."""
+        start, end = self.targets.frozen_weight, self.targets.frozen_weight_end
+        return start + (step - self.run.phase1_steps) / self.run.phase2_steps * (end - start)
+
+    def ema_decay(self, step: int) -> float:
+        """Decay of the EMA encoder, which follows the student from phase 2 on."""
+        steps = max(step - self.run.phase1_steps, 0)
+        return ema_decay(steps, self.targets.ema_decays, self.targets.ema_switch_steps)
 
 
 def learning_rate_factor(

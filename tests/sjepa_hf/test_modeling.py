@@ -16,7 +16,8 @@ def test_config_names_agree_with_hubert():
     own = {
         "front_end", "num_mel_bins", "feature_grad_mult", "predictor_num_hidden_layers", "predictor_dropout",
         "predictor_num_attention_heads", "predictor_intermediate_size", "predictor_max_positions",
-        "num_mixture_components", "mixture_feature_size", "encode_visible_only",
+        "num_mixture_components", "mixture_feature_size", "encode_visible_only", "num_frozen_components",
+        "frozen_feature_size",
     }  # fmt: skip
     assert set(ours) - set(theirs) == own
 

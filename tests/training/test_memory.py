@@ -15,8 +15,8 @@ if sys.argv[1] == "keep":
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def work():
-    for _ in range(10):
-        torch.empty(2**24).fill_(1.0)  # 64 MiB
+    for _ in range(50):
+        torch.empty(10 * 2**20).fill_(1.0)  # 40 MiB, more than malloc ever keeps by itself
 work()
 before = faults()
 work()

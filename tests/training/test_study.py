@@ -95,7 +95,9 @@ def test_a_failing_run_is_reported_and_the_others_go_on(study, tmp_path):
     command = [str(tmp_path / "bad.yaml"), *command[1:-1], str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="1 of 2 runs failed: bad-s0"):
         run.main(command)
-    assert [json.loads(r)["variant"] for r in (tmp_path / "out" / "bad" / "bad.jsonl").read_text().splitlines()] == ["control"]
+    assert [json.loads(r)["variant"] for r in (tmp_path / "out" / "bad" / "bad.jsonl").read_text().splitlines()] == [
+        "control"
+    ]
 
 
 @pytest.mark.parametrize("change, said", [
