@@ -198,6 +198,26 @@ def test_replace_mixture_keeps_all_but_the_last_layer(config, masked_batch, tmp_
     assert torch.equal(again.mixture.means, model.mixture.means)
 
 
+def test_frozen_targets_are_a_second_loss_from_a_second_last_layer(config, masked_batch, tmp_path):
+    inputs, real = masked_batch
+    model = SJepaForPreTraining(config).eval()
+    frozen, old = inputs["target_posteriors"], model(**inputs)
+    model.replace_mixture(7, 5, keep_frozen=True)
+    inputs["target_posteriors"] = torch.randn(3, 49, 7).softmax(-1)
+    alone = model(**inputs)
+    both = model(**inputs, frozen_posteriors=frozen, frozen_weight=0.25)
+    torch.testing.assert_close(both.frozen_loss, old.loss, msg="the kept last layer knows the kept clusters")
+    torch.testing.assert_close(both.loss, 0.75 * alone.loss + 0.25 * old.loss)
+    both.loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.save_pretrained(tmp_path)
+    again = SJepaForPreTraining.from_pretrained(tmp_path).eval()
+    assert again.frozen_mixture.means.equal(model.frozen_mixture.means)
+    torch.testing.assert_close(again(**inputs, frozen_posteriors=frozen, frozen_weight=0.25).loss, both.loss)
+    again.replace_mixture(3, 4)
+    assert again.config.num_frozen_components is None and not any("frozen" in name for name in again.state_dict())
+
+
 def test_mixture_travels_and_the_encoder_opens_alone(config, tmp_path, caplog):
     model = SJepaForPreTraining(config).eval()
     model.mixture.fit(torch.randn(500, 48) * 3)

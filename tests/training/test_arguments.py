@@ -64,6 +64,12 @@ def test_every_field_is_documented():
         ("{}", ["--phase1_steps", "0", "--phase2_steps", "0"], "nor both zero"),
         ("{}", ["--phase1_steps", "10"], "phase1_warmup_steps"),
         ("{}", ["--start_layer", "6"], "layers 0 to 5"),
+        ("{}", ["--phase1_decay_steps", "99999"], "`phase1_decay_steps` .99999. must lie between 0 and"),
+        ("{}", ["--phase1_features", "words"], "`phase1_features` is 'words'; choose one of mfcc, mfcc_cmn, log_mel"),
+        ("{}", ["--target_temperature", "-1"], "`target_temperature` must be at least 0"),
+        ("{}", ["--frozen_weight", "1.5"], "must lie between 0 and 1, got 1.5"),
+        ("{}", ["--target_dims", "1000"], "`target_dims` is 1000; it must lie between 1 and the model's 768"),
+        ("{}", ["--target_layers", "0", "6"], "`target_layers` names layer 6, but the model has layers 0 to 5"),
         ("{}", ["--max_seconds", "20"], "table of 750 positions"),
     ],
 )

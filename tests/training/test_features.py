@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchaudio.functional import compute_deltas
 from torchaudio.transforms import MFCC
 
-from training.features import MfccFeatures, frame_lengths
+from training.features import FRAME_FEATURES, LogMelFeatures, MfccFeatures, frame_lengths, num_features
 
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "reference_targets.safetensors"
@@ -57,6 +57,31 @@ def test_every_clip_of_a_padded_batch_equals_torchaudio_on_the_clip_alone(center
         expected = torchaudio_features(waveform, center)
         assert torch.allclose(row[: len(expected)], expected, rtol=1e-5, atol=3e-5)
         assert (row[len(expected) :] == 0).all()
+
+
+def test_a_clip_less_its_mean_keeps_the_deltas():
+    waveforms = clips()
+    batch, lengths = padded(waveforms, extra=500)
+    plain, subtracted = MfccFeatures()(batch, lengths), MfccFeatures(subtract_mean=True)(batch, lengths)
+    assert torch.allclose(plain[..., 13:], subtracted[..., 13:], atol=1e-4)
+    for row, length in enumerate(frame_lengths(lengths).tolist()):
+        expected = plain[row, :length, :13] - plain[row, :length, :13].mean(0)
+        assert torch.allclose(subtracted[row, :length, :13], expected, atol=1e-4)
+        assert not subtracted[row, length:].any()
+
+
+def test_log_mel_features_are_what_mfcc_are_made_of():
+    batch, lengths = padded(clips(), extra=500)
+    bands = LogMelFeatures()(batch, lengths)
+    assert bands.shape[-1] == num_features("log_mel") == 69
+    cosines = MfccFeatures().cosines
+    mfcc = torch.cat([part @ cosines for part in bands.split(23, dim=-1)], dim=-1)
+    assert torch.allclose(mfcc, MfccFeatures()(batch, lengths), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", FRAME_FEATURES)
+def test_features_by_name_have_the_size_they_say(name):
+    assert FRAME_FEATURES[name]()(torch.randn(1, 800)).shape == (1, 2, num_features(name))
 
 
 @pytest.mark.parametrize("center", [False, True])

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from training.schedules import ema_decay, learning_rate_factor
+from training.arguments import parse_arguments
+from training.schedules import Schedule, ema_decay, learning_rate_factor
 
 
 def factors(**arguments) -> list[float]:
@@ -35,6 +36,29 @@ def test_cosine_decay():
 
 def test_constant_stays_at_the_peak():
     assert factors(num_steps=5, warmup_steps=0, shape="constant", final_factor=0.1) == [1.0] * 8
+
+
+def test_the_rate_can_stay_at_its_peak_until_the_last_steps():
+    factors = [
+        learning_rate_factor(step, num_steps=10, warmup_steps=2, shape="linear", decay_steps=4) for step in range(11)
+    ]
+    assert factors == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0])
+    with pytest.raises(ValueError, match="decay_steps"):
+        learning_rate_factor(0, num_steps=10, warmup_steps=2, shape="linear", decay_steps=9)
+
+
+def test_a_schedule_tells_the_phases_apart():
+    flags = "--phase1_steps 4 --phase2_steps 8 --phase1_warmup_steps 0 --phase2_warmup_steps 2 --frozen_weight 0.8"
+    flags += " --phase1_learning_rate 1 --phase2_learning_rate 0.5 --ema_decays 0.9 0.99 --ema_switch_steps 3"
+    schedule = Schedule(parse_arguments(["--train_data", "speech", *flags.split()]))
+    assert schedule.total_steps == 12
+    assert [schedule.phase(step) for step in (0, 3, 4, 11)] == [1, 1, 2, 2]
+    assert [schedule.late(step) for step in (3, 7, 8, 11)] == [False, False, True, True]
+    assert [schedule.masked_only(step) for step in (7, 8)] == [False, True]
+    rates = [schedule.learning_rate(step) for step in (0, 2, 4, 5, 11)]
+    assert rates == pytest.approx([1, 0.5, 0.25, 0.5, 0.5])
+    assert [schedule.frozen_weight(step) for step in (4, 8, 12)] == pytest.approx([0.8, 0.4, 0])
+    assert [schedule.ema_decay(step) for step in (0, 4, 7, 10)] == [0.9, 0.9, 0.99, 0.9]
 
 
 def test_a_phase_of_warm_up_alone():

@@ -47,6 +47,14 @@ def test_mfcc_targets_of_a_padded_batch_are_those_of_each_clip():
     assert all(torch.equal(before[k], v) for k, v in targets.mixture.state_dict().items())
 
 
+def test_mfcc_targets_can_be_one_hot_and_over_other_features():
+    batch = make_batch(16000, 7000)
+    targets = MfccTargets(DiagonalGaussianMixture(8, 69), features="log_mel", temperature=0)
+    posteriors = targets.posteriors(batch)
+    soft = targets.mixture.posterior(targets.features(batch).flatten(0, 1)).view(2, 49, 8)
+    assert posteriors.unique().tolist() == [0, 1] and posteriors.argmax(-1).equal(soft.argmax(-1))
+
+
 def test_online_targets_come_from_the_active_layer_of_the_teacher_in_eval_mode(online):
     student, targets = online
     batch = make_batch(16000, 7000)
