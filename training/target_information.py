@@ -1,0 +1,251 @@
+"""What targets know of phones, before anything is trained on them: do a checkpoint's features make better ones yet?
+
+    python -m training.target_information runs/mine/final --train_data my_audio/ --data aligned/ --components 500
+
+For every way to aim training (the frame features of phase 1; each layer, plain and normalised by clip, and the mean of
+all layers normalised by clip, as phase 2 would see them) a mixture is fitted to frames of `--train_data`, as training
+fits it. Its posteriors on the aligned clips then give, in one table,
+
+soft, hard   mutual information of component and phone as a share of the phones' entropy, from posteriors as they are
+             and from their largest component alone (0: nothing, 1: all);
+entropy      of the posteriors, in bits;
+components   that are really used: 2 to the entropy of their mean posterior, in bits.
+
+Compare at an equal number of components: more of them always know more. Phase 2 has something to gain once a row of
+the encoder lies clearly above the row that phase 1 was aimed at. The encoder is read as it is, unmasked.
+"""
+
+import json
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from sjepa_hf import DiagonalGaussianMixture, SJepaModel
+from training.arguments import parse_dataclasses
+from training.audio import SAMPLING_RATE, BadAudioError
+from training.features import FRAME_FEATURES, num_features
+from training.labelled import LabelledClips, open_labelled
+from training.layer_choice import LayerChoice
+from training.probing import phones_at_frames, read_alignment, readable_clips
+from training.targets import MfccTargets, OnlineTargets, fit_mixture, sample_frames
+
+
+@dataclass
+class InformationArguments:
+    """Which targets, fitted to what, measured on what."""
+
+    train_data: list[str] = field(metadata={"help": "Sources that the mixtures are fitted to; labels are not read."})
+    data: list[str] = field(metadata={"help": "Labelled sources with columns phones and phone_ends."})
+    components: list[int] = field(default_factory=lambda: [500], metadata={"help": "Sizes of mixture."})
+    dims: list[int] = field(
+        default_factory=lambda: [0],
+        metadata={"help": "Whitened principal components of the encoder's features; 0: all of it as it is."},
+    )
+    frames: int = field(default=100_000, metadata={"help": "Frames that each mixture is fitted to."})
+    em_iterations: int = field(default=20, metadata={"help": "EM iterations of a fit."})
+    max_clips: int | None = field(default=None, metadata={"help": "Aligned clips, drawn at random."})
+    audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Parquet and Hub data."})
+    output: str | None = field(default=None, metadata={"help": "A JSON file for the figures."})
+    seed: int = field(default=0, metadata={"help": "Seed of clips, frames and fits."})
+
+    def __post_init__(self):
+        for name in ("components", "frames", "em_iterations"):
+            if np.min(getattr(self, name)) < 2:
+                raise ValueError(f"`{name}` must be at least 2, got {getattr(self, name)}.")
+
+
+class Information(NamedTuple):
+    """Figures of one kind of target."""
+
+    soft: float
+    hard: float
+    entropy_bits: float
+    components_used: float
+
+
+class JointCounts:
+    """
+    Sums over frames from which the information is computed.
+
+    Args:
+        num_phones (`int`), num_components (`int`): sizes of the table.
+    """
+
+    def __init__(self, num_phones: int, num_components: int):
+        self.soft, self.hard = (torch.zeros(num_phones, num_components, dtype=torch.float64) for _ in range(2))
+        self.entropy = 0.0  # nats
+
+    def add(self, phones: torch.Tensor, posteriors: torch.Tensor) -> None:
+        """Phones, integers `(num_frames,)`, and posteriors `(num_frames, num_components)` of some frames."""
+        posteriors = posteriors.double().cpu()
+        self.soft.index_add_(0, phones, posteriors)
+        ones = torch.ones(len(phones), dtype=torch.float64)
+        self.hard.index_put_((phones, posteriors.argmax(1)), ones, accumulate=True)
+        self.entropy += torch.special.entr(posteriors).sum().item()
+
+    def result(self) -> Information:
+        frames = self.hard.sum()
+        return Information(
+            *(information_share(table / frames) for table in (self.soft, self.hard)),
+            entropy_bits=self.entropy / frames.item() / math.log(2),
+            components_used=torch.special.entr(self.soft.sum(0) / frames).sum().exp().item(),
+        )
+
+
+def information_share(joint: torch.Tensor) -> float:
+    """Mutual information of rows and columns of a joint distribution, as a share of the entropy of its rows."""
+    rows, columns, both = (torch.special.entr(part).sum() for part in (joint.sum(1), joint.sum(0), joint))
+    return ((rows + columns - both) / rows).item()
+
+
+def batch_of(samples: np.ndarray, draw: int) -> dict:
+    """One clip as a batch."""
+    return {
+        "input_values": torch.from_numpy(samples)[None],
+        "attention_mask": torch.ones(1, len(samples), dtype=torch.bool),
+        "lengths": torch.tensor([len(samples)]),
+        "seconds": len(samples) / SAMPLING_RATE,
+        "draw": draw,
+    }
+
+
+def random_batches(clips: LabelledClips, seed: int):
+    """The clips in random order, one a batch; those that cannot be decoded are left out."""
+    for index in np.random.default_rng(seed).permutation(len(clips)).tolist():
+        example = clips[index]
+        if example is not None:
+            yield batch_of(example["input_values"], draw=seed + index)
+
+
+class Candidate(NamedTuple):
+    """One kind of target: its name and what makes it (a frame feature, or layers of the encoder)."""
+
+    name: str
+    frame_features: str | None = None
+    layers: tuple[int, ...] = ()
+    instance_norm: bool = False
+    dims: int = 0
+
+
+def candidates(num_layers: int, dims: list[int]) -> list[Candidate]:
+    """Everything that is compared at one number of components."""
+    found = [Candidate(name, frame_features=name) for name in FRAME_FEATURES]
+    for size in dims:
+        ending = f", {size} dims" if size else ""
+        for layer in range(num_layers):
+            for normed in (False, True):
+                name = f"layer {layer}{', by clip' if normed else ''}{ending}"
+                found.append(Candidate(name, layers=(layer,), instance_norm=normed, dims=size))
+        everything = tuple(range(num_layers))
+        found.append(Candidate(f"mean of layers, by clip{ending}", layers=everything, instance_norm=True, dims=size))
+    return found
+
+
+def fitted_targets(
+    candidate: Candidate, encoder: SJepaModel, components: int, clips: LabelledClips, arguments: InformationArguments
+) -> MfccTargets | OnlineTargets:
+    """Targets of one kind, their mixture fitted to random frames of the clips."""
+    accelerator, seed = Accelerator(), arguments.seed
+    batches, fit = random_batches(clips, seed), {"num_iterations": arguments.em_iterations}
+    device = accelerator.device
+    if candidate.frame_features is not None:
+        mixture = DiagonalGaussianMixture(components, num_features(candidate.frame_features)).to(device)
+        targets = MfccTargets(mixture, candidate.frame_features)
+        sample = sample_frames(targets.features, batches, arguments.frames, seed, accelerator, stop_when_full=True)
+        fit_mixture(mixture, sample, seed, accelerator, **fit)
+        return targets
+    targets = OnlineTargets(
+        encoder,
+        DiagonalGaussianMixture(components, candidate.dims or encoder.config.hidden_size).to(device),
+        LayerChoice(candidate.layers[0]),
+        accelerator,
+        layers=candidate.layers,
+        instance_norm=candidate.instance_norm,
+        num_components=candidate.dims or None,
+    )
+    targets.seed(batches, arguments.frames, seed, **fit)
+    return targets
+
+
+def measure(
+    targets: MfccTargets | OnlineTargets, clips: LabelledClips, phones: list[torch.Tensor], num_phones: int
+) -> Information:
+    """Information of the targets on aligned clips, whose frames' phones are given as integers `(num_frames,)`."""
+    counts = JointCounts(num_phones, targets.mixture.num_components)
+    device = targets.mixture.means.device
+    for index, expected in enumerate(phones):
+        batch = batch_of(clips[index]["input_values"], draw=0)
+        batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
+        counts.add(expected, targets.posteriors(batch)[0, : len(expected)])
+    return counts.result()
+
+
+def run(checkpoint: str, arguments: InformationArguments) -> list[dict]:
+    """
+    Figures of every kind of target, one dict a row of the table.
+
+    Raises:
+        ValueError: if the checkpoint or a source cannot be opened, or alignments are broken.
+        BadAudioError: if too much audio cannot be decoded.
+    """
+    try:
+        encoder = SJepaModel.from_pretrained(checkpoint).eval().to(Accelerator().device)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{checkpoint} is no S-JEPA checkpoint ({str(error).strip().splitlines()[0]}).") from None
+    unlabelled = open_labelled(arguments.train_data, (), audio_column=arguments.audio_column)
+    aligned = open_labelled(arguments.data, ("phones", "phone_ends"), audio_column=arguments.audio_column)
+    aligned, frame_counts = readable_clips(aligned, arguments.max_clips, arguments.seed)
+    names = [phones_at_frames(*read_alignment(aligned, i), count) for i, count in enumerate(frame_counts.tolist())]
+    known, numbers = np.unique(np.concatenate(names).astype(str), return_inverse=True)
+    phones = list(torch.from_numpy(numbers).split([len(part) for part in names]))
+    rows = []
+    for components in arguments.components:
+        bar = tqdm(candidates(encoder.config.num_hidden_layers, arguments.dims), leave=False, disable=None)
+        for candidate in bar:
+            bar.set_description(f"{components} components, {candidate.name}")
+            targets = fitted_targets(candidate, encoder, components, unlabelled, arguments)
+            found = measure(targets, aligned, phones, len(known))
+            rows.append({"targets": candidate.name, "components": components, **found._asdict()})
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown."""
+    lines = ["| targets | K | soft | hard | entropy, bits | components used |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        figures = f"{row['soft']:.3f} | {row['hard']:.3f} | {row['entropy_bits']:.2f} | {row['components_used']:.0f}"
+        lines.append(f"| {row['targets']} | {row['components']} | {figures} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        arguments, rest = parse_dataclasses(
+            (InformationArguments,),
+            sys.argv[1:] if argv is None else argv,
+            "What targets know of phones, before anything is trained on them.",
+            checkpoint=dict(help="An S-JEPA checkpoint: a directory or Hub name."),
+        )
+        rows = run(rest.checkpoint, arguments)
+    except (ValueError, BadAudioError) as error:
+        sys.exit(f"error: {error}")
+    print(table(rows))
+    if arguments.output:
+        aside = Path(f"{arguments.output}.incomplete")
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps({"checkpoint": rest.checkpoint, "rows": rows}, indent=1) + "\n")
+        aside.replace(arguments.output)
+
+
+if __name__ == "__main__":
+    main()
