@@ -55,7 +55,6 @@ class Study:
         self.train_data = train_data
         self.launcher = launcher
         self.scorer = scorer
-        self.commit = commit()
         self._trunks = {seed: threading.Lock() for seed in grid.seeds}
 
     def run(self, variant: str, seed: int) -> None:
@@ -94,7 +93,7 @@ class Study:
         output.mkdir(parents=True, exist_ok=True)
         origin = settings.get("resume_from_checkpoint", "the start")
         logger.info("%s, seed %d: training from %s", variant or "trunk", seed, origin)
-        write(here / "commit", self.commit + "\n")
+        write(here / "commit", commit() + "\n")
         command = [*self.launcher, str(ROOT / "training" / "pretrain.py"), "--config", self.grid.recipe]
         run_logged([*command, *as_flags(settings)], here / "run.log", self.scorer.environment)
         if variant is not None:
