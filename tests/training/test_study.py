@@ -10,6 +10,7 @@ from test_pretrain import RECIPE, write_noise
 from training.arguments import parse_arguments
 from training.study import report, run
 from training.study.grid import Grid, as_flags, read_grid
+from training.study.scores import crops
 
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +119,16 @@ def test_the_grids_of_the_project_can_be_read():
             flags = as_flags(grid.settings(variant))
             arguments = parse_arguments(["--config", str(ROOT / grid.recipe), "--train_data", "x", *flags])
             assert grid.from_step(variant) <= arguments.run.phase1_steps
+
+
+def test_speakers_are_told_by_pieces_that_lie_within_their_clips(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,speaker_id,duration\na.wav,7,3.0\nb.wav,8,1.2\nc.wav,8,1.5\n")
+    rows = crops(tmp_path)
+    assert [(Path(r["audio_filepath"]).name, r["offset"], r["speaker_id"]) for r in rows] == [
+        ("a.wav", 0.25, "7"), ("a.wav", 1.25, "7"), ("a.wav", 2.25, "7"),
+        ("c.wav", 0.0, "8"), ("c.wav", 0.5, "8"), ("c.wav", 1.0, "8"),
+    ], "b is too short for three"  # fmt: skip
+    assert all(r["duration"] == 0.5 for r in rows)
 
 
 def test_errors_gone_are_paired_by_seed():

@@ -1,5 +1,6 @@
 """Scores of a pretraining checkpoint, each by a program of the project or the yardstick, in a process of its own."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from training.study.grid import as_flags
 
 
 LIBRISPEECH = "librispeech_train_clean_5"
+CROPS, CROP_SECONDS = 3, 0.5  # of each clip, for the speakers: whole clips give every encoder full marks
 
 
 @dataclass
@@ -34,8 +36,9 @@ class Scorer:
 
         Returns:
             "probe": `digits` and `phones`, accuracy of the best layer, `digits_by_layer`, `phones_by_layer`, and
-            `mfcc_digits`, `mfcc_phones` of the same run; "speakers": `speakers`, accuracy of the best layer; "ctc":
-            `cer` and `wer`, greedy, on the validation speakers.
+            `mfcc_digits`, `mfcc_phones` of the same run; "speakers": `speakers`, accuracy of the best layer on half
+            seconds of the validation speakers, and `speakers_by_layer`; "ctc": `cer` and `wer`, greedy, on the
+            validation speakers.
         """
         directory.mkdir(parents=True, exist_ok=True)
         return getattr(self, f"_{stage}")(checkpoint, directory, seed)
@@ -58,7 +61,8 @@ class Scorer:
     def _speakers(self, checkpoint: Path, directory: Path, seed: int) -> dict:
         found = directory / "speakers" / "probes.json"
         if not found.is_file():
-            data = self.speech / LIBRISPEECH / "validation"
+            data = directory / "speakers.jsonl"
+            data.write_text("".join(json.dumps(row) + "\n" for row in crops(self.speech / LIBRISPEECH / "validation")))
             command = ["-m", "training.probe", checkpoint, "--data", data, "--utterance_labels", "speaker_id"]
             self._run([*command, "--baselines", "false", "--output", found.parent], directory / "speakers.log")
         means = [score["mean"] for score in json.loads(found.read_text())["scores"]]
@@ -77,6 +81,26 @@ class Scorer:
 
     def _run(self, command: list, log: Path) -> None:
         run_logged([sys.executable, *map(str, command)], log, self.environment)
+
+
+def crops(folder: Path) -> list[dict]:
+    """Rows of a manifest: short pieces, evenly spaced, of each clip of a folder whose metadata.csv names speakers."""
+    with (folder / "metadata.csv").open(newline="") as file:
+        clips = list(csv.DictReader(file))
+    rows = []
+    for clip in clips:
+        piece = float(clip["duration"]) / CROPS
+        if piece >= CROP_SECONDS:
+            rows += [
+                {
+                    "audio_filepath": str((folder / clip["file_name"]).resolve()),
+                    "offset": round((number + 0.5) * piece - CROP_SECONDS / 2, 3),
+                    "duration": CROP_SECONDS,
+                    "speaker_id": clip["speaker_id"],
+                }
+                for number in range(CROPS)
+            ]
+    return rows
 
 
 def run_logged(command: list[str], log: Path, environment: dict[str, str]) -> None:
