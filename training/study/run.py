@@ -174,7 +174,8 @@ def main(argv: list[str] | None = None) -> None:
     grid.stages = arguments.stages or grid.stages
     threads = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
     environment = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-    environment |= {**os.environ, "PYTHONPATH": str(ROOT)}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment |= {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     scorer = Scorer(arguments.speech.resolve(), arguments.quick_probe.resolve(), grid.ctc, environment)
     directory = arguments.output_dir.resolve() / grid.name
     directory.mkdir(parents=True, exist_ok=True)
