@@ -1,6 +1,7 @@
 """The study's harness: a small grid on noise from end to end, and the arithmetic of its tables."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,16 @@ def test_the_grids_of_the_project_can_be_read():
             flags = as_flags(grid.settings(variant))
             arguments = parse_arguments(["--config", str(ROOT / grid.recipe), "--train_data", "x", *flags])
             assert grid.from_step(variant) <= arguments.run.phase1_steps
+
+
+def test_runs_get_this_code_what_the_path_held_and_a_share_of_the_cores(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    found = run.environment(jobs=3)
+    assert found["PYTHONPATH"] == f"{ROOT}{os.pathsep}/elsewhere"
+    assert (found["OMP_NUM_THREADS"], found["OPENBLAS_NUM_THREADS"]) == ("2", "7"), "what is set stays"
 
 
 def test_speakers_are_told_by_pieces_that_lie_within_their_clips(tmp_path):

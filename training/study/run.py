@@ -132,6 +132,14 @@ class Study:
         return results
 
 
+def environment(jobs: int) -> dict[str, str]:
+    """Environment variables of the runs: ours, this code first on the path, and a share of the cores for each job."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    shared = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+    return {**shared, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def commit() -> str:
     """The commit of the code, with "-dirty" where files differ from it; "unknown" outside a repository."""
     try:
@@ -172,11 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     grid.stages = arguments.stages or grid.stages
-    threads = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
-    environment = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment |= {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    scorer = Scorer(arguments.speech.resolve(), arguments.quick_probe.resolve(), grid.ctc, environment)
+    scorer = Scorer(arguments.speech.resolve(), arguments.quick_probe.resolve(), grid.ctc, environment(arguments.jobs))
     directory = arguments.output_dir.resolve() / grid.name
     directory.mkdir(parents=True, exist_ok=True)
     study = Study(grid, directory, arguments.train_data, shlex.split(arguments.launcher), scorer)
