@@ -56,6 +56,7 @@ class Study:
         self.launcher = launcher
         self.scorer = scorer
         self._trunks = {seed: threading.Lock() for seed in grid.seeds}
+        self._collecting = threading.Lock()
 
     def run(self, variant: str, seed: int) -> None:
         """One run with its scores, unless it is there already; leaves `result.json`."""
@@ -121,8 +122,10 @@ class Study:
         found = [
             self.directory / f"{variant}-s{s}" / RESULT for variant in self.grid.variants for s in self.grid.seeds
         ]
-        results = [json.loads(path.read_text()) for path in found if path.is_file()]
-        write(self.directory / f"{self.grid.name}.jsonl", "".join(json.dumps(result) + "\n" for result in results))
+        with self._collecting:
+            results = [json.loads(path.read_text()) for path in found if path.is_file()]
+            lines = "".join(json.dumps(result) + "\n" for result in results)
+            write(self.directory / f"{self.grid.name}.jsonl", lines)
         hours = {f"{r['variant']}-s{r['seed']}": r["hours_heard"] for r in results}
         if hours and max(hours.values()) > (1 + AUDIO_TOLERANCE) * min(hours.values()):
             least, most = (choose(hours, key=hours.get) for choose in (min, max))
