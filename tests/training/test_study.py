@@ -82,9 +82,12 @@ def test_what_is_done_is_not_done_again_and_more_seeds_join(study):
     assert before == {path: path.stat().st_mtime_ns for path in before}
     run.main([*command, "--seeds", "1", "--variants", "control"])
     assert [(r["variant"], r["seed"]) for r in results(here)][:2] == [("control", 0), ("control", 1)]
-    report.main([str(here / "out" / "tiny" / "tiny.jsonl"), "--output_dir", str(here / "report")])
-    text = (here / "report" / "tiny.md").read_text()
-    assert text.splitlines()[2].startswith("| control | 2 |") and "| MFCC |" in text
+    command = [str(here / "out" / "tiny" / "tiny.jsonl"), "--output", str(here / "report" / "README.md")]
+    report.main(command)
+    text = (here / "report" / "README.md").read_text()
+    assert "\n| control | 2 | 0." in text and "| MFCC |  | 0.600 |" in text
+    report.main(command)
+    assert text == (here / "report" / "README.md").read_text(), "the table takes its own place again"
     assert (here / "report" / "tiny.png").stat().st_size > 5000
 
 
@@ -142,14 +145,31 @@ def test_speakers_are_told_by_pieces_that_lie_within_their_clips(tmp_path):
     assert all(r["duration"] == 0.5 for r in rows)
 
 
+def test_a_table_goes_between_its_marks():
+    text = "a\n<!-- g -->\nold\n<!-- /g -->\nb\n"
+    assert report.placed(text, "g", "| new |\n") == "a\n<!-- g -->\n| new |\n<!-- /g -->\nb\n"
+    assert report.placed(text, "h", "| h |\n").startswith(text) and "| h |" in report.placed(text, "h", "| h |\n")
+    with pytest.raises(ValueError, match="<!-- g --> has no"):
+        report.placed("<!-- g -->\n", "g", "")
+
+
 def test_errors_gone_are_paired_by_seed():
     def result(variant, seed, digits, cer):
         return {"variant": variant, "seed": seed, "scores": {"digits": digits, "cer": cer}}
 
     found = [result("a", 0, 0.5, 0.4), result("a", 1, 0.8, 0.4), result("b", 0, 0.55, 0.3), result("b", 1, 0.82, 0.3)]
-    gone = report.errors_gone(found, "b", "a", "digits")
-    assert gone.mean == pytest.approx(10) and gone.half_width == pytest.approx(0, abs=1e-9) and gone.clear
-    assert report.errors_gone(found, "b", "a", "cer").mean == pytest.approx(25)
-    assert report.errors_gone(found[:2] + found[3:], "b", "a", "digits").mean == pytest.approx(10)
-    # t(0.975, 2 degrees of freedom) = 4.3027; standard error of (1, 2, 3) = 1 / sqrt(3)
-    assert report.Interval.of([1.0, 2.0, 3.0]).half_width == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
+    assert report.errors_gone(found, "b", "a", "digits") == pytest.approx([10, 10])
+    assert report.errors_gone(found, "b", "a", "cer") == pytest.approx([25, 25])
+    assert report.errors_gone(found[:2] + found[3:], "b", "a", "digits") == pytest.approx([10])
+    assert report.errors_gone(found[:1] + found[3:], "b", "a", "digits") == []
+
+
+def test_intervals_take_their_spread_from_all_variants():
+    spread = report.Spread.pooled([[1.0, 2.0, 3.0], [7.0, 9.0], [5.0], []])
+    assert spread == (pytest.approx(((2 + 2) / 3) ** 0.5), 3)
+    # t(0.975, 3 degrees of freedom) = 3.1824
+    one = report.Interval.of([5.0], spread)
+    assert one.half_width == pytest.approx(3.1824 * spread.deviation, rel=1e-4) and one.clear
+    assert report.Interval.of([7.0, 9.0], spread).half_width == pytest.approx(one.half_width / 2**0.5)
+    unknown = report.Interval.of([5.0], report.Spread.pooled([[5.0], [6.0]]))
+    assert unknown.show(1) == "5.0" and not unknown.clear, "nothing is known from one seed each"

@@ -89,3 +89,10 @@ def _as_text(value) -> str:
     if isinstance(value, dict):
         return json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file aside, then rename it."""
+    aside = path.with_name(path.name + ".incomplete")
+    aside.write_text(text)
+    aside.replace(path)

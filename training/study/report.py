@@ -1,21 +1,28 @@
 """Tables and pictures of finished grids.
 
-    python -m training.study.report training/study/results/*.jsonl --output_dir training/study
+    python -m training.study.report training/study/results/*.jsonl --output training/study/README.md
 
-Writes for each GRID.jsonl a table `GRID.md` and a picture `GRID.png`. A score is the mean over seeds; behind ± stands
-half the width of its 95 % interval (Student's t; no interval from one seed). "errors gone" compares with the grid's
-baseline seed by seed: how many per cent of its errors are gone (negative: more errors), bold where that is clear of 0.
+The table of each GRID.jsonl goes between `<!-- GRID -->` and `<!-- /GRID -->` of that file (to its end where it has no
+such marks), a picture GRID.png beside it. A score is the mean over seeds; behind ± stands half the width of its 95 %
+interval. In brackets, how many per cent of the baseline's errors are gone, compared seed by seed (negative: more
+errors), bold where that is clear of 0. The deviation between seeds is taken to be the same for all variants of a grid
+and estimated from them together (Student's t with its degrees of freedom), so that a single seed has an interval too.
 """
 
 import argparse
 import json
 import math
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from scipy import stats
+
+from training.study.grid import write
 
 
 matplotlib.use("Agg")
@@ -26,20 +33,32 @@ HIGHER_IS_BETTER = {"digits": True, "phones": True, "speakers": True, "cer": Fal
 CONFIDENCE = 0.95
 
 
+class Spread(NamedTuple):
+    """Standard deviation between seeds, and the degrees of freedom that it was estimated with (0: not at all)."""
+
+    deviation: float
+    freedom: int
+
+    @classmethod
+    def pooled(cls, groups: Iterable[list[float]]) -> "Spread":
+        """From the values of several variants, each about its own mean."""
+        groups = [np.asarray(group) for group in groups]
+        freedom = sum(len(group) - 1 for group in groups if len(group))
+        squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups if len(group))
+        return cls(math.sqrt(squares / freedom) if freedom else math.nan, freedom)
+
+
 @dataclass
 class Interval:
-    """Mean of some values and half the width of its confidence interval (NaN from one value)."""
+    """Mean of some values and half the width of its confidence interval (NaN where the spread is unknown)."""
 
     mean: float
     half_width: float
 
     @classmethod
-    def of(cls, values: list[float]) -> "Interval":
-        count = len(values)
-        if count < 2:
-            return cls(values[0], math.nan)
-        quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)
-        return cls(float(np.mean(values)), float(quantile * np.std(values, ddof=1) / math.sqrt(count)))
+    def of(cls, values: list[float], spread: Spread) -> "Interval":
+        quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, spread.freedom) if spread.freedom else math.nan
+        return cls(float(np.mean(values)), float(quantile * spread.deviation / math.sqrt(len(values))))
 
     def show(self, digits: int, sign: str = "") -> str:
         shown = f"{self.mean:{sign}.{digits}f}"
@@ -56,19 +75,21 @@ def error(score: str, value: float) -> float:
     return 1 - value if HIGHER_IS_BETTER[score] else value
 
 
-def errors_gone(results: list[dict], variant: str, baseline: str, score: str) -> Interval | None:
+def errors_gone(results: list[dict], variant: str, baseline: str, score: str) -> list[float]:
     """
-    Per cent of the baseline's errors that a variant does not make, over the seeds that both have. None where there is
-    no such seed, or the baseline makes no errors.
+    Per cent of the baseline's errors that a variant does not make, one value for each seed that both have. Seeds in
+    which the baseline makes no errors are left out.
     """
     own, other = (
         {r["seed"]: error(score, r["scores"][score]) for r in results if r["variant"] == name and score in r["scores"]}
         for name in (variant, baseline)
     )
-    shared = sorted(set(own) & set(other))
-    if not shared or not all(other[seed] for seed in shared):
-        return None
-    return Interval.of([100 * (1 - own[seed] / other[seed]) for seed in shared])
+    return [100 * (1 - own[seed] / other[seed]) for seed in sorted(set(own) & set(other)) if other[seed]]
+
+
+def values_of(results: list[dict], variant: str, score: str) -> list[float]:
+    """A score of a variant's runs."""
+    return [r["scores"][score] for r in results if r["variant"] == variant and score in r["scores"]]
 
 
 def scores_of(results: list[dict]) -> list[str]:
@@ -79,30 +100,44 @@ def scores_of(results: list[dict]) -> list[str]:
 def table(results: list[dict]) -> str:
     """Markdown: a row for each variant, the baseline first."""
     baseline, scores = results[0]["baseline"], scores_of(results)
-    head = ["variant", "seeds"]
-    for score in scores:
-        head += [score, "errors gone, %"]
-    head += ["target entropy, bits", "live components", "layer", "hours heard", "hours taken"]
+    head = [
+        "variant",
+        "seeds",
+        *scores,
+        "target entropy, bits",
+        "clusters alive",
+        "layer",
+        "hours heard",
+        "hours taken",
+    ]
     rows = [head, ["---"] * len(head)]
-    for variant in ordered(results):
+    names = ordered(results)
+    values = {score: {name: values_of(results, name, score) for name in names} for score in scores}
+    gone = {score: {n: errors_gone(results, n, baseline, score) for n in names if n != baseline} for score in scores}
+    for variant in names:
         runs = [r for r in results if r["variant"] == variant]
         row = [variant, str(len(runs))]
         for score in scores:
-            values = [r["scores"][score] for r in runs if score in r["scores"]]
-            gone = errors_gone(results, variant, baseline, score)
-            row.append(Interval.of(values).show(3) if values else "")
-            bold = "**" if gone and gone.clear and gone.mean > 0 else ""
-            row.append(f"{bold}{gone.show(1, '+')}{bold}" if gone and variant != baseline else "")
+            own, compared = values[score][variant], gone[score].get(variant)
+            cell = Interval.of(own, Spread.pooled(values[score].values())).show(3) if own else ""
+            if compared:
+                interval = Interval.of(compared, Spread.pooled(gone[score].values()))
+                bold = "**" if interval.clear else ""
+                cell += f" ({bold}{interval.show(0, '+')} %{bold})"
+            row.append(cell)
         last = [r["last"] for r in runs]
         row.append(f"{np.mean([m['target_entropy_bits'] for m in last]):.2f}")
         row.append(f"{np.mean([m['live_components'] for m in last]):.0f}")
         row.append(", ".join(str(m["active_layer"]) for m in last if "active_layer" in m))
         row += [f"{np.mean([r[name] for r in runs]):.2f}" for name in ("hours_heard", "hours_taken")]
         rows.append(row)
-    mfcc = {score: results[0]["scores"].get(f"mfcc_{score}") for score in scores}
+    mfcc = {
+        score: next((r["scores"][f"mfcc_{score}"] for r in results if f"mfcc_{score}" in r["scores"]), None)
+        for score in scores
+    }
     if any(mfcc.values()):
-        rows.append(["MFCC", "", *(cell for s in scores for cell in (f"{mfcc[s]:.3f}" if mfcc[s] else "", ""))])
-        rows[-1] += [""] * (len(head) - len(rows[-1]))
+        cells = ["MFCC", "", *("" if mfcc[score] is None else f"{mfcc[score]:.3f}" for score in scores)]
+        rows.append(cells + [""] * (len(head) - len(cells)))
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
@@ -119,7 +154,7 @@ def draw(results: list[dict], path: Path) -> None:
     figure, panels = plt.subplots(1, len(scores), figsize=size, layout="constrained", sharey=True, squeeze=False)
     for axes, score in zip(panels[0], scores):
         for height, name in enumerate(names):
-            values = [r["scores"][score] for r in results if r["variant"] == name and score in r["scores"]]
+            values = values_of(results, name, score)
             colour = "0.3" if name == results[0]["baseline"] else "C0"
             axes.plot(values, [height] * len(values), "o", ms=4, color=colour, alpha=0.6)
             if values:
@@ -133,18 +168,35 @@ def draw(results: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
+def placed(text: str, grid: str, table: str) -> str:
+    """The text with the grid's table between its marks; both at the end where they are missing."""
+    begin, end = f"<!-- {grid} -->\n", f"<!-- /{grid} -->\n"
+    before, mark, rest = text.partition(begin)
+    if not mark:
+        return f"{text}\n## {grid}\n\n{begin}{table}{end}\n![{grid}]({grid}.png)\n"
+    old, mark, after = rest.partition(end)
+    if not mark:
+        raise ValueError(f"The mark {begin.strip()} has no {end.strip()} behind it.")
+    return before + begin + table + end + after
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path, help="GRID.jsonl files of training.study.run")
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="Markdown file, new or with marks")
     arguments = parser.parse_args(argv)
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    text = arguments.output.read_text() if arguments.output.is_file() else "# Results\n"
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     for path in arguments.results:
         results = [json.loads(line) for line in path.read_text().splitlines()]
-        text = table(results)
-        (arguments.output_dir / f"{path.stem}.md").write_text(text)
-        draw(results, arguments.output_dir / f"{path.stem}.png")
-        print(f"{path.stem}\n\n{text}")
+        made = table(results)
+        try:
+            text = placed(text, path.stem, made)
+        except ValueError as error:
+            sys.exit(f"error: {arguments.output}: {error}")
+        draw(results, arguments.output.with_name(f"{path.stem}.png"))
+        print(f"{path.stem}\n\n{made}")
+    write(arguments.output, text)
 
 
 if __name__ == "__main__":

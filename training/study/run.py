@@ -27,7 +27,7 @@ from pathlib import Path
 from sjepa_hf.model_card import RECORD
 from training.checkpointing import checkpoints
 from training.monitoring import read_history
-from training.study.grid import Grid, as_flags, read_grid
+from training.study.grid import Grid, as_flags, read_grid, write
 from training.study.scores import Scorer, run_logged
 
 
@@ -150,13 +150,6 @@ def commit() -> str:
         return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file aside, then rename it."""
-    aside = path.with_name(path.name + ".incomplete")
-    aside.write_text(text)
-    aside.replace(path)
 
 
 def main(argv: list[str] | None = None) -> None:
