@@ -361,6 +361,8 @@ def check(arguments: Arguments) -> None:
         if 0 < steps < warmup:
             raise ValueError(f"`{phase}_warmup_steps` ({warmup}) exceeds `{phase}_steps` ({steps}).")
         decay = getattr(run, f"{phase}_decay_steps")
+        if decay is not None and getattr(run, f"{phase}_schedule") == "constant":
+            raise ValueError(f"`{phase}_decay_steps` says when the rate falls, but `{phase}_schedule` is constant.")
         if decay is not None and 0 < steps and not 0 <= decay <= steps - warmup:
             raise ValueError(
                 f"`{phase}_decay_steps` ({decay}) must lie between 0 and `{phase}_steps` less its warm-up"
