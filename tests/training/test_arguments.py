@@ -65,6 +65,7 @@ def test_every_field_is_documented():
         ("{}", ["--phase1_steps", "10"], "phase1_warmup_steps"),
         ("{}", ["--start_layer", "6"], "layers 0 to 5"),
         ("{}", ["--phase1_decay_steps", "99999"], "`phase1_decay_steps` .99999. must lie between 0 and"),
+        ("{}", ["--phase2_decay_steps", "9"], "`phase2_decay_steps` says when .* `phase2_schedule` is constant"),
         ("{}", ["--phase1_features", "words"], "`phase1_features` is 'words'; choose one of mfcc, mfcc_cmn, log_mel"),
         ("{}", ["--target_temperature", "-1"], "`target_temperature` must be at least 0"),
         ("{}", ["--frozen_weight", "1.5"], "must lie between 0 and 1, got 1.5"),

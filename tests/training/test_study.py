@@ -41,7 +41,7 @@ def study(tmp_path_factory):
         "shared": {"phase1_steps": 4, "phase2_steps": 4, "phase1_schedule": "constant", "save_steps": 2},
         "trunk": {"phase2_steps": 0},
         "variants": {
-            "control": {"phase1_steps": 8, "phase2_steps": 0, "phase1_decay_steps": 4},
+            "control": {"phase1_steps": 8, "phase2_steps": 0, "phase1_schedule": "linear", "phase1_decay_steps": 4},
             "online": {"frozen_weight": 0.5, "target_layers": [0, 2], "target_instance_norm": True, "target_dims": 8},
             "early": {"phase1_steps": 2, "phase2_steps": 6, "from_step": 2},
             "afresh": {"from_step": 0},
