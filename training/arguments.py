@@ -173,7 +173,7 @@ class RunArguments:
     phase1_decay_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Last steps of phase 1, over which the rate falls by its schedule; before, it stays. None: it falls all along."
+            "help": "Last steps of phase 1, over which the rate falls; before, it stays. None: it falls all along."
         },
     )
     phase2_decay_steps: int | None = field(default=None, metadata={"help": "The same in phase 2."})

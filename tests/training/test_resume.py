@@ -88,7 +88,8 @@ def test_kills_and_signals_leave_the_weights_as_they_would_have_been(command, tm
 def test_all_that_phase_2_can_be_aimed_at_is_resumed_too(command, tmp_path):
     """Principal components, mean of layers and the MFCC mixture beside the online one, from a checkpoint amid it."""
     aimed = ["--target_dims", "8", "--target_layers", "0", "2", "--target_instance_norm", "true"]
-    aimed += ["--frozen_weight", "0.7", "--phase2_decay_steps", "6", "--num_workers", "0"]
+    aimed += ["--phase2_schedule", "linear", "--phase2_decay_steps", "6"]
+    aimed += ["--frozen_weight", "0.7", "--num_workers", "0"]
     in_one_thread(command(*aimed, out="whole"))
     assert read_history(tmp_path / "whole" / "metrics.jsonl")[-1]["frozen_kl"] > 0
     again = command(*aimed, "--resume_from_checkpoint", str(tmp_path / "whole" / "checkpoint-16"), out="again")
