@@ -100,16 +100,7 @@ def scores_of(results: list[dict]) -> list[str]:
 def table(results: list[dict]) -> str:
     """Markdown: a row for each variant, the baseline first."""
     baseline, scores = results[0]["baseline"], scores_of(results)
-    head = [
-        "variant",
-        "seeds",
-        *scores,
-        "target entropy, bits",
-        "clusters alive",
-        "layer",
-        "hours heard",
-        "hours taken",
-    ]
+    head = ["variant", "seeds", *scores, "target bits", "clusters alive", "layer", "hours heard", "minutes taken"]
     rows = [head, ["---"] * len(head)]
     names = ordered(results)
     values = {score: {name: values_of(results, name, score) for name in names} for score in scores}
@@ -129,7 +120,8 @@ def table(results: list[dict]) -> str:
         row.append(f"{np.mean([m['target_entropy_bits'] for m in last]):.2f}")
         row.append(f"{np.mean([m['live_components'] for m in last]):.0f}")
         row.append(", ".join(str(m["active_layer"]) for m in last if "active_layer" in m))
-        row += [f"{np.mean([r[name] for r in runs]):.2f}" for name in ("hours_heard", "hours_taken")]
+        row.append(f"{np.mean([r['hours_heard'] for r in runs]):.1f}")
+        row.append(f"{60 * np.mean([r['hours_taken'] for r in runs]):.1f}")
         rows.append(row)
     mfcc = {
         score: next((r["scores"][f"mfcc_{score}"] for r in results if f"mfcc_{score}" in r["scores"]), None)
@@ -174,7 +166,7 @@ def placed(text: str, grid: str, table: str) -> str:
     before, mark, rest = text.partition(begin)
     if not mark:
         return f"{text}\n## {grid}\n\n{begin}{table}{end}\n![{grid}]({grid}.png)\n"
-    old, mark, after = rest.partition(end)
+    _, mark, after = rest.partition(end)
     if not mark:
         raise ValueError(f"The mark {begin.strip()} has no {end.strip()} behind it.")
     return before + begin + table + end + after
