@@ -154,11 +154,13 @@ class Pretraining:
 
     def _restore(self, checkpoint: Path) -> None:
         """All of a checkpoint's training state but the loop state, which is there already."""
-        self.layer_choice.active, self.layer_choice.scores = self.state.active_layer, list(self.state.layer_scores)
         checkpointing.load_optimizer(checkpoint, self.optimizer, self.accelerator.scaler)
         if self.schedule.phase(self.state.step) == 2 and checkpointing.has_teacher(checkpoint):
+            self.layer_choice.active, self.layer_choice.scores = self.state.active_layer, list(self.state.layer_scores)
             self._make_online_targets()
             checkpointing.load_online(checkpoint, self.targets.modules)
+        else:  # no layer has been read yet: phase 2 starts where this run's settings say
+            self.state.active_layer = self.layer_choice.active
         if self.accelerator.is_main_process:
             self.data.bad_audio.restore(self.state.clips_seen, self.state.clips_skipped)
         same_draws = checkpointing.load_random_state(checkpoint, self.accelerator.process_index)
