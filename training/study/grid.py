@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from sjepa_hf.saving import files_written_aside
+
 
 STAGES = ("probe", "speakers", "ctc")
 """How a run can be scored, see `training.study.scores`."""
@@ -93,6 +95,5 @@ def _as_text(value) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write a file aside, then rename it."""
-    aside = path.with_name(path.name + ".incomplete")
-    aside.write_text(text)
-    aside.replace(path)
+    with files_written_aside(path.parent) as aside:
+        (aside / path.name).write_text(text)

@@ -105,14 +105,16 @@ def table(results: list[dict]) -> str:
     names = ordered(results)
     values = {score: {name: values_of(results, name, score) for name in names} for score in scores}
     gone = {score: {n: errors_gone(results, n, baseline, score) for n in names if n != baseline} for score in scores}
+    spread = {score: Spread.pooled(values[score].values()) for score in scores}
+    spread_gone = {score: Spread.pooled(gone[score].values()) for score in scores}
     for variant in names:
         runs = [r for r in results if r["variant"] == variant]
         row = [variant, str(len(runs))]
         for score in scores:
             own, compared = values[score][variant], gone[score].get(variant)
-            cell = Interval.of(own, Spread.pooled(values[score].values())).show(3) if own else ""
+            cell = Interval.of(own, spread[score]).show(3) if own else ""
             if compared:
-                interval = Interval.of(compared, Spread.pooled(gone[score].values()))
+                interval = Interval.of(compared, spread_gone[score])
                 bold = "**" if interval.clear else ""
                 cell += f" ({bold}{interval.show(0, '+')} %{bold})"
             row.append(cell)
