@@ -61,6 +61,13 @@ def files_written_aside(directory: str | Path) -> Iterator[Path]:
             os.replace(file, directory / file.name)
 
 
+def write_text_aside(path: str | Path, text: str) -> None:
+    """Write a text file aside, then give it its name."""
+    path = Path(path)
+    with files_written_aside(path.parent) as aside:
+        (aside / path.name).write_text(text, encoding="utf-8")
+
+
 def _flush(directory: Path) -> None:
     """Have everything below a directory on disk before it gets its name: a power cut then leaves no torn file."""
     for path in directory.rglob("*"):

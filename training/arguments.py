@@ -136,6 +136,14 @@ class TargetArguments:
     )
     ema_switch_steps: int = field(default=20_000, metadata={"help": "Steps between two changes of that decay."})
 
+    def fit_options(self) -> dict:
+        """Options of [`DiagonalGaussianMixture.fit`]."""
+        return {
+            "num_passes": self.kmeans_passes,
+            "num_iterations": self.em_iterations,
+            "relative_variance_floor": self.relative_variance_floor,
+        }
+
 
 @dataclass
 class RunArguments:

@@ -43,7 +43,7 @@ def draw_ranks(history: list[dict], phase1_steps: int, path: Path) -> None:
         ranks = np.array([m["effective_ranks"] for m in measured])  # [measures, layers]
         for layer, values in enumerate(ranks.T):
             axes.plot(hours, values, label=f"layer {layer}", color=plt.cm.viridis(layer / max(ranks.shape[1] - 1, 1)))
-        active = [(m["hours_seen"], m["effective_ranks"][m["active_layer"]]) for m in measured if m["phase"] == 2]
+        active = [(m["hours_seen"], m["effective_ranks"][m["active_layer"]]) for m in measured if "active_layer" in m]
         if active:
             axes.plot(*zip(*active, strict=True), "o", color="C3", ms=4, label="active layer")
         axes.legend(frameon=False, ncols=2)

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaForPreTrainingOutput
+from sjepa_hf.saving import write_text_aside
 
 
 logger = logging.getLogger(__name__)
@@ -201,9 +202,7 @@ def forget_after(history: Path, step: int) -> None:
     """Drop lines of the history beyond `step`: a resumed run writes them again."""
     if history.is_file():
         kept = [json.dumps(line) + "\n" for line in read_history(history) if line["step"] <= step]
-        aside = history.with_suffix(".incomplete")
-        aside.write_text("".join(kept))
-        aside.replace(history)
+        write_text_aside(history, "".join(kept))
 
 
 def read_history(history: Path) -> list[dict]:

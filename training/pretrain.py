@@ -129,8 +129,9 @@ class Pretraining:
         self.schedule = Schedule(arguments)
         self.interruption = Interruption()
         self.totals = StepTotals(self.accelerator)
-        self.layer_choice = LayerChoice(settings.start_layer, settings.layer_score_decay, settings.adaptive_layer)
-        self.state = LoopState(active_layer=settings.start_layer)
+        follows = settings.adaptive_layer and settings.target_layers is None
+        self.layer_choice = LayerChoice(settings.start_layer, settings.layer_score_decay, follows)
+        self.state = LoopState()
         resumed = None
         if run.resume_from_checkpoint:
             resumed = checkpointing.find_for_all(self.output_dir, run.resume_from_checkpoint, self.accelerator)
@@ -156,11 +157,9 @@ class Pretraining:
         """All of a checkpoint's training state but the loop state, which is there already."""
         checkpointing.load_optimizer(checkpoint, self.optimizer, self.accelerator.scaler)
         if self.schedule.phase(self.state.step) == 2 and checkpointing.has_teacher(checkpoint):
-            self.layer_choice.active, self.layer_choice.scores = self.state.active_layer, list(self.state.layer_scores)
+            self.layer_choice.active, self.layer_choice.scores = self.state.active_layer, self.state.layer_scores
             self._make_online_targets()
             checkpointing.load_online(checkpoint, self.targets.modules)
-        else:  # no layer has been read yet: phase 2 starts where this run's settings say
-            self.state.active_layer = self.layer_choice.active
         if self.accelerator.is_main_process:
             self.data.bad_audio.restore(self.state.clips_seen, self.state.clips_skipped)
         same_draws = checkpointing.load_random_state(checkpoint, self.accelerator.process_index)
@@ -308,15 +307,15 @@ class Pretraining:
         if state.step % settings.layer_check_steps == 0:
             encoder = self.targets.teacher if online else self.model.sjepa
             ranks = layer_ranks(encoder, micro_batches, self.accelerator, seed=run.seed + state.step)
-            changed = online and self.layer_choice.observe(ranks)
-            state.active_layer, state.layer_scores = self.layer_choice.active, list(self.layer_choice.scores)
+            more_to_come = state.step < self.schedule.total_steps
+            changed = online and more_to_come and self.layer_choice.observe(ranks)
         if state.step % run.logging_steps == 0 or ranks is not None or state.step in (1, self.schedule.total_steps):
             metrics = self.metrics(monitor, micro_batches[-1], targets, output, rate, decay, ranks)
             monitor.write(metrics, 3600 * metrics["hours_seen"])
             if self._broken[0] >= run.max_skipped_steps:
                 self.interruption.ask(1, f"{int(self._broken[0])} steps in a row had a NaN or infinite gradient")
         if ranks is not None and changed:
-            logger.info("Step %d: layer %d now has the highest effective rank.", state.step, state.active_layer)
+            logger.info("Step %d: layer %d now has the highest effective rank.", state.step, self.layer_choice.active)
             if settings.reseed_on_layer_switch:
                 self.start_on_new_clusters(settings.reseed_frames, salt=state.step)
         if state.step % run.save_steps == 0:
@@ -340,8 +339,7 @@ class Pretraining:
             max_seconds=settings.fit_hours * 3600,
             batches_a_round=self.data.readers_here,
         )
-        history = fit_mixture(self.model.mixture, sample, seed, self.accelerator, **self._fit_options())
-        self._report_fit("MFCC", len(sample), history)
+        fit_mixture(self.model.mixture, sample, seed, self.accelerator, **settings.fit_options())
 
     def start_on_new_clusters(self, num_frames: int, salt: int) -> None:
         """
@@ -353,31 +351,14 @@ class Pretraining:
             self.model.reset_last_layer()
         for parameter in self.model.cluster_head.output.parameters():
             self.optimizer.state.pop(parameter, None)
-        history = self.targets.seed(
+        layers = self.targets.target_features.layers or (self.layer_choice.active,)
+        logger.info("Seeding the mixture on features of layer %s.", ", ".join(map(str, layers)))
+        self.targets.seed(
             self.data.fresh_pass(salt=salt),
             num_frames,
             self.arguments.run.seed + salt,
             batches_a_round=self.data.readers_here,
-            **self._fit_options(),
-        )
-        self._report_fit(f"layer {self.layer_choice.active}", num_frames, history)
-
-    def _fit_options(self) -> dict:
-        settings = self.arguments.targets
-        return {
-            "num_passes": settings.kmeans_passes,
-            "num_iterations": settings.em_iterations,
-            "relative_variance_floor": settings.relative_variance_floor,
-        }
-
-    def _report_fit(self, what: str, num_frames: int, history: list[float]) -> None:
-        logger.info(
-            "Mixture of %d components over %s, up to %d frames: log-likelihood in nats per frame after k-means and"
-            " each EM iteration: %s",
-            self.model.mixture.num_components,
-            what,
-            num_frames,
-            " ".join(f"{value:.3f}" for value in history),
+            **self.arguments.targets.fit_options(),
         )
 
     # Bookkeeping
@@ -437,10 +418,11 @@ class Pretraining:
         if metrics["phase"] == 2:
             metrics |= {
                 "ema_decay": decay,
-                "active_layer": state.active_layer,
                 "reseeded_components": state.reseeded_components,
-                "layer_scores": state.layer_scores,
+                "layer_scores": self.layer_choice.scores,
             }
+            if self.arguments.targets.target_layers is None:
+                metrics["active_layer"] = self.layer_choice.active
         if ranks is not None:
             metrics["effective_ranks"] = ranks
         return metrics
@@ -457,10 +439,12 @@ class Pretraining:
         parts = {"model": self.model.parameters(), "mixture": self.model.mixture.buffers()}
         if online:
             parts["EMA encoder"] = online["teacher"].parameters()
-        check_ranks_agree(self.accelerator, parts, self.state.active_layer)
+        check_ranks_agree(self.accelerator, parts, self.layer_choice.active)
         monitors = gather_object([(self.data.bad_audio.seen, self.data.bad_audio.by_reason)])
         state = replace(
             self.state,
+            active_layer=self.layer_choice.active,
+            layer_scores=self.layer_choice.scores,
             seconds=self.seconds_heard(),
             seconds_taken=self.seconds_taken(),
             skipped_steps=self.state.skipped_steps + int(self._broken[1]),

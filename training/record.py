@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf.model_card import RECORD
-from sjepa_hf.saving import files_written_aside
+from sjepa_hf.saving import write_text_aside
 
 
 # Of this machine rather than of the run.
@@ -25,8 +25,7 @@ def write_record(directory: Path, accelerator: Accelerator, **facts) -> None:
     """
     settings = {name: value for name, value in facts["settings"].items() if value is not None and name not in LEFT_OUT}
     found = facts | {"settings": settings, "hardware": hardware(accelerator), "software": software()}
-    with files_written_aside(directory) as aside:
-        (aside / RECORD).write_text(json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8")
+    write_text_aside(directory / RECORD, json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
 def hardware(accelerator: Accelerator) -> str:

@@ -19,7 +19,6 @@ import json
 import math
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +28,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
+from sjepa_hf.saving import write_text_aside
 from training.arguments import parse_dataclasses
 from training.audio import SAMPLING_RATE, BadAudioError
 from training.features import FRAME_FEATURES, num_features
@@ -241,10 +241,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     print(table(rows))
     if arguments.output:
-        aside = Path(f"{arguments.output}.incomplete")
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps({"checkpoint": rest.checkpoint, "rows": rows}, indent=1) + "\n")
-        aside.replace(arguments.output)
+        text = json.dumps({"checkpoint": rest.checkpoint, "rows": rows}, indent=1) + "\n"
+        write_text_aside(arguments.output, text)
 
 
 if __name__ == "__main__":

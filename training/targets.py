@@ -3,6 +3,7 @@
 """
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -16,6 +17,8 @@ from training.layer_choice import LayerChoice, effective_rank
 from training.reservoir import FrameReservoir
 from training.target_features import TargetFeatures, real_frames
 
+
+logger = logging.getLogger(__name__)
 
 RANK_FRAMES = 2000  # frames that an effective rank is measured on (paper, section 3.3)
 
@@ -179,6 +182,13 @@ def fit_mixture(
     rounding, is taken by all.
     """
     history = mixture.fit(sample, generator=torch.Generator().manual_seed(seed), **fit)
+    logger.info(
+        "Mixture of %d components fitted to %d frames: log-likelihood in nats per frame after k-means and each EM"
+        " iteration: %s",
+        mixture.num_components,
+        len(sample),
+        " ".join(f"{value:.3f}" for value in history),
+    )
     if accelerator.num_processes > 1:
         for buffer in mixture.buffers():
             torch.distributed.broadcast(buffer, src=0)

@@ -156,6 +156,24 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(finished, noise, tm
         assert torch.equal(resumed[name], tensor), name
 
 
+@pytest.mark.parametrize(
+    "options", [("--layer_check_steps", "14"), ("--layer_check_steps", "9", "--target_layers", "0", "1")]
+)
+def test_clusters_start_anew_only_where_they_are_others_and_training_goes_on(noise, tmp_path, monkeypatch, options):
+    """Not for a layer that leads at the last step, nor for one that is not what the targets are read from."""
+    monkeypatch.setattr(pretrain, "layer_ranks", lambda *_, **__: [3.0, 2.0, 1.0])
+    started, start = [], pretrain.Pretraining.start_on_new_clusters
+    monkeypatch.setattr(
+        pretrain.Pretraining,
+        "start_on_new_clusters",
+        lambda run, *args, **kwargs: (started.append(run.state.step), start(run, *args, **kwargs)),
+    )
+    pretrain.main(command(noise, tmp_path, *options))
+    assert started == [6]
+    last = read_history(tmp_path / "out" / "metrics.jsonl")[-1]
+    assert last.get("active_layer") == (None if "--target_layers" in options else 1)
+
+
 def test_an_interrupted_run_resumes_from_its_latest_checkpoint(noise, tmp_path):
     pretrain.main(command(noise, tmp_path, "--phase2_steps", "0"))
     pretrain.main(command(noise, tmp_path, "--resume_from_checkpoint", "latest"))

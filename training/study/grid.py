@@ -6,8 +6,6 @@ from pathlib import Path
 
 import yaml
 
-from sjepa_hf.saving import files_written_aside
-
 
 STAGES = ("probe", "speakers", "ctc")
 """How a run can be scored, see `training.study.scores`."""
@@ -91,9 +89,3 @@ def _as_text(value) -> str:
     if isinstance(value, dict):
         return json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file aside, then rename it."""
-    with files_written_aside(path.parent) as aside:
-        (aside / path.name).write_text(text)

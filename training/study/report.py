@@ -22,7 +22,7 @@ import matplotlib
 import numpy as np
 from scipy import stats
 
-from training.study.grid import write
+from sjepa_hf.saving import write_text_aside
 
 
 matplotlib.use("Agg")
@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(f"error: {arguments.output}: {error}")
         draw(results, arguments.output.with_name(f"{path.stem}.png"))
         print(f"{path.stem}\n\n{made}")
-    write(arguments.output, text)
+    write_text_aside(arguments.output, text)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sjepa_hf.model_card import RECORD
+from sjepa_hf.saving import write_text_aside
 from training.checkpointing import checkpoints
 from training.monitoring import read_history
-from training.study.grid import Grid, as_flags, read_grid, write
+from training.study.grid import Grid, as_flags, read_grid
 from training.study.scores import Scorer, run_logged
 
 
@@ -76,7 +77,7 @@ class Study:
             logger.info("%s, seed %d: %s", variant, seed, stage)
             known["scores"] |= self.scorer.score(stage, output / "final", here, seed)
             known["stages"] = [*known.get("stages", []), stage]
-            write(here / RESULT, json.dumps(known, indent=1) + "\n")
+            write_text_aside(here / RESULT, json.dumps(known, indent=1) + "\n")
 
     def _pretrain(self, variant: str | None, seed: int, start: Path | None = None) -> Path:
         """Train to the end, from the last checkpoint if there is one. Returns the output directory."""
@@ -94,7 +95,7 @@ class Study:
         output.mkdir(parents=True, exist_ok=True)
         origin = settings.get("resume_from_checkpoint", "the start")
         logger.info("%s, seed %d: training from %s", variant or "trunk", seed, origin)
-        write(here / "commit", commit() + "\n")
+        write_text_aside(here / "commit", commit() + "\n")
         command = [*self.launcher, str(ROOT / "training" / "pretrain.py"), "--config", self.grid.recipe]
         run_logged([*command, *as_flags(settings)], here / "run.log", self.scorer.environment)
         if variant is not None:
@@ -125,7 +126,7 @@ class Study:
         with self._collecting:
             results = [json.loads(path.read_text()) for path in found if path.is_file()]
             lines = "".join(json.dumps(result) + "\n" for result in results)
-            write(self.directory / f"{self.grid.name}.jsonl", lines)
+            write_text_aside(self.directory / f"{self.grid.name}.jsonl", lines)
         hours = {f"{r['variant']}-s{r['seed']}": r["hours_heard"] for r in results}
         if hours and max(hours.values()) > (1 + AUDIO_TOLERANCE) * min(hours.values()):
             least, most = (choose(hours, key=hours.get) for choose in (min, max))
