@@ -24,7 +24,7 @@ from .mixture import DiagonalGaussianMixture
 
 
 # Parts of a pretraining checkpoint that the encoder does without.
-PRETRAINING_ONLY = [r"^predictor\.", r"^cluster_head\.", r"^mixture\."]
+PRETRAINING_ONLY = [r"^predictor\.", r"^cluster_head\.", r"^mixture\.", r"^frozen_mixture\."]
 
 
 def eager_attention_forward(

@@ -6,14 +6,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from sjepa_hf import SJepaConfig
 from training.data import DataArguments
 from training.features import FRAME_FEATURES, num_features
+from training.ranges import check_choice, check_ranges
 
 
 @dataclass
@@ -30,8 +33,9 @@ class ModelArguments:
     initial_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Pretraining checkpoint (directory or Hub name) whose weights start this run. Unlike with "
-            "resume_from_checkpoint, mixture, optimizer and step counter start afresh."
+            "help": "Pretraining checkpoint (directory or Hub name) whose weights and sizes start this run, in place "
+            "of model_config. Unlike with resume_from_checkpoint, mixture, the head's last layer, optimizer and step "
+            "counter start afresh."
         },
     )
     attn_implementation: str | None = field(
@@ -61,6 +65,11 @@ class MaskingArguments:
     mask_span: int = field(default=10, metadata={"help": "Frames per masked span (20 ms each)."})
     p_mix: float = field(default=0.25, metadata={"help": "Probability of mixing in a piece of another utterance."})
     p_noise: float = field(default=0.25, metadata={"help": "Probability of noise over the whole utterance."})
+
+    def __post_init__(self):
+        check_ranges(self, positive="mask_prob", at_least_1="mask_span", share="mask_prob p_mix p_noise")
+        if self.p_mix + self.p_noise > 1:
+            raise ValueError(f"`p_mix` and `p_noise` must not exceed 1 together, got {self.p_mix} and {self.p_noise}.")
 
 
 @dataclass
@@ -136,6 +145,39 @@ class TargetArguments:
     )
     ema_switch_steps: int = field(default=20_000, metadata={"help": "Steps between two changes of that decay."})
 
+    def __post_init__(self):
+        check_ranges(
+            self,
+            at_least_1="kmeans_passes layer_check_steps ema_switch_steps target_dims",
+            at_least_2="phase1_components phase2_components",
+            positive="fit_hours",
+            not_negative="em_iterations relative_variance_floor phase1_temperature target_temperature",
+            share="mixture_decay frozen_weight frozen_weight_end layer_score_decay ema_decays",
+        )
+        check_choice(self, "phase1_features", FRAME_FEATURES)
+        check_choice(self, "mixture_average", ("statistics", "parameters"))
+        for frames, phase in (("fit_frames", "phase1"), ("seed_frames", "phase2"), ("reseed_frames", "phase2")):
+            given, needed = getattr(self, frames), getattr(self, f"{phase}_components")
+            if given < needed:
+                raise ValueError(f"`{frames}` ({given}) must not be fewer than `{phase}_components` ({needed}).")
+        if not self.ema_decays:
+            raise ValueError("`ema_decays` is empty: name at least one decay.")
+        if self.target_dims and self.follows_ranks and not self.reseed_on_layer_switch:
+            raise ValueError(
+                "With `target_dims` a new layer needs principal components of its own: leave"
+                " `reseed_on_layer_switch` true, or set `adaptive_layer` to false."
+            )
+
+    @property
+    def keeps_frozen(self) -> bool:
+        """Whether the phase-1 targets stay in the loss of phase 2."""
+        return max(self.frozen_weight, self.frozen_weight_end) > 0
+
+    @property
+    def follows_ranks(self) -> bool:
+        """Whether the layer that makes the targets may change."""
+        return self.adaptive_layer and not self.target_layers
+
     def fit_options(self) -> dict:
         """Options of [`DiagonalGaussianMixture.fit`]."""
         return {
@@ -194,13 +236,14 @@ class RunArguments:
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
     max_skipped_steps: int = field(
         default=20,
-        metadata={"help": "Steps in a row with a NaN or infinite gradient, which are skipped, that end the run."},
+        metadata={
+            "help": "Steps in a row with a NaN or infinite gradient, which are skipped, that end the run; they are "
+            "counted at each line of metrics."
+        },
     )
     logging_steps: int = field(default=50, metadata={"help": "Steps between two lines of metrics."})
     save_steps: int = field(default=5_000, metadata={"help": "Steps between two checkpoints."})
-    save_total_limit: int | None = field(
-        default=3, metadata={"help": "Checkpoints to keep, the newest; none deletes nothing."}
-    )
+    save_total_limit: int = field(default=3, metadata={"help": "Checkpoints to keep, the newest; 0 keeps all."})
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
@@ -230,6 +273,35 @@ class RunArguments:
         default="tensorboard", metadata={"help": "Tracker, by its name in Accelerate: tensorboard, wandb, none, ..."}
     )
 
+    def __post_init__(self):
+        check_ranges(
+            self,
+            at_least_1="gradient_accumulation_steps max_skipped_steps logging_steps save_steps",
+            positive="phase1_learning_rate phase2_learning_rate max_grad_norm",
+            not_negative="seed phase1_steps phase2_steps phase1_warmup_steps phase2_warmup_steps phase1_decay_steps"
+            " phase2_decay_steps weight_decay save_total_limit",
+            share="masked_only_after phase1_final_factor phase2_final_factor adam_beta1 adam_beta2",
+        )
+        check_choice(self, "hub_strategy", ("end", "every_save"))
+        if self.phase1_steps + self.phase2_steps == 0:
+            raise ValueError("`phase1_steps` and `phase2_steps` must not both be 0.")
+        for phase in ("phase1", "phase2"):
+            self._check_schedule(phase)
+
+    def _check_schedule(self, phase: str) -> None:
+        check_choice(self, f"{phase}_schedule", ("linear", "cosine", "constant"))
+        steps, warmup = getattr(self, f"{phase}_steps"), getattr(self, f"{phase}_warmup_steps")
+        if 0 < steps < warmup:
+            raise ValueError(f"`{phase}_warmup_steps` ({warmup}) exceeds `{phase}_steps` ({steps}).")
+        decay = getattr(self, f"{phase}_decay_steps")
+        if decay is not None and getattr(self, f"{phase}_schedule") == "constant":
+            raise ValueError(f"`{phase}_decay_steps` says when the rate falls, but `{phase}_schedule` is constant.")
+        if decay is not None and 0 < steps < warmup + decay:
+            raise ValueError(
+                f"`{phase}_decay_steps` ({decay}) must lie between 0 and `{phase}_steps` less its warm-up"
+                f" ({steps - warmup})."
+            )
+
 
 ARGUMENTS = (ModelArguments, DataArguments, MaskingArguments, TargetArguments, RunArguments)
 
@@ -251,6 +323,9 @@ class Arguments:
     def sjepa_config(self) -> SJepaConfig:
         """
         The model's configuration. Where the model starts on MFCC targets, mixture and head have their sizes.
+
+        Raises:
+            ValueError: if `model_config` holds an unknown field or a value that the model refuses.
         """
         chosen = json.loads(self.model.model_config)
         if self.run.phase1_steps > 0:
@@ -259,7 +334,13 @@ class Arguments:
         else:
             size = self.targets.target_dims
             chosen |= {"num_mixture_components": self.targets.phase2_components, "mixture_feature_size": size}
-        return SJepaConfig(**chosen)
+        known = {f.name for f in fields(SJepaConfig)} | SJepaConfig().to_dict().keys()
+        if unknown := sorted(set(chosen) - known):
+            raise ValueError(f"`model_config` holds unknown fields: {', '.join(unknown)}.")
+        try:
+            return SJepaConfig(**chosen)
+        except StrictDataclassError as error:
+            raise ValueError(f"`model_config`: {' '.join(str(error).split())}") from None
 
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
@@ -267,7 +348,8 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     Arguments from `--config RECIPE.yaml` (optional) and `--field value` for each field to override.
 
     Raises:
-        ValueError: for a recipe that is absent or holds an unknown field, and for settings that contradict each other.
+        ValueError: for a recipe that is absent or holds an unknown field, for values out of range, and for settings
+            that contradict each other.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     recipe = read_recipe(config_path(argv)) if config_path(argv) else {}
@@ -277,8 +359,11 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         chosen = json.loads(arguments.model.model_config)
     except json.JSONDecodeError as error:
         raise ValueError(f"`model_config` is not JSON ({error}): write it like '{{\"hidden_size\": 256}}'.") from None
+    if not isinstance(chosen, dict):
+        raise ValueError(f"`model_config` is {chosen!r}: write it like '{{\"hidden_size\": 256}}'.")
     arguments.model.model_config = json.dumps({**recipe.get("model_config", {}), **chosen})
-    check(arguments)
+    if not arguments.model.initial_checkpoint:
+        check_model(arguments, arguments.sjepa_config())
     return arguments
 
 
@@ -350,58 +435,33 @@ def read_recipe(path: str, groups: Sequence[type] = ARGUMENTS) -> dict:
         recipe = yaml.safe_load(Path(path).read_text()) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"The recipe {path} is not YAML: {error}") from None
-    known = {f.name for group in groups for f in fields(group)}
-    unknown = sorted(set(recipe) - known)
+    if not isinstance(recipe, dict):
+        raise ValueError(f"The recipe {path} holds no fields, but {recipe!r}: write them as `name: value`.")
+    types = {name: kind for group in groups for name, kind in get_type_hints(group).items()}
+    unknown = sorted(map(str, set(recipe) - set(types)))
     if unknown:
         raise ValueError(f"The recipe {path} holds unknown fields: {', '.join(unknown)}.")
+    if "model_config" in recipe and not isinstance(recipe["model_config"], dict):
+        raise ValueError(f"`model_config` in the recipe {path} must hold fields of SJepaConfig, or be left out.")
+    for name, value in recipe.items():
+        if "list[" in str(types[name]) and value is not None and not isinstance(value, list):
+            recipe[name] = [value]
     return recipe
 
 
-def check(arguments: Arguments) -> None:
-    """Raise a ValueError for settings that cannot work, before anything is loaded."""
-    run, targets = arguments.run, arguments.targets
-    if run.phase1_steps < 0 or run.phase2_steps < 0 or run.phase1_steps + run.phase2_steps == 0:
-        raise ValueError("`phase1_steps` and `phase2_steps` must not be negative, nor both zero.")
-    if run.hub_strategy not in ("end", "every_save"):
-        raise ValueError(f"`hub_strategy` is {run.hub_strategy!r}; choose 'end' or 'every_save'.")
-    for phase in ("phase1", "phase2"):
-        steps, warmup = getattr(run, f"{phase}_steps"), getattr(run, f"{phase}_warmup_steps")
-        if 0 < steps < warmup:
-            raise ValueError(f"`{phase}_warmup_steps` ({warmup}) exceeds `{phase}_steps` ({steps}).")
-        decay = getattr(run, f"{phase}_decay_steps")
-        if decay is not None and getattr(run, f"{phase}_schedule") == "constant":
-            raise ValueError(f"`{phase}_decay_steps` says when the rate falls, but `{phase}_schedule` is constant.")
-        if decay is not None and 0 < steps and not 0 <= decay <= steps - warmup:
+def check_model(arguments: Arguments, config: SJepaConfig) -> None:
+    """Raise a ValueError for settings that do not fit a model of that configuration."""
+    targets, top = arguments.targets, config.num_hidden_layers - 1
+    if arguments.run.phase2_steps > 0:
+        if targets.target_dims and targets.target_dims > config.hidden_size:
             raise ValueError(
-                f"`{phase}_decay_steps` ({decay}) must lie between 0 and `{phase}_steps` less its warm-up"
-                f" ({steps - warmup})."
+                f"`target_dims` is {targets.target_dims}; it must lie between 1 and the model's {config.hidden_size}."
             )
-    if targets.phase1_features not in FRAME_FEATURES:
-        raise ValueError(
-            f"`phase1_features` is {targets.phase1_features!r}; choose one of {', '.join(FRAME_FEATURES)}."
-        )
-    for weight in (targets.frozen_weight, targets.frozen_weight_end):
-        if not 0 <= weight <= 1:
-            raise ValueError(f"`frozen_weight` and `frozen_weight_end` must lie between 0 and 1, got {weight}.")
-    for temperature in (targets.phase1_temperature, targets.target_temperature):
-        if temperature < 0:
-            raise ValueError(
-                f"`phase1_temperature` and `target_temperature` must be at least 0 (one-hot), got {temperature}."
-            )
-    config = arguments.sjepa_config()
-    if targets.target_dims is not None and not 1 <= targets.target_dims <= config.hidden_size:
-        raise ValueError(
-            f"`target_dims` is {targets.target_dims}; it must lie between 1 and the model's {config.hidden_size}."
-        )
-    for layer in targets.target_layers or []:
-        if not 0 <= layer < config.num_hidden_layers:
-            raise ValueError(
-                f"`target_layers` names layer {layer}, but the model has layers 0 to {config.num_hidden_layers - 1}."
-            )
-    if not 0 <= targets.start_layer < config.num_hidden_layers:
-        raise ValueError(
-            f"`start_layer` is {targets.start_layer}, but the model has layers 0 to {config.num_hidden_layers - 1}."
-        )
+        for layer in targets.target_layers or []:
+            if not 0 <= layer <= top:
+                raise ValueError(f"`target_layers` names layer {layer}, but the model has layers 0 to {top}.")
+        if not targets.target_layers and not 0 <= targets.start_layer <= top:
+            raise ValueError(f"`start_layer` is {targets.start_layer}, but the model has layers 0 to {top}.")
     frames = config.num_frames(int(arguments.data.max_seconds * 16000))
     if frames > config.predictor_max_positions:
         raise ValueError(

@@ -250,13 +250,15 @@ class BadAudioMonitor:
         self.min_clips = min_clips
         self.seen = 0
         self.by_reason: Counter[str] = Counter()
+        self._restored_seen, self._restored = 0, Counter()
         self._named: set[str] = set()
         self._recent: deque[tuple[int, int]] = deque()  # clips and skipped ones of the last batches
         self._recent_seen = self._recent_skipped = 0
 
     def restore(self, seen: int, by_reason: dict[str, int]) -> None:
-        """Go on from the counts of an earlier run."""
+        """Count on from an earlier run. `check` judges what comes from here on: the data may have been repaired."""
         self.seen, self.by_reason = seen, Counter(by_reason)
+        self._restored_seen, self._restored = seen, Counter(by_reason)
 
     @property
     def skipped(self) -> int:
@@ -290,9 +292,10 @@ class BadAudioMonitor:
             BadAudioError: if more than `max_bad_fraction` of at least `min_clips` clips were skipped, or most of the
                 last 1,000, or all of them were and no more will come.
         """
-        if end_of_data and self.seen == self.skipped:
+        seen, skipped = self.seen - self._restored_seen, self.skipped - self._restored.total()
+        if end_of_data and seen == skipped:
             raise BadAudioError(f"The training data gave no usable clip: {self._counts()}; check train_data.")
-        if self.seen >= self.min_clips and self.skipped > self.max_bad_fraction * self.seen:
+        if seen >= self.min_clips and skipped > self.max_bad_fraction * seen:
             raise BadAudioError(
                 f"{self._counts()}, more than max_bad_fraction={self.max_bad_fraction} allows: "
                 "repair the data (the log names the first ones) or raise max_bad_fraction."
@@ -306,5 +309,7 @@ class BadAudioMonitor:
             )
 
     def _counts(self) -> str:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.by_reason.most_common())
-        return f"{self.skipped} of {self.seen} clips were skipped ({reasons or 'none was read'})"
+        here = self.by_reason - self._restored
+        reasons = ", ".join(f"{count} {reason}" for reason, count in here.most_common())
+        seen = self.seen - self._restored_seen
+        return f"{here.total()} of {seen} clips were skipped ({reasons or 'none was read'})"

@@ -4,34 +4,63 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from transformers import AutoConfig, PreTrainedModel
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining
-from training.arguments import Arguments, RunArguments, TargetArguments
+from training.arguments import Arguments, RunArguments, TargetArguments, check_model
 from training.features import num_features
 from training.layer_choice import LayerChoice
 from training.targets import MfccTargets, OnlineTargets
 
 
-def build_model(
-    arguments: Arguments, checkpoint: str | Path | None, accelerator: Accelerator, on_mfcc: bool
-) -> SJepaForPreTraining:
-    """The model of a checkpoint, or a new one; for phase 1 (`on_mfcc`) with a mixture over MFCC."""
-    settings = arguments.model
+def build_model(arguments: Arguments, resumed: Path | None, accelerator: Accelerator) -> SJepaForPreTraining:
+    """
+    The model of the checkpoint that a run is resumed from, as it is; else that of `initial_checkpoint`, for phase 1
+    with a new mixture and last layer; else a new one.
+
+    Raises:
+        ValueError: if the checkpoint cannot be opened, or does not fit the settings.
+    """
+    settings, targets = arguments.model, arguments.targets
     attention = {"attn_implementation": settings.attn_implementation}
+    checkpoint = resumed or settings.initial_checkpoint
     if checkpoint:
         with accelerator.main_process_first():
-            model = SJepaForPreTraining.from_pretrained(checkpoint, **attention)
+            model = open_checkpoint(SJepaForPreTraining, checkpoint, **attention)
+        check_model(arguments, model.config)
     else:
         model = SJepaForPreTraining._from_config(arguments.sjepa_config(), **attention)
-    size = num_features(arguments.targets.phase1_features)
-    if on_mfcc and (model.mixture.num_features != size or model.config.num_frozen_components is not None):
-        model.replace_mixture(arguments.targets.phase1_components, size)
+    size = num_features(targets.phase1_features)
+    if not resumed and arguments.run.phase1_steps == 0:
+        if targets.keeps_frozen and (not checkpoint or model.mixture.num_features != size):
+            raise ValueError(
+                f"`frozen_weight` keeps the targets of phase 1, but there are none: `phase1_steps` is 0, and"
+                f" `initial_checkpoint` names no checkpoint with a mixture over {targets.phase1_features}."
+            )
+    elif not resumed and checkpoint:
+        model.replace_mixture(targets.phase1_components, size)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.to(accelerator.device).train()
     if settings.torch_compile:
         model.compile(dynamic=True)  # every batch has a length of its own
     return model
+
+
+def open_checkpoint(model_class: type[PreTrainedModel], checkpoint: str | Path, **options) -> PreTrainedModel:
+    """
+    A model of a checkpoint, in fp32 however it was saved.
+
+    Raises:
+        ValueError: if it cannot be opened, or is not S-JEPA.
+    """
+    try:
+        kind = AutoConfig.from_pretrained(checkpoint).model_type
+        if kind == "sjepa":
+            return model_class.from_pretrained(checkpoint, dtype=torch.float32, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{checkpoint} cannot be opened: {str(error).strip().splitlines()[0]}") from None
+    raise ValueError(f"{checkpoint} is of type {kind}, not an S-JEPA checkpoint.")
 
 
 def build_optimizer(model: SJepaForPreTraining, run: RunArguments) -> torch.optim.AdamW:

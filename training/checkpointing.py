@@ -25,7 +25,10 @@ from sjepa_hf.saving import feature_extractor, written_aside
 logger = logging.getLogger(__name__)
 
 STATE_DIRECTORY = "training_state"
+FINAL = "final"  # directory of a run's result
 FILES = "files.json"
+ARGUMENTS = "arguments.json"
+ABANDONED = ".abandoned"  # ending of checkpoints that a run has gone back behind
 
 
 @dataclass
@@ -91,7 +94,7 @@ def save_checkpoint(
         states = {f"{rank}.{name}": value for rank, own in enumerate(random_states) for name, value in own.items()}
         save_file(states, inside / "random_states.safetensors")
         (inside / "loop.json").write_text(json.dumps(asdict(state), indent=1))
-        (inside / "arguments.json").write_text(json.dumps(arguments, indent=1))
+        (inside / ARGUMENTS).write_text(json.dumps(arguments, indent=1))
         found = {
             str(path.relative_to(aside)): fingerprint(path) for path in sorted(aside.rglob("*")) if path.is_file()
         }
@@ -193,11 +196,11 @@ def claim(output_dir: Path, lock: FileLock, resuming: bool) -> None:
         raise ValueError(f"`output_dir` {output_dir} belongs to a run that is still going.") from None
     except OSError as error:
         raise ValueError(f"`output_dir` {output_dir} cannot be written to: {error}.") from None
-    if not resuming and checkpoints(output_dir):
+    if not resuming and (checkpoints(output_dir) or (output_dir / FINAL).exists()):
         lock.release()
         raise ValueError(
-            f"`output_dir` {output_dir} holds checkpoints of an earlier run: go on from them with"
-            " --resume_from_checkpoint latest, or name another directory."
+            f"`output_dir` {output_dir} holds an earlier run: go on from its checkpoints with --resume_from_checkpoint"
+            " latest, or name another directory."
         )
 
 
@@ -241,8 +244,52 @@ def find_checkpoint(output_dir: Path, asked: str) -> Path | None:
     raise ValueError(f"There is no whole checkpoint in {output_dir} to resume from: start without resuming.")
 
 
-def prune_checkpoints(output_dir: Path, keep: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints."""
-    if keep is not None:
-        for path in checkpoints(output_dir)[: -keep or None]:
+def prune_checkpoints(output_dir: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints; 0 keeps all."""
+    if keep:
+        for path in checkpoints(output_dir)[:-keep]:
             shutil.rmtree(path)
+
+
+def set_aside_after(output_dir: Path, step: int) -> None:
+    """
+    Rename checkpoints beyond `step` to `checkpoint-STEP.abandoned`: a run that goes on from an earlier step would
+    otherwise be resumed from them, and have its own deleted as the older ones.
+    """
+    for path in checkpoints(output_dir):
+        if int(path.name.split("-")[1]) > step:
+            aside = path.with_name(path.name + ABANDONED)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            logger.warning("%s lies beyond step %d, from which this run goes on: it is now %s.", path, step, aside)
+
+
+def check_same_targets(directory: Path, settings: dict, phase: int) -> None:
+    """
+    Raise a ValueError where a checkpoint's mixture would meet other features than it was fitted to.
+
+    Args:
+        directory: the checkpoint.
+        settings: of the run that goes on from it (`Arguments.to_dict`).
+        phase: 1 or 2, in which it goes on.
+    """
+    path, in_phase_2 = directory / STATE_DIRECTORY / ARGUMENTS, has_teacher(directory)
+    if in_phase_2 and phase == 1:
+        raise ValueError(
+            f"`phase1_steps` is {settings['phase1_steps']}, but {directory} is of phase 2: leave it as it was."
+        )
+    names = ["phase1_features", "phase1_components"] if phase == 1 else []
+    if in_phase_2:
+        names = ["phase2_components", "target_layers", "target_instance_norm", "target_dims"]
+    before = json.loads(path.read_text())
+    keeps, kept = (max(each["frozen_weight"], each["frozen_weight_end"]) > 0 for each in (settings, before))
+    if phase == 2 and keeps:
+        names.append("phase1_features")
+    if in_phase_2 and keeps and not kept:
+        raise ValueError(f"`frozen_weight` is above 0, but {directory} has not kept the mixture of phase 1.")
+    for name in names:
+        if name in before and before[name] != settings[name]:
+            raise ValueError(
+                f"`{name}` is {settings[name]!r}, but the mixture of {directory} was fitted with {before[name]!r}:"
+                " go on with that, or start a new run from its weights with `initial_checkpoint`."
+            )

@@ -146,7 +146,8 @@ class Monitor:
     def averages(self, device: torch.device) -> dict[str, float]:
         """Frame means over all ranks since the last call, and an empty slate."""
         names = sorted(self._sums)
-        values = torch.tensor([float(self._sums[name]) for name in names], dtype=torch.float64, device=device)
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        values = torch.tensor([float(self._sums[name]) for name in names], dtype=dtype, device=device)
         total = dict(zip(names, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
         self._sums = {}
         means = {}
@@ -206,6 +207,12 @@ def forget_after(history: Path, step: int) -> None:
 
 
 def read_history(history: Path) -> list[dict]:
-    """The lines of a history file. The last one is left out where a killed run has not finished it."""
+    """The lines of a history file but for torn ones, as a killed run or a full disk leaves them."""
     text = history.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    lines = []
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            logger.warning("%s: a line is torn and left out: %s...", history, line[:60])
+    return lines

@@ -44,7 +44,7 @@ from training.arguments import Arguments, choose_precision, parse_arguments
 from training.audio import BadAudioError
 from training.augmentation import augment
 from training.building import build_model, build_optimizer, frozen_targets, online_targets
-from training.checkpointing import LoopState
+from training.checkpointing import FINAL, LoopState
 from training.corpus import DataPosition
 from training.interruption import Interruption, Stop
 from training.layer_choice import LayerChoice
@@ -62,7 +62,6 @@ logger = logging.getLogger(__name__)
 
 RESEED_EVERY = 100  # steps between two looks for dead mixture components
 ENTROPY_FRAMES = 20_000  # frames in the final histogram of predictor entropy
-FINAL = "final"  # directory of the result
 INTERRUPTED = "interrupted"  # file in the output directory of a run that a signal has ended
 MAX_FAILED_SAVES = 3  # checkpoints in a row that could not be written, that end the run
 
@@ -129,18 +128,17 @@ class Pretraining:
         self.schedule = Schedule(arguments)
         self.interruption = Interruption()
         self.totals = StepTotals(self.accelerator)
-        follows = settings.adaptive_layer and settings.target_layers is None
-        self.layer_choice = LayerChoice(settings.start_layer, settings.layer_score_decay, follows)
+        self.layer_choice = LayerChoice(settings.start_layer, settings.layer_score_decay, settings.follows_ranks)
         self.state = LoopState()
         resumed = None
         if run.resume_from_checkpoint:
             resumed = checkpointing.find_for_all(self.output_dir, run.resume_from_checkpoint, self.accelerator)
         if resumed:
             self.state = checkpointing.load_loop_state(resumed)
+            phase = self.schedule.phase(self.state.step)
+            checkpointing.check_same_targets(resumed, arguments.to_dict(), phase)
         set_seed(run.seed)
-        checkpoint = resumed or arguments.model.initial_checkpoint
-        first_phase = self.schedule.phase(self.state.step) == 1
-        self.model = build_model(arguments, checkpoint, self.accelerator, on_mfcc=first_phase)
+        self.model = build_model(arguments, resumed, self.accelerator)
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, run))
         set_seed(run.seed, device_specific=True)  # dropout differs between ranks, weights do not
         self.targets = frozen_targets(self.model.mixture, settings)
@@ -161,6 +159,7 @@ class Pretraining:
             self._make_online_targets()
             checkpointing.load_online(checkpoint, self.targets.modules)
         if self.accelerator.is_main_process:
+            checkpointing.set_aside_after(self.output_dir, self.state.step)
             self.data.bad_audio.restore(self.state.clips_seen, self.state.clips_skipped)
         same_draws = checkpointing.load_random_state(checkpoint, self.accelerator.process_index)
         logger.info("Resumed from %s at step %d.", checkpoint, self.state.step)
@@ -281,7 +280,7 @@ class Pretraining:
         self.model.replace_mixture(
             settings.phase2_components,
             settings.target_dims or self.model.config.hidden_size,
-            keep_frozen=max(settings.frozen_weight, settings.frozen_weight_end) > 0,
+            keep_frozen=settings.keeps_frozen,
         )
         parameters = list(self.model.parameters())
         self.optimizer.param_groups[0]["params"] = parameters
@@ -421,7 +420,7 @@ class Pretraining:
                 "reseeded_components": state.reseeded_components,
                 "layer_scores": self.layer_choice.scores,
             }
-            if self.arguments.targets.target_layers is None:
+            if not self.arguments.targets.target_layers:
                 metrics["active_layer"] = self.layer_choice.active
         if ranks is not None:
             metrics["effective_ranks"] = ranks

@@ -41,20 +41,25 @@ class Publisher:
     def checkpoint(self, directory: Path, revision: str) -> None:
         """Have a checkpoint pushed as `revision`; returns at once."""
         copy = self._staging / directory.name
-        for name, path in files_to_push(directory).items():
-            target = copy / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, target)
-            except OSError:  # a file system without links
-                shutil.copyfile(path, target)
+        try:
+            for name, path in files_to_push(directory).items():
+                target = copy / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(path, target)
+                except OSError:  # a file system without links
+                    shutil.copyfile(path, target)
+        except OSError as error:
+            logger.warning("%s could not be set aside to be pushed: %s", directory, error)
+            shutil.rmtree(copy, ignore_errors=True)
+            return
         self._thread.submit(self._push_checkpoint, copy, revision)
 
     def _push_checkpoint(self, copy: Path, revision: str) -> None:
         try:
             push(copy, self.repo_id, revision=revision)
             logger.info("%s is revision %s of %s on the Hub.", copy.name, revision, self.repo_id)
-        except (ValueError, OSError) as error:
+        except Exception as error:  # a thread's would be lost
             logger.warning("%s could not be pushed to %s: %s", copy.name, self.repo_id, error)
         finally:
             shutil.rmtree(copy, ignore_errors=True)

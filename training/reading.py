@@ -65,8 +65,8 @@ class TrainingData:
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 batch = next(self._batches)
                 break
-            except BadAudioError as error:  # from a worker it comes with the worker's traceback, the sentence last
-                raise BadAudioError(str(error).strip().splitlines()[-1].split("BadAudioError: ")[-1]) from None
+            except BadAudioError as error:
+                raise without_traceback(error) from None
             except (RuntimeError, OSError, EOFError) as error:
                 workers = getattr(self._batches, "_workers", [])
                 if not one_has_died(workers):
@@ -98,7 +98,21 @@ class TrainingData:
     def fresh_pass(self, salt: int) -> Iterator[dict]:
         """One pass over the data in an order of its own, which leaves the training batches where they are."""
         data = replace(self.arguments.data, cache_gb=0.0, bucket_buffer_size=256)
-        for batch in start_reading(self._open(data, self.arguments.run.seed + 1000 + salt, max_epochs=1)):
+        batches = start_reading(self._open(data, self.arguments.run.seed + 1000 + salt, max_epochs=1))
+        while True:
+            try:
+                batch = next(batches, None)
+            except BadAudioError as error:
+                raise without_traceback(error) from None
+            except (RuntimeError, OSError, EOFError) as error:
+                if one_has_died(getattr(batches, "_workers", [])):
+                    raise BadAudioError(
+                        "A process that reads audio died: is the machine out of memory? Lower num_workers, and go on"
+                        f" from the last checkpoint ({str(error).splitlines()[0]})."
+                    ) from None
+                raise
+            if batch is None:
+                break
             self.bad_audio.update(len(batch["lengths"]), batch["skipped"])
             self.bad_audio.check()
             yield batch
@@ -115,6 +129,11 @@ class TrainingData:
             pin_memory=self.accelerator.device.type == "cuda",
             **options,
         )
+
+
+def without_traceback(error: BadAudioError) -> BadAudioError:
+    """The error alone: from a worker it comes with the worker's traceback, the sentence last."""
+    return BadAudioError(str(error).strip().splitlines()[-1].split("BadAudioError: ")[-1])
 
 
 def one_has_died(workers: Sequence[BaseProcess], patience: float = 2.0) -> bool:

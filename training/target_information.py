@@ -31,6 +31,7 @@ from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from sjepa_hf.saving import write_text_aside
 from training.arguments import parse_dataclasses
 from training.audio import SAMPLING_RATE, BadAudioError
+from training.building import open_checkpoint
 from training.features import FRAME_FEATURES, num_features
 from training.labelled import LabelledClips, open_labelled
 from training.layer_choice import LayerChoice
@@ -196,10 +197,7 @@ def run(checkpoint: str, arguments: InformationArguments) -> list[dict]:
         ValueError: if the checkpoint or a source cannot be opened, or alignments are broken.
         BadAudioError: if too much audio cannot be decoded.
     """
-    try:
-        encoder = SJepaModel.from_pretrained(checkpoint).eval().to(Accelerator().device)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{checkpoint} is no S-JEPA checkpoint ({str(error).strip().splitlines()[0]}).") from None
+    encoder = open_checkpoint(SJepaModel, checkpoint).eval().to(Accelerator().device)
     unlabelled = open_labelled(arguments.train_data, (), audio_column=arguments.audio_column)
     aligned = open_labelled(arguments.data, ("phones", "phone_ends"), audio_column=arguments.audio_column)
     aligned, frame_counts = readable_clips(aligned, arguments.max_clips, arguments.seed)

@@ -211,6 +211,8 @@ def test_frozen_targets_are_a_second_loss_from_a_second_last_layer(config, maske
     both.loss.backward()
     assert all(p.grad is not None for p in model.parameters())
     model.save_pretrained(tmp_path)
+    _, loading = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading.values()), "the encoder opens alone without a word about the rest"
     again = SJepaForPreTraining.from_pretrained(tmp_path).eval()
     assert again.frozen_mixture.means.equal(model.frozen_mixture.means)
     torch.testing.assert_close(again(**inputs, frozen_posteriors=frozen, frozen_weight=0.25).loss, both.loss)

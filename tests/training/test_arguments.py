@@ -61,7 +61,7 @@ def test_every_field_is_documented():
         ("phase1_step: 3", [], "unknown fields: phase1_step"),
         ("a: [", [], "not YAML"),
         ("{}", ["--model_config", "{hidden"], "not JSON"),
-        ("{}", ["--phase1_steps", "0", "--phase2_steps", "0"], "nor both zero"),
+        ("{}", ["--phase1_steps", "0", "--phase2_steps", "0"], "must not both be 0"),
         ("{}", ["--phase1_steps", "10"], "phase1_warmup_steps"),
         ("{}", ["--start_layer", "6"], "layers 0 to 5"),
         ("{}", ["--phase1_decay_steps", "99999"], "`phase1_decay_steps` .99999. must lie between 0 and"),
@@ -72,6 +72,23 @@ def test_every_field_is_documented():
         ("{}", ["--target_dims", "1000"], "`target_dims` is 1000; it must lie between 1 and the model's 768"),
         ("{}", ["--target_layers", "0", "6"], "`target_layers` names layer 6, but the model has layers 0 to 5"),
         ("{}", ["--max_seconds", "20"], "table of 750 positions"),
+        ("{}", ["--mixture_average", "mean"], "`mixture_average` is 'mean'; choose one of statistics, parameters"),
+        ("{}", ["--phase2_schedule", "cos"], "`phase2_schedule` is 'cos'; choose one of linear, cosine, constant"),
+        ("{}", ["--ema_decays", "0.9", "1.1"], "`ema_decays` must lie between 0 and 1, got 1.1"),
+        ("{}", ["--mixture_decay", "nan"], "`mixture_decay` must lie between 0 and 1, got nan"),
+        ("{}", ["--save_steps", "0"], "`save_steps` must be at least 1, got 0"),
+        ("{}", ["--save_total_limit", "-1"], "`save_total_limit` must be at least 0, got -1"),
+        ("{}", ["--max_grad_norm", "0"], "`max_grad_norm` must be above 0"),
+        ("{}", ["--mask_prob", "0"], "`mask_prob` must be above 0"),
+        ("{}", ["--p_mix", "0.6", "--p_noise", "0.6"], "`p_mix` and `p_noise` must not exceed 1 together"),
+        ("{}", ["--phase2_components", "1"], "`phase2_components` must be at least 2"),
+        ("{}", ["--seed_frames", "20"], "`seed_frames` .20. must not be fewer than `phase2_components` .500."),
+        ("{target_dims: 8, reseed_on_layer_switch: false}", [], "principal components of its own"),
+        ("{}", ["--model_config", '{"hidden_sise": 256}'], "`model_config` holds unknown fields: hidden_sise"),
+        ("{}", ["--model_config", '{"hidden_size": 100}'], "`model_config`: .*must be a multiple of"),
+        ("{}", ["--model_config", "5"], "`model_config` is 5"),
+        ("model_config:", [], "`model_config` in the recipe .* must hold fields of SJepaConfig"),
+        ("- phase1_steps", [], "holds no fields"),
     ],
 )
 def test_wrong_settings_get_a_sentence(tmp_path, recipe, options, message):
@@ -79,6 +96,21 @@ def test_wrong_settings_get_a_sentence(tmp_path, recipe, options, message):
     path.write_text(recipe)
     with pytest.raises(ValueError, match=message):
         parse_arguments(["--config", str(path), "--train_data", "speech", *options])
+
+
+def test_one_value_will_do_for_a_list_in_a_recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("train_data: my_audio\ntarget_layers: 3\nema_decays: 0.99\n")
+    arguments = parse_arguments(["--config", str(path)])
+    assert arguments.data.train_data == ["my_audio"]
+    assert arguments.targets.target_layers == [3] and arguments.targets.ema_decays == [0.99]
+
+
+def test_what_phase_2_needs_is_not_asked_of_phase_1_alone():
+    short = ["--train_data", "speech", "--model_config", '{"num_hidden_layers": 2}']
+    with pytest.raises(ValueError, match="layers 0 to 1"):
+        parse_arguments(short)
+    assert parse_arguments([*short, "--phase2_steps", "0"]).sjepa_config().num_hidden_layers == 2
 
 
 def test_an_absent_recipe_gets_a_sentence():

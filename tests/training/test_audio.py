@@ -236,6 +236,17 @@ def test_monitor_stops_a_run_with_too_many_bad_clips():
         monitor.check()
 
 
+def test_monitor_judges_a_resumed_run_by_what_it_reads_itself():
+    monitor = BadAudioMonitor(max_bad_fraction=0.05)
+    monitor.restore(100, {"corrupt": 40})
+    monitor.update(58, [("a.wav", "corrupt")] * 2)
+    monitor.check()
+    assert (monitor.seen, monitor.skipped) == (160, 42), "the counts are those of the whole run"
+    monitor.update(0, [("b.wav", "silent")] * 2)
+    with pytest.raises(RuntimeError, match=r"4 of 62 clips were skipped \(2 corrupt, 2 silent\)"):
+        monitor.check()
+
+
 @pytest.mark.parametrize("skipped", [[], [("a.wav", "missing")]])
 def test_monitor_tells_when_nothing_was_usable(skipped):
     monitor = BadAudioMonitor(max_bad_fraction=1.0)

@@ -45,6 +45,8 @@ def test_collapse_is_said_aloud_and_health_is_not():
 def test_a_resumed_run_writes_its_lines_once(tmp_path):
     history = tmp_path / "metrics.jsonl"
     history.write_text("".join(json.dumps({"step": step}) + "\n" for step in (10, 20, 30)))
+    with history.open("a") as file:
+        file.write('{"step": 4{"step": 20}\n{"st')  # what a full disk and then a killed run leave
     forget_after(history, 20)
     assert [json.loads(line)["step"] for line in history.read_text().splitlines()] == [10, 20]
     forget_after(tmp_path / "absent.jsonl", 20)

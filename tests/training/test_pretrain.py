@@ -15,7 +15,7 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTrainin
 
 from sjepa_hf import SJepaModel
 from training import pretrain
-from training.checkpointing import damage, find_checkpoint, load_loop_state
+from training.checkpointing import checkpoints, damage, find_checkpoint, load_loop_state
 from training.monitoring import read_history
 from training.targets import MfccTargets, OnlineTargets
 
@@ -172,6 +172,58 @@ def test_clusters_start_anew_only_where_they_are_others_and_training_goes_on(noi
     assert started == [6]
     last = read_history(tmp_path / "out" / "metrics.jsonl")[-1]
     assert last.get("active_layer") == (None if "--target_layers" in options else 1)
+
+
+def test_a_run_starts_from_the_weights_of_another(finished, noise, tmp_path):
+    """Sizes and weights are the checkpoint's; mixture and last layer are made anew, as this run's settings say."""
+    begin = ["--initial_checkpoint", str(finished / "final"), "--phase1_components", "5", "--report_to", "none"]
+    begin += ["--model_config", '{"hidden_size": 64}']
+    run = pretrain.Pretraining(pretrain.parse_arguments(command(noise, tmp_path, *begin)))
+    run.lock.release()
+    theirs = AutoModelForPreTraining.from_pretrained(finished / "final").state_dict()
+    ours = run.model.state_dict()
+    assert ours.keys() == theirs.keys() and run.state.step == 0
+    others = {name for name in ours if not ours[name].equal(theirs[name])}
+    named = {"cluster_head.output.weight", "cluster_head.output.bias"}
+    assert others == named | {f"mixture.{name}" for name in ("weights", "means", "variances", "variance_floor")}
+    assert run.model.mixture.means.shape == (5, 39) and ours["cluster_head.output.weight"].shape == (5, 32)
+    assert not ours["cluster_head.output.weight"].equal(theirs["cluster_head.output.weight"][:5])
+    for options, sentence in (
+        (["--start_layer", "3"], "`start_layer` is 3, but the model has layers 0 to 2"),
+        (["--phase1_steps", "0", "--frozen_weight", "0.5"], "there are none: `phase1_steps` is 0"),
+        (["--initial_checkpoint", str(tmp_path / "absent")], "absent cannot be opened"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
+            pretrain.main(command(noise, tmp_path, *begin, *options))
+
+
+@pytest.mark.parametrize(
+    ("step", "options", "sentence"),
+    [
+        (4, ["--phase1_features", "mfcc_cmn"], "`phase1_features` is 'mfcc_cmn', but the mixture of .* with 'mfcc'"),
+        (4, ["--phase1_components", "9"], "`phase1_components` is 9, but the mixture of .* with 8"),
+        (8, ["--phase1_steps", "12"], "`phase1_steps` is 12, but .*checkpoint-8 is of phase 2"),
+        (8, ["--target_layers", "0", "1"], r"`target_layers` is \[0, 1\], but"),
+        (8, ["--frozen_weight", "0.5"], "has not kept the mixture of phase 1"),
+    ],
+)
+def test_a_run_is_not_resumed_onto_other_targets(finished, noise, tmp_path, step, options, sentence):
+    resumed = ["--resume_from_checkpoint", str(finished / f"checkpoint-{step}"), *options]
+    with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
+        pretrain.main(command(noise, tmp_path, *resumed))
+
+
+def test_a_run_that_goes_back_leaves_what_came_after_behind(noise, tmp_path, caplog):
+    short = ["--phase1_steps", "12", "--phase2_steps", "0", "--report_to", "none", "--save_total_limit", "2"]
+    pretrain.main(command(noise, tmp_path, *short))
+    out = tmp_path / "out"
+    assert [path.name for path in checkpoints(out)] == ["checkpoint-8", "checkpoint-12"]
+    with pytest.raises(SystemExit, match="error: .*holds an earlier run"):
+        pretrain.main(command(noise, tmp_path, *short))
+    back = ["--resume_from_checkpoint", str(out / "checkpoint-8"), "--save_steps", "3"]
+    pretrain.main(command(noise, tmp_path, *short, *back))
+    assert [path.name for path in checkpoints(out)] == ["checkpoint-9", "checkpoint-12"]
+    assert (out / "checkpoint-12.abandoned").is_dir() and "lies beyond step 8" in caplog.text
 
 
 def test_an_interrupted_run_resumes_from_its_latest_checkpoint(noise, tmp_path):

@@ -86,7 +86,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = SETTINGS["model_config"] | {f"{name}_dropout": 0.0 for name in DROPOUTS} | {"layerdrop": 0.0}
-    still = {"p_mix": 0.0, "p_noise": 0.0, "layer_check_steps": 1000, "model_config": config, "save_total_limit": None}
+    still = {"p_mix": 0.0, "p_noise": 0.0, "layer_check_steps": 1000, "model_config": config, "save_total_limit": 0}
     ways = ("accumulated", "two processes", "one batch")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -91,7 +91,7 @@ class Study:
         if settings["resume_from_checkpoint"] is None:
             del settings["resume_from_checkpoint"]
         if variant is None:
-            settings["save_total_limit"] = 1_000_000  # variants go on from different steps
+            settings["save_total_limit"] = 0  # variants go on from different steps
         output.mkdir(parents=True, exist_ok=True)
         origin = settings.get("resume_from_checkpoint", "the start")
         logger.info("%s, seed %d: training from %s", variant or "trunk", seed, origin)

@@ -1,0 +1,39 @@
+"""Whether settings lie where they can work, with one sentence that names the first that does not."""
+
+from collections.abc import Iterable
+
+
+RULES = {
+    "at_least_1": (lambda value: value >= 1, "must be at least 1"),
+    "at_least_2": (lambda value: value >= 2, "must be at least 2"),
+    "positive": (lambda value: value > 0, "must be above 0"),
+    "not_negative": (lambda value: value >= 0, "must be at least 0"),
+    "share": (lambda value: 0 <= value <= 1, "must lie between 0 and 1"),
+}
+
+
+def check_ranges(settings: object, **names: str) -> None:
+    """
+    Check fields of a dataclass; a field that is None or holds a list is checked as far as it goes.
+
+    Args:
+        settings: the dataclass.
+        names: for each of `RULES`, names of fields with spaces between.
+
+    Raises:
+        ValueError: for a field that breaks its rule.
+    """
+    for rule, fields in names.items():
+        holds, words = RULES[rule]
+        for name in fields.split():
+            value = getattr(settings, name)
+            for each in value if isinstance(value, list) else [value]:
+                if each is not None and not holds(each):  # NaN holds nowhere
+                    raise ValueError(f"`{name}` {words}, got {each}.")
+
+
+def check_choice(settings: object, name: str, choices: Iterable[str]) -> None:
+    """Raise a ValueError where a field holds none of `choices`."""
+    value = getattr(settings, name)
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}; choose one of {', '.join(choices)}.")
