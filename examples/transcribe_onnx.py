@@ -8,6 +8,8 @@ import onnxruntime
 import soundfile
 
 
+if len(sys.argv) < 3:
+    sys.exit("usage: python transcribe_onnx.py asr.onnx clip.wav [clip.wav ...]")
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 metadata = session.get_modelmeta().custom_metadata_map
 labels = json.loads(metadata["labels"])  # the text of each output

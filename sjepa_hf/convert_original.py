@@ -111,6 +111,16 @@ def infer_config(released: dict[str, torch.Tensor], num_attention_heads: int | N
     """
     [`SJepaConfig`] of a released state dict. Heads default to 64 dimensions each, as in the published base model.
     """
+    needed = [
+        "post_extract_proj.weight",
+        "layers.0.fc1.weight",
+        "pos_conv.conv.parametrizations.weight.original1",
+        "predictor.layers.0.linear1.weight",
+        "predictor.pos_embed.weight",
+        "cluster_head.4.weight",
+    ]
+    if missing := [name for name in needed if name not in released]:
+        raise ValueError(f"The checkpoint lacks {', '.join(missing)}: encoder, predictor and head belong together.")
     hidden_size, conv_dim = released["post_extract_proj.weight"].shape
     count = 1 + max(int(name.split(".")[1]) for name in released if name.startswith("layers."))
     num_components = released["cluster_head.4.weight"].shape[0]

@@ -229,7 +229,8 @@ class SJepaAMSoftmaxLoss(nn.Module):
         self.weight = nn.Parameter(torch.randn(input_size, num_labels))
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        cosines = nn.functional.normalize(embeddings.float(), dim=1) @ nn.functional.normalize(self.weight, dim=0)
+        classes = nn.functional.normalize(self.weight.float(), dim=0)
+        cosines = nn.functional.normalize(embeddings.float(), dim=1) @ classes
         right = nn.functional.one_hot(labels.view(-1), cosines.shape[-1])
         return nn.functional.cross_entropy(self.scale * (cosines - self.margin * right), labels.view(-1))
 

@@ -20,7 +20,7 @@ class Score:
     Args:
         task: what was measured, in words.
         task_type: the Hub's name of the task, such as automatic-speech-recognition.
-        data: the source that was scored, as the evaluation was given it.
+        data: name of the source that was scored, or of all of them with " + " between.
         metric: its name.
         value: its mean over the runs.
         deviation: standard deviation over the runs; None for a single one.
@@ -56,6 +56,11 @@ def data_name(source: str) -> str:
         return source
     path = Path(source)
     return f"{path.parent.name}/{path.name}" if path.name in SPLITS else path.name
+
+
+def data_names(sources: list[str]) -> str:
+    """Names of several sources."""
+    return " + ".join(map(data_name, sources))
 
 
 def read_scores(path: Path, checkpoint: Path) -> list[Score]:
@@ -95,7 +100,7 @@ def finetuning_scores(found: dict) -> list[Score]:
             task, task_type = "classification", "audio-classification"
             parts = [(protocol, {name: value for name, value in values.items() if name != "clips"})]
         scores += [
-            Score(task, task_type, source, metric, value, protocol=how)
+            Score(task, task_type, data_name(source), metric, value, protocol=how)
             for how, metrics in parts
             for metric, value in metrics.items()
         ]
@@ -119,7 +124,7 @@ def superb_scores(rows: list[dict], checkpoint: Path) -> list[Score]:
             Score(
                 task=f"{first['title']}, frozen encoder, learned layer sum",
                 task_type=kind,
-                data=" ".join(sources),
+                data=data_names(sources),
                 metric=metric,
                 value=float(np.mean(values[name])),
                 deviation=deviations[name],
@@ -150,7 +155,7 @@ def probe_scores(found: dict, checkpoint: Path) -> list[Score]:
             Score(
                 task=f"{label}, {classifier} probe of layer {own['layer']} (the best)",
                 task_type="audio-classification",
-                data=" ".join(found["data"]),
+                data=data_names(found["data"]),
                 metric="accuracy",
                 value=own["mean"],
                 deviation=own["deviation"],

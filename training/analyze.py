@@ -394,10 +394,11 @@ def main(argv: list[str] | None = None) -> None:
         with files_written_aside(arguments.output) as aside:
             results = run(rest.checkpoint, arguments, aside)
             (aside / "analysis.json").write_text(json.dumps(results, indent=1) + "\n")
+            written = sorted(str(Path(arguments.output) / path.name) for path in aside.iterdir())
     except (ValueError, BadAudioError) as error:
         sys.exit(f"error: {error}")
     print(report(results))
-    print(f"\nwritten: {', '.join(sorted(str(path) for path in Path(arguments.output).iterdir()))}")
+    print(f"\nwritten: {', '.join(written)}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from training.arguments import default_device
 from training.audio import BadAudioError
 from training.finetuning import choose_column
 from training.labelled import LabelledClips, open_labelled, pad_waveforms
+from training.logs import log_to_terminal
 from training.metrics import load_metric
 from training.ngram import BEGIN, END, UNKNOWN, Gram, NGram, estimate
 from training.sources import open_source
@@ -284,6 +285,8 @@ def decode(arguments: argparse.Namespace) -> None:
         model = AutoModelForCTC.from_pretrained(arguments.model)
     except (OSError, ValueError) as error:
         raise ValueError(f"`model` {arguments.model} is not a CTC model with its processor: {error}") from None
+    if not hasattr(processor, "tokenizer"):
+        raise ValueError(f"`model` {arguments.model} has no tokenizer: give the result of a fine-tuning with CTC.")
     device = default_device()
     normalizer = TextNormalizer.load(arguments.model)
     column = choose_column(arguments.data, arguments.text_column, TEXT_COLUMNS, "text_column", "transcripts")
@@ -331,7 +334,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command that the command line asks for."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    log_to_terminal()
     transformers.logging.disable_progress_bar()
     arguments = parser().parse_args(argv)
     try:

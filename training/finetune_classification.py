@@ -59,9 +59,10 @@ class ClassificationArguments(FineTuningArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.frozen and (self.from_scratch or self.lora_rank or self.freeze_encoder_steps):
+        if self.frozen and (self.from_scratch or self.lora_rank or self.freeze_encoder_steps or self.reinit_layers):
             raise ValueError(
-                "`frozen` trains the head alone: it goes with none of from_scratch, lora_rank, freeze_encoder_steps."
+                "`frozen` trains the head alone: it goes with none of from_scratch, lora_rank, freeze_encoder_steps,"
+                " reinit_layers."
             )
 
 
@@ -131,6 +132,7 @@ def prepare(argv: list[str] | None = None) -> Classification:
         eval_dataset=by_length(list(evaluation.values())),
         compute_metrics=accuracy_and_f1,
         head_learning_rate=arguments.head_learning_rate,
+        frozen_encoder=arguments.frozen,
     )
     return Classification(arguments, trainer, extractor, evaluation | test)
 

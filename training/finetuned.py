@@ -15,7 +15,7 @@ from sjepa_hf.saving import written_aside
 from sjepa_hf.scores import data_name
 from training.finetuning import FineTuner, FineTuningArguments
 from training.publishing import publish
-from training.record import write_record
+from training.record import base_of, write_record
 
 
 matplotlib.use("Agg")
@@ -68,7 +68,7 @@ def save_output(
 
 def run_record(trainer: FineTuner, arguments: FineTuningArguments) -> dict:
     """What `training.json` tells of a fine-tuning, besides hardware and software."""
-    clips, base = trainer.train_dataset, Path(arguments.model_name_or_path)
+    clips = trainer.train_dataset
     unset = {f.name: f.default for f in fields(arguments)}
     chosen = {name: value for name, value in vars(arguments).items() if value is not None and value != unset[name]}
     shown_elsewhere = ("model_name_or_path", "train_data", "eval_data", "test_data", "from_scratch", "hub")
@@ -78,8 +78,7 @@ def run_record(trainer: FineTuner, arguments: FineTuningArguments) -> dict:
     )
     return {
         "kind": "fine-tuning",
-        "base_model": None if base.is_dir() else arguments.model_name_or_path,
-        "base_checkpoint": "/".join(base.parts[-2:]),
+        **base_of(arguments.model_name_or_path),
         "from_scratch": arguments.from_scratch,
         "data": {
             "sources": list(map(data_name, arguments.train_data)),

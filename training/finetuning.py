@@ -35,6 +35,7 @@ from sjepa_hf.saving import feature_extractor
 from training.arguments import parse_dataclasses
 from training.audio import SAMPLING_RATE, BadAudioError
 from training.labelled import LabelledClips, open_labelled
+from training.logs import log_to_terminal
 from training.memory import keep_freed_memory
 from training.publishing import NotPushed
 from training.sources import open_source
@@ -130,6 +131,8 @@ class FineTuningArguments:
                 raise ValueError(f"`{name}` must not be negative.")
         if self.from_scratch and (self.lora_rank or self.freeze_encoder_steps):
             raise ValueError("`from_scratch` trains all weights: it goes with neither lora_rank nor freezing.")
+        if self.reinit_layers and self.lora_rank:
+            raise ValueError("`reinit_layers` leaves layers to be learned, which `lora_rank` would keep as they are.")
 
 
 def parse_finetuning(argv: list[str] | None, settings: type, recipe: Path, description: str) -> tuple:
@@ -159,7 +162,7 @@ def parse_finetuning(argv: list[str] | None, settings: type, recipe: Path, descr
         chosen.hub = {"repo_id": repo_id, "private": training.hub_private_repo, "token": training.hub_token}
         if training.process_index == 0:
             chosen.hub["repo_id"] = open_repo(kind=open_config(chosen.model_name_or_path).model_type, **chosen.hub)
-    if training.max_steps > 0 or any(word.startswith("--num_train_epochs") for word in argv):
+    if training.max_steps > 0 or any(word.replace("-", "_").startswith("__num_train_epochs") for word in argv):
         chosen.min_steps = 0
     training.remove_unused_columns = False  # the collator needs what the model's forward does not name
     training.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns
@@ -393,12 +396,19 @@ class FineTuner(Trainer):
 
     Args:
         head_learning_rate: None: that of the encoder.
+        frozen_encoder: whether the encoder is only read, without dropout and SpecAugment.
     """
 
-    def __init__(self, *args, head_learning_rate: float | None = None, **kwargs):
+    def __init__(self, *args, head_learning_rate: float | None = None, frozen_encoder: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
+        self.frozen_encoder = frozen_encoder
         self.head_learning_rate = head_learning_rate or self.args.learning_rate
         self.model_accepts_loss_kwargs = False  # the losses are means: accumulated ones must be divided
+
+    def compute_loss(self, *args, **kwargs):
+        if self.frozen_encoder:  # the Trainer has just put all of the model into training mode
+            self.model.base_model.eval()
+        return super().compute_loss(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         model = self.model if model is None else model
@@ -463,9 +473,7 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments) -> nn.Modul
 
 def run_script(prepare: Callable[[], object], train: Callable[[object], None]) -> None:
     """Run what `prepare` makes ready; settings, data or a checkpoint that cannot work end it with a sentence."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    for name in ("httpx", "datasets", "matplotlib", "fsspec"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    log_to_terminal()
     try:
         run = prepare()
     except (ValueError, BadAudioError) as error:

@@ -48,12 +48,13 @@ from training.checkpointing import FINAL, LoopState
 from training.corpus import DataPosition
 from training.interruption import Interruption, Stop
 from training.layer_choice import LayerChoice
+from training.logs import log_to_terminal
 from training.memory import keep_freed_memory
 from training.monitoring import Monitor, loss_sums, predictor_entropy, target_metrics
 from training.publishing import NotPushed, Publisher
 from training.ranks import RanksDisagree, StepTotals, check_ranks_agree, is_lost_connection
 from training.reading import TrainingData
-from training.record import write_record
+from training.record import base_of, write_record
 from training.schedules import Schedule
 from training.targets import MfccTargets, OnlineTargets, fit_mixture, layer_ranks, sample_frames, to_device
 
@@ -68,9 +69,7 @@ MAX_FAILED_SAVES = 3  # checkpoints in a row that could not be written, that end
 
 def main(argv: list[str] | None = None) -> None:
     """Run the pretraining that the command line asks for."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    for name in ("httpx", "datasets", "matplotlib", "fsspec"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    log_to_terminal()
     try:
         run = Pretraining(parse_arguments(argv))
     except ValueError as error:  # settings, recipe, data or checkpoint: the sentence says it all
@@ -494,6 +493,7 @@ class Pretraining:
                 final,
                 self.accelerator,
                 kind="pretraining",
+                **base_of(self.arguments.model.initial_checkpoint),
                 data={"sources": list(map(data_name, self.arguments.data.train_data))},
                 steps=self.state.step,
                 hours_heard=seconds / 3600,

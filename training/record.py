@@ -28,6 +28,17 @@ def write_record(directory: Path, accelerator: Accelerator, **facts) -> None:
     write_text_aside(directory / RECORD, json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
+def base_of(checkpoint: str | None) -> dict[str, str | None]:
+    """What a record says of the checkpoint that a run began with; a directory goes by its last two names."""
+    if checkpoint is None:
+        return {}
+    base = Path(checkpoint)
+    return {
+        "base_model": None if base.is_dir() else checkpoint,
+        "base_checkpoint": "/".join(base.parts[-2:]),
+    }
+
+
 def hardware(accelerator: Accelerator) -> str:
     """The devices of a run in words."""
     count = accelerator.num_processes

@@ -35,10 +35,11 @@ from training.audio import BadAudioError
 from training.downstream.features import FeatureStore, FrozenFeatures, clip_keys, open_encoder
 from training.downstream.heads import CtcHead, LayerSum, PooledHead
 from training.downstream.labels import ClassLabels, TokenLabels, read_lexicon
-from training.downstream.results import draw_layer_weights, table, write
+from training.downstream.results import draw_layer_weights, earlier_results, merge, table, write
 from training.downstream.tasks import TASKS, Task, slot_classification
 from training.downstream.training import Head, Labels, evaluate, statistics, train
 from training.labelled import LabelledClips, open_labelled
+from training.logs import log_to_terminal
 
 
 logger = logging.getLogger(__name__)
@@ -88,9 +89,7 @@ class SuperbArguments:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the evaluation that the command line asks for."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    for name in ("httpx", "datasets", "evaluate", "matplotlib", "fsspec"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    log_to_terminal()
     try:
         results = run(parse_arguments(argv))
     except (ValueError, BadAudioError) as error:
@@ -207,16 +206,19 @@ def make_head(task: Task, layers: LayerSum, hidden_size: int, sizes: list[int], 
 
 def run(arguments: SuperbArguments) -> list[dict]:
     """
-    Evaluate all subjects with all seeds; results are written after each.
+    Evaluate all subjects with all seeds; results are written after each, beside those of other subjects and seeds that
+    `output_dir` holds already.
 
     Returns:
-        the results, as in the JSON lines: task, split, metrics and so on.
+        all results of the task there, as in the JSON lines: task, split, metrics and so on.
 
     Raises:
         ValueError: settings, data or a checkpoint at fault.
         BadAudioError: too much of the audio cannot be used.
     """
     task = choose_task(arguments)
+    settings = hyperparameters(task, arguments)
+    earlier = earlier_results(Path(arguments.output_dir), task.name, settings)
     device = arguments.device if arguments.device != "auto" else default_device()
     splits = open_splits(task, arguments)
     lexicon = read_lexicon(arguments.lexicon) if arguments.lexicon else None
@@ -237,6 +239,7 @@ def run(arguments: SuperbArguments) -> list[dict]:
         if example is None:
             raise ValueError("None of the training clips can be decoded; the log names them.")
         norm = statistics(features["train"]) if subject == "mfcc" else None
+        untrained = {"untrained_seed": arguments.untrained_seed} if subject.startswith("untrained:") else {}
         for seed in arguments.seeds:
             start = time.perf_counter()
             torch.manual_seed(seed)
@@ -257,15 +260,16 @@ def run(arguments: SuperbArguments) -> list[dict]:
                 "layer_weights": head.layer_sum.weights.tolist(),
                 "clips": {name: len(clips) for name, clips in splits.items()} | {"test": num_clips},
                 "hours": {name: round(clips.hours, 4) for name, clips in splits.items()},
-                "hyperparameters": hyperparameters(task, arguments),
+                "hyperparameters": settings | untrained,
                 "protocol": task.source,
                 "seconds": round(time.perf_counter() - start, 1),
             }
             logger.info("%s, seed %d: %s at step %d (dev %s).", subject, seed, metrics, step, dev_metrics)
             results.append(result)
-            write(results, Path(arguments.output_dir))
-    draw_layer_weights(results, Path(arguments.output_dir))
-    return results
+            merged = merge(earlier, results)
+            write(merged, Path(arguments.output_dir))
+    draw_layer_weights(merged, Path(arguments.output_dir))
+    return merged
 
 
 def hyperparameters(task: Task, arguments: SuperbArguments) -> dict:
@@ -277,8 +281,6 @@ def hyperparameters(task: Task, arguments: SuperbArguments) -> dict:
         chosen["eval_fraction"] = arguments.eval_fraction
     if task.head == "recurrent_ctc":
         chosen["rnn_units"] = arguments.rnn_units
-    if any(name.startswith("untrained:") for name in arguments.model):
-        chosen["untrained_seed"] = arguments.untrained_seed
     return chosen
 
 

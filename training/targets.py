@@ -39,7 +39,7 @@ class MfccTargets:
         self.frame_features = FRAME_FEATURES[features]().to(mixture.means.device)
 
     def features(self, batch: dict) -> torch.Tensor:
-        """MFCC of a batch, `(batch_size, sequence_length, 39)`."""
+        """Frame features of a batch, `(batch_size, sequence_length, num_features)`: 39 for MFCC."""
         return self.frame_features(batch["input_values"], batch["lengths"])
 
     @torch.no_grad()

@@ -77,6 +77,10 @@ def test_bad_checkpoints_get_a_sentence(released, tmp_path):
     torch.save({"something": torch.ones(2)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="holds no encoder"):
         convert(tmp_path / "other.pt", tmp_path / "out")
+    encoder = {name: tensor for name, tensor in released.items() if not name.startswith(("cluster_head", "predictor"))}
+    torch.save({"online": encoder}, tmp_path / "encoder.pt")
+    with pytest.raises(ValueError, match="lacks predictor.layers.0.linear1.weight, .*belong together"):
+        convert(tmp_path / "encoder.pt", tmp_path / "out")
     with pytest.raises(ValueError, match="not a tensor of the released code"):
         convert_state_dict({**released, "codebook.weight": torch.ones(2)})
     assert not (tmp_path / "out").exists()

@@ -5,10 +5,11 @@ import json
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from transformers import HubertConfig, HubertForCTC
 
 import sjepa_hf
 from sjepa_hf import model_card
-from sjepa_hf.scores import data_name, read_scores
+from sjepa_hf.scores import data_name, data_names, read_scores
 
 
 @pytest.fixture
@@ -83,6 +84,7 @@ def test_a_recogniser_tells_its_error_rates_and_where_it_comes_from(make_config,
         json.dumps({"steps": 90, "best_step": 60, "scores": {"/data/libri/test": {"clips": 7} | rates}})
     )
     record = {
+        "kind": "fine-tuning",
         "base_model": "ada/encoder",
         "base_checkpoint": "ada/encoder",
         "from_scratch": False,
@@ -109,13 +111,29 @@ def test_a_recogniser_tells_its_error_rates_and_where_it_comes_from(make_config,
     assert [r.metric_value for r in written.data.eval_results] == [0.5, 0.2, 0.4, 0.19]
 
 
+def test_a_fine_tuned_model_of_another_kind_is_not_called_s_jepa(tmp_path):
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=[8] * 7)
+    HubertForCTC(HubertConfig(**sizes, num_conv_pos_embedding_groups=2)).save_pretrained(tmp_path)
+    written = card(tmp_path, "--repo_id", "ada/asr")
+    assert written.data.pipeline_tag == "automatic-speech-recognition" and "s-jepa" not in written.data.tags
+    assert 'pipeline("automatic-speech-recognition", "ada/asr")' in written.text
+    for of_ours in ("trust_remote_code", "import sjepa_hf", "2606.19398", "Citation"):
+        assert of_ours not in written.text, of_ours
+
+
+def test_a_pretraining_tells_which_checkpoint_it_began_with(checkpoint):
+    record = {"kind": "pretraining", "base_model": None, "base_checkpoint": "first/final", "steps": 9}
+    (checkpoint / "training.json").write_text(json.dumps(record | {"settings": {}}))
+    assert "- Pretrained on from first/final" in card(checkpoint).text
+
+
 def test_facts_and_results_on_data_sets_of_the_hub(checkpoint, tmp_path):
     facts = {
         "name": "Tiny",
         "license": "apache-2.0",
         "language": ["en"],
         "data": "10 h of LibriSpeech (CC BY 4.0)",
-        "limits": ["Heard read English alone."],
+        "limits": "Heard read English alone.",
         "result_data": {"words": {"name": "Words", "dataset_id": "some/words", "task_id": "test"}},
     }
     (tmp_path / "facts.yaml").write_text(yaml.safe_dump(facts))
@@ -160,3 +178,4 @@ def test_sources_are_named_without_their_folders():
     assert data_name("/home/ada/words") == "words"
     assert data_name("speech_commands::v0.02::test") == "speech_commands::v0.02::test"
     assert data_name("ada/words") == "ada/words"
+    assert data_names(["/data/train_a", "/data/train_b"]) == "train_a + train_b"

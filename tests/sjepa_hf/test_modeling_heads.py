@@ -49,6 +49,14 @@ def labels_for(head_class):
 
 
 @pytest.mark.parametrize("head_class", HEADS)
+def test_every_head_learns_in_bf16(head_class, head_config, padded_batch):
+    model = head_class(head_config).bfloat16()
+    waveforms, attention_mask, _ = padded_batch
+    model(waveforms.bfloat16(), attention_mask, labels=labels_for(head_class)).loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("head_class", HEADS)
 def test_padding_changes_nothing(head_class, head_config, padded_batch):
     waveforms, attention_mask, lengths = padded_batch
     model = head_class(head_config).eval()

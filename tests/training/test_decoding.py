@@ -7,6 +7,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
+from sjepa_hf import SJepaForPreTraining
+from sjepa_hf.saving import feature_extractor
 from training import decoding
 from training.decoding import LN10, NOT_LISTED, BeamSearchDecoder, greedy_decode, unknown_penalty
 from training.ngram import NGram, adjusted_counts, estimate, modified_discounts
@@ -159,6 +161,13 @@ def test_no_frames_and_special_tokens():
     frames[:, 3] = -0.1  # <unk> is never written
     frames[1, 5] = -8.0
     assert decoder.decode(frames) in ("", "A")
+
+
+def test_decode_wants_a_model_with_a_tokenizer(make_config, tmp_path):
+    SJepaForPreTraining(make_config("log_mel")).save_pretrained(tmp_path)
+    feature_extractor().save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="error: .* has no tokenizer: give the result of a fine-tuning"):
+        decoding.main(["decode", "--model", str(tmp_path), "--data", str(tmp_path)])
 
 
 def test_build_ngram_from_text_and_from_transcripts(tmp_path, capsys):

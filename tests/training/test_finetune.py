@@ -287,6 +287,9 @@ def test_ctc_refuses_with_a_sentence(checkpoint, mine, tmp_path, texts):
     assert "from_scratch" in sentence(
         finetune_ctc, checkpoint, mine, out, "--from_scratch", "true", "--lora_rank", "2"
     )
+    assert "`reinit_layers` leaves layers to be learned" in sentence(
+        finetune_ctc, checkpoint, mine, out, "--reinit_layers", "1", "--lora_rank", "2"
+    )
     (out / "checkpoint-7").mkdir(parents=True)
     assert "checkpoints of another run" in sentence(finetune_ctc, checkpoint, mine, out)
 
@@ -327,7 +330,12 @@ def test_classification(checkpoint, classes, tmp_path):
 
 def test_a_frozen_encoder_stays_as_it_is(checkpoint, classes, tmp_path):
     options = ("--frozen", "true", "--num_train_epochs", "1")
-    _, final = run(finetune_classification, checkpoint, classes, tmp_path, *options)
+    ready = prepare(finetune_classification, checkpoint, classes, tmp_path, *options)
+    whole, modes = ready.trainer.model, set()
+    whole.sjepa.register_forward_pre_hook(lambda encoder, _: modes.add((whole.training, encoder.training)))
+    finetune_classification.train(ready)
+    assert modes == {(True, False), (False, False)}, "the head trains on features without dropout"
+    final = tmp_path / "final"
     before = SJepaForPreTraining.from_pretrained(checkpoint).sjepa.state_dict()
     model = AutoModelForAudioClassification.from_pretrained(final)
     assert model.config.use_weighted_layer_sum and model.layer_weights.unique().numel() > 1

@@ -15,7 +15,7 @@ from training.downstream import training as superb_training
 from training.downstream.features import FeatureStore, FrozenFeatures, TransformersEncoder, open_encoder
 from training.downstream.heads import CtcHead, LayerSum, PooledHead, spec_augment
 from training.downstream.labels import ClassLabels, TokenLabels, read_lexicon, score, slot_values
-from training.downstream.results import table
+from training.downstream.results import merge, table
 from training.downstream.tasks import TASKS
 from training.labelled import open_labelled
 from training.superb import choose_task, hold_out, main, open_splits, parse_arguments
@@ -326,6 +326,19 @@ def test_pooled_task_with_several_subjects(call, checkpoint, capsys, tmp_path, m
     monkeypatch.setattr(TransformersEncoder, "__call__", fail)
     again = call("sid", "--model", checkpoint, *options, "--seeds", "1")  # another task on the same clips
     assert again[0]["metrics"].keys() == {"accuracy"}
+
+
+def test_results_join_those_of_earlier_calls(call, checkpoint):
+    options = ["--label_column", "tone", "--max_steps", "4", "--batch_size", "8"]
+    first = call("ks", "--model", "mfcc", f"untrained:{checkpoint}", *options, "--seeds", "0", "1")
+    both = call("ks", "--model", checkpoint, *options)
+    assert both[:4] == first and [(r["encoder"], r["seed"]) for r in both[4:]] == [(checkpoint, 0)]
+    again = call("ks", "--model", "mfcc", *options, "--seeds", "1")
+    assert [(r["encoder"], r["seed"]) for r in again][-1] == ("mfcc", 1) and len(again) == 5
+    with pytest.raises(SystemExit, match="error: .*ks.jsonl holds results with `max_steps` 4, not 5: choose another"):
+        call("ks", "--model", "mfcc", *options, "--max_steps", "5")
+    changed = [row | {"encoder_digest": "new", "encoder": checkpoint, "seed": 7} for row in both[:1]]
+    assert all(row["encoder"] != checkpoint for row in merge(both, changed)[:-1]), "its encoder is another now"
 
 
 def test_intents_are_right_if_all_columns_are(call):

@@ -13,6 +13,42 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
+def earlier_results(directory: Path, task: str, settings: dict) -> list[dict]:
+    """
+    Results of a task that a directory holds already.
+
+    Raises:
+        ValueError: if they were made with other settings, so that they cannot stand in one table with new ones.
+    """
+    path = directory / f"{task}.jsonl"
+    if not path.is_file():
+        return []
+    results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    settings = json.loads(json.dumps(settings))
+    for result in results:
+        theirs = result["hyperparameters"]
+        for name in settings:
+            if theirs.get(name) != settings[name]:
+                raise ValueError(
+                    f"{path} holds results with `{name}` {theirs.get(name)!r}, not {settings[name]!r}: choose another"
+                    " `output_dir`, or delete it."
+                )
+    return results
+
+
+def merge(earlier: list[dict], new: list[dict]) -> list[dict]:
+    """Earlier results, less those that are repeated or whose encoder has changed since, then the new ones."""
+    digests = {result["encoder"]: result["encoder_digest"] for result in new}
+    repeated = {(result["encoder"], result["seed"]) for result in new}
+    kept = [
+        result
+        for result in earlier
+        if (result["encoder"], result["seed"]) not in repeated
+        and digests.get(result["encoder"], result["encoder_digest"]) == result["encoder_digest"]
+    ]
+    return kept + new
+
+
 def write(results: list[dict], directory: Path) -> None:
     """Results and table of a task, written aside and renamed."""
     name = results[0]["task"]

@@ -27,6 +27,7 @@ from pathlib import Path
 from sjepa_hf.model_card import RECORD
 from sjepa_hf.saving import write_text_aside
 from training.checkpointing import checkpoints
+from training.logs import log_to_terminal
 from training.monitoring import read_history
 from training.study.grid import Grid, as_flags, read_grid
 from training.study.scores import Scorer, run_logged
@@ -166,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, which share the cores")
     parser.add_argument("--launcher", default=sys.executable, help="what starts a Python program")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    log_to_terminal()
     try:
         grid = read_grid(arguments.grid)
         if arguments.speech is None:
