@@ -121,7 +121,8 @@ class TargetArguments:
         metadata={"help": "Normalise each clip's features over its frames before the online mixture sees them."},
     )
     target_dims: int | None = field(
-        default=None, metadata={"help": "Whitened principal components that the online mixture sees; none: all of it."}
+        default=None,
+        metadata={"help": "Whitened principal components that the mixture sees. Default: all dimensions."},
     )
     frozen_weight: float = field(
         default=0.0, metadata={"help": "Share of the phase-1 targets in the loss at the start of phase 2."}
@@ -222,9 +223,7 @@ class RunArguments:
     )
     phase1_decay_steps: int | None = field(
         default=None,
-        metadata={
-            "help": "Last steps of phase 1, over which the rate falls; before, it stays. None: it falls all along."
-        },
+        metadata={"help": "Last steps of phase 1, over which the rate falls; before, it stays. Default: all of them."},
     )
     phase2_decay_steps: int | None = field(default=None, metadata={"help": "The same in phase 2."})
     gradient_accumulation_steps: int = field(
@@ -294,8 +293,11 @@ class RunArguments:
         if 0 < steps < warmup:
             raise ValueError(f"`{phase}_warmup_steps` ({warmup}) exceeds `{phase}_steps` ({steps}).")
         decay = getattr(self, f"{phase}_decay_steps")
-        if decay is not None and getattr(self, f"{phase}_schedule") == "constant":
-            raise ValueError(f"`{phase}_decay_steps` says when the rate falls, but `{phase}_schedule` is constant.")
+        if getattr(self, f"{phase}_schedule") == "constant":
+            factor = getattr(self, f"{phase}_final_factor")
+            for name, is_set in (("decay_steps", decay is not None), ("final_factor", factor > 0)):
+                if is_set:
+                    raise ValueError(f"`{phase}_{name}` says how the rate falls, but `{phase}_schedule` is constant.")
         if decay is not None and 0 < steps < warmup + decay:
             raise ValueError(
                 f"`{phase}_decay_steps` ({decay}) must lie between 0 and `{phase}_steps` less its warm-up"
