@@ -160,7 +160,7 @@ def probe_scores(found: dict, checkpoint: Path) -> list[Score]:
                 value=own["mean"],
                 deviation=own["deviation"],
                 runs=f"{task['splits']} splits",
-                protocol=f"{task['classes']} classes, {task['rows']} {unit}, random 80/20 splits of the clips",
+                protocol=f"{task['classes']} classes, {task['rows']} {unit}, random 80/20 splits of the recordings",
                 baselines={s: figure(row["mean"], row["deviation"]) for s, row in best.items()},
             )
         )

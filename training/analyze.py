@@ -32,7 +32,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForPreTraini
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.saving import files_written_aside
 from training.arguments import default_device, parse_dataclasses
-from training.audio import SAMPLING_RATE, BadAudioError, read_audio
+from training.audio import SAMPLING_RATE, BadAudio, BadAudioError, read_audio
 from training.bimodality import dip_test, two_gaussians
 from training.downstream.features import open_encoder
 from training.features import HOP
@@ -72,9 +72,12 @@ class AnalysisArguments:
     only: list[str] | None = field(
         default=None, metadata={"help": "Some of entropy, utterance and rank; without it, all three."}
     )
-    utterance: str = field(
-        default="0",
-        metadata={"help": "Number of a clip of the data, the end of its file name, or another audio file."},
+    utterance: str | None = field(
+        default=None,
+        metadata={
+            "help": "Number of a clip of the data, the end of its file name, or another audio file. Default: the "
+            "first clip that can be read."
+        },
     )
     transcript: str | None = field(default=None, metadata={"help": "Column of the data with transcripts."})
     phones: bool = field(default=False, metadata={"help": "The data has columns phones and phone_ends."})
@@ -179,14 +182,19 @@ def analyze_rank(checkpoint: str, clips: LabelledClips, frame_counts: np.ndarray
     return {"frames": len(drawn), "features": layers.shape[2], **ranks}
 
 
-def find_utterance(clips: LabelledClips, wanted: str) -> Utterance:
+def find_utterance(clips: LabelledClips, wanted: str | None) -> Utterance:
     """
-    The clip with that number, or whose file name ends so, or else that audio file.
+    The clip with that number, or whose file name ends so, or else that audio file; `None` is the first readable clip.
 
     Raises:
-        ValueError: if there is none, or its audio cannot be read (BadAudio).
+        ValueError: if there is none, or its audio cannot be read.
     """
-    index = int(wanted) if wanted.isdigit() else None
+    if wanted is None:
+        index = next((i for i in range(len(clips)) if clips[i] is not None), None)
+        if index is None:
+            raise ValueError("No clip of the data can be read; the log names them.")
+    else:
+        index = int(wanted) if wanted.isdigit() else None
     if index is None:
         index = next((i for i in range(len(clips)) if clips.clip(i).name.endswith(wanted)), None)
         if index is None and Path(wanted).is_file():
@@ -199,7 +207,11 @@ def find_utterance(clips: LabelledClips, wanted: str) -> Utterance:
     clip = clips.clip(index)
     phones, ends = read_alignment(clips, index) if "phones" in clips.labels else ((), None)
     transcript = next((text[index] for name, text in clips.labels.items() if name not in ("phones", "phone_ends")), "")
-    return Utterance(Path(clip.name).name, clip.read(), transcript, tuple(phones), ends)
+    try:
+        samples = clip.read()
+    except BadAudio as error:
+        raise ValueError(f"`utterance` {clip.name} cannot be read: {error.reason}.") from None
+    return Utterance(Path(clip.name).name, samples, transcript, tuple(phones), ends)
 
 
 def analyze_utterance(predict: Predictor, utterance: Utterance, path: Path) -> dict:

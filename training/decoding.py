@@ -22,6 +22,7 @@ import transformers
 from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2CTCTokenizer
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
+from sjepa_hf.saving import write_text_aside
 from training.arguments import default_device
 from training.audio import BadAudioError
 from training.finetuning import choose_column
@@ -290,9 +291,12 @@ def decode(arguments: argparse.Namespace) -> None:
     device = default_device()
     normalizer = TextNormalizer.load(arguments.model)
     column = choose_column(arguments.data, arguments.text_column, TEXT_COLUMNS, "text_column", "transcripts")
+    settings = {name: getattr(arguments, name) for name in ("alpha", "beta", "beam_width")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if settings and not arguments.lm:
+        raise ValueError(f"--{next(iter(settings))} belongs to the beam search, which needs --lm.")
     decoder = None
     if arguments.lm:
-        settings = {"alpha": arguments.alpha, "beta": arguments.beta, "beam_width": arguments.beam_width}
         decoder = BeamSearchDecoder(processor.tokenizer, NGram.load(arguments.lm), **settings)
     transcripts = []
     for spec in arguments.data:
@@ -303,7 +307,7 @@ def decode(arguments: argparse.Namespace) -> None:
         transcripts += rows
     if arguments.transcripts:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in transcripts)
-        Path(arguments.transcripts).write_text("".join(lines), encoding="utf-8")
+        write_text_aside(arguments.transcripts, "".join(lines))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -322,9 +326,9 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--model", required=True, help="folder of a fine-tuned CTC model with its processor")
     score.add_argument("--data", nargs="+", required=True, help="sources with transcripts")
     score.add_argument("--lm", help="ARPA file")
-    score.add_argument("--alpha", type=float, default=ALPHA, help="weight of the language model (default: 0.5)")
-    score.add_argument("--beta", type=float, default=BETA, help="bonus of a word (default: 1.5)")
-    score.add_argument("--beam_width", type=int, default=BEAM_WIDTH, help="strings kept per frame (default: 100)")
+    score.add_argument("--alpha", type=float, help=f"weight of the language model (default: {ALPHA})")
+    score.add_argument("--beta", type=float, help=f"bonus of a word (default: {BETA})")
+    score.add_argument("--beam_width", type=int, help=f"strings kept per frame (default: {BEAM_WIDTH})")
     score.add_argument("--batch_size", type=int, default=8, help="clips per batch (default: 8)")
     score.add_argument("--transcripts", help="JSONL file to write every clip's transcripts to")
     for command in (build, score):

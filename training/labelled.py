@@ -19,11 +19,15 @@ logger = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
-    """Where a clip stands: number of its source, of its row, and its length in samples at 16 kHz."""
+    """
+    Where a clip stands: number of its source, of its row, its length in samples at 16 kHz, and a number that it shares
+    with the other pieces of its file.
+    """
 
     source: int
     row: int
     num_samples: int
+    recording: int
 
 
 class LabelledClips(torch.utils.data.Dataset):
@@ -52,7 +56,7 @@ class LabelledClips(torch.utils.data.Dataset):
 
     def clip(self, index: int) -> Clip:
         """The clip without its audio being decoded: its name, and where it lies."""
-        source, row, _ = self.places[index]
+        source, row = self.places[index][:2]
         return self.sources[source].clip(self.sources[source].dataset[row], row)
 
     def __getitem__(self, index: int) -> dict | None:
@@ -75,11 +79,35 @@ class LabelledClips(torch.utils.data.Dataset):
             self._monitor.max_bad_fraction,
         )
 
+    @property
+    def recordings(self) -> list[list[int]]:
+        """Numbers of the clips of each recording: what is held out must not be pieces of what is trained on."""
+        found: dict[int, list[int]] = {}
+        for number, place in enumerate(self.places):
+            found.setdefault(place.recording, []).append(number)
+        return list(found.values())
+
+    def separable(self) -> list[list[int]]:
+        """`recordings`, or every clip by itself, with a warning, where all are pieces of a single recording."""
+        recordings = self.recordings
+        if len(recordings) > 1 or len(self) == 1:
+            return recordings
+        logger.warning("All clips are pieces of one recording: what is held out of it is like what is trained on.")
+        return [[number] for number in range(len(self))]
+
     def split(self, fraction: float, seed: int = 0) -> tuple["LabelledClips", "LabelledClips"]:
-        """A random `fraction` of the clips (at least one) apart from the others: `(others, fraction)`."""
-        order = np.random.default_rng(seed).permutation(len(self)).tolist()
-        held_out = max(1, round(fraction * len(self)))
-        return self.select(sorted(order[held_out:])), self.select(sorted(order[:held_out]))
+        """
+        A random `fraction` of the clips (at least one) apart from the others, whole recordings: `(others, fraction)`.
+        """
+        recordings = self.separable()
+        order = np.random.default_rng(seed).permutation(len(recordings))
+        wanted, held_out = max(1, round(fraction * len(self))), []
+        for number in order[:-1]:
+            if len(held_out) >= wanted:
+                break
+            held_out += recordings[number]
+        others = set(range(len(self))).difference(held_out)
+        return self.select(sorted(others)), self.select(sorted(held_out))
 
     @property
     def hours(self) -> float:
@@ -113,6 +141,7 @@ def open_labelled(
         BadAudioError: if more than `max_bad_fraction` of the clips is bad.
     """
     sources = [open_source(spec, audio_column=audio_column, labels=(*labels, *optional)) for spec in specs]
+    recordings: dict = {}
     places, kept = [], {label: [] for label in (*labels, *optional)}
     monitor, too_long = BadAudioMonitor(max_bad_fraction), 0
     for number, source in enumerate(sources):
@@ -134,7 +163,8 @@ def open_labelled(
                 too_long += 1
                 logger.info("Left out %s: %.1f s.", clip.name, length / SAMPLING_RATE)
                 continue
-            places.append(Place(number, row_number, length))
+            file = row["path"] if source.column is None else (number, row_number)
+            places.append(Place(number, row_number, length, recordings.setdefault(file, len(recordings))))
             for label, values in kept.items():
                 values.append((row[label] or "").strip())
     name = ", ".join(specs)

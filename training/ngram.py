@@ -7,6 +7,7 @@ estimation", ACL 2013.
 
 import gzip
 import math
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -97,21 +98,29 @@ class NGram:
         if not path.is_file():
             raise ValueError(f"There is no language model {path}: `training.decoding build-ngram` makes one.")
         tables: list[dict[Gram, tuple[float, float]]] = []
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            try:
-                for line in file:
-                    line = line.strip()
+        promised: list[int] = []
+        line = ""
+        try:
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+                for line in filter(None, map(str.strip, file)):
                     if line.startswith("\\") and line.endswith("-grams:"):
                         tables.append({})
-                    elif line and not line.startswith("\\") and tables:
+                    elif line.startswith("ngram ") and not tables:
+                        promised.append(int(line.partition("=")[2]))
+                    elif not line.startswith("\\") and tables:
                         fields = line.split()
                         gram = tuple(fields[1 : len(tables) + 1])
                         backoff = float(fields[len(tables) + 1]) if len(fields) > len(tables) + 1 else 0.0
                         tables[-1][gram] = (float(fields[0]), backoff)
-            except (ValueError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path} is not an ARPA file: {error}") from None
+        except (ValueError, OSError, EOFError, zlib.error) as error:  # UnicodeDecodeError is a ValueError
+            raise ValueError(f"{path} is not a whole ARPA file: {error}") from None
         if not tables or not tables[0]:
             raise ValueError(f"{path} is not an ARPA file: it has no \\1-grams: section.")
+        sizes = list(map(len, tables))
+        if line != "\\end\\" or (promised and promised != sizes):
+            raise ValueError(
+                f"{path} is not a whole ARPA file: it holds {sizes} n-grams of {promised} and ends with {line[:40]!r}."
+            )
         if ("<UNK>",) in tables[0]:  # as LibriSpeech's language models write it
             tables[0][(UNKNOWN,)] = tables[0].pop(("<UNK>",))
         return cls(tables)

@@ -63,8 +63,8 @@ PROTOCOL = {
     "features": "frozen; mean over the clip's frames for utterance labels, single frames for phones; standardised",
     "linear": "scikit-learn LogisticRegression, C=1, lbfgs, at most 2000 iterations",
     "mlp": "2 x 256, ReLU, dropout 0.1, Adam 1e-3, batches of 512, 20 epochs",
-    "utterance_splits": "random 80/20 of the clips",
-    "phone_splits": "random 80/20 of the clips, all frames of a clip on one side; phone at the frame's centre",
+    "utterance_splits": "random 80/20 of the recordings, all clips of one on one side",
+    "phone_splits": "random 80/20 of the recordings, all frames of one on one side; phone at the frame's centre",
     "deviation": "standard deviation over the splits (of the population)",
 }
 
@@ -142,7 +142,7 @@ def utterance_task(clips: LabelledClips, label: str, num_splits: int, seed: int)
     classes = np.array(clips.labels[label])
     rows = Rows(np.arange(len(classes)), np.full(len(classes), WHOLE_CLIP))
     labelled = classes != ""
-    task = _task(label, rows, classes, labelled, ("linear",), num_splits, seed)
+    task = _task(label, rows, classes, labelled, recording_numbers(clips), ("linear",), num_splits, seed)
     return task._replace(left_out={"clips_without_label": int((~labelled).sum()), **task.left_out})
 
 
@@ -161,7 +161,12 @@ def phone_task(
         raise ValueError("`phones`: none of the clips has any; fill the columns phones and phone_ends.")
     drawn = np.zeros(len(classes), bool)
     drawn[np.random.default_rng(seed).permutation(len(classes))[:max_frames]] = True
-    return _task("phones", rows, classes, drawn, ("linear", "mlp"), num_splits, seed)
+    return _task("phones", rows, classes, drawn, recording_numbers(clips), ("linear", "mlp"), num_splits, seed)
+
+
+def recording_numbers(clips: LabelledClips) -> np.ndarray:
+    """Number of each clip's recording, `(num_clips,)`: pieces of one file may not stand on both sides of a split."""
+    return np.array([place.recording for place in clips.places])
 
 
 def _task(
@@ -169,25 +174,29 @@ def _task(
     rows: Rows,
     classes: np.ndarray,
     wanted: np.ndarray,
+    recordings: np.ndarray,
     classifiers: tuple[str, ...],
     num_splits: int,
     seed: int,
 ) -> Task:
-    """A task over the `wanted` rows, without the classes that a single clip has: no split could both fit and score."""
-    clips_of = Counter(name for _, name in set(zip(rows.clips[wanted].tolist(), classes[wanted].tolist())))
-    alone = [name for name, count in clips_of.items() if count < 2]
+    """
+    A task over the `wanted` rows, without the classes that a single recording has: no split could both fit and score.
+    """
+    owners = recordings[rows.clips]
+    recordings_of = Counter(name for _, name in set(zip(owners[wanted].tolist(), classes[wanted].tolist())))
+    alone = [name for name, count in recordings_of.items() if count < 2]
     kept = wanted & ~np.isin(classes, alone)
-    rows, classes = Rows(rows.clips[kept], rows.frames[kept]), classes[kept]
+    rows, classes, owners = Rows(rows.clips[kept], rows.frames[kept]), classes[kept], owners[kept]
     if len(set(classes.tolist())) < 2:
         raise ValueError(
-            f"`{label}` has {len(set(classes.tolist()))} class(es) with at least two clips ({len(alone)} with a single"
-            " one): a probe needs two; give more clips or leave the label out."
+            f"`{label}` has {len(set(classes.tolist()))} class(es) with at least two recordings ({len(alone)} with a"
+            " single one): a probe needs two; give more clips or leave the label out."
         )
     splitter = GroupShuffleSplit(num_splits, test_size=TEST_SHARE, random_state=seed)
-    splits = list(splitter.split(classes, groups=rows.clips))
+    splits = list(splitter.split(classes, groups=owners))
     if any(len(set(classes[fit].tolist())) < 2 for fit, _ in splits):
         raise ValueError(f"`{label}`: a split has a single class left to fit; give more clips or leave the label out.")
-    return Task(rows, classes, splits, classifiers, {"classes_with_a_single_clip": len(alone)})
+    return Task(rows, classes, splits, classifiers, {"classes_with_a_single_recording": len(alone)})
 
 
 def score_linear(features: np.ndarray, classes: np.ndarray, fit: np.ndarray, score: np.ndarray) -> float:
@@ -343,8 +352,8 @@ def report(results: dict) -> str:
         lines = [head, "  ".join(["layer", *(name.rjust(width) for name in names)])]
         for layer in layers:
             lines.append("  ".join([f"{layer:5d}", *(cells.get((name, layer), "").rjust(width) for name in names)]))
-        if task["classes_with_a_single_clip"]:
-            lines.append(f"{task['classes_with_a_single_clip']} classes with a single clip were left out.")
+        if task["classes_with_a_single_recording"]:
+            lines.append(f"{task['classes_with_a_single_recording']} classes with a single recording were left out.")
         if task.get("clips_without_label"):
             lines.append(f"{task['clips_without_label']} clips without the label were left out.")
         blocks.append("\n".join(lines))

@@ -82,7 +82,7 @@ def open_source(
 def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str | None, **options) -> Source:
     try:
         dataset = load_dataset(*what, **options)
-    except (ValueError, OSError, DatasetsError) as error:
+    except (ValueError, OSError, DatasetsError, RuntimeError) as error:  # RuntimeError: it is a script
         if isinstance(error.__cause__, ImportError):  # folders and WebDataset on the Hub, copied to Arrow
             raise ValueError(f"'{spec}' is not Parquet: set streaming ({error.__cause__})") from error
         where = "as Parquet" if what[0] == "parquet" else "as a local path or on the Hub"

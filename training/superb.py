@@ -19,6 +19,7 @@ The best step is chosen on the dev set; the figures are the test set's. Written 
 object for each subject and seed, `TASK.md`, the printed table, and `TASK_layer_weights.png`.
 """
 
+import hashlib
 import logging
 import sys
 import time
@@ -116,6 +117,8 @@ def parse_arguments(argv: list[str] | None = None) -> SuperbArguments:
             raise ValueError(f"`{name}` must be positive, got {value:g}.")
     if arguments.slot_columns and arguments.task != "sf":
         raise ValueError("`slot_columns` belongs to --task sf; other tasks take --label_column.")
+    if arguments.slot_columns and arguments.label_column:
+        raise ValueError("`slot_columns` are the labels: leave out `label_column`.")
     if arguments.lexicon and arguments.task != "pr":
         raise ValueError("`lexicon` belongs to --task pr.")
     return arguments
@@ -155,7 +158,7 @@ def choose_task(arguments: SuperbArguments) -> Task:
 def open_splits(task: Task, arguments: SuperbArguments) -> dict[str, LabelledClips]:
     """
     "train", "dev" and "test". What has no source of its own is held out from the training clips, `eval_fraction` of
-    them each, drawn evenly from all labels.
+    them each, whole recordings, drawn evenly from all labels.
     """
     optional = task.columns if task.labels == "slots" else ()
     required = () if optional else task.columns
@@ -176,15 +179,17 @@ def open_splits(task: Task, arguments: SuperbArguments) -> dict[str, LabelledCli
 
 def hold_out(clips: LabelledClips, fraction: float, task: Task) -> tuple[LabelledClips, LabelledClips]:
     """`(rest, held out)`; with a column of classes, the shares of the classes are the same in both."""
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(clips))
+    recordings = clips.separable()
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(recordings))
     if task.labels == "classes":
         labels = list(zip(*(clips.labels[column] for column in task.columns)))
-        order = np.array(sorted(order, key=lambda i: labels[i]))
+        order = np.array(sorted(order, key=lambda i: labels[recordings[i][0]]))
     steps = np.floor(np.arange(len(order) + 1) * fraction + 0.5)
     drawn = np.diff(steps) > 0  # every 1/fraction-th clip of the sorted ones
     if drawn.all() or not drawn.any():
-        raise ValueError(f"{len(clips)} clips are too few to hold out {fraction:.2g} of them: name --test_data.")
-    return clips.select(sorted(order[~drawn].tolist())), clips.select(sorted(order[drawn].tolist()))
+        raise ValueError(f"{len(order)} recordings are too few to hold out {fraction:.2g} of them: name --test_data.")
+    kept, held_out = (sorted(i for number in order[part] for i in recordings[number]) for part in (~drawn, drawn))
+    return clips.select(kept), clips.select(held_out)
 
 
 def make_labels(task: Task, train: dict[str, list[str]], lexicon: dict[str, str] | None) -> Labels:
@@ -279,6 +284,9 @@ def hyperparameters(task: Task, arguments: SuperbArguments) -> dict:
     chosen |= {name: getattr(task, name) for name in ("train_data", "eval_data", "test_data")}
     if not (task.eval_data and task.test_data):
         chosen["eval_fraction"] = arguments.eval_fraction
+    if arguments.lexicon:
+        content = "".join(Path(path).read_text(encoding="utf-8") for path in arguments.lexicon)
+        chosen["lexicon_digest"] = hashlib.sha256(content.encode()).hexdigest()[:12]
     if task.head == "recurrent_ctc":
         chosen["rnn_units"] = arguments.rnn_units
     return chosen

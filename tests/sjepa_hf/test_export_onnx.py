@@ -31,6 +31,16 @@ CASES = [("waveform", "features"), ("log_mel", "ctc"), ("waveform", "classificat
 CLASS_NAMES = ["yes", "no", "là"]
 
 
+def test_a_file_that_gives_nan_does_not_agree(monkeypatch):
+    class Session:
+        def run(self, _, feeds):
+            return np.full((len(feeds["input_values"]), 3), np.nan, np.float32), feeds["attention_mask"].sum(-1)
+
+    monkeypatch.setattr(export_onnx, "open_session", lambda path: Session())
+    difference = export_onnx.largest_difference(lambda x, mask: (torch.zeros(len(x), 3), mask.sum(-1)), Path("x"))
+    assert np.isnan(difference) and not difference <= export_onnx.TOLERANCE
+
+
 class Export(NamedTuple):
     """A checkpoint with its model, and the files that were written from it."""
 

@@ -137,17 +137,27 @@ def test_compiles_into_one_graph(config, padded_batch, training):
 def test_gradient_checkpointing_gives_the_same_gradients(config):
     config.layerdrop = 0.3  # drawn inside the layer: the recomputation must draw the same
     config.hidden_dropout = 0.1
-    gradients = []
+    gradients, runs = [], []
     model = SJepaModel(config).train()
     for enable in (False, True):
         if enable:
             model.gradient_checkpointing_enable()
+            model.encoder.layers[0].attention.register_forward_pre_hook(lambda *_: runs.append(1))
         model.zero_grad()
         torch.manual_seed(1)
         model(torch.randn(2, 8000)).last_hidden_state.square().mean().backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
     for plain, checkpointed in zip(*gradients):
         torch.testing.assert_close(plain, checkpointed, atol=1e-7, rtol=1e-5)
+    assert len(runs) == 2, "once forward, once more for the gradient"
+
+
+def test_layerdrop_leaves_layers_out_in_training_alone(make_config):
+    dropouts = ("hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout")
+    model = SJepaModel(make_config(layerdrop=1.0, **dict.fromkeys(dropouts, 0.0)))
+    for training in (True, False):
+        first, *others = model.train(training)(torch.randn(1, 8000), output_hidden_states=True).hidden_states
+        assert all(torch.equal(first, other) == training for other in others)
 
 
 def test_layerdrop_leaves_no_parameter_without_a_gradient(make_config):

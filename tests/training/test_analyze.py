@@ -203,6 +203,10 @@ def test_utterances_by_number_name_and_file(folder, tmp_path):
     by_number, by_name = find_utterance(clips, "1"), find_utterance(clips, "clip1.wav")
     assert by_number.name == by_name.name == "clip1.wav" and by_number.transcript == "text 1"
     assert by_number.phones == ("sil", "AH0", "T") and by_number.phone_ends.tolist() == [0.2, 0.5, 0.8]
+    soundfile.write(folder / "clip0.wav", np.zeros(8000), 16000)
+    assert find_utterance(clips, None).name == "clip1.wav", "the first that can be read"
+    with pytest.raises(ValueError, match="`utterance` .*clip0.wav cannot be read: silent"):
+        find_utterance(clips, "0")
     soundfile.write(tmp_path / "else.wav", np.random.default_rng(0).normal(0, 0.1, 8000), 16000)
     other = find_utterance(clips, str(tmp_path / "else.wav"))
     assert other.name == "else.wav" and len(other.samples) == 8000 and not other.phones

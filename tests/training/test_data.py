@@ -174,6 +174,15 @@ def test_hub_name_config_and_split_are_handed_on(tmp_path, monkeypatch, streamin
     assert asked == [("org/name", "clean", "train.100", streaming), ("org/name", None, "train", streaming)]
 
 
+def test_a_data_set_that_is_a_script_gets_a_sentence(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("Dataset scripts are no longer supported, but found superb.py")
+
+    monkeypatch.setattr(training.sources, "load_dataset", refuse)
+    with pytest.raises(ValueError, match="'some/superb::ks' cannot be opened .*scripts are no longer supported"):
+        open_source("some/superb::ks")
+
+
 def test_streamed_folders_and_archives_of_the_hub_need_no_torchcodec(tmp_path, monkeypatch):
     for number in range(1, 4):
         write_clip(tmp_path / "in" / f"{number}.wav", number)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -274,6 +275,15 @@ def test_earlier_models_are_kept(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model-2").mkdir()
     assert run.free_folder(tmp_path / "model") == tmp_path / "model-3"
+
+
+def test_the_demo_from_end_to_end(tmp_path, monkeypatch, capfd):
+    words = f"--output_dir {tmp_path} --minutes 2 --phase1_steps 3 --phase1_warmup_steps 1 --phase2_steps 0"
+    monkeypatch.setattr(sys, "argv", ["run.py", *words.split()])
+    run.main()
+    printed, final = capfd.readouterr().out, tmp_path / "model" / "final"
+    assert "accelerate launch" in printed and "best trained layer for phones" in (final / "probes.md").read_text()
+    assert str(final) in printed and (final / "loss.png").stat().st_size > 5000
 
 
 def test_a_cpu_run_gets_all_cores(monkeypatch):

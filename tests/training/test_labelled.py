@@ -43,6 +43,19 @@ def test_folder_with_metadata(folder):
     assert rest[0]["text"] == rest.labels["text"][0]
 
 
+def test_pieces_of_a_recording_stay_together(folder, tmp_path, caplog):
+    rows = [{"audio_filepath": f"{i}.wav", "offset": o, "duration": 0.2} for i in (0, 1, 2, 4, 5) for o in (0, 0.2)]
+    (tmp_path / "pieces.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    clips = open_labelled([str(tmp_path / "pieces.jsonl")], [])
+    assert clips.recordings == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    for seed in range(5):
+        parts = clips.split(0.2, seed)
+        files = [{part.clip(i).name for i in range(len(part))} for part in parts]
+        assert [len(part) for part in parts] == [8, 2] and not files[0] & files[1]
+    single = clips.select([0, 1])
+    assert [len(part) for part in single.split(0.5)] == [1, 1] and "pieces of one recording" in caplog.text
+
+
 def test_manifest_parquet_and_class_folders_give_the_same(folder, tmp_path):
     manifest = tmp_path / "clips.jsonl"
     entries = [{"audio_filepath": f"{i}.wav", "label": "odd" if i % 2 else "even"} for i in range(5)]

@@ -81,7 +81,7 @@ def test_all_probes_of_a_checkpoint(folder, checkpoint, tmp_path, capsys):
     results = json.loads((out / "probes.json").read_text())
     voice = results["tasks"]["voice"]
     assert (voice["clips"], voice["classes"], voice["splits"]) == (14, 2, 4)
-    assert (voice["clips_without_label"], voice["classes_with_a_single_clip"]) == (1, 1)
+    assert (voice["clips_without_label"], voice["classes_with_a_single_recording"]) == (1, 1)
     assert results["tasks"]["phones"]["level"] == "frame" and results["tasks"]["phones"]["clips"] == 16
 
     scores = {(s["label"], s["classifier"], s["subject"], s["layer"]): s for s in results["scores"]}
@@ -97,7 +97,7 @@ def test_all_probes_of_a_checkpoint(folder, checkpoint, tmp_path, capsys):
     assert one["mean"] == pytest.approx(np.mean(one["accuracies"]))
     assert one["deviation"] == pytest.approx(np.std(one["accuracies"]))
     table = capsys.readouterr().out
-    assert "1 classes with a single clip were left out" in table and f"{100 * one['mean']:.1f} ±" in table
+    assert "1 classes with a single recording were left out" in table and f"{100 * one['mean']:.1f} ±" in table
 
 
 def test_checkpoints_of_one_shape_share_the_untrained_encoder(folder, checkpoint, make_config, tmp_path):
@@ -132,6 +132,21 @@ def test_splits_are_by_clip_and_frames_are_bounded(folder):
         sides = [set(task.rows.clips[side].tolist()) for side in (fit, score)]
         assert not sides[0] & sides[1] and len(sides[1]) == 4 and len(fit) + len(score) == 100
     assert any(set(fit) != set(task.splits[0][0]) for fit, _ in task.splits[1:])
+
+
+def test_pieces_of_a_recording_are_on_one_side(folder, tmp_path):
+    rows = [
+        {"audio_filepath": str(folder / f"{i}.wav"), "offset": o, "duration": 0.1, "voice": "ab"[i % 2]}
+        for i in range(12)
+        for o in (0.0, 0.1)
+    ]
+    (tmp_path / "pieces.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    clips = open_labelled([str(tmp_path / "pieces.jsonl")], ["voice"])
+    for fit, score in utterance_task(clips, "voice", 5, 0).splits:
+        assert not {i // 2 for i in fit} & {i // 2 for i in score} and len(score) == 6
+    alone = clips.select([0, 1, 2, 3])  # two pieces, but one recording of each voice
+    with pytest.raises(ValueError, match=r"0 class.* at least two recordings \(2 with a single one\)"):
+        utterance_task(alone, "voice", 3, 0)
 
 
 def test_the_phone_at_the_centre_of_a_frame():

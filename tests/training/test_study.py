@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from test_pretrain import RECIPE, write_noise
@@ -92,7 +93,7 @@ def test_what_is_done_is_not_done_again_and_more_seeds_join(study):
     assert (here / "report" / "tiny.png").stat().st_size > 5000
 
 
-def test_a_failing_run_is_reported_and_the_others_go_on(study, tmp_path):
+def test_a_failing_run_is_reported_and_the_others_go_on(study, tmp_path, caplog):
     here, command = study
     grid = yaml.safe_load((here / "tiny.yaml").read_text())
     grid["variants"] = {"bad": {"target_dims": 1000}, "control": grid["variants"]["control"]}
@@ -104,6 +105,11 @@ def test_a_failing_run_is_reported_and_the_others_go_on(study, tmp_path):
     assert [json.loads(r)["variant"] for r in (tmp_path / "out" / "bad" / "bad.jsonl").read_text().splitlines()] == [
         "control"
     ]
+    grid["variants"] = {"control": grid["variants"]["control"] | {"phase2_steps": 1}}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
+    with pytest.raises(SystemExit, match="1 of 1 runs failed: control-s0"):
+        run.main(command)
+    assert "control-s0 was run with `phase2_steps` 0, the grid now says 1" in caplog.text
 
 
 @pytest.mark.parametrize("change, said", [
@@ -115,6 +121,14 @@ def test_a_grid_that_cannot_be_run_is_refused(change, said):
     grid = {"name": "x", "recipe": "r", "baseline": "a", "seeds": [0], "variants": {"a": {}}}
     with pytest.raises(ValueError, match=said):
         Grid(**{**grid, **change})
+
+
+def test_variants_go_on_from_the_end_of_the_trunk_wherever_its_length_stands(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("phase1_steps: 7\nphase2_steps: 5\n")
+    grid = dict(name="x", recipe=str(tmp_path / "recipe.yaml"), baseline="a", seeds=[0], trunk={"phase2_steps": 0})
+    assert Grid(**grid, variants={"a": {}}).from_step("a") == 7
+    assert Grid(**grid, variants={"a": {"from_step": 3}}).from_step("a") == 3
+    assert Grid(**grid | {"trunk": {}}, variants={"a": {}}).from_step("a") == 0
 
 
 def test_the_grids_of_the_project_can_be_read():
@@ -163,6 +177,19 @@ def test_errors_gone_are_paired_by_seed():
     assert report.errors_gone(found, "b", "a", "cer") == pytest.approx([25, 25])
     assert report.errors_gone(found[:2] + found[3:], "b", "a", "digits") == pytest.approx([10])
     assert report.errors_gone(found[:1] + found[3:], "b", "a", "digits") == []
+
+
+def test_the_spread_of_differences_is_that_of_the_noise():
+    """Seeds and variants may differ as they like; a difference of two has twice the variance of the noise."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(300):
+        seeds, variants = rng.normal(0, 5, 3), rng.normal(0, 5, 4)
+        cells = [(v, s) for v in range(4) for s in range(3) if (v, s) != (3, 2)]
+        runs = [(str(v), s, variants[v] + seeds[s] + rng.normal(0, 0.1)) for v, s in cells]
+        found.append(report.Spread.of_differences(runs))
+    assert {spread.freedom for spread in found} == {11 - (4 + 3 - 1)}
+    assert np.mean([spread.deviation**2 for spread in found]) == pytest.approx(2 * 0.1**2, rel=0.15)
+    assert report.Spread.of_differences([("a", 0, 1.0), ("b", 0, 2.0)]).freedom == 0
 
 
 def test_intervals_take_their_spread_from_all_variants():

@@ -217,6 +217,14 @@ def test_slot_values_of_imperfect_output():
     assert slot_values("B-size BIG E-size B-size E-size") == [("size", "BIG")]
 
 
+def test_words_with_a_hyphen_are_no_slots():
+    labels = TokenLabels({"text": ["an e-mail B-size big E-size", "b-side"]}, "slot_characters")
+    text = labels.references({"text": ["an e-mail b-side"]})[0]
+    assert text == "AN E-MAIL B-SIDE" and labels.decode(labels.encode({"x": [text]})[0]) == text
+    assert {token for token in labels.tokens if len(token) > 1} >= {"B-size", "E-size"}
+    assert not {"E-MAIL", "B-SIDE"} & set(labels.tokens)
+
+
 def test_lexicon(tmp_path):
     (tmp_path / "lexicon.txt").write_text("A AH0\nA EY1\ncab K AE1 B\n\n")
     lexicon = read_lexicon([str(tmp_path / "lexicon.txt")])
@@ -245,6 +253,20 @@ def test_held_out_clips_have_the_shares_of_the_labels(folder):
     assert sorted(rest.places + held_out.places) == clips.places and len(rest) == 32
     again, _ = hold_out(clips, 0.2, replace(TASKS["sid"], columns=("who",)))
     assert again.places == rest.places
+
+
+def test_pieces_of_a_recording_are_held_out_together(folder, tmp_path):
+    rows = [
+        {"audio_filepath": f"{folder}/{i}.wav", "offset": start, "duration": 0.1, "who": "xy"[i % 2]}
+        for i in range(20)
+        for start in (0.0, 0.1)
+    ]
+    (tmp_path / "pieces.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    clips = open_labelled([str(tmp_path / "pieces.jsonl")], ["who"])
+    rest, held_out = hold_out(clips, 0.2, replace(TASKS["sid"], columns=("who",)))
+    files = [{part.clip(i).name for i in range(len(part))} for part in (rest, held_out)]
+    assert (len(rest), len(held_out)) == (32, 8) and not files[0] & files[1]
+    assert [held_out.labels["who"].count(who) for who in "xy"] == [4, 4]
 
 
 @pytest.mark.parametrize(("given", "sizes"), [("", (24, 8, 8)), ("eval", (32, 40, 8)), ("test", (32, 8, 40))])
@@ -389,7 +411,7 @@ def test_unseen_labels_count_as_errors(tmp_path, folder, caplog, call):
     other.write_text("\n".join(map(json.dumps, rows)))
     options = ["--max_steps", "60", "--learning_rate", "3e-3", "--batch_size", "8", "--model", "mfcc"]
     (result,) = call("ks", "--label_column", "tone", "--test_data", str(other), *options)
-    assert result["metrics"]["accuracy"] <= 0.5
+    assert 0.4 <= result["metrics"]["accuracy"] <= 0.5
     assert "test: 5 clips have a tone that no training clip has, so that no answer is right: new." in caplog.text
 
 
@@ -451,7 +473,7 @@ def test_what_cannot_work_gets_a_sentence(folder, options, message):
 
 
 def test_too_few_clips(folder):
-    with pytest.raises(ValueError, match="2 clips are too few to hold out 0.2 of them"):
+    with pytest.raises(ValueError, match="2 recordings are too few to hold out 0.2 of them"):
         hold_out(open_labelled([folder], ["who"]).select([0, 1]), 0.2, TASKS["asr"])
 
 

@@ -33,7 +33,7 @@ def checkpoints_to_score(run: Path, every: int) -> list[Path]:
 def origin(checkpoint: Path) -> Path | None:
     """The checkpoint of another run that this one went on from, if any."""
     asked = json.loads((checkpoint / STATE_DIRECTORY / "arguments.json").read_text())["resume_from_checkpoint"]
-    if asked in (None, "latest") or Path(asked).resolve().parent == checkpoint.resolve().parent:
+    if asked in (None, "latest", "auto") or Path(asked).resolve().parent == checkpoint.resolve().parent:
         return None
     return Path(asked)
 

@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import re
+import sys
 import time
 import warnings
 from collections import Counter, defaultdict
@@ -358,7 +359,10 @@ def main() -> None:
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    results = run_probes(args.checkpoint, args.data)
+    try:
+        results = run_probes(args.checkpoint, args.data)
+    except OSError as error:
+        sys.exit(f"error: {args.checkpoint} cannot be opened: {str(error).strip().splitlines()[0]}")
     print(report(results))
     print(f"\nwritten to {save_report(results, args.checkpoint)} ({results['seconds']:.0f} s)")
 

@@ -11,7 +11,7 @@ from training.metrics import load_metric
 
 
 SILENCES = {"", "sil", "sp", "spn"}  # of aligned phones; no part of what is recognised
-SLOT_TOKEN = re.compile(r"\b[BE]-\S+")
+SLOT_TOKEN = re.compile(r"\b[BE]-\S*[a-z]\S*")  # a word in capitals, such as E-MAIL, is none
 
 
 class ClassLabels:
@@ -115,11 +115,11 @@ class TokenLabels:
         tokens: list[str] = []
         words = text.split(" ")
         for n, word in enumerate(words):
-            is_slot = self.kind == "slot_characters" and SLOT_TOKEN.fullmatch(word)
-            opens = is_slot and word[0] == "B"
-            closes_next = n + 1 < len(words) and self.kind == "slot_characters" and words[n + 1].startswith("E-")
+            after = words[n + 1] if n + 1 < len(words) else ""
+            is_slot, slot_after = (self.kind == "slot_characters" and SLOT_TOKEN.fullmatch(w) for w in (word, after))
+            opens, closes_next = is_slot and word[0] == "B", slot_after and after[0] == "E"
             tokens += [word] if is_slot else list(word)
-            if n + 1 < len(words) and not opens and not closes_next:
+            if after and not opens and not closes_next:
                 tokens.append(" ")
         return tokens
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from training.arguments import RunArguments, read_recipe
+
 
 STAGES = ("probe", "speakers", "ctc")
 """How a run can be scored, see `training.study.scores`."""
@@ -50,9 +52,10 @@ class Grid:
 
     def from_step(self, variant: str) -> int:
         """Step of the trunk that a variant goes on from; 0 starts afresh."""
-        trunk = self.settings(None)
-        last = trunk.get("phase1_steps", 0) + trunk.get("phase2_steps", 0) if self.trunk else 0
-        return self.variants[variant].get("from_step", last)
+        if "from_step" in self.variants[variant] or not self.trunk:
+            return self.variants[variant].get("from_step", 0)
+        trunk = read_recipe(self.recipe) | self.settings(None)
+        return sum(trunk.get(steps, getattr(RunArguments, steps)) for steps in ("phase1_steps", "phase2_steps"))
 
     def settings(self, variant: str | None) -> dict:
         """Settings of a variant beside the recipe's; `None` is the trunk."""

@@ -64,6 +64,7 @@ class Study:
         """One run with its scores, unless it is there already; leaves `result.json`."""
         here = self.directory / f"{variant}-s{seed}"
         known = json.loads((here / RESULT).read_text()) if (here / RESULT).is_file() else {"scores": {}}
+        self._check_unchanged(variant, here, known.get("settings", {}))
         missing = [stage for stage in self.grid.stages if stage not in known.get("stages", [])]
         if not missing:
             return
@@ -79,6 +80,15 @@ class Study:
             known["scores"] |= self.scorer.score(stage, output / "final", here, seed)
             known["stages"] = [*known.get("stages", []), stage]
             write_text_aside(here / RESULT, json.dumps(known, indent=1) + "\n")
+
+    def _check_unchanged(self, variant: str, here: Path, used: dict) -> None:
+        """Raise a RuntimeError where a variant was run with other settings than the grid now gives it."""
+        for name, value in self.grid.settings(variant).items():
+            if name in used and not isinstance(value, dict) and used[name] != value:
+                raise RuntimeError(
+                    f"{here} was run with `{name}` {used[name]!r}, the grid now says {value!r}: delete it, or name the"
+                    " variant otherwise."
+                )
 
     def _pretrain(self, variant: str | None, seed: int, start: Path | None = None) -> Path:
         """Train to the end, from the last checkpoint if there is one. Returns the output directory."""
