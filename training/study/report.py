@@ -8,7 +8,8 @@ interval. In brackets, how many per cent of the baseline's errors are gone, comp
 errors), bold where that is clear of 0. The deviation between seeds is taken to be the same for all variants of a grid
 and estimated from them together (Student's t with its degrees of freedom), so that a single seed has an interval too;
 for the comparisons from what is left of the logarithms of all errors once variant and seed are taken off. Intervals
-are of one comparison each: among twenty variants that make no difference one will stand clear of 0.
+are of one comparison each: among twenty variants that make no difference one will stand clear of 0. Target bits are
+the mean entropy of the targets at the end, clusters used the perplexity of the mixture's weights.
 """
 
 import argparse
@@ -124,7 +125,7 @@ def scores_of(results: list[dict]) -> list[str]:
 def table(results: list[dict]) -> str:
     """Markdown: a row for each variant, the baseline first."""
     baseline, scores = results[0]["baseline"], scores_of(results)
-    head = ["variant", "seeds", *scores, "target bits", "clusters alive", "layer", "hours heard", "minutes taken"]
+    head = ["variant", "seeds", *scores, "target bits", "clusters used", "layer", "hours heard", "minutes taken"]
     rows = [head, ["---"] * len(head)]
     names = ordered(results)
     values = {score: {name: values_of(results, name, score) for name in names} for score in scores}
@@ -144,7 +145,7 @@ def table(results: list[dict]) -> str:
             row.append(cell)
         last = [r["last"] for r in runs]
         row.append(f"{np.mean([m['target_entropy_bits'] for m in last]):.2f}")
-        row.append(f"{np.mean([m['live_components'] for m in last]):.0f}")
+        row.append(f"{np.mean([m['mixture_perplexity'] for m in last]):.0f}")
         row.append(", ".join(str(m["active_layer"]) for m in last if "active_layer" in m))
         row.append(f"{np.mean([r['hours_heard'] for r in runs]):.1f}")
         row.append(f"{60 * np.mean([r['hours_taken'] for r in runs]):.1f}")
