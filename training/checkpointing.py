@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 
 from sjepa_hf import SJepaForPreTraining
+from sjepa_hf.model_card import RECORD
 from sjepa_hf.saving import feature_extractor, written_aside
 
 
@@ -196,11 +197,11 @@ def claim(output_dir: Path, lock: FileLock, resuming: bool) -> None:
         raise ValueError(f"`output_dir` {output_dir} belongs to a run that is still going.") from None
     except OSError as error:
         raise ValueError(f"`output_dir` {output_dir} cannot be written to: {error}.") from None
-    if not resuming and (checkpoints(output_dir) or (output_dir / FINAL).exists()):
+    if not resuming and (checkpoints(output_dir) or (output_dir / FINAL / RECORD).exists()):
         lock.release()
         raise ValueError(
-            f"`output_dir` {output_dir} holds an earlier run: go on from its checkpoints with --resume_from_checkpoint"
-            " latest, or name another directory."
+            f"`output_dir` {output_dir} holds an earlier run: name another directory, or go on from its checkpoints"
+            " (if there are any) with --resume_from_checkpoint latest."
         )
 
 

@@ -97,15 +97,16 @@ class LabelledClips(torch.utils.data.Dataset):
 
     def split(self, fraction: float, seed: int = 0) -> tuple["LabelledClips", "LabelledClips"]:
         """
-        A random `fraction` of the clips (at least one) apart from the others, whole recordings: `(others, fraction)`.
+        A random `fraction` of the clips, whole recordings, apart from the others: `(others, fraction)`. No more than
+        that, but at least the smallest recording.
         """
         recordings = self.separable()
-        order = np.random.default_rng(seed).permutation(len(recordings))
-        wanted, held_out = max(1, round(fraction * len(self))), []
-        for number in order[:-1]:
-            if len(held_out) >= wanted:
-                break
-            held_out += recordings[number]
+        wanted, held_out = min(max(1, round(fraction * len(self))), len(self) - 1), []
+        for number in np.random.default_rng(seed).permutation(len(recordings)):
+            if len(held_out) + len(recordings[number]) <= wanted:
+                held_out += recordings[number]
+        if not held_out and len(self) > 1:
+            held_out = min(recordings, key=len)
         others = set(range(len(self))).difference(held_out)
         return self.select(sorted(others)), self.select(sorted(held_out))
 

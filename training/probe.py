@@ -190,12 +190,12 @@ def _task(
     if len(set(classes.tolist())) < 2:
         raise ValueError(
             f"`{label}` has {len(set(classes.tolist()))} class(es) with at least two recordings ({len(alone)} with a"
-            " single one): a probe needs two; give more clips or leave the label out."
+            " single one): a probe needs two; give more recordings or leave the label out."
         )
     splitter = GroupShuffleSplit(num_splits, test_size=TEST_SHARE, random_state=seed)
     splits = list(splitter.split(classes, groups=owners))
     if any(len(set(classes[fit].tolist())) < 2 for fit, _ in splits):
-        raise ValueError(f"`{label}`: a split has a single class left to fit; give more clips or leave the label out.")
+        raise ValueError(f"`{label}`: a split has a single class left to fit; give more recordings or leave it out.")
     return Task(rows, classes, splits, classifiers, {"classes_with_a_single_recording": len(alone)})
 
 

@@ -178,7 +178,9 @@ def open_splits(task: Task, arguments: SuperbArguments) -> dict[str, LabelledCli
 
 
 def hold_out(clips: LabelledClips, fraction: float, task: Task) -> tuple[LabelledClips, LabelledClips]:
-    """`(rest, held out)`; with a column of classes, the shares of the classes are the same in both."""
+    """
+    `(rest, held out)`, whole recordings; with a column of classes, the recordings of each class are shared out alike.
+    """
     recordings = clips.separable()
     order = np.random.default_rng(SPLIT_SEED).permutation(len(recordings))
     if task.labels == "classes":

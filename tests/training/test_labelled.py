@@ -52,6 +52,8 @@ def test_pieces_of_a_recording_stay_together(folder, tmp_path, caplog):
         parts = clips.split(0.2, seed)
         files = [{part.clip(i).name for i in range(len(part))} for part in parts]
         assert [len(part) for part in parts] == [8, 2] and not files[0] & files[1]
+    uneven = clips.select([0, 1, 2, 4, 5, 6, 7, 8, 9])  # a single clip is all that may be held out of nine
+    assert {tuple(len(part) for part in uneven.split(0.1, seed)) for seed in range(5)} == {(8, 1)}
     single = clips.select([0, 1])
     assert [len(part) for part in single.split(0.5)] == [1, 1] and "pieces of one recording" in caplog.text
 

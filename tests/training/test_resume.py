@@ -125,7 +125,7 @@ def test_an_output_directory_belongs_to_one_run(command, tmp_path):
         pretrain.main(command("--num_workers", "0"))
     run.lock.release()
     (tmp_path / "out" / "checkpoint-4").mkdir()
-    with pytest.raises(SystemExit, match="holds an earlier run: go on from its checkpoints with"):
+    with pytest.raises(SystemExit, match="holds an earlier run: name another directory, or go on"):
         pretrain.main(command("--num_workers", "0"))
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="error: .*cannot be written to"):
