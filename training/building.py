@@ -59,7 +59,8 @@ def open_checkpoint(model_class: type[PreTrainedModel], checkpoint: str | Path, 
         if kind == "sjepa":
             return model_class.from_pretrained(checkpoint, dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{checkpoint} cannot be opened: {str(error).strip().splitlines()[0]}") from None
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(f"{checkpoint} cannot be opened as a directory or a name on the Hub: {why}") from None
     raise ValueError(f"{checkpoint} is of type {kind}, not an S-JEPA checkpoint.")
 
 

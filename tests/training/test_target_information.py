@@ -5,6 +5,7 @@ import pytest
 import soundfile
 import torch
 from sklearn.metrics import mutual_info_score
+from transformers import HubertConfig
 
 from sjepa_hf import SJepaForPreTraining
 from training.target_information import JointCounts, candidates, information_share, main
@@ -67,7 +68,10 @@ def test_every_kind_of_target_is_measured(aligned, make_config, tmp_path, capsys
 
 def test_what_is_missing_is_named(aligned, tmp_path):
     command = ["--train_data", str(aligned), "--data", str(aligned)]
-    with pytest.raises(SystemExit, match="error: .*nowhere is no S-JEPA checkpoint"):
+    with pytest.raises(SystemExit, match="error: .*nowhere cannot be opened as a directory or a name on the Hub"):
         main([str(tmp_path / "nowhere"), *command])
+    HubertConfig().save_pretrained(tmp_path / "hubert")
+    with pytest.raises(SystemExit, match="error: .*hubert is of type hubert, not an S-JEPA checkpoint"):
+        main([str(tmp_path / "hubert"), *command])
     with pytest.raises(SystemExit, match="error: `components` must be at least 2"):
         main([str(tmp_path), *command, "--components", "1"])
