@@ -280,17 +280,15 @@ def tables(scores: list[Score], facts: Facts) -> list[str]:
 
 def shown_data(score: Score, facts: Facts) -> str:
     """The name of the data that a score was taken on."""
-    name = score.data
-    return facts.result_data.get(name, {}).get("name", name)
+    return facts.result_data.get(score.data, {}).get("name", score.data)
 
 
 def model_index_entry(score: Score, facts: Facts) -> EvalResult:
     """A score as the card's `model-index` has it."""
-    name = score.data
     return EvalResult(
         task_type=score.task_type,
         task_name=score.task_type.replace("-", " "),
-        dataset_type=facts.result_data.get(name, {}).get("dataset_id", name.split("::")[0]),
+        dataset_type=facts.result_data.get(score.data, {}).get("dataset_id", score.data.split("::")[0]),
         dataset_name=shown_data(score, facts),
         metric_type=score.metric,
         metric_name=f"{score.task}: {score.metric} ({score.protocol}; {score.runs})",

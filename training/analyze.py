@@ -48,6 +48,7 @@ from training.probing import (
     read_alignment,
     readable_clips,
 )
+from training.ranges import check_ranges
 
 
 matplotlib.use("Agg")
@@ -90,9 +91,7 @@ class AnalysisArguments:
         unknown = [name for name in self.only or () if name not in ANALYSES]
         if unknown:
             raise ValueError(f"`only` has '{unknown[0]}': choose among {', '.join(ANALYSES)}.")
-        for name in ("max_clips", "rank_frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_ranges(self, at_least_1="max_clips rank_frames")
 
 
 class Utterance(NamedTuple):

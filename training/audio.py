@@ -226,6 +226,10 @@ def fetch(audio: str | bytes) -> str | bytes:
 class BadAudioError(RuntimeError):
     """So much of the audio cannot be used that the run stops."""
 
+    def sentence(self) -> str:
+        """What is wrong: from a worker the error comes with the worker's traceback, the sentence last."""
+        return str(self).strip().splitlines()[-1].split("BadAudioError: ")[-1]
+
 
 class BadAudioMonitor:
     """Counts the clips that had to be skipped, names them in the log and stops a run that skips too many.
@@ -292,7 +296,8 @@ class BadAudioMonitor:
             BadAudioError: if more than `max_bad_fraction` of at least `min_clips` clips were skipped, or most of the
                 last 1,000, or all of them were and no more will come.
         """
-        seen, skipped = self.seen - self._restored_seen, self.skipped - self._restored.total()
+        seen, reasons = self._since_restored()
+        skipped = reasons.total()
         if end_of_data and seen == skipped:
             raise BadAudioError(f"The training data gave no usable clip: {self._counts()}; check train_data.")
         if seen >= self.min_clips and skipped > self.max_bad_fraction * seen:
@@ -309,7 +314,9 @@ class BadAudioMonitor:
             )
 
     def _counts(self) -> str:
-        here = self.by_reason - self._restored
-        reasons = ", ".join(f"{count} {reason}" for reason, count in here.most_common())
-        seen = self.seen - self._restored_seen
-        return f"{here.total()} of {seen} clips were skipped ({reasons or 'none was read'})"
+        seen, reasons = self._since_restored()
+        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        return f"{reasons.total()} of {seen} clips were skipped ({listed or 'none was read'})"
+
+    def _since_restored(self) -> tuple[int, Counter[str]]:
+        return self.seen - self._restored_seen, self.by_reason - self._restored

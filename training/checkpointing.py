@@ -180,7 +180,12 @@ def load_optimizer(directory: Path, optimizer: torch.optim.Optimizer, scaler: to
 def checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(checkpoint.name.split("-")[1])
 
 
 def claim(output_dir: Path, lock: FileLock, resuming: bool) -> None:
@@ -258,7 +263,7 @@ def set_aside_after(output_dir: Path, step: int) -> None:
     otherwise be resumed from them, and have its own deleted as the older ones.
     """
     for path in checkpoints(output_dir):
-        if int(path.name.split("-")[1]) > step:
+        if step_of(path) > step:
             aside = path.with_name(path.name + ABANDONED)
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)

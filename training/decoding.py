@@ -281,6 +281,10 @@ def build_ngram(arguments: argparse.Namespace) -> None:
 
 
 def decode(arguments: argparse.Namespace) -> None:
+    settings = {name: getattr(arguments, name) for name in ("alpha", "beta", "beam_width")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if settings and not arguments.lm:
+        raise ValueError(f"--{next(iter(settings))} belongs to the beam search, which needs --lm.")
     try:
         processor = AutoProcessor.from_pretrained(arguments.model)
         model = AutoModelForCTC.from_pretrained(arguments.model)
@@ -291,10 +295,6 @@ def decode(arguments: argparse.Namespace) -> None:
     device = default_device()
     normalizer = TextNormalizer.load(arguments.model)
     column = choose_column(arguments.data, arguments.text_column, TEXT_COLUMNS, "text_column", "transcripts")
-    settings = {name: getattr(arguments, name) for name in ("alpha", "beta", "beam_width")}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    if settings and not arguments.lm:
-        raise ValueError(f"--{next(iter(settings))} belongs to the beam search, which needs --lm.")
     decoder = None
     if arguments.lm:
         decoder = BeamSearchDecoder(processor.tokenizer, NGram.load(arguments.lm), **settings)

@@ -482,5 +482,5 @@ def run_script(prepare: Callable[[], object], train: Callable[[object], None]) -
         train(run)
     except NotPushed as error:
         sys.exit(f"error: {error}")
-    except BadAudioError as error:  # from a worker it comes with the worker's traceback, the sentence last
-        sys.exit(f"error: {str(error).strip().splitlines()[-1].split('BadAudioError: ')[-1]}")
+    except BadAudioError as error:
+        sys.exit(f"error: {error.sentence()}")

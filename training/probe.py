@@ -50,6 +50,7 @@ from training.probing import (
     readable_clips,
     short_names,
 )
+from training.ranges import check_ranges
 
 
 matplotlib.use("Agg")
@@ -102,9 +103,7 @@ class ProbeArguments:
             raise ValueError("There is nothing to probe for: name `utterance_labels`, or set `phones`.")
         if self.layers != ["all"] and not all(layer.isdigit() for layer in self.layers):
             raise ValueError(f"`layers` must be 'all' or numbers from 0, got {' '.join(self.layers)}.")
-        for name in ("utterance_splits", "phone_splits", "max_clips", "max_frames"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_ranges(self, at_least_1="utterance_splits phone_splits max_clips max_frames")
 
     @property
     def layer_numbers(self) -> list[int] | None:

@@ -66,7 +66,7 @@ class TrainingData:
                 batch = next(self._batches)
                 break
             except BadAudioError as error:
-                raise without_traceback(error) from None
+                raise BadAudioError(error.sentence()) from None
             except (RuntimeError, OSError, EOFError) as error:
                 workers = getattr(self._batches, "_workers", [])
                 if not one_has_died(workers):
@@ -103,7 +103,7 @@ class TrainingData:
             try:
                 batch = next(batches, None)
             except BadAudioError as error:
-                raise without_traceback(error) from None
+                raise BadAudioError(error.sentence()) from None
             except (RuntimeError, OSError, EOFError) as error:
                 if one_has_died(getattr(batches, "_workers", [])):
                     raise BadAudioError(
@@ -129,11 +129,6 @@ class TrainingData:
             pin_memory=self.accelerator.device.type == "cuda",
             **options,
         )
-
-
-def without_traceback(error: BadAudioError) -> BadAudioError:
-    """The error alone: from a worker it comes with the worker's traceback, the sentence last."""
-    return BadAudioError(str(error).strip().splitlines()[-1].split("BadAudioError: ")[-1])
 
 
 def one_has_died(workers: Sequence[BaseProcess], patience: float = 2.0) -> bool:

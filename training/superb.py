@@ -20,6 +20,7 @@ object for each subject and seed, `TASK.md`, the printed table, and `TASK_layer_
 """
 
 import hashlib
+import json
 import logging
 import sys
 import time
@@ -224,11 +225,11 @@ def run(arguments: SuperbArguments) -> list[dict]:
         BadAudioError: too much of the audio cannot be used.
     """
     task = choose_task(arguments)
-    settings = hyperparameters(task, arguments)
+    lexicon = read_lexicon(arguments.lexicon) if arguments.lexicon else None
+    settings = hyperparameters(task, arguments, lexicon)
     earlier = earlier_results(Path(arguments.output_dir), task.name, settings)
     device = arguments.device if arguments.device != "auto" else default_device()
     splits = open_splits(task, arguments)
-    lexicon = read_lexicon(arguments.lexicon) if arguments.lexicon else None
     labels = make_labels(task, {column: splits["train"].labels[column] for column in task.columns}, lexicon)
     for name, clips in splits.items():
         logger.info("%s: %d clips, %.2f hours.", name, len(clips), clips.hours)
@@ -279,16 +280,15 @@ def run(arguments: SuperbArguments) -> list[dict]:
     return merged
 
 
-def hyperparameters(task: Task, arguments: SuperbArguments) -> dict:
+def hyperparameters(task: Task, arguments: SuperbArguments, lexicon: dict[str, str] | None) -> dict:
     """What a result depends on besides the encoder, the seed and the clips."""
     names = ("head", "labels", "columns", "learning_rate", "batch_size", "max_steps", "eval_steps", "balanced")
     chosen = {name: value for name, value in asdict(task).items() if name in (*names, "spec_augment")}
     chosen |= {name: getattr(task, name) for name in ("train_data", "eval_data", "test_data")}
     if not (task.eval_data and task.test_data):
         chosen["eval_fraction"] = arguments.eval_fraction
-    if arguments.lexicon:
-        content = "".join(Path(path).read_text(encoding="utf-8") for path in arguments.lexicon)
-        chosen["lexicon_digest"] = hashlib.sha256(content.encode()).hexdigest()[:12]
+    if lexicon is not None:
+        chosen["lexicon_digest"] = hashlib.sha256(json.dumps(lexicon).encode()).hexdigest()[:12]
     if task.head == "recurrent_ctc":
         chosen["rnn_units"] = arguments.rnn_units
     return chosen

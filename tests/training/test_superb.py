@@ -391,6 +391,11 @@ def test_sequence_tasks(call, checkpoint, task, column, metrics):
     assert all(0 <= value for value in result["metrics"].values())
 
 
+def test_a_lexicon_that_is_not_there_gets_a_sentence(call):
+    with pytest.raises(SystemExit, match="error: --lexicon nowhere.txt: there is no such file"):
+        call("pr", "--model", "mfcc", "--label_column", "text", "--lexicon", "nowhere.txt")
+
+
 def test_phones_are_recognised(call):
     """The tone says which phone is spoken: a linear head finds it from MFCC. The same answer for all gives 0.5."""
     (result,) = call("pr", "--model", "mfcc", "--max_steps", "60", "--batch_size", "8")

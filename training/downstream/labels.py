@@ -114,12 +114,13 @@ class TokenLabels:
             return text.split()
         tokens: list[str] = []
         words = text.split(" ")
-        for n, word in enumerate(words):
-            after = words[n + 1] if n + 1 < len(words) else ""
-            is_slot, slot_after = (self.kind == "slot_characters" and SLOT_TOKEN.fullmatch(w) for w in (word, after))
-            opens, closes_next = is_slot and word[0] == "B", slot_after and after[0] == "E"
+        slots = [self.kind == "slot_characters" and bool(SLOT_TOKEN.fullmatch(word)) for word in words]
+        for n, (word, is_slot) in enumerate(zip(words, slots)):
             tokens += [word] if is_slot else list(word)
-            if after and not opens and not closes_next:
+            last = n + 1 == len(words)
+            opens = is_slot and word[0] == "B"
+            closes_next = not last and slots[n + 1] and words[n + 1][0] == "E"
+            if not (last or opens or closes_next):
                 tokens.append(" ")
         return tokens
 
