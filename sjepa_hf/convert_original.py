@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from .command import command
 from .configuration_sjepa import SJepaConfig
 from .modeling_sjepa_pretraining import SJepaForPreTraining
 from .saving import feature_extractor, written_aside
@@ -180,6 +181,7 @@ def convert(
     return model.eval()
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="checkpoint of the released code")
@@ -187,10 +189,7 @@ def main() -> None:
     parser.add_argument("--num_attention_heads", type=int, help="heads of the encoder (default: hidden size / 64)")
     parser.add_argument("--use_ema", action="store_true", help="take the EMA encoder's weights")
     arguments = parser.parse_args()
-    try:
-        model = convert(arguments.checkpoint, arguments.output_dir, arguments.num_attention_heads, arguments.use_ema)
-    except ValueError as error:
-        parser.exit(1, f"error: {error}\n")
+    model = convert(arguments.checkpoint, arguments.output_dir, arguments.num_attention_heads, arguments.use_ema)
     print(f"{model.num_parameters():,} parameters, {model.sjepa.num_parameters():,} of them the encoder's")
     print(f"wrote {arguments.output_dir}")
 

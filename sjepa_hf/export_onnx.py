@@ -27,7 +27,6 @@ Needs the packages onnx, onnxscript and onnxruntime.
 import argparse
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +37,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, Wav2Vec2CTCTokenizer
 
+from .command import command
 from .configuration_sjepa import SJepaConfig
 from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel
 from .modeling_sjepa_heads import SJepaForCTC, SJepaForSequenceClassification
@@ -302,6 +302,7 @@ def export_onnx(
     return differences
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Export what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -310,10 +311,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--task", help=f"{', '.join(TASKS)} (default: what the checkpoint was saved as)")
     parser.add_argument("--int8", action="store_true", help="also write OUT.int8.onnx, with dynamic quantisation")
     arguments = parser.parse_args(argv)
-    try:
-        differences = export_onnx(arguments.checkpoint, arguments.output, arguments.task, arguments.int8)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    differences = export_onnx(arguments.checkpoint, arguments.output, arguments.task, arguments.int8)
     for path, difference in differences.items():
         size = path.stat().st_size / 1e6
         print(f"wrote {path}: {size:.1f} MB, largest difference to PyTorch {difference:.1e}")

@@ -18,7 +18,6 @@ Results on data whose facts name a dataset_id on the Hub also go to .eval_result
 import argparse
 import json
 import math
-import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -26,6 +25,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from safetensors import safe_open
 
+from .command import command
 from .saving import files_written_aside
 from .scores import LOWER_IS_BETTER, Score, data_name, grouped, read_scores
 
@@ -317,6 +317,7 @@ def dump(entries: list[EvalResultEntry]) -> str:
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Write the card that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -325,11 +326,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", nargs="+", default=[], help="files that the evaluation commands wrote")
     parser.add_argument("--repo_id", help="where it will lie on the Hub, for the snippets")
     arguments = parser.parse_args(argv)
-    try:
-        facts = Facts.read(arguments.facts) if arguments.facts else None
-        files = card_files(arguments.checkpoint, facts, arguments.results, arguments.repo_id)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    facts = Facts.read(arguments.facts) if arguments.facts else None
+    files = card_files(arguments.checkpoint, facts, arguments.results, arguments.repo_id)
     write_card(Path(arguments.checkpoint), files)
     print("\n".join(f"{arguments.checkpoint}/{name}" for name in files))
 

@@ -11,7 +11,6 @@ that of `hf auth login` or HF_TOKEN. HF_ENDPOINT chooses another Hub.
 import argparse
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+from .command import command
 from .configuration_sjepa import AUTO_MAP, MODEL_CODE
 from .model_card import CARD, MARK, RECORD, card_files
 
@@ -217,6 +217,7 @@ def refusal(error: HfHubHTTPError, repo_id: str) -> str:
     return f"The Hub answered {status} for {repo_id}: {error.server_message or error}"
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Publish what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -226,13 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--revision", help="branch to commit to")
     parser.add_argument("--message", help="commit message")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
-    try:
-        done = push(**vars(arguments))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print(done.commit_url)
+    print(push(**vars(arguments)).commit_url)
 
 
 if __name__ == "__main__":

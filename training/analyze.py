@@ -30,9 +30,10 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForPreTraining
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
+from sjepa_hf.command import command
 from sjepa_hf.saving import files_written_aside
 from training.arguments import default_device, parse_dataclasses
-from training.audio import SAMPLING_RATE, BadAudio, BadAudioError, read_audio
+from training.audio import SAMPLING_RATE, BadAudio, read_audio
 from training.bimodality import dip_test, two_gaussians
 from training.downstream.features import open_encoder
 from training.features import HOP
@@ -392,22 +393,19 @@ def run(checkpoint: str, arguments: AnalysisArguments, directory: Path) -> dict:
     return results
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        arguments, rest = parse_dataclasses(
-            (AnalysisArguments,),
-            sys.argv[1:] if argv is None else argv,
-            "The paper's three analyses of a pretraining checkpoint.",
-            checkpoint=dict(help="What AutoModelForPreTraining opens: a directory or Hub name."),
-        )
-        with files_written_aside(arguments.output) as aside:
-            results = run(rest.checkpoint, arguments, aside)
-            (aside / "analysis.json").write_text(json.dumps(results, indent=1) + "\n")
-            written = sorted(str(Path(arguments.output) / path.name) for path in aside.iterdir())
-    except (ValueError, BadAudioError) as error:
-        sys.exit(f"error: {error}")
+    arguments, rest = parse_dataclasses(
+        (AnalysisArguments,),
+        sys.argv[1:] if argv is None else argv,
+        "The paper's three analyses of a pretraining checkpoint.",
+        checkpoint=dict(help="What AutoModelForPreTraining opens: a directory or Hub name."),
+    )
+    with files_written_aside(arguments.output) as aside:
+        results = run(rest.checkpoint, arguments, aside)
+        (aside / "analysis.json").write_text(json.dumps(results, indent=1) + "\n")
+        written = sorted(str(Path(arguments.output) / path.name) for path in aside.iterdir())
     print(report(results))
     print(f"\nwritten: {', '.join(written)}")
 

@@ -18,6 +18,8 @@ import torch
 from datasets import Dataset, IterableDataset
 from torchaudio.transforms import Resample
 
+from sjepa_hf.command import UserError
+
 
 logger = logging.getLogger(__name__)
 
@@ -223,12 +225,8 @@ def fetch(audio: str | bytes) -> str | bytes:
         return audio
 
 
-class BadAudioError(RuntimeError):
+class BadAudioError(UserError):
     """So much of the audio cannot be used that the run stops."""
-
-    def sentence(self) -> str:
-        """What is wrong: from a worker the error comes with the worker's traceback, the sentence last."""
-        return str(self).strip().splitlines()[-1].split("BadAudioError: ")[-1]
 
 
 class BadAudioMonitor:

@@ -12,22 +12,19 @@ import argparse
 import json
 import logging
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2CTCTokenizer
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
+from sjepa_hf.command import command
 from sjepa_hf.saving import write_text_aside
 from training.arguments import default_device
-from training.audio import BadAudioError
 from training.finetuning import choose_column
 from training.labelled import LabelledClips, open_labelled, pad_waveforms
-from training.logs import log_to_terminal
 from training.metrics import load_metric
 from training.ngram import BEGIN, END, UNKNOWN, Gram, NGram, estimate
 from training.sources import open_source
@@ -331,20 +328,16 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--beam_width", type=int, help=f"strings kept per frame (default: {BEAM_WIDTH})")
     score.add_argument("--batch_size", type=int, default=8, help="clips per batch (default: 8)")
     score.add_argument("--transcripts", help="JSONL file to write every clip's transcripts to")
-    for command in (build, score):
-        command.add_argument("--text_column", help=f"default: the first of {', '.join(TEXT_COLUMNS)}")
+    for each in (build, score):
+        each.add_argument("--text_column", help=f"default: the first of {', '.join(TEXT_COLUMNS)}")
     return commands
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Run the command that the command line asks for."""
-    log_to_terminal()
-    transformers.logging.disable_progress_bar()
     arguments = parser().parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (ValueError, BadAudioError) as error:
-        sys.exit(f"error: {error}")
+    arguments.run(arguments)
 
 
 if __name__ == "__main__":

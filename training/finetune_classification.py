@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForAudioClassification, EvalPrediction, Wav2Vec2FeatureExtractor, set_seed
 
+from sjepa_hf.command import command
 from training.finetuned import save_output
 from training.finetuning import (
     FineTuner,
@@ -33,7 +34,6 @@ from training.finetuning import (
     open_model,
     open_splits,
     parse_finetuning,
-    run_script,
     run_training,
 )
 from training.labelled import LabelledClips, pad_waveforms, usable
@@ -172,9 +172,10 @@ def train(run: Classification) -> None:
         save_output(run.trainer, run.arguments, model, scores, ("accuracy", "macro_f1"), run.extractor.save_pretrained)
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Run the fine-tuning that the command line asks for."""
-    run_script(lambda: prepare(argv), train)
+    train(prepare(argv))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from transformers import (
     set_seed,
 )
 
+from sjepa_hf.command import command
 from training.decoding import (
     ALPHA,
     BEAM_WIDTH,
@@ -48,7 +49,6 @@ from training.finetuning import (
     open_model,
     open_splits,
     parse_finetuning,
-    run_script,
     run_training,
 )
 from training.labelled import LabelledClips, pad_waveforms, usable
@@ -281,9 +281,10 @@ def train(run: CtcFineTuning) -> None:
     save_output(run.trainer, run.arguments, model, scores, ("wer", "cer"), save_others)
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Run the fine-tuning that the command line asks for."""
-    run_script(lambda: prepare(argv), train)
+    train(prepare(argv))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,11 +33,9 @@ import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.push import open_repo
 from sjepa_hf.saving import feature_extractor
 from training.arguments import parse_dataclasses
-from training.audio import SAMPLING_RATE, BadAudioError
+from training.audio import SAMPLING_RATE
 from training.labelled import LabelledClips, open_labelled
-from training.logs import log_to_terminal
 from training.memory import keep_freed_memory
-from training.publishing import NotPushed
 from training.sources import open_source
 
 
@@ -469,18 +467,3 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments) -> nn.Modul
         trainer.add_callback(EncoderFreeze(arguments.freeze_encoder_steps))
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     return trainer.accelerator.unwrap_model(trainer.model)
-
-
-def run_script(prepare: Callable[[], object], train: Callable[[object], None]) -> None:
-    """Run what `prepare` makes ready; settings, data or a checkpoint that cannot work end it with a sentence."""
-    log_to_terminal()
-    try:
-        run = prepare()
-    except (ValueError, BadAudioError) as error:
-        sys.exit(f"error: {error}")
-    try:
-        train(run)
-    except NotPushed as error:
-        sys.exit(f"error: {error}")
-    except BadAudioError as error:
-        sys.exit(f"error: {error.sentence()}")

@@ -38,6 +38,7 @@ from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sjepa_hf import SJepaForPreTrainingOutput
+from sjepa_hf.command import UserError, command, first_line
 from sjepa_hf.scores import data_name
 from training import checkpointing, figures
 from training.arguments import Arguments, choose_precision, parse_arguments
@@ -48,11 +49,10 @@ from training.checkpointing import FINAL, LoopState
 from training.corpus import DataPosition
 from training.interruption import Interruption, Stop
 from training.layer_choice import LayerChoice
-from training.logs import log_to_terminal
 from training.memory import keep_freed_memory
 from training.monitoring import Monitor, loss_sums, predictor_entropy, target_metrics
-from training.publishing import NotPushed, Publisher
-from training.ranks import RanksDisagree, StepTotals, check_ranks_agree, is_lost_connection
+from training.publishing import Publisher
+from training.ranks import StepTotals, check_ranks_agree, is_lost_connection
 from training.reading import TrainingData
 from training.record import base_of, write_record
 from training.schedules import Schedule
@@ -67,22 +67,17 @@ INTERRUPTED = "interrupted"  # file in the output directory of a run that a sign
 MAX_FAILED_SAVES = 3  # checkpoints in a row that could not be written, that end the run
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Run the pretraining that the command line asks for."""
-    log_to_terminal()
-    try:
-        run = Pretraining(parse_arguments(argv))
-    except ValueError as error:  # settings, recipe, data or checkpoint: the sentence says it all
-        sys.exit(f"error: {error}")
+    run = Pretraining(parse_arguments(argv))
     try:
         with logging_redirect_tqdm(), run.interruption:
             stop = run.run()
-    except (BadAudioError, RanksDisagree, OSError, NotPushed) as error:
-        sys.exit(f"error: {error}")
     except RuntimeError as error:
         if run.ranks == 1 or not is_lost_connection(error):
             raise
-        sys.exit(f"error: another process of this run has died, so this one ends too ({str(error).splitlines()[0]})")
+        raise UserError(f"another process of this run has died, so this one ends too ({first_line(error)}).") from None
     finally:
         run.lock.release()
     if stop is not None:

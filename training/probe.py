@@ -34,9 +34,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from sjepa_hf.command import command
 from sjepa_hf.saving import files_written_aside
 from training.arguments import default_device, parse_dataclasses
-from training.audio import BadAudioError
 from training.downstream.features import open_encoder
 from training.labelled import LabelledClips, open_labelled
 from training.probing import (
@@ -389,20 +389,16 @@ def draw(results: dict, path: Path) -> None:
     plt.close(figure)
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        arguments, rest = parse_dataclasses(
-            (ProbeArguments,),
-            sys.argv[1:] if argv is None else argv,
-            "The paper's probes of frozen encoders, layer by layer.",
-            checkpoints=dict(nargs="+", help="What AutoModel opens: directories or Hub names."),
-        )
-        results = run(rest.checkpoints, arguments)
-    except (ValueError, BadAudioError) as error:
-        sys.exit(f"error: {error}")
+    arguments, rest = parse_dataclasses(
+        (ProbeArguments,),
+        sys.argv[1:] if argv is None else argv,
+        "The paper's probes of frozen encoders, layer by layer.",
+        checkpoints=dict(nargs="+", help="What AutoModel opens: directories or Hub names."),
+    )
+    results = run(rest.checkpoints, arguments)
     with files_written_aside(arguments.output) as aside:
         (aside / "probes.json").write_text(json.dumps(results, indent=1) + "\n")
         draw(results, aside / "probes.png")

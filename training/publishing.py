@@ -6,6 +6,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from sjepa_hf.command import UserError
 from sjepa_hf.push import files_to_push, open_repo, push
 
 
@@ -14,7 +15,7 @@ logger = logging.getLogger(__name__)
 STAGING = ".uploading"
 
 
-class NotPushed(Exception):
+class NotPushed(UserError):
     """The result of a run is whole, but could not be pushed."""
 
 

@@ -6,6 +6,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from sjepa_hf.command import UserError
+
 
 class StepTotals:
     """
@@ -36,7 +38,7 @@ class StepTotals:
         return bool(self._host[1] > 0)
 
 
-class RanksDisagree(RuntimeError):
+class RanksDisagree(UserError):
     """The ranks of a run hold different models or mixtures."""
 
 

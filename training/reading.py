@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from sjepa_hf.command import own_words
 from training.arguments import Arguments
 from training.audio import BadAudioError, BadAudioMonitor
 from training.corpus import DataPosition
@@ -66,7 +67,7 @@ class TrainingData:
                 batch = next(self._batches)
                 break
             except BadAudioError as error:
-                raise BadAudioError(error.sentence()) from None
+                raise BadAudioError(own_words(error)) from None
             except (RuntimeError, OSError, EOFError) as error:
                 workers = getattr(self._batches, "_workers", [])
                 if not one_has_died(workers):
@@ -103,7 +104,7 @@ class TrainingData:
             try:
                 batch = next(batches, None)
             except BadAudioError as error:
-                raise BadAudioError(error.sentence()) from None
+                raise BadAudioError(own_words(error)) from None
             except (RuntimeError, OSError, EOFError) as error:
                 if one_has_died(getattr(batches, "_workers", [])):
                     raise BadAudioError(

@@ -32,8 +32,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from sjepa_hf.command import command
 from training.arguments import default_device, parse_dataclasses
-from training.audio import BadAudioError
 from training.downstream.features import FeatureStore, FrozenFeatures, clip_keys, open_encoder
 from training.downstream.heads import CtcHead, LayerSum, PooledHead
 from training.downstream.labels import ClassLabels, TokenLabels, read_lexicon
@@ -41,7 +41,6 @@ from training.downstream.results import draw_layer_weights, earlier_results, mer
 from training.downstream.tasks import TASKS, Task, slot_classification
 from training.downstream.training import Head, Labels, evaluate, statistics, train
 from training.labelled import LabelledClips, open_labelled
-from training.logs import log_to_terminal
 
 
 logger = logging.getLogger(__name__)
@@ -89,14 +88,10 @@ class SuperbArguments:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, ..."})
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Run the evaluation that the command line asks for."""
-    log_to_terminal()
-    try:
-        results = run(parse_arguments(argv))
-    except (ValueError, BadAudioError) as error:
-        sys.exit(f"error: {error}")
-    print(table(results))
+    print(table(run(parse_arguments(argv))))
 
 
 def parse_arguments(argv: list[str] | None = None) -> SuperbArguments:

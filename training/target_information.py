@@ -28,9 +28,10 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
+from sjepa_hf.command import command
 from sjepa_hf.saving import write_text_aside
 from training.arguments import parse_dataclasses
-from training.audio import SAMPLING_RATE, BadAudioError
+from training.audio import SAMPLING_RATE
 from training.building import open_checkpoint
 from training.features import FRAME_FEATURES, num_features
 from training.labelled import LabelledClips, open_labelled
@@ -224,19 +225,16 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        arguments, rest = parse_dataclasses(
-            (InformationArguments,),
-            sys.argv[1:] if argv is None else argv,
-            "What targets know of phones, before anything is trained on them.",
-            checkpoint=dict(help="An S-JEPA checkpoint: a directory or Hub name."),
-        )
-        rows = run(rest.checkpoint, arguments)
-    except (ValueError, BadAudioError) as error:
-        sys.exit(f"error: {error}")
+    arguments, rest = parse_dataclasses(
+        (InformationArguments,),
+        sys.argv[1:] if argv is None else argv,
+        "What targets know of phones, before anything is trained on them.",
+        checkpoint=dict(help="An S-JEPA checkpoint: a directory or Hub name."),
+    )
+    rows = run(rest.checkpoint, arguments)
     print(table(rows))
     if arguments.output:
         text = json.dumps({"checkpoint": rest.checkpoint, "rows": rows}, indent=1) + "\n"

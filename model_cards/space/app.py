@@ -11,7 +11,6 @@ import base64
 import html
 import io
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,8 @@ from listening import (
     similarity,
 )
 from pictures import Picture, draw_clip, draw_ranks, draw_similarity
+
+from sjepa_hf.command import command
 
 
 HERE = Path(__file__).parent
@@ -219,6 +220,7 @@ def build(listener: Listener) -> gr.Blocks:
     return page
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A page to look at and listen to what an S-JEPA checkpoint hears.")
     default = os.environ.get("SJEPA_CHECKPOINT", "demo-output/model/final")
@@ -228,11 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        listener = Listener(arguments.checkpoint, arguments.asr)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    listener = Listener(arguments.checkpoint, arguments.asr)
     build(listener).launch(
         theme=gr.themes.Soft(primary_hue="sky", secondary_hue="sky", neutral_hue="slate", **SYSTEM_FONTS),
         css_paths=HERE / "page.css",

@@ -10,7 +10,6 @@ length, and take turns at the clock on batches of clips of about median length. 
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +20,10 @@ import numpy as np
 import torch
 from transformers import AutoProcessor
 
+from sjepa_hf.command import command
 from sjepa_hf.export_onnx import export_onnx, open_checkpoint, open_session
 from sjepa_hf.saving import feature_extractor
-from training.audio import SAMPLING_RATE, BadAudioError
+from training.audio import SAMPLING_RATE
 from training.decoding import TEXT_COLUMNS, error_rates, greedy_decode
 from training.finetune_classification import LABEL_COLUMNS, check_labels
 from training.finetuning import choose_column
@@ -192,6 +192,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
                 measure_speed(subject, clips, threads, batch_size, arguments.repeats)
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -202,11 +203,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeats", type=int, default=10, help="turns at the clock")
-    arguments = parser.parse_args(argv)
-    try:
-        benchmark(arguments)
-    except (ValueError, OSError, BadAudioError) as error:
-        sys.exit(f"error: {error}")
+    benchmark(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

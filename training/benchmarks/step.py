@@ -22,7 +22,6 @@ import gc
 import platform
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ import torch
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
+from sjepa_hf.command import command
 from training.benchmarks.candidates import SWEEPS, HubertStep, SJepaStep, StepArguments
 from training.benchmarks.flops import bf16_peak
 from training.memory import keep_freed_memory
@@ -225,22 +225,18 @@ def profile(step: Callable, device: torch.device) -> str:
     return profiler.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=50)
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     """Measure what the command line asks for."""
-    try:
-        parser = HfArgumentParser(
-            StepArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        (arguments,) = parser.parse_args_into_dataclasses(argv)
-        torch.set_num_threads(arguments.threads)
-        if arguments.device == "cpu":
-            keep_freed_memory()
-        accelerator = Accelerator(
-            cpu=arguments.device == "cpu", mixed_precision="bf16" if arguments.dtype == "bf16" else "no"
-        )
-        (sweep if arguments.sweep else measure)(arguments, accelerator)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    parser = HfArgumentParser(StepArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    (arguments,) = parser.parse_args_into_dataclasses(argv)
+    torch.set_num_threads(arguments.threads)
+    if arguments.device == "cpu":
+        keep_freed_memory()
+    accelerator = Accelerator(
+        cpu=arguments.device == "cpu", mixed_precision="bf16" if arguments.dtype == "bf16" else "no"
+    )
+    (sweep if arguments.sweep else measure)(arguments, accelerator)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import argparse
 import csv
 import json
 import re
-import sys
 import time
 import warnings
 from collections import Counter, defaultdict
@@ -36,6 +35,7 @@ from threadpoolctl import threadpool_limits
 from transformers import AutoConfig, AutoModel
 
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
+from sjepa_hf.command import command
 from training.arguments import default_device
 from training.audio import SAMPLING_RATE, BadAudio, read_audio
 from training.features import HOP, WINDOW, MfccFeatures
@@ -352,17 +352,14 @@ def save_report(results: dict, folder: str | Path) -> Path:
     return folder / "probes.md"
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description="Linear probes of a pretrained encoder, layer by layer.")
     parser.add_argument("checkpoint", type=Path, help="folder that AutoModel.from_pretrained opens")
     parser.add_argument("--data", type=Path, required=True, help="folder with metadata.csv")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        results = run_probes(args.checkpoint, args.data)
-    except OSError as error:
-        sys.exit(f"error: {args.checkpoint} cannot be opened: {str(error).strip().splitlines()[0]}")
+    results = run_probes(args.checkpoint, args.data)
     print(report(results))
     print(f"\nwritten to {save_report(results, args.checkpoint)} ({results['seconds']:.0f} s)")
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from sjepa_hf.command import UserError, command
 from training.demo.probes import report, run_probes, save_report
 from training.demo.synthesize import synthesize
 
@@ -72,7 +73,7 @@ def pretrain(train_data: Path, output_dir: Path, extra: list[str]) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, *arguments]
     code = subprocess.run(command, cwd=REPOSITORY).returncode
     if code != 0:
-        sys.exit(f"Pretraining stopped with exit code {code}; its last lines above say why.")
+        raise UserError(f"pretraining stopped with exit code {code}; its last lines above say why.")
 
 
 class Stages:
@@ -102,6 +103,7 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description="Synthesise speech, pretrain a small S-JEPA on it, probe the result.")
     parser.add_argument("--speech", type=Path, help="a folder of your own recordings instead of synthetic ones")
@@ -110,20 +112,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the synthetic speech")
     args, extra = parser.parse_known_args()
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     stages = Stages()
 
-    try:
-        if args.speech:
-            train_data, probe_data, note = locate_speech(args.speech)
-        else:
-            speech = args.output_dir / f"speech-{args.minutes:g}min-seed{args.seed}"
-            minutes = stages.run("Speech, synthesised with eSpeak NG", synthesize, speech, args.minutes, args.seed)
-            print(f"{minutes['train']:.0f} minutes to pretrain on and {minutes['test']:.0f} by other voices: {speech}")
-            train_data, probe_data = speech / "train", speech / "test"
-            note = "All voices below are held out: pretraining never heard them."
-    except (ValueError, ImportError) as error:
-        sys.exit(str(error))
+    if args.speech:
+        train_data, probe_data, note = locate_speech(args.speech)
+    else:
+        speech = args.output_dir / f"speech-{args.minutes:g}min-seed{args.seed}"
+        minutes = stages.run("Speech, synthesised with eSpeak NG", synthesize, speech, args.minutes, args.seed)
+        print(f"{minutes['train']:.0f} minutes to pretrain on and {minutes['test']:.0f} by other voices: {speech}")
+        train_data, probe_data = speech / "train", speech / "test"
+        note = "All voices below are held out: pretraining never heard them."
 
     output_dir = free_folder(args.output_dir / "model")
     stages.run("Pretraining", pretrain, train_data, output_dir, extra)

@@ -28,6 +28,8 @@ import numpy as np
 import soundfile
 from scipy.signal import fftconvolve, lfilter, resample_poly
 
+from sjepa_hf.command import UserError
+
 
 SAMPLING_RATE = 16000
 FIELDS = ("file_name", "transcription", "speaker_id", "phones", "phone_ends", "duration")
@@ -179,7 +181,7 @@ class ESpeak:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise ImportError(
+            raise UserError(
                 "The demo corpus is spoken by eSpeak NG: pip install espeakng-loader, or give a folder of your own "
                 "speech instead (make demo SPEECH=DIR)."
             ) from error
@@ -312,7 +314,7 @@ def synthesize(folder: str | Path, minutes: float = 60.0, seed: int = 0, num_pro
 
     Raises:
         ValueError: `folder` exists and holds something else.
-        ImportError: the `espeakng-loader` wheel is not installed.
+        UserError: the `espeakng-loader` wheel is not installed.
     """
     folder = Path(folder)
     settings = {"minutes": minutes, "seed": seed}

@@ -15,7 +15,6 @@ the mean entropy of the targets at the end, clusters used the perplexity of the 
 import argparse
 import json
 import math
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import matplotlib
 import numpy as np
 from scipy import stats
 
+from sjepa_hf.command import command
 from sjepa_hf.saving import write_text_aside
 
 
@@ -199,6 +199,7 @@ def placed(text: str, grid: str, table: str) -> str:
     return before + begin + table + end + after
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path, help="GRID.jsonl files of training.study.run")
@@ -209,12 +210,9 @@ def main(argv: list[str] | None = None) -> None:
     for path in arguments.results:
         results = [json.loads(line) for line in path.read_text().splitlines()]
         if not results:
-            sys.exit(f"error: {path} holds no results.")
+            raise ValueError(f"{path} holds no results.")
         made = table(results)
-        try:
-            text = placed(text, path.stem, made)
-        except ValueError as error:
-            sys.exit(f"error: {arguments.output}: {error}")
+        text = placed(text, path.stem, made)
         draw(results, arguments.output.with_name(f"{path.stem}.png"))
         print(f"{path.stem}\n\n{made}")
     write_text_aside(arguments.output, text)

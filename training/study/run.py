@@ -24,10 +24,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from sjepa_hf.command import UserError, command
 from sjepa_hf.model_card import RECORD
 from sjepa_hf.saving import write_text_aside
 from training.checkpointing import checkpoints
-from training.logs import log_to_terminal
 from training.monitoring import read_history
 from training.study.grid import Grid, as_flags, read_grid
 from training.study.scores import Scorer, run_logged
@@ -164,6 +164,7 @@ def commit() -> str:
         return "unknown"
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grid", help="YAML file, see training/study/grid.py")
@@ -177,16 +178,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, which share the cores")
     parser.add_argument("--launcher", default=sys.executable, help="what starts a Python program")
     arguments = parser.parse_args(argv)
-    log_to_terminal()
-    try:
-        grid = read_grid(arguments.grid)
-        if arguments.speech is None:
-            raise ValueError("Say where the labelled speech lies: --speech, or SJEPA_SPEECH.")
-        for name in ("variants", "seeds", "stages"):
-            if unknown := set(getattr(arguments, name) or []) - set(getattr(grid, name)):
-                raise ValueError(f"--{name} {unknown.pop()} is not in {arguments.grid}.")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    grid = read_grid(arguments.grid)
+    if arguments.speech is None:
+        raise ValueError("Say where the labelled speech lies: --speech, or SJEPA_SPEECH.")
+    for name in ("variants", "seeds", "stages"):
+        if unknown := set(getattr(arguments, name) or []) - set(getattr(grid, name)):
+            raise ValueError(f"--{name} {unknown.pop()} is not in {arguments.grid}.")
     grid.stages = arguments.stages or grid.stages
     scorer = Scorer(arguments.speech.resolve(), arguments.quick_probe.resolve(), grid.ctc, environment(arguments.jobs))
     directory = arguments.output_dir.resolve() / grid.name
@@ -207,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
         list(pool.map(one, chosen))
     logger.info("%d results in %s.", len(study.collect()), directory / f"{grid.name}.jsonl")
     if failed:
-        sys.exit(f"error: {len(failed)} of {len(chosen)} runs failed: {', '.join(f'{v}-s{s}' for v, s in failed)}")
+        raise UserError(f"{len(failed)} of {len(chosen)} runs failed: {', '.join(f'{v}-s{s}' for v, s in failed)}")
 
 
 if __name__ == "__main__":

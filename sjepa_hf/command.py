@@ -1,0 +1,85 @@
+"""The shell that every command runs in: log lines, one sentence for what is wrong, and an exit status."""
+
+import functools
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+
+
+TRACEBACK = "SJEPA_TRACEBACK"  # set in the environment, it shows where an error was raised too
+CHATTY = ("httpx", "httpx2", "datasets", "evaluate", "matplotlib", "fsspec")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class UserError(RuntimeError):
+    """Something that ends a command and that its user can mend; the message is the whole sentence."""
+
+
+def command(main: Callable[..., None]) -> Callable[..., None]:
+    """
+    Make a function the `main` of a command: what is wrong with settings, files, data or the machine ends it with
+    `error: SENTENCE` and status 1, Ctrl-C with 130. Any other exception is a fault of ours and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def shell(*args, **kwargs):
+        log_to_terminal()
+        try:
+            return main(*args, **kwargs)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except Exception as error:
+            said = sentence(error)
+            if said is None or os.environ.get(TRACEBACK):
+                raise
+            sys.exit(f"error: {said}")
+
+    return shell
+
+
+def log_to_terminal() -> None:
+    """Time, level and message on standard error; of chatty libraries warnings alone."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers.logging.disable_progress_bar()
+
+
+def sentence(error: BaseException) -> str | None:
+    """
+    What to tell the user of an error; None for one that no user can mend. A ValueError that a library raised is told
+    with the place, since its words were not written for the user of this command.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"the memory does not suffice ({first_line(error)}): take smaller or fewer clips at a time."
+    if isinstance(error, UserError):
+        return own_words(error)
+    if isinstance(error, OSError):
+        if error.filename is not None and error.strerror:
+            return f"{error.filename}: {error.strerror}."
+        return own_words(error)
+    if isinstance(error, ValueError):
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        if ROOT in Path(place.filename).resolve().parents and "site-packages" not in place.filename:
+            return own_words(error)
+        return f"{own_words(error)} (raised in {place.filename}:{place.lineno}; {TRACEBACK}=1 shows the way there)"
+    return None
+
+
+def own_words(error: BaseException) -> str:
+    """The message; of an error that comes from a worker process, whose traceback stands before it, the last line."""
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    return text or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message, or the error's name where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
