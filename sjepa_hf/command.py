@@ -14,7 +14,7 @@ import transformers
 
 TRACEBACK = "SJEPA_TRACEBACK"  # set in the environment, it shows where an error was raised too
 CHATTY = ("httpx", "httpx2", "datasets", "evaluate", "matplotlib", "fsspec")
-ROOT = Path(__file__).resolve().parents[1]
+OURS = tuple(Path(__file__).resolve().parents[1] / name for name in ("sjepa_hf", "training", "model_cards", "examples"))
 
 
 class UserError(RuntimeError):
@@ -66,7 +66,7 @@ def sentence(error: BaseException) -> str | None:
         return own_words(error)
     if isinstance(error, ValueError):
         place = traceback.extract_tb(error.__traceback__)[-1]
-        if ROOT in Path(place.filename).resolve().parents and "site-packages" not in place.filename:
+        if any(Path(place.filename).resolve().is_relative_to(folder) for folder in OURS):
             return own_words(error)
         return f"{own_words(error)} (raised in {place.filename}:{place.lineno}; {TRACEBACK}=1 shows the way there)"
     return None
