@@ -14,7 +14,8 @@ import transformers
 
 TRACEBACK = "SJEPA_TRACEBACK"  # set in the environment, it shows where an error was raised too
 CHATTY = ("httpx", "httpx2", "datasets", "evaluate", "matplotlib", "fsspec")
-OURS = tuple(Path(__file__).resolve().parents[1] / name for name in ("sjepa_hf", "training", "model_cards", "examples"))
+ROOT = Path(__file__).resolve().parents[1]
+OURS = (ROOT / "sjepa_hf", ROOT / "training", ROOT / "model_cards", ROOT / "examples")
 
 
 class UserError(RuntimeError):
