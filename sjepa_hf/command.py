@@ -13,6 +13,7 @@ import transformers
 
 
 TRACEBACK = "SJEPA_TRACEBACK"  # set in the environment, it shows where an error was raised too
+LONGEST = 1000  # characters of a message that are shown
 CHATTY = ("httpx", "httpx2", "datasets", "evaluate", "matplotlib", "fsspec")
 ROOT = Path(__file__).resolve().parents[1]
 OURS = (ROOT / "sjepa_hf", ROOT / "training", ROOT / "model_cards", ROOT / "examples")
@@ -57,7 +58,7 @@ def sentence(error: BaseException) -> str | None:
     What to tell the user of an error; None for one that no user can mend. A ValueError that a library raised is told
     with the place, since its words were not written for the user of this command.
     """
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         return f"the memory does not suffice ({first_line(error)}): take smaller or fewer clips at a time."
     if isinstance(error, UserError):
         return own_words(error)
@@ -78,6 +79,8 @@ def own_words(error: BaseException) -> str:
     text = str(error).strip()
     if "Original Traceback" in text:
         text = text.splitlines()[-1].partition(": ")[2]
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     return text or type(error).__name__
 
 

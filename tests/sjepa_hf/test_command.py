@@ -63,8 +63,16 @@ def test_place_of_a_library_error_is_told():
         main()
 
 
-def test_own_words_of_an_error_without_any():
+def test_own_words_are_neither_none_nor_endless():
     assert own_words(ValueError()) == "ValueError"
+    assert len(own_words(ValueError("x" * 10_000))) < 1100
+
+
+def test_memory_of_a_cpu_ends_too():
+    try:
+        torch.empty(10**15)
+    except RuntimeError as error:
+        assert sentence(error).startswith("the memory does not suffice")
 
 
 def test_exit_status_and_stderr_of_a_process(tmp_path):
