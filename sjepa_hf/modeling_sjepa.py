@@ -18,7 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig
-from .float32 import SJepaLayerNorm
+from .float32 import SJepaLayerNorm, without_autocast
 from .front_end import SJepaLogMelFrontEnd, build_front_end
 from .mixture import DiagonalGaussianMixture
 
@@ -170,7 +170,7 @@ class SJepaFeatureProjection(nn.Module):
         self.dropout = nn.Dropout(config.feat_proj_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.layer_norm(self.projection(hidden_states.to(self.projection.weight.dtype))))
+        return self.dropout(self.layer_norm(self.projection(hidden_states)))
 
 
 class SJepaPositionalConvEmbedding(nn.Module):
@@ -192,7 +192,7 @@ class SJepaPositionalConvEmbedding(nn.Module):
         conv, channels = self.conv, hidden_states.transpose(1, 2)
         if channels.device.type == "cpu" and (conv.in_channels // conv.groups) % 16:
             # oneDNN's bf16 convolution returns noise for such groups (oneDNN 3.12, AMX): always fp32 on a CPU.
-            with torch.autocast("cpu", enabled=False):
+            with without_autocast(channels.device):
                 weight, bias = conv.weight.float(), conv.bias.float()
                 positions = nn.functional.conv1d(
                     channels.float(), weight, bias, padding=conv.padding, groups=conv.groups
@@ -268,7 +268,7 @@ class SJepaPreTrainedModel(PreTrainedModel):
     input_modalities = "audio"
     supports_gradient_checkpointing = True
     _no_split_modules = ["SJepaEncoderLayer", "SJepaTransformerLayer"]
-    _keep_in_fp32_modules_strict = ["mixture", "frozen_mixture", "layer_norm", "final_layer_norm"]
+    _keep_in_fp32_modules_strict = ["layer_norm", "final_layer_norm"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -378,7 +378,9 @@ class SJepaModel(SJepaPreTrainedModel):
         if self.training and self.config.feature_grad_mult != 1:
             scale = self.config.feature_grad_mult
             extract_features = extract_features * scale + extract_features.detach() * (1 - scale)
-        hidden_states = self.feature_projection(extract_features)  # [B, T, H]
+        # The model's dtype is that of its convolutions: quantised linear layers hold integers, or no weight at all.
+        dtype = self.encoder.pos_conv_embed.conv.bias.dtype
+        hidden_states = self.feature_projection(extract_features.to(dtype))  # [B, T, H]
 
         sequence_length = hidden_states.shape[1]
         frame_mask = None

@@ -19,6 +19,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_sjepa import SJepaConfig
+from .float32 import without_autocast
 from .modeling_sjepa import PRETRAINING_ONLY, SJepaModel, SJepaPreTrainedModel
 
 
@@ -230,7 +231,8 @@ class SJepaAMSoftmaxLoss(nn.Module):
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         classes = nn.functional.normalize(self.weight.float(), dim=0)
-        cosines = nn.functional.normalize(embeddings.float(), dim=1) @ classes
+        with without_autocast(embeddings.device):
+            cosines = nn.functional.normalize(embeddings.float(), dim=1) @ classes
         right = nn.functional.one_hot(labels.view(-1), cosines.shape[-1])
         return nn.functional.cross_entropy(self.scale * (cosines - self.margin * right), labels.view(-1))
 

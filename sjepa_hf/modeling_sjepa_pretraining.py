@@ -141,6 +141,8 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
     buffers travel in the checkpoint; [`SJepaModel.from_pretrained`] takes the encoder out of it.
     """
 
+    _keep_in_fp32_modules_strict = [*SJepaPreTrainedModel._keep_in_fp32_modules_strict, "mixture"]
+
     def __init__(self, config: SJepaConfig):
         super().__init__(config)
         self.sjepa = SJepaModel(config)
@@ -149,6 +151,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         self.mixture = DiagonalGaussianMixture(config.num_mixture_components, config.mixture_feature_size)
         if config.num_frozen_components is not None:
             self.frozen_mixture = DiagonalGaussianMixture(config.num_frozen_components, config.frozen_feature_size)
+            self._keep_in_fp32_modules_strict = [*self._keep_in_fp32_modules_strict, "frozen_mixture"]
         self.post_init()
 
     @torch.no_grad()
@@ -170,12 +173,14 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             self.config.num_frozen_components = self.mixture.num_components
             self.config.frozen_feature_size = self.mixture.num_features
             self.frozen_mixture, self.cluster_head.frozen_output = self.mixture, self.cluster_head.output
+            self._keep_in_fp32_modules_strict.add("frozen_mixture")
         elif self.config.num_frozen_components is not None:
             self.config.num_frozen_components = None
             del self.frozen_mixture, self.cluster_head.frozen_output
+            self._keep_in_fp32_modules_strict.discard("frozen_mixture")
         self.config.num_mixture_components = num_components
         self.config.mixture_feature_size = num_features
-        device, dtype = self.mixture.means.device, self.cluster_head.output.weight.dtype
+        device, dtype = self.mixture.means.device, self.predictor.mask_token.dtype
         self.mixture = DiagonalGaussianMixture(num_components, num_features).to(device)
         self.cluster_head.output = nn.Linear(self.config.hidden_size, num_components).to(device, dtype)
         self.reset_last_layer()
