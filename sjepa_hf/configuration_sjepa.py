@@ -24,10 +24,12 @@ MODEL_CODE = (
     "configuration_sjepa.py",
     "float32.py",
     "front_end.py",
+    "gradient_checkpointing.py",
     "mixture.py",
     "modeling_sjepa.py",
     "modeling_sjepa_heads.py",
     "modeling_sjepa_pretraining.py",
+    "spec_augment.py",
 )
 
 
@@ -116,7 +118,8 @@ class SJepaConfig(PreTrainedConfig):
         ctc_zero_infinity (`bool`, *optional*, defaults to `True`):
             Whether clips with more labels than frames give a loss of zero instead of infinity.
         apply_spec_augment (`bool`, *optional*, defaults to `True`):
-            Whether the heads hide random spans of frames and of feature dimensions while they are fine-tuned.
+            Whether random spans of frames and of feature dimensions are hidden while [`SJepaModel`], alone or under a
+            head, is trained; never where `mask_time_indices` are given, nor in [`SJepaForPreTraining`].
         mask_time_prob (`float`, *optional*, defaults to 0.05):
             Share of the frames that these spans would cover if none overlapped.
         mask_time_length (`int`, *optional*, defaults to 10):

@@ -1,7 +1,16 @@
-"""What stays in fp32 whatever the model's dtype: norms, and the tables and mixtures held in buffers."""
+"""What stays in fp32 whatever the model's dtype and autocast: norms, and the tables and mixtures held in buffers."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Context in which products on `device` are formed in the dtype of their factors, within autocast too."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()  # the meta device, for one, knows no autocast
 
 
 class Float32Buffers(nn.Module):
@@ -20,7 +29,10 @@ class Float32Buffers(nn.Module):
 
 
 class SJepaLayerNorm(nn.LayerNorm):
-    """Layer norm computed in fp32 and returned in the dtype of its input."""
+    """Layer norm with fp32 weights, computed in fp32 and returned in the dtype of its input."""
+
+    def __init__(self, size: int, eps: float = 1e-5):
+        super().__init__(size, eps=eps, dtype=torch.float32)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         normed = nn.functional.layer_norm(
@@ -31,12 +43,12 @@ class SJepaLayerNorm(nn.LayerNorm):
 
 class SJepaGroupNorm(nn.GroupNorm):
     """
-    Group norm with a single group (all channels and frames of an utterance together), computed in fp32, whose
-    statistics read real frames only.
+    Group norm with a single group (all channels and frames of an utterance together) with fp32 weights, computed
+    in fp32, whose statistics read real frames only.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-5):
-        super().__init__(num_groups=1, num_channels=num_channels, eps=eps)
+        super().__init__(num_groups=1, num_channels=num_channels, eps=eps, dtype=torch.float32)
 
     def forward(self, hidden_states: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -46,11 +58,14 @@ class SJepaGroupNorm(nn.GroupNorm):
         """
         batch_size, num_frames, num_channels = hidden_states.shape
         if lengths is None:
-            share = hidden_states.new_full((batch_size, num_frames), 1 / (num_frames * num_channels)).float()
+            whole = (batch_size, num_frames)
+            share = hidden_states.new_full(whole, 1 / (num_frames * num_channels), dtype=torch.float32)
         else:
             real = torch.arange(num_frames, device=hidden_states.device) < lengths[:, None]
-            share = real / (lengths.clamp(min=1)[:, None] * num_channels)  # [B, T]; with all channels it sums to one
-        return _MaskedGroupNorm.apply(hidden_states, share, self.weight.float(), self.bias.float(), self.eps)
+            # [B, T]; with all channels it sums to one
+            share = real.float() / (lengths.clamp(min=1)[:, None] * num_channels)
+        with without_autocast(hidden_states.device):
+            return _MaskedGroupNorm.apply(hidden_states, share, self.weight.float(), self.bias.float(), self.eps)
 
 
 class _MaskedGroupNorm(torch.autograd.Function):
@@ -78,9 +93,10 @@ class _MaskedGroupNorm(torch.autograd.Function):
         normed = (hidden_states.float() - mean).mul_(scale)  # [B, T, C]
         by_channel = (gradient * normed).sum(1)  # [B, C]
         bias_by_channel = gradient.sum(1)
-        # How the loss moves with the utterance's mean and variance, spread over the frames that made them.
-        through_mean = (bias_by_channel @ weight)[:, None, None]
-        through_variance = (by_channel @ weight)[:, None, None]
+        # How the loss moves with the utterance's mean and variance, spread over the frames that made them. Sums of
+        # products, not matrix products: a backward pass inside autocast would form those in half precision.
+        through_mean = (bias_by_channel * weight).sum(1)[:, None, None]
+        through_variance = (by_channel * weight).sum(1)[:, None, None]
         spread = normed.mul_(through_variance).add_(through_mean).mul_(share[:, :, None])
         grad_input = spread.neg_().addcmul_(gradient, weight).mul_(scale)
         return grad_input.to(hidden_states.dtype), None, by_channel.sum(0), bias_by_channel.sum(0), None

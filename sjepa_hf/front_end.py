@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.audio_utils import mel_filter_bank
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_sjepa import SJepaConfig
-from .float32 import Float32Buffers, SJepaGroupNorm
+from .float32 import Float32Buffers, SJepaGroupNorm, without_autocast
+from .gradient_checkpointing import CheckpointedLayer
 
 
 def strided_convolution(
@@ -52,7 +52,7 @@ def strided_convolution(
     return output
 
 
-class SJepaConvLayer(GradientCheckpointingLayer):
+class SJepaConvLayer(CheckpointedLayer):
     """One convolution of the waveform front end; the first one is followed by the group norm."""
 
     def __init__(self, config: SJepaConfig, layer_id: int):
@@ -132,7 +132,7 @@ class SJepaLogMelFrontEnd(Float32Buffers):
             return fourier.float(), torch.from_numpy(mel_filters).float()
 
     def forward(self, input_values: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        with torch.autocast(input_values.device.type, enabled=False):
+        with without_autocast(input_values.device):
             # Contiguous, so that `torch.export` need not know whether the windows overlap.
             frames = input_values.float().unfold(1, self.window_size, self.hop).contiguous()  # [B, T, 400]
             cosine, sine = (frames @ self.fourier).chunk(2, dim=-1)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from .float32 import Float32Buffers
+from .float32 import Float32Buffers, without_autocast
 
 
 class SufficientStatistics(NamedTuple):
@@ -67,7 +67,8 @@ class DiagonalGaussianMixture(Float32Buffers):
     @property
     def centre(self) -> torch.Tensor:
         """Mean of the mixture, `(num_features,)`: the origin in which all products are formed."""
-        return self.weights @ self.means
+        with without_autocast(self.means.device):
+            return self.weights @ self.means
 
     # Densities
 
@@ -79,13 +80,13 @@ class DiagonalGaussianMixture(Float32Buffers):
         It is what a posterior needs, `scores.softmax(-1)`, and keeps more digits than [`log_joint`]: the part of the
         precisions that all components share adds the same to a whole row and is left out of the product.
         """
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device):
             return self._scores(self._moments(features))
 
     @torch.no_grad()
     def log_joint(self, features: torch.Tensor) -> torch.Tensor:
         """`log pi_k + log N(x_n; mu_k, s2_k)` in nats for features `(N, num_features)`: `(N, num_components)`."""
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device):
             shared = self._offsets()[2]
             moments = self._moments(features)
             rest = self.num_features * math.log(2 * math.pi) + moments[:, self.num_features :] @ shared  # [N]
@@ -142,7 +143,7 @@ class DiagonalGaussianMixture(Float32Buffers):
         """
         Sufficient statistics of frames `(N, num_features)` under responsibilities `(N, num_components)`.
         """
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device):
             return self._statistics(self._moments(features), responsibilities.float())
 
     def _statistics(self, moments: torch.Tensor, responsibilities: torch.Tensor) -> SufficientStatistics:
@@ -165,7 +166,7 @@ class DiagonalGaussianMixture(Float32Buffers):
         Returns:
             posterior `(N, num_components)` at `temperature`, and the [`SufficientStatistics`].
         """
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device):
             moments = self._moments(features)
             scores = self._scores(moments)
             responsibilities = soften(scores)
@@ -366,7 +367,8 @@ def nearest(features: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     """Index of the nearest centroid (Euclidean) of each row: `(N, D), (K, D) -> (N,)`."""
     centre = centroids.mean(0)
     offsets = centroids - centre
-    return torch.addmm(-0.5 * offsets.square().sum(1), features.float() - centre, offsets.T).argmax(1)
+    with without_autocast(features.device):
+        return torch.addmm(-0.5 * offsets.square().sum(1), features.float() - centre, offsets.T).argmax(1)
 
 
 @torch.no_grad()

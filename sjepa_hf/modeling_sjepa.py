@@ -9,7 +9,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import Wav2Vec2BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
@@ -18,9 +17,11 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig
-from .float32 import SJepaLayerNorm
+from .float32 import SJepaLayerNorm, without_autocast
 from .front_end import SJepaLogMelFrontEnd, build_front_end
+from .gradient_checkpointing import CheckpointedLayer
 from .mixture import DiagonalGaussianMixture
+from .spec_augment import spec_augment
 
 
 # Parts of a pretraining checkpoint that the encoder does without.
@@ -101,7 +102,7 @@ class SJepaFeedForward(nn.Module):
         return self.output_dense(self.intermediate_dropout(hidden_states))
 
 
-class SJepaTransformerLayer(GradientCheckpointingLayer):
+class SJepaTransformerLayer(CheckpointedLayer):
     """
     Post-norm Transformer layer, of the encoder and of the predictor.
 
@@ -170,7 +171,7 @@ class SJepaFeatureProjection(nn.Module):
         self.dropout = nn.Dropout(config.feat_proj_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.layer_norm(self.projection(hidden_states.to(self.projection.weight.dtype))))
+        return self.dropout(self.layer_norm(self.projection(hidden_states)))
 
 
 class SJepaPositionalConvEmbedding(nn.Module):
@@ -192,7 +193,7 @@ class SJepaPositionalConvEmbedding(nn.Module):
         conv, channels = self.conv, hidden_states.transpose(1, 2)
         if channels.device.type == "cpu" and (conv.in_channels // conv.groups) % 16:
             # oneDNN's bf16 convolution returns noise for such groups (oneDNN 3.12, AMX): always fp32 on a CPU.
-            with torch.autocast("cpu", enabled=False):
+            with without_autocast(channels.device):
                 weight, bias = conv.weight.float(), conv.bias.float()
                 positions = nn.functional.conv1d(
                     channels.float(), weight, bias, padding=conv.padding, groups=conv.groups
@@ -268,7 +269,7 @@ class SJepaPreTrainedModel(PreTrainedModel):
     input_modalities = "audio"
     supports_gradient_checkpointing = True
     _no_split_modules = ["SJepaEncoderLayer", "SJepaTransformerLayer"]
-    _keep_in_fp32_modules_strict = ["mixture", "frozen_mixture", "layer_norm", "final_layer_norm"]
+    _keep_in_fp32_modules_strict = ["layer_norm", "final_layer_norm"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -354,9 +355,11 @@ class SJepaModel(SJepaPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch_size, num_samples)`, *optional*):
                 1 for real samples, 0 for padding. Without it, padded samples are speech like any other.
             mask_time_indices (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                True for the frames that are hidden from the encoder.
+                True for the frames that are hidden from the encoder. Without it, SpecAugment draws some while
+                training (`config.apply_spec_augment`); a mask without any True hides nothing.
             mask_feature_indices (`torch.BoolTensor` of shape `(batch_size, hidden_size)`, *optional*):
                 True for the dimensions of the projected features that are hidden in all frames (fine-tuning only).
+                Drawn together with the frames where neither is given.
             num_layers (`int`, *optional*):
                 Run only the first `num_layers` Transformer layers; `last_hidden_state` is then theirs.
             visible_frames (`VisibleFrames`, *optional*):
@@ -378,17 +381,26 @@ class SJepaModel(SJepaPreTrainedModel):
         if self.training and self.config.feature_grad_mult != 1:
             scale = self.config.feature_grad_mult
             extract_features = extract_features * scale + extract_features.detach() * (1 - scale)
-        hidden_states = self.feature_projection(extract_features)  # [B, T, H]
+        # The model's dtype is that of its convolutions: quantised linear layers hold integers, or no weight at all.
+        dtype = self.encoder.pos_conv_embed.conv.bias.dtype
+        hidden_states = self.feature_projection(extract_features.to(dtype))  # [B, T, H]
 
         sequence_length = hidden_states.shape[1]
         frame_mask = None
         if attention_mask is not None:
             frame_mask = self._get_feature_vector_attention_mask(sequence_length, attention_mask)
             hidden_states = hidden_states * frame_mask[:, :, None].to(hidden_states.dtype)
+        if self.training and self.config.apply_spec_augment and mask_time_indices is None:
+            whole = torch.full((len(hidden_states),), sequence_length, device=hidden_states.device)
+            real = whole if frame_mask is None else frame_mask.sum(-1)
+            mask_time_indices, dimensions = spec_augment(self.config, real, sequence_length)
+            mask_feature_indices = dimensions if mask_feature_indices is None else mask_feature_indices
+        batch_size, _, hidden_size = hidden_states.shape
         if mask_time_indices is not None:
-            check_mask(mask_time_indices, hidden_states)
+            check_mask("mask_time_indices", mask_time_indices, (batch_size, sequence_length), "frames")
             hidden_states = hidden_states * ~mask_time_indices[:, :, None]
         if mask_feature_indices is not None:
+            check_mask("mask_feature_indices", mask_feature_indices, (batch_size, hidden_size), "hidden_size")
             hidden_states = hidden_states * ~mask_feature_indices[:, None, :]
         hidden_states = self.encoder(hidden_states, frame_mask, num_layers, visible_frames, **kwargs)
         return Wav2Vec2BaseModelOutput(last_hidden_state=hidden_states, extract_features=extract_features)
@@ -439,12 +451,12 @@ def check_input(config: SJepaConfig, input_values: torch.Tensor, attention_mask:
         )
 
 
-def check_mask(mask_time_indices: torch.Tensor, hidden_states: torch.Tensor) -> None:
-    """Raise a ValueError where `mask_time_indices` does not mark the frames of `hidden_states`."""
-    if mask_time_indices.dtype != torch.bool or mask_time_indices.shape != hidden_states.shape[:2]:
+def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int], what: str) -> None:
+    """Raise a ValueError where a mask is not bool of `shape`, `(batch_size, what)`."""
+    if mask.dtype != torch.bool or mask.shape != shape:
         raise ValueError(
-            f"`mask_time_indices` must be bool of shape {tuple(hidden_states.shape[:2])} (batch_size, frames), but is"
-            f" {mask_time_indices.dtype} of shape {tuple(mask_time_indices.shape)}."
+            f"`{name}` must be bool of shape {tuple(shape)} (batch_size, {what}), but is {mask.dtype} of shape"
+            f" {tuple(mask.shape)}."
         )
 
 

@@ -19,13 +19,14 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_sjepa import SJepaConfig
+from .float32 import without_autocast
 from .modeling_sjepa import PRETRAINING_ONLY, SJepaModel, SJepaPreTrainedModel
 
 
 class SJepaEncoderWithHead(SJepaPreTrainedModel):
     """
-    What the heads share: the encoder, SpecAugment while it is fine-tuned, and a choice of features: the last layer's,
-    or a learned average of all layers (`config.use_weighted_layer_sum`).
+    What the heads share: the encoder and a choice of features: the last layer's, or a learned average of all layers
+    (`config.use_weighted_layer_sum`).
     """
 
     _keys_to_ignore_on_load_unexpected = PRETRAINING_ONLY
@@ -69,8 +70,6 @@ class SJepaEncoderWithHead(SJepaPreTrainedModel):
             frame_mask = input_values.new_ones(len(input_values), sequence_length, dtype=torch.bool)
         else:
             frame_mask = self._get_feature_vector_attention_mask(sequence_length, attention_mask)
-        if self.training and self.config.apply_spec_augment and "mask_time_indices" not in kwargs:
-            kwargs |= spec_augment(self.config, frame_mask.sum(-1), sequence_length)
         outputs = self.sjepa(
             input_values,
             attention_mask=attention_mask,
@@ -91,6 +90,10 @@ class SJepaForCTC(SJepaEncoderWithHead):
 
     def __init__(self, config: SJepaConfig):
         super().__init__(config)
+        if config.pad_token_id is None:
+            raise ValueError(
+                "`pad_token_id` is None, but CTC needs a blank: set it to the id of the tokenizer's padding."
+            )
         self.dropout = nn.Dropout(config.final_dropout)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
@@ -111,10 +114,24 @@ class SJepaForCTC(SJepaEncoderWithHead):
                 Token ids; -100 and the blank (`config.pad_token_id`) are left out.
 
         Returns:
-            `CausalLMOutput` with `logits` `(batch_size, sequence_length, vocab_size)` and, given labels, `loss`.
+            `CausalLMOutput` with `logits` `(batch_size, sequence_length, vocab_size)`, at padded frames those of a
+            certain blank, so that whoever decodes the whole row writes no more than the clip alone gives; and, given
+            labels, `loss`.
+
+        Raises:
+            ValueError: for labels that are no token ids of this head, of another shape or not integer.
         """
+        if labels is not None:
+            labels = check_labels(labels, self.config.vocab_size, "vocab_size", may_wait=True)
+            if labels.ndim != 2 or len(labels) != len(input_values):
+                raise ValueError(
+                    f"`labels` must have shape ({len(input_values)}, target_length), one row a clip, but has"
+                    f" {tuple(labels.shape)}: pad the rows with -100."
+                )
         features, frame_mask, outputs = self.encode(input_values, attention_mask, **kwargs)
         logits = self.lm_head(self.dropout(features))
+        if attention_mask is not None:
+            logits = blank_where_padded(logits, frame_mask, self.config.pad_token_id)
         loss = None
         if labels is not None:
             loss = self.loss_function(
@@ -155,11 +172,16 @@ class SJepaForSequenceClassification(SJepaEncoderWithHead):
 
         Returns:
             `SequenceClassifierOutput` with `logits` `(batch_size, num_labels)` and, given labels, `loss`.
+
+        Raises:
+            ValueError: for labels that are no classes of this head, not one a clip or not integer.
         """
+        if labels is not None:
+            labels = check_clip_labels(labels, self.config.num_labels, len(input_values))
         features, frame_mask, outputs = self.encode(input_values, attention_mask, **kwargs)
         pooled, _ = masked_mean_and_std(self.projector(features), frame_mask)
         logits = self.classifier(pooled.to(features.dtype))
-        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels.view(-1))
+        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -191,13 +213,23 @@ class SJepaForAudioFrameClassification(SJepaEncoderWithHead):
 
         Returns:
             `TokenClassifierOutput` with `logits` `(batch_size, sequence_length, num_labels)`; given labels, `loss`.
+            As in HuBERT, padded frames have logits like any other: of a clip's, the first
+            `config.num_frames(num_samples)` count.
+
+        Raises:
+            ValueError: for labels that are no classes of this head, not one a frame or not integer.
         """
         features, frame_mask, outputs = self.encode(input_values, attention_mask, **kwargs)
         logits = self.classifier(features)
         loss = None
         if labels is not None:
+            if labels.shape not in (logits.shape, logits.shape[:2]):
+                raise ValueError(
+                    f"`labels` must have shape {tuple(logits.shape[:2])} (batch_size, frames) or, one-hot,"
+                    f" {tuple(logits.shape)}, but has {tuple(labels.shape)}."
+                )
             classes = labels.argmax(-1) if labels.ndim == 3 else labels
-            classes = classes.masked_fill(~frame_mask, -100)
+            classes = check_labels(classes.masked_fill(~frame_mask, -100), self.config.num_labels, "num_labels")
             loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), classes.flatten())
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -230,9 +262,10 @@ class SJepaAMSoftmaxLoss(nn.Module):
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         classes = nn.functional.normalize(self.weight.float(), dim=0)
-        cosines = nn.functional.normalize(embeddings.float(), dim=1) @ classes
-        right = nn.functional.one_hot(labels.view(-1), cosines.shape[-1])
-        return nn.functional.cross_entropy(self.scale * (cosines - self.margin * right), labels.view(-1))
+        with without_autocast(embeddings.device):
+            cosines = nn.functional.normalize(embeddings.float(), dim=1) @ classes
+        right = nn.functional.one_hot(labels.clamp_min(0), cosines.shape[-1])
+        return nn.functional.cross_entropy(self.scale * (cosines - self.margin * right), labels)
 
 
 class SJepaForXVector(SJepaEncoderWithHead):
@@ -266,12 +299,17 @@ class SJepaForXVector(SJepaEncoderWithHead):
         Args:
             input_values (`torch.Tensor` of shape `(batch_size, num_samples)`): waveforms at 16 kHz, right-padded.
             attention_mask (`torch.Tensor` of shape `(batch_size, num_samples)`, *optional*): 1 for real samples.
-            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): speaker of each clip.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): speaker of each clip; -100 leaves it out.
 
         Returns:
             `XVectorOutput` with `embeddings` and `logits`, both `(batch_size, xvector_output_dim)`: compare clips by
             the cosine of their `embeddings`; given labels, `loss`.
+
+        Raises:
+            ValueError: for labels that are no speakers of this head, not one a clip or not integer.
         """
+        if labels is not None:
+            labels = check_clip_labels(labels, self.config.num_labels, len(input_values))
         features, frame_mask, outputs = self.encode(input_values, attention_mask, **kwargs)
         context = sum((k - 1) * d for k, d in zip(self.config.tdnn_kernel, self.config.tdnn_dilation, strict=True))
         hidden_states = self.projector(features) * frame_mask[:, :, None]
@@ -293,6 +331,47 @@ class SJepaForXVector(SJepaEncoderWithHead):
         )
 
 
+def check_labels(labels: torch.Tensor, num_classes: int, size: str, may_wait: bool = False) -> torch.Tensor:
+    """
+    Labels as int64, or a ValueError that names what is wrong with them.
+
+    Args:
+        labels (`torch.Tensor`): classes from 0 to `num_classes - 1`, of any shape; -100 where one is left out.
+        size (`str`): the field of the configuration that `num_classes` comes from.
+        may_wait (`bool`): look at the values on an accelerator too, which waits for it. Without it they are looked at
+            on a CPU alone; an accelerator has an assertion of its own. Neither is possible while compiling.
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"`labels` must be integers, the numbers of classes, but are {labels.dtype}.")
+    labels = labels.long()
+    readable = not labels.is_meta and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    if readable and (may_wait or labels.device.type == "cpu"):
+        unknown = (labels >= num_classes) | ((labels < 0) & (labels != -100))
+        if unknown.any():
+            raise ValueError(
+                f"`labels` hold {labels[unknown][0].item()}, but with `{size}` {num_classes} they go from 0 to"
+                f" {num_classes - 1}, or are -100 where one is left out: give the model the `{size}` of the data."
+            )
+    return labels
+
+
+def check_clip_labels(labels: torch.Tensor, num_classes: int, batch_size: int) -> torch.Tensor:
+    """One class for each clip, `(batch_size,)` int64, or a ValueError that names what is wrong."""
+    if labels.numel() != batch_size:
+        raise ValueError(f"`labels` must have shape ({batch_size},), one class a clip, but has {tuple(labels.shape)}.")
+    return check_labels(labels.reshape(-1), num_classes, "num_labels")
+
+
+def blank_where_padded(logits: torch.Tensor, frame_mask: torch.Tensor, blank: int) -> torch.Tensor:
+    """
+    Logits `(batch_size, sequence_length, vocab_size)` as they are where `frame_mask` is True, elsewhere those of a
+    probability of 1 for the blank; finite in every dtype, and without a gradient.
+    """
+    is_blank = torch.arange(logits.shape[-1], device=logits.device) == blank
+    certain = torch.where(is_blank, 0.0, -1e4).to(logits.dtype)
+    return torch.where(frame_mask[:, :, None], logits, certain)
+
+
 def masked_mean_and_std(hidden_states: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Mean and (unbiased) standard deviation over the frames where `mask` `(batch_size, sequence_length)` is True, both
@@ -304,47 +383,6 @@ def masked_mean_and_std(hidden_states: torch.Tensor, mask: torch.Tensor) -> tupl
     mean = (hidden_states * mask).sum(1) / count.clamp_min(1)
     variance = ((hidden_states - mean[:, None]) * mask).square().sum(1) / (count - 1).clamp_min(1)
     return mean, variance.clamp_min(1e-14).sqrt()  # the floor keeps the gradient finite where nothing varies
-
-
-def spec_augment(config: SJepaConfig, lengths: torch.Tensor, sequence_length: int) -> dict[str, torch.Tensor]:
-    """
-    Random spans of frames and of feature dimensions to hide while fine-tuning (SpecAugment, arXiv 1904.08779; rates as
-    in HuBERT). Padding is never masked; it needs neither the host nor NumPy.
-
-    Args:
-        lengths (`torch.LongTensor` of shape `(batch_size,)`): real frames of each clip.
-        sequence_length (`int`): frames of the padded batch.
-
-    Returns:
-        `mask_time_indices` `(batch_size, sequence_length)` and `mask_feature_indices` `(batch_size, hidden_size)`,
-        those of them that the configuration asks for.
-    """
-    masks = {}
-    if config.mask_time_prob > 0:
-        masks["mask_time_indices"] = random_spans(
-            lengths, sequence_length, config.mask_time_prob, config.mask_time_length
-        )
-    if config.mask_feature_prob > 0:
-        size = torch.full_like(lengths, config.hidden_size)
-        masks["mask_feature_indices"] = random_spans(
-            size, config.hidden_size, config.mask_feature_prob, config.mask_feature_length
-        )
-    return masks
-
-
-def random_spans(lengths: torch.Tensor, size: int, prob: float, span: int) -> torch.Tensor:
-    """
-    `prob * length / span` spans (rounded up or down at random, so that the mean is exact) at uniform places of each
-    row; they may overlap. Rows of at most `span` entries stay whole. Bool `(batch_size, size)`.
-    """
-    count = (prob * lengths / span + torch.rand(len(lengths), device=lengths.device)).floor()  # [B]
-    most = int(prob * size / span + 1)
-    starts = torch.rand(len(lengths), most, device=lengths.device) * (lengths - span + 1).clamp_min(1)[:, None]
-    starts = starts.floor()[:, :, None]  # [B, spans, 1]
-    drawn = (torch.arange(most, device=lengths.device) < count[:, None]) & (lengths > span)[:, None]
-    place = torch.arange(size, device=lengths.device)
-    covered = (place >= starts) & (place < starts + span) & drawn[:, :, None]  # [B, spans, size]
-    return covered.any(1) & (place < lengths[:, None])
 
 
 __all__ = [

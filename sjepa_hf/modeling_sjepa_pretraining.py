@@ -18,6 +18,8 @@ from .modeling_sjepa import (
     SJepaTransformerLayer,
     VisibleFrames,
     attention_mask_4d,
+    check_input,
+    check_mask,
     nothing_padded,
     pick,
 )
@@ -141,6 +143,8 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
     buffers travel in the checkpoint; [`SJepaModel.from_pretrained`] takes the encoder out of it.
     """
 
+    _keep_in_fp32_modules_strict = [*SJepaPreTrainedModel._keep_in_fp32_modules_strict, "mixture"]
+
     def __init__(self, config: SJepaConfig):
         super().__init__(config)
         self.sjepa = SJepaModel(config)
@@ -149,6 +153,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         self.mixture = DiagonalGaussianMixture(config.num_mixture_components, config.mixture_feature_size)
         if config.num_frozen_components is not None:
             self.frozen_mixture = DiagonalGaussianMixture(config.num_frozen_components, config.frozen_feature_size)
+            self._keep_in_fp32_modules_strict = [*self._keep_in_fp32_modules_strict, "frozen_mixture"]
         self.post_init()
 
     @torch.no_grad()
@@ -170,12 +175,14 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             self.config.num_frozen_components = self.mixture.num_components
             self.config.frozen_feature_size = self.mixture.num_features
             self.frozen_mixture, self.cluster_head.frozen_output = self.mixture, self.cluster_head.output
+            self._keep_in_fp32_modules_strict.add("frozen_mixture")
         elif self.config.num_frozen_components is not None:
             self.config.num_frozen_components = None
             del self.frozen_mixture, self.cluster_head.frozen_output
+            self._keep_in_fp32_modules_strict.discard("frozen_mixture")
         self.config.num_mixture_components = num_components
         self.config.mixture_feature_size = num_features
-        device, dtype = self.mixture.means.device, self.cluster_head.output.weight.dtype
+        device, dtype = self.mixture.means.device, self.predictor.mask_token.dtype
         self.mixture = DiagonalGaussianMixture(num_components, num_features).to(device)
         self.cluster_head.output = nn.Linear(self.config.hidden_size, num_components).to(device, dtype)
         self.reset_last_layer()
@@ -221,7 +228,22 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
                 *optional*): posteriors of the frozen mixture, a second target beside `target_posteriors`.
             frozen_weight (`float`, *optional*, defaults to 0.0):
                 Their share in the loss, from 0 to 1.
+
+        Raises:
+            ValueError: for input that [`SJepaModel`] refuses, for targets of another shape than frames and clusters
+                have or without a mask, and for clips beyond the predictor's table of positions.
         """
+        check_input(self.config, input_values, attention_mask)
+        shape = len(input_values), self.config.num_frames(input_values.shape[1])  # [B, T]
+        if mask_time_indices is not None:
+            check_mask("mask_time_indices", mask_time_indices, shape, "frames")
+        elif target_posteriors is not None:
+            raise ValueError("`target_posteriors` need `mask_time_indices`: the loss is taken at hidden frames.")
+        check_posteriors("target_posteriors", target_posteriors, shape, self.config.num_mixture_components)
+        check_posteriors("frozen_posteriors", frozen_posteriors, shape, self.config.num_frozen_components)
+        if frozen_posteriors is not None and target_posteriors is None:
+            raise ValueError("`frozen_posteriors` are a second target: give `target_posteriors` too.")
+
         frame_mask = visible_frames = None
         if mask_time_indices is not None:
             visible = mask_time_indices.logical_not()
@@ -235,7 +257,10 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         outputs = self.sjepa(
             input_values,
             attention_mask=attention_mask,
-            mask_time_indices=mask_time_indices,
+            # Without a mask nothing is hidden; None would let SpecAugment draw one.
+            mask_time_indices=input_values.new_zeros(shape, dtype=torch.bool)
+            if mask_time_indices is None
+            else mask_time_indices,
             visible_frames=visible_frames,
             **kwargs,
         )
@@ -247,8 +272,6 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             )
             outputs.hidden_states = (*lengthened, outputs.hidden_states[-1])
         if mask_time_indices is None:
-            if target_posteriors is not None:
-                raise ValueError("`target_posteriors` need `mask_time_indices`: the loss is taken at hidden frames.")
             return SJepaForPreTrainingOutput(
                 logits=self.cluster_head(hidden_states),
                 hidden_states=outputs.hidden_states,
@@ -305,6 +328,19 @@ def sinusoids(num_positions: int, num_features: int) -> torch.Tensor:
     frequencies = torch.exp(torch.arange((num_features + 1) // 2) * (-2 * math.log(10000.0) / num_features))
     angles = torch.arange(num_positions)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :num_features]
+
+
+def check_posteriors(name: str, posteriors: torch.Tensor | None, shape: tuple[int, int], components: int | None):
+    """Raise a ValueError where targets are no floating point `(batch_size, frames, components)`."""
+    if posteriors is None:
+        return
+    if components is None:
+        raise ValueError(f"`{name}` were given to a model without a frozen mixture (`num_frozen_components`).")
+    if not posteriors.is_floating_point() or posteriors.shape != (*shape, components):
+        raise ValueError(
+            f"`{name}` must be floating point of shape {(*shape, components)} (batch_size, frames, components), but"
+            f" are {posteriors.dtype} of shape {tuple(posteriors.shape)}."
+        )
 
 
 def soft_target_divergence(logits: torch.Tensor, posteriors: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,45 @@
+"""What is promised in fp32 is fp32: whatever the model's dtype, the default dtype and autocast."""
+
+import re
+
 import pytest
 import torch
+from torch import nn
 
+from sjepa_hf import (
+    DiagonalGaussianMixture,
+    SJepaForAudioFrameClassification,
+    SJepaForCTC,
+    SJepaForPreTraining,
+    SJepaForSequenceClassification,
+    SJepaForXVector,
+    SJepaModel,
+)
 from sjepa_hf.float32 import SJepaGroupNorm, SJepaLayerNorm
+from sjepa_hf.front_end import SJepaLogMelFrontEnd
+from sjepa_hf.mixture import kmeans, nearest
+from sjepa_hf.modeling_sjepa import SJepaPositionalConvEmbedding
+from sjepa_hf.modeling_sjepa_heads import SJepaAMSoftmaxLoss, masked_mean_and_std
+from sjepa_hf.modeling_sjepa_pretraining import soft_target_divergence
+
+
+CLASSES = (
+    SJepaModel,
+    SJepaForPreTraining,
+    SJepaForCTC,
+    SJepaForSequenceClassification,
+    SJepaForAudioFrameClassification,
+    SJepaForXVector,
+)
+
+
+def autocast() -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def assert_fp32(found: torch.Tensor, exact: torch.Tensor, tolerance: float = 1e-5):
+    """Within what fp32 rounding may do; a sum or product formed in bf16 is off by a hundred times as much."""
+    torch.testing.assert_close(found.double(), exact.double(), atol=tolerance * exact.abs().max().item(), rtol=0)
 
 
 def naive(values: torch.Tensor, lengths, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
@@ -50,3 +88,170 @@ def test_norms_compute_in_fp32(dtype):
         normed = norm(values, *arguments)
         assert normed.dtype == dtype
         torch.testing.assert_close(normed.float(), norm(values.float(), *arguments), atol=0.02, rtol=0.01)
+
+
+# Under autocast
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([300, 217])])
+@pytest.mark.parametrize("backward_inside", [False, True])
+def test_group_norm_under_autocast(lengths, backward_inside):
+    norm = SJepaGroupNorm(64)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    values, direction = (torch.randn(2, 300, 64) * 3 + 5).requires_grad_(), torch.randn(2, 300, 64)
+    with autocast():
+        found = norm(values, lengths)
+        if backward_inside:
+            found.mul(direction).sum().backward()
+    if not backward_inside:
+        found.mul(direction).sum().backward()
+    gradients = values.grad.clone(), norm.weight.grad.clone(), norm.bias.grad.clone()
+    exact_norm, exact_values = SJepaGroupNorm(64).double(), values.detach().double().requires_grad_()
+    exact_norm.load_state_dict(norm.state_dict())
+    exact = naive(exact_values, [300, 300] if lengths is None else lengths, *exact_norm.parameters(), norm.eps)
+    exact.mul(direction).sum().backward()
+    assert_fp32(found, exact)
+    for gradient, wanted in zip(gradients, (exact_values, *exact_norm.parameters())):
+        assert_fp32(gradient, wanted.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_of_half_precision_frames_are_fp32(dtype):
+    """As the convolutions give them: constant frames but for one channel, whose deviation is known."""
+    values = torch.zeros(1, 3199, 64, dtype=dtype)
+    values[:, :, ::2] = 1
+    for lengths in (None, torch.tensor([3199])):
+        with autocast():
+            normed = SJepaGroupNorm(64, eps=0.0)(values, lengths)
+        assert normed.abs().eq(1).all(), "mean 1/2 and deviation 1/2, exactly"
+
+
+def test_layer_norm_under_autocast():
+    norm, values = SJepaLayerNorm(256), torch.randn(4, 256) * 3 + 20
+    with autocast():
+        assert_fp32(norm(values), nn.functional.layer_norm(values.double(), (256,)))
+
+
+def test_log_mel_under_autocast(make_config):
+    front_end, waveform = SJepaLogMelFrontEnd(make_config("log_mel")), 0.1 * torch.randn(2, 4000)
+    cosine, sine = (waveform.double().unfold(1, 400, 320) @ front_end.fourier.double()).chunk(2, dim=-1)
+    log_mel = ((cosine.square() + sine.square()) @ front_end.mel_filters.double()).clamp_min(1e-10).log()
+    with autocast():
+        assert_fp32(front_end(waveform), nn.functional.group_norm(log_mel.mT, 1).mT)
+
+
+def test_positional_convolution_under_autocast_on_a_cpu(make_config):
+    layer = SJepaPositionalConvEmbedding(make_config())  # 12 channels a group: oneDNN's bf16 would be noise
+    layer.activation = nn.Identity()
+    values, conv = torch.randn(1, 49, 48), layer.conv
+    exact = nn.functional.conv1d(
+        values.mT.double(), conv.weight.double(), conv.bias.double(), padding=8, groups=4
+    ).mT[:, :49]  # fmt: skip
+    with autocast():
+        assert_fp32(layer(values), exact)
+
+
+def test_mixture_under_autocast():
+    mixture, twin = DiagonalGaussianMixture(20, 24), DiagonalGaussianMixture(20, 24)
+    mixture.means.add_(10)
+    twin.load_state_dict(mixture.state_dict())
+    features = torch.randn(400, 24) + 10
+    with autocast():
+        found = mixture.posterior(features), mixture.log_prob(features), *mixture.expectation(features)[1]
+        mixture.update(features, decay=0.5)
+        mixture.update(features, decay=0.5, average="parameters")
+        mixture.reseed_dead(min_share=0.5)
+    wanted = twin.posterior(features), twin.log_prob(features), *twin.expectation(features)[1]
+    twin.update(features, decay=0.5)
+    twin.update(features, decay=0.5, average="parameters")
+    twin.reseed_dead(min_share=0.5)
+    for ours, theirs in zip((*found, *mixture.buffers()), (*wanted, *twin.buffers()), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_fitting_a_mixture_under_autocast():
+    features = torch.randn(600, 8) + 30
+    fits = []
+    for context in (autocast(), torch.autocast("cpu", enabled=False)):
+        mixture = DiagonalGaussianMixture(6, 8)
+        with context:
+            history = mixture.fit(features, num_iterations=3, generator=torch.Generator().manual_seed(0))
+            centroids = kmeans(features, 6, generator=torch.Generator().manual_seed(0))
+            fits.append((torch.tensor(history), centroids, nearest(features, centroids), *mixture.buffers()))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*fits))
+
+
+def test_losses_and_pooling_under_autocast(make_config, padded_batch):
+    logits, targets = torch.randn(50, 10) * 5, torch.randn(50, 10).softmax(-1)
+    values, mask = torch.randn(2, 300, 16) + 30, torch.arange(300) < torch.tensor([[300], [211]])
+    speakers, embeddings, classes = SJepaAMSoftmaxLoss(64, 5), torch.randn(8, 64), torch.arange(8) % 5
+    with autocast():
+        divergence = soft_target_divergence(logits, targets)
+        pooled = masked_mean_and_std(values, mask)
+        margin = speakers(embeddings, classes)
+    exact = (targets.double() * (targets.double().log() - logits.double().log_softmax(-1))).sum(-1)
+    assert_fp32(divergence, exact)
+    assert_fp32(pooled[0][1], values[1, :211].double().mean(0))
+    assert_fp32(pooled[1][1], values[1, :211].double().std(0))
+    normalize = nn.functional.normalize
+    cosines = normalize(embeddings.double(), dim=1) @ normalize(speakers.weight.double(), dim=0)
+    scores = 30 * (cosines - 0.4 * nn.functional.one_hot(classes, 5))
+    assert_fp32(margin, nn.functional.cross_entropy(scores, classes))
+
+    waveforms, attention_mask, lengths = padded_batch
+    model = SJepaForCTC(make_config()).eval()
+    labels = torch.tensor([[5, 6, 7, 7], [8, 9, -100, -100], [4, -100, -100, -100]])
+    with autocast():
+        output = model(waveforms, attention_mask, labels=labels)
+    log_probs = output.logits.double().log_softmax(-1).transpose(0, 1)
+    exact = nn.functional.ctc_loss(
+        log_probs, labels.clamp(min=0), model.config.num_frames(lengths), torch.tensor([4, 2, 1])
+    )
+    assert_fp32(output.loss, exact)
+
+
+# In checkpoints
+
+
+def kept(model, name: str) -> bool:
+    """Whether a tensor of this name stays in fp32 when the model is loaded in another dtype, as Transformers asks."""
+    return any(re.search(rf"(^|\.){part}(\.|$)", name) for part in model._keep_in_fp32_modules_strict)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.mark.parametrize("front_end", ["waveform", "log_mel"])
+@pytest.mark.parametrize("changes", [{}, {"num_frozen_components": 4}])
+def test_names_of_what_is_kept_exist_in_each_class(model_class, front_end, changes, make_config):
+    model = model_class(make_config(front_end, **changes))
+    names = list(model.state_dict())
+    for part in model._keep_in_fp32_modules_strict:
+        assert any(re.search(rf"(^|\.){part}(\.|$)", name) for name in names), part
+    has_mixture = {"mixture", "frozen_mixture"} & {name.split(".")[0] for name in names}
+    assert has_mixture <= model._keep_in_fp32_modules_strict
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_kept_is_made_and_loaded_in_fp32(model_class, dtype, config, tmp_path):
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        made = model_class(config)
+    finally:
+        torch.set_default_dtype(default)
+    made.save_pretrained(tmp_path)
+    for model in (made, model_class.from_pretrained(tmp_path, dtype=dtype)):
+        for name, tensor in model.state_dict().items():
+            assert tensor.dtype == (torch.float32 if kept(model, name) else dtype), name
+    assert {name for name, _ in made.named_modules() if "norm" in name.split(".")[-1]} == {
+        name for name, module in made.named_modules() if isinstance(module, SJepaLayerNorm | SJepaGroupNorm)
+    }
+
+
+def test_a_mixture_set_aside_is_kept_too(make_config):
+    model = SJepaForPreTraining(make_config())
+    model.replace_mixture(7, 5, keep_frozen=True)
+    assert kept(model, "frozen_mixture.means")
+    model.replace_mixture(3, 4)
+    assert not kept(model, "frozen_mixture.means") and kept(model, "mixture.means")

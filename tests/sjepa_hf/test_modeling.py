@@ -134,22 +134,51 @@ def test_compiles_into_one_graph(config, padded_batch, training):
         torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(config):
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("model_class", [SJepaModel, SJepaForPreTraining])
+def test_gradient_checkpointing_gives_the_same_gradients(config, model_class, reentrant):
     config.layerdrop = 0.3  # drawn inside the layer: the recomputation must draw the same
     config.hidden_dropout = 0.1
-    gradients, runs = [], []
-    model = SJepaModel(config).train()
+    gradients, runs, waveforms, inputs = [], [], torch.randn(2, 8000), {}
+    if model_class is SJepaForPreTraining:
+        mask = torch.zeros(2, 24, dtype=torch.bool)
+        mask[:, 3:9] = True
+        inputs = {"mask_time_indices": mask, "target_posteriors": torch.rand(2, 24, 10).softmax(-1)}
+    model = model_class(config).train()
     for enable in (False, True):
         if enable:
-            model.gradient_checkpointing_enable()
-            model.encoder.layers[0].attention.register_forward_pre_hook(lambda *_: runs.append(1))
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            layer = model.base_model.encoder.layers[0]
+            layer.attention.register_forward_pre_hook(lambda *_: runs.append(1))
         model.zero_grad()
         torch.manual_seed(1)
-        model(torch.randn(2, 8000)).last_hidden_state.square().mean().backward()
+        output = model(waveforms, **inputs)
+        (output.loss if inputs else output.last_hidden_state.square().mean()).backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
     for plain, checkpointed in zip(*gradients):
         torch.testing.assert_close(plain, checkpointed, atol=1e-7, rtol=1e-5)
     assert len(runs) == 2, "once forward, once more for the gradient"
+    assert not waveforms.requires_grad
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_layers_over_frozen_ones_learn_with_gradient_checkpointing(make_config, reentrant):
+    model = SJepaModel(make_config()).train().requires_grad_(False)
+    learning = [p.requires_grad_() for p in model.encoder.layers[0].attention.q_proj.parameters()]
+    learning += [model.feature_extractor.conv_layers[0].layer_norm.weight.requires_grad_()]
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    model(torch.randn(2, 8000)).last_hidden_state.square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in learning)
+    model.requires_grad_(False)
+    assert not model(torch.randn(2, 8000)).last_hidden_state.requires_grad
+
+
+def test_compiles_into_one_graph_with_gradient_checkpointing(config):
+    model = SJepaModel(config).train()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    torch._dynamo.reset()
+    torch.compile(model, fullgraph=True, backend="aot_eager")(torch.randn(2, 4000))[0].square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_layerdrop_leaves_layers_out_in_training_alone(make_config):

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from transformers import (
@@ -8,8 +10,10 @@ from transformers import (
     AutoModelForCTC,
     Trainer,
     TrainingArguments,
+    Wav2Vec2CTCTokenizer,
     WavLMConfig,
     WavLMForXVector,
+    pipeline,
 )
 
 from sjepa_hf import (
@@ -20,7 +24,8 @@ from sjepa_hf import (
     SJepaForXVector,
     SJepaModel,
 )
-from sjepa_hf.modeling_sjepa_heads import masked_mean_and_std, random_spans
+from sjepa_hf.modeling_sjepa_heads import masked_mean_and_std
+from sjepa_hf.saving import feature_extractor
 
 
 HEADS = {
@@ -172,35 +177,10 @@ def test_statistics_of_real_frames():
     assert deviation[2].abs().max() < 1e-6
 
 
-def test_random_spans_reach_their_share_on_real_frames_only():
-    lengths = torch.tensor([500, 200, 10, 0]).repeat(400)
-    mask = random_spans(lengths, 500, prob=0.2, span=10)
-    shares = mask.float().sum(1).view(400, 4).mean(0) / torch.tensor([500, 200, 1, 1])
-    # Spans overlap: fewer frames are hidden than spans would cover side by side.
-    assert 0.16 < shares[0] < 0.20 and 0.16 < shares[1] < 0.20
-    assert not mask[lengths <= 10].any() and not mask[lengths == 200][:, 200:].any()
-    runs = mask[0].int().diff(prepend=torch.tensor([0])).eq(1).sum()
-    assert mask[0].sum() >= 10 * runs  # whole spans, or several run together
-
-
 NO_DROPOUT = dict.fromkeys(
     ("hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "final_dropout", "layerdrop"),
     0.0,
 )
-
-
-@pytest.mark.parametrize("what", ["mask_time", "mask_feature"])
-def test_spec_augment_hides_while_training_only(what, make_config, padded_batch):
-    waveforms, attention_mask, _ = padded_batch
-    model = SJepaForCTC(make_config(**(NO_DROPOUT | {"mask_time_prob": 0.0, f"{what}_prob": 0.5})))
-    given = []
-    model.sjepa.register_forward_pre_hook(lambda module, args, kwargs: given.append(set(kwargs)), with_kwargs=True)
-    clean = model.eval()(waveforms, attention_mask).logits
-    hidden = model.train()(waveforms, attention_mask).logits
-    assert not torch.allclose(clean, hidden, atol=1e-3)
-    model.config.apply_spec_augment = False
-    torch.testing.assert_close(model(waveforms, attention_mask).logits, clean)
-    assert [f"{what}_indices" in names for names in given] == [False, True, False]
 
 
 @pytest.mark.parametrize("head_class", HEADS)
@@ -231,3 +211,129 @@ def test_trainer_divides_accumulated_losses(make_config, tmp_path):
         Trainer(model, arguments, train_dataset=clips).train()
         trained.append(model.classifier.weight.detach())
     torch.testing.assert_close(*trained, atol=1e-6, rtol=1e-4)
+
+
+# Labels
+
+
+@pytest.mark.parametrize("head_class", HEADS)
+@pytest.mark.parametrize("wrong", [5, 10**6, 2**40, -1, -99])
+def test_labels_of_no_class_get_a_sentence(head_class, wrong, make_config, padded_batch):
+    waveforms, attention_mask, _ = padded_batch
+    model, labels = head_class(make_config(vocab_size=5, **SMALL)), labels_for(head_class).clamp(max=4)
+    labels.view(-1)[0] = wrong
+    size = "vocab_size" if head_class is SJepaForCTC else "num_labels"
+    with pytest.raises(ValueError, match=f"hold {wrong}, but with `{size}` 5 they go from 0 to 4, or are -100"):
+        model(waveforms, attention_mask, labels=labels)
+
+
+@pytest.mark.parametrize("head_class", HEADS)
+def test_labels_of_another_type_or_shape_get_a_sentence(head_class, make_config, padded_batch):
+    waveforms, attention_mask, _ = padded_batch
+    model, labels = head_class(make_config(**SMALL)).eval(), labels_for(head_class)
+    for wrong in (labels.float(), labels.clamp(min=0).bool()):
+        with pytest.raises(ValueError, match="must be integers"):
+            model(waveforms, attention_mask, labels=wrong)
+    for wrong in (labels[:2], torch.cat([labels, labels]), torch.tensor(3)):
+        with pytest.raises(ValueError, match="must have shape"):
+            model(waveforms, attention_mask, labels=wrong)
+    expected = model(waveforms, attention_mask, labels=labels).loss
+    torch.testing.assert_close(model(waveforms, attention_mask, labels=labels.int()).loss, expected)
+
+
+@pytest.mark.parametrize("head_class", HEADS)
+def test_a_label_of_minus_100_leaves_its_clip_out(head_class, make_config, padded_batch):
+    waveforms, attention_mask, _ = padded_batch
+    model, labels = head_class(make_config(**SMALL)).eval(), labels_for(head_class)
+    labels[1] = -100
+    loss = model(waveforms, attention_mask, labels=labels).loss
+    kept = torch.tensor([0, 2])
+    alone = model(waveforms[kept], attention_mask[kept], labels=labels[kept]).loss
+    # The mean of CTC losses runs over all clips; one without labels costs what its blanks cost.
+    assert loss.isfinite() if head_class is SJepaForCTC else torch.allclose(loss, alone, atol=1e-5)
+
+
+def test_frames_want_labels_of_their_own_number(make_config):
+    model = SJepaForAudioFrameClassification(make_config(**SMALL))
+    for shape in ((2, 23), (2, 25), (2, 24, 4), (2,)):
+        with pytest.raises(ValueError, match=r"shape \(2, 24\) \(batch_size, frames\) or, one-hot, \(2, 24, 5\)"):
+            model(torch.randn(2, 8000), labels=torch.zeros(shape, dtype=torch.long))
+
+
+def test_labels_of_padded_frames_may_be_anything(make_config, padded_batch):
+    waveforms, attention_mask, _ = padded_batch
+    labels = torch.randint(5, (3, 49))
+    labels[1, 27:], labels[2, 1:] = 77, -3
+    model = SJepaForAudioFrameClassification(make_config(**SMALL))
+    assert model(waveforms, attention_mask, labels=labels).loss.isfinite()
+
+
+def test_ctc_wants_a_blank(make_config):
+    with pytest.raises(ValueError, match="`pad_token_id` is None, but CTC needs a blank"):
+        SJepaForCTC(make_config(pad_token_id=None))
+
+
+# What padding writes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("blank", [0, 31])
+def test_padded_frames_are_certain_blanks(dtype, blank, make_config, padded_batch):
+    waveforms, attention_mask, lengths = padded_batch
+    lengths[2], attention_mask[2, 300:] = 300, 0  # shorter than one frame
+    model = SJepaForCTC(make_config(pad_token_id=blank)).to(dtype).eval()
+    logits = model(waveforms, attention_mask).logits
+    padded = torch.arange(49) >= model.config.num_frames(lengths)[:, None]
+    assert padded.sum(1).tolist() == [0, 22, 49]
+    assert logits.dtype == dtype and logits.isfinite().all()
+    certain = torch.nn.functional.one_hot(torch.tensor(blank), 32).to(dtype)
+    assert logits.softmax(-1)[padded].eq(certain).all()
+    assert (logits.softmax(-1)[~padded] < 1).all()
+    assert logits.float().log_softmax(-1).isfinite().all()
+
+
+def test_blanks_of_padding_leave_loss_and_gradients_alone(make_config, padded_batch):
+    """In the batch and clip by clip; what the padded frames hold does not reach them."""
+    waveforms, attention_mask, lengths = padded_batch
+    model = SJepaForCTC(make_config(ctc_loss_reduction="sum")).eval()
+    labels = labels_for(SJepaForCTC)
+    model(waveforms, attention_mask, labels=labels).loss.backward()
+    together = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    sum(model(waveforms[i : i + 1, :n], labels=labels[i : i + 1]).loss for i, n in enumerate(lengths)).backward()
+    for name, parameter in model.named_parameters():
+        scale = parameter.grad.abs().max().item()
+        torch.testing.assert_close(together[name], parameter.grad, atol=1e-4 * scale + 1e-6, rtol=1e-3)
+
+
+@pytest.fixture
+def transcriber(make_config, tmp_path):
+    """A pipeline that writes a letter nearly every frame."""
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]
+    (tmp_path / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+    tokenizer = Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"))
+    model = SJepaForCTC(make_config("log_mel", vocab_size=32)).eval()
+    torch.nn.init.normal_(model.lm_head.weight)
+    return pipeline(
+        "automatic-speech-recognition", model=model, tokenizer=tokenizer, feature_extractor=feature_extractor(),
+        device="cpu",
+    )  # fmt: skip
+
+
+def test_each_clip_of_a_batch_has_its_own_text(transcriber):
+    clips = [torch.randn(n).numpy() for n in (16000, 3000, 450, 9037, 16000, 720)]
+    alone = [transcriber(clip)["text"] for clip in clips]
+    assert all(len(text) > 0 for text in alone)
+    for batch_size in (2, 4, 6):
+        assert [found["text"] for found in transcriber(clips, batch_size=batch_size)] == alone
+    assert [found["text"] for found in transcriber(clips[::-1], batch_size=6)] == alone[::-1]
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_length_s": 0.5}, {"chunk_length_s": 0.5, "stride_length_s": 0.1}])
+def test_texts_times_and_chunks_do_not_depend_on_the_batch(transcriber, options):
+    clips = [torch.randn(n).numpy() for n in (16000, 7000, 12345)]
+    alone = [transcriber(clip, return_timestamps="word", **options) for clip in clips]
+    together = list(transcriber(clips, batch_size=4, return_timestamps="word", **options))
+    assert together == alone
+    for clip, found in zip(clips, alone):
+        assert found["chunks"][-1]["timestamp"][1] <= len(clip) / 16000

@@ -240,3 +240,23 @@ def test_a_clip_beyond_the_table_of_positions_is_an_error(make_config):
     mask[:, :5] = True
     with pytest.raises(ValueError, match="20 frames.*0.4 s.*has 49"):
         model(torch.randn(1, 16000), mask_time_indices=mask)
+
+
+def test_targets_that_do_not_fit_get_a_sentence(make_config, masked_batch):
+    inputs, _ = masked_batch
+    model, targets = SJepaForPreTraining(make_config()), inputs["target_posteriors"]
+    for wrong in (targets[:, :, :9], targets[:, :48], torch.cat([targets, targets], 1), targets[:2], targets.long()):
+        with pytest.raises(ValueError, match=r"`target_posteriors` must be floating point of shape \(3, 49, 10\)"):
+            model(**(inputs | {"target_posteriors": wrong}))
+    with pytest.raises(ValueError, match="without a frozen mixture"):
+        model(**inputs, frozen_posteriors=targets)
+    model.replace_mixture(7, 5, keep_frozen=True)
+    inputs["target_posteriors"] = targets[:, :, :7]
+    with pytest.raises(ValueError, match=r"`frozen_posteriors` must be floating point of shape \(3, 49, 10\)"):
+        model(**inputs, frozen_posteriors=targets[:, :, :7], frozen_weight=0.5)
+    with pytest.raises(ValueError, match="second target"):
+        model(**(inputs | {"target_posteriors": None}), frozen_posteriors=targets)
+    with pytest.raises(ValueError, match=r"`mask_time_indices` must be bool of shape \(3, 49\)"):
+        model(**(inputs | {"mask_time_indices": inputs["mask_time_indices"].long()}))
+    with pytest.raises(ValueError, match="channel"):
+        model(inputs["input_values"][:, None])
