@@ -1,5 +1,19 @@
 """S-JEPA for Hugging Face Transformers. Importing the package registers it with the Auto classes."""
 
+from importlib.util import find_spec
+
+
+if find_spec("torchaudio"):  # not needed here, but transformers imports it wherever it is installed
+    try:
+        import torchaudio  # noqa: F401
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise ImportError(
+            f"The installed torchaudio is built for another torch and cannot be imported ({error}), and transformers"
+            " imports it. sjepa_hf needs none: `pip uninstall torchaudio`, or install the build that belongs to your"
+            " torch (for the CPU: `pip install --force-reinstall --no-deps torchaudio --index-url"
+            " https://download.pytorch.org/whl/cpu`)."
+        ) from None
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -10,6 +24,7 @@ from transformers import (
     AutoModelForPreTraining,
 )
 
+from . import auto_classes  # noqa: F401  (registers processor and tokenizer)
 from .configuration_sjepa import SJepaConfig
 from .mixture import DiagonalGaussianMixture, SufficientStatistics
 from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel

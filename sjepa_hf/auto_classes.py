@@ -1,6 +1,15 @@
-"""All classes in one module. `auto_map` points here, so that a checkpoint's code always travels as a whole."""
+"""
+All classes in one module. `auto_map` points here, so that a checkpoint's code always travels as a whole. Processor
+and tokenizer are registered here, so that Transformers knows them with a checkpoint's code alone too.
+"""
 
-from .configuration_sjepa import SJepaConfig
+from transformers import AutoProcessor, Wav2Vec2Processor
+from transformers.models.auto import tokenization_auto
+
+from .configuration_sjepa import SJepaConfig  # first: it says which transformers is needed
+from .float32 import Float32Buffers  # noqa: F401  (an old transformers copies only the files that are named here)
+from .front_end import build_front_end  # noqa: F401
+from .mixture import DiagonalGaussianMixture  # noqa: F401
 from .modeling_sjepa import SJepaModel
 from .modeling_sjepa_heads import (
     SJepaForAudioFrameClassification,
@@ -10,6 +19,11 @@ from .modeling_sjepa_heads import (
 )
 from .modeling_sjepa_pretraining import SJepaForPreTraining
 
+
+AutoProcessor.register(SJepaConfig, Wav2Vec2Processor, exist_ok=True)
+# Transformers' own CTC script asks for the tokenizer of the type "sjepa", which is looked for here alone.
+if hasattr(tokenization_auto, "TOKENIZER_MAPPING_NAMES"):
+    tokenization_auto.TOKENIZER_MAPPING_NAMES["sjepa"] = "Wav2Vec2CTCTokenizer"
 
 __all__ = [
     "SJepaConfig",

@@ -4,6 +4,17 @@ import math
 import shutil
 from pathlib import Path
 
+import transformers
+from packaging.version import Version
+
+
+# Here, since this file is the first that runs, of the package and of the code beside a checkpoint alike.
+if Version(transformers.__version__).release < (5, 21):
+    raise ImportError(
+        f"S-JEPA needs transformers>=5.21, and {transformers.__version__} is installed:"
+        " `pip install --upgrade transformers`."
+    )
+
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 

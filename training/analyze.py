@@ -25,9 +25,9 @@ import matplotlib
 import numpy as np
 import torch
 import transformers
-from torchaudio.transforms import MelSpectrogram
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForPreTraining
+from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.command import command
@@ -280,8 +280,10 @@ def draw_utterance(utterance: Utterance, posteriors: np.ndarray, path: Path) -> 
 
 
 def _draw_spectrogram(panel, samples: np.ndarray) -> None:
-    mel = MelSpectrogram(SAMPLING_RATE, n_fft=512, win_length=400, hop_length=160, n_mels=80)
-    decibels = 10 * mel(torch.from_numpy(samples)).clamp_min(1e-10).log10().numpy()  # [80, 10 ms frames]
+    mel_filters = mel_filter_bank(257, 80, 0.0, SAMPLING_RATE / 2, SAMPLING_RATE, mel_scale="htk")
+    window = window_function(400, "hann")
+    mel = spectrogram(samples, window, 400, 160, fft_length=512, power=2.0, mel_filters=mel_filters)
+    decibels = 10 * np.log10(mel.clip(1e-10))  # [80, 10 ms frames]
     top = decibels.max()
     edge = 80 / SAMPLING_RATE  # half a hop: frames are centred on multiples of it
     extent = (-edge, decibels.shape[1] * 0.01 - edge, 0, 80)

@@ -6,19 +6,16 @@ import math
 import os
 from collections import Counter, deque
 from collections.abc import Sequence
-from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import fsspec
 import numpy as np
 import soundfile
-import torch
 from datasets import Dataset, IterableDataset
-from torchaudio.transforms import Resample
 
 from sjepa_hf.command import UserError
+from sjepa_hf.resampling import resample
 
 
 logger = logging.getLogger(__name__)
@@ -112,7 +109,7 @@ def read_audio(
         raise BadAudio("corrupt", "the header promises samples, the file has none")
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     check_samples(mono)
-    mono = _resample(mono, rate)
+    mono = resample(mono, rate)
     if max_seconds is not None:
         mono = mono[: round(max_seconds * SAMPLING_RATE)]
     if len(mono) < max(MIN_SAMPLES, min_seconds * SAMPLING_RATE):
@@ -162,22 +159,6 @@ def check_samples(samples: np.ndarray) -> None:
         raise BadAudio("corrupt", f"peak {max(-lowest, highest):.3g}, full scale is 1")
     if highest - lowest < SILENCE:
         raise BadAudio("silent")
-
-
-def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    if rate == SAMPLING_RATE:
-        return samples
-    # Rates without a large common divisor would need a huge filter; the nearest ratio is off by less than 1 in 1000.
-    ratio = Fraction(rate, SAMPLING_RATE).limit_denominator(640)
-    if ratio == 1:
-        return samples
-    with torch.no_grad():
-        return _resampler(ratio.numerator, ratio.denominator)(torch.from_numpy(np.ascontiguousarray(samples))).numpy()
-
-
-@lru_cache(maxsize=16)
-def _resampler(source_rate: int, target_rate: int) -> Resample:
-    return Resample(source_rate, target_rate)
 
 
 class Clip(NamedTuple):

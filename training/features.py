@@ -1,10 +1,12 @@
 """MFCC features of the first phase's mixture: 13 coefficients with deltas and delta-deltas for each frame."""
 
+import math
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torchaudio.functional import create_dct, melscale_fbanks
+from transformers.audio_utils import mel_filter_bank
 
 
 SAMPLING_RATE = 16000
@@ -44,10 +46,10 @@ class MfccFeatures(nn.Module):
         super().__init__()
         self.center = center
         self.subtract_mean = subtract_mean
-        mel_bands = melscale_fbanks(WINDOW // 2 + 1, 0.0, SAMPLING_RATE / 2, NUM_MELS, SAMPLING_RATE)
+        mel_bands = mel_filter_bank(WINDOW // 2 + 1, NUM_MELS, 0.0, SAMPLING_RATE / 2, SAMPLING_RATE, mel_scale="htk")
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
-        self.register_buffer("mel_bands", mel_bands, persistent=False)
-        self.register_buffer("cosines", create_dct(NUM_COEFFICIENTS, NUM_MELS, "ortho"), persistent=False)
+        self.register_buffer("mel_bands", torch.as_tensor(mel_bands, dtype=torch.float32), persistent=False)
+        self.register_buffer("cosines", torch.as_tensor(_cosines(), dtype=torch.float32), persistent=False)
 
     @torch.no_grad()
     def forward(self, input_values: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -121,6 +123,13 @@ FRAME_FEATURES = {
 def num_features(name: str) -> int:
     """Values per frame of one of `FRAME_FEATURES`."""
     return FRAME_FEATURES[name]().num_features
+
+
+def _cosines() -> np.ndarray:
+    """Orthonormal DCT-II from mel bands to cepstral coefficients, `(23, 13)`."""
+    bands, coefficients = np.arange(NUM_MELS)[:, None], np.arange(NUM_COEFFICIENTS)
+    cosines = np.cos(math.pi / NUM_MELS * (bands + 0.5) * coefficients)
+    return cosines * np.where(coefficients == 0, math.sqrt(1 / NUM_MELS), math.sqrt(2 / NUM_MELS))
 
 
 def _deltas(features: Tensor, last_frame: Tensor) -> Tensor:

@@ -2,18 +2,17 @@
 
 import math
 import os
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import soundfile
 import torch
-from torchaudio.functional import resample
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCTC, AutoModelForPreTraining, AutoProcessor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
+from sjepa_hf.resampling import resample
 
 
 SAMPLING_RATE = 16000
@@ -97,9 +96,7 @@ def read_clip(path: str) -> Clip:
         raise ValueError(f"This clip lasts {len(samples) / rate:.3f} s; at least {MIN_SECONDS} s are needed.")
     if np.ptp(samples) < SILENCE:
         raise ValueError("This clip is silent; record or choose one with speech.")
-    # Rates without a large common divisor would need a huge filter; the nearest ratio is off by less than 1 in 1000.
-    ratio = Fraction(rate, SAMPLING_RATE).limit_denominator(640)
-    samples = resample(torch.from_numpy(samples), ratio.numerator, ratio.denominator).numpy()
+    samples = resample(samples, rate)
     return Clip(samples[: MAX_SECONDS * SAMPLING_RATE], num_samples / rate)
 
 

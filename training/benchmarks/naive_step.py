@@ -11,11 +11,9 @@ import math
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torchaudio.functional import compute_deltas
-from torchaudio.transforms import MFCC
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining
-from training.features import frame_lengths
+from training.features import MfccFeatures, frame_lengths
 
 
 CHUNK = 500  # frames whose [N, K, D] differences are held at a time
@@ -100,11 +98,8 @@ class NaiveStep:
 
 
 def clip_mfcc(waveform: Tensor) -> Tensor:
-    """MFCC with deltas of one clip `(num_samples,)` by torchaudio: `(num_frames, 39)`."""
-    melkwargs = {"n_fft": 400, "hop_length": 320, "n_mels": 23, "center": False}
-    mfcc = MFCC(16000, 13, melkwargs=melkwargs).to(waveform.device)(waveform)
-    deltas = compute_deltas(mfcc)
-    return torch.cat([mfcc, deltas, compute_deltas(deltas)]).T
+    """MFCC with deltas of one clip `(num_samples,)`: `(num_frames, 39)`."""
+    return MfccFeatures().to(waveform.device)(waveform[None])[0]
 
 
 @torch.no_grad()

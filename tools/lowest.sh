@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Tries the lower bounds of pyproject.toml: installs the lowest version of every direct dependency into .venv-lowest and
+# runs the fast tests there.
+#
+#   make lowest                       # or tools/lowest.sh; `make env` first
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python=.venv/bin/python
+venv=.venv-lowest
+skip() { echo "SKIPPED: the lower bounds are not tried: $1" >&2; exit 0; }
+
+"$python" -m uv --version >/dev/null 2>&1 || "$python" -m pip --disable-pip-version-check install --quiet uv ||
+    skip "uv cannot be installed"
+"$python" -m venv --clear "$venv"
+resolved="$venv/lowest.txt"
+if ! "$python" -m uv pip compile --quiet --resolution lowest-direct --all-extras --python "$venv/bin/python" \
+    --no-annotate --output-file "$resolved" pyproject.toml 2>"$venv/errors.txt"; then
+    cat "$venv/errors.txt" >&2
+    # A bound that nothing satisfies is a fault of ours; an index that does not answer is not.
+    grep -qiE "failed to fetch|error sending request|connect|timed out|dns" "$venv/errors.txt" || exit 1
+    skip "the package index does not answer"
+fi
+
+# torch without its CUDA libraries, then all the rest as it was resolved.
+tools/install_torch.sh "$venv" "$(grep '^torch==' "$resolved")"
+grep -vE '^(torch|triton|nvidia-.*|cuda-.*)==' "$resolved" >"$venv/rest.txt"
+"$python" -m uv pip install --quiet --no-deps --python "$venv/bin/python" --requirement "$venv/rest.txt"
+
+# One test file for each thing that is built on.
+PYTHONPATH="$PWD" "$venv/bin/python" -m pytest -q -p no:cacheprovider \
+    tests/sjepa_hf/test_modeling.py
