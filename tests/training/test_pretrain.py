@@ -15,8 +15,9 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTrainin
 
 from sjepa_hf import SJepaModel
 from training import pretrain
-from training.checkpointing import checkpoints, damage, find_checkpoint, load_loop_state
+from training.checkpointing import damage, load_loop_state
 from training.monitoring import read_history
+from training.resuming import checkpoints, find_checkpoint
 from training.targets import MfccTargets, OnlineTargets
 
 
