@@ -14,7 +14,6 @@ after a fault, which the last line names.
 
 import logging
 import os
-import shutil
 import sys
 import time
 from contextlib import nullcontext
@@ -34,7 +33,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object, set_seed
 from filelock import FileLock
-from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
@@ -45,8 +43,8 @@ from training.arguments import Arguments, choose_precision, parse_arguments
 from training.audio import BadAudioError
 from training.augmentation import augment
 from training.building import build_model, build_optimizer, frozen_targets, online_targets
-from training.checkpointing import LoopState
 from training.corpus import DataPosition
+from training.fits import MixtureFits
 from training.interruption import Interrupted, Interruption, Stop
 from training.layer_choice import LayerChoice
 from training.memory import keep_freed_memory
@@ -56,8 +54,9 @@ from training.ranks import COLLECTIVE_TIMEOUT, Meeting, check_ranks_agree, is_lo
 from training.reading import TrainingData
 from training.record import base_of, write_record
 from training.resuming import FINAL
+from training.saver import Saver
 from training.schedules import Schedule
-from training.targets import MfccTargets, OnlineTargets, fit_mixture, layer_ranks, sample_frames, to_device
+from training.targets import MfccTargets, OnlineTargets, layer_ranks, to_device
 
 
 logger = logging.getLogger(__name__)
@@ -65,8 +64,6 @@ logger = logging.getLogger(__name__)
 RESEED_EVERY = 100  # steps between two looks for dead mixture components
 ENTROPY_FRAMES = 20_000  # frames in the final histogram of predictor entropy
 INTERRUPTED = "interrupted"  # file in the output directory of a run that a signal has ended
-MAX_FAILED_SAVES = 3  # checkpoints in a row that could not be written, that end the run
-LONG_FIT = 60.0  # seconds of fitting a mixture that are worth a checkpoint
 
 
 @command
@@ -74,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the pretraining that the command line asks for."""
     try:
         run = Pretraining(parse_arguments(argv))
-    except AlreadyFinished as finished:
+    except resuming.AlreadyFinished as finished:
         logger.info("%s", finished)
         return
     try:
@@ -94,10 +91,6 @@ def main(argv: list[str] | None = None) -> None:
         if run.accelerator.is_main_process:
             (run.output_dir / INTERRUPTED).write_text(stop.reason + "\n")
         sys.exit(stop.status)
-
-
-class AlreadyFinished(Exception):
-    """The run that is to be resumed has come to its end; the message says so."""
 
 
 class Pretraining:
@@ -138,18 +131,10 @@ class Pretraining:
         self.schedule = Schedule(arguments)
         self.interruption = Interruption()
         self.meeting = Meeting(self.accelerator, self.interruption)
+        at_each_save = self.publisher if run.hub_strategy == "every_save" else None
+        self.saver = Saver(self.interruption, at_each_save, run.save_total_limit)
         self.layer_choice = LayerChoice(settings.start_layer, settings.layer_score_decay, settings.follows_ranks)
-        self.state = LoopState()
-        resumed = None
-        if run.resume_from_checkpoint:
-            resumed = resuming.find_for_all(self.output_dir, run.resume_from_checkpoint, self.accelerator)
-        if resumed:
-            self.state = checkpointing.load_loop_state(resumed)
-            done, total = self.state.step, self.schedule.total_steps
-            if resuming.is_finished(self.output_dir, resumed, done, total) and not run.push_to_hub:
-                self.lock.release()
-                raise AlreadyFinished(f"{resumed} is finished: it has taken {done} steps of {total}.")
-            resuming.settle(resumed, arguments, self.state)
+        resumed, self.state = resuming.begin(arguments, self.accelerator, self.lock)
         set_seed(run.seed)
         self.model = build_model(arguments, resumed, self.accelerator)
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, run))
@@ -163,7 +148,7 @@ class Pretraining:
         if resumed:
             self._restore(resumed)
         self._broken = torch.zeros(2, device=self.accelerator.device)  # steps without update: in a row, in all
-        self._failed_saves = 0
+        self.fits = MixtureFits(arguments, self.data, self.accelerator, self.meeting)
         self._wrap()
 
     def _restore(self, checkpoint: Path) -> None:
@@ -179,15 +164,7 @@ class Pretraining:
             self.data.restore_clips(self.state.clips_seen, self.state.clips_skipped)
         same_draws = checkpointing.load_random_state(checkpoint, self.accelerator.process_index)
         logger.info("Resumed from %s at step %d.", checkpoint, self.state.step)
-        before, now = (self.state.processes, self.state.accumulation), (self.ranks, self._accumulation)
-        if before != now or not same_draws:
-            logger.warning(
-                "%d processes with %d micro-batches a step have become %d with %d: weights, optimizer, EMA encoder,"
-                " mixture, schedules and layer scores go on as they were; dropout draws differ from now on%s.",
-                *before,
-                *now,
-                "" if before[0] * before[1] == now[0] * now[1] else ", and a step now sees another amount of audio",
-            )
+        resuming.tell_other_split(self.state, self.ranks, self._accumulation, same_draws)
 
     # The algorithm
 
@@ -204,7 +181,7 @@ class Pretraining:
         except Interrupted:
             stop = self.meeting.reason()
             if self.state.step != self._saved_step:
-                self.save(self.output_dir / f"checkpoint-{self.state.step}")
+                self.save_step()
             self.accelerator.end_training()
             return stop
         return None
@@ -218,7 +195,9 @@ class Pretraining:
             self.accelerator, self.output_dir, self.schedule.total_steps, state.step, self.model.config.hidden_size
         )
         if not self._fitted and self.schedule.phase(0) == 1:
-            self.fit_mfcc_mixture()
+            self.fits.mfcc(self.targets)
+            self._saved_step = None
+            self.save_long_fit()
         while state.step < self.schedule.total_steps:
             if self.schedule.phase(state.step) == 2 and isinstance(self.targets, MfccTargets):
                 self.begin_phase_2()
@@ -299,9 +278,9 @@ class Pretraining:
         settings = self.arguments.targets
         size = settings.phase2_components, settings.target_dims or self.model.config.hidden_size
         targets = self._online_targets(DiagonalGaussianMixture(*size).to(self.accelerator.device))
-        self.seed(targets, settings.seed_frames, salt=1)
+        mixture = self.fits.online(targets, self.layer_choice.active, settings.seed_frames, salt=1)
         self.model.replace_mixture(*size, keep_frozen=settings.keeps_frozen)
-        self.model.mixture.load_state_dict(targets.mixture.state_dict())
+        self.model.mixture.load_state_dict(mixture.state_dict())
         targets.mixture = self.model.mixture
         self.targets = targets
         self._keep_frozen_targets()
@@ -316,7 +295,7 @@ class Pretraining:
     def follow_layer(self) -> None:
         """Other clusters, after the layer that makes the targets has changed."""
         salt = self.state.step
-        self.seed(self.targets, self.arguments.targets.reseed_frames, salt)
+        self.fits.online(self.targets, self.layer_choice.active, self.arguments.targets.reseed_frames, salt)
         self.restart_head(salt)
         self.state.seeding_due = False
         self.save_long_fit()
@@ -350,45 +329,7 @@ class Pretraining:
             logger.info("Step %d: layer %d now has the highest effective rank.", state.step, self.layer_choice.active)
             state.seeding_due = settings.reseed_on_layer_switch
         if state.step % run.save_steps == 0:
-            self.save(self.output_dir / f"checkpoint-{state.step}")
-            if self.accelerator.is_main_process:
-                resuming.prune_checkpoints(self.output_dir, run.save_total_limit)
-
-    # Mixtures
-
-    def fit_mfcc_mixture(self) -> None:
-        """Phase 1's mixture: a uniform sample of the corpus's MFCC frames, k-means, EM."""
-        settings = self.arguments.targets
-        logger.info("Reading up to %g hours for the MFCC mixture.", settings.fit_hours)
-        seed = self.arguments.run.seed
-        self._fit_began = time.monotonic()
-        sample = sample_frames(
-            self.targets.features,
-            self.data.fresh_pass(salt=0),
-            settings.fit_frames,
-            seed,
-            self.accelerator,
-            max_seconds=settings.fit_hours * 3600,
-            batches_a_round=self.data.readers_here,
-            meeting=self.meeting,
-        )
-        fit_mixture(self.model.mixture, sample, seed, self.accelerator, self.meeting, **settings.fit_options())
-        self._saved_step = None
-        self.save_long_fit()
-
-    def seed(self, targets: OnlineTargets, num_frames: int, salt: int) -> None:
-        """Fit the online mixture to the EMA encoder's features, on audio of a pass of its own."""
-        layers = targets.target_features.layers or (self.layer_choice.active,)
-        logger.info("Seeding the mixture on features of layer %s.", ", ".join(map(str, layers)))
-        self._fit_began = time.monotonic()
-        targets.seed(
-            self.data.fresh_pass(salt=salt),
-            num_frames,
-            self.arguments.run.seed + salt,
-            batches_a_round=self.data.readers_here,
-            meeting=self.meeting,
-            **self.arguments.targets.fit_options(),
-        )
+            self.save_step()
 
     def restart_head(self, salt: int) -> None:
         """
@@ -400,13 +341,6 @@ class Pretraining:
             self.model.reset_last_layer()
         for parameter in self.model.cluster_head.output.parameters():
             self.optimizer.state.pop(parameter, None)
-
-    def save_long_fit(self) -> None:
-        """Save a mixture whose fit took long, so that it is never made twice, however short the run may live."""
-        self.data.take()
-        took = self.meeting.sum(time.monotonic() - self._fit_began)[0] / self.ranks
-        if took >= LONG_FIT:
-            self.save(self.output_dir / f"checkpoint-{self.state.step}")
 
     # Bookkeeping
 
@@ -507,34 +441,33 @@ class Pretraining:
         random_states = gather_object([checkpointing.random_state()])
         self._saved_step = self.state.step
         if self.accelerator.is_main_process:
-            try:
-                checkpointing.save_checkpoint(
-                    directory,
-                    self.model,
-                    online,
-                    self.optimizer,
-                    self.accelerator.scaler,
-                    random_states,
-                    state,
-                    self.arguments.to_dict(),
-                )
-                self._failed_saves = 0
-                if self.publisher and directory.name != FINAL and self.arguments.run.hub_strategy == "every_save":
-                    self.publisher.checkpoint(directory, revision=f"step-{state.step}")
-            except (OSError, SafetensorError, RuntimeError) as error:
-                self._failed_saves += 1
-                free = shutil.disk_usage(self.output_dir).free / 2**20
-                in_a_row = f"{self._failed_saves} in a row, {free:.0f} MiB free there"
-                logger.error("%s could not be written (%s): %s.", directory, in_a_row, error)
-                if self._failed_saves >= MAX_FAILED_SAVES:
-                    self.interruption.ask(1, f"{self._failed_saves} checkpoints in a row could not be written")
+            self.saver.write(
+                directory,
+                self.state.step,
+                self.model,
+                online,
+                self.optimizer,
+                self.accelerator.scaler,
+                random_states,
+                state,
+                self.arguments.to_dict(),
+            )
         self.accelerator.wait_for_everyone()
+
+    def save_step(self) -> None:
+        """The checkpoint of the last finished step."""
+        self.save(self.output_dir / f"checkpoint-{self.state.step}")
+
+    def save_long_fit(self) -> None:
+        """A mixture whose fit took long is saved at once."""
+        if self.fits.was_long:
+            self.save_step()
 
     def finish(self) -> None:
         """The final checkpoint and the pictures beside it."""
         final = self.output_dir / FINAL
         self.save(final)
-        if self._failed_saves:
+        if self.saver.failed:
             raise OSError(f"{final} could not be written: free space and resume from the last checkpoint.")
         seconds = self.seconds_heard()
         entropy = predictor_entropy(self.model, self.data.fresh_pass(salt=2), ENTROPY_FRAMES, self.accelerator)

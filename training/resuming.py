@@ -93,6 +93,33 @@ def clear_left_overs(output_dir: Path) -> None:
             logger.warning("%s, left by a run that was killed, cannot be deleted: %s.", path, error)
 
 
+class AlreadyFinished(Exception):
+    """The run that is to be resumed has come to its end; the message says so."""
+
+
+def begin(arguments: Arguments, accelerator: Accelerator, lock: FileLock) -> tuple[Path | None, LoopState]:
+    """
+    Where a run begins: the checkpoint that it is resumed from, with its loop state, or None and a new one. Settings
+    that have had their effect are put back, as `settle` says. Every rank must ask.
+
+    Raises:
+        ValueError: if there is no such checkpoint, it is damaged, or the settings do not fit it.
+        AlreadyFinished: if the run has come to its end.
+    """
+    run, output_dir = arguments.run, Path(arguments.run.output_dir)
+    checkpoint = None
+    if run.resume_from_checkpoint:
+        checkpoint = find_for_all(output_dir, run.resume_from_checkpoint, accelerator)
+    if checkpoint is None:
+        return None, LoopState()
+    state, total = load_loop_state(checkpoint), Schedule(arguments).total_steps
+    if is_finished(output_dir, checkpoint, state.step, total) and not run.push_to_hub:
+        lock.release()
+        raise AlreadyFinished(f"{checkpoint} is finished: it has taken {state.step} steps, and {total} are asked for.")
+    settle(checkpoint, arguments, state)
+    return checkpoint, state
+
+
 def find_for_all(output_dir: Path, asked: str, accelerator: Accelerator) -> Path | None:
     """`find_checkpoint` on the main process, its answer (or its error) on all."""
     answer = [None, None]
@@ -287,3 +314,16 @@ def check_rate(directory: Path, arguments: Arguments, step: int, old_rate: float
     rate = schedule.learning_rate(step)
     if abs(rate - old_rate) > 1e-9 * max(rate, old_rate):
         logger.warning("The learning rate goes on at %.3g; by the settings before it would be %.3g.", rate, old_rate)
+
+
+def tell_other_split(state: LoopState, ranks: int, accumulation: int, same_draws: bool) -> None:
+    """Say what another number of ranks or micro-batches than the checkpoint's means."""
+    before, now = (state.processes, state.accumulation), (ranks, accumulation)
+    if before != now or not same_draws:
+        logger.warning(
+            "%d processes with %d micro-batches a step have become %d with %d: weights, optimizer, EMA encoder,"
+            " mixture, schedules and layer scores go on as they were; dropout draws differ from now on%s.",
+            *before,
+            *now,
+            "" if before[0] * before[1] == now[0] * now[1] else ", and a step now sees another amount of audio",
+        )
