@@ -4,10 +4,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from transformers import Wav2Vec2FeatureExtractor
+
+
+INCOMPLETE, PREVIOUS = ".incomplete", ".previous"  # endings of a directory being written, and of one being replaced
 
 
 def feature_extractor() -> Wav2Vec2FeatureExtractor:
@@ -27,9 +30,9 @@ def written_aside(directory: str | Path) -> Iterator[Path]:
         `Path` of an empty directory to write into; it is deleted again if the block raises.
     """
     directory = Path(directory)
-    aside = directory.with_name(directory.name + ".incomplete")
-    previous = directory.with_name(directory.name + ".previous")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = directory.with_name(directory.name + INCOMPLETE)
+    previous = directory.with_name(directory.name + PREVIOUS)
+    remove(aside)
     aside.mkdir(parents=True)
     try:
         yield aside
@@ -37,11 +40,12 @@ def written_aside(directory: str | Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     _flush(aside)
-    if directory.exists():
-        shutil.rmtree(previous, ignore_errors=True)
+    if os.path.lexists(directory):
+        remove(previous)
         os.replace(directory, previous)
     os.replace(aside, directory)
-    shutil.rmtree(previous, ignore_errors=True)
+    with suppress(OSError):
+        remove(previous)
 
 
 @contextmanager
@@ -66,6 +70,14 @@ def write_text_aside(path: str | Path, text: str) -> None:
     path = Path(path)
     with files_written_aside(path.parent) as aside:
         (aside / path.name).write_text(text, encoding="utf-8")
+
+
+def remove(path: Path) -> None:
+    """Delete a directory, a file, or a link (not what it leads to), if it is there. Raises OSError where it cannot."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def _flush(directory: Path) -> None:

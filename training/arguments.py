@@ -68,6 +68,10 @@ class MaskingArguments:
 
     def __post_init__(self):
         check_ranges(self, positive="mask_prob", at_least_1="mask_span", share="mask_prob p_mix p_noise")
+        if self.mask_prob == 1:
+            raise ValueError(
+                "`mask_prob` must be below 1: every clip keeps a visible frame (0.65 is the published value)."
+            )
         if self.p_mix + self.p_noise > 1:
             raise ValueError(f"`p_mix` and `p_noise` must not exceed 1 together, got {self.p_mix} and {self.p_noise}.")
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining
+from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel
+from sjepa_hf.opening import open_config, open_pretrained
 from training.arguments import Arguments, RunArguments, TargetArguments, check_model
 from training.features import num_features
 from training.layer_choice import LayerChoice
@@ -54,14 +55,10 @@ def open_checkpoint(model_class: type[PreTrainedModel], checkpoint: str | Path, 
     Raises:
         ValueError: if it cannot be opened, or is not S-JEPA.
     """
-    try:
-        kind = AutoConfig.from_pretrained(checkpoint).model_type
-        if kind == "sjepa":
-            return model_class.from_pretrained(checkpoint, dtype=torch.float32, **options)
-    except (OSError, ValueError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise ValueError(f"{checkpoint} cannot be opened as a directory or a name on the Hub: {why}") from None
-    raise ValueError(f"{checkpoint} is of type {kind}, not an S-JEPA checkpoint.")
+    kind = open_config(checkpoint).model_type
+    if kind != "sjepa":
+        raise ValueError(f"{checkpoint} is of type {kind}, not an S-JEPA checkpoint.")
+    return open_pretrained(model_class, checkpoint, dtype=torch.float32, **options)
 
 
 def build_optimizer(model: SJepaForPreTraining, run: RunArguments) -> torch.optim.AdamW:
@@ -81,13 +78,17 @@ def frozen_targets(mixture: DiagonalGaussianMixture, settings: TargetArguments) 
 
 
 def online_targets(
-    model: SJepaForPreTraining, arguments: Arguments, layer_choice: LayerChoice, accelerator: Accelerator
+    encoder: SJepaModel,
+    mixture: DiagonalGaussianMixture,
+    arguments: Arguments,
+    layer_choice: LayerChoice,
+    accelerator: Accelerator,
 ) -> OnlineTargets:
     """The targets of phase 2; the EMA encoder starts as the encoder is now."""
     settings = arguments.targets
     return OnlineTargets(
-        model.sjepa,
-        model.mixture,
+        encoder,
+        mixture,
         layer_choice,
         accelerator,
         temperature=settings.target_temperature,

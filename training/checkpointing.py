@@ -6,30 +6,30 @@ weights are safetensors, tensors of the optimizer are read with `weights_only=Tr
 
 import hashlib
 import json
-import logging
-import re
-import shutil
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path, PurePosixPath
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 
 from sjepa_hf import SJepaForPreTraining
-from sjepa_hf.model_card import RECORD
+from sjepa_hf.command import first_line
 from sjepa_hf.saving import feature_extractor, written_aside
+from training.corpus import DataPosition
 
-
-logger = logging.getLogger(__name__)
 
 STATE_DIRECTORY = "training_state"
-FINAL = "final"  # directory of a run's result
 FILES = "files.json"
+LOOP = "loop.json"
 ARGUMENTS = "arguments.json"
-ABANDONED = ".abandoned"  # ending of checkpoints that a run has gone back behind
+OPTIMIZER = "optimizer.pt"
+RANDOM_STATES = "random_states.safetensors"
+# What every checkpoint has, and what else of it is read.
+REQUIRED = ["config.json", *(f"{STATE_DIRECTORY}/{name}" for name in (LOOP, ARGUMENTS, OPTIMIZER, RANDOM_STATES))]
+READ = ("*.safetensors", "*.safetensors.index.json", f"{STATE_DIRECTORY}/*")
+ADDED_LATER = {"seeding_due"}  # fields of the loop state that older checkpoints lack
 
 
 @dataclass
@@ -48,6 +48,7 @@ class LoopState:
         reseeded_components (`int`): dead components that were seeded anew.
         skipped_steps (`int`): steps without an update because the gradient was NaN or infinite.
         clips_seen (`int`), clips_skipped (`dict[str, int]`): clips of all ranks, and the unusable ones by reason.
+        seeding_due (`bool`): whether the online mixture has yet to be seeded on the layer that has become active.
         processes (`int`), accumulation (`int`): ranks, and micro-batches of each in a step.
         data (`dict`): a `DataPosition`.
     """
@@ -61,6 +62,7 @@ class LoopState:
     layer_scores: list[float] = field(default_factory=list)
     reseeded_components: int = 0
     skipped_steps: int = 0
+    seeding_due: bool = False
     clips_seen: int = 0
     clips_skipped: dict[str, int] = field(default_factory=dict)
     processes: int = 1
@@ -87,14 +89,14 @@ def save_checkpoint(
         feature_extractor().save_pretrained(aside)
         inside = aside / STATE_DIRECTORY
         inside.mkdir()
-        torch.save(optimizer.state_dict(), inside / "optimizer.pt")
+        torch.save(optimizer.state_dict(), inside / OPTIMIZER)
         for name, module in online.items():
             save_file({k: v.contiguous() for k, v in module.state_dict().items()}, inside / f"{name}.safetensors")
         if scaler is not None:
             torch.save(scaler.state_dict(), inside / "scaler.pt")
         states = {f"{rank}.{name}": value for rank, own in enumerate(random_states) for name, value in own.items()}
-        save_file(states, inside / "random_states.safetensors")
-        (inside / "loop.json").write_text(json.dumps(asdict(state), indent=1))
+        save_file(states, inside / RANDOM_STATES)
+        (inside / LOOP).write_text(json.dumps(asdict(state), indent=1))
         (inside / ARGUMENTS).write_text(json.dumps(arguments, indent=1))
         found = {
             str(path.relative_to(aside)): fingerprint(path) for path in sorted(aside.rglob("*")) if path.is_file()
@@ -109,23 +111,75 @@ def fingerprint(path: Path) -> list:
 
 
 def damage(directory: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, in a few words; None if all are as they were written."""
-    listed = directory / STATE_DIRECTORY / FILES
-    if not listed.is_file():
-        return f"it has no {STATE_DIRECTORY}/{FILES}"
+    """
+    What is wrong with the files of a checkpoint, in a few words; None if all are as they were written. Nothing else of
+    a checkpoint is to be read before this.
+    """
     try:
-        expected = json.loads(listed.read_text())
-    except json.JSONDecodeError:
-        return f"{STATE_DIRECTORY}/{FILES} is torn"
+        expected = read_json(directory / STATE_DIRECTORY / FILES)
+        named = {directory / name: name for name in expected}
+        present = [path for pattern in READ for path in sorted(directory.glob(pattern)) if path.name != FILES]
+    except FileNotFoundError:
+        return f"it has no {STATE_DIRECTORY}/{FILES}"
+    except (ValueError, OSError) as error:
+        return f"{STATE_DIRECTORY}/{FILES} is torn ({first_line(error)})"
+    for name, found in expected.items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            return f"{STATE_DIRECTORY}/{FILES} names {name!r}, which lies elsewhere"
+        if not (isinstance(found, list) and [type(part) for part in found] == [int, str]):
+            return f"{STATE_DIRECTORY}/{FILES} is torn (what it says of {name!r})"
+    for name in REQUIRED:
+        if name not in expected:
+            return f"{STATE_DIRECTORY}/{FILES} does not name {name}"
+    if not any(name.endswith(".safetensors") and "/" not in name for name in expected):
+        return f"{STATE_DIRECTORY}/{FILES} names no weights"
+    for path in present:
+        if path not in named and not path.name.startswith("."):
+            return f"{path.relative_to(directory)} does not belong to it"
     for name, (size, digest) in expected.items():
         path = directory / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if fingerprint(path)[1] != digest:
-            return f"{name} is not what was written"
+        try:
+            if not path.is_file():
+                return f"{name!r} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes instead of {size}"
+            if fingerprint(path)[1] != digest:
+                return f"{name} is not what was written"
+        except (OSError, ValueError) as error:  # ValueError: no such name can be
+            return f"{name!r} cannot be read ({first_line(error)})"
     return None
+
+
+def read_json(path: Path) -> dict:
+    """
+    A JSON object of a file.
+
+    Raises:
+        ValueError: if it holds anything else.
+        OSError: if it cannot be read.
+    """
+    content = path.read_bytes()
+    try:
+        found = json.loads(content.decode())
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no object")
+    return found
+
+
+@contextmanager
+def restoring(directory: Path, what: str) -> Iterator[None]:
+    """Turn whatever keeps a part of a checkpoint from being restored into a ValueError that names both."""
+    try:
+        yield
+    except Exception as error:  # of any library that reads or takes it
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(
+            f"The {what} of {directory} cannot be restored ({why}): take an earlier checkpoint."
+        ) from error
 
 
 def random_state() -> dict[str, torch.Tensor]:
@@ -138,24 +192,49 @@ def random_state() -> dict[str, torch.Tensor]:
 
 def load_random_state(directory: Path, rank: int) -> bool:
     """Restore this rank's random state; returns whether the checkpoint had one (it was written with as many ranks)."""
-    states = load_file(directory / STATE_DIRECTORY / "random_states.safetensors")
-    if f"{rank}.cpu" not in states:
-        return False
-    torch.set_rng_state(states[f"{rank}.cpu"])
-    if f"{rank}.cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states[f"{rank}.cuda"])
+    with restoring(directory, "random state"):
+        states = load_file(directory / STATE_DIRECTORY / RANDOM_STATES)
+        if f"{rank}.cpu" not in states:
+            return False
+        torch.set_rng_state(states[f"{rank}.cpu"])
+        if f"{rank}.cuda" in states and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states[f"{rank}.cuda"])
     return True
 
 
 def load_loop_state(directory: Path) -> LoopState:
-    """The loop state of a checkpoint. Raises a ValueError where the directory is no training checkpoint."""
-    path = directory / STATE_DIRECTORY / "loop.json"
+    """
+    The loop state of a checkpoint.
+
+    Raises:
+        ValueError: where the directory is no training checkpoint, or one of another version.
+    """
+    path = directory / STATE_DIRECTORY / LOOP
     if not path.is_file():
         raise ValueError(
-            f"{directory} is not a training checkpoint (no {STATE_DIRECTORY}/loop.json): to start a new run from its"
+            f"{directory} is not a training checkpoint (no {STATE_DIRECTORY}/{LOOP}): to start a new run from its"
             " weights, give it as `initial_checkpoint`."
         )
-    return LoopState(**json.loads(path.read_text()))
+    found, known = read_json(path), {field.name for field in fields(LoopState)}
+    if wrong := sorted((found.keys() ^ known) - ADDED_LATER):
+        how = "holds" if wrong[0] in found else "lacks"
+        raise ValueError(
+            f"{path} {how} `{wrong[0]}`: it was written by another version, with which to go on; or start a new run"
+            " from its weights with `initial_checkpoint`."
+        )
+    with restoring(directory, "loop state"):
+        state = LoopState(**found)
+        for each in fields(LoopState):
+            if type(default := getattr(LoopState(), each.name)) is not type(value := getattr(state, each.name)):
+                if not (isinstance(default, float) and type(value) is int):
+                    raise TypeError(f"`{each.name}` is {value!r}")
+        DataPosition.from_dict(state.data)
+    return state
+
+
+def load_arguments(directory: Path) -> dict:
+    """The settings that a checkpoint was written with, flat. Raises a ValueError where they cannot be read."""
+    return read_json(directory / STATE_DIRECTORY / ARGUMENTS)
 
 
 def has_teacher(directory: Path) -> bool:
@@ -166,136 +245,16 @@ def has_teacher(directory: Path) -> bool:
 def load_online(directory: Path, online: dict[str, torch.nn.Module]) -> None:
     """Fill in the modules of phase 2: the EMA encoder and the principal components of its features."""
     for name, module in online.items():
-        module.load_state_dict(load_file(directory / STATE_DIRECTORY / f"{name}.safetensors"))
+        with restoring(directory, name):
+            module.load_state_dict(load_file(directory / STATE_DIRECTORY / f"{name}.safetensors"))
 
 
-def load_optimizer(directory: Path, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
-    """Fill in the state of the optimizer and, under fp16, of the gradient scaler."""
+def load_optimizer(
+    directory: Path, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+) -> None:
+    """Restore the optimizer, and the gradient scaler where there is one."""
     inside = directory / STATE_DIRECTORY
-    optimizer.load_state_dict(torch.load(inside / "optimizer.pt", map_location="cpu", weights_only=True))
-    if scaler is not None and (inside / "scaler.pt").is_file():
-        scaler.load_state_dict(torch.load(inside / "scaler.pt", weights_only=True))
-
-
-def checkpoints(output_dir: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
-    return int(checkpoint.name.split("-")[1])
-
-
-def claim(output_dir: Path, lock: FileLock, resuming: bool) -> None:
-    """
-    Make an output directory and lock it for this run alone.
-
-    Raises:
-        ValueError: if it cannot be written to, another run holds it, or a new run would mix with an earlier one.
-    """
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"`output_dir` {output_dir} belongs to a run that is still going.") from None
-    except OSError as error:
-        raise ValueError(f"`output_dir` {output_dir} cannot be written to: {error}.") from None
-    if not resuming and (checkpoints(output_dir) or (output_dir / FINAL / RECORD).exists()):
-        lock.release()
-        raise ValueError(
-            f"`output_dir` {output_dir} holds an earlier run: name another directory, or go on from its checkpoints"
-            " (if there are any) with --resume_from_checkpoint latest."
-        )
-
-
-def find_for_all(output_dir: Path, asked: str, accelerator: Accelerator) -> Path | None:
-    """`find_checkpoint` on the main process, its answer (or its error) on all."""
-    answer = [None, None]
-    if accelerator.is_main_process:
-        try:
-            answer[0] = find_checkpoint(output_dir, asked)
-        except ValueError as error:
-            answer[1] = str(error)
-    broadcast_object_list(answer)
-    if answer[1]:
-        raise ValueError(answer[1])
-    return answer[0]
-
-
-def find_checkpoint(output_dir: Path, asked: str) -> Path | None:
-    """
-    The checkpoint to resume from: a path, `"latest"` in `output_dir`, or with `"auto"` the latest if there is any. Of
-    those in `output_dir` the newest whole one; torn ones are named and passed over.
-
-    Raises:
-        ValueError: if there is none, or the one that is named is damaged.
-    """
-    if asked not in ("latest", "auto"):
-        if not Path(asked).is_dir():
-            raise ValueError(f"`resume_from_checkpoint` names {asked}, which is not a directory.")
-        load_loop_state(Path(asked))
-        if problem := damage(Path(asked)):
-            raise ValueError(f"`resume_from_checkpoint` {asked} is damaged: {problem}. Take an earlier one.")
-        return Path(asked)
-    found = checkpoints(output_dir)
-    for path in reversed(found):
-        problem = damage(path)
-        if problem is None:
-            return path
-        logger.warning("%s is damaged and passed over: %s.", path, problem)
-    if asked == "auto" and not found:
-        return None
-    raise ValueError(f"There is no whole checkpoint in {output_dir} to resume from: start without resuming.")
-
-
-def prune_checkpoints(output_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints; 0 keeps all."""
-    if keep:
-        for path in checkpoints(output_dir)[:-keep]:
-            shutil.rmtree(path)
-
-
-def set_aside_after(output_dir: Path, step: int) -> None:
-    """
-    Rename checkpoints beyond `step` to `checkpoint-STEP.abandoned`: a run that goes on from an earlier step would
-    otherwise be resumed from them, and have its own deleted as the older ones.
-    """
-    for path in checkpoints(output_dir):
-        if step_of(path) > step:
-            aside = path.with_name(path.name + ABANDONED)
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            logger.warning("%s lies beyond step %d, from which this run goes on: it is now %s.", path, step, aside)
-
-
-def check_same_targets(directory: Path, settings: dict, phase: int) -> None:
-    """
-    Raise a ValueError where a checkpoint's mixture would meet other features than it was fitted to.
-
-    Args:
-        directory: the checkpoint.
-        settings: of the run that goes on from it (`Arguments.to_dict`).
-        phase: 1 or 2, in which it goes on.
-    """
-    path, in_phase_2 = directory / STATE_DIRECTORY / ARGUMENTS, has_teacher(directory)
-    if in_phase_2 and phase == 1:
-        raise ValueError(
-            f"`phase1_steps` is {settings['phase1_steps']}, but {directory} is of phase 2: leave it as it was."
-        )
-    names = ["phase1_features", "phase1_components"] if phase == 1 else []
-    if in_phase_2:
-        names = ["phase2_components", "target_layers", "target_instance_norm", "target_dims"]
-    before = json.loads(path.read_text())
-    keeps, kept = (max(each["frozen_weight"], each["frozen_weight_end"]) > 0 for each in (settings, before))
-    if phase == 2 and keeps:
-        names.append("phase1_features")
-    if in_phase_2 and keeps and not kept:
-        raise ValueError(f"`frozen_weight` is above 0, but {directory} has not kept the mixture of phase 1.")
-    for name in names:
-        if name in before and before[name] != settings[name]:
-            raise ValueError(
-                f"`{name}` is {settings[name]!r}, but the mixture of {directory} was fitted with {before[name]!r}:"
-                " go on with that, or start a new run from its weights with `initial_checkpoint`."
-            )
+    with restoring(directory, "optimizer"):
+        optimizer.load_state_dict(torch.load(inside / OPTIMIZER, map_location="cpu", weights_only=True))
+        if scaler is not None and (inside / "scaler.pt").is_file():
+            scaler.load_state_dict(torch.load(inside / "scaler.pt", weights_only=True))

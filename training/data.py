@@ -19,7 +19,9 @@ from torch.utils.data import DataLoader
 from training.audio import MIN_SAMPLES, SAMPLING_RATE
 from training.batching import BatchStream
 from training.corpus import ClipIndex, ClipStream, DataPosition, Position
+from training.identity import identity
 from training.sources import open_source
+from training.workers import die_when_stuck
 
 
 logger = logging.getLogger(__name__)
@@ -130,12 +132,20 @@ class DataArguments:
             raise ValueError(f"max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}.")
 
 
-def reading_settings(args: DataArguments, corpus: ClipIndex | ClipStream, seed: int) -> dict:
-    """What decides the order of the clips (`order`), and how they are cut into batches (`cut`)."""
+def reading_settings(
+    args: DataArguments, corpus: ClipIndex | ClipStream, seed: int, identities: list[str] | None = None
+) -> dict:
+    """
+    What decides the order of the clips (`order`), how they are cut into batches (`cut`), and which clips they are
+    (`identities`, of each source; looked up where they are not given).
+    """
+    if identities is None:
+        identities = [identity(spec, source) for spec, source in zip(args.train_data, corpus.sources, strict=True)]
     sizes = corpus.sizes.tolist() if isinstance(corpus, ClipIndex) else [s.name for s in corpus.sources]
     return {
         "order": [sizes, args.train_data_weights, seed, args.streaming, args.cache_gb > 0],
         "cut": [args.bucket_buffer_size, args.batch_seconds, args.max_seconds, args.min_seconds],
+        "identities": identities,
     }
 
 
@@ -148,11 +158,15 @@ def moved(position: DataPosition, readers: int, settings: dict) -> tuple[DataPos
     """
     changed = "the number of readers (ranks x workers)" if position.readers != readers else "a data setting"
     ats = [position.positions.get(n, Position(position.first[0])) for n in range(position.readers)]
-    same_order = position.settings.get("order") == settings["order"]
+    known = position.settings.get("identities", settings["identities"])
+    other = [number for number, (a, b) in enumerate(zip(known, settings["identities"]), start=1) if a != b]
+    same_order = position.settings.get("order") == settings["order"] and not other
     streaming, cached = settings["order"][3:]
     if not same_order or streaming or cached:
         epoch = max(at.epoch for at in ats) + 1
         why = "the data or their order are others" if not same_order else f"{changed} is another"
+        if other:
+            why = f"the contents of source {', '.join(map(str, other))} of train_data have changed"
         note = f"{why}: a new pass over the data begins (number {epoch}); what was left of the last one is not read"
         return DataPosition(readers, batches=position.batches, first=(epoch, 0), settings=settings), note
     section_size = position.settings["cut"][0]
@@ -179,6 +193,7 @@ def build_loader(
     position: DataPosition | None = None,
     max_epochs: int | None = None,
     pin_memory: bool = False,
+    identities: list[str] | None = None,
 ) -> DataLoader:
     """Open the sources and give the loader of one rank's batches; `loader.dataset.position` is where it begins.
 
@@ -194,12 +209,11 @@ def build_loader(
             exactly, else as `moved` says, which is logged.
         max_epochs: passes over the data; None never ends.
         pin_memory: as in `DataLoader`.
+        identities: of the sources, where they are known already.
 
     Raises:
         ValueError: if a source cannot be opened, has no audio, or has fewer clips than there are readers.
     """
-    if position and max_epochs is not None:
-        raise ValueError("`position` resumes an endless run: leave out max_epochs.")
     sources = [open_source(spec, streaming=args.streaming, audio_column=args.audio_column) for spec in args.train_data]
     for source in sources:
         if hasattr(source.dataset, "__len__") and not len(source.dataset):
@@ -213,7 +227,7 @@ def build_loader(
             raise ValueError(
                 f"train_data holds {corpus.size} clips for {readers} readers (ranks x num_workers): lower num_workers."
             )
-    settings = reading_settings(args, corpus, seed)
+    settings = reading_settings(args, corpus, seed, identities)
     if position is None:
         position = DataPosition(readers, settings=settings)
     elif (position.readers, position.settings) != (readers, settings):
@@ -269,6 +283,7 @@ def _start_worker(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_BY_WORKERS)
     fsspec.asyn.reset_lock()  # a forked lock would hang remote reads
+    die_when_stuck()
 
 
 @atexit.register
@@ -278,3 +293,6 @@ def _kill_workers() -> None:
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
+            child.join(timeout=2)
+            if child.is_alive():  # in a read that hangs, out of reach of signals: Python is not to wait for it
+                multiprocessing.process._children.discard(child)

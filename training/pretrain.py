@@ -7,16 +7,15 @@ A step is: soft targets from the clean audio, masked prediction from the augment
 global batch, and an update of encoder, EMA encoder and mixture. Any field of `training/arguments.py` and
 `training/data.py` can stand in the recipe or on the command line.
 
-SIGTERM and Ctrl-C save after the step and exit with status 143 and 130; `--resume_from_checkpoint auto` then goes on
-to the very weights of a run without the break. 1 is the status after a fault, which the last line names.
+SIGTERM and Ctrl-C save the last finished step and exit with status 143 and 130, out of a wait for data or a fit at
+once; `--resume_from_checkpoint auto` then goes on to the very weights of a run without the break. 1 is the status
+after a fault, which the last line names.
 """
 
 import logging
 import os
-import shutil
 import sys
 import time
-from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -32,31 +31,32 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object, set_seed
 from filelock import FileLock
-from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sjepa_hf import SJepaForPreTrainingOutput
+from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
 from sjepa_hf.command import UserError, command, first_line
 from sjepa_hf.scores import data_name
-from training import checkpointing, figures
+from training import checkpointing, figures, resuming
 from training.arguments import Arguments, choose_precision, parse_arguments
 from training.audio import BadAudioError
 from training.augmentation import augment
 from training.building import build_model, build_optimizer, frozen_targets, online_targets
-from training.checkpointing import FINAL, LoopState
 from training.corpus import DataPosition
-from training.interruption import Interruption, Stop
+from training.fits import MixtureFits
+from training.interruption import Interrupted, Interruption, Stop
 from training.layer_choice import LayerChoice
 from training.memory import keep_freed_memory
 from training.monitoring import Monitor, loss_sums, predictor_entropy, target_metrics
 from training.publishing import Publisher
-from training.ranks import StepTotals, check_ranks_agree, is_lost_connection
+from training.ranks import COLLECTIVE_TIMEOUT, Meeting, check_ranks_agree, is_lost_connection
 from training.reading import TrainingData
 from training.record import base_of, write_record
+from training.resuming import FINAL
+from training.saver import Saver
 from training.schedules import Schedule
-from training.targets import MfccTargets, OnlineTargets, fit_mixture, layer_ranks, sample_frames, to_device
+from training.targets import MfccTargets, OnlineTargets, layer_ranks, to_device
 
 
 logger = logging.getLogger(__name__)
@@ -64,13 +64,16 @@ logger = logging.getLogger(__name__)
 RESEED_EVERY = 100  # steps between two looks for dead mixture components
 ENTROPY_FRAMES = 20_000  # frames in the final histogram of predictor entropy
 INTERRUPTED = "interrupted"  # file in the output directory of a run that a signal has ended
-MAX_FAILED_SAVES = 3  # checkpoints in a row that could not be written, that end the run
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Run the pretraining that the command line asks for."""
-    run = Pretraining(parse_arguments(argv))
+    try:
+        run = Pretraining(parse_arguments(argv))
+    except resuming.AlreadyFinished as finished:
+        logger.info("%s", finished)
+        return
     try:
         with logging_redirect_tqdm(), run.interruption:
             stop = run.run()
@@ -81,8 +84,11 @@ def main(argv: list[str] | None = None) -> None:
     finally:
         run.lock.release()
     if stop is not None:
-        logger.error("Stopped at step %d of %d: %s.", run.state.step, run.schedule.total_steps, stop.reason)
-        if stop.status > 128 and run.accelerator.is_main_process:
+        said = f"stopped at step {run.state.step} of {run.schedule.total_steps}: {stop.reason}."
+        if stop.status == 1:
+            raise UserError(said)
+        logger.error("%s", said.capitalize())
+        if run.accelerator.is_main_process:
             (run.output_dir / INTERRUPTED).write_text(stop.reason + "\n")
         sys.exit(stop.status)
 
@@ -105,14 +111,17 @@ class Pretraining:
             log_with=None if run.report_to == "none" else run.report_to,
             project_dir=run.output_dir,
             # The mixture is the same on all ranks by construction; sending it around would only hide a drift.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+            ],
         )
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
         self.output_dir = Path(run.output_dir)
         self.lock = FileLock(self.output_dir / ".lock")
         if self.accelerator.is_main_process:
-            checkpointing.claim(self.output_dir, self.lock, resuming=run.resume_from_checkpoint is not None)
+            resuming.claim(self.output_dir, self.lock, resuming=run.resume_from_checkpoint is not None)
             (self.output_dir / INTERRUPTED).unlink(missing_ok=True)
         self._started = time.monotonic()
         self.publisher = None
@@ -121,16 +130,11 @@ class Pretraining:
             self.publisher = Publisher(repo_id, self.output_dir, run.hub_private_repo)
         self.schedule = Schedule(arguments)
         self.interruption = Interruption()
-        self.totals = StepTotals(self.accelerator)
+        self.meeting = Meeting(self.accelerator, self.interruption)
+        at_each_save = self.publisher if run.hub_strategy == "every_save" else None
+        self.saver = Saver(self.interruption, at_each_save, run.save_total_limit)
         self.layer_choice = LayerChoice(settings.start_layer, settings.layer_score_decay, settings.follows_ranks)
-        self.state = LoopState()
-        resumed = None
-        if run.resume_from_checkpoint:
-            resumed = checkpointing.find_for_all(self.output_dir, run.resume_from_checkpoint, self.accelerator)
-        if resumed:
-            self.state = checkpointing.load_loop_state(resumed)
-            phase = self.schedule.phase(self.state.step)
-            checkpointing.check_same_targets(resumed, arguments.to_dict(), phase)
+        resumed, self.state = resuming.begin(arguments, self.accelerator, self.lock)
         set_seed(run.seed)
         self.model = build_model(arguments, resumed, self.accelerator)
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, run))
@@ -138,11 +142,13 @@ class Pretraining:
         self.targets = frozen_targets(self.model.mixture, settings)
         self.frozen_targets: MfccTargets | None = None
         position = DataPosition.from_dict(self.state.data) if resumed else None
-        self.data = TrainingData(arguments, self.accelerator, position)
+        self.data = TrainingData(arguments, self.accelerator, self.meeting, position)
+        self._saved_step = self.state.step  # what a checkpoint holds; before the first fit there is nothing to save
+        self._fitted = resumed is not None
         if resumed:
             self._restore(resumed)
         self._broken = torch.zeros(2, device=self.accelerator.device)  # steps without update: in a row, in all
-        self._failed_saves = 0
+        self.fits = MixtureFits(arguments, self.data, self.accelerator, self.meeting)
         self._wrap()
 
     def _restore(self, checkpoint: Path) -> None:
@@ -150,22 +156,15 @@ class Pretraining:
         checkpointing.load_optimizer(checkpoint, self.optimizer, self.accelerator.scaler)
         if self.schedule.phase(self.state.step) == 2 and checkpointing.has_teacher(checkpoint):
             self.layer_choice.active, self.layer_choice.scores = self.state.active_layer, self.state.layer_scores
-            self._make_online_targets()
+            self.targets = self._online_targets(self.model.mixture)
+            self._keep_frozen_targets()
             checkpointing.load_online(checkpoint, self.targets.modules)
         if self.accelerator.is_main_process:
-            checkpointing.set_aside_after(self.output_dir, self.state.step)
-            self.data.bad_audio.restore(self.state.clips_seen, self.state.clips_skipped)
+            resuming.set_aside_after(self.output_dir, self.state.step)
+            self.data.restore_clips(self.state.clips_seen, self.state.clips_skipped)
         same_draws = checkpointing.load_random_state(checkpoint, self.accelerator.process_index)
         logger.info("Resumed from %s at step %d.", checkpoint, self.state.step)
-        before, now = (self.state.processes, self.state.accumulation), (self.ranks, self._accumulation)
-        if before != now or not same_draws:
-            logger.warning(
-                "%d processes with %d micro-batches a step have become %d with %d: weights, optimizer, EMA encoder,"
-                " mixture, schedules and layer scores go on as they were; dropout draws differ from now on%s.",
-                *before,
-                *now,
-                "" if before[0] * before[1] == now[0] * now[1] else ", and a step now sees another amount of audio",
-            )
+        resuming.tell_other_split(self.state, self.ranks, self._accumulation, same_draws)
 
     # The algorithm
 
@@ -174,24 +173,42 @@ class Pretraining:
         Train from where the state stands to the end, then save the result and its pictures.
 
         Returns:
-            why the run ended early, once that is saved; None at its proper end.
+            why the run ended early, once its last finished step is saved; None at its proper end.
         """
+        try:
+            self.train()
+            self.finish()
+        except Interrupted:
+            stop = self.meeting.reason()
+            if self.state.step != self._saved_step:
+                self.save_step()
+            self.accelerator.end_training()
+            return stop
+        return None
+
+    def train(self) -> None:
+        """All steps that are left. It is left with [`Interrupted`] between two steps, or while a mixture is fitted."""
         run, state = self.arguments.run, self.state
         if run.report_to != "none":
             self.accelerator.init_trackers("sjepa")
         monitor = Monitor(
             self.accelerator, self.output_dir, self.schedule.total_steps, state.step, self.model.config.hidden_size
         )
-        if state.step == 0 and self.schedule.phase(0) == 1:
-            self.fit_mfcc_mixture()
+        if not self._fitted and self.schedule.phase(0) == 1:
+            self.fits.mfcc(self.targets)
+            self._saved_step = None
+            self.save_long_fit()
         while state.step < self.schedule.total_steps:
             if self.schedule.phase(state.step) == 2 and isinstance(self.targets, MfccTargets):
                 self.begin_phase_2()
+            if state.seeding_due:
+                self.follow_layer()
             micro_batches = [self.next_batch() for _ in range(self._accumulation)]
             rate = self.schedule.learning_rate(state.step)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            frames = self.totals.sum(self.frame_count(micro_batches), stop=self.interruption.stop is not None)
+            frames = max(1.0, self.meeting.sum(self.frame_count(micro_batches))[0])
+            self.take(micro_batches)
             losses = []
             for number, batch in enumerate(micro_batches):
                 last = number == len(micro_batches) - 1
@@ -209,13 +226,6 @@ class Pretraining:
                 monitor.add(**{name: torch.where(broken, 0, value) for name, value in sums.items()})
             monitor.bar.update(1)
             self.look_after(monitor, micro_batches, targets, output, rate, decay)
-            if stop := self.asked_to_stop():
-                if state.step % run.save_steps:
-                    self.save(self.output_dir / f"checkpoint-{state.step}")
-                self.accelerator.end_training()
-                return stop
-        self.finish()
-        return None
 
     def update_weights(self, norm: torch.Tensor) -> torch.Tensor:
         """The optimizer's step, which changes nothing where the gradient is NaN or infinite; returns whether it is."""
@@ -226,14 +236,6 @@ class Pretraining:
         self.optimizer.zero_grad()
         self._broken = torch.stack([torch.where(broken, self._broken[0] + 1, 0), self._broken[1] + broken])
         return broken
-
-    def asked_to_stop(self) -> Stop | None:
-        """Whether a signal or a fault ends the run here, on whichever rank it came."""
-        if self.ranks == 1:
-            return self.interruption.stop
-        if not self.totals.stop_asked():
-            return None
-        return next(stop for stop in gather_object([self.interruption.stop]) if stop is not None)
 
     def predict(self, batch: dict, targets: torch.Tensor) -> SJepaForPreTrainingOutput:
         """Masked prediction from the augmented audio, and its divergence from the targets."""
@@ -269,26 +271,42 @@ class Pretraining:
         return sum(len(batch[part]) for batch in micro_batches for part in parts)
 
     def begin_phase_2(self) -> None:
-        """The boundary: EMA encoder := encoder, a new mixture seeded on its features, a new last layer of the head."""
+        """
+        The boundary: EMA encoder := encoder, a new mixture seeded on its features, a new last layer of the head.
+        Nothing changes before the mixture is there.
+        """
         settings = self.arguments.targets
-        self.model.replace_mixture(
-            settings.phase2_components,
-            settings.target_dims or self.model.config.hidden_size,
-            keep_frozen=settings.keeps_frozen,
-        )
+        size = settings.phase2_components, settings.target_dims or self.model.config.hidden_size
+        targets = self._online_targets(DiagonalGaussianMixture(*size).to(self.accelerator.device))
+        mixture = self.fits.online(targets, self.layer_choice.active, settings.seed_frames, salt=1)
+        self.model.replace_mixture(*size, keep_frozen=settings.keeps_frozen)
+        self.model.mixture.load_state_dict(mixture.state_dict())
+        targets.mixture = self.model.mixture
+        self.targets = targets
+        self._keep_frozen_targets()
         parameters = list(self.model.parameters())
         self.optimizer.param_groups[0]["params"] = parameters
         for parameter in set(self.optimizer.state) - set(parameters):
             del self.optimizer.state[parameter]
-        self._make_online_targets()
-        self.start_on_new_clusters(settings.seed_frames, salt=1)
+        self.restart_head(salt=1)
         self._wrap()
+        self.save_long_fit()
 
-    def _make_online_targets(self) -> None:
-        """Targets over the EMA encoder; where the model has kept its frozen mixture, its targets too."""
+    def follow_layer(self) -> None:
+        """Other clusters, after the layer that makes the targets has changed."""
+        salt = self.state.step
+        self.fits.online(self.targets, self.layer_choice.active, self.arguments.targets.reseed_frames, salt)
+        self.restart_head(salt)
+        self.state.seeding_due = False
+        self.save_long_fit()
+
+    def _online_targets(self, mixture: DiagonalGaussianMixture) -> OnlineTargets:
+        return online_targets(self.model.sjepa, mixture, self.arguments, self.layer_choice, self.accelerator)
+
+    def _keep_frozen_targets(self) -> None:
+        """In phase 2, where the model has kept its frozen mixture: its targets too."""
         if self.model.config.num_frozen_components is not None:
             self.frozen_targets = frozen_targets(self.model.frozen_mixture, self.arguments.targets)
-        self.targets = online_targets(self.model, self.arguments, self.layer_choice, self.accelerator)
 
     def look_after(self, monitor: Monitor, micro_batches: list[dict], targets, output, rate: float, decay: float):
         """What happens now and then: dead components, effective ranks and the layer choice, metrics, checkpoints."""
@@ -309,63 +327,36 @@ class Pretraining:
                 self.interruption.ask(1, f"{int(self._broken[0])} steps in a row had a NaN or infinite gradient")
         if ranks is not None and changed:
             logger.info("Step %d: layer %d now has the highest effective rank.", state.step, self.layer_choice.active)
-            if settings.reseed_on_layer_switch:
-                self.start_on_new_clusters(settings.reseed_frames, salt=state.step)
+            state.seeding_due = settings.reseed_on_layer_switch
         if state.step % run.save_steps == 0:
-            self.save(self.output_dir / f"checkpoint-{state.step}")
-            if self.accelerator.is_main_process:
-                checkpointing.prune_checkpoints(self.output_dir, run.save_total_limit)
+            self.save_step()
 
-    # Mixtures
-
-    def fit_mfcc_mixture(self) -> None:
-        """Phase 1's mixture: a uniform sample of the corpus's MFCC frames, k-means, EM."""
-        settings = self.arguments.targets
-        logger.info("Reading up to %g hours for the MFCC mixture.", settings.fit_hours)
-        seed = self.arguments.run.seed
-        sample = sample_frames(
-            self.targets.features,
-            self.data.fresh_pass(salt=0),
-            settings.fit_frames,
-            seed,
-            self.accelerator,
-            max_seconds=settings.fit_hours * 3600,
-            batches_a_round=self.data.readers_here,
-        )
-        fit_mixture(self.model.mixture, sample, seed, self.accelerator, **settings.fit_options())
-
-    def start_on_new_clusters(self, num_frames: int, salt: int) -> None:
+    def restart_head(self, salt: int) -> None:
         """
-        Seed the online mixture on the EMA encoder's features, on audio of a pass of its own. The clusters are others
-        than before, so the last layer of the head starts anew (the same on every rank) and its optimizer state too.
+        The clusters are others than before: the last layer of the head starts anew (the same on every rank), and its
+        optimizer state too.
         """
         with torch.random.fork_rng():
             torch.manual_seed(self.arguments.run.seed + salt)
             self.model.reset_last_layer()
         for parameter in self.model.cluster_head.output.parameters():
             self.optimizer.state.pop(parameter, None)
-        layers = self.targets.target_features.layers or (self.layer_choice.active,)
-        logger.info("Seeding the mixture on features of layer %s.", ", ".join(map(str, layers)))
-        self.targets.seed(
-            self.data.fresh_pass(salt=salt),
-            num_frames,
-            self.arguments.run.seed + salt,
-            batches_a_round=self.data.readers_here,
-            **self.arguments.targets.fit_options(),
-        )
 
     # Bookkeeping
 
     def next_batch(self) -> dict:
-        """The next batch of this rank, on its device. Too many bad clips end the run after this step."""
-        batch = self.data.next()
-        self.state.samples_padded += batch["input_values"].numel()
-        self.state.samples_real += round(batch["seconds"] * 16000)
+        """The next batch of this rank, on its device."""
+        return to_device(self.data.next(), self.accelerator.device)
+
+    def take(self, micro_batches: list[dict]) -> None:
+        """Count a step's batches as used. Too many bad clips end the run after this step."""
+        for batch in micro_batches:
+            self.state.samples_padded += batch["input_values"].numel()
+            self.state.samples_real += round(batch["seconds"] * 16000)
         try:
-            self.data.bad_audio.check()
+            self.data.take()
         except BadAudioError as error:
-            self.interruption.ask(1, str(error))
-        return to_device(batch, self.accelerator.device)
+            self.interruption.ask(1, str(error).rstrip("."))
 
     @property
     def ranks(self) -> int:
@@ -433,7 +424,7 @@ class Pretraining:
         if online:
             parts["EMA encoder"] = online["teacher"].parameters()
         check_ranks_agree(self.accelerator, parts, self.layer_choice.active)
-        monitors = gather_object([(self.data.bad_audio.seen, self.data.bad_audio.by_reason)])
+        clips_seen, clips_skipped = self.data.clips()
         state = replace(
             self.state,
             active_layer=self.layer_choice.active,
@@ -441,45 +432,46 @@ class Pretraining:
             seconds=self.seconds_heard(),
             seconds_taken=self.seconds_taken(),
             skipped_steps=self.state.skipped_steps + int(self._broken[1]),
-            clips_seen=sum(seen for seen, _ in monitors),
-            clips_skipped=dict(sum((reasons for _, reasons in monitors), Counter())),
+            clips_seen=clips_seen,
+            clips_skipped=dict(clips_skipped),
             processes=self.ranks,
             accumulation=self._accumulation,
             data=self.data.position().to_dict(),
         )
         random_states = gather_object([checkpointing.random_state()])
+        self._saved_step = self.state.step
         if self.accelerator.is_main_process:
-            try:
-                checkpointing.save_checkpoint(
-                    directory,
-                    self.model,
-                    online,
-                    self.optimizer,
-                    self.accelerator.scaler,
-                    random_states,
-                    state,
-                    self.arguments.to_dict(),
-                )
-                self._failed_saves = 0
-                if self.publisher and directory.name != FINAL and self.arguments.run.hub_strategy == "every_save":
-                    self.publisher.checkpoint(directory, revision=f"step-{state.step}")
-            except (OSError, SafetensorError, RuntimeError) as error:
-                self._failed_saves += 1
-                free = shutil.disk_usage(self.output_dir).free / 2**20
-                in_a_row = f"{self._failed_saves} in a row, {free:.0f} MiB free there"
-                logger.error("%s could not be written (%s): %s.", directory, in_a_row, error)
-                if self._failed_saves >= MAX_FAILED_SAVES:
-                    self.interruption.ask(1, f"{self._failed_saves} checkpoints in a row could not be written")
+            self.saver.write(
+                directory,
+                self.state.step,
+                self.model,
+                online,
+                self.optimizer,
+                self.accelerator.scaler,
+                random_states,
+                state,
+                self.arguments.to_dict(),
+            )
         self.accelerator.wait_for_everyone()
+
+    def save_step(self) -> None:
+        """The checkpoint of the last finished step."""
+        self.save(self.output_dir / f"checkpoint-{self.state.step}")
+
+    def save_long_fit(self) -> None:
+        """A mixture whose fit took long is saved at once."""
+        if self.fits.was_long:
+            self.save_step()
 
     def finish(self) -> None:
         """The final checkpoint and the pictures beside it."""
         final = self.output_dir / FINAL
         self.save(final)
-        if self._failed_saves:
+        if self.saver.failed:
             raise OSError(f"{final} could not be written: free space and resume from the last checkpoint.")
         seconds = self.seconds_heard()
         entropy = predictor_entropy(self.model, self.data.fresh_pass(salt=2), ENTROPY_FRAMES, self.accelerator)
+        self.meeting.sum()
         if self.accelerator.is_main_process:
             figures.draw_run(
                 self.output_dir, final, self.arguments.run.phase1_steps, entropy, self.model.mixture.num_components

@@ -1,41 +1,125 @@
-"""What the ranks of a run have to agree on: totals of a step, and that all still hold the same."""
+"""What the ranks of a run have to agree on: sums, whether to go on, and that all still hold the same."""
 
-from collections.abc import Iterable
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.distributed.distributed_c10d import _get_default_store
 
 from sjepa_hf.command import UserError
+from training.interruption import Interrupted, Interruption, Stop
 
 
-class StepTotals:
+logger = logging.getLogger(__name__)
+
+NUMBERS = 3  # that travel at each meeting
+TELL_AFTER = 60.0  # seconds of waiting for other ranks after which the log says so
+MEETING_LIMIT = 900.0  # seconds until a run ends whose ranks do not all come; a rank gives up reading before that
+STOPPING_LIMIT = 120.0  # the same once this rank has been asked to stop
+# Any other exchange between ranks, while one of them compiles or writes a checkpoint. It is above the limit of a
+# meeting, whose message says more.
+COLLECTIVE_TIMEOUT = timedelta(minutes=20)
+
+
+class RankMissing(UserError):
+    """A rank of the run gives no sign of life."""
+
+
+class Meeting:
     """
-    Sums a few numbers over all ranks at the start of a step, without making the host wait for a GPU.
+    Where the ranks of a run meet: before each step, and between the parts of a fit. A rank that is to stop, or has
+    failed in a wait, says so at the others' next meeting, wherever that is, and all leave together.
 
-    `frames` is used on the device. Whether any rank wants to stop is read by `stop_asked` at the end of the step, when
-    the sum is long there.
+    Args:
+        accelerator (`Accelerator`): the ranks.
+        interruption (`Interruption`, *optional*): says whether this rank is to stop.
     """
 
-    def __init__(self, accelerator: Accelerator):
+    def __init__(self, accelerator: Accelerator, interruption: Interruption | None = None):
         self.accelerator = accelerator
-        self._host = torch.zeros(2, pin_memory=accelerator.device.type == "cuda")
-        self._copied = torch.cuda.Event() if accelerator.device.type == "cuda" else None
+        self.interruption = interruption or Interruption()
+        self.count = 0
+        # On a stream of its own the sum waits for no kernel of the step before.
+        self._stream = torch.cuda.Stream() if accelerator.device.type == "cuda" else None
 
-    def sum(self, frames: int, stop: bool) -> torch.Tensor:
-        """`frames` over all ranks (at least 1), a tensor of shape `()` on the device."""
-        here = torch.tensor([float(frames), float(stop)], pin_memory=self._copied is not None)
-        total = self.accelerator.reduce(here.to(self.accelerator.device, non_blocking=True), reduction="sum")
-        self._host.copy_(total, non_blocking=True)
-        if self._copied is not None:
-            self._copied.record()
-        return total[0].clamp(min=1)
+    def sum(self, *numbers: float) -> list[float]:
+        """
+        Sums of at most three numbers over all ranks. Every rank must come.
 
-    def stop_asked(self) -> bool:
-        """Whether any rank wanted to stop when the step began: the same answer on every rank."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return bool(self._host[1] > 0)
+        Raises:
+            Interrupted: on every rank alike, where any is to stop.
+            RankMissing: if not all ranks come in time.
+        """
+        if self.accelerator.num_processes == 1:
+            if self.interruption.stop is not None:
+                raise Interrupted
+            return list(numbers)
+        *sums, stops = self._exchange(numbers)
+        if stops:
+            raise Interrupted
+        return sums[: len(numbers)]
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """[`Interruption.waiting`], of whose end the other ranks hear; before their next exchange they must meet."""
+        try:
+            with self.interruption.waiting():
+                yield
+        except Interrupted:
+            if self.accelerator.num_processes > 1:
+                self._exchange(())
+            raise
+
+    def reason(self) -> Stop:
+        """Why the ranks have left, the same on all. Every rank must ask."""
+        return next(stop for stop in gather_object([self.interruption.stop]) if stop is not None)
+
+    def _exchange(self, numbers: tuple[float, ...]) -> list[float]:
+        self.count += 1
+        here = [*numbers, *[0.0] * (NUMBERS - len(numbers)), float(self.interruption.stop is not None)]
+        with torch.cuda.stream(self._stream) if self._stream else nullcontext():
+            total = torch.tensor(here, dtype=torch.float64, device=self.accelerator.device)
+            work = torch.distributed.all_reduce(total, async_op=True)
+            self._wait(work)
+            work.wait()
+            return total.tolist()
+
+    def _wait(self, work: torch.distributed.Work) -> None:
+        """Wait so that signals are heard meanwhile."""
+        start, pause, told = time.monotonic(), 1e-5, False
+        while not work.is_completed():
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02)
+            waited = time.monotonic() - start
+            limit = MEETING_LIMIT if self.interruption.stop is None else STOPPING_LIMIT
+            if not told and waited > min(TELL_AFTER, limit / 2):
+                told = True
+                self._sign()
+            if waited > limit:
+                raise RankMissing(
+                    f"{self._missing()} did not come within {waited / 60:.0f} minutes, so this process ends too: look"
+                    " for a machine or process that hangs, and resume from the last checkpoint"
+                )
+
+    def _sign(self) -> None:
+        """Leave word that this rank has come to this meeting."""
+        logger.warning("Waiting for other processes of this run for more than %.0f s.", TELL_AFTER)
+        _get_default_store().set(f"sjepa/{self.count}/{self.accelerator.process_index}", "here")
+
+    def _missing(self) -> str:
+        """The ranks that have not signed, as far as that can be known."""
+        try:
+            store = _get_default_store()
+            ranks = range(self.accelerator.num_processes)
+            missing = [rank for rank in ranks if not store.check([f"sjepa/{self.count}/{rank}"])]
+        except RuntimeError:  # the first rank may be the one that is missing, and the store with it
+            missing = []
+        return f"Rank {', '.join(map(str, missing))}" if missing else "Another process of this run"
 
 
 class RanksDisagree(UserError):

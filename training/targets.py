@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from itertools import islice
 
 import torch
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel, SufficientStatistics
 from training.features import FRAME_FEATURES
 from training.layer_choice import LayerChoice, effective_rank
+from training.ranks import Meeting
 from training.reservoir import FrameReservoir
 from training.target_features import TargetFeatures, real_frames
 
@@ -142,12 +144,28 @@ class OnlineTargets:
 
     @torch.no_grad()
     def seed(
-        self, batches: Iterable[dict], num_frames: int, seed: int, batches_a_round: int = 1, **fit
+        self,
+        batches: Iterable[dict],
+        num_frames: int,
+        seed: int,
+        batches_a_round: int = 1,
+        meeting: Meeting | None = None,
+        **fit,
     ) -> list[float]:
         """
         Fit principal components (if any) and mixture to the active layer's features of some batches. Returns the
-        log-likelihoods of `fit`.
+        log-likelihoods of `fit`. Where it does not come to its end, both are as they were.
         """
+        buffers = [*self.target_features.buffers(), *self.mixture.buffers()]
+        before = [buffer.clone() for buffer in buffers]
+        try:
+            return self._seed(batches, num_frames, seed, batches_a_round, meeting, **fit)
+        except BaseException:
+            for buffer, old in zip(buffers, before, strict=True):
+                buffer.copy_(old)
+            raise
+
+    def _seed(self, batches, num_frames: int, seed: int, batches_a_round: int, meeting, **fit) -> list[float]:
         sample = sample_frames(
             self.full_features,
             batches,
@@ -156,11 +174,12 @@ class OnlineTargets:
             self.accelerator,
             stop_when_full=True,
             batches_a_round=batches_a_round,
+            meeting=meeting,
         )
         self._pending = None
         self.target_features.fit(sample, self.accelerator)
         sample = self.target_features.project(sample.to(self.accelerator.device)).cpu()
-        return fit_mixture(self.mixture, sample, seed, self.accelerator, **fit)
+        return fit_mixture(self.mixture, sample, seed, self.accelerator, meeting, **fit)
 
 
 def sum_over_ranks(statistics: SufficientStatistics, accelerator: Accelerator) -> SufficientStatistics:
@@ -173,7 +192,12 @@ def sum_over_ranks(statistics: SufficientStatistics, accelerator: Accelerator) -
 
 
 def fit_mixture(
-    mixture: DiagonalGaussianMixture, sample: torch.Tensor, seed: int, accelerator: Accelerator, **fit
+    mixture: DiagonalGaussianMixture,
+    sample: torch.Tensor,
+    seed: int,
+    accelerator: Accelerator,
+    meeting: Meeting | None = None,
+    **fit,
 ) -> list[float]:
     """
     Fit a mixture to a sample that every rank holds; every rank does the same. Returns the log-likelihoods of `fit`.
@@ -181,7 +205,10 @@ def fit_mixture(
     On a GPU sums may be formed in another order each time: the first rank's mixture, which is the others' up to that
     rounding, is taken by all.
     """
-    history = mixture.fit(sample, generator=torch.Generator().manual_seed(seed), **fit)
+    with meeting.waiting() if meeting else nullcontext():
+        history = mixture.fit(sample, generator=torch.Generator().manual_seed(seed), **fit)
+    if meeting:
+        meeting.sum()
     logger.info(
         "Mixture of %d components fitted to %d frames: log-likelihood in nats per frame after k-means and each EM"
         " iteration: %s",
@@ -206,6 +233,7 @@ def sample_frames(
     max_seconds: float = math.inf,
     stop_when_full: bool = False,
     batches_a_round: int = 1,
+    meeting: Meeting | None = None,
 ) -> torch.Tensor:
     """
     Uniform sample of the frames of all ranks, the same on every rank: `(at most num_frames, num_features)`. It depends
@@ -220,7 +248,9 @@ def sample_frames(
         max_seconds: stop after this much audio over all ranks.
         stop_when_full: stop as soon as that many frames were seen, instead of reading all that there is.
         batches_a_round: batches of this rank between two looks at whether to stop: its number of readers.
+        meeting: where the ranks look; from it they may leave.
     """
+    meeting = meeting or Meeting(accelerator)
     reservoir = FrameReservoir(num_frames, seed)
     seconds, batches = 0.0, iter(batches)
     while True:
@@ -230,8 +260,7 @@ def sample_frames(
             values = features(batch)
             reservoir.add(values[real_frames(batch, values.shape[1])], batch["draw"])
             seconds += batch["seconds"]
-        here = [float(batch is not None), seconds, float(reservoir.seen)]
-        going, heard, seen = accelerator.reduce(torch.tensor(here, device=accelerator.device), "sum").tolist()
+        going, heard, seen = meeting.sum(float(batch is not None), seconds, float(reservoir.seen))
         if not going or heard >= max_seconds or (stop_when_full and seen >= num_frames):
             break
     return smallest(*reservoir.sample(), num_frames, accelerator).cpu()

@@ -15,9 +15,10 @@ from datasets import Dataset
 from test_resume import assert_equal_weights, command, in_one_thread, noise, start, wait_for_checkpoint, weights
 
 from training import checkpointing, pretrain
-from training.checkpointing import checkpoints, damage, load_loop_state
+from training.checkpointing import damage, load_loop_state
 from training.monitoring import read_history
 from training.reading import TrainingData
+from training.resuming import checkpoints
 
 
 __all__ = ["command", "noise"]  # fixtures

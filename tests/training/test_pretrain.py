@@ -15,8 +15,9 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTrainin
 
 from sjepa_hf import SJepaModel
 from training import pretrain
-from training.checkpointing import checkpoints, damage, find_checkpoint, load_loop_state
+from training.checkpointing import damage, load_loop_state
 from training.monitoring import read_history
+from training.resuming import checkpoints, find_checkpoint
 from training.targets import MfccTargets, OnlineTargets
 
 
@@ -141,7 +142,7 @@ def test_the_checkpoints_hold_the_loop_state(finished):
     state = load_loop_state(finished / "checkpoint-8")
     assert state.step == state.data["batches"] == 8 and state.seconds > 10
     assert damage(finished / "checkpoint-8") is None
-    assert find_checkpoint(finished, "latest").name == "checkpoint-12"
+    assert find_checkpoint(finished, "latest").name == "final"
     assert not (finished / "checkpoint-4" / "training_state" / "teacher.safetensors").exists()
     assert (finished / "checkpoint-8" / "training_state" / "teacher.safetensors").exists()
 
@@ -162,11 +163,11 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(finished, noise, tm
 def test_clusters_start_anew_only_where_they_are_others_and_training_goes_on(noise, tmp_path, monkeypatch, options):
     """Not for a layer that leads at the last step, nor for one that is not what the targets are read from."""
     monkeypatch.setattr(pretrain, "layer_ranks", lambda *_, **__: [3.0, 2.0, 1.0])
-    started, start = [], pretrain.Pretraining.start_on_new_clusters
+    started, start = [], pretrain.Pretraining.restart_head
     monkeypatch.setattr(
         pretrain.Pretraining,
-        "start_on_new_clusters",
-        lambda run, *args, **kwargs: (started.append(run.state.step), start(run, *args, **kwargs)),
+        "restart_head",
+        lambda run, salt: (started.append(run.state.step), start(run, salt)),
     )
     pretrain.main(command(noise, tmp_path, *options))
     assert started == [6]
@@ -300,7 +301,8 @@ def test_another_layer_means_other_clusters_and_a_new_last_layer(noise, tmp_path
     first, last = head.layers[0].weight.clone(), head.output.weight.clone()
     random_state = torch.get_rng_state()
     run.layer_choice.active = 0
-    run.start_on_new_clusters(400, salt=7)
+    run.state.step = 7
+    run.follow_layer()
     assert not torch.equal(run.model.mixture.means, means)
     assert torch.equal(head.layers[0].weight, first) and not torch.equal(head.output.weight, last)
     assert head.output.weight not in run.optimizer.state and head.layers[0].weight in run.optimizer.state

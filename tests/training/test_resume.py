@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from test_pretrain import RECIPE, start, write_noise
 
 from training import pretrain
-from training.checkpointing import checkpoints, damage, find_checkpoint, load_loop_state
+from training.checkpointing import damage, load_loop_state
 from training.monitoring import read_history
+from training.resuming import checkpoints, find_checkpoint
 
 
 NO_DROPOUT = ["hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "predictor_dropout"]

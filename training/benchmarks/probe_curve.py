@@ -18,7 +18,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from training.checkpointing import STATE_DIRECTORY, checkpoints, load_loop_state
+from training.checkpointing import STATE_DIRECTORY, load_loop_state
+from training.resuming import checkpoints
 
 
 def checkpoints_to_score(run: Path, every: int) -> list[Path]:

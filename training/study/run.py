@@ -27,8 +27,8 @@ from pathlib import Path
 from sjepa_hf.command import UserError, command
 from sjepa_hf.model_card import RECORD
 from sjepa_hf.saving import write_text_aside
-from training.checkpointing import checkpoints
 from training.monitoring import read_history
+from training.resuming import checkpoints
 from training.study.grid import Grid, as_flags, read_grid
 from training.study.scores import Scorer, run_logged
 

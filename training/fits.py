@@ -1,0 +1,85 @@
+"""The fits of a run's mixtures: each reads audio in a pass of its own, which leaves the training batches alone."""
+
+import logging
+import time
+
+from accelerate import Accelerator
+
+from sjepa_hf import DiagonalGaussianMixture
+from training.arguments import Arguments
+from training.ranks import Meeting
+from training.reading import TrainingData
+from training.targets import MfccTargets, OnlineTargets, fit_mixture, sample_frames
+
+
+logger = logging.getLogger(__name__)
+
+LONG = 60.0  # seconds of fitting that are worth a checkpoint
+
+
+class MixtureFits:
+    """
+    Args:
+        arguments (`Arguments`): of the run.
+        data (`TrainingData`): gives the passes.
+        accelerator (`Accelerator`), meeting (`Meeting`): the ranks. A fit that is interrupted changes no mixture of
+            phase 2, and ends with `Interrupted`.
+
+    Attributes:
+        was_long (`bool`): whether the last fit should be saved at once, so that it is never made twice, however short
+            the run may live. The same on all ranks.
+    """
+
+    def __init__(self, arguments: Arguments, data: TrainingData, accelerator: Accelerator, meeting: Meeting):
+        self.arguments, self.data, self.accelerator, self.meeting = arguments, data, accelerator, meeting
+        self.was_long = False
+
+    def mfcc(self, targets: MfccTargets) -> None:
+        """Phase 1's mixture: a uniform sample of the corpus's MFCC frames, k-means, EM."""
+        settings, seed, began = self.arguments.targets, self.arguments.run.seed, time.monotonic()
+        logger.info("Reading up to %g hours for the MFCC mixture.", settings.fit_hours)
+        sample = sample_frames(
+            targets.features,
+            self.data.fresh_pass(salt=0),
+            settings.fit_frames,
+            seed,
+            self.accelerator,
+            max_seconds=settings.fit_hours * 3600,
+            batches_a_round=self.data.readers_here,
+            meeting=self.meeting,
+        )
+        with self.meeting.waiting():
+            self._check_frames(len(sample))
+        fit_mixture(targets.mixture, sample, seed, self.accelerator, self.meeting, **settings.fit_options())
+        self._done(began)
+
+    def online(self, targets: OnlineTargets, layer: int, num_frames: int, salt: int) -> DiagonalGaussianMixture:
+        """Phase 2's mixture, over the EMA encoder's features."""
+        began = time.monotonic()
+        layers = targets.target_features.layers or (layer,)
+        logger.info("Seeding the mixture on features of layer %s.", ", ".join(map(str, layers)))
+        targets.seed(
+            self.data.fresh_pass(salt=salt),
+            num_frames,
+            self.arguments.run.seed + salt,
+            batches_a_round=self.data.readers_here,
+            meeting=self.meeting,
+            **self.arguments.targets.fit_options(),
+        )
+        self._done(began)
+        return targets.mixture
+
+    def _check_frames(self, found: int) -> None:
+        """Raise a ValueError at the start where phase 2 could not be seeded on so little audio."""
+        settings = self.arguments.targets
+        everything = found < settings.fit_frames and found / 50 < settings.fit_hours * 3600 / 2
+        if everything and self.arguments.run.phase2_steps and found < settings.phase2_components:
+            raise ValueError(
+                f"`phase2_components` is {settings.phase2_components}, but train_data has {found} frames in all:"
+                " give more audio or fewer components"
+            )
+
+    def _done(self, began: float) -> None:
+        self.data.take()
+        took = self.meeting.sum(time.monotonic() - began)[0] / self.accelerator.num_processes
+        self.was_long = took >= LONG
