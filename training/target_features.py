@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from sjepa_hf import SJepaModel
+from sjepa_hf.float32 import at_least_float32
 from training.features import frame_lengths
 
 
@@ -52,7 +53,7 @@ class TargetFeatures(nn.Module):
             **({"output_hidden_states": True} if several else {}),
         )
         read = [outputs.hidden_states[layer + 1] for layer in layers] if several else [outputs.last_hidden_state]
-        read = [layer.float() for layer in read]
+        read = [at_least_float32(layer) for layer in read]
         if self.instance_norm:
             real = real_frames(batch, read[0].shape[1])
             read = [instance_normalize(layer, real) for layer in read]
