@@ -29,6 +29,7 @@ STATE_DIRECTORY = "training_state"
 FINAL = "final"  # directory of a run's result
 FILES = "files.json"
 ARGUMENTS = "arguments.json"
+VERSION = 2  # from this one on, layers are numbered as in `hidden_states`; before, one lower
 ABANDONED = ".abandoned"  # ending of checkpoints that a run has gone back behind
 
 
@@ -43,13 +44,14 @@ class LoopState:
         seconds_taken (`float`): time that the run has taken, in seconds, without those between it and its resumption.
         samples_padded (`int`), samples_real (`int`): samples in all batches of the first rank so far, with and without
             padding.
-        active_layer (`int`): layer (from 0) that phase 2 reads.
-        layer_scores (`list[float]`): smoothed effective rank of each layer.
+        active_layer (`int`): layer that phase 2 reads, numbered as in `hidden_states`.
+        layer_scores (`list[float]`): smoothed effective rank of each layer, 0 first.
         reseeded_components (`int`): dead components that were seeded anew.
         skipped_steps (`int`): steps without an update because the gradient was NaN or infinite.
         clips_seen (`int`), clips_skipped (`dict[str, int]`): clips of all ranks, and the unusable ones by reason.
         processes (`int`), accumulation (`int`): ranks, and micro-batches of each in a step.
         data (`dict`): a `DataPosition`.
+        version (`int`): of the meaning of all this.
     """
 
     step: int = 0
@@ -66,6 +68,7 @@ class LoopState:
     processes: int = 1
     accumulation: int = 1
     data: dict = field(default_factory=dict)
+    version: int = VERSION
 
 
 def save_checkpoint(
@@ -155,7 +158,14 @@ def load_loop_state(directory: Path) -> LoopState:
             f"{directory} is not a training checkpoint (no {STATE_DIRECTORY}/loop.json): to start a new run from its"
             " weights, give it as `initial_checkpoint`."
         )
-    return LoopState(**json.loads(path.read_text()))
+    values = json.loads(path.read_text())
+    if values.get("version") != VERSION:
+        raise ValueError(
+            f"{directory} was written by an earlier version, which numbered layers from 0 = the output of the first"
+            " (`start_layer`, `target_layers`); now they are numbered as in `hidden_states`, one higher. Finish the run"
+            " with that version, or start a new one from its weights: --initial_checkpoint."
+        )
+    return LoopState(**values)
 
 
 def has_teacher(directory: Path) -> bool:

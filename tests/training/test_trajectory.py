@@ -51,7 +51,7 @@ phase1_warmup_steps: 0
 phase2_warmup_steps: 0
 phase1_schedule: constant
 phase2_schedule: constant
-start_layer: 1
+start_layer: 2
 adaptive_layer: false
 mixture_average: parameters
 ema_decays: 0.999
