@@ -1,4 +1,4 @@
-"""What stays in fp32 whatever the model's dtype and autocast: norms, and the tables and mixtures held in buffers."""
+"""What is never below fp32 whatever the model's dtype and autocast: norms, and tables and mixtures in buffers."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -13,9 +13,15 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     return nullcontext()  # the meta device, for one, knows no autocast
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in fp32, or in float64 if it is that: half precision is raised, double precision is left alone."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class Float32Buffers(nn.Module):
     """
-    Module whose own buffers move between devices but keep their dtype under `model.half()` or `model.bfloat16()`.
+    Module whose own buffers, floating point all, move between devices but stay in fp32 under `model.half()` or
+    `model.bfloat16()`; `model.double()` makes them float64.
     """
 
     def _apply(self, fn, recurse=True):
@@ -23,21 +29,22 @@ class Float32Buffers(nn.Module):
         super()._apply(fn, recurse)
         for name, old in before.items():
             new = self._buffers[name]
-            if new.dtype != old.dtype:
-                self._buffers[name] = new.to(old.dtype) if old.is_meta else old.to(new.device)
+            dtype = torch.promote_types(new.dtype, torch.float32)
+            if new.dtype != dtype:
+                self._buffers[name] = new.to(dtype) if old.is_meta else old.to(new.device, dtype)
         return self
 
 
 class SJepaLayerNorm(nn.LayerNorm):
-    """Layer norm with fp32 weights, computed in fp32 and returned in the dtype of its input."""
+    """Layer norm with fp32 weights, computed in fp32 (float64 for such input), returned in its input's dtype."""
 
     def __init__(self, size: int, eps: float = 1e-5):
         super().__init__(size, eps=eps, dtype=torch.float32)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        normed = nn.functional.layer_norm(
-            hidden_states.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
-        )
+        values = at_least_float32(hidden_states)
+        weight, bias = self.weight.to(values.dtype), self.bias.to(values.dtype)
+        normed = nn.functional.layer_norm(values, self.normalized_shape, weight, bias, self.eps)
         return normed.to(hidden_states.dtype)
 
 
@@ -57,15 +64,15 @@ class SJepaGroupNorm(nn.GroupNorm):
             lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): real frames; without it, all are real.
         """
         batch_size, num_frames, num_channels = hidden_states.shape
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         if lengths is None:
-            whole = (batch_size, num_frames)
-            share = hidden_states.new_full(whole, 1 / (num_frames * num_channels), dtype=torch.float32)
+            share = hidden_states.new_full((batch_size, num_frames), 1 / (num_frames * num_channels), dtype=dtype)
         else:
             real = torch.arange(num_frames, device=hidden_states.device) < lengths[:, None]
             # [B, T]; with all channels it sums to one
-            share = real.float() / (lengths.clamp(min=1)[:, None] * num_channels)
+            share = real.to(dtype) / (lengths.clamp(min=1)[:, None] * num_channels)
         with without_autocast(hidden_states.device):
-            return _MaskedGroupNorm.apply(hidden_states, share, self.weight.float(), self.bias.float(), self.eps)
+            return _MaskedGroupNorm.apply(hidden_states, share, self.weight.to(dtype), self.bias.to(dtype), self.eps)
 
 
 class _MaskedGroupNorm(torch.autograd.Function):
@@ -78,7 +85,7 @@ class _MaskedGroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_states, share, weight, bias, eps):
-        values = hidden_states.float()  # [B, T, C]
+        values = at_least_float32(hidden_states)  # [B, T, C]
         mean = torch.bmm(share[:, None], values).sum(2, keepdim=True)  # [B, 1, 1]
         centred = values - mean
         variance = torch.bmm(share[:, None], centred.square()).sum(2, keepdim=True)
@@ -89,8 +96,8 @@ class _MaskedGroupNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         hidden_states, share, weight, mean, scale = ctx.saved_tensors
-        gradient = gradient.float()
-        normed = (hidden_states.float() - mean).mul_(scale)  # [B, T, C]
+        gradient = at_least_float32(gradient)
+        normed = (at_least_float32(hidden_states) - mean).mul_(scale)  # [B, T, C]
         by_channel = (gradient * normed).sum(1)  # [B, C]
         bias_by_channel = gradient.sum(1)
         # How the loss moves with the utterance's mean and variance, spread over the frames that made them. Sums of

@@ -134,7 +134,8 @@ class SJepaLogMelFrontEnd(Float32Buffers):
     def forward(self, input_values: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         with without_autocast(input_values.device):
             # Contiguous, so that `torch.export` need not know whether the windows overlap.
-            frames = input_values.float().unfold(1, self.window_size, self.hop).contiguous()  # [B, T, 400]
+            waveform = input_values.to(self.fourier.dtype)
+            frames = waveform.unfold(1, self.window_size, self.hop).contiguous()  # [B, T, 400]
             cosine, sine = (frames @ self.fourier).chunk(2, dim=-1)
             energy = (cosine.square() + sine.square()) @ self.mel_filters  # [B, T, num_mel_bins]
             log_mel = energy.clamp_min(self.energy_floor).log()

@@ -1,8 +1,9 @@
 """Diagonal Gaussian mixture: the soft clustering anchors of S-JEPA (arXiv 2606.19398, sections 3 and appendix).
 
-Everything is fp32 and outside autograd. A quadratic form over `N` frames and `K` components is two matrix products,
-so no `[N, K, D]` tensor exists anywhere. Both the features and the component means are first moved to the mixture's
-own mean, which is what keeps the expansion exact where features lie far from the origin.
+Everything is fp32 (float64 after `.double()`) and outside autograd. A quadratic form over `N` frames and `K`
+components is two matrix products, so no `[N, K, D]` tensor exists anywhere. Both the features and the component means
+are first moved to the mixture's own mean, which is what keeps the expansion exact where features lie far from the
+origin.
 """
 
 import math
@@ -43,7 +44,7 @@ class DiagonalGaussianMixture(Float32Buffers):
         num_components (`int`): K.
         num_features (`int`): D.
 
-    Buffers (persistent, always fp32, also after `model.half()`):
+    Buffers (persistent, fp32 also after `model.half()`):
         weights (`(K,)`): component weights, summing to 1.
         means (`(K, D)`): component means.
         variances (`(K, D)`): component variances.
@@ -99,7 +100,7 @@ class DiagonalGaussianMixture(Float32Buffers):
 
     def _moments(self, features: torch.Tensor) -> torch.Tensor:
         """Features about the centre, and their squares beside them: `(N, D) -> (N, 2D)`."""
-        features, centre, size = self._check(features).float(), self.centre, self.num_features
+        features, centre, size = self._check(features).to(self.means.dtype), self.centre, self.num_features
         moments = features.new_empty(len(features), 2 * size)
         frames = torch.sub(features, centre, out=moments[:, :size])
         torch.square(frames, out=moments[:, size:])
@@ -144,7 +145,7 @@ class DiagonalGaussianMixture(Float32Buffers):
         Sufficient statistics of frames `(N, num_features)` under responsibilities `(N, num_components)`.
         """
         with without_autocast(features.device):
-            return self._statistics(self._moments(features), responsibilities.float())
+            return self._statistics(self._moments(features), responsibilities.to(self.means.dtype))
 
     def _statistics(self, moments: torch.Tensor, responsibilities: torch.Tensor) -> SufficientStatistics:
         sums, squares = (responsibilities.T @ moments).chunk(2, dim=1)
@@ -368,7 +369,7 @@ def nearest(features: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     centre = centroids.mean(0)
     offsets = centroids - centre
     with without_autocast(features.device):
-        return torch.addmm(-0.5 * offsets.square().sum(1), features.float() - centre, offsets.T).argmax(1)
+        return torch.addmm(-0.5 * offsets.square().sum(1), features.to(centroids.dtype) - centre, offsets.T).argmax(1)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig
-from .float32 import SJepaLayerNorm, without_autocast
+from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
 from .front_end import SJepaLogMelFrontEnd, build_front_end
 from .gradient_checkpointing import CheckpointedLayer
 from .mixture import DiagonalGaussianMixture
@@ -194,9 +194,9 @@ class SJepaPositionalConvEmbedding(nn.Module):
         if channels.device.type == "cpu" and (conv.in_channels // conv.groups) % 16:
             # oneDNN's bf16 convolution returns noise for such groups (oneDNN 3.12, AMX): always fp32 on a CPU.
             with without_autocast(channels.device):
-                weight, bias = conv.weight.float(), conv.bias.float()
+                weight, bias = at_least_float32(conv.weight), at_least_float32(conv.bias)
                 positions = nn.functional.conv1d(
-                    channels.float(), weight, bias, padding=conv.padding, groups=conv.groups
+                    at_least_float32(channels), weight, bias, padding=conv.padding, groups=conv.groups
                 ).to(hidden_states.dtype)
         else:
             positions = conv(channels)

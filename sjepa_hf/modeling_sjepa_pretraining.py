@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_sjepa import SJepaConfig
+from .float32 import at_least_float32
 from .mixture import DiagonalGaussianMixture
 from .modeling_sjepa import (
     SJepaModel,
@@ -183,7 +184,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         self.config.num_mixture_components = num_components
         self.config.mixture_feature_size = num_features
         device, dtype = self.mixture.means.device, self.predictor.mask_token.dtype
-        self.mixture = DiagonalGaussianMixture(num_components, num_features).to(device)
+        self.mixture = DiagonalGaussianMixture(num_components, num_features).to(device, dtype)
         self.cluster_head.output = nn.Linear(self.config.hidden_size, num_components).to(device, dtype)
         self.reset_last_layer()
 
@@ -344,9 +345,9 @@ def check_posteriors(name: str, posteriors: torch.Tensor | None, shape: tuple[in
 
 
 def soft_target_divergence(logits: torch.Tensor, posteriors: torch.Tensor) -> torch.Tensor:
-    """`KL(posteriors || softmax(logits))` of each row of `(N, num_components)`, in nats and in fp32: `(N,)`."""
-    log_predictions = logits.float().log_softmax(-1)
-    return nn.functional.kl_div(log_predictions, posteriors.float(), reduction="none").sum(-1)
+    """`KL(posteriors || softmax(logits))` of each row of `(N, num_components)`, in nats, fp32 or better: `(N,)`."""
+    log_predictions = at_least_float32(logits).log_softmax(-1)
+    return nn.functional.kl_div(log_predictions, posteriors.to(log_predictions.dtype), reduction="none").sum(-1)
 
 
 __all__ = ["SJepaForPreTraining", "SJepaForPreTrainingOutput"]

@@ -118,7 +118,8 @@ class TargetArguments:
         },
     )
     target_layers: list[int] | None = field(
-        default=None, metadata={"help": "Layers (from 0) whose mean makes the targets, instead of the active one."}
+        default=None,
+        metadata={"help": "Layers whose mean makes the targets, instead of the active one; numbered as start_layer."},
     )
     target_instance_norm: bool = field(
         default=False,
@@ -134,9 +135,17 @@ class TargetArguments:
     frozen_weight_end: float = field(
         default=0.0, metadata={"help": "The same at the end of phase 2; between them it moves linearly."}
     )
-    start_layer: int = field(default=2, metadata={"help": "Layer (from 0) whose features the second phase starts on."})
+    start_layer: int = field(
+        default=3,
+        metadata={
+            "help": "Layer whose features the second phase starts on. Layers are numbered as in hidden_states: 1 is "
+            "the output of the first one, 0 its input. The default is the paper's layer 2, which counts the first as "
+            "0."
+        },
+    )
     adaptive_layer: bool = field(
-        default=True, metadata={"help": "Move to the layer of the highest effective rank; false stays on start_layer."}
+        default=True,
+        metadata={"help": "Move to the layer (from 1) of the highest effective rank; false stays on start_layer."},
     )
     layer_check_steps: int = field(default=10_000, metadata={"help": "Steps between two measures of effective rank."})
     layer_score_decay: float = field(
@@ -457,17 +466,18 @@ def read_recipe(path: str, groups: Sequence[type] = ARGUMENTS) -> dict:
 
 def check_model(arguments: Arguments, config: SJepaConfig) -> None:
     """Raise a ValueError for settings that do not fit a model of that configuration."""
-    targets, top = arguments.targets, config.num_hidden_layers - 1
+    targets, top = arguments.targets, config.num_hidden_layers
     if arguments.run.phase2_steps > 0:
         if targets.target_dims and targets.target_dims > config.hidden_size:
             raise ValueError(
                 f"`target_dims` is {targets.target_dims}; it must lie between 1 and the model's {config.hidden_size}."
             )
-        for layer in targets.target_layers or []:
+        name = "target_layers" if targets.target_layers else "start_layer"
+        for layer in targets.target_layers or [targets.start_layer]:
             if not 0 <= layer <= top:
-                raise ValueError(f"`target_layers` names layer {layer}, but the model has layers 0 to {top}.")
-        if not targets.target_layers and not 0 <= targets.start_layer <= top:
-            raise ValueError(f"`start_layer` is {targets.start_layer}, but the model has layers 0 to {top}.")
+                raise ValueError(
+                    f"`{name}` names layer {layer}, but the model has layers 1 to {top}, and 0, the input of the first."
+                )
     frames = config.num_frames(int(arguments.data.max_seconds * 16000))
     if frames > config.predictor_max_positions:
         raise ValueError(

@@ -26,10 +26,10 @@ LOOP = "loop.json"
 ARGUMENTS = "arguments.json"
 OPTIMIZER = "optimizer.pt"
 RANDOM_STATES = "random_states.safetensors"
+VERSION = 2  # from this one on, layers are numbered as in `hidden_states`; before, one lower
 # What every checkpoint has, and what else of it is read.
 REQUIRED = ["config.json", *(f"{STATE_DIRECTORY}/{name}" for name in (LOOP, ARGUMENTS, OPTIMIZER, RANDOM_STATES))]
 READ = ("*.safetensors", "*.safetensors.index.json", f"{STATE_DIRECTORY}/*")
-ADDED_LATER = {"seeding_due"}  # fields of the loop state that older checkpoints lack
 
 
 @dataclass
@@ -43,14 +43,15 @@ class LoopState:
         seconds_taken (`float`): time that the run has taken, in seconds, without those between it and its resumption.
         samples_padded (`int`), samples_real (`int`): samples in all batches of the first rank so far, with and without
             padding.
-        active_layer (`int`): layer (from 0) that phase 2 reads.
-        layer_scores (`list[float]`): smoothed effective rank of each layer.
+        active_layer (`int`): layer that phase 2 reads, numbered as in `hidden_states`.
+        layer_scores (`list[float]`): smoothed effective rank of each layer, 0 first.
         reseeded_components (`int`): dead components that were seeded anew.
         skipped_steps (`int`): steps without an update because the gradient was NaN or infinite.
         clips_seen (`int`), clips_skipped (`dict[str, int]`): clips of all ranks, and the unusable ones by reason.
         seeding_due (`bool`): whether the online mixture has yet to be seeded on the layer that has become active.
         processes (`int`), accumulation (`int`): ranks, and micro-batches of each in a step.
         data (`dict`): a `DataPosition`.
+        version (`int`): of the meaning of all this.
     """
 
     step: int = 0
@@ -68,6 +69,7 @@ class LoopState:
     processes: int = 1
     accumulation: int = 1
     data: dict = field(default_factory=dict)
+    version: int = VERSION
 
 
 def save_checkpoint(
@@ -216,7 +218,13 @@ def load_loop_state(directory: Path) -> LoopState:
             " weights, give it as `initial_checkpoint`."
         )
     found, known = read_json(path), {field.name for field in fields(LoopState)}
-    if wrong := sorted((found.keys() ^ known) - ADDED_LATER):
+    if found.get("version") != VERSION:
+        raise ValueError(
+            f"{directory} was written by another version: before this one, layers were numbered from 0 = the output of"
+            " the first (`start_layer`, `target_layers`), now as in `hidden_states`, one higher. Finish the run with"
+            " that version, or start a new one from its weights: --initial_checkpoint."
+        )
+    if wrong := sorted(found.keys() ^ known):
         how = "holds" if wrong[0] in found else "lacks"
         raise ValueError(
             f"{path} {how} `{wrong[0]}`: it was written by another version, with which to go on; or start a new run"

@@ -24,11 +24,12 @@ class LayerChoice:
     Smoothed effective rank of every layer, and the layer that leads.
 
     Args:
-        active (`int`): layer (from 0) whose features make the targets.
+        active (`int`): layer whose features make the targets, numbered as in `hidden_states`: 0 is the input of the
+            first Transformer layer, 1 its output.
         decay (`float`): how much of the old score a new measure leaves. The first measure is taken whole: scores that
             start at zero would favour whichever layer is measured first.
-        adaptive (`bool`): whether `active` follows the scores.
-        scores (`list[float]`): smoothed effective rank of each layer; empty before the first measure.
+        adaptive (`bool`): whether `active` follows the scores, from layer 1 on: the input is only ever chosen by hand.
+        scores (`list[float]`): smoothed effective rank of each layer, 0 first; empty before the first measure.
     """
 
     active: int
@@ -37,13 +38,13 @@ class LayerChoice:
     scores: list[float] = field(default_factory=list)
 
     def observe(self, ranks: list[float]) -> bool:
-        """Take in a new measure of each layer's effective rank. Returns whether the active layer changed."""
+        """Take in a new measure of each layer's effective rank, 0 first. Returns whether the active layer changed."""
         if not self.scores:
             self.scores = list(ranks)
         else:
             pairs = zip(self.scores, ranks, strict=True)
             self.scores = [self.decay * score + (1 - self.decay) * rank for score, rank in pairs]
-        best = max(range(len(self.scores)), key=self.scores.__getitem__)
+        best = max(range(1, len(self.scores)), key=self.scores.__getitem__)
         changed = self.adaptive and best != self.active
         if changed:
             self.active = best

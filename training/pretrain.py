@@ -215,7 +215,7 @@ class Pretraining:
                 with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                     targets = self.targets.posteriors(batch)
                     output = self.predict(batch, targets)
-                    self.accelerator.backward(self.summed_divergence(output) * (self.ranks / frames))
+                    self.accelerator.backward(self.summed_divergence(output) * self.ranks / frames)
                 losses.append(loss_sums(output))
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), run.max_grad_norm)
             broken = self.update_weights(norm)

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from sjepa_hf import SJepaModel
+from sjepa_hf.float32 import at_least_float32
 from training.features import frame_lengths
 
 
@@ -14,7 +15,8 @@ class TargetFeatures(nn.Module):
     """
     Args:
         encoder (`SJepaModel`): whose layers are read; it stays outside this module's state.
-        layers (`tuple[int]`): layers (from 0) whose mean is taken; `None`: the one that `forward` names.
+        layers (`tuple[int]`): layers whose mean is taken, numbered as in `hidden_states` (0 is the input of the first
+            Transformer layer); `None`: the one that `forward` names.
         instance_norm (`bool`): whether each layer of each clip gets mean 0 and variance 1 over the clip's frames, per
             dimension, as in data2vec: takes the speaker's and the channel's share off.
         num_components (`int`): whitened principal components that are kept; `None` keeps the features as they are.
@@ -48,11 +50,11 @@ class TargetFeatures(nn.Module):
         outputs = self._encoder[0](
             batch["input_values"],
             batch["attention_mask"],
-            num_layers=max(layers) + 1,
+            num_layers=max(layers),
             **({"output_hidden_states": True} if several else {}),
         )
-        read = [outputs.hidden_states[layer + 1] for layer in layers] if several else [outputs.last_hidden_state]
-        read = [layer.float() for layer in read]
+        read = [outputs.hidden_states[layer] for layer in layers] if several else [outputs.last_hidden_state]
+        read = [at_least_float32(layer) for layer in read]
         if self.instance_norm:
             real = real_frames(batch, read[0].shape[1])
             read = [instance_normalize(layer, real) for layer in read]

@@ -142,11 +142,11 @@ def candidates(num_layers: int, dims: list[int]) -> list[Candidate]:
     found = [Candidate(name, frame_features=name) for name in FRAME_FEATURES]
     for size in dims:
         ending = f", {size} dims" if size else ""
-        for layer in range(num_layers):
+        for layer in range(1, num_layers + 1):
             for normed in (False, True):
                 name = f"layer {layer}{', by clip' if normed else ''}{ending}"
                 found.append(Candidate(name, layers=(layer,), instance_norm=normed, dims=size))
-        everything = tuple(range(num_layers))
+        everything = tuple(range(1, num_layers + 1))
         found.append(Candidate(f"mean of layers, by clip{ending}", layers=everything, instance_norm=True, dims=size))
     return found
 

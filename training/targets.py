@@ -296,17 +296,16 @@ def gathered(values: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
 @torch.no_grad()
 def layer_ranks(encoder: SJepaModel, micro_batches: list[dict], accelerator: Accelerator, seed: int) -> list[float]:
     """
-    Effective rank of every Transformer layer's features on 2,000 random real frames of a step's micro-batches (over
-    all ranks), from one forward pass each. The same numbers on every rank, and however the step is split.
+    Effective rank of the first Transformer layer's input and of every layer's output, as `hidden_states` has them, on
+    2,000 random real frames of a step's micro-batches (over all ranks), from one forward pass each. The same numbers
+    on every rank, and however the step is split.
     """
     training = encoder.training
     encoder.eval()
     reservoirs = None
     for batch in micro_batches:
         with accelerator.autocast():
-            layers = encoder(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states[
-                1:
-            ]
+            layers = encoder(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states
         real = real_frames(batch, layers[0].shape[1])
         reservoirs = reservoirs or [FrameReservoir(RANK_FRAMES, seed) for _ in layers]
         for reservoir, layer in zip(reservoirs, layers, strict=True):

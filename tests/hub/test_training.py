@@ -36,7 +36,7 @@ fit_frames: 500
 phase1_steps: 4
 phase2_steps: 0
 phase1_warmup_steps: 1
-start_layer: 1
+start_layer: 2
 save_steps: 2
 save_total_limit: 1
 """

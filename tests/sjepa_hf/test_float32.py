@@ -255,3 +255,22 @@ def test_a_mixture_set_aside_is_kept_too(make_config):
     assert kept(model, "frozen_mixture.means")
     model.replace_mixture(3, 4)
     assert not kept(model, "frozen_mixture.means") and kept(model, "mixture.means")
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([40, 23])])
+def test_norms_of_float64_keep_its_digits(lengths):
+    values = torch.randn(2, 40, 6, dtype=torch.float64) * 3 + 1
+    ours = SJepaGroupNorm(6).double()(values, lengths)
+    expected = naive(values, [40, 40] if lengths is None else lengths, torch.ones(()), torch.zeros(()), 1e-5)
+    torch.testing.assert_close(ours, expected, atol=1e-13, rtol=1e-13)
+    ours = SJepaLayerNorm(6).double()(values)
+    torch.testing.assert_close(ours, torch.nn.functional.layer_norm(values, (6,)), atol=1e-13, rtol=1e-13)
+
+
+def test_buffers_go_up_to_float64_and_never_below_fp32():
+    mixture = DiagonalGaussianMixture(3, 2)
+    means = mixture.means.clone()
+    for cast in (torch.nn.Module.half, torch.nn.Module.bfloat16, torch.nn.Module.double, torch.nn.Module.half):
+        cast(mixture)
+        assert mixture.means.dtype == (torch.float64 if cast is torch.nn.Module.double else torch.float32)
+        assert mixture.means.float().equal(means)

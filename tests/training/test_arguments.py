@@ -63,7 +63,7 @@ def test_every_field_is_documented():
         ("{}", ["--model_config", "{hidden"], "not JSON"),
         ("{}", ["--phase1_steps", "0", "--phase2_steps", "0"], "must not both be 0"),
         ("{}", ["--phase1_steps", "10"], "phase1_warmup_steps"),
-        ("{}", ["--start_layer", "6"], "layers 0 to 5"),
+        ("{}", ["--start_layer", "7"], "layers 1 to 6"),
         ("{}", ["--phase1_decay_steps", "99999"], "`phase1_decay_steps` .99999. must lie between 0 and"),
         ("{}", ["--phase2_decay_steps", "9"], "`phase2_decay_steps` says how .* `phase2_schedule` is constant"),
         ("{}", ["--phase2_final_factor", "0.1"], "`phase2_final_factor` says how .* `phase2_schedule` is constant"),
@@ -71,7 +71,7 @@ def test_every_field_is_documented():
         ("{}", ["--target_temperature", "-1"], "`target_temperature` must be at least 0"),
         ("{}", ["--frozen_weight", "1.5"], "must lie between 0 and 1, got 1.5"),
         ("{}", ["--target_dims", "1000"], "`target_dims` is 1000; it must lie between 1 and the model's 768"),
-        ("{}", ["--target_layers", "0", "6"], "`target_layers` names layer 6, but the model has layers 0 to 5"),
+        ("{}", ["--target_layers", "0", "7"], "`target_layers` names layer 7, but the model has layers 1 to 6"),
         ("{}", ["--max_seconds", "20"], "table of 750 positions"),
         ("{}", ["--mixture_average", "mean"], "`mixture_average` is 'mean'; choose one of statistics, parameters"),
         ("{}", ["--phase2_schedule", "cos"], "`phase2_schedule` is 'cos'; choose one of linear, cosine, constant"),
@@ -109,7 +109,7 @@ def test_one_value_will_do_for_a_list_in_a_recipe(tmp_path):
 
 def test_what_phase_2_needs_is_not_asked_of_phase_1_alone():
     short = ["--train_data", "speech", "--model_config", '{"num_hidden_layers": 2}']
-    with pytest.raises(ValueError, match="layers 0 to 1"):
+    with pytest.raises(ValueError, match="layers 1 to 2"):
         parse_arguments(short)
     assert parse_arguments([*short, "--phase2_steps", "0"]).sjepa_config().num_hidden_layers == 2
 

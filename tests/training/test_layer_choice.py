@@ -31,13 +31,20 @@ def test_scores_start_from_the_first_measure():
 
 
 def test_a_single_outlier_does_not_move_a_heavily_smoothed_choice():
-    choice = LayerChoice(active=0, decay=0.9)
-    choice.observe([10.0, 9.0])
-    assert choice.observe([10.0, 15.0]) is False
-    assert choice.observe([10.0, 30.0]) is True
+    choice = LayerChoice(active=1, decay=0.9)
+    choice.observe([5.0, 10.0, 9.0])
+    assert choice.observe([5.0, 10.0, 15.0]) is False
+    assert choice.observe([5.0, 10.0, 30.0]) is True
 
 
 def test_a_fixed_layer_stays():
     choice = LayerChoice(active=0, adaptive=False)
     assert choice.observe([1.0, 5.0]) is False
     assert choice.active == 0 and choice.scores == [1.0, 5.0]
+
+
+def test_the_input_of_the_first_layer_is_never_chosen_by_rank():
+    choice = LayerChoice(active=2)
+    assert choice.observe([90.0, 20.0, 10.0]) is True
+    assert choice.active == 1 and choice.scores == [90.0, 20.0, 10.0]
+    assert LayerChoice(active=0).observe([90.0, 20.0, 10.0]) is True, "chosen by hand, it is left at the first measure"

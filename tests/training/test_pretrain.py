@@ -53,7 +53,7 @@ phase2_warmup_steps: 2
 phase1_learning_rate: 1.0e-3
 phase2_learning_rate: 1.0e-3
 layer_check_steps: 3
-start_layer: 1
+start_layer: 2
 ema_switch_steps: 3
 logging_steps: 2
 save_steps: 4
@@ -125,7 +125,7 @@ def test_the_history_tells_the_whole_run(finished):
         assert ("visible_kl" in line) == (line["step"] <= 10), "visible frames count until the middle of phase 2"
         assert ("active_layer" in line) == (line["phase"] == 2)
     ranks = [m["effective_ranks"] for m in history if "effective_ranks" in m]
-    assert len(ranks) == 4 and all(len(r) == 3 and min(r) >= 1 for r in ranks)
+    assert len(ranks) == 4 and all(len(r) == 4 and min(r) >= 1 for r in ranks), "the input and three layers"
     decays = {m["step"]: m["ema_decay"] for m in history if m["phase"] == 2}
     assert decays[8] == 0.999 and decays[10] == 0.9999
     rates = {m["step"]: m["learning_rate"] for m in history}
@@ -158,11 +158,11 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(finished, noise, tm
 
 
 @pytest.mark.parametrize(
-    "options", [("--layer_check_steps", "14"), ("--layer_check_steps", "9", "--target_layers", "0", "1")]
+    "options", [("--layer_check_steps", "14"), ("--layer_check_steps", "9", "--target_layers", "1", "2")]
 )
 def test_clusters_start_anew_only_where_they_are_others_and_training_goes_on(noise, tmp_path, monkeypatch, options):
     """Not for a layer that leads at the last step, nor for one that is not what the targets are read from."""
-    monkeypatch.setattr(pretrain, "layer_ranks", lambda *_, **__: [3.0, 2.0, 1.0])
+    monkeypatch.setattr(pretrain, "layer_ranks", lambda *_, **__: [9.0, 3.0, 2.0, 1.0])
     started, start = [], pretrain.Pretraining.restart_head
     monkeypatch.setattr(
         pretrain.Pretraining,
@@ -172,7 +172,7 @@ def test_clusters_start_anew_only_where_they_are_others_and_training_goes_on(noi
     pretrain.main(command(noise, tmp_path, *options))
     assert started == [6]
     last = read_history(tmp_path / "out" / "metrics.jsonl")[-1]
-    assert last.get("active_layer") == (None if "--target_layers" in options else 1)
+    assert last.get("active_layer") == (None if "--target_layers" in options else 2)
 
 
 def test_a_run_starts_from_the_weights_of_another(finished, noise, tmp_path):
@@ -190,7 +190,7 @@ def test_a_run_starts_from_the_weights_of_another(finished, noise, tmp_path):
     assert run.model.mixture.means.shape == (5, 39) and ours["cluster_head.output.weight"].shape == (5, 32)
     assert not ours["cluster_head.output.weight"].equal(theirs["cluster_head.output.weight"][:5])
     for options, sentence in (
-        (["--start_layer", "3"], "`start_layer` is 3, but the model has layers 0 to 2"),
+        (["--start_layer", "4"], "`start_layer` names layer 4, but the model has layers 1 to 3"),
         (["--phase1_steps", "0", "--frozen_weight", "0.5"], "there are none: `phase1_steps` is 0"),
         (["--initial_checkpoint", str(tmp_path / "absent")], "absent cannot be opened"),
     ):
@@ -204,7 +204,7 @@ def test_a_run_starts_from_the_weights_of_another(finished, noise, tmp_path):
         (4, ["--phase1_features", "mfcc_cmn"], "`phase1_features` is 'mfcc_cmn', but the mixture of .* with 'mfcc'"),
         (4, ["--phase1_components", "9"], "`phase1_components` is 9, but the mixture of .* with 8"),
         (8, ["--phase1_steps", "12"], "`phase1_steps` is 12, but .*checkpoint-8 is of phase 2"),
-        (8, ["--target_layers", "0", "1"], r"`target_layers` is \[0, 1\], but"),
+        (8, ["--target_layers", "1", "2"], r"`target_layers` is \[1, 2\], but"),
         (8, ["--frozen_weight", "0.5"], "has not kept the mixture of phase 1"),
     ],
 )
@@ -300,7 +300,7 @@ def test_another_layer_means_other_clusters_and_a_new_last_layer(noise, tmp_path
     head, means = run.model.cluster_head, run.model.mixture.means.clone()
     first, last = head.layers[0].weight.clone(), head.output.weight.clone()
     random_state = torch.get_rng_state()
-    run.layer_choice.active = 0
+    run.layer_choice.active = 1
     run.state.step = 7
     run.follow_layer()
     assert not torch.equal(run.model.mixture.means, means)

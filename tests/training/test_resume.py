@@ -88,7 +88,7 @@ def test_kills_and_signals_leave_the_weights_as_they_would_have_been(command, tm
 
 def test_all_that_phase_2_can_be_aimed_at_is_resumed_too(command, tmp_path):
     """Principal components, mean of layers and the MFCC mixture beside the online one, from a checkpoint amid it."""
-    aimed = ["--target_dims", "8", "--target_layers", "0", "2", "--target_instance_norm", "true"]
+    aimed = ["--target_dims", "8", "--target_layers", "1", "3", "--target_instance_norm", "true"]
     aimed += ["--phase2_schedule", "linear", "--phase2_decay_steps", "6"]
     aimed += ["--frozen_weight", "0.7", "--num_workers", "0"]
     in_one_thread(command(*aimed, out="whole"))
@@ -175,3 +175,13 @@ def test_two_ranks_give_what_one_gives_with_accumulation(command, tmp_path):
     for name, tensor in weights(tmp_path / "one" / "final").items():
         resumed = weights(tmp_path / "resumed" / "final")[name]
         torch.testing.assert_close(resumed, tensor, atol=2e-6, rtol=1e-5, msg=name)
+
+
+def test_a_run_that_numbered_layers_otherwise_is_not_resumed(command, tmp_path):
+    pretrain.main(command("--phase1_steps", "4", "--phase2_steps", "0", "--num_workers", "0"))
+    path = tmp_path / "out" / "checkpoint-4" / "training_state" / "loop.json"
+    loop = json.loads(path.read_text())
+    del loop["version"]
+    path.write_text(json.dumps(loop))
+    with pytest.raises(ValueError, match="numbered layers from 0 = .* Finish the run with that version, or start"):
+        load_loop_state(tmp_path / "out" / "checkpoint-4")

@@ -31,7 +31,7 @@ def make_arguments(make_config, tmp_path):
         recipe = dict(
             model_config=model_config,
             mask_prob=0.5,
-            start_layer=1,
+            start_layer=2,
             attn_implementation="eager",
             phase1_components=6,
             phase2_components=8,

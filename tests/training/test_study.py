@@ -43,8 +43,8 @@ def study(tmp_path_factory):
         "trunk": {"phase2_steps": 0},
         "variants": {
             "control": {"phase1_steps": 8, "phase2_steps": 0, "phase1_schedule": "linear", "phase1_decay_steps": 4},
-            "online": {"frozen_weight": 0.5, "target_layers": [0, 2], "target_instance_norm": True, "target_dims": 8},
-            "early": {"phase1_steps": 2, "phase2_steps": 6, "from_step": 2, "start_layer": 0, "adaptive_layer": False},
+            "online": {"frozen_weight": 0.5, "target_layers": [1, 3], "target_instance_norm": True, "target_dims": 8},
+            "early": {"phase1_steps": 2, "phase2_steps": 6, "from_step": 2, "start_layer": 1, "adaptive_layer": False},
             "afresh": {"from_step": 0},
         },
     }
@@ -69,9 +69,9 @@ def test_every_variant_hears_as_much_from_its_own_part_of_the_trunk(study):
     }  # fmt: skip
     assert len({round(r["hours_heard"], 6) for r in found.values()}) == 1, "the same batches"
     assert len({r["scores"]["digits"] for r in found.values()}) == 4, "but other weights"
-    assert found["early"]["last"]["active_layer"] == 0, "its own first layer, not that of the trunk"
+    assert found["early"]["last"]["active_layer"] == 1, "its own first layer, not that of the trunk"
     online = found["online"]
-    assert online["settings"]["target_layers"] == [0, 2] and online["settings"]["seed"] == 0
+    assert online["settings"]["target_layers"] == [1, 3] and online["settings"]["seed"] == 0
     assert online["last"]["frozen_kl"] > 0 and online["last"]["phase"] == 2
     assert all(r["commit"] and r["hours_taken"] > 0 and r["scores"]["mfcc_digits"] == 0.6 for r in found.values())
 

@@ -33,14 +33,14 @@ def batch():
 
 
 @pytest.mark.parametrize("instance_norm", [False, True])
-@pytest.mark.parametrize("layers", [None, (1,), (0, 2)])
+@pytest.mark.parametrize("layers", [None, (0,), (2,), (0, 1, 3)])
 @torch.no_grad()
 def test_features_are_those_of_each_clip_alone(encoder, batch, layers, instance_norm):
-    together = TargetFeatures(encoder, layers, instance_norm)(batch, active_layer=2)
+    together = TargetFeatures(encoder, layers, instance_norm)(batch, active_layer=3)
     assert together.shape == (2, 49, 48)
     for row, length in enumerate(LENGTHS):
-        alone = encoder(batch["input_values"][row : row + 1, :length], output_hidden_states=True).hidden_states[1:]
-        read = [alone[layer][0].double() for layer in layers or (2,)]
+        alone = encoder(batch["input_values"][row : row + 1, :length], output_hidden_states=True).hidden_states
+        read = [alone[layer][0].double() for layer in layers or (3,)]
         if instance_norm:
             read = [(layer - layer.mean(0)) / (layer.var(0, correction=0) + 1e-5).sqrt() for layer in read]
         expected = torch.stack(read).mean(0).float()
@@ -82,7 +82,7 @@ def test_directions_without_variance_are_not_blown_up():
 def test_the_mixture_models_the_components_and_both_travel_in_the_state(encoder, batch, accelerator):
     def fresh():
         mixture = DiagonalGaussianMixture(4, 8)
-        return OnlineTargets(encoder, mixture, LayerChoice(1), accelerator, layers=(0, 1), num_components=8)
+        return OnlineTargets(encoder, mixture, LayerChoice(2), accelerator, layers=(1, 2), num_components=8)
 
     targets = fresh()
     history = targets.seed([batch] * 4, num_frames=200, seed=0, num_iterations=3)

@@ -27,7 +27,7 @@ def make_batch(*lengths):
 @pytest.fixture
 def online(make_config, accelerator):
     student = SJepaModel(make_config("log_mel")).train()
-    targets = OnlineTargets(student, DiagonalGaussianMixture(6, 48), LayerChoice(1), accelerator, mixture_decay=0.9)
+    targets = OnlineTargets(student, DiagonalGaussianMixture(6, 48), LayerChoice(2), accelerator, mixture_decay=0.9)
     targets.mixture.means.mul_(0.3)
     targets.mixture.variances.fill_(20.0)  # soft enough for a temperature to show
     return student, targets
@@ -133,7 +133,7 @@ def test_layer_ranks_measures_every_layer_on_real_frames(online, accelerator):
     ranks = layer_ranks(student, [batch], accelerator, seed=0)
     assert student.training, "the mode is restored"
     student.eval()
-    hidden = student(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states[1:]
+    hidden = student(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states
     real = real_frames(batch, 49)
     expected = [effective_rank(layer[real]).item() for layer in hidden]  # fewer than 2,000 frames: all of them
     assert ranks == pytest.approx(expected, rel=1e-3)

@@ -113,7 +113,7 @@ class SJepaStep:
         self.config = sjepa_config(arguments, recipe, encode_visible_only)
         self.phase = arguments.phase
         self.include_visible = arguments.include_visible or arguments.phase == 1
-        self.layer = min(recipe.get("start_layer", TargetArguments.start_layer), self.config.num_hidden_layers - 1)
+        self.layer = min(recipe.get("start_layer", TargetArguments.start_layer), self.config.num_hidden_layers)
         self.accelerator, self.device = accelerator, torch.device(arguments.device)
         attention = recipe.get("attn_implementation")
         self.model = SJepaForPreTraining._from_config(self.config, attn_implementation=attention)
@@ -178,7 +178,7 @@ class SJepaStep:
 
     def flops(self) -> dict[str, int]:
         """Operations of each part of the latest step."""
-        return step_flops(self.config, self.shape, teacher_layers=self.layer + 1 if self.phase == 2 else None)
+        return step_flops(self.config, self.shape, teacher_layers=self.layer if self.phase == 2 else None)
 
     def naive(self) -> NaiveStep:
         """The same step written plainly, on a copy of the model as it is now."""

@@ -59,7 +59,7 @@ SETTINGS = {
     "phase1_learning_rate": 1.0e-3,
     "phase2_learning_rate": 1.0e-3,
     "layer_check_steps": 7,
-    "start_layer": 1,
+    "start_layer": 2,
     "ema_switch_steps": 10,
     "logging_steps": 1,
     "save_steps": 5,

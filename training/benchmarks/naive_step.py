@@ -27,7 +27,7 @@ class NaiveStep:
         model: what is trained, mixture included.
         accelerator: gives device and precision.
         phase: 1 takes targets from MFCC, 2 from an EMA copy of the encoder.
-        layer: layer (from 0) of that copy.
+        layer: layer of that copy, numbered as in `hidden_states`.
         include_visible: whether visible frames count in the loss.
         mixture_decay, ema_decay, learning_rate, max_grad_norm: as in training.
     """
@@ -86,7 +86,7 @@ class NaiveStep:
             states = self.teacher(
                 batch["input_values"], batch["attention_mask"], output_hidden_states=True
             ).hidden_states
-        return states[self.layer + 1].float()
+        return states[self.layer].float()
 
     def logits(self, batch: dict, real: Tensor) -> Tensor:
         """Predictor and head at every frame, `(batch_size, num_frames, K)`; each frame then takes its own path."""
