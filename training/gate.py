@@ -238,7 +238,7 @@ class _decoding:
         if isinstance(error, (soundfile.SoundFileError, RuntimeError, TypeError, OSError, ValueError)) and not (
             isinstance(error, BadAudio)
         ):
-            raise BadAudio("corrupt", str(error)) from error
+            raise BadAudio("corrupt", getattr(error, "error_string", "") or str(error)) from error
 
 
 def _open(content, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> soundfile.SoundFile:

@@ -13,6 +13,7 @@ import soundfile
 
 
 DENSEST = 256  # samples a byte that a header may claim before it is doubted; speech has fewer than 64 in any format
+LONGEST_PAGE = 27 + 255 * 256  # bytes, of Ogg
 LARGEST = 1 << 28  # bytes of a file that must be mended in memory
 NO_SOUND = (b"LIST", b"id3 ", b"ID3 ", b"PEAK", b"cue ", b"fact", b"bext", b"JUNK", b"iXML", b"_PMX", b"afsp")
 BIT_RATES = {  # of layer III in kbit/s, by whether it is MPEG-1
@@ -30,6 +31,8 @@ def is_doubtful(file: soundfile.SoundFile, source: str | Path | bytes, size: int
         return False
     if file.format in ("WAV", "WAVEX"):
         return file.frames == 0 and _unsized_data(_content(source)) is not None
+    if file.format == "OGG":
+        return _is_chained(source, size)
     return file.format == "MP3" and not _has_count(source, size)
 
 
@@ -55,6 +58,14 @@ def parts(kind: str, source: str | Path | bytes) -> Iterator[str | Path | Binary
 
 def _content(source: str | Path | bytes) -> bytes:
     return source if isinstance(source, bytes) else Path(source).read_bytes()
+
+
+def _piece(source: str | Path | bytes, start: int, length: int) -> bytes:
+    if isinstance(source, bytes):
+        return source[start : start + length]
+    with open(source, "rb") as file:
+        file.seek(start)
+        return file.read(length)
 
 
 def _unsized_data(content: bytes) -> int | None:
@@ -84,11 +95,8 @@ class _Endless(io.BytesIO):
 
 def _has_count(source: str | Path | bytes, size: int) -> bool:
     """Whether the first frame of an MP3 file gives the number of all, for about as many bytes as there are."""
-    file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
-    with file:
-        start = _tag(file.read(10))
-        file.seek(start)
-        head = file.read(2048)
+    start = _tag(_piece(source, 0, 10))
+    head = _piece(source, start, 2048)
     if b"VBRI" in head:
         return True
     place = max(head.find(b"Xing"), head.find(b"Info"))
@@ -121,6 +129,13 @@ def _is_constant(content: bytes, frames: int) -> bool:
         place += 144_000 // half * BIT_RATES[version == 3][bit_rate - 1] // RATES[version][rate] + (sizes >> 1 & 1)
         found += 1152 // half
     return abs(found - frames) <= 0.02 * found + 2 * 1152
+
+
+def _is_chained(source: str | Path | bytes, size: int) -> bool:
+    """Whether an Ogg file ends with another stream than it begins with."""
+    tail = _piece(source, max(0, size - LONGEST_PAGE), LONGEST_PAGE)
+    last = tail.rfind(b"OggS\0")
+    return last >= 0 and tail[last + 14 : last + 18] != _piece(source, 14, 4)
 
 
 def _links(content: bytes) -> list[bytes]:
