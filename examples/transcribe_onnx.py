@@ -1,11 +1,47 @@
 """Transcribe clips with an exported CTC model: python transcribe_onnx.py asr.onnx clip.wav [clip.wav ...]"""
 
 import json
+import os
 import sys
 
 import numpy as np
 import onnxruntime
 import soundfile
+
+
+LONGEST, LOUDEST, MOST_CHANNELS = 3600, 100.0, 64  # seconds; times full scale: the limits of training
+BLOCK = 1 << 16  # frames decoded at a time
+
+
+class FromFront(soundfile.SoundFile):
+    """Decoded without seeking: a file that was written to a pipe does not say where it ends."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def read(path: str, rate: int) -> np.ndarray:
+    """The samples of a clip, mono. Raises ValueError with what is wrong with it."""
+    if not os.path.isfile(path):
+        raise ValueError("is no file")
+    blocks, length = [], 0
+    try:
+        with FromFront(path) as file:
+            if file.samplerate != rate:
+                raise ValueError(f"has {file.samplerate} samples a second, the model wants {rate}")
+            while not blocks or len(blocks[-1]) == BLOCK:
+                if length > LONGEST * rate or file.channels > MOST_CHANNELS:
+                    raise ValueError(f"is longer than {LONGEST} s, or has more than {MOST_CHANNELS} channels")
+                blocks.append(file.read(BLOCK, dtype="float32", always_2d=True).mean(axis=1))
+                length += len(blocks[-1])
+    except (soundfile.SoundFileError, RuntimeError, TypeError, OSError) as error:
+        raise ValueError(f"cannot be read as audio: {error}") from None
+    samples = np.concatenate(blocks)
+    if not length:
+        raise ValueError("holds no sound")
+    if not np.abs(samples).max() <= LOUDEST:  # NaN is not either
+        raise ValueError(f"holds samples beyond {LOUDEST:g} times full scale, or that are no numbers")
+    return samples
 
 
 if len(sys.argv) < 3:
@@ -15,10 +51,10 @@ metadata = session.get_modelmeta().custom_metadata_map
 labels = json.loads(metadata["labels"])  # the text of each output
 clips = []
 for path in sys.argv[2:]:
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    if rate != int(metadata["sampling_rate"]):
-        sys.exit(f"error: {path} has {rate} samples a second, the model wants {metadata['sampling_rate']}.")
-    clips.append(samples.mean(axis=1))
+    try:
+        clips.append(read(path, int(metadata["sampling_rate"])))
+    except ValueError as error:
+        sys.exit(f"error: {path} {error}.")
 input_values = np.zeros((len(clips), max(400, *map(len, clips))), np.float32)
 attention_mask = np.zeros(input_values.shape, np.int64)  # 1 for real samples
 for row, clip in enumerate(clips):

@@ -11,6 +11,8 @@ from torch import Tensor
 
 SAMPLING_RATE = 16000
 ZERO_CROSSINGS = 6  # of the sinc, on each side of an output sample
+PIECE = 1 << 22  # samples that are resampled at a time: memory does not grow with the clip
+MARGIN = 256  # samples beside a piece that its ends depend on: no filter below reaches farther than 84
 ROLLOFF = 0.99  # cut-off, as a share of the lower of the two Nyquist frequencies
 
 
@@ -32,12 +34,22 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     if ratio == 1:
         return samples
     step, phases = ratio.numerator, ratio.denominator  # every `step` samples become `phases`
+    piece, margin = -(-PIECE // step) * step, -(-MARGIN // step) * step
+    found = []
+    for start in range(0, len(samples), piece):
+        before = min(start, margin)
+        part = _resampled(samples[start - before : start + piece + margin], step, phases)
+        found.append(part[before // step * phases :][: piece // step * phases])
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _resampled(samples: np.ndarray, step: int, phases: int) -> np.ndarray:
     filters, reach = _filters(step, phases)
     with torch.no_grad():
         signal = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
         signal = torch.nn.functional.pad(signal, (reach, reach + step))[None]
         resampled = torch.nn.functional.conv1d(signal, filters[:, None], stride=step)  # [phases, blocks]
-        return resampled.T.flatten()[: math.ceil(len(samples) / ratio)].numpy()
+        return resampled.T.flatten()[: math.ceil(len(samples) * phases / step)].numpy()
 
 
 @lru_cache(maxsize=16)

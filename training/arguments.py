@@ -475,9 +475,7 @@ def check_model(arguments: Arguments, config: SJepaConfig) -> None:
         name = "target_layers" if targets.target_layers else "start_layer"
         for layer in targets.target_layers or [targets.start_layer]:
             if not 0 <= layer <= top:
-                raise ValueError(
-                    f"`{name}` names layer {layer}, but the model has layers 1 to {top} (0: the input)."
-                )
+                raise ValueError(f"`{name}` names layer {layer}, but the model has layers 1 to {top} (0: the input).")
     frames = config.num_frames(int(arguments.data.max_seconds * 16000))
     if frames > config.predictor_max_positions:
         raise ValueError(

@@ -1,164 +1,29 @@
-"""Audio decoding: any file soundfile reads -> 16 kHz mono float32, with bad clips told apart by reason."""
+"""Clips and where they come from, and the watch over those that cannot be used; `training/gate.py` decodes them."""
 
-import io
 import logging
-import math
-import os
 from collections import Counter, deque
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import fsspec
 import numpy as np
-import soundfile
 from datasets import Dataset, IterableDataset
 
 from sjepa_hf.command import UserError
-from sjepa_hf.resampling import resample
+from training.fetching import fetch
+from training.gate import (  # noqa: F401  (what decodes a clip, where clips are)
+    MIN_SAMPLES,
+    SAMPLING_RATE,
+    BadAudio,
+    audio_length,
+    check_samples,
+    read_audio,
+)
 
+
+if TYPE_CHECKING:
+    from training.archives import TarArchives
 
 logger = logging.getLogger(__name__)
-
-SAMPLING_RATE = 16000
-MIN_SAMPLES = 400  # one frame of the encoder
-SILENCE = 1e-4  # peak to peak, full scale 2: about three steps of 16-bit audio
-LOUDEST = 100.0  # a peak beyond 100 times full scale: integers stored as floats, or garbage
-LOWEST_RATE = 1000  # Hz; no speech below, only broken headers
-UNKNOWN_FRAMES = 1 << 40  # headers of cut-off streams claim more
-
-
-class BadAudio(ValueError):
-    """A clip that cannot be used.
-
-    Attributes:
-        reason: "missing" (no such file, or its bytes cannot be fetched), "corrupt" (not decodable, or samples beyond
-            100 times full scale), "empty" (no samples at all), "too_short", "non_finite" (NaN or infinity), "silent"
-            (the highest and the lowest sample differ by less than 1e-4) or "bad_line" (a manifest's line that names no
-            clip).
-    """
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-
-
-def audio_length(source: str | Path | bytes | BadAudio, *, offset: float = 0.0, duration: float | None = None) -> int:
-    """Read from the header alone how many samples at 16 kHz a clip has.
-
-    Args:
-        source, offset, duration: as in `read_audio`.
-
-    Returns:
-        Samples at 16 kHz. Headers can be wrong: what `read_audio` decodes may be shorter.
-
-    Raises:
-        BadAudio: "missing", "corrupt", "empty" or "bad_line".
-    """
-    with _open(source) as file:
-        _, frames = _segment(file, offset, duration)
-        return math.ceil(frames * SAMPLING_RATE / file.samplerate)
-
-
-def read_audio(
-    source: str | Path | bytes | BadAudio,
-    *,
-    offset: float = 0.0,
-    duration: float | None = None,
-    max_seconds: float | None = None,
-    min_seconds: float = MIN_SAMPLES / SAMPLING_RATE,
-    rng: np.random.Generator | None = None,
-) -> np.ndarray:
-    """Decode a clip, or a crop of it, to 16 kHz mono.
-
-    Channels are averaged. Where the format can seek, only the crop is decoded.
-
-    Args:
-        source: path of the file, its content, or what is wrong with it.
-        offset: start of the clip in the file, in seconds.
-        duration: length of the clip in seconds; None reads to the end of the file.
-        max_seconds: a longer clip is cropped to this length, at a random place if there is a `rng`, else at its start.
-        min_seconds: a shorter clip is bad; at least 400 samples, one frame of the encoder.
-        rng: source of randomness of the crop.
-
-    Returns:
-        Samples `(num_samples,)` in float32.
-
-    Raises:
-        BadAudio: if the clip cannot be used; `reason` says why.
-    """
-    with _open(source) as file:
-        rate = file.samplerate
-        start, frames = _segment(file, offset, duration)
-        if frames < min_seconds * rate:
-            raise BadAudio("too_short", f"{frames / rate:.3f} s")
-        if max_seconds is not None and frames > max_seconds * rate:
-            crop = max(1, round(max_seconds * rate))
-            if rng is not None and frames < UNKNOWN_FRAMES:
-                start += int(rng.integers(frames - crop + 1))
-            frames = crop
-        try:
-            if file.seekable():
-                file.seek(start)
-            else:
-                file.read(start)
-            samples = file.read(frames if frames < UNKNOWN_FRAMES else -1, dtype="float32", always_2d=True)
-        except (soundfile.SoundFileError, RuntimeError) as error:
-            raise BadAudio("corrupt", str(error)) from error
-    if not len(samples):
-        raise BadAudio("corrupt", "the header promises samples, the file has none")
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    check_samples(mono)
-    mono = resample(mono, rate)
-    if max_seconds is not None:
-        mono = mono[: round(max_seconds * SAMPLING_RATE)]
-    if len(mono) < max(MIN_SAMPLES, min_seconds * SAMPLING_RATE):
-        raise BadAudio("too_short", f"{len(mono) / SAMPLING_RATE:.3f} s")
-    return np.ascontiguousarray(mono)
-
-
-def _open(source: str | Path | bytes | BadAudio) -> soundfile.SoundFile:
-    if isinstance(source, BadAudio):
-        raise source
-    if isinstance(source, bytes):
-        if not source:
-            raise BadAudio("empty", "no bytes")
-        source = io.BytesIO(source)
-    else:
-        if not os.path.isfile(source):
-            raise BadAudio("missing", f"{source} is no file")
-        if os.path.getsize(source) == 0:
-            raise BadAudio("empty", "no bytes")
-    try:
-        file = soundfile.SoundFile(source)
-    except (soundfile.SoundFileError, RuntimeError, TypeError, OSError) as error:  # TypeError: headerless .raw
-        raise BadAudio("corrupt", str(error)) from error
-    if file.samplerate < LOWEST_RATE:
-        file.close()
-        raise BadAudio("corrupt", f"sampling rate {file.samplerate} Hz")
-    return file
-
-
-def _segment(file: soundfile.SoundFile, offset: float, duration: float | None) -> tuple[int, int]:
-    """First frame and number of frames, at the file's own rate, of the clip within the file."""
-    start = round(offset * file.samplerate)
-    frames = file.frames - start
-    if duration is not None:
-        frames = min(frames, round(duration * file.samplerate))
-    if frames <= 0:
-        raise BadAudio("empty", f"{file.frames / file.samplerate:.3f} s in the file, the clip starts at {offset} s")
-    return start, frames
-
-
-def check_samples(samples: np.ndarray) -> None:
-    """Raise `BadAudio` if samples `(num_samples,)` are not finite, far beyond full scale, or silent."""
-    lowest, highest = float(samples.min()), float(samples.max())
-    if not (math.isfinite(lowest) and math.isfinite(highest)):  # min and max hand NaN on
-        raise BadAudio("non_finite")
-    if max(-lowest, highest) > LOUDEST:
-        raise BadAudio("corrupt", f"peak {max(-lowest, highest):.3g}, full scale is 1")
-    if highest - lowest < SILENCE:
-        raise BadAudio("silent")
 
 
 class Clip(NamedTuple):
@@ -181,7 +46,7 @@ class Source(NamedTuple):
     """
 
     name: str
-    dataset: Dataset | IterableDataset | Sequence[dict]
+    dataset: "Dataset | IterableDataset | TarArchives | Sequence[dict]"
     column: str | None
 
     def clip(self, row: dict, number: int | str) -> Clip:
@@ -192,18 +57,6 @@ class Source(NamedTuple):
         path, content = (audio.get("path"), audio.get("bytes")) if isinstance(audio, dict) else (None, audio)
         name = path or (content if isinstance(content, str) else f"{self.name}[{number}]")
         return Clip(name, fetch(path or "") if content is None else fetch(content))
-
-
-def fetch(audio: str | bytes) -> str | bytes:
-    """Local paths and bytes as they are, the bytes behind a URL; a URL that fails stays one, and counts as missing."""
-    if isinstance(audio, bytes) or "://" not in audio:
-        return audio
-    try:
-        with fsspec.open(audio, "rb") as file:
-            return file.read()
-    except Exception as error:  # one of any file system's
-        logger.info("Could not fetch %s: %s", audio, error)
-        return audio
 
 
 class BadAudioError(UserError):

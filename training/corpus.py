@@ -10,14 +10,20 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
+import fsspec
 import numpy as np
+from datasets import IterableDataset
+from pyarrow.parquet import ParquetFile
 
+from training.archives import MOST_LOST, TarArchives
 from training.audio import BadAudio, Clip, Source
 from training.permutation import Permutation
 
 
 MIX_BLOCK = 4096  # places of a weighted epoch whose sources are drawn together
 OPEN_SHARDS = 8  # files of a streamed source that are read, and shuffled, together: a chapter
+LARGEST_BUFFER = 1 << 31  # bytes of encoded clips that are held to be shuffled, and in a section
+ASKED = 8  # other files that are asked for the usual number of rows
 ORDER, OWNER, MIX, SHUFFLE, BUCKET, CROP, MASK, DRAW = range(1, 9)  # independent random streams of one seed
 
 Cursor = tuple[tuple[int, int, int, int], ...]
@@ -208,8 +214,8 @@ class ClipStream:
         self, position: Position, reader: int, num_readers: int, size: int
     ) -> tuple[list[tuple[int, Clip]], Cursor]:
         """
-        As `ClipIndex.section`. A cursor holds, for each source: passes finished, chapter, clips given of the chapter
-        and clips given in the epoch.
+        As `ClipIndex.section`, but with fewer clips where they are large. A cursor holds, for each source: passes
+        finished, chapter, clips given of the chapter and clips given in the epoch.
         """
         epoch = position.epoch
         cursor = [list(part) for part in position.cursor] or [[0, 0, 0, 0] for _ in self.sources]
@@ -217,7 +223,8 @@ class ClipStream:
             self._running = [self._chapter(n, epoch, tuple(p), reader, num_readers) for n, p in enumerate(cursor)]
         rng = np.random.default_rng([self.seed, MIX, epoch, reader, position.section])
         clips: list[tuple[int, Clip]] = []
-        while len(clips) < size:
+        held = 0
+        while len(clips) < size and held <= LARGEST_BUFFER:
             weights = np.array(self.weights or [1.0] * len(cursor))
             for n, (passes, _, _, given) in enumerate(cursor):
                 if passes and (self.weights is None or not given):
@@ -234,6 +241,7 @@ class ClipStream:
                 self._running[source] = self._chapter(source, epoch, tuple(part), reader, num_readers)
                 continue
             clips.append((sum(p[3] for p in cursor) * num_readers + reader, clip))
+            held += _size(clip)
             part[2], part[3] = part[2] + 1, part[3] + 1
         self._stands_at = (epoch, position.section + 1, cursor, reader, num_readers)
         return clips, tuple(tuple(part) for part in cursor)
@@ -277,14 +285,48 @@ class ClipStream:
 
 
 def _shard(source: Source, shard: int) -> Iterator[Clip]:
-    """The clips of one file of a streamed source; where it cannot be read on, a bad clip that says so ends it."""
+    """The clips of one file of a streamed source; where it cannot be read on, bad clips stand for those lost."""
+    if isinstance(source.dataset, TarArchives):
+        yield from source.dataset.clips(shard)
+        return
     row = 0
+    part = source.dataset.shard(source.dataset.num_shards, shard)
     try:
         # `iter`, because `__iter__` would share the rows out among the workers a second time.
-        for row, columns in enumerate(source.dataset.shard(source.dataset.num_shards, shard).iter(batch_size=1)):
-            yield source.clip({source.column: columns[source.column][0]}, f"shard {shard}, row {row}")
+        for row, columns in enumerate(part.iter(batch_size=1), 1):
+            yield source.clip({source.column: columns[source.column][0]}, f"shard {shard}, row {row - 1}")
     except Exception as error:  # of whatever library reads the format
-        yield Clip(f"{source.name}, shard {shard} after row {row}", BadAudio("corrupt", str(error)))
+        name, rows = _file_and_rows(source.dataset, part)
+        bad = Clip(
+            f"{name or f'{source.name}, shard {shard}'} after row {row}",
+            BadAudio("corrupt", f"cannot be read on ({error})"),
+        )
+        for _ in range(min(max(1, rows - row), MOST_LOST)):
+            yield bad
+
+
+def _file_and_rows(dataset: IterableDataset, part: IterableDataset) -> tuple[str, int]:
+    """
+    The Parquet file that a shard `part` of a data set is, and its rows: by its footer, or where that is gone by the
+    first whole one among the other files. ("", 0) for formats that do not tell.
+    """
+    file = next(iter(_files(part)), "")
+    for other in [file, *_files(dataset)[:ASKED]]:
+        try:
+            with fsspec.open(other, "rb") as opened:
+                return file, ParquetFile(opened).metadata.num_rows
+        except Exception:  # of any file system or format
+            continue
+    return file, 0
+
+
+def _files(dataset: IterableDataset) -> list[str]:
+    """The files that a streamed data set reads, one a shard; none where its format does not tell."""
+    examples = dataset._ex_iterable
+    while hasattr(examples, "ex_iterable"):
+        examples = examples.ex_iterable
+    files = (getattr(examples, "kwargs", None) or {}).get("files", [])
+    return [file for file in files if isinstance(file, str)]
 
 
 def _interleave(parts: Iterator[Iterator]) -> Iterator:
@@ -300,13 +342,25 @@ def _interleave(parts: Iterator[Iterator]) -> Iterator:
             yield element
 
 
-def _shuffle(elements: Iterator, buffer_size: int, rng: np.random.Generator) -> Iterator:
-    buffer = []
-    for element in elements:
-        if len(buffer) < buffer_size:
-            buffer.append(element)
+def _size(clip: Clip) -> int:
+    """Bytes that a clip holds in memory."""
+    return len(clip.audio) if isinstance(clip.audio, bytes) else 0
+
+
+def _shuffle(clips: Iterator[Clip], buffer_size: int, rng: np.random.Generator) -> Iterator[Clip]:
+    """Through a buffer of so many clips, or of fewer where they are large."""
+    buffer, held = [], 0
+    for clip in clips:
+        held += _size(clip)
+        if len(buffer) < buffer_size and held <= LARGEST_BUFFER:
+            buffer.append(clip)
             continue
-        place = int(rng.integers(buffer_size))
+        place = int(rng.integers(len(buffer)))
+        held -= _size(buffer[place])
         yield buffer[place]
-        buffer[place] = element
+        buffer[place] = clip
+        while held > LARGEST_BUFFER and len(buffer) > 1:
+            clip = buffer.pop(int(rng.integers(len(buffer))))
+            held -= _size(clip)
+            yield clip
     yield from (buffer[place] for place in rng.permutation(len(buffer)))

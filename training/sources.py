@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import tarfile
 from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from datasets import Audio, ClassLabel, Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetsError
 
+from training.archives import TarArchives
 from training.audio import Source
 from training.manifest import JsonLines
 
@@ -82,7 +84,8 @@ def open_source(
 def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str | None, **options) -> Source:
     try:
         dataset = load_dataset(*what, **options)
-    except (ValueError, OSError, DatasetsError, RuntimeError) as error:  # RuntimeError: it is a script
+    # RuntimeError: it is a script. TarError: of archives on the Hub.
+    except (ValueError, OSError, DatasetsError, RuntimeError, tarfile.TarError) as error:
         if isinstance(error.__cause__, ImportError):  # folders and WebDataset on the Hub, copied to Arrow
             raise ValueError(f"'{spec}' is not Parquet: set streaming ({error.__cause__})") from error
         where = "as Parquet" if what[0] == "parquet" else "as a local path or on the Hub"
@@ -112,7 +115,12 @@ def _load_archives(
     """Tar archives in the WebDataset format, each a shard."""
     if not streaming:
         raise ValueError(f"'{spec}' holds tar archives, which can only be read from front to back: set streaming.")
-    return _load(spec, audio_column, labels, "webdataset", data_files=files, split="train", streaming=True)
+    if labels:
+        raise ValueError(f"'{spec}' holds tar archives, whose labels cannot be read: take Parquet, or unpack them.")
+    try:
+        return Source(spec, TarArchives(files, audio_column), "audio")
+    except ValueError as error:
+        raise ValueError(f"'{spec}': {error}.") from None
 
 
 def _check_labels(spec: str, labels: Sequence[str], columns) -> None:

@@ -1,26 +1,21 @@
 """What the page knows about a clip: its samples, and what a checkpoint hears in them."""
 
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCTC, AutoModelForPreTraining, AutoProcessor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
-from sjepa_hf.resampling import resample
+from training.gate import SAMPLING_RATE, BadAudio, audio_length, read_audio
 
 
-SAMPLING_RATE = 16000
 WINDOW, HOP = 400, 320  # samples of a frame of the encoder, and from frame to frame
 MAX_SECONDS = 60
 MIN_SECONDS = 0.1
-SILENCE = 1e-4  # peak to peak, full scale 2
-RATES = (1_000, 768_000)  # Hz; beyond them are broken headers
 MEL_BANDS, MEL_HOP = 80, 160
 
 
@@ -73,31 +68,26 @@ def read_clip(path: str) -> Clip:
     Raises:
         ValueError: a sentence for the user, if there is nothing to hear in it.
     """
-    if os.path.getsize(path) == 0:
-        raise ValueError("This file is empty.")
     try:
-        with soundfile.SoundFile(path) as file:
-            rate, num_samples = file.samplerate, file.frames
-            if not RATES[0] <= rate <= RATES[1]:
-                raise ValueError(f"This file gives its sampling rate as {rate} Hz, so its header must be broken.")
-            blocks = file.blocks(2**16, frames=min(num_samples, MAX_SECONDS * rate), dtype="float32", always_2d=True)
-            samples = np.concatenate([np.zeros(0, np.float32), *(block.mean(axis=1) for block in blocks)])
-    except (soundfile.SoundFileError, OSError, TypeError):  # TypeError: the name ends in .raw
-        raise ValueError(
-            "This file cannot be read as audio: WAV, FLAC, OGG, Opus, MP3 and AIFF can be shown."
-        ) from None
-    if not len(samples):
-        raise ValueError("This file holds no sound.")
-    if not np.isfinite(samples).all():
-        raise ValueError(
-            "This file holds samples that are not numbers (NaN or infinity); save it again as 16-bit WAV."
-        )
-    if len(samples) < MIN_SECONDS * rate:
-        raise ValueError(f"This clip lasts {len(samples) / rate:.3f} s; at least {MIN_SECONDS} s are needed.")
-    if np.ptp(samples) < SILENCE:
-        raise ValueError("This clip is silent; record or choose one with speech.")
-    samples = resample(samples, rate)
-    return Clip(samples[: MAX_SECONDS * SAMPLING_RATE], num_samples / rate)
+        file_seconds = audio_length(path) / SAMPLING_RATE
+        return Clip(read_audio(path, max_seconds=MAX_SECONDS, min_seconds=MIN_SECONDS), file_seconds)
+    except BadAudio as error:
+        raise ValueError(explained(error)) from None
+
+
+def explained(error: BadAudio) -> str:
+    """What is wrong with an upload, as a sentence for who sent it."""
+    if error.reason == "too_short":
+        return f"This clip lasts {error.detail}; at least {MIN_SECONDS} s are needed."
+    if error.reason == "corrupt" and error.detail.startswith(("sampling rate", "peak")):
+        return f"This file cannot be right ({error.detail}): its header or its samples must be broken."
+    return {
+        "missing": "This file is not there any more: send it again.",
+        "empty": "This file is empty." if error.detail == "no bytes" else "This file holds no sound.",
+        "too_long": f"This file is too long ({error.detail.partition(':')[0]}): send the part that you want to see.",
+        "non_finite": "This file holds samples that are not numbers (NaN or infinity); save it again as 16-bit WAV.",
+        "silent": "This clip is silent; record or choose one with speech.",
+    }.get(error.reason, "This file cannot be read as audio: WAV, FLAC, OGG, Opus, MP3 and AIFF can be shown.")
 
 
 def log_mel(samples: np.ndarray) -> np.ndarray:

@@ -129,7 +129,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "short.wav": "lasts 0.031 s; at least 0.1 s",
         "silent.wav": "This clip is silent",
         "nan.wav": r"not numbers \(NaN or infinity\)",
-        "slow.wav": "sampling rate as 90 Hz",
+        "slow.wav": "sampling rate 90 Hz",
     }
     return {name: (folder / name, sentence) for name, sentence in sentences.items()}
 

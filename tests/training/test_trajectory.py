@@ -172,7 +172,7 @@ def test_phase_1_targets_are_the_released_ones(released):
 
 def test_phase_2_is_the_released_one(released, make_run):
     run = make_run(2)
-    run.fits.online = lambda targets, *_: targets.mixture
+    run.fits.online = lambda targets, *_, **__: targets.mixture
     run.restart_head = lambda salt: start_as_released(run, released)
     targets = record(run)
     assert_same(run, finish(run), released, 2)
