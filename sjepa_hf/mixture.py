@@ -318,8 +318,11 @@ class DiagonalGaussianMixture(Float32Buffers):
         """
         Give every component whose weight is below `min_share / num_components` one half of one of the heaviest ones.
 
-        The choice and the split (half a standard deviation to either side) are functions of the mixture alone, so that
-        all ranks arrive at the same mixture without a word.
+        The halves part along one dimension alone: that in which the component is widest, measured by the mean
+        precision of all components there. What it has swallowed lies there, and its own variance says how wide its
+        frames lie, so that a step of 0.3 standard deviations to either side costs about 0.002 nats of each of its
+        frames in any number of dimensions (steps in all of them would cost that times their number). EM then takes the
+        halves apart. All is a function of the mixture alone: all ranks arrive at the same mixture without a word.
 
         Returns:
             `int`: how many components were re-seeded (at most half of them at a time).
@@ -330,8 +333,9 @@ class DiagonalGaussianMixture(Float32Buffers):
         if dead == 0:
             return 0
         donors, heirs = order[:dead], order[-dead:]
-        signs = torch.randint(0, 2, (self.num_features,), generator=torch.Generator().manual_seed(0)) * 2 - 1
-        shift = 0.5 * self.variances[donors].sqrt() * signs.to(self.means)
+        widest = (self.variances[donors] * self.variances.reciprocal().mean(0)).argmax(1, keepdim=True)
+        step = 0.3 * self.variances[donors].gather(1, widest).sqrt()
+        shift = torch.zeros_like(self.means[donors]).scatter_(1, widest, step)
         self.means[heirs] = self.means[donors] + shift
         self.means[donors] -= shift
         self.variances[heirs] = self.variances[donors]

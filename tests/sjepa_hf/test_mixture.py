@@ -182,6 +182,50 @@ def test_dead_components_are_split_off_the_heaviest_the_same_everywhere():
     assert mixture.reseed_dead() == 0
 
 
+def swollen_mixture(features: torch.Tensor) -> DiagonalGaussianMixture:
+    """One component has all of `features` to itself, six are elsewhere, and one is dead."""
+    mixture = DiagonalGaussianMixture(8, features.shape[1])
+    mixture.means.mul_(10).add_(50)
+    mixture.means[0], mixture.variances[0] = features.mean(0), features.var(0)
+    mixture.weights.copy_(torch.tensor([0.4, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0]))
+    return mixture
+
+
+@pytest.mark.parametrize("num_features", [39, 256, 768])
+@pytest.mark.parametrize("correlated", [False, True])
+def test_a_split_costs_next_to_nothing_in_any_number_of_dimensions(num_features, correlated):
+    features = torch.randn(2000, num_features)
+    if correlated:  # as features are: steps in all dimensions would leave the narrow subspace where frames lie
+        features = torch.randn(2000, 20) @ torch.randn(20, num_features) + 0.1 * features
+    mixture = swollen_mixture(features)
+    before = naive_log_joint(mixture, features).logsumexp(1)
+    assert mixture.reseed_dead() == 1
+    assert (before - naive_log_joint(mixture, features).logsumexp(1)).mean() < 0.01
+    shares = mixture.posterior(features)[:, [0, 7]]
+    torch.testing.assert_close(shares.sum(1), torch.ones(2000))
+    assert shares.mean(0).sub(0.5).abs().max() < 0.02
+    assert shares.min() > 0.05, "no frame goes to one half alone"
+
+
+@pytest.mark.parametrize("num_features", [16, 256, 768])
+@pytest.mark.parametrize("parted", ["in one dimension", "in a random direction", "in every dimension"])
+def test_the_halves_part_where_there_are_two_clusters(num_features, parted):
+    cluster = torch.arange(2000) % 2
+    direction = torch.ones(num_features) / 6
+    if parted == "in one dimension":
+        direction = torch.eye(num_features)[num_features // 2]
+    elif parted == "in a random direction":
+        direction = nn.functional.normalize(torch.randn(num_features), dim=0)
+    features = torch.randn(2000, num_features) + 6 * (cluster[:, None] - 0.5) * direction
+    mixture = swollen_mixture(features)
+    mixture.reseed_dead()
+    for _ in range(20):
+        mixture.update(features, decay=0.5)
+    ours = mixture.posterior(features)[:, 7] > 0.5
+    agreement = (ours == cluster.bool()).float().mean()
+    assert max(agreement, 1 - agreement) > 0.95
+
+
 def test_fit_recovers_a_mixture_and_em_does_not_lower_the_likelihood():
     centres = torch.randn(4, 6) * 10
     labels = torch.randint(4, (4000,))
