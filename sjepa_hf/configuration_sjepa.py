@@ -293,6 +293,11 @@ class SJepaConfig(PreTrainedConfig):
         for name in MODEL_CODE:
             if here.resolve() != there.resolve():
                 shutil.copyfile(here / name, there / name)
+        # A feature extractor and a tokenizer that were saved one by one: together they are a processor. Only this file
+        # tells `AutoProcessor` where the checkpoint's code is not trusted, as in Transformers' own CTC script.
+        parts, processor = ("preprocessor_config.json", "tokenizer_config.json"), there / "processor_config.json"
+        if all((there / part).is_file() for part in parts) and not processor.exists():
+            processor.write_text('{"processor_class": "Wav2Vec2Processor"}\n')
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
