@@ -23,7 +23,7 @@ SEARCHED = 1 << 30  # bytes after a broken header in which another is looked for
 MOST_LOST = 100_000  # clips that the loss of one piece can count as
 LOOKED_AT = 1000  # members of an archive that tell what it holds
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
-COMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZ": bz2.BZ2File, b"\xfd7": lzma.LZMAFile}
+COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by their first bytes
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -43,7 +43,7 @@ class TarArchives:
     def __init__(self, files: Sequence[str], wanted: str | None = None):
         self.files = list(files)
         self.wanted = wanted
-        self._usual_size = statistics.median(map(os.path.getsize, self.files))
+        self._usual_size = statistics.median_high(map(os.path.getsize, self.files))
         self._clip_size = self._look()  # bytes
 
     @property
@@ -157,6 +157,7 @@ class _Blocks:
         self.place = 0
         self._raw, self._held = raw, b""
         self._file = unpack(raw) if unpack else raw
+        self._end = float("inf") if unpack else os.fstat(raw.fileno()).st_size
 
     @property
     def reached(self) -> int:
@@ -164,7 +165,9 @@ class _Blocks:
         return self._raw.tell() if self.is_packed else self.place
 
     def read(self, size: int) -> bytes:
-        """Exactly that much. Raises _Torn if there is less."""
+        """Exactly that much. Raises _Torn if there is less, and then, unless it has to be unpacked, takes nothing."""
+        if self.place + size > self._end:
+            raise _Torn("cut off there")
         content, self._held = self._held, b""
         try:
             content += self._file.read(size - len(content))
@@ -180,6 +183,8 @@ class _Blocks:
             for _ in range(0, size, 1 << 20):
                 self.read(min(size, 1 << 20))
                 size -= 1 << 20
+        elif self.place + size > self._end:
+            raise _Torn("cut off there")
         else:
             self._file.seek(size, os.SEEK_CUR)
             self.place += size
@@ -202,12 +207,11 @@ def _walk(raw: BinaryIO, is_wanted: Callable[[str], bool]) -> Iterator[_Member |
     """The files of an archive, links among them, and the gaps between them."""
     blocks = _Blocks(raw)
     while True:
-        start = blocks.place
+        start, reached = blocks.place, blocks.reached
         try:
             header = _next_header(blocks)
             member = header and _next_member(blocks, header, is_wanted(header.name))
         except _Torn as torn:
-            reached = start if not blocks.is_packed else blocks.reached
             found = blocks.search()
             yield _Gap(start, blocks.place if found else None, reached, str(torn))
             if not found:

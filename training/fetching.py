@@ -10,6 +10,8 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import fsspec
 
@@ -87,12 +89,12 @@ def _check_scheme(url: str) -> None:
         )
 
 
-def _open(url: str):
+@contextmanager
+def _open(url: str) -> Iterator:
     """A file to read from front to back. Asks the file system of the scheme itself, which sees no chains in a URL."""
     name, address = _archive(url)
-    if name:
-        return fsspec.filesystem("zip", fo=address, target_protocol=_scheme(address)).open(name, "rb")
-    system = fsspec.filesystem(_scheme(address))
-    if _scheme(address) in ("http", "https"):
-        return system.open(address, "rb", block_size=0, size=1)  # one request, whose answer comes in a stream
-    return system.open(address, "rb")
+    scheme = _scheme(address)
+    system = fsspec.filesystem("zip", fo=address, target_protocol=scheme) if name else fsspec.filesystem(scheme)
+    in_one_request = {"block_size": 0, "size": 1} if scheme in ("http", "https") and not name else {}
+    with system.open(name or address, "rb", **in_one_request) as file:
+        yield file

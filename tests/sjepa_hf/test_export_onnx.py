@@ -17,6 +17,7 @@ from transformers import HubertConfig, Wav2Vec2CTCTokenizer, Wav2Vec2Processor
 
 from sjepa_hf import SJepaConfig, SJepaForPreTraining, SJepaForXVector, SJepaModel, export_onnx
 from sjepa_hf.saving import feature_extractor
+from training import gate
 from training.benchmarks import onnx as benchmark
 from training.decoding import greedy_decode
 from training.text import build_tokenizer
@@ -236,6 +237,52 @@ def test_example_transcribes(exports, tmp_path):
     soundfile.write(tmp_path / "music.wav", np.zeros(44100), 44100)
     done = transcribe(ctc.path, tmp_path / "music.wav")
     assert done.returncode == 1 and "music.wav has 44100 samples a second" in done.stderr
+
+
+def test_example_reads_what_a_pipe_left_and_names_what_it_cannot_read(exports, tmp_path):
+    ctc = exports("log_mel", "ctc")
+    noise = 0.1 * np.random.default_rng(0).standard_normal(30000)
+    soundfile.write(tmp_path / "whole.flac", noise, 16000)
+    content = bytearray((tmp_path / "whole.flac").read_bytes())
+    content[21], content[22:26] = content[21] & 0xF0, bytes(4)  # the number of samples: not known
+    (tmp_path / "piped.flac").write_bytes(content)
+    done = transcribe(ctc.path, tmp_path / "whole.flac", tmp_path / "piped.flac")
+    assert done.returncode == 0 and len(set(done.stdout.splitlines())) == 1, done.stderr
+
+    (tmp_path / "text.wav").write_text("no sound")
+    (tmp_path / "empty.wav").touch()
+    os.mkfifo(tmp_path / "pipe.wav")
+    soundfile.write(tmp_path / "none.wav", noise[:0], 16000)
+    soundfile.write(tmp_path / "loud.wav", noise * 1e30, 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "nan.wav", noise * np.nan, 16000, subtype="FLOAT")
+    for name, sentence in {
+        "text": "cannot be read as audio",
+        "empty": "cannot be read as audio",
+        "pipe": "is no file",
+        "absent": "is no file",
+        "none": "holds no sound",
+        "loud": "beyond 100 times full scale",
+        "nan": "are no numbers",
+    }.items():
+        done = transcribe(ctc.path, tmp_path / f"{name}.wav")
+        assert (
+            done.returncode == 1
+            and done.stderr.startswith(f"error: {tmp_path / name}.wav ")
+            and sentence in done.stderr
+        )
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_example_has_the_limits_of_training():
+    constants = {}
+    for node in ast.parse(EXAMPLE.read_text()).body:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Tuple)
+            and node.targets[0].elts[0].id.isupper()
+        ):
+            constants |= dict(zip((name.id for name in node.targets[0].elts), ast.literal_eval(node.value)))
+    assert constants == {"LONGEST": gate.LONGEST, "LOUDEST": gate.LOUDEST, "MOST_CHANNELS": gate.MOST_CHANNELS}
 
 
 def transcribe(model: Path, *paths: Path) -> subprocess.CompletedProcess:

@@ -2,7 +2,10 @@
 
 import base64
 import io
+import os
 import re
+import shutil
+import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -143,6 +146,48 @@ def test_bad_files_get_a_sentence(tmp_path, pretrained):
         page = app.show_clip(listener, str(path))
         assert 'class="notice"' in page and not images(page)
         assert re.search(sentence, app.show_pair(listener, str(path), str(path), 1))
+
+
+def test_uploads_pass_the_limits_of_training(tmp_path):
+    tone = speechlike(2.0)
+    soundfile.write(tmp_path / "loud.wav", np.where(np.arange(len(tone)) == 9, 1e30, tone), 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "fast.wav", tone, 16000 + (1 << 30))
+    soundfile.write(tmp_path / "wide.wav", np.repeat(tone[:800, None], 200, axis=1), 16000)
+    for name, sentence in (("loud", "peak 1e"), ("fast", "sampling rate 1073757824 Hz"), ("wide", "cannot be read")):
+        with pytest.raises(ValueError, match=sentence):
+            read_clip(str(tmp_path / f"{name}.wav"))
+    with pytest.raises(ValueError, match="not there any more"):
+        read_clip(str(tmp_path))
+
+
+def test_a_file_that_was_written_to_a_pipe_is_shown(tmp_path):
+    soundfile.write(tmp_path / "piped.flac", speechlike(2.0), 16000)
+    content = bytearray((tmp_path / "piped.flac").read_bytes())
+    content[21], content[22:26] = content[21] & 0xF0, bytes(4)  # the number of samples: not known
+    (tmp_path / "piped.flac").write_bytes(content)
+    clip = read_clip(str(tmp_path / "piped.flac"))
+    assert clip.seconds == clip.file_seconds == 2.0 and not clip.is_cut
+
+
+def test_the_page_runs_from_what_a_space_is_given(tmp_path, clip_path):
+    """From the files that README.md uploads, without the rest of the package."""
+    root = SPACE.parents[1]
+    uploads = re.findall(r"^hf upload NAME/\S+ (\S+) (\S+) (.*)$", (SPACE / "README.md").read_text(), re.MULTILINE)
+    assert len(uploads) == 3
+    for source, target, options in uploads:
+        for file in (root / source).iterdir():
+            included = re.findall(r"--include (\S+)", options)
+            if file.is_file() and (not included or file.name in included):
+                (tmp_path / target).mkdir(exist_ok=True)
+                shutil.copy(file, tmp_path / target)
+    code = f"""
+import sys, listening, training.gate
+assert listening.read_clip({clip_path!r}).seconds == 1.5
+assert training.gate.__file__ == {str(tmp_path / "training" / "gate.py")!r}
+assert "training.audio" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0
 
 
 def test_channels_that_cancel_out_are_silent(tmp_path):
@@ -309,7 +354,7 @@ def test_the_space_is_in_the_hubs_form():
     required = set(re.findall(r"^(\w+)", (SPACE / "requirements.txt").read_text(), re.MULTILINE))
     code = "".join(path.read_text() for path in SPACE.glob("*.py"))
     imported = set(re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)) - set(sys.stdlib_module_names)
-    assert imported - {"sjepa_hf", "listening", "pictures"} <= required
+    assert imported - {"sjepa_hf", "training", "listening", "pictures"} <= required
     package = "".join(path.read_text() for path in (SPACE.parents[1] / "sjepa_hf").glob("modeling*.py"))
     assert "torch" in required and set(re.findall(r"^from (\w+)", package, re.MULTILINE)) <= required | {
         "collections",

@@ -205,16 +205,6 @@ def test_streamed_folders_and_archives_of_the_hub_need_no_torchcodec(tmp_path, m
             open_source(name)
 
 
-def test_audio_behind_a_url_is_fetched(tmp_path):
-    url = write_clip(tmp_path / "1.wav", 1).as_uri()
-    (tmp_path / "list.jsonl").write_text(
-        json.dumps({"wav_path": url}) + "\n" + json.dumps({"wav_path": url.replace("1.wav", "absent.wav")})
-    )
-    batch = next(iter(build_loader(DataArguments(train_data=[str(tmp_path / "list.jsonl")], num_workers=0))))
-    assert batch["lengths"].tolist() == [4000]
-    assert batch["skipped"] == [(url.replace("1.wav", "absent.wav"), "missing")]
-
-
 def test_sources_of_all_kinds_together(tmp_path):
     write_clip(tmp_path / "folder" / "1.wav", 1)
     write_clip(tmp_path / "2.wav", 2)

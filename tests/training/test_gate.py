@@ -223,16 +223,16 @@ def test_a_length_that_takes_too_long_to_count_is_refused(monkeypatch):
 
 
 def test_what_a_header_claims_takes_no_memory(tmp_path):
-    """In a process that may not have a tenth of what the headers claim."""
+    """In a process that may not have what the headers claim."""
     (tmp_path / "lie.flac").write_bytes(piped_flac(wander(1.0), (1 << 26) * 3))
-    hole(tmp_path / "channels.wav", 100, channels=64)
+    hole(tmp_path / "channels.wav", 60, channels=64)
     code = f"""
 import resource, numpy as np
 from training.gate import read_audio, audio_length
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
 assert len(read_audio({str(tmp_path / "lie.flac")!r})) == 16000
-assert len(read_audio({str(tmp_path / "channels.wav")!r}, max_seconds=100.0)) == 1600000
+assert len(read_audio({str(tmp_path / "channels.wav")!r}, max_seconds=60.0)) == 960000
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
