@@ -5,7 +5,6 @@ import time
 
 from accelerate import Accelerator
 
-from sjepa_hf import DiagonalGaussianMixture
 from training.arguments import Arguments
 from training.ranks import Meeting
 from training.reading import TrainingData
@@ -53,7 +52,7 @@ class MixtureFits:
         fit_mixture(targets.mixture, sample, seed, self.accelerator, self.meeting, **settings.fit_options())
         self._done(began)
 
-    def online(self, targets: OnlineTargets, layer: int, num_frames: int, salt: int) -> DiagonalGaussianMixture:
+    def online(self, targets: OnlineTargets, layer: int, num_frames: int, salt: int) -> None:
         """Phase 2's mixture, over the EMA encoder's features."""
         began = time.monotonic()
         layers = targets.target_features.layers or (layer,)
@@ -67,7 +66,6 @@ class MixtureFits:
             **self.arguments.targets.fit_options(),
         )
         self._done(began)
-        return targets.mixture
 
     def _check_frames(self, found: int) -> None:
         """Raise a ValueError at the start where phase 2 could not be seeded on so little audio."""

@@ -277,8 +277,10 @@ class Pretraining:
         """
         settings = self.arguments.targets
         size = settings.phase2_components, settings.target_dims or self.model.config.hidden_size
-        targets = self._online_targets(DiagonalGaussianMixture(*size).to(self.accelerator.device))
-        mixture = self.fits.online(targets, self.layer_choice.active, settings.seed_frames, salt=1)
+        with torch.random.fork_rng():  # a fit that is interrupted leaves the run's random numbers as they were
+            mixture = DiagonalGaussianMixture(*size).to(self.accelerator.device)
+        targets = self._online_targets(mixture)
+        self.fits.online(targets, self.layer_choice.active, settings.seed_frames, salt=1)
         self.model.replace_mixture(*size, keep_frozen=settings.keeps_frozen)
         self.model.mixture.load_state_dict(mixture.state_dict())
         targets.mixture = self.model.mixture
