@@ -15,6 +15,7 @@ from datasets import Dataset
 from test_resume import assert_equal_weights, command, in_one_thread, noise, start, wait_for_checkpoint, weights
 
 from sjepa_hf import DiagonalGaussianMixture
+from sjepa_hf.command import UserError
 from training import checkpointing, fits, pretrain, resuming
 from training.checkpointing import damage, load_loop_state
 from training.monitoring import read_history
@@ -219,7 +220,7 @@ def test_a_run_ends_in_order_while_a_mixture_is_fitted(command, tmp_path, monkey
         calls.append(1)
         if len(calls) in (1, 3, 5):
             if trouble == "error":
-                raise ValueError("a source has gone.")
+                raise UserError("a source has gone.")
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
         return history
