@@ -5,7 +5,6 @@ import time
 
 from accelerate import Accelerator
 
-from sjepa_hf import DiagonalGaussianMixture
 from training.arguments import Arguments
 from training.ranks import Meeting
 from training.reading import TrainingData
@@ -24,15 +23,11 @@ class MixtureFits:
         data (`TrainingData`): gives the passes.
         accelerator (`Accelerator`), meeting (`Meeting`): the ranks. A fit that is interrupted changes no mixture of
             phase 2, and ends with `Interrupted`.
-
-    Attributes:
-        was_long (`bool`): whether the last fit should be saved at once, so that it is never made twice, however short
-            the run may live. The same on all ranks.
     """
 
     def __init__(self, arguments: Arguments, data: TrainingData, accelerator: Accelerator, meeting: Meeting):
         self.arguments, self.data, self.accelerator, self.meeting = arguments, data, accelerator, meeting
-        self.was_long = False
+        self._was_long = False
 
     def mfcc(self, targets: MfccTargets) -> None:
         """Phase 1's mixture: a uniform sample of the corpus's MFCC frames, k-means, EM."""
@@ -53,7 +48,7 @@ class MixtureFits:
         fit_mixture(targets.mixture, sample, seed, self.accelerator, self.meeting, **settings.fit_options())
         self._done(began)
 
-    def online(self, targets: OnlineTargets, layer: int, num_frames: int, salt: int) -> DiagonalGaussianMixture:
+    def online(self, targets: OnlineTargets, layer: int, num_frames: int, salt: int) -> None:
         """Phase 2's mixture, over the EMA encoder's features."""
         began = time.monotonic()
         layers = targets.target_features.layers or (layer,)
@@ -67,7 +62,6 @@ class MixtureFits:
             **self.arguments.targets.fit_options(),
         )
         self._done(began)
-        return targets.mixture
 
     def _check_frames(self, found: int) -> None:
         """Raise a ValueError at the start where phase 2 could not be seeded on so little audio."""
@@ -82,4 +76,9 @@ class MixtureFits:
     def _done(self, began: float) -> None:
         self.data.take()
         took = self.meeting.sum(time.monotonic() - began)[0] / self.accelerator.num_processes
-        self.was_long = took >= LONG
+        self._was_long = took >= LONG
+
+    def take_long(self) -> bool:
+        """Whether there was a fit since the last call that took long; the same on all ranks."""
+        was_long, self._was_long = self._was_long, False
+        return was_long

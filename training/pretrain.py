@@ -197,12 +197,13 @@ class Pretraining:
         if not self._fitted and self.schedule.phase(0) == 1:
             self.fits.mfcc(self.targets)
             self._saved_step = None
-            self.save_long_fit()
         while state.step < self.schedule.total_steps:
             if self.schedule.phase(state.step) == 2 and isinstance(self.targets, MfccTargets):
                 self.begin_phase_2()
             if state.seeding_due:
                 self.follow_layer()
+            if self.fits.take_long():  # so that it is never made twice, however short the run may live
+                self.save_step()
             micro_batches = [self.next_batch() for _ in range(self._accumulation)]
             rate = self.schedule.learning_rate(state.step)
             for group in self.optimizer.param_groups:
@@ -277,8 +278,10 @@ class Pretraining:
         """
         settings = self.arguments.targets
         size = settings.phase2_components, settings.target_dims or self.model.config.hidden_size
-        targets = self._online_targets(DiagonalGaussianMixture(*size).to(self.accelerator.device))
-        mixture = self.fits.online(targets, self.layer_choice.active, settings.seed_frames, salt=1)
+        with torch.random.fork_rng():  # a fit that is interrupted leaves the run's random numbers as they were
+            mixture = DiagonalGaussianMixture(*size).to(self.accelerator.device)
+        targets = self._online_targets(mixture)
+        self.fits.online(targets, self.layer_choice.active, settings.seed_frames, salt=1)
         self.model.replace_mixture(*size, keep_frozen=settings.keeps_frozen)
         self.model.mixture.load_state_dict(mixture.state_dict())
         targets.mixture = self.model.mixture
@@ -290,7 +293,6 @@ class Pretraining:
             del self.optimizer.state[parameter]
         self.restart_head(salt=1)
         self._wrap()
-        self.save_long_fit()
 
     def follow_layer(self) -> None:
         """Other clusters, after the layer that makes the targets has changed."""
@@ -298,7 +300,6 @@ class Pretraining:
         self.fits.online(self.targets, self.layer_choice.active, self.arguments.targets.reseed_frames, salt)
         self.restart_head(salt)
         self.state.seeding_due = False
-        self.save_long_fit()
 
     def _online_targets(self, mixture: DiagonalGaussianMixture) -> OnlineTargets:
         return online_targets(self.model.sjepa, mixture, self.arguments, self.layer_choice, self.accelerator)
@@ -457,11 +458,6 @@ class Pretraining:
     def save_step(self) -> None:
         """The checkpoint of the last finished step."""
         self.save(self.output_dir / f"checkpoint-{self.state.step}")
-
-    def save_long_fit(self) -> None:
-        """A mixture whose fit took long is saved at once."""
-        if self.fits.was_long:
-            self.save_step()
 
     def finish(self) -> None:
         """The final checkpoint and the pictures beside it."""

@@ -75,13 +75,13 @@ def noise(tmp_path_factory):
     return write_noise(tmp_path_factory.mktemp("noise"), count=12, shortest=0.5)
 
 
-def start(arguments, processes=1):
+def start(arguments, processes=1, script=ROOT / "training" / "pretrain.py"):
     """The run in a process of its own, or in several."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return subprocess.Popen(
-        [*launcher, str(ROOT / "training" / "pretrain.py"), *arguments],
+        [*launcher, str(script), *arguments],
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
