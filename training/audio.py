@@ -19,6 +19,7 @@ from datasets import Dataset, IterableDataset
 from torchaudio.transforms import Resample
 
 from sjepa_hf.command import UserError
+from training.naming import printable
 
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ def _open(source: str | Path | bytes | BadAudio) -> soundfile.SoundFile:
             raise BadAudio("missing", f"{source} is no file")
         if os.path.getsize(source) == 0:
             raise BadAudio("empty", "no bytes")
+        source = os.fsencode(source)  # soundfile refuses names that are not UTF-8
     try:
         file = soundfile.SoundFile(source)
     except (soundfile.SoundFileError, RuntimeError, TypeError, OSError) as error:  # TypeError: headerless .raw
@@ -206,11 +208,11 @@ class Source(NamedTuple):
     def clip(self, row: dict, number: int | str) -> Clip:
         if self.column is None:
             offset = 0.0 if row["offset"] is None else row["offset"]
-            return Clip(row["path"], row.get("bad_line") or fetch(row["path"]), offset, row["duration"])
+            return Clip(printable(row["path"]), row.get("bad_line") or fetch(row["path"]), offset, row["duration"])
         audio = row[self.column]
         path, content = (audio.get("path"), audio.get("bytes")) if isinstance(audio, dict) else (None, audio)
         name = path or (content if isinstance(content, str) else f"{self.name}[{number}]")
-        return Clip(name, fetch(path or "") if content is None else fetch(content))
+        return Clip(printable(name), fetch(path or "") if content is None else fetch(content))
 
 
 def fetch(audio: str | bytes) -> str | bytes:
