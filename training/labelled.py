@@ -176,10 +176,12 @@ def open_labelled(
                 too_long += 1
                 logger.info("Left out %s: %.1f s.", clip.name, length / SAMPLING_RATE)
                 continue
-            file = (number, row_number)
-            if source.column is None:
-                file = os.path.normpath(row["path"])
-                _check_repeated(labelled, (file, row["offset"], row["duration"]), clip.name, values)
+            file = row["path"] if source.column is None else clip.audio
+            if isinstance(file, str):
+                file = os.path.normpath(file)
+                _check_repeated(labelled, (file, clip.offset, clip.duration), clip.name, values)
+            else:
+                file = (number, row_number)
             places.append(Place(number, row_number, length, recordings.setdefault(file, len(recordings))))
             for label, value in values.items():
                 kept[label].append(value)

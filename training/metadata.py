@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
 
+from sjepa_hf.command import first_line
 from training.manifest import MissingColumn, check_columns, label_text, local_path, parse_object
 from training.naming import printable, several
 
@@ -122,7 +123,8 @@ def _csv(path: Path, labels: Sequence[str]) -> Iterator[tuple[str, str, tuple[st
 
 def _csv_rows(path: str, text: str) -> Iterator[tuple[int, list[str]]]:
     """Number of the first line, from 1, and fields of every row that is not empty."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines: list[str] = []  # of the row
+    reader = csv.reader(_noted(text, lines), strict=True, skipinitialspace=True)
     first = 1
     while True:
         try:
@@ -140,9 +142,27 @@ def _csv_rows(path: str, text: str) -> Iterator[tuple[int, list[str]]]:
                 f"{path}, lines {first} to {reader.line_num} are one row, since a quote opens in one and closes in the"
                 " other: if no quote is astray, write the row in one line."
             )
+        if any(_astray(field, "".join(lines)) for field in row):
+            raise ValueError(f"{path}, line {first}: a quote is astray: a field with quotes must stand in quotes.")
         if any(row):
             yield first, row
+        lines.clear()
         first = reader.line_num + 1
+
+
+def _noted(text: str, lines: list[str]) -> Iterator[str]:
+    """The lines of a text, each put into `lines` too."""
+    for line in io.StringIO(text, newline=""):
+        lines.append(line)
+        yield line
+
+
+def _astray(field: str, row: str) -> bool:
+    """Whether a field that does not stand in quotes has an odd number of them, or doubled ones."""
+    count = field.count('"')
+    if not count or '"' + field.replace('"', '""') + '"' in row:
+        return False
+    return count % 2 == 1 or '""' in field
 
 
 def decoded(path: Path) -> str:
@@ -204,14 +224,14 @@ def _parquet(path: Path, labels: Sequence[str]) -> Iterator[tuple[str, object, t
     try:
         columns = pq.read_schema(path).names
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{printable(path)} cannot be read as Parquet: {_first_line(error)}.") from None
+        raise ValueError(f"{printable(path)} cannot be read as Parquet: {first_line(error)}.") from None
     file_column = _file_column(path, columns, labels)
     try:
         table = pq.read_table(path, columns=[file_column, *labels])
         table.validate(full=True)
         features = Features.from_arrow_schema(table.schema)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{printable(path)} cannot be read as Parquet: {_first_line(error)}.") from None
+        raise ValueError(f"{printable(path)} cannot be read as Parquet: {first_line(error)}.") from None
     values = [label_column(table[label], features[label], f"{printable(path)}: column '{label}'") for label in labels]
     names = label_column(table[file_column], features[file_column], f"{printable(path)}: column '{file_column}'")
     for number, (name, *row) in enumerate(zip(names, *values), start=1):
@@ -237,7 +257,3 @@ def check_label_feature(feature, what: str) -> None:
     whole = isinstance(dtype, str) and dtype.startswith(("int", "uint"))
     if not (isinstance(feature, ClassLabel) or whole or dtype in ("string", "large_string", "string_view", "null")):
         raise ValueError(f"{what} holds {feature}, which is no label: it must be text or whole numbers.")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

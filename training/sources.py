@@ -11,6 +11,7 @@ import pyarrow as pa
 from datasets import Audio, ClassLabel, Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetsError
 
+from sjepa_hf.command import first_line
 from training.audio import Source
 from training.folders import AUDIO_SUFFIXES, list_folder
 from training.manifest import JsonLines, check_columns
@@ -134,7 +135,7 @@ def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str
         if isinstance(error.__cause__, ImportError):  # folders and WebDataset on the Hub, copied to Arrow
             raise ValueError(f"'{spec}' is not Parquet: set streaming ({error.__cause__})") from error
         where = "as Parquet" if what[0] == "parquet" else "as a local path or on the Hub"
-        raise ValueError(f"'{spec}' cannot be opened {where}: {error.__cause__ or error}") from error
+        raise ValueError(f"'{spec}' cannot be opened {where}: {first_line(error.__cause__ or error)}") from error
     if dataset.features is None:  # a stream whose files must be looked into
         dataset = dataset._resolve_features()
     column = _audio_column(spec, dataset.features, audio_column)

@@ -79,6 +79,8 @@ def test_the_three_files_of_audiofolder_give_what_it_gives(folder, kind):
         ("file_name,text\na.wav,A\nb.wav,WELL, HELLO, YES\n", "line 3 has 4 fields, the header 2"),
         ("file_name,text\na.wav,A\nb.wav\n", "line 3 has 1 fields, the header 2"),
         ('file_name,text\na.wav,"A\nb.wav,B\nc.wav,C\n', "lines 2 to 4: a quote is astray"),
+        ('file_name,text\na.wav,A\nb.wav,B "and C\n', "line 3: a quote is astray"),
+        ('file_name,text\na.wav,B ""and"" C\n', "line 2: a quote is astray"),
         ('file_name,text\na.wav,A\nb.wav,"B" and C\n', "line 3: a quote is astray"),
         ('file_name,text\na.wav,"A\nb.wav,B\nc.wav,C"\nd.wav,D\n', "lines 2 to 4 are one row"),
         ("file_name,text\na.wav," + '"' + "A" * 140_000 + "\n", "line 2.*a quote is astray .*field larger"),
@@ -165,6 +167,21 @@ def test_odd_paths_in_a_list_are_found(folder):
     (folder / "list.jsonl").write_text("\n".join(lines).replace("file_name", "audio_filepath"))
     clips = open_labelled([str(folder / "list.jsonl")], ["text"])
     assert clips.labels["text"] == list("012345")
+
+
+def test_spaces_after_commas_are_no_text(folder):
+    (folder / "metadata.csv").write_text('file_name, text\na.wav, "Yes, sir"\nb.wav, "No"\nc.wav,say "it"\n')
+    assert texts(folder) == {"a.wav": "Yes, sir", "b.wav": "No", "c.wav": 'say "it"'}
+
+
+def test_a_file_of_parquet_has_one_label(folder, tmp_path):
+    audio = [{"bytes": None, "path": str(folder / f"{name}.wav")} for name in "aba"]
+    pq.write_table(pa.table({"audio": audio, "text": ["A", "B", "A"]}), tmp_path / "clips.parquet")
+    clips = open_labelled([str(tmp_path / "clips.parquet")], ["text"])
+    assert clips.recordings == [[0, 2], [1]]
+    pq.write_table(pa.table({"audio": audio, "text": ["A", "B", "C"]}), tmp_path / "clips.parquet")
+    with pytest.raises(ValueError, match="a.wav stands there twice, with text A and C"):
+        open_labelled([str(tmp_path / "clips.parquet")], ["text"])
 
 
 def test_several_lists_are_refused(folder):
