@@ -18,6 +18,7 @@ from training.gate import (  # noqa: F401  (what decodes a clip, where clips are
     check_samples,
     read_audio,
 )
+from training.naming import printable
 
 
 if TYPE_CHECKING:
@@ -52,11 +53,11 @@ class Source(NamedTuple):
     def clip(self, row: dict, number: int | str) -> Clip:
         if self.column is None:
             offset = 0.0 if row["offset"] is None else row["offset"]
-            return Clip(row["path"], row.get("bad_line") or fetch(row["path"]), offset, row["duration"])
+            return Clip(printable(row["path"]), row.get("bad_line") or fetch(row["path"]), offset, row["duration"])
         audio = row[self.column]
         path, content = (audio.get("path"), audio.get("bytes")) if isinstance(audio, dict) else (None, audio)
         name = path or (content if isinstance(content, str) else f"{self.name}[{number}]")
-        return Clip(name, fetch(path or "") if content is None else fetch(content))
+        return Clip(printable(name), fetch(path or "") if content is None else fetch(content))
 
 
 class BadAudioError(UserError):

@@ -40,9 +40,9 @@ class DataArguments:
     train_data: list[str] = field(
         metadata={
             "help": "Sources, each PATH_OR_HUB_NAME[::config[::split]] (split 'train' by default): a folder of audio "
-            "(if its metadata.csv has a file_name column, that is the list), a JSONL manifest with wav_path or "
-            "audio_filepath and optionally offset and duration in seconds, a Parquet file, folder or quoted glob, tar "
-            "archives as WebDataset has them (with streaming), or a data set on the Hub."
+            "(if its metadata.csv, .jsonl or .parquet has a file_name column, that is the list), a JSONL manifest "
+            "with wav_path or audio_filepath and optionally offset and duration in seconds, a Parquet file, folder or "
+            "quoted glob, tar archives as WebDataset has them (with streaming), or a data set on the Hub."
         }
     )
     train_data_weights: list[float] | None = field(

@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,11 +22,14 @@ from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2CTCTokenizer
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.command import command
+from sjepa_hf.opening import open_pretrained
 from sjepa_hf.saving import write_text_aside
 from training.arguments import default_device
 from training.finetuning import choose_column
 from training.labelled import LabelledClips, open_labelled, pad_waveforms
+from training.metadata import decoded
 from training.metrics import load_metric
+from training.naming import several
 from training.ngram import BEGIN, END, UNKNOWN, Gram, NGram, estimate
 from training.sources import open_source
 from training.text import TextNormalizer
@@ -37,6 +41,7 @@ TEXT_COLUMNS = ("transcription", "text", "sentence", "transcript")
 ALPHA, BETA, BEAM_WIDTH = 0.5, 1.5, 100  # the paper's
 UNKNOWN_WORD, USUAL_LENGTH = -10.0, 6  # see `unknown_penalty`; pyctcdecode's values
 NOT_LISTED = -10.0  # log10 P of <unk> and </s> in a language model that has no entry for them
+USELESS, FITTING = 0.05, 0.5  # shares of words that a language model and a recogniser have in common
 LN10 = math.log(10)
 
 
@@ -256,11 +261,43 @@ def evaluate_clips(
     return {"clips": len(rows)} | {kind: error_rates([r[kind] for r in rows], wanted) for kind in kinds}, rows
 
 
+def check_language_model(lm: NGram, name: str, tokenizer: Wav2Vec2CTCTokenizer, texts: Sequence[str]) -> None:
+    """
+    Say how far a language model fits: which share of its words the tokenizer can write, weighted by how likely they
+    are, and which share of the words of normalised transcripts it knows.
+
+    Raises:
+        ValueError: if one of them is below 5 %.
+    """
+    characters = set(tokenizer.get_vocab())
+    chances = {word: 10 ** lm.tables[0][(word,)][0] for word in lm.words}
+    writable = sum(chance for word, chance in chances.items() if characters.issuperset(word))
+    writable /= sum(chances.values()) or 1.0
+    counts = Counter(word for text in texts for word in text.split())
+    unknown = Counter({word: count for word, count in counts.items() if word not in chances})
+    known = 1 - unknown.total() / max(1, counts.total())
+    said = (
+        f"the tokenizer can write {writable:.1%} of the words of {name} (by their probability), and {known:.1%} of the"
+        f" words of the transcripts are among its {len(chances)}"
+    )
+    if min(writable, known) >= FITTING:
+        logger.info("Language model: %s.", said)
+        return
+    most = several(sorted(chances, key=chances.get, reverse=True), 5)
+    said += f"; its most likely ones are {most}, the transcripts' are {several(dict(counts.most_common(5)))}"
+    folded = {word.casefold() for word in chances}
+    if known < FITTING and counts.total() and all(word.casefold() in folded for word, _ in unknown.most_common(5)):
+        said += ": they differ in case"
+    if min(writable, known) < USELESS:
+        raise ValueError(f"`lm`: {said}. `training.decoding build-ngram --model MODEL` makes one that fits.")
+    logger.warning("Language model: %s.", said)
+
+
 def read_sentences(text: str, column: str | None, normalizer: TextNormalizer) -> list[str]:
     """Normalised sentences of a text file, or of a source's transcripts. Raises ValueError if there are none."""
     path = Path(text)
-    if path.is_file() and path.suffix in (".txt", ".text", ""):
-        lines = path.read_text(encoding="utf-8").splitlines()
+    if path.is_file() and path.suffix.lower() in (".txt", ".text", ""):
+        lines = decoded(path).splitlines()
     else:
         column = choose_column([text], column, TEXT_COLUMNS, "text_column", "transcripts")
         lines = [row[column] or "" for row in open_source(text, labels=[column]).dataset]
@@ -282,23 +319,25 @@ def decode(arguments: argparse.Namespace) -> None:
     settings = {name: value for name, value in settings.items() if value is not None}
     if settings and not arguments.lm:
         raise ValueError(f"--{next(iter(settings))} belongs to the beam search, which needs --lm.")
-    try:
-        processor = AutoProcessor.from_pretrained(arguments.model)
-        model = AutoModelForCTC.from_pretrained(arguments.model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`model` {arguments.model} is not a CTC model with its processor: {error}") from None
+    processor = open_pretrained(AutoProcessor, arguments.model)
+    model = open_pretrained(AutoModelForCTC, arguments.model)
     if not hasattr(processor, "tokenizer"):
         raise ValueError(f"`model` {arguments.model} has no tokenizer: give the result of a fine-tuning with CTC.")
     device = default_device()
     normalizer = TextNormalizer.load(arguments.model)
     column = choose_column(arguments.data, arguments.text_column, TEXT_COLUMNS, "text_column", "transcripts")
+    parts = {spec: open_labelled([spec], [column]) for spec in arguments.data}
+    wanted = {spec: [normalizer(text) for text in clips.labels[column]] for spec, clips in parts.items()}
     decoder = None
     if arguments.lm:
-        decoder = BeamSearchDecoder(processor.tokenizer, NGram.load(arguments.lm), **settings)
+        lm = NGram.load(arguments.lm)
+        check_language_model(
+            lm, arguments.lm, processor.tokenizer, [text for texts in wanted.values() for text in texts]
+        )
+        decoder = BeamSearchDecoder(processor.tokenizer, lm, **settings)
     transcripts = []
-    for spec in arguments.data:
-        clips = open_labelled([spec], [column])
-        references = [normalizer(text) for text in clips.labels[column]]
+    for spec, clips in parts.items():
+        references = wanted[spec]
         results, rows = evaluate_clips(model.to(device), processor, clips, references, decoder, arguments.batch_size)
         print(json.dumps({spec: results}))
         transcripts += rows

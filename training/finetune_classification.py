@@ -101,9 +101,15 @@ def prepare(argv: list[str] | None = None) -> Classification:
     set_seed(training.seed)
 
     column = choose_column(
-        arguments.train_data, arguments.label_column, LABEL_COLUMNS, "label_column", "labels", arguments.audio_column
+        arguments.train_data,
+        arguments.label_column,
+        LABEL_COLUMNS,
+        "label_column",
+        "labels",
+        arguments.audio_column,
+        True,
     )
-    train, evaluation, test = open_splits(arguments, column)
+    train, evaluation, test = open_splits(arguments, column, classes=True)
     held_out = () if arguments.eval_data else evaluation.values()
     names = class_names([train, *held_out], column)
     for name, clips in (evaluation | test).items():

@@ -35,6 +35,7 @@ from training.decoding import (
     BETA,
     TEXT_COLUMNS,
     BeamSearchDecoder,
+    check_language_model,
     error_rates,
     evaluate_clips,
 )
@@ -161,7 +162,6 @@ def prepare(argv: list[str] | None = None) -> CtcFineTuning:
     column = choose_column(
         arguments.train_data, arguments.text_column, TEXT_COLUMNS, "text_column", "transcripts", arguments.audio_column
     )
-    check_folders(arguments, column)
     train, evaluation, test = open_splits(arguments, column)
     log_examples(train.labels[column], normalizer)
     train = normalized(train, column, normalizer, "train_data")
@@ -196,19 +196,10 @@ def prepare(argv: list[str] | None = None) -> CtcFineTuning:
     )
     decoder = None
     if lm is not None:
+        check_language_model(lm, arguments.lm, tokenizer, train.labels[column])
         settings = {"alpha": arguments.lm_alpha, "beta": arguments.lm_beta, "beam_width": arguments.beam_width}
         decoder = BeamSearchDecoder(tokenizer, lm, **settings)
     return CtcFineTuning(arguments, trainer, processor, normalizer, evaluation | test, column, decoder)
-
-
-def check_folders(arguments: CtcArguments, column: str) -> None:
-    """Raise a ValueError for folders of audio without metadata.csv: the names of subfolders are no transcripts."""
-    for spec in (*arguments.train_data, *(arguments.eval_data or ()), *(arguments.test_data or ())):
-        folder = Path(spec).expanduser()
-        if folder.is_dir() and not (folder / "metadata.csv").is_file() and not any(folder.rglob("*.parquet")):
-            raise ValueError(
-                f"{spec} has no metadata.csv with the columns file_name and {column}: write one, a row per file."
-            )
 
 
 def normalized(clips: LabelledClips, column: str, normalizer: TextNormalizer, name: str) -> LabelledClips:

@@ -35,6 +35,7 @@ from sjepa_hf.saving import feature_extractor
 from training.arguments import parse_dataclasses
 from training.audio import SAMPLING_RATE
 from training.labelled import LabelledClips, open_labelled
+from training.manifest import MissingColumn
 from training.memory import keep_freed_memory
 from training.sources import open_source
 
@@ -177,13 +178,14 @@ def choose_column(
     argument: str,
     what: str,
     audio_column: str | None = None,
+    classes: bool = False,
 ) -> str:
     """
     `column`, or the first of the candidates that the first source has.
 
     Args:
         argument, what: how to call the setting and its content in the error.
-        audio_column: as in `open_source`.
+        audio_column, classes: as in `open_source`.
 
     Raises:
         ValueError: if the source cannot be opened or has none of them.
@@ -193,20 +195,20 @@ def choose_column(
     open_source(specs[0], audio_column=audio_column)  # whatever else is wrong with it, is said first
     for candidate in candidates:
         try:
-            open_source(specs[0], audio_column=audio_column, labels=[candidate])
+            open_source(specs[0], audio_column=audio_column, labels=[candidate], classes=classes)
             return candidate
-        except ValueError as error:
+        except MissingColumn as error:
             problem = error
     names = ", ".join(candidates)
     raise ValueError(f"No column of {what} was found ({names}): {problem} If it has another name, give `{argument}`.")
 
 
 def open_splits(
-    arguments: FineTuningArguments, column: str
+    arguments: FineTuningArguments, column: str, classes: bool = False
 ) -> tuple[LabelledClips, dict[str, LabelledClips], dict[str, LabelledClips]]:
     """
     Training clips, and clips for evaluation and for the final test by the name of their source. Those for scoring are
-    never left out for being long.
+    never left out for being long. `classes` as in `open_source`.
     """
 
     def opened(specs: Sequence[str], max_seconds: float) -> LabelledClips:
@@ -217,6 +219,7 @@ def open_splits(
             min_seconds=arguments.min_seconds,
             max_seconds=max_seconds,
             max_bad_fraction=arguments.max_bad_fraction,
+            classes=classes,
         )
 
     train = opened(arguments.train_data, arguments.max_seconds)

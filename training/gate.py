@@ -238,6 +238,8 @@ class _decoding:
 
 
 def _open(content, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> soundfile.SoundFile:
+    if isinstance(content, str | Path):
+        content = os.fsencode(content)  # soundfile refuses names that are not UTF-8
     with _decoding():
         file = kind(content)
     wrong = None

@@ -5,6 +5,9 @@ clips[0]["input_values"], clips[0]["transcript"]
 """
 
 import logging
+import os
+import string
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,10 +15,13 @@ import numpy as np
 import torch
 
 from training.audio import SAMPLING_RATE, BadAudio, BadAudioError, BadAudioMonitor, Clip, Source, audio_length
+from training.naming import several
 from training.sources import open_source
 
 
 logger = logging.getLogger(__name__)
+
+UNSEEN = string.whitespace + "\u00a0\u200b\u200c\u200d\u2060\ufeff"
 
 
 class Place(NamedTuple):
@@ -124,6 +130,7 @@ def open_labelled(
     min_seconds: float = 0.1,
     max_seconds: float = float("inf"),
     max_bad_fraction: float = 0.05,
+    classes: bool = False,
 ) -> LabelledClips:
     """
     Open sources with labels. All headers are read; clips that are missing, corrupt, empty, too short, too long
@@ -136,19 +143,24 @@ def open_labelled(
         audio_column: as in `open_source`.
         min_seconds, max_seconds: shorter and longer clips are left out.
         max_bad_fraction: share of clips that may be bad audio or lack a label; too long ones do not count.
+        classes: as in `open_source`.
 
     Raises:
-        ValueError: if a source cannot be opened, lacks a column, or no clip is left.
+        ValueError: if a source cannot be opened or lacks a column, the same clip has different labels, or no clip is
+            left.
         BadAudioError: if more than `max_bad_fraction` of the clips is bad.
     """
-    sources = [open_source(spec, audio_column=audio_column, labels=(*labels, *optional)) for spec in specs]
+    options = {"audio_column": audio_column, "labels": (*labels, *optional), "classes": classes}
+    sources = [open_source(spec, **options) for spec in specs]
     recordings: dict = {}
+    labelled: dict[tuple, tuple[str, ...]] = {}  # clips by their place on the disk
     places, kept = [], {label: [] for label in (*labels, *optional)}
     monitor, too_long = BadAudioMonitor(max_bad_fraction), 0
     for number, source in enumerate(sources):
         for row_number, row in enumerate(source.dataset):
             clip = source.clip(row, row_number)
-            unlabelled = [label for label in labels if row[label] is None or not row[label].strip()]
+            values = {label: _clean(row[label]) for label in kept}
+            unlabelled = [label for label in labels if not values[label]]
             try:
                 if unlabelled and "bad_line" not in row:
                     raise BadAudio(f"no {unlabelled[0]}")
@@ -164,10 +176,15 @@ def open_labelled(
                 too_long += 1
                 logger.info("Left out %s: %.1f s.", clip.name, length / SAMPLING_RATE)
                 continue
-            file = row["path"] if source.column is None else (number, row_number)
+            file = row["path"] if source.column is None else clip.audio
+            if isinstance(file, str):
+                file = os.path.normpath(file)
+                _check_repeated(labelled, (file, clip.offset, clip.duration), clip.name, values)
+            else:
+                file = (number, row_number)
             places.append(Place(number, row_number, length, recordings.setdefault(file, len(recordings))))
-            for label, values in kept.items():
-                values.append((row[label] or "").strip())
+            for label, value in values.items():
+                kept[label].append(value)
     name = ", ".join(specs)
     if too_long:
         logger.warning("%s: %d clips longer than %g s were left out.", name, too_long, max_seconds)
@@ -179,6 +196,19 @@ def open_labelled(
             f" label ({dict(monitor.by_reason)}), {too_long} are too long."
         )
     return LabelledClips(sources, places, kept, max_bad_fraction)
+
+
+def _clean(label: str | None) -> str:
+    """A label without what nobody sees: spaces and marks at its ends, and letters that are composed otherwise."""
+    return unicodedata.normalize("NFC", (label or "").strip(UNSEEN))
+
+
+def _check_repeated(labelled: dict[tuple, tuple[str, ...]], place: tuple, name: str, values: dict[str, str]) -> None:
+    """Note the labels of a clip. Raises ValueError if it had others before."""
+    before = labelled.setdefault(place, tuple(values.values()))
+    for label, old, new in zip(values, before, values.values()):
+        if old != new:
+            raise ValueError(f"{name} stands there twice, with {label} {several([old])} and {several([new])}.")
 
 
 def usable(examples: Sequence[dict | None]) -> list[dict]:

@@ -3,7 +3,7 @@
 import codecs
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -11,13 +11,19 @@ from typing import BinaryIO
 import numpy as np
 
 from training.audio import BadAudio
+from training.naming import printable, several
 
 
 STRIDE = 32  # rows between two places that are kept: 5 MB for ten million rows
 BLOCK = 1 << 20  # bytes scanned at a time
 LONGEST_LINE = 1 << 26  # bytes; whatever has longer ones is no JSONL
 LONGEST_CLIP = 1e9  # seconds; far above any clip, and safe to multiply by any sampling rate
+AUDIO_KEYS = ("wav_path", "audio_filepath")
 CHECKED = 100_000  # rows that are parsed when a manifest is opened
+
+
+class MissingColumn(ValueError):
+    """A source lacks a column that is asked for."""
 
 
 class JsonLines(Sequence):
@@ -31,9 +37,10 @@ class JsonLines(Sequence):
 
     Args:
         path: the manifest, UTF-8.
-        labels: keys to keep beside the audio, all as strings.
+        labels: keys to keep beside the audio, as strings: text or whole numbers.
 
     Raises:
+        MissingColumn: if one of the first rows lacks a label.
         ValueError: if there is no row, or one of the first is bad; while reading, if the file has changed.
     """
 
@@ -84,25 +91,84 @@ class JsonLines(Sequence):
             return {"path": f"{self.path}, line {number}", **nothing, "bad_line": BadAudio("bad_line", str(error))}
 
     def _parse(self, number: int, line: bytes) -> dict:
-        where = f"{self.path}, line {number}"
-        try:
-            entry = json.loads(str(line, "utf-8"))
-        except ValueError as error:  # of the text or of its encoding
-            raise ValueError(f"{where} is not valid JSON: {error}.") from None
-        audio = (entry.get("wav_path") or entry.get("audio_filepath")) if isinstance(entry, dict) else None
-        if not isinstance(audio, str):
-            raise ValueError(f"{where} has neither wav_path nor audio_filepath.")
-        row = {"path": audio if "://" in audio else os.path.join(os.path.dirname(self.path), audio)}
+        where = f"{printable(self.path)}, line {number}"
+        entry = parse_object(line, where)
+        names = [entry[key] for key in AUDIO_KEYS if entry.get(key)]
+        if not names or not isinstance(names[0], str):
+            raise ValueError(f"{where} has neither {' nor '.join(AUDIO_KEYS)}; it has {several(entry) or 'nothing'}.")
+        if names[0] != names[-1]:
+            raise ValueError(f"{where}: {' and '.join(AUDIO_KEYS)} differ; give one.")
+        row = {"path": names[0] if "://" in names[0] else local_path(os.path.dirname(self.path), names[0], where)}
         for key in ("offset", "duration"):
             seconds = entry.get(key)
-            if seconds is not None and not (isinstance(seconds, (int, float)) and 0 <= seconds < LONGEST_CLIP):
-                raise ValueError(f"{where}: {key} must be seconds, got {seconds!r}.")
+            if seconds is not None and not (type(seconds) in (int, float) and 0 <= seconds < LONGEST_CLIP):
+                raise ValueError(f"{where}: {key} must be seconds, got {several([seconds])}.")
             row[key] = None if seconds is None else float(seconds)
+        check_columns(where, self.labels, entry)
         for label in self.labels:
-            if label not in entry:
-                raise ValueError(f"'{where}' has no column '{label}'; it has {', '.join(entry)}.")
-            row[label] = None if entry[label] is None else str(entry[label])
+            row[label] = label_text(entry[label], label, where)
         return row
+
+
+def parse_object(line: bytes, where: str) -> dict:
+    """
+    The object of a JSON line. Raises ValueError, which begins with `where`, for anything else, and for names that the
+    object has twice.
+    """
+    try:
+        entry = json.loads(str(line, "utf-8"), object_pairs_hook=_once)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where}: the byte 0x{error.object[error.start]:02x} is not UTF-8: save the file as UTF-8."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not valid JSON: {several([error])}.") from None
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} has neither {' nor '.join(AUDIO_KEYS)}: it is no object in braces.")
+    return entry
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{several({name for name in names if names.count(name) > 1})} stands there twice")
+    return entry
+
+
+def label_text(value: object, label: str, where: str) -> str | None:
+    """A label as a string. Raises ValueError unless it is text, a whole number or null."""
+    if value is None:
+        return None
+    if type(value) is int:
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {label} must be text, a whole number or null, got {several([value])}.")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{where}: {label} holds half a character (a lone surrogate): {several([value])}.")
+    return value
+
+
+def check_columns(where: str, wanted: Iterable[str], columns: Collection[str]) -> None:
+    """Raise `MissingColumn` for the first wanted column that is not there."""
+    missing = [label for label in wanted if label not in columns]
+    if missing:
+        raise MissingColumn(f"'{where}' has no column '{missing[0]}'; it has {several(columns) or 'none'}.")
+
+
+def local_path(folder: str, name: str, where: str) -> str:
+    """
+    The path of a file that a list in `folder` names: relative ones start there, ~ is the home directory, and the
+    backslashes of Windows are slashes unless a file has them in its name.
+    """
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: no file has the name {several([name])}.") from None
+    path = os.path.join(folder, os.path.expanduser(name) if name.startswith("~/") else name)
+    if "\\" in name and not os.path.lexists(path):
+        return os.path.join(folder, name.replace("\\", "/"))
+    return path
 
 
 def _stamp(file: BinaryIO) -> tuple[int, int]:

@@ -13,10 +13,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sjepa_hf.saving import files_written_aside
+from training.naming import printable, several
 
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
+RESERVED = {BEGIN, END, UNKNOWN}
 NEVER = -99.0  # log10 of a word that is never predicted: <s>
+ROUNDING = 1e-4  # log10 of a probability of 1 may be that far above 0 in a file
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where a text is too small to estimate them, as in KenLM's --discount_fallback
 
 Gram = tuple[str, ...]
@@ -92,38 +95,106 @@ class NGram:
         Read an ARPA file, also gzipped. It is held in Python dicts: fit for some ten million n-grams.
 
         Raises:
-            ValueError: if there is no such file or it is not ARPA.
+            ValueError: if there is no such file or it is not a whole and sound ARPA file; the message names the line.
         """
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"There is no language model {path}: `training.decoding build-ngram` makes one.")
-        tables: list[dict[Gram, tuple[float, float]]] = []
-        promised: list[int] = []
-        line = ""
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
         try:
-            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-                for line in filter(None, map(str.strip, file)):
-                    if line.startswith("\\") and line.endswith("-grams:"):
-                        tables.append({})
-                    elif line.startswith("ngram ") and not tables:
-                        promised.append(int(line.partition("=")[2]))
-                    elif not line.startswith("\\") and tables:
-                        fields = line.split()
-                        gram = tuple(fields[1 : len(tables) + 1])
-                        backoff = float(fields[len(tables) + 1]) if len(fields) > len(tables) + 1 else 0.0
-                        tables[-1][gram] = (float(fields[0]), backoff)
-        except (ValueError, OSError, EOFError, zlib.error) as error:  # UnicodeDecodeError is a ValueError
+            with (gzip.open if zipped else open)(path, "rb") as file:
+                return cls(_read_arpa(file, str(path)))
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is not a whole ARPA file: {error}") from None
-        if not tables or not tables[0]:
-            raise ValueError(f"{path} is not an ARPA file: it has no \\1-grams: section.")
-        sizes = list(map(len, tables))
-        if line != "\\end\\" or (promised and promised != sizes):
+
+
+def _read_arpa(lines: Iterable[bytes], path: str) -> list[dict[Gram, tuple[float, float]]]:
+    """The tables of `NGram`. Raises ValueError with the line that is wrong."""
+    tables: list[dict[Gram, tuple[float, float]]] = []
+    promised: list[int] = []
+    begun = ended = False
+    number = 0
+    for number, content in enumerate(lines, start=1):
+        try:
+            line = content.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            byte = f"0x{content[error.start]:02x}"
             raise ValueError(
-                f"{path} is not a whole ARPA file: it holds {sizes} n-grams of {promised} and ends with {line[:40]!r}."
+                f"{path}, line {number}: the byte {byte} is not UTF-8: it is not an ARPA file, or in another encoding."
+            ) from None
+        if not line or not (begun or line == "\\data\\"):
+            continue  # anything may stand before the data
+        begun = True
+        if tables and not line.startswith("\\"):
+            try:
+                _add(tables, line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}.") from None
+            continue
+        if tables and len(tables) <= len(promised) and len(tables[-1]) != promised[len(tables) - 1]:
+            raise ValueError(
+                f"{path} is not a whole ARPA file: it promises {promised[len(tables) - 1]} {len(tables)}-grams and has"
+                f" {len(tables[-1])} before line {number}."
             )
-        if ("<UNK>",) in tables[0]:  # as LibriSpeech's language models write it
-            tables[0][(UNKNOWN,)] = tables[0].pop(("<UNK>",))
-        return cls(tables)
+        if line == "\\end\\":
+            ended = True
+            break
+        if line.startswith("ngram ") and not tables:
+            order, _, count = line.removeprefix("ngram ").partition("=")
+            if order.strip() != str(len(promised) + 1) or not count.strip().isdecimal():
+                raise ValueError(
+                    f"{path}, line {number}: {printable(line[:40])} is no count of {len(promised) + 1}-grams."
+                )
+            promised.append(int(count))
+        elif line == f"\\{len(tables) + 1}-grams:":
+            tables.append({})
+        elif line != "\\data\\":
+            raise ValueError(
+                f"{path}, line {number}: \\{len(tables) + 1}-grams: or \\end\\ should stand there, not"
+                f" {printable(line[:40])!r}."
+            )
+    if not tables:
+        raise ValueError(f"{path} is not an ARPA file: it has no \\1-grams: section.")
+    if not ended or len(promised) != len(tables):
+        ending = "" if ended else " and ends without \\end\\"
+        raise ValueError(
+            f"{path} is not a whole ARPA file: it has n-grams up to order {len(tables)} of {len(promised)}{ending}"
+            f" after line {number}."
+        )
+    if not tables[0]:
+        raise ValueError(f"{path} is not an ARPA file: it has no word.")
+    return tables
+
+
+def _add(tables: list[dict[Gram, tuple[float, float]]], line: str) -> None:
+    """Add the n-gram of a line to the last table. Raises ValueError if it cannot stand there."""
+    order, fields = len(tables), line.split()
+    if not order + 1 <= len(fields) <= order + 2:
+        raise ValueError(f"a {order}-gram needs a probability, {order} words and perhaps a backoff weight")
+    try:
+        probability = float(fields[0])
+        backoff = float(fields[-1]) if len(fields) == order + 2 else 0.0
+    except ValueError:
+        raise ValueError("its numbers should be log10 of a probability and of a backoff weight") from None
+    if not probability <= ROUNDING:  # as NaN is not
+        raise ValueError(f"{printable(fields[0])} is no log10 of a probability: it must not be above 0")
+    if not math.isfinite(backoff):
+        raise ValueError(f"{printable(fields[-1])} is no log10 of a backoff weight")
+    gram = tuple(fields[1 : order + 1])
+    if "<UNK>" in gram:  # as LibriSpeech's language models write it
+        gram = tuple(UNKNOWN if word == "<UNK>" else word for word in gram)
+    if order > 1:
+        for part in (gram[:-1], gram[-1:]):
+            if part not in tables[len(part) - 1]:
+                raise ValueError(
+                    f"'{several([' '.join(gram)])}' needs '{several([' '.join(part)])}', which is missing"
+                )
+    table = tables[-1]
+    before = len(table)
+    table[gram] = (min(probability, 0.0), backoff)
+    if len(table) == before:
+        raise ValueError(f"'{several([' '.join(gram)])}' stands there a second time")
 
 
 def estimate(sentences: Iterable[str], order: int) -> NGram:
@@ -132,7 +203,7 @@ def estimate(sentences: Iterable[str], order: int) -> NGram:
     the text with `</s>` and `<unk>`; unigrams are interpolated with the uniform distribution over it.
 
     Raises:
-        ValueError: if the text holds no word.
+        ValueError: if the text holds no word, or one of <s>, </s> and <unk>.
     """
     if order < 1:
         raise ValueError(f"`order` is {order}; an n-gram needs at least 1.")
@@ -177,6 +248,10 @@ def adjusted_counts(sentences: Iterable[str], order: int) -> list[Counter]:
         words = sentence.split()
         if not words:
             continue
+        if not RESERVED.isdisjoint(words):
+            raise ValueError(
+                f"The text holds '{sorted(RESERVED.intersection(words))[0]}', which n-grams keep for themselves."
+            )
         words = (BEGIN, *words, END)
         for n in range(1, order + 1):
             counts[n - 1].update(words[i : i + n] for i in range(len(words) - n + 1))

@@ -285,6 +285,7 @@ def run(checkpoints: list[str], arguments: ProbeArguments) -> dict:
         optional=(*arguments.utterance_labels, *alignment),
         audio_column=arguments.audio_column,
         max_seconds=arguments.max_seconds,
+        classes=not arguments.phones,
     )
     clips, frame_counts = readable_clips(clips, arguments.max_clips, arguments.seed)
     seed = arguments.seed

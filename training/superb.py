@@ -160,7 +160,13 @@ def open_splits(task: Task, arguments: SuperbArguments) -> dict[str, LabelledCli
     required = () if optional else task.columns
 
     def opened(sources: list[str]) -> LabelledClips:
-        return open_labelled(sources, required, optional=optional, audio_column=arguments.audio_column)
+        return open_labelled(
+            sources,
+            required,
+            optional=optional,
+            audio_column=arguments.audio_column,
+            classes=task.labels == "classes",
+        )
 
     splits = {"train": opened(task.train_data)}
     fraction = arguments.eval_fraction

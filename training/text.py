@@ -2,11 +2,13 @@
 
 import json
 import logging
+import re
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 
@@ -18,20 +20,64 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "text_normalization.json"
 DROPPED = '.,?!;:"()[]{}“”„«»‹›…¿¡*'
 SPACES = "-–—‐‑−/_|"  # the bar separates words in a CTC vocabulary
-CASES = {"upper": str.upper, "lower": str.lower, "keep": str}
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "|")
+APOSTROPHES = "’‘‛ʼʻ´`′＇՚׳ꞌ\u1fbd"
+WORD_SPACES = "፡་・"  # marks between words: Ethiopic, Tibetan, Japanese
+KIN = {"Pd": "-", "Pc": "_", "Ps": "(", "Pe": ")", "Pi": '"', "Pf": '"', "Po": "."}  # of other scripts' punctuation
+SPELLED = "·‰‱"  # punctuation to Unicode, but part of words (Catalan's l·l) or said
+NEVER_SEEN = ("Cf", "Cs", "Co", "Cn", "Me")  # categories: marks of direction, soft hyphens, private, unassigned, ...
+BLANK = {  # letters and marks that leave nothing on the page: variation selectors, joiners, fillers
+    *range(0xFE00, 0xFE10),
+    *range(0x180B, 0x1810),
+    *range(0xE0100, 0xE01F0),
+    *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, 0xFFFC),
+}
+CASES = {
+    "upper": str.upper,
+    "lower": lambda text: text.lower().replace("i\u0307", "i"),  # İ
+    "keep": str,
+}
+
+
+class Table(dict):
+    """For `str.translate`: what each character becomes, found out when it is first met."""
+
+    def __init__(self, becomes: Callable[[str], str | None]):
+        self.becomes = becomes
+
+    def __missing__(self, code: int) -> str | None:
+        self[code] = self.becomes(chr(code))
+        return self[code]
+
+
+def _one_apostrophe(character: str) -> str | None:
+    """' for all that look like it; None for accents that stand alone, which NFKC would give a space to stand on."""
+    if character in APOSTROPHES:
+        return "'"
+    normal = unicodedata.normalize("NFKC", character)
+    return None if normal[0] == " " and len(normal) > 1 else character
+
+
+PLAIN = Table(_one_apostrophe)
 
 
 @dataclass(frozen=True)
 class TextNormalizer:
     """
-    What transcripts become before they are learnt or compared: Unicode NFKC, curly apostrophes as ', the case, some
-    characters as spaces, some dropped, and single spaces between words.
+    What transcripts become before they are learnt or compared: Unicode NFKC, every kind of apostrophe as ', the case,
+    some characters as spaces, some dropped, and single spaces between words. What nobody sees is dropped too: soft
+    hyphens, marks of direction, zero-width spaces, accents without a letter.
+
+    Punctuation of other scripts goes where its kin in ASCII goes: dashes with -, brackets with (, quotes with ", any
+    other mark, such as 。 or ؟, with the full stop.
 
     Args:
         case: "upper" (as LibriSpeech's transcripts and language models are), "lower" or "keep".
         dropped: characters that are removed.
         spaces: characters that become spaces.
+
+    Raises:
+        ValueError: for an unknown case, and for characters that are not in a string.
     """
 
     case: str = "upper"
@@ -39,34 +85,105 @@ class TextNormalizer:
     spaces: str = SPACES
 
     def __post_init__(self):
-        if self.case not in CASES:
+        if not isinstance(self.case, str) or self.case not in CASES:
             raise ValueError(f"`text_case` is {self.case!r}; choose {', '.join(CASES)}.")
+        for name in ("dropped", "spaces"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"`{name}` must be a string of characters, got {getattr(self, name)!r}.")
 
     def __call__(self, text: str) -> str:
-        text = unicodedata.normalize("NFKC", text).replace("’", "'").replace("‘", "'")
-        text = text.translate({ord(c): " " for c in self.spaces} | {ord(c): None for c in self.dropped})
-        return " ".join(CASES[self.case](text).split())
+        text = CASES[self.case](self._plain(text))
+        return " ".join(filter(None, map(_grounded, self._plain(text).split())))
+
+    def _plain(self, text: str) -> str:
+        text = unicodedata.normalize("NFKC", text.translate(PLAIN)).translate(PLAIN)
+        text = re.sub("'{2,}", '"', text).translate(self._table)
+        return unicodedata.normalize("NFKC", text)
+
+    @cached_property
+    def _table(self) -> Table:
+        dropped, spaces = (_set(characters) for characters in (self.dropped, self.spaces))
+
+        def becomes(character: str) -> str | None:
+            kind = unicodedata.category(character)
+            kin = None if character.isascii() or character in SPELLED else KIN.get(kind)
+            if character in spaces or kin in spaces or character.isspace() or kind == "Cc":
+                return " "
+            if character in WORD_SPACES and spaces:
+                return " "
+            unseen = kind in NEVER_SEEN or ord(character) in BLANK
+            return None if unseen or character in dropped or kin in dropped else character
+
+        return Table(becomes)
+
+    def lost(self, texts: Iterable[str]) -> Counter[str]:
+        """How often each character occurs that is dropped or becomes a space; without spaces, and accents."""
+        counts = Counter()
+        for text in texts:
+            counts.update(text)
+        seen = {c: n for c, n in counts.items() if not c.isspace() and not unicodedata.category(c).startswith("M")}
+        return Counter({character: count for character, count in seen.items() if not self(character)})
 
     def save(self, directory: str | Path) -> None:
         """Write `text_normalization.json` beside the model."""
-        (Path(directory) / FILE_NAME).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
+        content = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        (Path(directory) / FILE_NAME).write_text(content, encoding="utf-8")
 
     @classmethod
     def load(cls, directory: str | Path) -> "TextNormalizer":
-        """The normalisation of a saved model; one without the file gets its transcripts as they are, and a warning."""
+        """
+        The normalisation of a saved model; one without the file gets its transcripts as they are, and a warning.
+
+        Raises:
+            ValueError: if the file is not one that `save` writes.
+        """
         path = Path(directory) / FILE_NAME
         if not path.is_file():
             logger.warning("%s has no %s: transcripts are taken as they are written.", directory, FILE_NAME)
             return cls(case="keep", dropped="", spaces="")
-        return cls(**json.loads(path.read_text()))
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _set(characters: str) -> set[str]:
+    """The characters as they stand in normalised text."""
+    characters = unicodedata.normalize("NFC", characters)
+    found = (unicodedata.normalize("NFKC", character.translate(PLAIN)) for character in characters)
+    return set(characters) | {c for c in found if len(c) == 1}
+
+
+def _grounded(word: str) -> str:
+    """The word without accents before its first letter."""
+    while word and unicodedata.category(word[0]).startswith("M"):
+        word = word[1:]
+    return word
 
 
 def log_examples(before: Sequence[str], normalizer: TextNormalizer, count: int = 3) -> None:
-    """Show in the log what normalisation does, on transcripts that it changes if there are any."""
+    """Show in the log what normalisation does: on transcripts that it changes if there are any, and what gets lost."""
     changed = [text for text in before if normalizer(text) != text]
     logger.info("Normalisation changes %d of %d transcripts, for example:", len(changed), len(before))
     for text in (changed or before)[:count]:
         logger.info("  %s  ->  %s", shorten(text, 90), shorten(normalizer(text), 90))
+    lost = normalizer.lost(before)
+    if lost:
+        logger.info("Characters that are dropped or become spaces: %s.", counted(lost))
+    letters = Counter(c for text in before for c in text if not c.isascii() and c.isalpha())
+    back = {"upper": str.lower, "lower": str.upper, "keep": str}[normalizer.case]
+    merged = Counter({c: n for c, n in letters.items() if back(CASES[normalizer.case](c)) != back(c)})
+    if merged:
+        logger.info("Letters that %s case cannot tell from others: %s.", normalizer.case, counted(merged))
+    digits = sum(any(c.isdigit() for c in text) for text in before)
+    if digits:
+        logger.info("%d transcripts have digits: they are learnt as they are written, not as they are said.", digits)
+
+
+def counted(characters: Counter[str], most: int = 40) -> str:
+    """Characters and how often they occur, most frequent first."""
+    named = [f"{character!r} {count} times" for character, count in characters.most_common(most)]
+    return ", ".join(named + ["..."] * (len(characters) > most))
 
 
 def build_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:
@@ -92,8 +209,14 @@ def check_characters(texts: Sequence[str], tokenizer: Wav2Vec2CTCTokenizer, name
     Name in the log the characters of normalised transcripts that a tokenizer does not know, with their counts.
 
     Raises:
-        ValueError: if it knows none of them.
+        ValueError: if it knows none of them, or takes a piece of the transcripts for one of its special tokens.
     """
+    for token in tokenizer.all_special_tokens:
+        if len(token) > 1 and any(token in text for text in texts):
+            raise ValueError(
+                f"The transcripts of {name} hold {token}, which the tokenizer reads as a sign of its own: take it out"
+                " or drop its characters with `drop_characters`."
+            )
     counts = Counter("".join(texts))
     spaces = counts.pop(" ", 0)
     known = tokenizer.get_vocab()
@@ -106,8 +229,7 @@ def check_characters(texts: Sequence[str], tokenizer: Wav2Vec2CTCTokenizer, name
     if spaces and tokenizer.word_delimiter_token not in known:
         unknown[" "] = spaces
     if unknown:
-        named = ", ".join(f"{character!r} {count} times" for character, count in unknown.items())
-        logger.warning("%s: characters outside the vocabulary: %s.", name, named)
+        logger.warning("%s: characters outside the vocabulary: %s.", name, counted(Counter(unknown)))
 
 
 def needed_frames(labels: Sequence[int]) -> int:

@@ -10,7 +10,14 @@ import pytest
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor
 from training import decoding
-from training.decoding import LN10, NOT_LISTED, BeamSearchDecoder, greedy_decode, unknown_penalty
+from training.decoding import (
+    LN10,
+    NOT_LISTED,
+    BeamSearchDecoder,
+    check_language_model,
+    greedy_decode,
+    unknown_penalty,
+)
 from training.ngram import NGram, adjusted_counts, estimate, modified_discounts
 from training.text import TextNormalizer, build_tokenizer
 
@@ -81,17 +88,95 @@ def test_arpa_files(tmp_path):
         NGram.load(tmp_path / "no.arpa")
     whole = (tmp_path / "lm.arpa").read_text()
     (tmp_path / "cut.arpa").write_text(whole[: whole.index("\\3-grams:")])
-    with pytest.raises(ValueError, match="not a whole ARPA file: it holds .* n-grams of"):
+    with pytest.raises(ValueError, match=r"not a whole ARPA file: .* order 2 of 3 and ends without \\end"):
         NGram.load(tmp_path / "cut.arpa")
     (tmp_path / "cut.arpa.gz").write_bytes((tmp_path / "lm.arpa.gz").read_bytes()[:-50])
+    with pytest.raises(ValueError, match="not a whole ARPA file"):
+        NGram.load(tmp_path / "cut.arpa.gz")
     (tmp_path / "plain.arpa.gz").write_text(whole)
-    for name in ("cut", "plain"):
-        with pytest.raises(ValueError, match="not a whole ARPA file"):
-            NGram.load(tmp_path / f"{name}.arpa.gz")
+    assert NGram.load(tmp_path / "plain.arpa.gz").order == 3
+    (tmp_path / "lm.arpa").write_bytes(("about it\r\n" + whole.replace("\n", "\r\n")).encode("utf-8-sig"))
+    assert NGram.load(tmp_path / "lm.arpa").tables == NGram.load(tmp_path / "plain.arpa.gz").tables
     with pytest.raises(ValueError, match="no language model"):
         NGram.load(tmp_path / "absent.arpa")
     with pytest.raises(ValueError, match="no word"):
         estimate(["", " "], 2)
+
+
+ARPA = r"""\data\
+ngram 1=4
+ngram 2=2
+
+\1-grams:
+-99 <s> -0.3
+-0.5 </s>
+-0.5 a -0.3
+-0.5 b 0
+
+\2-grams:
+-0.3 <s> a
+-0.3 a b
+
+\end\
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("-0.5 b 0", "nan b 0", "line 9: nan is no log10 of a probability"),
+        ("-0.5 b 0", "0.5 b 0", "line 9: 0.5 is no log10 of a probability: it must not be above 0"),
+        ("-0.5 b 0", "inf b 0", "line 9: inf is no log10"),
+        ("-0.5 b 0", "-0.5 b nan", "line 9: nan is no log10 of a backoff weight"),
+        ("-0.5 b 0", "-0.5", "line 9: a 1-gram needs a probability, 1 words"),
+        ("-0.5 b 0", "-0.5 b c d", "line 9: a 1-gram needs"),
+        ("-0.5 b 0", "b -0.5 0", "line 9: its numbers should be log10"),
+        ("-0.5 b 0", "-0.5 a 0", "line 9: 'a' stands there a second time"),
+        ("-0.3 a b", "-0.3 b", "line 13: a 2-gram needs"),
+        ("-0.3 a b", "-0.3 c b", "line 13: 'c b' needs 'c', which is missing"),
+        ("-0.3 a b", "-0.3 a c", "line 13: 'a c' needs 'c', which is missing"),
+        ("-0.3 a b", "-0.3 <s> a", "line 13: '<s> a' stands there a second time"),
+        ("-0.3 a b\n", "", "promises 2 2-grams and has 1 before line 14"),
+        ("ngram 1=4", "ngram 1=5", "promises 5 1-grams and has 4 before line 11"),
+        ("ngram 2=2", "ngram 2=two", "line 3: ngram 2=two is no count of 2-grams"),
+        ("ngram 2=2", "ngram 3=2", "line 3: ngram 3=2 is no count"),
+        ("\\2-grams:", "\\3-grams:", "line 11: .*2-grams: or .* should stand there, not '.*3-grams:'"),
+        ("\\end\\\n", "", r"ends without \\end"),
+        ("a b", "a \udcff", "line 13: the byte 0xff is not UTF-8"),
+    ],
+)
+def test_a_line_of_an_arpa_file_that_is_wrong_is_named(tmp_path, old, new, message):
+    path = tmp_path / "lm.arpa"
+    path.write_text(ARPA)
+    assert NGram.load(path).words == {"a", "b"}
+    path.write_bytes(ARPA.replace(old, new).encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=message) as caught:
+        NGram.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_words_that_ngrams_keep_for_themselves():
+    with pytest.raises(ValueError, match="'</s>', which n-grams keep"):
+        estimate(["a b", "a </s> b"], 2)
+
+
+def test_a_language_model_that_does_not_fit_is_told_with_figures(caplog):
+    caplog.set_level("INFO")
+    tokenizer = build_tokenizer(["THE CAT", "a"])
+    upper, lower = estimate(["THE CAT", "A CAT"], 2), estimate(["the cat", "a cat"], 2)
+    check_language_model(upper, "lm.arpa", tokenizer, ["THE CAT"])
+    assert "can write 100.0% of the words of lm.arpa" in caplog.text and "WARNING" not in caplog.text
+    with pytest.raises(
+        ValueError, match="0.0% of the words of the transcripts are among its 3; .*: they differ in case"
+    ):
+        check_language_model(lower, "lm.arpa", tokenizer, ["THE CAT"])
+    with pytest.raises(ValueError, match="can write 0.0% of the words of lm.arpa"):
+        check_language_model(estimate(["это кот"], 1), "lm.arpa", tokenizer, ["THE CAT"])
+    keeps_case = build_tokenizer(["THE CAT the cat a A"])
+    with pytest.raises(ValueError, match="can write 100.0% .* 0.0% of the words of the transcripts"):
+        check_language_model(lower, "lm.arpa", keeps_case, ["THE CAT", "A CAT"])
+    check_language_model(upper, "lm.arpa", tokenizer, ["THE HEAT", "TEA HAT THE"])
+    assert "WARNING" in caplog.text and "40.0% of the words of the transcripts" in caplog.text
 
 
 # Beam search
@@ -192,6 +277,9 @@ def test_build_ngram_from_text_and_from_transcripts(tmp_path, capsys):
         lm = NGram.load(output)
         assert lm.words == {case("the"), case("cat"), case("dog")} and lm.order == 2
         assert "2 sentences" in capsys.readouterr().out
+    (tmp_path / "latin.txt").write_bytes("A caf\u00e9.".encode("latin-1"))
+    with pytest.raises(SystemExit, match="error: .*latin.txt, line 1: the byte 0xe9 is not UTF-8"):
+        decoding.main(["build-ngram", "--text", str(tmp_path / "latin.txt"), "--output", str(tmp_path / "x.arpa")])
     with pytest.raises(SystemExit, match="error: .* has no column"):
         bad = ["--text_column", "words", "--output", str(tmp_path / "x.arpa")]
         decoding.main(["build-ngram", "--text", str(tmp_path / "clips.jsonl"), *bad])

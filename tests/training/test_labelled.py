@@ -70,7 +70,10 @@ def test_manifest_parquet_and_class_folders_give_the_same(folder, tmp_path):
     features = Features({"audio": Audio(decode=False), "label": ClassLabel(names=["even", "odd"])})
     table = Dataset.from_dict({"audio": audio, "label": [i % 2 for i in range(5)]}).cast(features)
     table.to_parquet(tmp_path / "clips.parquet")
-    found = [open_labelled([str(path)], ["label"]) for path in (manifest, tmp_path / "clips.parquet", by_class)]
+    found = [
+        open_labelled([str(path)], ["label"], classes=True)
+        for path in (manifest, tmp_path / "clips.parquet", by_class)
+    ]
     for clips in found:
         pairs = sorted(zip(clips.num_samples, clips.labels["label"]))
         assert pairs == sorted(zip(found[0].num_samples, found[0].labels["label"])) and len(pairs) == 5
@@ -113,8 +116,8 @@ def test_what_cannot_work_gets_a_sentence(folder, labels, options, message):
 def test_a_folder_without_labels_says_what_to_write(folder):
     (folder / "metadata.csv").unlink()
     with pytest.raises(ValueError, match="metadata.csv .* nor a subfolder for each text"):
-        open_labelled([str(folder)], ["text"])
-    with pytest.raises(ValueError, match="columns file_name, text, who"):
+        open_labelled([str(folder)], ["text"], classes=True)
+    with pytest.raises(ValueError, match="columns file_name, text and who"):
         open_labelled([str(folder)], ["text", "who"])
 
 

@@ -89,6 +89,30 @@ def test_labels_are_strings(tmp_path):
         JsonLines(path, ["words"])
 
 
+@pytest.mark.parametrize(
+    "value", ["NaN", "Infinity", '["A"]', '{"a": 1}', "true", "2.5", '"\\udc00"', "1" + "0" * 5000]
+)
+def test_what_is_no_label_is_a_bad_line(tmp_path, monkeypatch, value):
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"wav_path": "a.wav", "text": "A"}\n{"wav_path": "b.wav", "text": ' + value + "}\n")
+    with pytest.raises(ValueError, match="list.jsonl, line 2"):
+        JsonLines(path, ["text"])
+    if len(value) < 100:
+        assert len(JsonLines(path)) == 2, "it is not asked for"
+    monkeypatch.setattr(training.manifest, "CHECKED", 1)
+    row = JsonLines(path, ["text"])[1]
+    assert row["text"] is None and row["bad_line"].reason == "bad_line"
+
+
+def test_home_and_windows_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "odd\\name.wav").touch()
+    entries = [{"wav_path": name} for name in ("~/a.wav", "sub\\b.wav", "odd\\name.wav", "caf\udce9.wav")]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    found = [os.path.relpath(row["path"], tmp_path) for row in JsonLines(tmp_path / "list.jsonl")]
+    assert found == ["home/a.wav", "sub/b.wav", "odd\\name.wav", "caf\udce9.wav"]
+
+
 def test_workers_get_little_and_read_by_themselves(tmp_path):
     content = "\n".join(lines(64 * STRIDE, text="x" * 1000))
     manifest = write(tmp_path / "list.jsonl", content)
@@ -135,6 +159,13 @@ BAD = [
     '{"wav_path": "a.wav", "duration": 1' + "0" * 400 + "}",
     '{"wav_path": "a.wav", "duration": "2"}',
     b'{"wav_path": "\xff.wav"}',
+    '{"wav_path": "a.wav", "more": ' + "[" * 20_000,
+    '{"wav_path": "a.wav", "offset": ' + "[" * 900 + "]" * 900 + "}",
+    '{"wav_path": "\\ud800.wav"}',
+    '{"wav_path": "a.wav", "wav_path": "b.wav"}',
+    '{"wav_path": "a.wav", "audio_filepath": "b.wav"}',
+    '{"wav_path": "a.wav", "offset": true}',
+    '{"wav_path": "a.wav", "duration": 1' + "0" * 5000 + "}",
 ]
 
 
@@ -163,7 +194,7 @@ def test_what_is_no_manifest_is_told(tmp_path, monkeypatch):
     for nothing in ("", "\n \r\n", "\ufeff"):
         with pytest.raises(ValueError, match="list.jsonl names no clip"):
             write(tmp_path / "list.jsonl", nothing)
-    with pytest.raises(ValueError, match="line 1 is not valid JSON"):
+    with pytest.raises(ValueError, match="line 1: the byte 0xff is not UTF-8: save"):
         write(tmp_path / "list.jsonl", "\n".join(lines(3)).encode("utf-16"))
     monkeypatch.setattr(training.manifest, "LONGEST_LINE", 1000)
     monkeypatch.setattr(training.manifest, "BLOCK", 100)
