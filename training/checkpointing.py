@@ -162,8 +162,8 @@ def load_loop_state(directory: Path) -> LoopState:
     if values.get("version") != VERSION:
         raise ValueError(
             f"{directory} was written by an earlier version, which numbered layers from 0 = the output of the first"
-            " (`start_layer`, `target_layers`); now they are numbered as in `hidden_states`, one higher. Finish the run"
-            " with that version, or start a new one from its weights: --initial_checkpoint."
+            " (`start_layer`, `target_layers`); now they are numbered as in `hidden_states`, one higher. Finish the"
+            " run with that version, or start a new one from its weights: --initial_checkpoint."
         )
     return LoopState(**values)
 
@@ -198,16 +198,17 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def claim(output_dir: Path, lock: FileLock, resuming: bool) -> None:
+def claim(output_dir: Path, lock: FileLock, resuming: bool, dry_run: bool = False) -> None:
     """
-    Make an output directory and lock it for this run alone.
+    Make an output directory and lock it for this run alone; `dry_run` only looks whether an earlier run lies there.
 
     Raises:
         ValueError: if it cannot be written to, another run holds it, or a new run would mix with an earlier one.
     """
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        if not dry_run:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"`output_dir` {output_dir} belongs to a run that is still going.") from None
     except OSError as error:

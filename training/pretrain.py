@@ -1,7 +1,7 @@
 """Pretrain S-JEPA: both phases in one run.
 
-    accelerate launch training/pretrain.py --config training/recipes/tiny.yaml --train_data my_audio/
-    accelerate launch training/pretrain.py --config training/recipes/demo.yaml --train_data a.jsonl --phase1_steps 500
+    python -m training.pretrain --config training/recipes/tiny.yaml --train_data my_audio/ [--dry_run true]
+    accelerate launch -m training.pretrain --config training/recipes/base.yaml --train_data a.jsonl  # on several GPUs
 
 A step is: soft targets from the clean audio, masked prediction from the augmented audio, the loss over the whole
 global batch, and an update of encoder, EMA encoder and mixture. Any field of `training/arguments.py` and
@@ -39,11 +39,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sjepa_hf import SJepaForPreTrainingOutput
 from sjepa_hf.command import UserError, command, first_line
-from sjepa_hf.scores import data_name
 from training import checkpointing, figures
 from training.arguments import Arguments, choose_precision, parse_arguments
 from training.audio import BadAudioError
-from training.augmentation import augment
+from training.augmentation import augmented
 from training.building import build_model, build_optimizer, frozen_targets, online_targets
 from training.checkpointing import FINAL, LoopState
 from training.corpus import DataPosition
@@ -51,10 +50,12 @@ from training.interruption import Interruption, Stop
 from training.layer_choice import LayerChoice
 from training.memory import keep_freed_memory
 from training.monitoring import Monitor, loss_sums, predictor_entropy, target_metrics
+from training.plan import tell_plan
+from training.progress import Progress
 from training.publishing import Publisher
 from training.ranks import StepTotals, check_ranks_agree, is_lost_connection
 from training.reading import TrainingData
-from training.record import base_of, write_record
+from training.record import record_pretraining
 from training.schedules import Schedule
 from training.targets import MfccTargets, OnlineTargets, fit_mixture, layer_ranks, sample_frames, to_device
 
@@ -71,6 +72,9 @@ MAX_FAILED_SAVES = 3  # checkpoints in a row that could not be written, that end
 def main(argv: list[str] | None = None) -> None:
     """Run the pretraining that the command line asks for."""
     run = Pretraining(parse_arguments(argv))
+    tell_plan(run.arguments, run.accelerator, run.data.stream, run.model, run.state.step)
+    if run.arguments.run.dry_run:
+        return
     try:
         with logging_redirect_tqdm(), run.interruption:
             stop = run.run()
@@ -112,11 +116,10 @@ class Pretraining:
         self.output_dir = Path(run.output_dir)
         self.lock = FileLock(self.output_dir / ".lock")
         if self.accelerator.is_main_process:
-            checkpointing.claim(self.output_dir, self.lock, resuming=run.resume_from_checkpoint is not None)
-            (self.output_dir / INTERRUPTED).unlink(missing_ok=True)
+            checkpointing.claim(self.output_dir, self.lock, run.resume_from_checkpoint is not None, run.dry_run)
         self._started = time.monotonic()
         self.publisher = None
-        if run.push_to_hub and self.accelerator.is_main_process:
+        if run.push_to_hub and self.accelerator.is_main_process and not run.dry_run:
             repo_id = run.hub_model_id or self.output_dir.resolve().name
             self.publisher = Publisher(repo_id, self.output_dir, run.hub_private_repo)
         self.schedule = Schedule(arguments)
@@ -139,7 +142,7 @@ class Pretraining:
         self.frozen_targets: MfccTargets | None = None
         position = DataPosition.from_dict(self.state.data) if resumed else None
         self.data = TrainingData(arguments, self.accelerator, position)
-        if resumed:
+        if resumed and not run.dry_run:
             self._restore(resumed)
         self._broken = torch.zeros(2, device=self.accelerator.device)  # steps without update: in a row, in all
         self._failed_saves = 0
@@ -177,16 +180,16 @@ class Pretraining:
             why the run ended early, once that is saved; None at its proper end.
         """
         run, state = self.arguments.run, self.state
+        (self.output_dir / INTERRUPTED).unlink(missing_ok=True)
         if run.report_to != "none":
             self.accelerator.init_trackers("sjepa")
-        monitor = Monitor(
-            self.accelerator, self.output_dir, self.schedule.total_steps, state.step, self.model.config.hidden_size
-        )
         if state.step == 0 and self.schedule.phase(0) == 1:
             self.fit_mfcc_mixture()
+        monitor = Monitor(self.accelerator, self.output_dir, self.schedule, state.step, self.model.config.hidden_size)
         while state.step < self.schedule.total_steps:
             if self.schedule.phase(state.step) == 2 and isinstance(self.targets, MfccTargets):
-                self.begin_phase_2()
+                with monitor.paused():
+                    self.begin_phase_2()
             micro_batches = [self.next_batch() for _ in range(self._accumulation)]
             rate = self.schedule.learning_rate(state.step)
             for group in self.optimizer.param_groups:
@@ -207,7 +210,7 @@ class Pretraining:
             state.step += 1
             for sums in (*losses, {"gradient_norm": norm.detach(), "steps": 1}):
                 monitor.add(**{name: torch.where(broken, 0, value) for name, value in sums.items()})
-            monitor.bar.update(1)
+            monitor.count_step(state.step, self.schedule.phase(state.step - 1))
             self.look_after(monitor, micro_batches, targets, output, rate, decay)
             if stop := self.asked_to_stop():
                 if state.step % run.save_steps:
@@ -237,11 +240,8 @@ class Pretraining:
 
     def predict(self, batch: dict, targets: torch.Tensor) -> SJepaForPreTrainingOutput:
         """Masked prediction from the augmented audio, and its divergence from the targets."""
-        masking, audio = self.arguments.masking, batch["input_values"]
-        if not self.schedule.late(self.state.step) and masking.p_mix + masking.p_noise > 0:
-            # Seeded by the batch, so that a resumed run draws the same, and another number of ranks too.
-            generator = torch.Generator(audio.device).manual_seed(batch["draw"])
-            audio = augment(audio, batch["lengths"], p_mix=masking.p_mix, p_noise=masking.p_noise, generator=generator)
+        masking, late = self.arguments.masking, self.schedule.late(self.state.step)
+        audio = batch["input_values"] if late else augmented(batch, masking.p_mix, masking.p_noise)
         frozen = {}
         if self.frozen_targets is not None:
             frozen = {
@@ -310,7 +310,8 @@ class Pretraining:
         if ranks is not None and changed:
             logger.info("Step %d: layer %d now has the highest effective rank.", state.step, self.layer_choice.active)
             if settings.reseed_on_layer_switch:
-                self.start_on_new_clusters(settings.reseed_frames, salt=state.step)
+                with monitor.paused():
+                    self.start_on_new_clusters(settings.reseed_frames, salt=state.step)
         if state.step % run.save_steps == 0:
             self.save(self.output_dir / f"checkpoint-{state.step}")
             if self.accelerator.is_main_process:
@@ -322,17 +323,17 @@ class Pretraining:
         """Phase 1's mixture: a uniform sample of the corpus's MFCC frames, k-means, EM."""
         settings = self.arguments.targets
         logger.info("Reading up to %g hours for the MFCC mixture.", settings.fit_hours)
-        seed = self.arguments.run.seed
+        seed, progress = self.arguments.run.seed, Progress("MFCC mixture", self.accelerator.is_main_process)
         sample = sample_frames(
             self.targets.features,
-            self.data.fresh_pass(salt=0),
+            progress.hours(self.data.fresh_pass(salt=0), self.ranks),
             settings.fit_frames,
             seed,
             self.accelerator,
             max_seconds=settings.fit_hours * 3600,
             batches_a_round=self.data.readers_here,
         )
-        fit_mixture(self.model.mixture, sample, seed, self.accelerator, **settings.fit_options())
+        fit_mixture(self.model.mixture, sample, seed, self.accelerator, progress=progress, **settings.fit_options())
 
     def start_on_new_clusters(self, num_frames: int, salt: int) -> None:
         """
@@ -346,11 +347,13 @@ class Pretraining:
             self.optimizer.state.pop(parameter, None)
         layers = self.targets.target_features.layers or (self.layer_choice.active,)
         logger.info("Seeding the mixture on features of layer %s.", ", ".join(map(str, layers)))
+        progress = Progress("Mixture of phase 2", self.accelerator.is_main_process)
         self.targets.seed(
-            self.data.fresh_pass(salt=salt),
+            progress.hours(self.data.fresh_pass(salt=salt), self.ranks),
             num_frames,
             self.arguments.run.seed + salt,
             batches_a_round=self.data.readers_here,
+            progress=progress,
             **self.arguments.targets.fit_options(),
         )
 
@@ -481,25 +484,12 @@ class Pretraining:
         seconds = self.seconds_heard()
         entropy = predictor_entropy(self.model, self.data.fresh_pass(salt=2), ENTROPY_FRAMES, self.accelerator)
         if self.accelerator.is_main_process:
-            figures.draw_run(
-                self.output_dir, final, self.arguments.run.phase1_steps, entropy, self.model.mixture.num_components
-            )
-            write_record(
-                final,
-                self.accelerator,
-                kind="pretraining",
-                **base_of(self.arguments.model.initial_checkpoint),
-                data={"sources": list(map(data_name, self.arguments.data.train_data))},
-                steps=self.state.step,
-                hours_heard=seconds / 3600,
-                hours_taken=self.seconds_taken() / 3600,
-                settings=self.arguments.to_dict(),
-            )
-            logger.info("Saved %s: weights, configuration, training state, record and three pictures.", final)
-        if self.data.bad_audio.skipped:
-            logger.warning(
-                "%d clips were skipped: %s.", self.data.bad_audio.skipped, dict(self.data.bad_audio.by_reason)
-            )
+            components, phase1_steps = self.model.mixture.num_components, self.arguments.run.phase1_steps
+            drawn = figures.draw_run(self.output_dir, final, phase1_steps, entropy, components)
+            record_pretraining(final, self.accelerator, self.arguments, self.state.step, seconds, self.seconds_taken())
+            logger.info("Saved %s: model, training state, record and pictures (%s).", final, ", ".join(drawn))
+        if bad := self.data.bad_audio.skipped:
+            logger.warning("%d clips were skipped: %s.", bad, dict(self.data.bad_audio.by_reason))
         self.accelerator.end_training()
         if self.publisher:
             self.publisher.finish(final)

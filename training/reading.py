@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from sjepa_hf.command import own_words
 from training.arguments import Arguments
 from training.audio import BadAudioError, BadAudioMonitor
+from training.batching import BatchStream
 from training.corpus import DataPosition
 from training.data import build_loader, start_reading
 
@@ -49,6 +50,11 @@ class TrainingData:
     def readers_here(self) -> int:
         """Readers of this rank."""
         return max(1, self.arguments.data.num_workers)
+
+    @property
+    def stream(self) -> BatchStream:
+        """What plans and reads the batches of this rank."""
+        return self._loader.dataset
 
     def next(self) -> dict:
         """
