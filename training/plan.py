@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
 from sjepa_hf import SJepaForPreTraining
@@ -20,6 +21,7 @@ from training.record import hardware
 logger = logging.getLogger(__name__)
 
 SAMPLED = 256  # clips whose length is looked up
+SIMULATED = 1000  # clips that are drawn from them and cut into batches
 PATIENCE = 2.0  # seconds that looking them up may take
 NAMED_SOURCES = 4
 
@@ -65,28 +67,33 @@ def survey(stream: BatchStream, weights: list[float] | None, num_readers: int) -
         known.append(np.array(seconds))
     sampled, exact = sum(map(len, known)), all(map(len, known)) and sum(map(len, known)) == corpus.size
     hours = sum(size * seconds.mean() for size, seconds in zip(corpus.sizes, known, strict=True)) / 3600
-    # A section of clips as one reader gets it, cut into batches as the reader does.
     share = np.array(corpus.sizes if weights is None else weights, dtype=float)
-    count = min(stream.section_size, -(-corpus.size // num_readers))
-    if exact and count == corpus.size and weights is None:
-        drawn = np.concatenate(known)
-    else:
-        source = rng.choice(len(known), count, p=share / share.sum())
-        drawn = np.array([rng.choice(known[n]) for n in source])
-    usable = drawn[drawn >= stream.min_seconds]
-    lengths = np.minimum((usable * SAMPLING_RATE).astype(np.int64), stream.max_samples)
-    if not len(lengths):
+    share = share / share.sum()
+    good = [(seconds[seconds >= stream.min_seconds] * SAMPLING_RATE).astype(np.int64) for seconds in known]
+    usable = [len(lengths) / len(seconds) for lengths, seconds in zip(good, known, strict=True)]
+    unusable = 1 - float(share @ usable)
+    if unusable == 1:
         return Survey(sampled, exact, hours, 1.0, 0.0, 0.0, 0.0)
-    cut = cut_batches(lengths, stream.max_batch, rng)
-    padded = sum(len(batch) * int(lengths[batch].max()) for batch in cut)
+    # Sections of clips as one reader gets them, cut into batches as it does.
+    whole = min(stream.section_size, -(-corpus.size // num_readers))
+    count = max(1, round(whole * (1 - unusable)))
+    batches = real = padded = 0
+    rounds = -(-SIMULATED // count)
+    for _ in range(rounds):
+        source = rng.choice(len(good), count, p=share * usable / (1 - unusable))
+        lengths = np.array([rng.choice(good[n]) for n in source]).clip(max=stream.max_samples)
+        cut = cut_batches(lengths, stream.max_batch, rng)
+        batches += len(cut)
+        real += int(lengths.sum())
+        padded += sum(len(batch) * int(lengths[batch].max()) for batch in cut)
     return Survey(
         sampled,
         exact,
         hours,
-        unusable=1 - len(usable) / len(drawn),
-        batches=len(cut) / count * corpus.size,
-        batch_seconds=lengths.sum() / SAMPLING_RATE / len(cut),
-        padding=1 - lengths.sum() / padded,
+        unusable,
+        batches=batches / (rounds * whole) * corpus.size,
+        batch_seconds=real / SAMPLING_RATE / batches,
+        padding=1 - real / padded,
     )
 
 
@@ -117,7 +124,7 @@ def plan(
     readers = ranks * max(1, data.num_workers)
     found = survey(stream, data.train_data_weights, readers)
     return [
-        about_data(stream, found),
+        about_data(arguments, stream, found),
         about_batches(arguments, readers, found),
         about_model(model, accelerator),
         about_steps(arguments, ranks, found, step),
@@ -135,7 +142,7 @@ def tell_plan(arguments: Arguments, accelerator: Accelerator, *of_the_run) -> No
         logger.info("A dry run: nothing was written." if dry else "How long that takes is said after some steps.")
 
 
-def about_data(stream: BatchStream, found: Survey | None) -> str:
+def about_data(arguments: Arguments, stream: BatchStream, found: Survey | None) -> str:
     sources = [source.name for source in stream.corpus.sources]
     if found is None:
         return f"Data: {named(sources)}, streamed: how much it is shows when it has been read."
@@ -148,25 +155,31 @@ def about_data(stream: BatchStream, found: Survey | None) -> str:
     if found.unusable >= 0.005:
         seconds = f"{stream.min_seconds:g} s"
         text += f"; {100 * found.unusable:.0f} % are shorter than {seconds} or unreadable and will be skipped"
+        if found.unusable > arguments.data.max_bad_fraction:
+            text += f", which is more than `max_bad_fraction` ({arguments.data.max_bad_fraction:g}): the run will stop"
     return text + "."
 
 
 def about_batches(arguments: Arguments, readers: int, found: Survey | None) -> str:
     data = arguments.data
     where = f"{readers} worker process{'es' * (readers > 1)}" if data.num_workers else "the training process itself"
-    text = f"Batches: {data.batch_seconds:g} s with padding, clips cropped to {data.max_seconds:g} s, read by {where}"
+    text = f"Batches: up to {data.batch_seconds:g} s with padding, clips cropped to {data.max_seconds:g} s"
+    text += f", read by {where}"
     if found is not None and found.batches:
         text += f"; about {max(found.batches, 1):,.0f} in a pass over the data, {100 * found.padding:.1f} % padding"
     return text + "."
 
 
 def about_model(model: SJepaForPreTraining, accelerator: Accelerator) -> str:
-    config, encoder = model.config, model.sjepa.num_parameters()
+    config, encoder, gpus = model.config, model.sjepa.num_parameters(), torch.cuda.device_count()
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     return (
         f"Model: encoder of {millions(encoder)} parameters ({config.num_hidden_layers} layers of {config.hidden_size},"
         f" {config.front_end} front end), predictor and head of {millions(model.num_parameters() - encoder)};"
-        f" {precision} on {hardware(accelerator)}."
+        f" {precision} on {hardware(accelerator)}"
+        + f" (of {gpus} GPUs here: `accelerate launch -m training.pretrain` takes all)"
+        * (accelerator.num_processes < gpus)
+        + "."
     )
 
 
