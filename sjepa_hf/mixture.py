@@ -7,7 +7,7 @@ origin.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -268,7 +268,7 @@ class DiagonalGaussianMixture(Float32Buffers):
                 `variance_floor` becomes this share of each dimension's global variance, and at least 1e-6.
             chunk_size (`int`, *optional*, defaults to 16384): frames that are processed at once.
             generator (`torch.Generator`, *optional*): CPU generator that makes the fit reproducible.
-            progress (`Callable`, *optional*): told in a few words how far the fit is, after every chunk.
+            progress (`Callable`, *optional*): told in a few words how far the fit is, at every chunk.
 
         Returns:
             `list[float]` of `num_iterations + 1` entries: mean log-likelihood in nats per frame after k-means and
@@ -294,23 +294,27 @@ class DiagonalGaussianMixture(Float32Buffers):
         self.weights.fill_(1.0 / self.num_components)
         self.means.copy_(centroids)
         self.variances.copy_(variance.clamp_min(1e-6).expand_as(self.variances))
-        chunks = features.split(chunk_size)
+
+        def chunks(stage: str) -> Iterator[torch.Tensor]:
+            for chunk in features.split(chunk_size):
+                progress(stage)
+                yield chunk.to(device)
+
         hard = (
             self.statistics(chunk, nn.functional.one_hot(nearest(chunk, self.means), self.num_components))
-            for chunk in (chunk.to(device) for chunk in chunks)
+            for chunk in chunks("nearest clusters of all frames")
         )
         self.apply_statistics(_sum(hard), decay=0)
         history = []
         for iteration in range(num_iterations + 1):
             total, log_likelihood = None, 0.0
-            for chunk in (chunk.to(device) for chunk in chunks):
+            for chunk in chunks(f"EM iteration {min(iteration + 1, num_iterations)} of {num_iterations}"):
                 joint = self.log_joint(chunk)
                 evidence = joint.logsumexp(-1, keepdim=True)
                 log_likelihood += evidence.double().sum().item() if device.type == "cpu" else evidence.sum().item()
                 if iteration < num_iterations:
                     statistics = self.statistics(chunk, soften(joint))
                     total = statistics if total is None else total + statistics
-                progress(f"EM iteration {min(iteration + 1, num_iterations)} of {num_iterations}")
             history.append(log_likelihood / len(features))
             if total is not None:
                 self.apply_statistics(total, decay=0)

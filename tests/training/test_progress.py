@@ -54,7 +54,8 @@ def test_a_fit_tells_every_pass_and_iteration():
     mixture = DiagonalGaussianMixture(3, 2)
     mixture.fit(torch.randn(100, 2), num_passes=2, num_iterations=3, chunk_size=60, progress=told.append)
     assert told[:4] == ["k-means pass 1 of 2"] * 2 + ["k-means pass 2 of 2"] * 2
-    assert told[4] == "EM iteration 1 of 3" and told[-1] == "EM iteration 3 of 3"
+    assert told[4:6] == ["nearest clusters of all frames"] * 2
+    assert told[6] == "EM iteration 1 of 3" and told[-1] == "EM iteration 3 of 3" and len(told) == 4 + 2 + 2 * 4
 
 
 def test_each_phase_is_forecast_once_from_its_first_steps(clock, said):
