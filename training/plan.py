@@ -149,7 +149,7 @@ def about_data(arguments: Arguments, stream: BatchStream, found: Survey | None) 
     sizes = stream.corpus.sizes.tolist()
     largest = sorted(range(len(sources)), key=lambda n: -sizes[n])
     parts = named([f"{sizes[n]:,} of {sources[n]}" if len(sources) > 1 else sources[n] for n in largest])
-    text = f"Data: {sum(sizes):,} clips, "
+    text = f"Data: {sum(sizes):,} clip{'s' * (sum(sizes) > 1)}, "
     text += amount(found.hours) if found.exact else f"about {amount(found.hours)} (judged by {found.sampled} of them)"
     text += f": {parts}"
     if found.unusable >= 0.005:
@@ -252,7 +252,7 @@ def named(parts: list[str]) -> str:
 def amount(hours: float) -> str:
     """An amount of audio in words."""
     if hours < 1:
-        return f"{60 * hours:.2g} minutes"
+        return f"{3600 * hours:.2g} seconds" if hours < 1 / 60 else f"{60 * hours:.2g} minutes"
     return f"{hours:,.1f} hours" if hours < 100 else f"{hours:,.0f} hours"
 
 

@@ -39,5 +39,6 @@ def shortened(argv: Sequence[str], recipe: dict) -> list[str]:
             if before:
                 now = before * int(steps) // whole
                 found += [f"--{name}", str(now)]
-                logger.warning("`%s` is %d, not %d: %s of %d steps are asked for.", name, now, before, steps, whole)
+                said = "`%s` is %d, not %d, in proportion to %s of %d steps: --%s gives another."
+                logger.warning(said, name, now, before, steps, whole, name)
     return found

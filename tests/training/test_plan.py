@@ -47,7 +47,7 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(arguments, tmp_path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml"]
     said = lines(caplog)
     assert said["Data"] == (
-        f"Data: 21 clips, 0.58 minutes: {folder}; 5 % are shorter than 0.1 s or unreadable and will be skipped."
+        f"Data: 21 clips, 35 seconds: {folder}; 5 % are shorter than 0.1 s or unreadable and will be skipped."
     )
     assert "read by the training process itself; about " in said["Batches"] and "% padding." in said["Batches"]
     assert "parameters (3 layers of 32, log_mel front end)" in said["Model"] and "; fp32 on " in said["Model"]
