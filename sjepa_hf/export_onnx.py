@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     import onnx
 
 
+logger = logging.getLogger(__name__)
+
 SAMPLING_RATE = 16000
 TASKS = {"features": SJepaModel, "ctc": SJepaForCTC, "classification": SJepaForSequenceClassification}
 # What a checkpoint is exported as when nobody says.
@@ -288,7 +290,9 @@ def export_onnx(
     exported = Exported(model, task)
     differences = {}
     with files_written_aside(output.parent) as aside:
+        logger.info("Exporting %s for `task` %s: tracing and translating take a minute or so.", checkpoint, task)
         onnx.save(build(exported, properties), aside / output.name)
+        logger.info("Comparing the file with PyTorch on %d batches.", len(CHECKED_BATCHES))
         differences[output] = largest_difference(exported, aside / output.name)
         if not differences[output] <= TOLERANCE:
             raise ValueError(
@@ -297,6 +301,7 @@ def export_onnx(
             )
         if int8:
             small = output.with_suffix(".int8.onnx")
+            logger.info("Quantising the linear layers to int8, and comparing again.")
             quantize(aside / output.name, aside / small.name)
             differences[small] = largest_difference(exported, aside / small.name)
     return differences

@@ -7,6 +7,7 @@ origin.
 """
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -255,6 +256,7 @@ class DiagonalGaussianMixture(Float32Buffers):
         relative_variance_floor: float = 1e-3,
         chunk_size: int = 16384,
         generator: torch.Generator | None = None,
+        progress: Callable[[str], None] = lambda done: None,
     ) -> list[float]:
         """
         Fit from scratch: mini-batch k-means, then EM (paper, section 3).
@@ -267,6 +269,7 @@ class DiagonalGaussianMixture(Float32Buffers):
                 `variance_floor` becomes this share of each dimension's global variance, and at least 1e-6.
             chunk_size (`int`, *optional*, defaults to 16384): frames that are processed at once.
             generator (`torch.Generator`, *optional*): CPU generator that makes the fit reproducible.
+            progress (`Callable`, *optional*): told in a few words how far the fit is, at every chunk.
 
         Returns:
             `list[float]` of `num_iterations + 1` entries: mean log-likelihood in nats per frame after k-means and
@@ -288,20 +291,25 @@ class DiagonalGaussianMixture(Float32Buffers):
         device = self.means.device
         variance, mean = torch.var_mean(features.double() if device.type == "cpu" else features.float(), dim=0)
         self.variance_floor.copy_((relative_variance_floor * variance).clamp_min(1e-6))
-        centroids = kmeans(features, self.num_components, num_passes, chunk_size, generator)
+        centroids = kmeans(features, self.num_components, num_passes, chunk_size, generator, progress)
         self.weights.fill_(1.0 / self.num_components)
         self.means.copy_(centroids)
         self.variances.copy_(variance.clamp_min(1e-6).expand_as(self.variances))
-        chunks = features.split(chunk_size)
+
+        def chunks(stage: str) -> Iterator[torch.Tensor]:
+            for chunk in features.split(chunk_size):
+                progress(stage)
+                yield chunk.to(device)
+
         hard = (
             self.statistics(chunk, nn.functional.one_hot(nearest(chunk, self.means), self.num_components))
-            for chunk in (chunk.to(device) for chunk in chunks)
+            for chunk in chunks("nearest clusters of all frames")
         )
         self.apply_statistics(_sum(hard), decay=0)
         history = []
         for iteration in range(num_iterations + 1):
             total, log_likelihood = None, 0.0
-            for chunk in (chunk.to(device) for chunk in chunks):
+            for chunk in chunks(f"EM iteration {min(iteration + 1, num_iterations)} of {num_iterations}"):
                 joint = self.log_joint(chunk)
                 evidence = joint.logsumexp(-1, keepdim=True)
                 log_likelihood += evidence.double().sum().item() if device.type == "cpu" else evidence.sum().item()
@@ -383,6 +391,7 @@ def kmeans(
     num_passes: int = 5,
     batch_size: int = 16384,
     generator: torch.Generator | None = None,
+    progress: Callable[[str], None] = lambda done: None,
 ) -> torch.Tensor:
     """
     Mini-batch k-means (Sculley 2010) on features `(N, D)`: centroids `(num_clusters, D)`, fp32.
@@ -393,7 +402,7 @@ def kmeans(
     choose = torch.randperm(len(features), generator=generator)
     centroids = features[choose[:num_clusters].to(features.device)].float()
     totals = centroids.new_zeros(num_clusters)
-    for _ in range(num_passes):
+    for number in range(num_passes):
         visits = torch.zeros_like(totals)
         for index in torch.randperm(len(features), generator=generator).split(batch_size):
             batch = features[index.to(features.device)].float()
@@ -403,6 +412,7 @@ def kmeans(
             visits += counts
             totals += counts
             centroids += (sums - counts[:, None] * centroids) / totals.clamp_min(1)[:, None]
+            progress(f"k-means pass {number + 1} of {num_passes}")
         empty = (visits == 0).nonzero().squeeze(1)
         fresh = torch.randint(len(features), (len(empty),), generator=generator)
         centroids[empty] = features[fresh.to(features.device)].float()

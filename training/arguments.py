@@ -17,6 +17,7 @@ from sjepa_hf import SJepaConfig
 from training.data import DataArguments
 from training.features import FRAME_FEATURES, num_features
 from training.ranges import check_choice, check_ranges
+from training.shortening import shortened
 
 
 @dataclass
@@ -139,8 +140,7 @@ class TargetArguments:
         default=3,
         metadata={
             "help": "Layer whose features the second phase starts on. Layers are numbered as in hidden_states: 1 is "
-            "the output of the first one, 0 its input. The default is the paper's layer 2, which counts the first as "
-            "0."
+            "the first one's output, 0 its input. The default is the paper's layer 2, which counts the first as 0."
         },
     )
     adaptive_layer: bool = field(
@@ -281,6 +281,9 @@ class RunArguments:
     hub_strategy: str = field(
         default="end", metadata={"help": "'end', or 'every_save': each checkpoint too, as revision step-N, meanwhile."}
     )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Say what the run would do, and end without writing anything."}
+    )
     report_to: str = field(
         default="tensorboard", metadata={"help": "Tracker, by its name in Accelerate: tensorboard, wandb, none, ..."}
     )
@@ -304,7 +307,10 @@ class RunArguments:
         check_choice(self, f"{phase}_schedule", ("linear", "cosine", "constant"))
         steps, warmup = getattr(self, f"{phase}_steps"), getattr(self, f"{phase}_warmup_steps")
         if 0 < steps < warmup:
-            raise ValueError(f"`{phase}_warmup_steps` ({warmup}) exceeds `{phase}_steps` ({steps}).")
+            raise ValueError(
+                f"`{phase}_warmup_steps` ({warmup}) exceeds `{phase}_steps` ({steps}): give a shorter warm-up as well,"
+                f" --{phase}_warmup_steps {steps // 10} for example."
+            )
         decay = getattr(self, f"{phase}_decay_steps")
         if getattr(self, f"{phase}_schedule") == "constant":
             factor = getattr(self, f"{phase}_final_factor")
@@ -314,7 +320,7 @@ class RunArguments:
         if decay is not None and 0 < steps < warmup + decay:
             raise ValueError(
                 f"`{phase}_decay_steps` ({decay}) must lie between 0 and `{phase}_steps` less its warm-up"
-                f" ({steps - warmup})."
+                f" ({steps - warmup}): give --{phase}_decay_steps, or a shorter --{phase}_warmup_steps."
             )
 
 
@@ -368,6 +374,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     recipe = read_recipe(config_path(argv)) if config_path(argv) else {}
+    argv += shortened(argv, {f.name: f.default for f in fields(RunArguments)} | recipe)
     groups = parse_dataclasses(ARGUMENTS, argv, "Pretrain S-JEPA, both phases in one run.", left_out=("model_config",))
     arguments = Arguments(*groups[: len(ARGUMENTS)])
     try:

@@ -101,6 +101,18 @@ def augment(
     return input_values + (scale * (mixes | adds_noise))[:, None] * added
 
 
+def augmented(batch: dict, p_mix: float, p_noise: float) -> Tensor:
+    """
+    The waveforms of a batch of the loader, disturbed; as they are where both probabilities are 0. Seeded by the batch,
+    so that a resumed run draws the same, and another number of ranks too.
+    """
+    audio = batch["input_values"]
+    if p_mix + p_noise == 0:
+        return audio
+    generator = torch.Generator(audio.device).manual_seed(batch["draw"])
+    return augment(audio, batch["lengths"], p_mix=p_mix, p_noise=p_noise, generator=generator)
+
+
 def _uniform_integer(draw: Tensor, count: Tensor | int) -> Tensor:
     """Turn uniform draws from [0, 1) into integers uniform in [0, count); 0 where `count` is not positive."""
     return (draw * count).long().clamp(min=0)

@@ -6,6 +6,7 @@ import time
 from accelerate import Accelerator
 
 from training.arguments import Arguments
+from training.progress import Progress
 from training.ranks import Meeting
 from training.reading import TrainingData
 from training.targets import MfccTargets, OnlineTargets, fit_mixture, sample_frames
@@ -33,9 +34,10 @@ class MixtureFits:
         """Phase 1's mixture: a uniform sample of the corpus's MFCC frames, k-means, EM."""
         settings, seed, began = self.arguments.targets, self.arguments.run.seed, time.monotonic()
         logger.info("Reading up to %g hours for the MFCC mixture.", settings.fit_hours)
+        progress = Progress("MFCC mixture", self.accelerator.is_main_process)
         sample = sample_frames(
             targets.features,
-            self.data.fresh_pass(salt=0),
+            progress.hours(self.data.fresh_pass(salt=0), self.accelerator.num_processes),
             settings.fit_frames,
             seed,
             self.accelerator,
@@ -45,7 +47,8 @@ class MixtureFits:
         )
         with self.meeting.waiting():
             self._check_frames(len(sample))
-        fit_mixture(targets.mixture, sample, seed, self.accelerator, self.meeting, **settings.fit_options())
+        options = settings.fit_options() | {"progress": progress}
+        fit_mixture(targets.mixture, sample, seed, self.accelerator, self.meeting, **options)
         self._done(began)
 
     def online(self, targets: OnlineTargets, layer: int, num_frames: int, salt: int) -> None:
@@ -53,12 +56,14 @@ class MixtureFits:
         began = time.monotonic()
         layers = targets.target_features.layers or (layer,)
         logger.info("Seeding the mixture on features of layer %s.", ", ".join(map(str, layers)))
+        progress = Progress("Mixture of phase 2", self.accelerator.is_main_process)
         targets.seed(
-            self.data.fresh_pass(salt=salt),
+            progress.hours(self.data.fresh_pass(salt=salt), self.accelerator.num_processes),
             num_frames,
             self.arguments.run.seed + salt,
             batches_a_round=self.data.readers_here,
             meeting=self.meeting,
+            progress=progress,
             **self.arguments.targets.fit_options(),
         )
         self._done(began)

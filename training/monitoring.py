@@ -4,7 +4,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from tqdm.auto import tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaForPreTrainingOutput
 from sjepa_hf.saving import write_text_aside
+from training.progress import Forecast, Progress
+from training.schedules import Schedule
 
 
 logger = logging.getLogger(__name__)
@@ -74,6 +77,7 @@ def predictor_entropy(
 ) -> np.ndarray:
     """Entropy in bits of the prediction at each of some `num_frames` real frames of this rank, without masking."""
     model.eval()
+    progress = Progress("Predictor entropy", accelerator.is_main_process)
     found, frames = [], 0
     for batch in batches:
         with accelerator.autocast():
@@ -83,6 +87,7 @@ def predictor_entropy(
         positions = torch.cat([batch["masked_positions"], batch["visible_positions"]]).to(logits.device)
         found.append(entropy_bits(logits.flatten(0, 1)[positions].float().softmax(-1)).cpu())
         frames += len(positions)
+        progress(f"{frames:,} of {num_frames:,} frames")
         if frames >= num_frames:
             break
     model.train()
@@ -92,23 +97,35 @@ def predictor_entropy(
 def collapse_warnings(metrics: dict, hidden_size: int) -> list[str]:
     """Sentences about what has collapsed, or is about to: predictions, targets, features. Empty when all is well."""
     found = []
-    if metrics.get("prediction_perplexity", math.inf) < 2:
-        found.append(
-            f"all frames get nearly the same prediction (perplexity {metrics['prediction_perplexity']:.2f} over the"
-            " batch): lower the learning rate or lengthen the warm-up"
-        )
-    if metrics.get("mixture_perplexity", math.inf) < 3 or metrics.get("target_perplexity", math.inf) < 2:
-        found.append(
-            f"the targets use almost one component (mixture perplexity {metrics['mixture_perplexity']:.2f}):"
-            " seed the mixture anew from an earlier checkpoint"
-        )
+    for name, floor, said, remedy in (
+        (
+            "prediction_perplexity",
+            2,
+            "all frames of a batch get nearly the same prediction",
+            "lower the learning rate or lengthen the warm-up",
+        ),
+        (
+            "mixture_perplexity",
+            3,
+            "almost all weight lies on one component of the mixture",
+            "seed the mixture anew from an earlier checkpoint",
+        ),
+        (
+            "target_perplexity",
+            2,
+            "all frames of a batch have nearly the same target",
+            "look at the audio, and at the mixture's weights (mixture_perplexity)",
+        ),
+    ):
+        if metrics.get(name, math.inf) < floor:
+            found.append(f"{said} ({name} {metrics[name]:.2f}, below {floor}): {remedy}")
     ranks = metrics.get("effective_ranks")
     floor = max(2.0, 0.01 * hidden_size)
     if ranks and min(ranks) < floor:
         worst = min(range(len(ranks)), key=ranks.__getitem__)
         found.append(
-            f"the features of layer {worst} have an effective rank of {ranks[worst]:.1f} out of {hidden_size}:"
-            " the encoder is collapsing onto a few directions"
+            f"the features of layer {worst} have an effective rank of {ranks[worst]:.1f} out of {hidden_size}, below"
+            f" {floor:.1f}: the encoder is collapsing onto a few directions"
         )
     return found
 
@@ -120,19 +137,25 @@ class Monitor:
     Args:
         accelerator (`Accelerator`): its trackers get the metrics.
         output_dir (`Path`): where the history file lies; one JSON object a line.
-        total_steps (`int`), start_step (`int`): for the progress bar.
+        schedule (`Schedule`), start_step (`int`): for the progress bar, which begins now.
         hidden_size (`int`): the largest rank that features can have.
     """
 
     def __init__(
-        self, accelerator: Accelerator, output_dir: Path, total_steps: int, start_step: int, hidden_size: int
+        self,
+        accelerator: Accelerator,
+        output_dir: Path,
+        schedule: Schedule,
+        start_step: int,
+        hidden_size: int,
     ):
         self.accelerator = accelerator
         self.history = output_dir / HISTORY
         self.hidden_size = hidden_size
         self.bar = tqdm(
-            total=total_steps, initial=start_step, disable=not accelerator.is_local_main_process, unit="step"
+            total=schedule.total_steps, initial=start_step, disable=not accelerator.is_local_main_process, unit="step"
         )
+        self.forecast = Forecast({1: schedule.run.phase1_steps, 2: schedule.total_steps}, accelerator.is_main_process)
         if accelerator.is_main_process:
             forget_after(self.history, start_step)
         self._sums: dict[str, torch.Tensor | float] = {}
@@ -142,6 +165,20 @@ class Monitor:
         """Add to the running sums: `masked_kl` with `masked_frames`, `visible_kl` with `visible_frames`, ..."""
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def count_step(self, step: int, phase: int) -> None:
+        """Step `step` of the run, which belonged to `phase`, is done."""
+        self.bar.update(1)
+        self.forecast.step(step, phase)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that neither the bar nor the rate of audio counts: a mixture is being fitted."""
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began
+        self.bar.unpause()
+        self.forecast.pause()
 
     def averages(self, device: torch.device) -> dict[str, float]:
         """Frame means over all ranks since the last call, and an empty slate."""
@@ -176,12 +213,13 @@ class Monitor:
         flat |= {f"effective_rank/layer_{i}": rank for i, rank in enumerate(metrics.get("effective_ranks", []))}
         self.accelerator.log(flat, step=metrics["step"])
         self.bar.set_description(f"phase {metrics['phase']}")
-        self.bar.set_postfix_str(
-            f"masked KL {metrics.get('masked_kl', math.nan):.3f} nats"
-            f" (constant guess {metrics.get('baseline_kl', math.nan):.3f}), "
-            f"{metrics.get('audio_seconds_per_second', math.nan):.0f} s of audio/s, "
-            f"{100 * metrics['padded_share']:.1f} % padding"
-        )
+        shown = [
+            ("masked_kl", "masked KL {:.3f} nats"),
+            ("baseline_kl", "constant guess {:.3f}"),
+            ("audio_seconds_per_second", "{:.0f} s of audio/s"),
+        ]
+        parts = [text.format(metrics[name]) for name, text in shown if name in metrics]
+        self.bar.set_postfix_str(", ".join([*parts, f"{100 * metrics['padded_share']:.1f} % padding"]))
         for sentence in collapse_warnings(metrics, self.hidden_size):
             logger.warning("COLLAPSE at step %d: %s.", metrics["step"], sentence)
 

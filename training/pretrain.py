@@ -1,7 +1,7 @@
 """Pretrain S-JEPA: both phases in one run.
 
-    accelerate launch training/pretrain.py --config training/recipes/tiny.yaml --train_data my_audio/
-    accelerate launch training/pretrain.py --config training/recipes/demo.yaml --train_data a.jsonl --phase1_steps 500
+    python -m training.pretrain --config training/recipes/tiny.yaml --train_data my_audio/ [--dry_run true]
+    accelerate launch -m training.pretrain --config training/recipes/base.yaml --train_data a.jsonl  # on several GPUs
 
 A step is: soft targets from the clean audio, masked prediction from the augmented audio, the loss over the whole
 global batch, and an update of encoder, EMA encoder and mixture. Any field of `training/arguments.py` and
@@ -37,11 +37,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
 from sjepa_hf.command import UserError, command, first_line
-from sjepa_hf.scores import data_name
 from training import checkpointing, figures, resuming
 from training.arguments import Arguments, choose_precision, parse_arguments
 from training.audio import BadAudioError
-from training.augmentation import augment
+from training.augmentation import augmented
 from training.building import build_model, build_optimizer, frozen_targets, online_targets
 from training.corpus import DataPosition
 from training.fits import MixtureFits
@@ -49,10 +48,11 @@ from training.interruption import Interrupted, Interruption, Stop
 from training.layer_choice import LayerChoice
 from training.memory import keep_freed_memory
 from training.monitoring import Monitor, loss_sums, predictor_entropy, target_metrics
+from training.plan import tell_plan
 from training.publishing import Publisher
 from training.ranks import COLLECTIVE_TIMEOUT, Meeting, check_ranks_agree, is_lost_connection
 from training.reading import TrainingData
-from training.record import base_of, write_record
+from training.record import record_pretraining
 from training.resuming import FINAL
 from training.saver import Saver
 from training.schedules import Schedule
@@ -73,6 +73,9 @@ def main(argv: list[str] | None = None) -> None:
         run = Pretraining(parse_arguments(argv))
     except resuming.AlreadyFinished as finished:
         logger.info("%s", finished)
+        return
+    tell_plan(run.arguments, run.accelerator, run.data.stream, run.model, run.state.step)
+    if run.arguments.run.dry_run:
         return
     try:
         with logging_redirect_tqdm(), run.interruption:
@@ -121,11 +124,10 @@ class Pretraining:
         self.output_dir = Path(run.output_dir)
         self.lock = FileLock(self.output_dir / ".lock")
         if self.accelerator.is_main_process:
-            resuming.claim(self.output_dir, self.lock, resuming=run.resume_from_checkpoint is not None)
-            (self.output_dir / INTERRUPTED).unlink(missing_ok=True)
+            resuming.claim(self.output_dir, self.lock, run.resume_from_checkpoint is not None, run.dry_run)
         self._started = time.monotonic()
         self.publisher = None
-        if run.push_to_hub and self.accelerator.is_main_process:
+        if run.push_to_hub and self.accelerator.is_main_process and not run.dry_run:
             repo_id = run.hub_model_id or self.output_dir.resolve().name
             self.publisher = Publisher(repo_id, self.output_dir, run.hub_private_repo)
         self.schedule = Schedule(arguments)
@@ -145,7 +147,7 @@ class Pretraining:
         self.data = TrainingData(arguments, self.accelerator, self.meeting, position)
         self._saved_step = self.state.step  # what a checkpoint holds; before the first fit there is nothing to save
         self._fitted = resumed is not None
-        if resumed:
+        if resumed and not run.dry_run:
             self._restore(resumed)
         self._broken = torch.zeros(2, device=self.accelerator.device)  # steps without update: in a row, in all
         self.fits = MixtureFits(arguments, self.data, self.accelerator, self.meeting)
@@ -189,19 +191,20 @@ class Pretraining:
     def train(self) -> None:
         """All steps that are left. It is left with [`Interrupted`] between two steps, or while a mixture is fitted."""
         run, state = self.arguments.run, self.state
+        (self.output_dir / INTERRUPTED).unlink(missing_ok=True)
         if run.report_to != "none":
             self.accelerator.init_trackers("sjepa")
-        monitor = Monitor(
-            self.accelerator, self.output_dir, self.schedule.total_steps, state.step, self.model.config.hidden_size
-        )
         if not self._fitted and self.schedule.phase(0) == 1:
             self.fits.mfcc(self.targets)
             self._saved_step = None
+        monitor = Monitor(self.accelerator, self.output_dir, self.schedule, state.step, self.model.config.hidden_size)
         while state.step < self.schedule.total_steps:
             if self.schedule.phase(state.step) == 2 and isinstance(self.targets, MfccTargets):
-                self.begin_phase_2()
+                with monitor.paused():
+                    self.begin_phase_2()
             if state.seeding_due:
-                self.follow_layer()
+                with monitor.paused():
+                    self.follow_layer()
             if self.fits.take_long():  # so that it is never made twice, however short the run may live
                 self.save_step()
             micro_batches = [self.next_batch() for _ in range(self._accumulation)]
@@ -225,7 +228,7 @@ class Pretraining:
             state.step += 1
             for sums in (*losses, {"gradient_norm": norm.detach(), "steps": 1}):
                 monitor.add(**{name: torch.where(broken, 0, value) for name, value in sums.items()})
-            monitor.bar.update(1)
+            monitor.count_step(state.step, self.schedule.phase(state.step - 1))
             self.look_after(monitor, micro_batches, targets, output, rate, decay)
 
     def update_weights(self, norm: torch.Tensor) -> torch.Tensor:
@@ -240,11 +243,8 @@ class Pretraining:
 
     def predict(self, batch: dict, targets: torch.Tensor) -> SJepaForPreTrainingOutput:
         """Masked prediction from the augmented audio, and its divergence from the targets."""
-        masking, audio = self.arguments.masking, batch["input_values"]
-        if not self.schedule.late(self.state.step) and masking.p_mix + masking.p_noise > 0:
-            # Seeded by the batch, so that a resumed run draws the same, and another number of ranks too.
-            generator = torch.Generator(audio.device).manual_seed(batch["draw"])
-            audio = augment(audio, batch["lengths"], p_mix=masking.p_mix, p_noise=masking.p_noise, generator=generator)
+        masking, late = self.arguments.masking, self.schedule.late(self.state.step)
+        audio = batch["input_values"] if late else augmented(batch, masking.p_mix, masking.p_noise)
         frozen = {}
         if self.frozen_targets is not None:
             frozen = {
@@ -469,25 +469,12 @@ class Pretraining:
         entropy = predictor_entropy(self.model, self.data.fresh_pass(salt=2), ENTROPY_FRAMES, self.accelerator)
         self.meeting.sum()
         if self.accelerator.is_main_process:
-            figures.draw_run(
-                self.output_dir, final, self.arguments.run.phase1_steps, entropy, self.model.mixture.num_components
-            )
-            write_record(
-                final,
-                self.accelerator,
-                kind="pretraining",
-                **base_of(self.arguments.model.initial_checkpoint),
-                data={"sources": list(map(data_name, self.arguments.data.train_data))},
-                steps=self.state.step,
-                hours_heard=seconds / 3600,
-                hours_taken=self.seconds_taken() / 3600,
-                settings=self.arguments.to_dict(),
-            )
-            logger.info("Saved %s: weights, configuration, training state, record and three pictures.", final)
-        if self.data.bad_audio.skipped:
-            logger.warning(
-                "%d clips were skipped: %s.", self.data.bad_audio.skipped, dict(self.data.bad_audio.by_reason)
-            )
+            components, phase1_steps = self.model.mixture.num_components, self.arguments.run.phase1_steps
+            drawn = figures.draw_run(self.output_dir, final, phase1_steps, entropy, components)
+            record_pretraining(final, self.accelerator, self.arguments, self.state.step, seconds, self.seconds_taken())
+            logger.info("Saved %s: model, training state, record and pictures (%s).", final, ", ".join(drawn))
+        if bad := self.data.bad_audio.skipped:
+            logger.warning("%d clips were skipped: %s.", bad, dict(self.data.bad_audio.by_reason))
         self.accelerator.end_training()
         if self.publisher:
             self.publisher.finish(final)

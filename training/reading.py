@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from sjepa_hf.command import first_line, own_words
 from training.arguments import Arguments
 from training.audio import BadAudioError, BadAudioMonitor
+from training.batching import BatchStream
 from training.corpus import DataPosition
 from training.data import build_loader, start_reading
 from training.ranks import Meeting
@@ -52,6 +53,11 @@ class Reading:
         self._batches: Iterator[dict] | None = None
         start: DataPosition = self._loader.dataset.position
         self.position = replace(start, positions=dict(start.positions))
+
+    @property
+    def stream(self) -> BatchStream:
+        """What plans and reads the batches."""
+        return self._loader.dataset
 
     def next(self) -> dict | None:
         """
@@ -157,6 +163,11 @@ class TrainingData:
     def readers_here(self) -> int:
         """Readers of this rank."""
         return max(1, self.arguments.data.num_workers)
+
+    @property
+    def stream(self) -> BatchStream:
+        """What plans and reads the batches of this rank."""
+        return self._reading.stream
 
     def next(self) -> dict:
         """

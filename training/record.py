@@ -10,11 +10,15 @@ from accelerate import Accelerator
 
 from sjepa_hf.model_card import RECORD
 from sjepa_hf.saving import write_text_aside
+from sjepa_hf.scores import data_name
+from training.arguments import Arguments
 
 
 # Of this machine rather than of the run.
 LEFT_OUT = "output_dir train_data resume_from_checkpoint initial_checkpoint report_to num_workers cache_gb".split()
-LEFT_OUT += "logging_steps save_steps save_total_limit push_to_hub hub_model_id hub_private_repo hub_strategy".split()
+LEFT_OUT += (
+    "logging_steps save_steps save_total_limit push_to_hub hub_model_id hub_private_repo hub_strategy dry_run".split()
+)
 PACKAGES = ("sjepa_hf", "torch", "transformers", "accelerate")
 
 
@@ -26,6 +30,23 @@ def write_record(directory: Path, accelerator: Accelerator, **facts) -> None:
     settings = {name: value for name, value in facts["settings"].items() if value is not None and name not in LEFT_OUT}
     found = facts | {"settings": settings, "hardware": hardware(accelerator), "software": software()}
     write_text_aside(directory / RECORD, json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def record_pretraining(
+    directory: Path, accelerator: Accelerator, arguments: Arguments, steps: int, seconds_heard: float, seconds: float
+) -> None:
+    """The record of a pretraining run that has taken so many steps and seconds, and heard so many of audio."""
+    write_record(
+        directory,
+        accelerator,
+        kind="pretraining",
+        **base_of(arguments.model.initial_checkpoint),
+        data={"sources": list(map(data_name, arguments.data.train_data))},
+        steps=steps,
+        hours_heard=seconds_heard / 3600,
+        hours_taken=seconds / 3600,
+        settings=arguments.to_dict(),
+    )
 
 
 def base_of(checkpoint: str | None) -> dict[str, str | None]:

@@ -52,16 +52,18 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def claim(output_dir: Path, lock: FileLock, resuming: bool) -> None:
+def claim(output_dir: Path, lock: FileLock, resuming: bool, dry_run: bool = False) -> None:
     """
     Make an output directory and lock it for this run alone; clear away what a killed run has left half-written.
+    `dry_run` only looks whether an earlier run lies there.
 
     Raises:
         ValueError: if it cannot be written to, another run holds it, or a new run would mix with an earlier one.
     """
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        if not dry_run:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"`output_dir` {output_dir} belongs to a run that is still going.") from None
     except OSError as error:
@@ -72,7 +74,8 @@ def claim(output_dir: Path, lock: FileLock, resuming: bool) -> None:
             f"`output_dir` {output_dir} holds an earlier run: name another directory, or go on from its checkpoints"
             " (if there are any) with --resume_from_checkpoint latest."
         )
-    clear_left_overs(output_dir)
+    if not dry_run:
+        clear_left_overs(output_dir)
 
 
 def clear_left_overs(output_dir: Path) -> None:

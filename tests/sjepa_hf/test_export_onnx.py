@@ -357,7 +357,8 @@ def test_a_missing_package_is_named(exports, tmp_path, monkeypatch):
         export_onnx.export_onnx(exports("log_mel", "ctc").checkpoint, tmp_path / "asr.onnx")
 
 
-def test_command_line(exports, tmp_path, monkeypatch, capsys):
+def test_command_line(exports, tmp_path, monkeypatch, capsys, caplog):
+    caplog.set_level("INFO")
     ctc = exports("log_mel", "ctc")
     monkeypatch.setattr(export_onnx, "build", lambda *_: onnx.load(ctc.path))
     export_onnx.main([str(ctc.checkpoint), str(tmp_path / "asr.onnx"), "--int8"])
@@ -365,6 +366,8 @@ def test_command_line(exports, tmp_path, monkeypatch, capsys):
     assert first.startswith(f"wrote {tmp_path / 'asr.onnx'}: ") and "largest difference to PyTorch" in first
     assert second.startswith(f"wrote {tmp_path / 'asr.int8.onnx'}: ")
     assert {path.name for path in tmp_path.iterdir()} == {"asr.onnx", "asr.int8.onnx"}
+    stages = [record.getMessage().split()[0] for record in caplog.records if record.name == export_onnx.__name__]
+    assert stages[-3:] == ["Exporting", "Comparing", "Quantising"], "each stage is named before it begins"
 
 
 def test_benchmark(exports, tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from sjepa_hf import SJepaConfig, SJepaModel
+from sjepa_hf.command import UserError
 from training.demo import probes, run, synthesize
 from training.demo.probes import Probe
 
@@ -282,14 +283,16 @@ def test_the_demo_from_end_to_end(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["run.py", *words.split()])
     run.main()
     printed, final = capfd.readouterr().out, tmp_path / "model" / "final"
-    assert "accelerate launch" in printed and "best trained layer for phones" in (final / "probes.md").read_text()
+    assert (
+        "$ python -m training.pretrain" in printed
+        and "best trained layer for phones" in (final / "probes.md").read_text()
+    )
     assert str(final) in printed and (final / "loss.png").stat().st_size > 5000
 
 
-def test_a_cpu_run_gets_all_cores(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    options = run.launch_options()
-    assert "--cpu" in options
-    assert int(options[options.index("--num_cpu_threads_per_process") + 1]) >= 1
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert run.launch_options() == []
+def test_what_is_wrong_with_the_user_s_options_is_not_buried(tmp_path, capfd):
+    (tmp_path / "speech").mkdir()
+    with pytest.raises(UserError, match="exit code 1; its last lines above say why"):
+        run.pretrain(tmp_path / "speech", tmp_path / "model", ["--phase1_steps", "-3"])
+    errors = capfd.readouterr().err
+    assert errors.splitlines()[-1] == "error: `phase1_steps` must be at least 0, got -3." and "Traceback" not in errors

@@ -1,11 +1,21 @@
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
-from training.monitoring import collapse_warnings, entropy_bits, forget_after, target_metrics
+from training.arguments import RunArguments
+from training.monitoring import (
+    Monitor,
+    collapse_warnings,
+    entropy_bits,
+    forget_after,
+    read_history,
+    target_metrics,
+)
 
 
 def test_entropy_in_bits():
@@ -37,9 +47,40 @@ def test_collapse_is_said_aloud_and_health_is_not():
         "effective_ranks": [100.0, 90.0],
     }  # fmt: skip
     assert collapse_warnings(healthy, 256) == []
-    assert "same prediction" in collapse_warnings(healthy | {"prediction_perplexity": 1.1}, 256)[0]
-    assert "almost one component" in collapse_warnings(healthy | {"mixture_perplexity": 1.5}, 256)[0]
     assert "layer 1" in collapse_warnings(healthy | {"effective_ranks": [100.0, 1.5]}, 256)[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"prediction_perplexity": 1.1}, "nearly the same prediction (prediction_perplexity 1.10, below 2)"),
+        ({"mixture_perplexity": 1.5}, "one component of the mixture (mixture_perplexity 1.50, below 3)"),
+        ({"target_perplexity": 1.25}, "nearly the same target (target_perplexity 1.25, below 2)"),
+        ({"effective_ranks": [100.0, 2.5]}, "layer 1 have an effective rank of 2.5 out of 256, below 2.6"),
+    ],
+)
+def test_a_warning_quotes_the_figure_that_triggered_it(changed, sentence):
+    healthy = {"prediction_perplexity": 50.0, "mixture_perplexity": 80.0, "target_perplexity": 40.0}
+    (found,) = collapse_warnings(healthy | changed, 256)
+    assert sentence in found and "80.00" not in found
+
+
+def test_the_bar_and_the_rate_of_audio_leave_out_what_is_no_step(tmp_path, monkeypatch):
+    """The clock is a list of seconds; a fit of 1,000 s lies between two lines of metrics."""
+    now = [0.0]
+    monkeypatch.setattr("training.monitoring.time.monotonic", lambda: now[0])
+    run = RunArguments(phase1_steps=10, phase2_steps=0, phase1_warmup_steps=0)
+    schedule = SimpleNamespace(run=run, total_steps=10)
+    monitor = Monitor(Accelerator(cpu=True), tmp_path, schedule, 0, 64)
+    line = {"step": 1, "phase": 1, "padded_share": 0.0, "masked_kl": 2.0}
+    monitor.write(dict(line), seconds_seen=5.0)
+    assert "nan" not in monitor.bar.postfix and "of audio/s" not in monitor.bar.postfix
+    with monitor.paused():
+        now[0] += 1000.0
+    now[0] += 10.0
+    monitor.write(dict(line) | {"step": 2}, seconds_seen=205.0)
+    assert "20 s of audio/s" in monitor.bar.postfix
+    assert read_history(tmp_path / "metrics.jsonl")[1]["audio_seconds_per_second"] == pytest.approx(20.0)
 
 
 def test_a_resumed_run_writes_its_lines_once(tmp_path):

@@ -9,14 +9,12 @@ Options that this script does not know go to `training/pretrain.py`, e.g. `--pha
 """
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import torch
 import transformers
 
 from sjepa_hf.command import UserError, command
@@ -53,25 +51,12 @@ def free_folder(wanted: Path) -> Path:
     return folder
 
 
-def launch_options() -> list[str]:
-    """Options of `accelerate launch`: all of them on a CPU, none where there is a GPU for accelerate to configure."""
-    if torch.cuda.is_available():
-        return []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return (
-        f"--quiet --cpu --num_processes 1 --num_machines 1 --num_cpu_threads_per_process {cores} "
-        "--mixed_precision no --dynamo_backend no"
-    ).split()
-
-
 def pretrain(train_data: Path, output_dir: Path, extra: list[str]) -> None:
     """Runs the pretraining command in a process of its own, printing it first as one would type it."""
-    arguments = ["training/pretrain.py", "--config", "training/recipes/demo.yaml"]
+    arguments = ["-m", "training.pretrain", "--config", "training/recipes/demo.yaml"]
     arguments += ["--train_data", str(train_data.resolve()), "--output_dir", str(output_dir.resolve()), *extra]
-    options = launch_options()
-    print("$ " + shlex.join(["accelerate", "launch", *options, *arguments]), flush=True)
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options, *arguments]
-    code = subprocess.run(command, cwd=REPOSITORY).returncode
+    print("$ " + shlex.join(["python", *arguments]), flush=True)
+    code = subprocess.run([sys.executable, *arguments], cwd=REPOSITORY).returncode
     if code != 0:
         raise UserError(f"pretraining stopped with exit code {code}; its last lines above say why.")
 

@@ -1,0 +1,95 @@
+"""Nothing that takes long is silent: a log line every few seconds, and how long a phase will take."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+
+
+logger = logging.getLogger(__name__)
+
+SILENCE = 5.0  # seconds between two lines about the same work
+MEASURED_STEPS = 20  # steps whose time says how long a phase will take
+LONG_ENOUGH = 60.0  # seconds after which fewer steps will do
+
+
+class Progress:
+    """
+    Says how far a long piece of work is, at most every five seconds.
+
+    Args:
+        work (`str`): what is done, as a line of the log begins.
+        speaks (`bool`): False on all processes but one.
+    """
+
+    def __init__(self, work: str, speaks: bool = True):
+        self.work, self.speaks = work, speaks
+        self._last = time.monotonic()
+
+    def __call__(self, done: str) -> None:
+        """Say `done`, if it is time."""
+        if self.speaks and time.monotonic() - self._last >= SILENCE:
+            logger.info("%s: %s.", self.work, done)
+            self._last = time.monotonic()
+
+    def hours(self, batches: Iterable[dict], ranks: int = 1) -> Iterator[dict]:
+        """The same batches, while it says how many hours of audio they were; `ranks` read as much each."""
+        seconds = 0.0
+        for batch in batches:
+            seconds += batch["seconds"]
+            self(f"{seconds * ranks / 3600:.2f} h of audio read")
+            yield batch
+
+
+class Forecast:
+    """
+    Measures the first steps of each phase and says once how long its rest will take.
+
+    Args:
+        steps (`dict[int, int]`): the last step of each phase, by its number.
+        speaks (`bool`): False on all processes but one.
+    """
+
+    def __init__(self, steps: dict[int, int], speaks: bool = True):
+        self.steps, self.speaks = steps, speaks
+        self._phase, self._since, self._first = None, 0.0, 0
+
+    def pause(self) -> None:
+        """What is measured is no longer steps alone: begin again."""
+        self._phase = None
+
+    def step(self, step: int, phase: int) -> None:
+        """Called after each step; `phase` is the one that it belonged to."""
+        now = time.monotonic()
+        if phase != self._phase:  # the first step, which compiles and fills caches, is left out
+            self._phase, self._since, self._first = phase, now, step
+        taken, left = step - self._first, self.steps[phase] - step
+        if not self._first or not taken or (taken < MEASURED_STEPS and now - self._since < LONG_ENOUGH):
+            return
+        each = (now - self._since) / taken
+        if self.speaks and left > 0:
+            logger.info(
+                "A step takes %s: about %s for the %s left of phase %d.",
+                seconds_of(each),
+                duration(each * left),
+                f"{left:,}",
+                phase,
+            )
+        self._first = 0
+
+
+def seconds_of(seconds: float) -> str:
+    """A short time in words."""
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def duration(seconds: float) -> str:
+    """A long time in words: "40 seconds", "12 minutes", "3 h 20 min", "5 days 4 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} minutes"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} days {hours % 24} h"
