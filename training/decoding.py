@@ -21,6 +21,7 @@ from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2CTCTokenizer
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.command import command
+from sjepa_hf.opening import open_model, open_pretrained
 from sjepa_hf.saving import write_text_aside
 from training.arguments import default_device
 from training.finetuning import choose_column
@@ -277,18 +278,31 @@ def build_ngram(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output}: {len(sentences)} sentences, {sizes}, their perplexity {lm.perplexity(sentences):.1f}")
 
 
+def open_recogniser(checkpoint: str) -> tuple:
+    """
+    The processor and the model of a CTC checkpoint.
+
+    Raises:
+        ValueError: if it is none, or damaged.
+    """
+    processor = open_pretrained(AutoProcessor, checkpoint)
+    if not hasattr(processor, "tokenizer"):
+        raise ValueError(f"`model` {checkpoint} has no tokenizer: give the result of a fine-tuning with CTC.")
+    model = open_model(AutoModelForCTC, checkpoint)
+    if model.config.vocab_size > len(processor.tokenizer):
+        raise ValueError(
+            f"`model` {checkpoint} has {model.config.vocab_size} outputs, but its tokenizer only {len(processor.tokenizer)}"
+            " labels: the two do not belong together."
+        )
+    return processor, model
+
+
 def decode(arguments: argparse.Namespace) -> None:
     settings = {name: getattr(arguments, name) for name in ("alpha", "beta", "beam_width")}
     settings = {name: value for name, value in settings.items() if value is not None}
     if settings and not arguments.lm:
         raise ValueError(f"--{next(iter(settings))} belongs to the beam search, which needs --lm.")
-    try:
-        processor = AutoProcessor.from_pretrained(arguments.model)
-        model = AutoModelForCTC.from_pretrained(arguments.model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`model` {arguments.model} is not a CTC model with its processor: {error}") from None
-    if not hasattr(processor, "tokenizer"):
-        raise ValueError(f"`model` {arguments.model} has no tokenizer: give the result of a fine-tuning with CTC.")
+    processor, model = open_recogniser(arguments.model)
     device = default_device()
     normalizer = TextNormalizer.load(arguments.model)
     column = choose_column(arguments.data, arguments.text_column, TEXT_COLUMNS, "text_column", "transcripts")
