@@ -91,7 +91,7 @@ def open_model(auto_class: Any, checkpoint: str | Path, *, fresh_head: bool = Fa
 
 
 def build_model(auto_class: Any, config: PreTrainedConfig, checkpoint: str | Path) -> PreTrainedModel:
-    """A model of a checkpoint's configuration with fresh weights. Raises ValueError if no network can be made of it."""
+    """A model of a checkpoint's configuration with fresh weights. Raises ValueError if it makes no network."""
     try:
         return auto_class.from_config(config)
     except Exception as error:

@@ -12,6 +12,8 @@ import argparse
 import json
 import logging
 import math
+import random
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from sjepa_hf.opening import open_model, open_pretrained
 from sjepa_hf.saving import write_text_aside
 from training.arguments import default_device
 from training.finetuning import choose_column
+from training.heartbeat import Heartbeat
 from training.labelled import LabelledClips, open_labelled, pad_waveforms
 from training.metrics import load_metric
 from training.ngram import BEGIN, END, UNKNOWN, Gram, NGram, estimate
@@ -289,10 +292,11 @@ def open_recogniser(checkpoint: str) -> tuple:
     if not hasattr(processor, "tokenizer"):
         raise ValueError(f"`model` {checkpoint} has no tokenizer: give the result of a fine-tuning with CTC.")
     model = open_model(AutoModelForCTC, checkpoint)
-    if model.config.vocab_size > len(processor.tokenizer):
+    outputs, labels = model.config.vocab_size, len(processor.tokenizer)
+    if outputs > labels:
         raise ValueError(
-            f"`model` {checkpoint} has {model.config.vocab_size} outputs, but its tokenizer only {len(processor.tokenizer)}"
-            " labels: the two do not belong together."
+            f"`model` {checkpoint} has {outputs} outputs, but its tokenizer only {labels} labels: the two do not"
+            " belong together."
         )
     return processor, model
 
@@ -310,15 +314,52 @@ def decode(arguments: argparse.Namespace) -> None:
     if arguments.lm:
         decoder = BeamSearchDecoder(processor.tokenizer, NGram.load(arguments.lm), **settings)
     transcripts = []
-    for spec in arguments.data:
-        clips = open_labelled([spec], [column])
-        references = [normalizer(text) for text in clips.labels[column]]
-        results, rows = evaluate_clips(model.to(device), processor, clips, references, decoder, arguments.batch_size)
-        print(json.dumps({spec: results}))
-        transcripts += rows
+    with Heartbeat("reading the data") as heartbeat:
+        for spec in arguments.data:
+            clips = open_labelled([spec], [column])
+            heartbeat.doing = f"decoding {spec}, {len(clips)} clips"
+            references = [normalizer(text) for text in clips.labels[column]]
+            results, rows = evaluate_clips(
+                model.to(device), processor, clips, references, decoder, arguments.batch_size
+            )
+            print(f"{spec}: {in_words(results, rows)}")
+            print("\n".join(examples(rows, arguments.examples)))
+            print(json.dumps({spec: rounded(results)}, ensure_ascii=False))
+            transcripts += rows
     if arguments.transcripts:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in transcripts)
         write_text_aside(arguments.transcripts, "".join(lines))
+        print(f"all {len(transcripts)} transcripts: {arguments.transcripts}", file=sys.stderr)
+
+
+def in_words(results: dict, rows: Sequence[dict]) -> str:
+    """Error rates of some clips in percent, with what they are over."""
+    references = [row["reference"] for row in rows]
+    words, characters = sum(len(text.split()) for text in references), sum(map(len, references))
+    rates = "; ".join(
+        f"{how}: WER {100 * rate['wer']:.2f} %, CER {100 * rate['cer']:.2f} %"
+        for how, rate in results.items()
+        if how != "clips"
+    )
+    return f"{len(rows)} clips, {words} words, {characters} characters; {rates}"
+
+
+def examples(rows: Sequence[dict], count: int) -> list[str]:
+    """Lines with the worst transcripts of some clips and as many others, what was said above what was heard."""
+    heard = "lm" if rows and "lm" in rows[0] else "greedy"
+    order = sorted(rows, key=lambda row: error_rates([row[heard]], [row["reference"]])["cer"], reverse=True)
+    worst, others = order[:count], order[count:]
+    drawn = random.Random(0).sample(others, min(count, len(others)))
+    lines = []
+    for title, chosen in (("worst", worst), ("drawn at random", drawn)):
+        for row in chosen:
+            lines += [f"{row['clip']} ({title})", f"  said   {row['reference']}", f"  heard  {row[heard]}"]
+    return lines
+
+
+def rounded(values: dict) -> dict:
+    """The figures with four digits behind the point."""
+    return {name: rounded(value) if isinstance(value, dict) else round(value, 4) for name, value in values.items()}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -341,6 +382,7 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--beta", type=float, help=f"bonus of a word (default: {BETA})")
     score.add_argument("--beam_width", type=int, help=f"strings kept per frame (default: {BEAM_WIDTH})")
     score.add_argument("--batch_size", type=int, default=8, help="clips per batch (default: 8)")
+    score.add_argument("--examples", type=int, default=3, help="worst and other transcripts to show (default: 3)")
     score.add_argument("--transcripts", help="JSONL file to write every clip's transcripts to")
     for each in (build, score):
         each.add_argument("--text_column", help=f"default: the first of {', '.join(TEXT_COLUMNS)}")
