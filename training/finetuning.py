@@ -144,7 +144,10 @@ def parse_finetuning(
     try:
         chosen, training = parse_dataclasses((settings, TrainingArguments), argv, description, recipe=str(recipe))[:2]
     except (ValueError, ImportError, TypeError, KeyError) as error:  # Transformers' own, over several lines
-        raise ValueError(" ".join(own_words(error).split())) from error
+        said = " ".join(own_words(error).split())
+        if "load_best_model_at_end" in said:
+            said += ". With --load_best_model_at_end false the last checkpoint is the result."
+        raise ValueError(said) from error
     for name in ("model_name_or_path", "train_data"):
         if not getattr(chosen, name):
             raise ValueError(f"`{name}` is missing: give it as --{name} or in the recipe.")

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.debug_utils import DebugOption
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
@@ -28,6 +27,7 @@ REFUSED = {
     "enable_jit_checkpoint": (False, "SIGTERM saves a checkpoint in any case"),
     "label_names": (None, "the labels are named `labels`"),
     "include_num_input_tokens_seen": ("no", "there are no input tokens"),
+    "debug": (None, "its hooks fail on the boolean masks of encoders of speech, or need a TPU"),
 }
 AT_LEAST_1 = "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps".split()
 NOT_NEGATIVE = (
@@ -90,8 +90,6 @@ def check_training(training: TrainingArguments, argv: Sequence[str], higher_is_b
         raise ValueError("`remove_unused_columns` true would take the labels from the batches: leave it out.")
     if training.train_sampling_strategy == "batch_rebalance":
         raise ValueError("`train_sampling_strategy` batch_rebalance decodes all audio first: take group_by_length.")
-    if DebugOption.TPU_METRICS_DEBUG in training.debug:
-        raise ValueError("`debug` tpu_metrics_debug needs a TPU.")
     if training.fp16 and training.device.type == "cpu":
         raise ValueError("`fp16` needs a GPU: on a CPU leave it out, or give --bf16 true with --use_cpu true.")
     if training.dataloader_num_workers == 0:
@@ -132,7 +130,7 @@ def check_parts(training: TrainingArguments) -> None:
             raise ValueError("it takes parameters in a form of its own")
         optimizer([torch.nn.Parameter(torch.zeros(2, 2))], **options)
     except Exception as error:
-        raise ValueError(f"`optim` {training.optim} cannot be used: {' '.join(str(error).split())[:200]}.") from error
+        raise ValueError(f"`optim` {training.optim.value} cannot be used: {one_line(error)}.") from error
     if training.lr_scheduler_type not in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
         try:
             dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -140,14 +138,19 @@ def check_parts(training: TrainingArguments) -> None:
         except Exception as error:
             kind = training.lr_scheduler_type.value
             raise ValueError(
-                f"`lr_scheduler_type` {kind} cannot be used: {' '.join(str(error).split())[:200]}; what it needs goes"
-                " into `lr_scheduler_kwargs`."
+                f"`lr_scheduler_type` {kind} cannot be used: {one_line(error)}; what it needs goes into"
+                " `lr_scheduler_kwargs`."
             ) from error
     for name in training.report_to:
         if name not in INTEGRATION_TO_CALLBACK:
             raise ValueError(f"`report_to` {name} is unknown; choose none, {', '.join(INTEGRATION_TO_CALLBACK)}.")
         if name not in get_available_reporting_integrations():
             raise ValueError(f"`report_to` {name} needs a package that is not installed: install it, or leave it out.")
+
+
+def one_line(error: Exception) -> str:
+    """What an error of a library says, without its line breaks and the full stop."""
+    return " ".join(str(error).split())[:200].rstrip(".")
 
 
 def interval(share_or_steps: float | None, total: int) -> float | None:

@@ -14,7 +14,7 @@ from training import superb
 from training.downstream import training as superb_training
 from training.downstream.features import FeatureStore, FrozenFeatures, TransformersEncoder, open_encoder
 from training.downstream.heads import CtcHead, LayerSum, PooledHead, spec_augment
-from training.downstream.labels import ClassLabels, TokenLabels, read_lexicon, score, slot_values
+from training.downstream.labels import ClassLabels, TokenLabels, read_lexicon, recognised_slots, score, slots
 from training.downstream.results import merge, table
 from training.downstream.tasks import TASKS
 from training.labelled import open_labelled
@@ -187,7 +187,7 @@ def test_class_labels():
 def test_slot_columns_become_slots():
     labels = ClassLabels({"size": ["big", "", "small"], "number of shots": ["", "two", ""]}, slots=True)
     texts = labels.references({"size": ["big", ""], "number of shots": ["two", ""]})
-    assert [slot_values(text) for text in texts] == [[("size", "big"), ("number_of_shots", "two")], []]
+    assert [slots(text) for text in texts] == [[("size", "big"), ("number_of_shots", "two")], []]
     assert labels.decode([labels.values["size"].index(""), 1]) == "B-number_of_shots two E-number_of_shots"
 
 
@@ -212,9 +212,9 @@ def test_tokens_that_training_lacks_are_left_out():
 
 
 def test_slot_values_of_imperfect_output():
-    assert slot_values("A B-size BIG E-size B-drink TEA") == [("size", "BIG")]
-    assert slot_values("B-size B-drink BIG E-size") == [("size", "BIG")]
-    assert slot_values("B-size BIG E-size B-size E-size") == [("size", "BIG")]
+    assert recognised_slots("A B-size BIG E-size B-drink TEA") == [("size", "BIG")]
+    assert recognised_slots("B-size B-drink BIG E-size") == [("size", "BIG")]
+    assert recognised_slots("B-size BIG E-size B-size E-size") == [("size", "BIG")]
 
 
 def test_words_with_a_hyphen_are_no_slots():
