@@ -66,7 +66,7 @@ class Outcome:
             learned = False
             reason = f"{metric[5:]} was {untrained:.4f} before the first step and is {kept:.4f}"
         elif best_step is not None and len(found) > 2 and best_step == min(found):
-            reason += "; the first evaluation is the best one, so that later steps only did harm: train more gently"
+            reason += "; but the first evaluation was already the best, and the later steps added nothing"
         return cls(state.global_step, best_step, learned, reason, scores)
 
     def tell(self) -> None:

@@ -13,9 +13,9 @@ import jiwer
 import numpy as np
 
 
-TRIES = 10  # random orders, and other clips, of which the best one is chance
+TRIES = 10  # random orders, and other clips, that say what chance gives
 MARGIN = 0.02  # by which a character error rate must be below chance
-DEVIATIONS = 2.0  # standard deviations of chance by which a number of hits must be above it
+DEVIATIONS = 2.0  # standard deviations of chance that count as chance
 MOSTLY = 0.9  # share of empty texts from which on it is the blank that was learned
 
 
@@ -42,7 +42,10 @@ def judge_texts(texts: Sequence[str], references: Sequence[str], seed: int = 0) 
     """
     count, empty = len(texts), sum(not text.strip() for text in texts)
     found = cer(texts, references)
-    chance = min([1.0, *(cer(order, references) for order in unknowing(texts, seed))])
+    chance = 1.0
+    for kind in unknowing(texts, seed):
+        rates = [cer(tried, references) for tried in kind]
+        chance = min(chance, max(0.0, float(np.mean(rates) - DEVIATIONS * np.std(rates)))) if rates else chance
     if empty >= MOSTLY * count:
         return Verdict(False, f"{empty} of {count} texts are empty: nearly all that is written is the blank", chance)
     if len(set(references)) == 1:
@@ -86,8 +89,11 @@ def cer(texts: Sequence[str], references: Sequence[str]) -> float:
     return float(jiwer.cer(list(references), list(texts)))
 
 
-def unknowing(texts: Sequence[str], seed: int) -> list[list[str]]:
-    """Texts of the same clips that know nothing of them; neighbours in length lend one another theirs."""
+def unknowing(texts: Sequence[str], seed: int) -> tuple[list[list[str]], list[list[str]]]:
+    """
+    Texts of the same clips that know nothing of them: all characters in random order, and the texts of neighbours in
+    length; `TRIES` of each, at most.
+    """
     rng = np.random.default_rng(seed)
     characters, ends = list("".join(texts)), np.cumsum([len(text) for text in texts])[:-1]
     shuffled = []
@@ -95,7 +101,7 @@ def unknowing(texts: Sequence[str], seed: int) -> list[list[str]]:
         order = [characters[i] for i in rng.permutation(len(characters))]
         shuffled.append(["".join(part) for part in np.split(np.array(order, dtype=object), ends)])
     shifted = [[*texts[n:], *texts[:n]] for n in range(1, min(TRIES, len(texts)))]
-    return shuffled + shifted
+    return shuffled, shifted
 
 
 def hits_by_chance(guesses: Counter, truths: Counter) -> tuple[float, float]:
