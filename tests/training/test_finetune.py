@@ -158,7 +158,11 @@ def test_pipeline_and_decode_command_agree_with_the_results(recogniser, mine, ca
         text = recognise({"raw": read_audio(row["clip"]), "sampling_rate": 16000})["text"]
         assert " ".join(text.split()) == row["greedy"]
     decoding.main(["decode", "--model", str(final), "--data", str(mine), "--lm", str(final.parent / "lm.arpa")])
-    (scores,) = json.loads(capsys.readouterr().out.splitlines()[-1]).values()
+    lines = capsys.readouterr().out.splitlines()
+    assert re.search(r": 20 clips, 80 words, \d+ characters; greedy: WER \d+\.\d\d %, CER .* %; lm: WER", lines[0])
+    shown = [line for line in lines if line.startswith("  heard")]
+    assert len(shown) == 6 and sum("(worst)" in line for line in lines) == 3
+    (scores,) = json.loads(lines[-1]).values()
     assert scores["clips"] == 20 and scores["lm"].keys() == {"wer", "cer"}
 
 
