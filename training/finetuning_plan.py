@@ -18,7 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 def tell_plan(trainer: FineTuner, scored: Mapping[str, LabelledClips], dry_run: bool) -> None:
-    """Log data, model, device, steps, padding and output of a run that is ready to start."""
+    """Log data, model, device, steps, padding and output of a run that is ready to start; the first process does."""
+    if not trainer.is_world_process_zero():
+        return
     for line in plan(trainer, scored):
         logger.info("%s", line)
     if dry_run:
