@@ -35,12 +35,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import AutoConfig, Wav2Vec2CTCTokenizer
+from transformers import Wav2Vec2CTCTokenizer
 
 from .command import command
 from .configuration_sjepa import SJepaConfig
 from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel
 from .modeling_sjepa_heads import SJepaForCTC, SJepaForSequenceClassification
+from .opening import MissingWeights, open_config, open_model, open_pretrained
 from .saving import files_written_aside
 
 
@@ -74,10 +75,7 @@ def open_checkpoint(checkpoint: str | Path, task: str | None = None) -> tuple[SJ
     """
     if task is not None and task not in TASKS:
         raise ValueError(f"`task` is {task}; it must be one of {', '.join(TASKS)}.")
-    try:
-        config = AutoConfig.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{checkpoint} is no checkpoint: {error}") from None
+    config = open_config(checkpoint)
     if not isinstance(config, SJepaConfig):
         raise ValueError(f"{checkpoint} is of type {config.model_type}; only S-JEPA checkpoints are exported here.")
     saved = (config.architectures or ["?"])[0]
@@ -86,17 +84,12 @@ def open_checkpoint(checkpoint: str | Path, task: str | None = None) -> tuple[SJ
         if task is None:
             raise ValueError(f"{checkpoint} was saved as {saved}: say with `task` what to export: {', '.join(TASKS)}.")
     try:
-        model, loading = TASKS[task].from_pretrained(
-            checkpoint, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"The weights of {checkpoint} cannot be loaded: {error}") from None
-    if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"])[:4])
+        model = open_model(TASKS[task], checkpoint, dtype=torch.float32, attn_implementation="eager")
+    except MissingWeights as error:
         raise ValueError(
-            f"{checkpoint} was saved as {saved} and lacks weights that `task` {task} needs ({missing}): fine-tune it"
-            " first, or export with `task` features."
-        )
+            f"{checkpoint} was saved as {saved} and lacks weights that `task` {task} needs"
+            f" ({', '.join(error.names[:4])}): fine-tune it first, or export with `task` features."
+        ) from None
     return model.eval(), task
 
 
@@ -118,8 +111,8 @@ def metadata(model: SJepaPreTrainedModel, task: str, checkpoint: str | Path) -> 
 def ctc_labels(checkpoint: str | Path, vocab_size: int) -> list[str]:
     """The text that each output of a CTC head writes: "" for the blank, " " for the word delimiter."""
     try:
-        tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(checkpoint)
-    except (OSError, ValueError, TypeError) as error:
+        tokenizer = open_pretrained(Wav2Vec2CTCTokenizer, checkpoint)
+    except ValueError as error:
         raise ValueError(f"{checkpoint} has no Wav2Vec2CTCTokenizer (vocab.json) with its CTC head: {error}") from None
     written = {tokenizer.pad_token: "", tokenizer.word_delimiter_token: " "}
     tokens = tokenizer.convert_ids_to_tokens(list(range(vocab_size)))

@@ -1,11 +1,30 @@
 """Open what a user names as a checkpoint, or say in one sentence why it does not open."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .command import first_line
+
+
+MAY_BE_FRESH = ("masked_spec_embed",)  # SpecAugment's vector, which encoders are published without
+LFS_POINTER = b"version https://git-lfs"
+
+
+class MissingWeights(ValueError):
+    """A checkpoint that lacks weights; `names` are theirs."""
+
+    def __init__(self, checkpoint: str | Path, kind: str, names: list[str]):
+        self.names = names
+        listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        super().__init__(
+            f"{checkpoint} lacks {len(names)} weights of {kind} ({listed}): it is incomplete, or of another kind of"
+            " model."
+        )
 
 
 def open_pretrained(auto_class: Any, checkpoint: str | Path, **options) -> Any:
@@ -19,7 +38,8 @@ def open_pretrained(auto_class: Any, checkpoint: str | Path, **options) -> Any:
     try:
         return auto_class.from_pretrained(checkpoint, **options)
     except Exception as error:
-        raise ValueError(f"{checkpoint} cannot be opened as a directory or a name on the Hub: {why(error)}") from error
+        reason = undownloaded(checkpoint) or why(error)
+        raise ValueError(f"{checkpoint} cannot be opened as a directory or a name on the Hub: {reason}") from error
 
 
 def open_config(checkpoint: str | Path, **options) -> PreTrainedConfig:
@@ -27,7 +47,81 @@ def open_config(checkpoint: str | Path, **options) -> PreTrainedConfig:
     return open_pretrained(AutoConfig, checkpoint, **options)
 
 
+def open_model(auto_class: Any, checkpoint: str | Path, *, fresh_head: bool = False, **options) -> PreTrainedModel:
+    """
+    A model all of whose weights are the checkpoint's: Transformers alone would fill what is absent with fresh weights.
+
+    Args:
+        fresh_head: whether what is not the encoder may be fresh: absent from the checkpoint, or of another size.
+        options: of `from_pretrained`.
+
+    Raises:
+        MissingWeights: if it lacks weights.
+        ValueError: if it cannot be opened, or has weights of another shape, NaN or infinite.
+    """
+    if (Path(checkpoint) / "adapter_config.json").is_file() and not (Path(checkpoint) / "model.safetensors").is_file():
+        raise ValueError(
+            f"{checkpoint} holds adapters, not a whole model: give the folder into which they were merged, such as"
+            " `final`, or `merged` in a checkpoint."
+        )
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with unreported():
+        model, loading = open_pretrained(auto_class, checkpoint, **options)
+    prefix = model.base_model_prefix
+    whole = model.base_model is model  # no head: all of it is encoder
+
+    def needed(names) -> list[str]:
+        chosen = (name for name in names if not name.endswith(MAY_BE_FRESH))
+        return sorted(name for name in chosen if not fresh_head or whole or name.startswith(f"{prefix}."))
+
+    missing = needed(loading["missing_keys"])
+    if missing:
+        raise MissingWeights(checkpoint, type(model).__name__, missing)
+    shapes = {name: (tuple(found), tuple(wanted)) for name, found, wanted in loading["mismatched_keys"]}
+    for name in needed(shapes):
+        found, wanted = shapes[name]
+        raise ValueError(
+            f"{checkpoint}: {name} has the shape {found}, but its config.json makes it {wanted}: the two files do not"
+            " belong together."
+        )
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{checkpoint}: {name} holds NaN or infinite weights: it is damaged, or of a failed run.")
+    return model
+
+
+def build_model(auto_class: Any, config: PreTrainedConfig, checkpoint: str | Path) -> PreTrainedModel:
+    """A model of a checkpoint's configuration with fresh weights. Raises ValueError if it makes no network."""
+    try:
+        return auto_class.from_config(config)
+    except Exception as error:
+        raise ValueError(f"The configuration of {checkpoint} makes no network: {why(error)}") from error
+
+
 def why(error: Exception) -> str:
     """What an error says, in one line; where it is not meant for people, its kind too."""
     said = first_line(error)
+    lines = str(error).strip().splitlines()
+    if said.endswith(":") and len(lines) > 1:
+        said = f"{said} {lines[1].strip()}"
     return said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
+
+
+@contextmanager
+def unreported() -> Iterator[None]:
+    """Without Transformers' table of missing and unexpected weights: what matters of it is checked here."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def undownloaded(checkpoint: str | Path) -> str | None:
+    """What to say of a clone whose large files were never downloaded; None for any other checkpoint."""
+    folder = Path(checkpoint)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(LFS_POINTER):
+            return f"{path.name} is a Git LFS pointer in place of the file: run `git lfs pull` there."
+    return None

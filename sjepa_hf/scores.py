@@ -91,7 +91,9 @@ def finetuning_scores(found: dict) -> list[Score]:
     """Scores of a fine-tuning on every source that it was given to score."""
     scores = []
     for source, values in found["scores"].items():
-        protocol = f"{values['clips']} clips, best checkpoint by held-out clips (step {found['best_step']})"
+        best = found["best_step"]
+        chosen = "last checkpoint" if best is None else f"best checkpoint by held-out clips (step {best})"
+        protocol = f"{values['clips']} clips, {chosen}"
         if "greedy" in values:
             task, task_type = "speech recognition", "automatic-speech-recognition"
             decodings = {"greedy": "greedy decoding", "lm": "beam search with an n-gram"}

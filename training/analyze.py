@@ -26,11 +26,12 @@ import numpy as np
 import torch
 import transformers
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForPreTraining
+from transformers import AutoFeatureExtractor, AutoModelForPreTraining
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.command import command
+from sjepa_hf.opening import MissingWeights, open_config, open_model, open_pretrained
 from sjepa_hf.saving import files_written_aside
 from training.arguments import default_device, parse_dataclasses
 from training.audio import SAMPLING_RATE, BadAudio, read_audio
@@ -112,21 +113,19 @@ def open_predictor(checkpoint: str, device: str) -> Predictor:
     Raises:
         ValueError: if the checkpoint cannot be opened or holds no pretraining head.
     """
+    is_sjepa = open_config(checkpoint).model_type == "sjepa"
     try:
-        is_sjepa = AutoConfig.from_pretrained(checkpoint).model_type == "sjepa"
-        if is_sjepa:
-            model, loading = AutoModelForPreTraining.from_pretrained(
-                checkpoint, dtype=torch.float32, output_loading_info=True
-            )
-            extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{checkpoint} cannot be opened by AutoModelForPreTraining ({reason})") from None
-    if not is_sjepa or any(key.startswith("cluster_head.") for key in loading["missing_keys"]):
+        model = open_model(AutoModelForPreTraining, checkpoint, dtype=torch.float32) if is_sjepa else None
+    except MissingWeights as error:
+        if not any(name.startswith("cluster_head.") for name in error.names):
+            raise
+        model = None
+    if model is None:
         raise ValueError(
             f"{checkpoint} holds no S-JEPA pretraining head, which entropy and utterance need: give a checkpoint of"
             " pretraining, or measure ranks alone with --only rank."
         )
+    extractor = open_pretrained(AutoFeatureExtractor, checkpoint)
     model.eval().to(device)
 
     @torch.inference_mode()

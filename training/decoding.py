@@ -12,6 +12,8 @@ import argparse
 import json
 import logging
 import math
+import random
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,10 +24,11 @@ from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2CTCTokenizer
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.command import command
-from sjepa_hf.opening import open_pretrained
+from sjepa_hf.opening import open_model, open_pretrained
 from sjepa_hf.saving import write_text_aside
 from training.arguments import default_device
 from training.finetuning import choose_column
+from training.heartbeat import Heartbeat
 from training.labelled import LabelledClips, open_labelled, pad_waveforms
 from training.metadata import decoded
 from training.metrics import load_metric
@@ -314,19 +317,37 @@ def build_ngram(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output}: {len(sentences)} sentences, {sizes}, their perplexity {lm.perplexity(sentences):.1f}")
 
 
+def open_recogniser(checkpoint: str) -> tuple:
+    """
+    The processor and the model of a CTC checkpoint.
+
+    Raises:
+        ValueError: if it is none, or damaged.
+    """
+    processor = open_pretrained(AutoProcessor, checkpoint)
+    if not hasattr(processor, "tokenizer"):
+        raise ValueError(f"`model` {checkpoint} has no tokenizer: give the result of a fine-tuning with CTC.")
+    model = open_model(AutoModelForCTC, checkpoint)
+    outputs, labels = model.config.vocab_size, len(processor.tokenizer)
+    if outputs > labels:
+        raise ValueError(
+            f"`model` {checkpoint} has {outputs} outputs, but its tokenizer only {labels} labels: the two do not"
+            " belong together."
+        )
+    return processor, model
+
+
 def decode(arguments: argparse.Namespace) -> None:
     settings = {name: getattr(arguments, name) for name in ("alpha", "beta", "beam_width")}
     settings = {name: value for name, value in settings.items() if value is not None}
     if settings and not arguments.lm:
         raise ValueError(f"--{next(iter(settings))} belongs to the beam search, which needs --lm.")
-    processor = open_pretrained(AutoProcessor, arguments.model)
-    model = open_pretrained(AutoModelForCTC, arguments.model)
-    if not hasattr(processor, "tokenizer"):
-        raise ValueError(f"`model` {arguments.model} has no tokenizer: give the result of a fine-tuning with CTC.")
+    processor, model = open_recogniser(arguments.model)
     device = default_device()
     normalizer = TextNormalizer.load(arguments.model)
     column = choose_column(arguments.data, arguments.text_column, TEXT_COLUMNS, "text_column", "transcripts")
-    parts = {spec: open_labelled([spec], [column]) for spec in arguments.data}
+    with Heartbeat("reading the data"):
+        parts = {spec: open_labelled([spec], [column]) for spec in arguments.data}
     wanted = {spec: [normalizer(text) for text in clips.labels[column]] for spec, clips in parts.items()}
     decoder = None
     if arguments.lm:
@@ -337,13 +358,48 @@ def decode(arguments: argparse.Namespace) -> None:
         decoder = BeamSearchDecoder(processor.tokenizer, lm, **settings)
     transcripts = []
     for spec, clips in parts.items():
-        references = wanted[spec]
-        results, rows = evaluate_clips(model.to(device), processor, clips, references, decoder, arguments.batch_size)
-        print(json.dumps({spec: results}))
+        with Heartbeat(f"decoding {spec}, {len(clips)} clips"):
+            results, rows = evaluate_clips(
+                model.to(device), processor, clips, wanted[spec], decoder, arguments.batch_size
+            )
+        print(f"{spec}: {in_words(results, rows)}")
+        print("\n".join(examples(rows, arguments.examples)))
+        print(json.dumps({spec: rounded(results)}, ensure_ascii=False))
         transcripts += rows
     if arguments.transcripts:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in transcripts)
         write_text_aside(arguments.transcripts, "".join(lines))
+        print(f"all {len(transcripts)} transcripts: {arguments.transcripts}", file=sys.stderr)
+
+
+def in_words(results: dict, rows: Sequence[dict]) -> str:
+    """Error rates of some clips in percent, with what they are over."""
+    references = [row["reference"] for row in rows]
+    words, characters = sum(len(text.split()) for text in references), sum(map(len, references))
+    rates = "; ".join(
+        f"{how}: WER {100 * rate['wer']:.2f} %, CER {100 * rate['cer']:.2f} %"
+        for how, rate in results.items()
+        if how != "clips"
+    )
+    return f"{len(rows)} clips, {words} words, {characters} characters; {rates}"
+
+
+def examples(rows: Sequence[dict], count: int) -> list[str]:
+    """Lines with the worst transcripts of some clips and as many others, what was said above what was heard."""
+    heard = "lm" if rows and "lm" in rows[0] else "greedy"
+    order = sorted(rows, key=lambda row: error_rates([row[heard]], [row["reference"]])["cer"], reverse=True)
+    worst, others = order[:count], order[count:]
+    drawn = random.Random(0).sample(others, min(count, len(others)))
+    lines = []
+    for title, chosen in (("worst", worst), ("drawn at random", drawn)):
+        for row in chosen:
+            lines += [f"{row['clip']} ({title})", f"  said   {row['reference']}", f"  heard  {row[heard]}"]
+    return lines
+
+
+def rounded(values: dict) -> dict:
+    """The figures with four digits behind the point."""
+    return {name: rounded(value) if isinstance(value, dict) else round(value, 4) for name, value in values.items()}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -366,6 +422,7 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--beta", type=float, help=f"bonus of a word (default: {BETA})")
     score.add_argument("--beam_width", type=int, help=f"strings kept per frame (default: {BEAM_WIDTH})")
     score.add_argument("--batch_size", type=int, default=8, help="clips per batch (default: 8)")
+    score.add_argument("--examples", type=int, default=3, help="worst and other transcripts to show (default: 3)")
     score.add_argument("--transcripts", help="JSONL file to write every clip's transcripts to")
     for each in (build, score):
         each.add_argument("--text_column", help=f"default: the first of {', '.join(TEXT_COLUMNS)}")

@@ -23,26 +23,30 @@ import torch
 from transformers import AutoModelForAudioClassification, EvalPrediction, Wav2Vec2FeatureExtractor, set_seed
 
 from sjepa_hf.command import command
-from training.finetuned import save_output
+from training.finetuned import Outcome, save_output
+from training.finetuner import FineTuner, run_training
 from training.finetuning import (
-    FineTuner,
     FineTuningArguments,
     by_length,
     choose_column,
-    enough_epochs,
     open_extractor,
-    open_model,
     open_splits,
+    open_with_head,
     parse_finetuning,
-    run_training,
+    settle_steps,
 )
+from training.finetuning_plan import tell_plan
+from training.finetuning_resume import check_classes, check_weights
+from training.heartbeat import Heartbeat
 from training.labelled import LabelledClips, pad_waveforms, usable
+from training.learned import judge_classes
 from training.metrics import load_metric
 
 
 logger = logging.getLogger(__name__)
 
 RECIPE = Path(__file__).parent / "recipes" / "finetune_classification.yaml"
+HIGHER_IS_BETTER = {"accuracy": True, "macro_f1": True, "loss": False}
 LABEL_COLUMNS = ("label", "keyword", "class", "category", "intent", "command", "emotion", "language")
 
 
@@ -85,7 +89,8 @@ class Classification:
     arguments: ClassificationArguments
     trainer: FineTuner
     extractor: Wav2Vec2FeatureExtractor
-    scored: dict[str, LabelledClips]
+    evaluation: dict[str, LabelledClips]
+    test: dict[str, LabelledClips]
 
 
 def prepare(argv: list[str] | None = None) -> Classification:
@@ -96,7 +101,7 @@ def prepare(argv: list[str] | None = None) -> Classification:
         ValueError: for settings, data or a checkpoint that cannot work.
     """
     description = "Fine-tune an encoder for the classification of clips."
-    arguments, training = parse_finetuning(argv, ClassificationArguments, RECIPE, description)
+    arguments, training = parse_finetuning(argv, ClassificationArguments, RECIPE, description, HIGHER_IS_BETTER)
     extractor = open_extractor(arguments.model_name_or_path, AutoModelForAudioClassification, "classification")
     set_seed(training.seed)
 
@@ -119,7 +124,10 @@ def prepare(argv: list[str] | None = None) -> Classification:
 
     label2id = {name: number for number, name in enumerate(names)}
     changes = {"use_weighted_layer_sum": True} if arguments.frozen else {}
-    model = open_model(
+    resumed = training.resume_from_checkpoint
+    if resumed:
+        check_classes(resumed, names)
+    model = open_with_head(
         AutoModelForAudioClassification,
         arguments,
         num_labels=len(names),
@@ -129,7 +137,9 @@ def prepare(argv: list[str] | None = None) -> Classification:
     )
     if arguments.frozen:
         model.freeze_base_model()
-    enough_epochs(training, arguments.min_steps, len(train))
+    if resumed:
+        check_weights(resumed, model)
+    settle_steps(training, arguments.min_steps, len(train))
     trainer = FineTuner(
         model=model,
         args=training,
@@ -139,8 +149,10 @@ def prepare(argv: list[str] | None = None) -> Classification:
         compute_metrics=accuracy_and_f1,
         head_learning_rate=arguments.head_learning_rate,
         frozen_encoder=arguments.frozen,
+        save_beside=extractor.save_pretrained,
     )
-    return Classification(arguments, trainer, extractor, evaluation | test)
+    tell_plan(trainer, evaluation | test, arguments.dry_run)
+    return Classification(arguments, trainer, extractor, evaluation, test)
 
 
 def class_names(parts: Sequence[LabelledClips], column: str) -> list[str]:
@@ -162,26 +174,41 @@ def check_labels(labels: Sequence[str], names: Sequence[str], data: str) -> None
 
 
 def accuracy_and_f1(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy and macro-averaged F1 of logits `(clips, classes)` against class numbers `(clips,)`."""
+    """
+    Accuracy and macro-averaged F1 of logits `(clips, classes)` against class numbers `(clips,)`, and `learned`, 1 or
+    0, where that can be told.
+    """
     answers = {"predictions": prediction.predictions.argmax(-1), "references": prediction.label_ids}
-    return load_metric("accuracy").compute(**answers) | load_metric("macro_f1").compute(**answers)
+    verdict = judge_classes(answers["predictions"].tolist(), answers["references"].tolist())
+    learned = {} if verdict.learned is None else {"learned": float(verdict.learned)}
+    return load_metric("accuracy").compute(**answers) | load_metric("macro_f1").compute(**answers) | learned
 
 
-def train(run: Classification) -> None:
+def train(run: Classification, heartbeat: Heartbeat | None = None) -> None:
     """Train, score the best model on every source, and save it with its feature extractor."""
-    model = run_training(run.trainer, run.arguments)
-    scores = {}
-    for name, clips in run.scored.items():
-        metrics = run.trainer.predict(by_length([clips]), metric_key_prefix="test").metrics
-        scores[name] = {"clips": len(clips)} | {key: metrics[f"test_{key}"] for key in ("accuracy", "macro_f1")}
+    heartbeat = heartbeat or Heartbeat("training")
+    model = run_training(run.trainer, run.arguments, heartbeat)
+    scores, answers, labels = {}, [], []
+    for name, clips in (run.evaluation | run.test).items():
+        found = run.trainer.predict(by_length([clips]), metric_key_prefix="test")
+        count = len(found.label_ids)  # without those whose audio turned out to be bad
+        scores[name] = {"clips": count} | {key: found.metrics[f"test_{key}"] for key in ("accuracy", "macro_f1")}
+        if name in run.evaluation:
+            answers += [model.config.id2label[i] for i in found.predictions.argmax(-1).tolist()]
+            labels += [model.config.id2label[i] for i in found.label_ids.tolist()]
     if run.trainer.is_world_process_zero():
-        save_output(run.trainer, run.arguments, model, scores, ("accuracy", "macro_f1"), run.extractor.save_pretrained)
+        outcome = Outcome.of(run.trainer, judge_classes(answers, labels), scores)
+        metrics = ("accuracy", "macro_f1")
+        save_output(run.trainer, run.arguments, model, outcome, metrics, run.extractor.save_pretrained)
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Run the fine-tuning that the command line asks for."""
-    train(prepare(argv))
+    with Heartbeat("opening checkpoint and data") as heartbeat:
+        run = prepare(argv)
+        if not run.arguments.dry_run:
+            train(run, heartbeat)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ there has its adapters merged; they are in `final/adapter`, for `PeftModel.from_
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from sjepa_hf.command import command
+from sjepa_hf.opening import open_pretrained
 from training.decoding import (
     ALPHA,
     BEAM_WIDTH,
@@ -38,21 +39,25 @@ from training.decoding import (
     check_language_model,
     error_rates,
     evaluate_clips,
+    examples,
 )
-from training.finetuned import save_output
+from training.finetuned import Outcome, save_output
+from training.finetuner import FineTuner, run_training
 from training.finetuning import (
-    FineTuner,
     FineTuningArguments,
     by_length,
     choose_column,
-    enough_epochs,
     open_extractor,
-    open_model,
     open_splits,
+    open_with_head,
     parse_finetuning,
-    run_training,
+    settle_steps,
 )
+from training.finetuning_plan import tell_plan
+from training.finetuning_resume import check_normalization, check_vocabulary, check_weights
+from training.heartbeat import Heartbeat
 from training.labelled import LabelledClips, pad_waveforms, usable
+from training.learned import judge_texts
 from training.ngram import NGram
 from training.text import (
     DROPPED,
@@ -68,6 +73,8 @@ from training.text import (
 logger = logging.getLogger(__name__)
 
 RECIPE = Path(__file__).parent / "recipes" / "finetune_ctc.yaml"
+HIGHER_IS_BETTER = {"cer": False, "wer": False, "loss": False}
+EXAMPLES = 2  # transcripts of each kind that are shown at the end
 NAMED = 10  # clips that are named when several are left out
 
 
@@ -140,7 +147,8 @@ class CtcFineTuning:
     trainer: CtcFineTuner
     processor: Wav2Vec2Processor
     normalizer: TextNormalizer
-    scored: dict[str, LabelledClips]
+    evaluation: dict[str, LabelledClips]
+    test: dict[str, LabelledClips]
     column: str
     decoder: BeamSearchDecoder | None
 
@@ -153,7 +161,9 @@ def prepare(argv: list[str] | None = None) -> CtcFineTuning:
         ValueError: for settings, data or a checkpoint that cannot work.
     """
     description = "Fine-tune an encoder for speech recognition with CTC."
-    arguments, training = parse_finetuning(argv, CtcArguments, RECIPE, description)
+    arguments, training = parse_finetuning(argv, CtcArguments, RECIPE, description, HIGHER_IS_BETTER)
+    if training.label_smoothing_factor:
+        raise ValueError("`label_smoothing_factor` has no meaning for CTC, which sums over alignments: leave it out.")
     normalizer = TextNormalizer(arguments.text_case, arguments.drop_characters, arguments.space_characters)
     extractor = open_extractor(arguments.model_name_or_path, AutoModelForCTC, "CTC")
     lm = NGram.load(arguments.lm) if arguments.lm else None
@@ -171,7 +181,11 @@ def prepare(argv: list[str] | None = None) -> CtcFineTuning:
     tokenizer = open_tokenizer(arguments, train.labels[column])
     for name, clips in ({"train_data": train} | evaluation | test).items():
         check_characters(clips.labels[column], tokenizer, name)
-    model = open_model(
+    resumed = training.resume_from_checkpoint
+    if resumed:
+        check_vocabulary(resumed, tokenizer)
+        check_normalization(resumed, asdict(normalizer))
+    model = open_with_head(
         AutoModelForCTC,
         arguments,
         keep_head=arguments.tokenizer_name_or_path is not None,
@@ -182,8 +196,10 @@ def prepare(argv: list[str] | None = None) -> CtcFineTuning:
         ctc_loss_reduction="mean",
         ctc_zero_infinity=True,
     )
+    if resumed:
+        check_weights(resumed, model)
     train = long_enough(train, column, tokenizer, model)
-    enough_epochs(training, arguments.min_steps, len(train))
+    settle_steps(training, arguments.min_steps, len(train))
     processor = Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)
     trainer = CtcFineTuner(
         model=model,
@@ -193,13 +209,21 @@ def prepare(argv: list[str] | None = None) -> CtcFineTuning:
         eval_dataset=by_length(list(evaluation.values())),
         compute_metrics=lambda prediction: greedy_error_rates(prediction, tokenizer),
         head_learning_rate=arguments.head_learning_rate,
+        save_beside=lambda directory: save_text_tools(directory, processor, normalizer),
     )
     decoder = None
     if lm is not None:
         check_language_model(lm, arguments.lm, tokenizer, train.labels[column])
         settings = {"alpha": arguments.lm_alpha, "beta": arguments.lm_beta, "beam_width": arguments.beam_width}
         decoder = BeamSearchDecoder(tokenizer, lm, **settings)
-    return CtcFineTuning(arguments, trainer, processor, normalizer, evaluation | test, column, decoder)
+    tell_plan(trainer, evaluation | test, arguments.dry_run)
+    return CtcFineTuning(arguments, trainer, processor, normalizer, evaluation, test, column, decoder)
+
+
+def save_text_tools(directory: Path, processor: Wav2Vec2Processor, normalizer: TextNormalizer) -> None:
+    """Write what turns audio and text into numbers, and back, beside a model."""
+    processor.save_pretrained(directory)
+    normalizer.save(directory)
 
 
 def normalized(clips: LabelledClips, column: str, normalizer: TextNormalizer, name: str) -> LabelledClips:
@@ -218,8 +242,8 @@ def open_tokenizer(arguments: CtcArguments, texts: Sequence[str]) -> Wav2Vec2CTC
     if path is None:
         return build_tokenizer(texts)
     try:
-        return Wav2Vec2CTCTokenizer.from_pretrained(path)
-    except (OSError, ValueError, TypeError) as error:
+        return open_pretrained(Wav2Vec2CTCTokenizer, path)
+    except ValueError as error:
         raise ValueError(f"`tokenizer_name_or_path` {path} is no Wav2Vec2CTCTokenizer: {error}") from None
 
 
@@ -245,37 +269,56 @@ def left_in(clips: LabelledClips, chosen: Sequence[bool], message: str) -> Label
 
 
 def greedy_error_rates(prediction: EvalPrediction, tokenizer: Wav2Vec2CTCTokenizer) -> dict[str, float]:
-    """WER and CER of the labels of all frames, `(clips, num_frames)`, against the code points of the transcripts."""
-    texts = [" ".join(tokenizer.decode(row[row >= 0].tolist()).split()) for row in prediction.predictions]
+    """
+    WER and CER of the labels of all frames, `(clips, num_frames)`, against the code points of the transcripts; shares
+    of empty texts and of frames with the blank; and `learned`, 1 or 0, where that can be told.
+    """
+    labels = prediction.predictions
+    texts = [" ".join(tokenizer.decode(row[row >= 0].tolist()).split()) for row in labels]
     references = ["".join(map(chr, row[row >= 0])) for row in prediction.label_ids]
-    return error_rates(texts, references)
+    verdict = judge_texts(texts, references)
+    shares = {
+        "empty_texts": sum(not text for text in texts) / len(texts),
+        "blank_frames": float((labels == tokenizer.pad_token_id).sum() / (labels >= 0).sum()),
+    }
+    learned = {} if verdict.learned is None else {"learned": float(verdict.learned)}
+    return error_rates(texts, references) | shares | learned
 
 
-def train(run: CtcFineTuning) -> None:
+def train(run: CtcFineTuning, heartbeat: Heartbeat | None = None) -> None:
     """Train, score the best model on every source, and save it with all that inference needs."""
-    model = run_training(run.trainer, run.arguments)
+    heartbeat = heartbeat or Heartbeat("training")
+    model = run_training(run.trainer, run.arguments, heartbeat)
     if not run.trainer.is_world_process_zero():
         return
-    scores, transcripts = {}, []
-    for name, clips in run.scored.items():
+    scores, transcripts, judged = {}, [], []
+    for name, clips in (run.evaluation | run.test).items():
         references = clips.labels[run.column]
         batch_size = run.trainer.args.per_device_eval_batch_size
         scores[name], rows = evaluate_clips(model, run.processor, clips, references, run.decoder, batch_size)
         transcripts += [{"data": name} | row for row in rows]
+        judged += rows if name in run.evaluation else []
+    verdict = judge_texts([row["greedy"] for row in judged], [row["reference"] for row in judged])
+    outcome = Outcome.of(run.trainer, verdict, scores)
 
     def save_others(directory: Path) -> None:
-        run.processor.save_pretrained(directory)
-        run.normalizer.save(directory)
+        save_text_tools(directory, run.processor, run.normalizer)
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in transcripts)
         (directory / "transcripts.jsonl").write_text("".join(lines), encoding="utf-8")
 
-    save_output(run.trainer, run.arguments, model, scores, ("wer", "cer"), save_others)
+    save_output(run.trainer, run.arguments, model, outcome, ("wer", "cer"), save_others)
+    for name in scores:
+        for line in examples([row for row in transcripts if row["data"] == name], EXAMPLES):
+            logger.info("%s", line)
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Run the fine-tuning that the command line asks for."""
-    train(prepare(argv))
+    with Heartbeat("opening checkpoint and data") as heartbeat:
+        run = prepare(argv)
+        if not run.arguments.dry_run:
+            train(run, heartbeat)
 
 
 if __name__ == "__main__":

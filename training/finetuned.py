@@ -4,7 +4,7 @@ Hub where that is asked for."""
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +13,9 @@ from torch import nn
 from sjepa_hf.model_card import RESULTS
 from sjepa_hf.saving import written_aside
 from sjepa_hf.scores import data_name
-from training.finetuning import FineTuner, FineTuningArguments
+from training.finetuner import FineTuner
+from training.finetuning import FineTuningArguments
+from training.learned import Verdict
 from training.publishing import publish
 from training.record import base_of, write_record
 
@@ -30,40 +32,106 @@ TRAINER_SETTINGS = (
 ).split()
 
 
+@dataclass
+class Outcome:
+    """
+    What a fine-tuning came to.
+
+    Args:
+        steps: that were trained.
+        best_step: of the evaluation that chose the result; None: the result is that of the last step.
+        learned: whether the result does better than chance on the clips that it was chosen by; None: not to be told.
+        verdict: why.
+        scores: of each source.
+    """
+
+    steps: int
+    best_step: int | None
+    learned: bool | None
+    verdict: str
+    scores: dict
+
+    @classmethod
+    def of(cls, trainer: FineTuner, verdict: Verdict, scores: dict) -> "Outcome":
+        """The outcome of a training that has ended, from what its result answers on the evaluation clips."""
+        state, training = trainer.state, trainer.args
+        chosen = training.load_best_model_at_end and state.best_model_checkpoint is not None
+        best_step = state.best_global_step if chosen else None
+        learned, reason = verdict.learned, verdict.reason
+        metric = f"eval_{(training.metric_for_best_model or 'loss').removeprefix('eval_')}"
+        found = {entry["step"]: entry[metric] for entry in state.log_history if metric in entry}
+        untrained, kept = found.pop(0, None), found.get(best_step or state.global_step)
+        worse = (lambda a, b: a <= b) if training.greater_is_better else (lambda a, b: a >= b)
+        if untrained is not None and kept is not None and worse(kept, untrained):
+            learned = False
+            reason = f"{metric[5:]} was {untrained:.4f} before the first step and is {kept:.4f}"
+        elif best_step is not None and len(found) > 2 and best_step == min(found):
+            reason += "; but the first evaluation was already the best, and the later steps added nothing"
+        return cls(state.global_step, best_step, learned, reason, scores)
+
+    def tell(self) -> None:
+        """Say in the log whether anything was learned."""
+        kept = "that of the last step" if self.best_step is None else f"that of step {self.best_step}, the best"
+        if self.learned:
+            logger.info("Something was learned: %s. The result is %s.", self.verdict, kept)
+        elif self.learned is None:
+            logger.warning("Whether anything was learned cannot be told: %s. The result is %s.", self.verdict, kept)
+        else:
+            logger.warning(
+                "NOTHING WAS LEARNED: %s. The result is %s, and of no use as it is. What helps: more steps"
+                " (--max_steps, --num_train_epochs), more clips, another --learning_rate, or a checkpoint that"
+                " pretraining has taught more.",
+                self.verdict,
+                kept,
+            )
+
+
 def save_output(
     trainer: FineTuner,
     arguments: FineTuningArguments,
     model: nn.Module,
-    scores: dict,
+    outcome: Outcome,
     metrics: Sequence[str],
     save_others: Callable[[Path], None],
 ) -> None:
     """
     Write `output_dir/final`: the model (adapters merged; they and the head also by themselves in `adapter/`), what
-    `save_others(directory)` writes beside it, `results.json` with the scores, `training.json` with the record of the
+    `save_others(directory)` writes beside it, `results.json` with the outcome, `training.json` with the record of the
     run, and the learning curve. Then push it, where that is asked for.
 
     Raises:
         NotPushed: if the result is written, but did not reach the Hub.
     """
     final = Path(trainer.args.output_dir) / "final"
-    best = trainer.state.best_global_step or trainer.state.global_step
-    names = {source: data_name(source) for source in scores}
+    names = {source: data_name(source) for source in outcome.scores}
     if len(set(names.values())) == len(names):
-        scores = {names[source]: values for source, values in scores.items()}
-    results = {"steps": trainer.state.global_step, "best_step": best, "scores": scores}
+        outcome.scores = {names[source]: values for source, values in outcome.scores.items()}
     with written_aside(final) as directory:
         if hasattr(model, "merge_and_unload"):
             model.save_pretrained(directory / "adapter")
             model = model.merge_and_unload()
         model.save_pretrained(directory)
         save_others(directory)
-        (directory / RESULTS).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        (directory / RESULTS).write_text(json.dumps(asdict(outcome), indent=2, ensure_ascii=False) + "\n")
         write_record(directory, trainer.accelerator, **run_record(trainer, arguments))
         draw_learning_curve(trainer.state.log_history, metrics, directory / "learning_curve.png")
-    logger.info("Written to %s: %s", final, json.dumps(scores, ensure_ascii=False))
+    for source, values in outcome.scores.items():
+        logger.info("%s: %s.", source, in_words(values))
+    outcome.tell()
+    logger.info("Written to %s.", final)
     if arguments.hub:
         publish(final, **arguments.hub)
+
+
+def in_words(values: dict) -> str:
+    """Scores of a source: clips, and each figure as a share of 1 with four digits."""
+    parts = [f"{values['clips']} clips"]
+    for name, value in values.items():
+        if isinstance(value, dict):
+            parts.append(f"{name} " + ", ".join(f"{metric.upper()} {share:.4f}" for metric, share in value.items()))
+        elif name != "clips":
+            parts.append(f"{name.replace('_', ' ')} {value:.4f}")
+    return ", ".join(parts)
 
 
 def run_record(trainer: FineTuner, arguments: FineTuningArguments) -> dict:
@@ -71,7 +139,7 @@ def run_record(trainer: FineTuner, arguments: FineTuningArguments) -> dict:
     clips = trainer.train_dataset
     unset = {f.name: f.default for f in fields(arguments)}
     chosen = {name: value for name, value in vars(arguments).items() if value is not None and value != unset[name]}
-    shown_elsewhere = ("model_name_or_path", "train_data", "eval_data", "test_data", "from_scratch", "hub")
+    shown_elsewhere = ("model_name_or_path", "train_data", "eval_data", "test_data", "from_scratch", "hub", "dry_run")
     settings = {name: value for name, value in chosen.items() if name not in shown_elsewhere}
     taken = next(
         (line["train_runtime"] for line in reversed(trainer.state.log_history) if "train_runtime" in line), None

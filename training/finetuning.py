@@ -1,10 +1,10 @@
-"""What fine-tuning with CTC and for classification share: arguments, data, checkpoints and the Trainer."""
+"""What fine-tuning with CTC and for classification share: arguments, data and checkpoints to start from."""
 
 import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,28 +16,20 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 import numpy as np
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    Wav2Vec2FeatureExtractor,
-)
-from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import AutoFeatureExtractor, PreTrainedModel, TrainingArguments, Wav2Vec2FeatureExtractor
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
+from sjepa_hf.command import own_words
+from sjepa_hf.opening import build_model, open_config, open_model, open_pretrained
 from sjepa_hf.push import open_repo
 from sjepa_hf.saving import feature_extractor
 from training.arguments import parse_dataclasses
 from training.audio import SAMPLING_RATE
+from training.finetuning_resume import choose_checkpoint
 from training.labelled import LabelledClips, open_labelled
 from training.manifest import MissingColumn
-from training.memory import keep_freed_memory
 from training.sources import open_source
+from training.trainer_settings import check_training, interval, total_steps, with_equal_intervals
 
 
 logger = logging.getLogger(__name__)
@@ -110,6 +102,7 @@ class FineTuningArguments:
     dropout: float | None = field(
         default=None, metadata={"help": "Every dropout of the encoder and the head. Default: the checkpoint's."}
     )
+    dry_run: bool = field(default=False, metadata={"help": "Say what the run would do, and stop before it does it."})
     hub: dict | None = field(
         default=None, init=False
     )  # with --push_to_hub: where the result goes, as `publish` takes it
@@ -125,42 +118,50 @@ class FineTuningArguments:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"`{name}` is {value}; it must lie between 0 and 1.")
-        for name in ("lora_rank", "freeze_encoder_steps", "reinit_layers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative.")
+        for name in ("lora_rank", "freeze_encoder_steps", "reinit_layers", "min_steps", "head_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"`{name}` is {value}; it must not be negative.")
         if self.from_scratch and (self.lora_rank or self.freeze_encoder_steps):
             raise ValueError("`from_scratch` trains all weights: it goes with neither lora_rank nor freezing.")
         if self.reinit_layers and self.lora_rank:
             raise ValueError("`reinit_layers` leaves layers to be learned, which `lora_rank` would keep as they are.")
 
 
-def parse_finetuning(argv: list[str] | None, settings: type, recipe: Path, description: str) -> tuple:
+def parse_finetuning(
+    argv: list[str] | None, settings: type, recipe: Path, description: str, higher_is_better: Mapping[str, bool]
+) -> tuple:
     """
     `(settings, TrainingArguments)` from `--config RECIPE.yaml` (without it, `recipe`) and `--field value`.
 
+    Args:
+        higher_is_better: metrics that may choose the best checkpoint.
+
     Raises:
-        ValueError: for a recipe that is absent or holds an unknown field, missing fields, and an output directory
-            that holds another run.
+        ValueError: for a recipe that is absent or holds an unknown field, missing fields, settings of the Trainer that
+            cannot work, and an output directory that holds another run.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    chosen, training = parse_dataclasses((settings, TrainingArguments), argv, description, recipe=str(recipe))[:2]
+    argv = with_equal_intervals(sys.argv[1:] if argv is None else argv)
+    try:
+        chosen, training = parse_dataclasses((settings, TrainingArguments), argv, description, recipe=str(recipe))[:2]
+    except (ValueError, ImportError, TypeError, KeyError) as error:  # Transformers' own, over several lines
+        said = " ".join(own_words(error).split())
+        if "load_best_model_at_end" in said:
+            said += ". With --load_best_model_at_end false the last checkpoint is the result."
+        raise ValueError(said) from error
     for name in ("model_name_or_path", "train_data"):
         if not getattr(chosen, name):
             raise ValueError(f"`{name}` is missing: give it as --{name} or in the recipe.")
-    checkpoints = sorted(Path(training.output_dir).glob("checkpoint-*"))
-    if training.resume_from_checkpoint == "latest":
-        training.resume_from_checkpoint = get_last_checkpoint(training.output_dir) if checkpoints else None
-    elif checkpoints and not training.resume_from_checkpoint:
-        raise ValueError(
-            f"`output_dir` {training.output_dir} holds checkpoints of another run: choose another, or go on from them"
-            " with --resume_from_checkpoint latest."
-        )
-    if training.push_to_hub:  # the result at the end, rather than whatever the Trainer saves on its way
-        training.push_to_hub = False
+    check_training(training, argv, higher_is_better)
+    training.resume_from_checkpoint = choose_checkpoint(training.resume_from_checkpoint, training.output_dir)
+    if training.resume_from_checkpoint:
+        training.eval_on_start = False  # it was evaluated when it began
+    if training.push_to_hub and not chosen.dry_run:
         repo_id = training.hub_model_id or Path(training.output_dir).resolve().name
         chosen.hub = {"repo_id": repo_id, "private": training.hub_private_repo, "token": training.hub_token}
         if training.process_index == 0:
             chosen.hub["repo_id"] = open_repo(kind=open_config(chosen.model_name_or_path).model_type, **chosen.hub)
+    training.push_to_hub = False  # the result at the end, rather than whatever the Trainer saves on its way
     if training.max_steps > 0 or any(word.replace("-", "_").startswith("__num_train_epochs") for word in argv):
         chosen.min_steps = 0
     training.remove_unused_columns = False  # the collator needs what the model's forward does not name
@@ -253,13 +254,24 @@ def drawn(clips: LabelledClips, hours: float, seed: int = 0) -> LabelledClips:
 
 def enough_epochs(training: TrainingArguments, min_steps: int, num_clips: int) -> None:
     """Raise the number of epochs until they make `min_steps` optimizer steps."""
-    in_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    epochs = math.ceil(min_steps / max(1, math.ceil(num_clips / in_step)))
+    epochs = math.ceil(min_steps / total_steps(training, num_clips)[0])
     if epochs > training.num_train_epochs:
         logger.info(
             "%d clips: %d epochs instead of %g, for %d steps.", num_clips, epochs, training.num_train_epochs, min_steps
         )
         training.num_train_epochs = epochs
+
+
+def settle_steps(training: TrainingArguments, min_steps: int, num_clips: int) -> None:
+    """
+    Make the epochs enough for `min_steps`, and shares of the run steps.
+
+    Raises:
+        ValueError: if not one step would be trained.
+    """
+    enough_epochs(training, min_steps, num_clips)
+    total = total_steps(training, num_clips)[1]
+    training.eval_steps, training.save_steps = (interval(n, total) for n in (training.eval_steps, training.save_steps))
 
 
 def by_length(parts: Sequence[LabelledClips]) -> torch.utils.data.Dataset:
@@ -289,25 +301,14 @@ def open_extractor(model_name_or_path: str, auto_class: type, what: str) -> Wav2
         raise ValueError(f"{named} is of type {config.model_type}, which has no {what} head in Transformers.")
     if config.model_type == "sjepa":
         return feature_extractor()
-    try:
-        extractor = AutoFeatureExtractor.from_pretrained(model_name_or_path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{named} has no feature extractor: {error}") from None
+    extractor = open_pretrained(AutoFeatureExtractor, model_name_or_path)
     if not isinstance(extractor, Wav2Vec2FeatureExtractor) or extractor.sampling_rate != 16000:
         raise ValueError(f"{named} does not read waveforms at 16 kHz.")
     extractor.return_attention_mask = True
     return extractor
 
 
-def open_config(model_name_or_path: str) -> PreTrainedConfig:
-    """The checkpoint's configuration. Raises ValueError if there is none."""
-    try:
-        return AutoConfig.from_pretrained(model_name_or_path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`model_name_or_path` {model_name_or_path} cannot be opened: {error}") from None
-
-
-def open_model(
+def open_with_head(
     auto_class: type, arguments: FineTuningArguments, *, keep_head: bool = False, **changes
 ) -> PreTrainedModel:
     """
@@ -319,7 +320,7 @@ def open_model(
         changes: fields of the configuration.
 
     Raises:
-        ValueError: if the checkpoint cannot be opened.
+        ValueError: if the checkpoint cannot be opened, or lacks weights of the encoder.
     """
     path = arguments.model_name_or_path
     config = open_config(path)
@@ -331,12 +332,9 @@ def open_model(
     for name, value in changes.items():
         setattr(config, name, value)
     if arguments.from_scratch:
-        model = auto_class.from_config(config)
+        model = build_model(auto_class, config, path)
     else:
-        try:
-            model = auto_class.from_pretrained(path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
-        except OSError as error:
-            raise ValueError(f"`model_name_or_path` {path} cannot be opened: {error}") from None
+        model = open_model(auto_class, path, fresh_head=True, config=config, dtype=torch.float32)
     if arguments.reinit_layers and not arguments.from_scratch:
         reinitialize_top_layers(model, auto_class.from_config(config), arguments.reinit_layers)
     if not keep_head:
@@ -386,87 +384,3 @@ def with_adapters(model: PreTrainedModel, rank: int):
 def in_encoder(name: str, model: nn.Module) -> bool:
     """Whether a parameter of that name belongs to the encoder rather than to the head."""
     return model.base_model_prefix in name.split(".")
-
-
-# Training
-
-
-class FineTuner(Trainer):
-    """
-    Trainer with a learning rate of its own for the head, and batches of clips of like length.
-
-    Args:
-        head_learning_rate: None: that of the encoder.
-        frozen_encoder: whether the encoder is only read, without dropout and SpecAugment.
-    """
-
-    def __init__(self, *args, head_learning_rate: float | None = None, frozen_encoder: bool = False, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.frozen_encoder = frozen_encoder
-        self.head_learning_rate = head_learning_rate or self.args.learning_rate
-        self.model_accepts_loss_kwargs = False  # the losses are means: accumulated ones must be divided
-
-    def compute_loss(self, *args, **kwargs):
-        if self.frozen_encoder:  # the Trainer has just put all of the model into training mode
-            self.model.base_model.eval()
-        return super().compute_loss(*args, **kwargs)
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        model = self.model if model is None else model
-        decayed = set(self.get_decay_parameter_names(model))
-        optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
-        groups = []
-        for encoder, rate in ((True, self.args.learning_rate), (False, self.head_learning_rate)):
-            for decay in (True, False):
-                kind = (encoder, decay)
-                chosen = [
-                    parameter
-                    for name, parameter in model.named_parameters()
-                    if parameter.requires_grad and (in_encoder(name, self.model), name in decayed) == kind
-                ]
-                weight_decay = self.args.weight_decay if decay else 0.0
-                if chosen:
-                    groups.append({"params": chosen, "lr": rate, "weight_decay": weight_decay})
-        self.optimizer = optimizer_class(groups, **settings)
-        return self.optimizer
-
-    def _get_train_sampler(self, train_dataset=None):
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(size, lengths=dataset.num_samples)  # known without decoding anything
-
-    def _get_eval_sampler(self, eval_dataset):
-        return torch.utils.data.SequentialSampler(eval_dataset)  # `by_length` has sorted them
-
-
-class EncoderFreeze(TrainerCallback):
-    """Trains the head alone for the first steps, then all that is to be trained."""
-
-    def __init__(self, steps: int):
-        self.steps = steps
-        self.frozen: list[nn.Parameter] = []
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        if state.global_step < self.steps:
-            self.frozen = [p for name, p in model.named_parameters() if p.requires_grad and in_encoder(name, model)]
-            for parameter in self.frozen:
-                parameter.requires_grad_(False)
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if self.frozen and state.global_step >= self.steps:
-            logger.info("Step %d: the encoder is trained from here on.", state.global_step)
-            for parameter in self.frozen:
-                parameter.requires_grad_(True)
-            self.frozen = []
-
-
-def run_training(trainer: FineTuner, arguments: FineTuningArguments) -> nn.Module:
-    """Train; the model of the best evaluation."""
-    if trainer.args.device.type == "cpu":
-        keep_freed_memory()
-    if arguments.freeze_encoder_steps:
-        trainer.add_callback(EncoderFreeze(arguments.freeze_encoder_steps))
-    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
-    return trainer.accelerator.unwrap_model(trainer.model)

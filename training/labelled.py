@@ -26,14 +26,15 @@ UNSEEN = string.whitespace + "\u00a0\u200b\u200c\u200d\u2060\ufeff"
 
 class Place(NamedTuple):
     """
-    Where a clip stands: number of its source, of its row, its length in samples at 16 kHz, and a number that it shares
-    with the other pieces of its file.
+    Where a clip stands: number of its source, of its row, its length in samples at 16 kHz, a number that it shares
+    with the other pieces of its file, and its first sample if it is a piece of what the row holds.
     """
 
     source: int
     row: int
     num_samples: int
     recording: int
+    start: int | None = None
 
 
 class LabelledClips(torch.utils.data.Dataset):
@@ -62,8 +63,13 @@ class LabelledClips(torch.utils.data.Dataset):
 
     def clip(self, index: int) -> Clip:
         """The clip without its audio being decoded: its name, and where it lies."""
-        source, row = self.places[index][:2]
-        return self.sources[source].clip(self.sources[source].dataset[row], row)
+        place = self.places[index]
+        source = self.sources[place.source]
+        clip = source.clip(source.dataset[place.row], place.row)
+        if place.start is None:
+            return clip
+        offset = clip.offset + place.start / SAMPLING_RATE
+        return clip._replace(offset=offset, duration=place.num_samples / SAMPLING_RATE)
 
     def __getitem__(self, index: int) -> dict | None:
         clip = self.clip(index)
@@ -84,6 +90,18 @@ class LabelledClips(torch.utils.data.Dataset):
             {name: [values[i] for i in indices] for name, values in self.labels.items()},
             self._monitor.max_bad_fraction,
         )
+
+    def cut(self, chosen: Sequence[bool], seconds: float) -> "LabelledClips":
+        """The clips; each chosen one that is longer as its whole pieces of `seconds`, one after another."""
+        length = round(seconds * SAMPLING_RATE)
+        places, numbers = [], []
+        for number, place in enumerate(self.places):
+            starts = range(0, place.num_samples - length + 1, length) if chosen[number] else ()
+            pieces = [place._replace(num_samples=length, start=(place.start or 0) + start) for start in starts]
+            places += pieces or [place]
+            numbers += [number] * max(1, len(pieces))
+        labels = {name: [values[n] for n in numbers] for name, values in self.labels.items()}
+        return LabelledClips(self.sources, places, labels, self._monitor.max_bad_fraction)
 
     @property
     def recordings(self) -> list[list[int]]:

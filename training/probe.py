@@ -38,6 +38,7 @@ from sjepa_hf.command import command
 from sjepa_hf.saving import files_written_aside
 from training.arguments import default_device, parse_dataclasses
 from training.downstream.features import open_encoder
+from training.heartbeat import Heartbeat
 from training.labelled import LabelledClips, open_labelled
 from training.probing import (
     WHOLE_CLIP,
@@ -96,6 +97,7 @@ class ProbeArguments:
     max_seconds: float = field(default=40.0, metadata={"help": "Longer clips are left out."})
     audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Parquet and Hub data."})
     seed: int = field(default=0, metadata={"help": "Seed of clips, frames, splits, MLP and untrained weights."})
+    dry_run: bool = field(default=False, metadata={"help": "Say what would be done, and stop before it is done."})
     n_jobs: int = field(default=1, metadata={"help": "Logistic regressions that are fitted side by side."})
 
     def __post_init__(self):
@@ -267,17 +269,19 @@ def subjects(
         yield name, "checkpoint", features_of_layers(encoder, layers)
 
 
-def run(checkpoints: list[str], arguments: ProbeArguments) -> dict:
+def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat | None = None) -> dict | None:
     """
     All probes of all subjects.
 
     Returns:
         What `probes.json` holds: `tasks` (numbers of clips, rows, classes), and `scores`, a list of label,
-        classifier, subject, kind, layer (None for MFCC), mean, deviation, and the accuracy of every split.
+        classifier, subject, kind, layer (None for MFCC), mean, deviation (None for a single split), and the accuracy
+        of every split. None with `dry_run`.
 
     Raises:
         ValueError: if a label cannot be probed for, or a checkpoint cannot be opened.
     """
+    heartbeat = heartbeat or Heartbeat("probing")
     alignment = ("phones", "phone_ends") if arguments.phones else ()
     clips = open_labelled(
         arguments.data,
@@ -295,11 +299,21 @@ def run(checkpoints: list[str], arguments: ProbeArguments) -> dict:
     if arguments.phones:
         tasks["phones"] = phone_task(clips, frame_counts, arguments.phone_splits, arguments.max_frames, seed)
     rows = {label: task.rows for label, task in tasks.items()}
+    for label, task in tasks.items():
+        logger.info(
+            "%s: %d rows of %d clips (%.2f h), %d classes, %s on %d splits; results go to %s.",
+            *(label, len(task.classes), len(clips), clips.hours, len(set(task.classes.tolist()))),
+            *(" and ".join(task.classifiers), len(task.splits), arguments.output),
+        )
+    if arguments.dry_run:
+        return None
     scores, numbers = [], arguments.layer_numbers
     for name, kind, extract in subjects(checkpoints, numbers, arguments.baselines, seed):
+        heartbeat.doing = f"reading the features of {name}"
         features = features_at(extract, clips, rows, name)
         for label, task in tasks.items():
             for classifier in task.classifiers:
+                heartbeat.doing = f"fitting {label}, {classifier}, {name}: {features[label].shape[0]} layers"
                 found = accuracies(task, classifier, features[label], seed, arguments.n_jobs)
                 logger.info("%s, %s, %s: %s", label, classifier, name, np.round(100 * found.mean(1), 1).tolist())
                 for position, values in enumerate(found):
@@ -312,7 +326,7 @@ def run(checkpoints: list[str], arguments: ProbeArguments) -> dict:
                             "kind": kind,
                             "layer": None if kind == "mfcc" else layer,
                             "mean": values.mean(),
-                            "deviation": values.std(),
+                            "deviation": values.std() if len(values) > 1 else None,
                             "accuracies": values.tolist(),
                         }
                     )
@@ -339,12 +353,13 @@ def report(results: dict) -> str:
     for label, classifier in panels(results):
         task = results["tasks"][label]
         scores = [s for s in results["scores"] if (s["label"], s["classifier"]) == (label, classifier)]
-        cells = {(s["subject"], s["layer"]): f"{100 * s['mean']:.1f} ± {100 * s['deviation']:.1f}" for s in scores}
+        cells = {(s["subject"], s["layer"]): percent(s["mean"], s["deviation"]) for s in scores}
         names = list(dict.fromkeys(s["subject"] for s in scores if s["kind"] != "mfcc"))
         layers = sorted({s["layer"] for s in scores if s["kind"] != "mfcc"})
         head = (
-            f"{label}, {classifier}: accuracy in % over {task['splits']} splits; {task['classes']} classes,"
-            f" {task['clips']} clips, {task['rows']} rows, commonest class {100 * task['commonest_class_share']:.1f}"
+            f"{label}, {classifier}: accuracy in % over {task['splits']} split{'s' * (task['splits'] > 1)};"
+            f" {task['classes']} classes, {task['clips']} clips, {task['rows']} rows, commonest class"
+            f" {100 * task['commonest_class_share']:.1f}"
         )
         if ("MFCC", None) in cells:
             head += f"; MFCC {cells['MFCC', None]}"
@@ -352,12 +367,21 @@ def report(results: dict) -> str:
         lines = [head, "  ".join(["layer", *(name.rjust(width) for name in names)])]
         for layer in layers:
             lines.append("  ".join([f"{layer:5d}", *(cells.get((name, layer), "").rjust(width) for name in names)]))
+        best = {name: max(s["mean"] for s in scores if s["subject"] == name) for name in names}
+        idle = [name for name in names if best[name] <= task["commonest_class_share"]]
+        if idle:
+            lines.append(f"No layer does better than always answering the commonest class: {', '.join(idle)}.")
         if task["classes_with_a_single_recording"]:
             lines.append(f"{task['classes_with_a_single_recording']} classes with a single recording were left out.")
         if task.get("clips_without_label"):
             lines.append(f"{task['clips_without_label']} clips without the label were left out.")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def percent(mean: float, deviation: float | None) -> str:
+    """A share in percent, with its deviation where there are several values."""
+    return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
 def draw(results: dict, path: Path) -> None:
@@ -372,7 +396,7 @@ def draw(results: dict, path: Path) -> None:
         greys = iter(("0.45", "0.6", "0.7", "0.8") * len(scores))
         for number, name in enumerate(dict.fromkeys(s["subject"] for s in scores)):
             points = [s for s in scores if s["subject"] == name]
-            means, deviations = (100 * np.array([s[key] for s in points]) for key in ("mean", "deviation"))
+            means, deviations = (100 * np.array([s[key] or 0.0 for s in points]) for key in ("mean", "deviation"))
             if points[0]["kind"] == "mfcc":
                 panel.axhline(means[0], color="k", ls=":", label=name)
                 continue
@@ -399,7 +423,10 @@ def main(argv: list[str] | None = None) -> None:
         "The paper's probes of frozen encoders, layer by layer.",
         checkpoints=dict(nargs="+", help="What AutoModel opens: directories or Hub names."),
     )
-    results = run(rest.checkpoints, arguments)
+    with Heartbeat("opening the data") as heartbeat:
+        results = run(rest.checkpoints, arguments, heartbeat)
+    if results is None:
+        return
     with files_written_aside(arguments.output) as aside:
         (aside / "probes.json").write_text(json.dumps(results, indent=1) + "\n")
         draw(results, aside / "probes.png")

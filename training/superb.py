@@ -36,10 +36,11 @@ from sjepa_hf.command import command
 from training.arguments import default_device, parse_dataclasses
 from training.downstream.features import FeatureStore, FrozenFeatures, clip_keys, open_encoder
 from training.downstream.heads import CtcHead, LayerSum, PooledHead
-from training.downstream.labels import ClassLabels, TokenLabels, read_lexicon
+from training.downstream.labels import ClassLabels, TokenLabels, read_lexicon, score
 from training.downstream.results import draw_layer_weights, earlier_results, merge, table, write
 from training.downstream.tasks import TASKS, Task, slot_classification
-from training.downstream.training import Head, Labels, evaluate, statistics, train
+from training.downstream.training import Head, Labels, answers, statistics, train, verdict
+from training.heartbeat import Heartbeat
 from training.labelled import LabelledClips, open_labelled
 
 
@@ -86,12 +87,16 @@ class SuperbArguments:
     cache_dir: str = field(default="runs/features", metadata={"help": "Where features are kept."})
     cache_gb: float = field(default=20.0, metadata={"help": "Size that cache_dir may reach; beyond: on the fly."})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, ..."})
+    dry_run: bool = field(default=False, metadata={"help": "Say what would be done, and stop before it is done."})
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Run the evaluation that the command line asks for."""
-    print(table(run(parse_arguments(argv))))
+    with Heartbeat("opening the data") as heartbeat:
+        results = run(parse_arguments(argv), heartbeat)
+    if results:
+        print(table(results))
 
 
 def parse_arguments(argv: list[str] | None = None) -> SuperbArguments:
@@ -176,6 +181,10 @@ def open_splits(task: Task, arguments: SuperbArguments) -> dict[str, LabelledCli
         else:
             splits["train"], splits[name] = hold_out(splits["train"], fraction, task)
             fraction /= 1 - fraction  # the next share is of what is left, and as large
+    if task.silence is not None:
+        for name in ("train", "dev"):
+            silent = [task.silence in values for values in zip(*splits[name].labels.values())]
+            splits[name] = splits[name].cut(silent, seconds=1.0)
     return splits
 
 
@@ -213,18 +222,19 @@ def make_head(task: Task, layers: LayerSum, hidden_size: int, sizes: list[int], 
 # The run
 
 
-def run(arguments: SuperbArguments) -> list[dict]:
+def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[dict]:
     """
     Evaluate all subjects with all seeds; results are written after each, beside those of other subjects and seeds that
     `output_dir` holds already.
 
     Returns:
-        all results of the task there, as in the JSON lines: task, split, metrics and so on.
+        all results of the task there, as in the JSON lines: task, split, metrics and so on; none with `dry_run`.
 
     Raises:
         ValueError: settings, data or a checkpoint at fault.
         BadAudioError: too much of the audio cannot be used.
     """
+    heartbeat = heartbeat or Heartbeat("evaluating")
     task = choose_task(arguments)
     lexicon = read_lexicon(arguments.lexicon) if arguments.lexicon else None
     settings = hyperparameters(task, arguments, lexicon)
@@ -235,10 +245,29 @@ def run(arguments: SuperbArguments) -> list[dict]:
     for name, clips in splits.items():
         logger.info("%s: %d clips, %.2f hours.", name, len(clips), clips.hours)
         warn_of_unseen(name, clips, labels)
+    logger.info(
+        "%s (%s): %d subjects with %d seeds; heads of %s outputs are trained for %d steps of %d clips at %g on %s and"
+        " scored every %d steps; results go to %s, features to %s.",
+        task.name,
+        task.title,
+        len(arguments.model),
+        len(arguments.seeds),
+        " + ".join(map(str, labels.sizes)),
+        task.max_steps,
+        task.batch_size,
+        task.learning_rate,
+        device,
+        task.eval_steps,
+        arguments.output_dir,
+        arguments.cache_dir,
+    )
+    if arguments.dry_run:
+        return []
     keys = {name: clip_keys(clips) for name, clips in splits.items()}
     store = FeatureStore(arguments.cache_dir, arguments.cache_gb)
     results = []
     for subject in arguments.model:
+        heartbeat.doing = f"encoding the clips with {subject}"
         encoder = open_encoder(subject, device, arguments.untrained_seed)
         features = {
             name: FrozenFeatures(encoder, clips, store, task.head == "pooled", keys[name])
@@ -254,8 +283,10 @@ def run(arguments: SuperbArguments) -> list[dict]:
             torch.manual_seed(seed)
             layers = LayerSum(example.shape[0], norm)
             head = make_head(task, layers, example.shape[-1], labels.sizes, arguments.rnn_units).to(device)
-            step, dev_metrics = train(head, task, features, labels, seed)
-            metrics, num_clips = evaluate(head, task, features["test"], labels)
+            step, dev_metrics = train(head, task, features, labels, seed, heartbeat)
+            predicted, references = answers(head, task, features["test"], labels)
+            metrics, num_clips = score(task.metrics, predicted, references), len(predicted)
+            judged = verdict(task, labels, predicted, references)
             result = {
                 "task": task.name,
                 "title": task.title,
@@ -266,6 +297,7 @@ def run(arguments: SuperbArguments) -> list[dict]:
                 "metrics": metrics,
                 "dev_metrics": dev_metrics,
                 "best_step": step,
+                "learned": None if judged is None else judged.learned,
                 "layer_weights": head.layer_sum.weights.tolist(),
                 "clips": {name: len(clips) for name, clips in splits.items()} | {"test": num_clips},
                 "hours": {name: round(clips.hours, 4) for name, clips in splits.items()},
@@ -273,12 +305,23 @@ def run(arguments: SuperbArguments) -> list[dict]:
                 "protocol": task.source,
                 "seconds": round(time.perf_counter() - start, 1),
             }
-            logger.info("%s, seed %d: %s at step %d (dev %s).", subject, seed, metrics, step, dev_metrics)
+            logger.info(
+                "%s, seed %d: %s on %d test clips with the head of step %d of %d (dev: %s on %d clips).",
+                *(subject, seed, in_words(metrics), num_clips),
+                *(step, task.max_steps, in_words(dev_metrics), len(splits["dev"])),
+            )
+            if judged is not None and judged.learned is False:
+                logger.warning("%s, seed %d: THE HEAD HAS LEARNED NOTHING: %s.", subject, seed, judged.reason)
             results.append(result)
             merged = merge(earlier, results)
             write(merged, Path(arguments.output_dir))
     draw_layer_weights(merged, Path(arguments.output_dir))
     return merged
+
+
+def in_words(metrics: dict[str, float]) -> str:
+    """Metrics as shares of 1, with four digits."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def hyperparameters(task: Task, arguments: SuperbArguments, lexicon: dict[str, str] | None) -> dict:
@@ -290,6 +333,8 @@ def hyperparameters(task: Task, arguments: SuperbArguments, lexicon: dict[str, s
         chosen["eval_fraction"] = arguments.eval_fraction
     if lexicon is not None:
         chosen["lexicon_digest"] = hashlib.sha256(json.dumps(lexicon).encode()).hexdigest()[:12]
+    if task.silence is not None:
+        chosen["silence"] = "whole seconds"
     if task.head == "recurrent_ctc":
         chosen["rnn_units"] = arguments.rnn_units
     return chosen

@@ -16,6 +16,7 @@ the encoder lies clearly above the row that phase 1 was aimed at. The encoder is
 """
 
 import json
+import logging
 import math
 import sys
 from dataclasses import dataclass, field
@@ -34,10 +35,14 @@ from training.arguments import parse_dataclasses
 from training.audio import SAMPLING_RATE
 from training.building import open_checkpoint
 from training.features import FRAME_FEATURES, num_features
+from training.heartbeat import Heartbeat
 from training.labelled import LabelledClips, open_labelled
 from training.layer_choice import LayerChoice
 from training.probing import phones_at_frames, read_alignment, readable_clips
 from training.targets import MfccTargets, OnlineTargets, fit_mixture, sample_frames
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -190,7 +195,7 @@ def measure(
     return counts.result()
 
 
-def run(checkpoint: str, arguments: InformationArguments) -> list[dict]:
+def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat | None = None) -> list[dict]:
     """
     Figures of every kind of target, one dict a row of the table.
 
@@ -198,6 +203,7 @@ def run(checkpoint: str, arguments: InformationArguments) -> list[dict]:
         ValueError: if the checkpoint or a source cannot be opened, or alignments are broken.
         BadAudioError: if too much audio cannot be decoded.
     """
+    heartbeat = heartbeat or Heartbeat("measuring")
     encoder = open_checkpoint(SJepaModel, checkpoint).eval().to(Accelerator().device)
     unlabelled = open_labelled(arguments.train_data, (), audio_column=arguments.audio_column)
     aligned = open_labelled(arguments.data, ("phones", "phone_ends"), audio_column=arguments.audio_column)
@@ -205,11 +211,18 @@ def run(checkpoint: str, arguments: InformationArguments) -> list[dict]:
     names = [phones_at_frames(*read_alignment(aligned, i), count) for i, count in enumerate(frame_counts.tolist())]
     known, numbers = np.unique(np.concatenate(names).astype(str), return_inverse=True)
     phones = list(torch.from_numpy(numbers).split([len(part) for part in names]))
+    logger.info(
+        "Mixtures are fitted to %d frames of %d clips (%.2f h) and measured on %d frames of %d aligned clips with %d"
+        " phones.",
+        *(arguments.frames, len(unlabelled), unlabelled.hours),
+        *(sum(map(len, phones)), len(aligned), len(known)),
+    )
     rows = []
     for components in arguments.components:
         bar = tqdm(candidates(encoder.config.num_hidden_layers, arguments.dims), leave=False, disable=None)
         for candidate in bar:
-            bar.set_description(f"{components} components, {candidate.name}")
+            heartbeat.doing = f"{components} components, {candidate.name}"
+            bar.set_description(heartbeat.doing)
             targets = fitted_targets(candidate, encoder, components, unlabelled, arguments)
             found = measure(targets, aligned, phones, len(known))
             rows.append({"targets": candidate.name, "components": components, **found._asdict()})
@@ -234,7 +247,8 @@ def main(argv: list[str] | None = None) -> None:
         "What targets know of phones, before anything is trained on them.",
         checkpoint=dict(help="An S-JEPA checkpoint: a directory or Hub name."),
     )
-    rows = run(rest.checkpoint, arguments)
+    with Heartbeat("opening the data") as heartbeat:
+        rows = run(rest.checkpoint, arguments, heartbeat)
     print(table(rows))
     if arguments.output:
         text = json.dumps({"checkpoint": rest.checkpoint, "rows": rows}, indent=1) + "\n"

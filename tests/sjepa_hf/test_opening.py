@@ -1,73 +1,115 @@
-"""Whatever is wrong with a checkpoint becomes one sentence that names it."""
+"""What a damaged checkpoint gets: one sentence, and never fresh weights in place of its own."""
 
 import json
 import shutil
 
 import pytest
-from transformers import AutoModel
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCTC, HubertConfig, HubertModel
 
-from sjepa_hf import SJepaConfig, SJepaModel
-from sjepa_hf.opening import open_config, open_pretrained
+from sjepa_hf import SJepaForPreTraining
+from sjepa_hf.opening import MissingWeights, build_model, open_config, open_model
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("whole")
-    config = SJepaConfig(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        front_end="log_mel",
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-        predictor_num_attention_heads=2,
-    )
-    SJepaModel(config).save_pretrained(directory)
-    return directory
+def originals(tmp_path_factory):
+    """A pretraining checkpoint of ours and one of HuBERT."""
+    from conftest import small_config
+
+    folder = tmp_path_factory.mktemp("originals")
+    SJepaForPreTraining(small_config("log_mel")).save_pretrained(folder / "sjepa")
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=[16] * 7)
+    positions = dict(num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)
+    HubertModel(HubertConfig(**sizes, **positions)).save_pretrained(folder / "hubert")
+    return folder
 
 
-def edited(**changes):
-    def edit(directory):
-        config = json.loads((directory / "config.json").read_text())
-        (directory / "config.json").write_text(json.dumps(config | changes))
+def edit_weights(change):
+    def edit(folder):
+        weights = load_file(folder / "model.safetensors")
+        save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
 
     return edit
 
 
-def truncated(directory):
-    weights = directory / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+def edit_config(**changes):
+    def edit(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return edit
 
 
-DAMAGES = {
-    "no configuration": lambda d: (d / "config.json").unlink(),
-    "no weights": lambda d: (d / "model.safetensors").unlink(),
-    "empty weights": lambda d: (d / "model.safetensors").write_bytes(b""),
-    "truncated weights": truncated,
-    "a pointer in place of the weights": lambda d: (d / "model.safetensors").write_text(
-        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-    ),
-    "configuration that is no JSON": lambda d: (d / "config.json").write_text("{"),
-    "configuration that is a list": lambda d: (d / "config.json").write_text("[]"),
-    "configuration that is binary": lambda d: (d / "config.json").write_bytes(b"\xff\xfe\x00"),
-    "a size that is text": edited(hidden_size="large"),
-    "no heads": edited(num_attention_heads=0),
-    "an unknown kind": edited(model_type="none"),
-    "weights of another size": edited(hidden_size=64),
-}
+def write(name, content: bytes):
+    return lambda folder: (folder / name).write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_one_sentence(damage, whole, tmp_path):
-    checkpoint = tmp_path / "mine"
-    shutil.copytree(whole, checkpoint)
-    DAMAGES[damage](checkpoint)
-    with pytest.raises(ValueError, match="mine cannot be opened as a directory or a name on the Hub: .") as caught:
-        open_pretrained(AutoModel, checkpoint)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+def halve(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
 
 
-def test_whole_checkpoint_opens(whole):
-    assert open_config(whole).hidden_size == 32
-    assert open_pretrained(AutoModel, whole).config.num_hidden_layers == 1
+def lose_a_shard(folder):
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"x": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def only_adapters(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def without_a_layer(weights):
+    return {name: value for name, value in weights.items() if "encoder.layers.1." not in name}
+
+
+def with_nan(weights):
+    name = next(name for name in weights if "encoder.layers.0." in name and name.endswith("q_proj.weight"))
+    return weights | {name: torch.full_like(weights[name], torch.nan)}
+
+
+FAULTS = [
+    (halve, "cannot be opened .*SafetensorError"),
+    (write("model.safetensors", b""), "cannot be opened"),
+    (write("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "Git LFS pointer.*git lfs pull"),
+    (write("config.json", b"{oops"), "not a valid JSON"),
+    (lose_a_shard, "model-00001-of-00002.safetensors"),
+    (edit_config(num_attention_heads=0), "cannot be opened"),
+    (edit_config(hidden_size="big"), "hidden_size"),
+    (edit_config(hidden_size=64), "has the shape .* but its config.json makes it"),
+    (edit_config(num_hidden_layers=5), "lacks .* weights"),
+    (edit_weights(without_a_layer), r"lacks .* weights of \w+ \(.*encoder.layers.1"),
+    (edit_weights(with_nan), "q_proj.weight holds NaN"),
+    (only_adapters, "holds adapters, not a whole model"),
+]
+
+
+@pytest.mark.parametrize("kind", ["sjepa", "hubert"])
+@pytest.mark.parametrize(("damage", "message"), FAULTS)
+def test_a_damaged_checkpoint_is_refused(originals, tmp_path, kind, damage, message):
+    shutil.copytree(originals / kind, tmp_path / kind)
+    damage(tmp_path / kind)
+    for auto_class, options in ((AutoModel, {}), (AutoModelForCTC, {"fresh_head": True})):
+        with pytest.raises(ValueError, match=message):
+            open_model(auto_class, tmp_path / kind, **options)
+
+
+@pytest.mark.parametrize("kind", ["sjepa", "hubert"])
+def test_a_head_is_fresh_only_where_it_may_be(originals, kind):
+    model = open_model(AutoModelForCTC, originals / kind, fresh_head=True)
+    weights = load_file(originals / kind / "model.safetensors")
+    name = next(name for name in weights if name.endswith("encoder.layers.0.attention.q_proj.weight"))
+    full = name if name.startswith(model.base_model_prefix) else f"{model.base_model_prefix}.{name}"
+    assert model.state_dict()[full].equal(weights[name])
+    with pytest.raises(MissingWeights) as caught:
+        open_model(AutoModelForCTC, originals / kind)
+    assert caught.value.names == ["lm_head.bias", "lm_head.weight"]
+
+
+def test_a_configuration_that_makes_no_network(originals):
+    config = open_config(originals / "hubert")
+    config.num_attention_heads = 0
+    with pytest.raises(ValueError, match="The configuration of .*hubert makes no network: ZeroDivisionError"):
+        build_model(AutoModel, config, originals / "hubert")

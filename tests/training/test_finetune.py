@@ -128,7 +128,8 @@ def recogniser(tmp_path_factory, checkpoint, mine, texts):
     """The default recipe but for the number of epochs, with a language model."""
     output = tmp_path_factory.mktemp("ctc")
     estimate(texts, 2).save(output / "lm.arpa")
-    options = ("--num_train_epochs", "6", "--logging_steps", "1", "--lm", str(output / "lm.arpa"))
+    options = ("--num_train_epochs", "20", "--logging_steps", "1", "--lm", str(output / "lm.arpa"))
+    options += ("--mask_time_prob", "0", "--dropout", "0")
     options += ("--learning_rate", "3e-3", "--head_learning_rate", "1e-2")
     return run(finetune_ctc, checkpoint, mine, output, *options)
 
@@ -136,9 +137,10 @@ def recogniser(tmp_path_factory, checkpoint, mine, texts):
 def test_the_loss_falls_and_the_best_checkpoint_is_kept(recogniser):
     ready, final = recogniser
     losses = [entry["loss"] for entry in ready.trainer.state.log_history if "loss" in entry]
-    assert len(losses) == 6 * 3 and np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+    assert len(losses) == 20 * 3 and np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
     results = json.loads((final / "results.json").read_text())
-    assert results["steps"] == 18 and results["best_step"] == ready.trainer.state.best_global_step
+    assert results["steps"] == 60 and results["best_step"] == ready.trainer.state.best_global_step
+    assert results["learned"] is True and "by chance" in results["verdict"]
     scores = results["scores"]["held out"]
     assert scores["clips"] == 2 and scores["greedy"].keys() == scores["lm"].keys() == {"wer", "cer"}
     # Evaluated in padded batches while training, clip by clip at the end: the same.
@@ -156,7 +158,11 @@ def test_pipeline_and_decode_command_agree_with_the_results(recogniser, mine, ca
         text = recognise({"raw": read_audio(row["clip"]), "sampling_rate": 16000})["text"]
         assert " ".join(text.split()) == row["greedy"]
     decoding.main(["decode", "--model", str(final), "--data", str(mine), "--lm", str(final.parent / "lm.arpa")])
-    (scores,) = json.loads(capsys.readouterr().out.splitlines()[-1]).values()
+    lines = capsys.readouterr().out.splitlines()
+    assert re.search(r": 20 clips, 80 words, \d+ characters; greedy: WER \d+\.\d\d %, CER .* %; lm: WER", lines[0])
+    shown = [line for line in lines if line.startswith("  heard")]
+    assert len(shown) == 6 and sum("(worst)" in line for line in lines) == 3
+    (scores,) = json.loads(lines[-1]).values()
     assert scores["clips"] == 20 and scores["lm"].keys() == {"wer", "cer"}
 
 

@@ -225,6 +225,41 @@ def test_encoders_of_other_frames_are_refused(tmp_path):
                 extract(samples)
 
 
+def test_a_deviation_needs_two_splits(folder, checkpoint, tmp_path, capsys):
+    options = [
+        "--data",
+        str(folder),
+        "--utterance_labels",
+        "voice",
+        "--output",
+        str(tmp_path / "out"),
+        "--layers",
+        "0",
+    ]
+    main([checkpoint, *options, "--utterance_splits", "1"])
+    printed = capsys.readouterr().out
+    assert "±" not in printed and "over 1 split;" in printed
+    scores = json.loads((tmp_path / "out" / "probes.json").read_text())["scores"]
+    assert {score["deviation"] for score in scores} == {None} and (tmp_path / "out" / "probes.png").is_file()
+
+
+def test_a_dry_run_writes_nothing(folder, checkpoint, tmp_path, caplog):
+    caplog.set_level("INFO")
+    main(
+        [
+            checkpoint,
+            "--data",
+            str(folder),
+            "--utterance_labels",
+            "voice",
+            "--output",
+            str(tmp_path / "out"),
+            "--dry_run",
+        ]
+    )
+    assert "linear on 10 splits" in caplog.text and not (tmp_path / "out").exists()
+
+
 def test_files_appear_together_or_not_at_all(tmp_path):
     (tmp_path / "mine").write_text("stays")
     (tmp_path / "a").write_text("old")

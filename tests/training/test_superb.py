@@ -14,7 +14,7 @@ from training import superb
 from training.downstream import training as superb_training
 from training.downstream.features import FeatureStore, FrozenFeatures, TransformersEncoder, open_encoder
 from training.downstream.heads import CtcHead, LayerSum, PooledHead, spec_augment
-from training.downstream.labels import ClassLabels, TokenLabels, read_lexicon, score, slot_values
+from training.downstream.labels import ClassLabels, TokenLabels, read_lexicon, recognised_slots, score, slots
 from training.downstream.results import merge, table
 from training.downstream.tasks import TASKS
 from training.labelled import open_labelled
@@ -187,7 +187,7 @@ def test_class_labels():
 def test_slot_columns_become_slots():
     labels = ClassLabels({"size": ["big", "", "small"], "number of shots": ["", "two", ""]}, slots=True)
     texts = labels.references({"size": ["big", ""], "number of shots": ["two", ""]})
-    assert [slot_values(text) for text in texts] == [[("size", "big"), ("number_of_shots", "two")], []]
+    assert [slots(text) for text in texts] == [[("size", "big"), ("number_of_shots", "two")], []]
     assert labels.decode([labels.values["size"].index(""), 1]) == "B-number_of_shots two E-number_of_shots"
 
 
@@ -212,9 +212,9 @@ def test_tokens_that_training_lacks_are_left_out():
 
 
 def test_slot_values_of_imperfect_output():
-    assert slot_values("A B-size BIG E-size B-drink TEA") == [("size", "BIG")]
-    assert slot_values("B-size B-drink BIG E-size") == [("size", "BIG")]
-    assert slot_values("B-size BIG E-size B-size E-size") == [("size", "BIG")]
+    assert recognised_slots("A B-size BIG E-size B-drink TEA") == [("size", "BIG")]
+    assert recognised_slots("B-size B-drink BIG E-size") == [("size", "BIG")]
+    assert recognised_slots("B-size BIG E-size B-size E-size") == [("size", "BIG")]
 
 
 def test_words_with_a_hyphen_are_no_slots():
@@ -508,3 +508,59 @@ def test_nothing_but_real_frames_is_read(folder, checkpoint, tmp_path):
     together = FrozenFeatures(encoder, clips, FeatureStore(tmp_path / "a", 1), pooled=True)
     alone = FrozenFeatures(encoder, clips.select([5]), FeatureStore(tmp_path / "b", 1), pooled=True)
     torch.testing.assert_close(together[[5]][0], alone[[0]][0], rtol=1e-4, atol=1e-5)
+
+
+# What SUPERB's toolkit does
+
+
+def test_slot_values_are_cut_as_the_toolkit_cuts_them():
+    """Within a value, slot tokens go between words; at its outer edges they stay, where references keep all."""
+    for text, value in (
+        ("B-size B-drink BIG E-size", "BIG"),
+        ("B-size BIG E-drink E-size", "BIG"),
+        ("B-size BIG B-drink ONE E-size", "BIG ONE"),
+        ("B-size E-drink BIG E-size", "E-drink BIG"),
+        ("B-size BIG B-drink E-size", "BIG B-drink"),
+    ):
+        assert recognised_slots(text) == [("size", value)], text
+    assert slots("B-size B-drink BIG E-size") == [("size", "B-drink BIG")]
+    found = score(("slot_value_cer",), ["B-size E-x BIG E-size"], ["B-size BIG E-size"])
+    assert found == {"slot_value_cer": pytest.approx(4 / 3)}
+
+
+def test_background_noise_is_cut_into_seconds(tmp_path, folder):
+    """Three and a half seconds of noise are three pieces, in training and dev set, and nothing else is cut."""
+    noise = np.sin(np.arange(56000)) * np.r_[np.full(16000, 0.2), np.full(40000, 0.4)]
+    soundfile.write(tmp_path / "noise.wav", noise, 16000)
+    rows = [{"audio_filepath": f"{folder}/{i}.wav", "label": ["low", "high"][i % 2]} for i in range(6)]
+    rows.append({"audio_filepath": str(tmp_path / "noise.wav"), "label": "_silence_"})
+    (tmp_path / "ks.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = str(tmp_path / "ks.jsonl")
+    arguments = ["--task", "ks", "--model", "mfcc", "--train_data", data, "--eval_data", data, "--test_data", data]
+    arguments = parse_arguments(arguments)
+    splits = open_splits(choose_task(arguments), arguments)
+    assert {name: clips.labels["label"].count("_silence_") for name, clips in splits.items()} == {
+        "train": 3,
+        "dev": 3,
+        "test": 1,
+    }
+    pieces = [splits["train"][i]["input_values"] for i in range(6, 9)]
+    assert [len(piece) for piece in pieces] == [16000] * 3
+    assert [round(float(piece.max()), 1) for piece in pieces] == [0.2, 0.4, 0.4]
+    assert len(splits["train"]) == 9 and len(splits["test"]) == 7
+    assert "silence" not in superb.hyperparameters(TASKS["sid"], arguments, None)
+
+
+def test_a_head_that_learned_nothing_is_named(call, caplog, capsys):
+    options = ["--label_column", "tone", "--max_steps", "1", "--learning_rate", "1e-9", "--batch_size", "8"]
+    (result,) = call("sid", "--model", "mfcc", *options)
+    assert result["learned"] is False and "mfcc, seed 0: THE HEAD HAS LEARNED NOTHING" in caplog.text
+    assert "No better than chance: mfcc, seed 0." in capsys.readouterr().out
+
+
+def test_a_dry_run_says_what_it_would_do(tmp_path, folder, caplog):
+    caplog.set_level("INFO")
+    required = ["--task", "sid", "--train_data", folder, "--label_column", "tone", "--model", "mfcc"]
+    main([*required, "--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache"), "--dry_run"])
+    assert "heads of 2 outputs are trained for 200000 steps of 32 clips" in caplog.text
+    assert not (tmp_path / "out").exists() and not (tmp_path / "cache").exists()

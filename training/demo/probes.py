@@ -32,10 +32,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
 from sjepa_hf.command import command
+from sjepa_hf.opening import build_model, open_config, open_model
 from training.arguments import default_device
 from training.audio import SAMPLING_RATE, BadAudio, read_audio
 from training.features import HOP, WINDOW, MfccFeatures
@@ -278,10 +279,10 @@ def run_probes(checkpoint: str | Path, folder: str | Path, note: str = "") -> di
     results["unavailable"] = {name: reason for name, reason in candidates.items() if isinstance(reason, str)}
 
     if probes:
-        config = AutoConfig.from_pretrained(checkpoint)
+        config = open_config(checkpoint)
         torch.manual_seed(0)
-        untrained = AutoModel.from_config(config)
-        trained = AutoModel.from_pretrained(checkpoint)
+        untrained = build_model(AutoModel, config, checkpoint)
+        trained = open_model(AutoModel, checkpoint)
         extractors = {
             "mfcc": mfcc_features,
             "untrained": encoder_features(untrained),

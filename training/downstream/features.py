@@ -26,9 +26,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from transformers import AutoFeatureExtractor, AutoModel
 
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
+from sjepa_hf.opening import build_model, open_config, open_model, open_pretrained
 from training.audio import SAMPLING_RATE, Clip
 from training.features import MfccFeatures
 from training.labelled import LabelledClips, pad_waveforms
@@ -115,23 +116,19 @@ def open_encoder(name: str, device: torch.device | str = "cpu", untrained_seed: 
         untrained_seed: seed of those fresh weights.
 
     Raises:
-        ValueError: there is no such checkpoint, or its encoder does not read waveforms.
+        ValueError: there is no such checkpoint, it is damaged or incomplete, or its encoder does not read waveforms.
     """
     if name == "mfcc":
         return MfccEncoder(device)
     checkpoint = name.removeprefix("untrained:")
-    try:
-        extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
-        if name != checkpoint:
-            config = AutoConfig.from_pretrained(checkpoint)
-            with torch.random.fork_rng():
-                torch.manual_seed(untrained_seed)
-                model = AutoModel.from_config(config)
-        else:
-            model = AutoModel.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{name}: AutoModel and AutoFeatureExtractor cannot open it ({reason})") from error
+    extractor = open_pretrained(AutoFeatureExtractor, checkpoint)
+    if name != checkpoint:
+        config = open_config(checkpoint)
+        with torch.random.fork_rng():
+            torch.manual_seed(untrained_seed)
+            model = build_model(AutoModel, config, checkpoint)
+    else:
+        model = open_model(AutoModel, checkpoint)
     if extractor.model_input_names[0] != "input_values" or model.main_input_name != "input_values":
         raise ValueError(f"{name} reads {model.main_input_name}: only encoders of waveforms can be evaluated.")
     return TransformersEncoder(name, model, extractor, device)

@@ -11,6 +11,7 @@ from training.metrics import load_metric
 
 
 SILENCES = {"", "sil", "sp", "spn"}  # of aligned phones; no part of what is recognised
+FIRST_CHARACTER = 0x4E00  # of a block that is large enough for any set of tokens
 SLOT_TOKEN = re.compile(r"\b[BE]-\S*[a-z]\S*")  # a word in capitals, such as E-MAIL, is none
 
 
@@ -92,6 +93,11 @@ class TokenLabels:
             return " ".join(found)
         return _squeezed("".join(f" {token} " if len(token) > 1 else token for token in found))
 
+    def one_character_each(self, text: str) -> str:
+        """A text of `decode` with a character of its own for each token."""
+        number = {token: n for n, token in enumerate(self.tokens)}
+        return "".join(chr(FIRST_CHARACTER + number.get(token, len(number))) for token in self._tokens(text))
+
     def references(self, labels: dict[str, list[str]]) -> list[str]:
         """The texts in the form that `decode` gives them."""
         (texts,) = labels.values()
@@ -154,12 +160,24 @@ def score(metrics: Sequence[str], predictions: list[str], references: list[str])
     results = {}
     for name in metrics:
         metric = "wer" if name == "per" else name
-        form = slot_values if name.startswith("slot_") else str
-        pair = {"predictions": list(map(form, predictions)), "references": list(map(form, references))}
+        forms = (recognised_slots, slots) if name.startswith("slot_") else (str, str)
+        pair = {
+            key: list(map(form, texts))
+            for key, form, texts in zip(("predictions", "references"), forms, (predictions, references))
+        }
         results[name] = float(load_metric(metric).compute(**pair)[metric])
     return results
 
 
-def slot_values(text: str) -> list[tuple[str, str]]:
-    """Slot and value of each "B-slot value E-slot"; slot tokens that stand alone within a value are left out."""
-    return [(slot, _squeezed(SLOT_TOKEN.sub("", value))) for slot, value in re.findall(r"B-(\S+) (.+?) E-\1", text)]
+def slots(text: str) -> list[tuple[str, str]]:
+    """Slot and value of each "B-slot value E-slot"."""
+    return re.findall(r"B-(\S+) (.+?) E-\1", _squeezed(text))
+
+
+def recognised_slots(text: str) -> list[tuple[str, str]]:
+    """
+    `slots` of what a model wrote. As S3PRL has it, slot tokens within a value go where they stand between words: one
+    that opens with the space behind it, one that closes with the space before it. At the other edge of the value they
+    stay, and cost characters.
+    """
+    return [(slot, re.sub(r" E-\S+", "", re.sub(r"B-\S+ ", "", value))) for slot, value in slots(text)]

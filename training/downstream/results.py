@@ -1,6 +1,7 @@
 """What an evaluation writes: one JSON object for each subject and seed, a table, and the learned layer weights."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import matplotlib
@@ -62,7 +63,8 @@ def write(results: list[dict], directory: Path) -> None:
 def table(results: list[dict]) -> str:
     """One row a subject, in Markdown: mean and standard deviation (of n - 1) of each metric over the seeds."""
     metrics = list(results[0]["metrics"])
-    subjects = list(dict.fromkeys(result["encoder"] for result in results))
+    seeds = Counter(result["encoder"] for result in results)
+    subjects = list(seeds)
     rows = [["encoder", *metrics, "seeds", "heaviest layer"]]
     for subject in subjects:
         own = [result for result in results if result["encoder"] == subject]
@@ -84,7 +86,12 @@ def table(results: list[dict]) -> str:
         f" {clips['dev']} ({hours['dev']:.2f} h), test {clips['test']} ({hours['test']:.2f} h);"
         f" {used['max_steps']} steps of {used['batch_size']} at {used['learning_rate']:g}"
     )
-    return "\n".join([title, "", *lines])
+    title += "; shares of 1" + (", ± the standard deviation over seeds" if max(seeds.values()) > 1 else "")
+    idle = [f"{result['encoder']}, seed {result['seed']}" for result in results if result.get("learned") is False]
+    notes = [f"No better than chance: {'; '.join(idle)}."] if idle else []
+    if any(result["encoder"] == "mfcc" for result in results):
+        notes.append("mfcc is normed over the training set; SUPERB's own baseline is FBANK, normed by utterance.")
+    return "\n".join([title, "", *lines, *([""] if notes else []), *notes])
 
 
 def draw_layer_weights(results: list[dict], directory: Path) -> None:

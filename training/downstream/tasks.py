@@ -4,9 +4,21 @@ All tasks: Adam without weight decay or schedule, gradients clipped to a norm of
 start at zero, before the softmax. Where the toolkit accumulates gradients, `batch_size` is the product. The published
 figures of a model stand at the best of several learning rates, these are the toolkit's defaults.
 
-Known differences from the toolkit: no end-of-sentence label behind CTC targets; whole clips train speaker
-identification (the toolkit draws 8 s of each); keyword spotting chooses its best step on the dev set as it is (the
-toolkit draws a class-balanced sample of it).
+Known differences from the toolkit, beside whose figures these stand only with that said:
+
+all   The toolkit cuts features to round(samples / 320) frames and, in ks, leaves out a last batch that is not full.
+ks    The toolkit draws a random second of a background noise whenever it needs a `_silence_` to train or to select
+      with; here the noises are cut into their whole seconds once, and these are drawn. It attenuates every clip by
+      3 dB, and chooses the best step on a class-balanced sample of the dev set, which is taken as it is here.
+sid   The toolkit trains on 8 s of each clip, here on all of it; its head has the 1,251 outputs of VoxCeleb1 whatever
+      the data.
+er    The toolkit's dev set is a fifth of the utterances at random; here of the recordings, evenly from all labels.
+asr   The toolkit ends every transcript with a `|`, sorts batches into buckets of length and halves those with long
+      clips; the time masks of its SpecAugment are drawn once for the padded batch, here for each clip. So in sf.
+pr    The toolkit's vocabulary is fixed, here it is that of the training data.
+sf    Slot type F1 and slot value CER are the toolkit's, to the spaces at the edges of a value.
+mfcc  Is not SUPERB's baseline: that is FBANK (80 bands every 10 ms, with deltas, normed by utterance), of which a mean
+      over the frames keeps nothing. Here MFCC are normed over the training set, and a pooled head learns from them.
 """
 
 from dataclasses import dataclass, field, replace
@@ -32,6 +44,7 @@ class Task:
         learning_rate, batch_size, max_steps: of the training of the head.
         eval_steps: steps between two looks at the dev set.
         balanced: classes are drawn equally often in training.
+        silence: label of background noise, of which training and dev set take single seconds.
         spec_augment: weighted sums are warped and masked in training.
         train_data, eval_data, test_data: data sets on the Hub, as `training.sources.open_source` reads them; empty
             where there is none; without `eval_data` a part of the training data is held out.
@@ -50,6 +63,7 @@ class Task:
     max_steps: int = 200_000
     eval_steps: int = 5_000
     balanced: bool = False
+    silence: str | None = None
     spec_augment: bool = False
     train_data: list[str] = field(default_factory=list)
     eval_data: list[str] = field(default_factory=list)
@@ -105,6 +119,7 @@ TASKS = {
             ("accuracy",),
             f"{TOOLKIT}/speech_commands/config.yaml",
             balanced=True,
+            silence="_silence_",
             **_superb("ks"),
         ),
         Task(

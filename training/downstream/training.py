@@ -12,6 +12,8 @@ from training.downstream.features import FrozenFeatures
 from training.downstream.heads import CtcHead, PooledHead
 from training.downstream.labels import ClassLabels, TokenLabels, score
 from training.downstream.tasks import HIGHER_IS_BETTER, Task
+from training.heartbeat import Heartbeat
+from training.learned import Verdict, judge_classes, judge_texts
 
 
 BUCKET_BATCHES = 20  # batches among which clips are sorted by length
@@ -45,12 +47,14 @@ def train(
     features: dict[str, FrozenFeatures],
     labels: Labels,
     seed: int,
+    heartbeat: Heartbeat | None = None,
 ) -> tuple[int, dict[str, float]]:
     """Train the head; it ends with the weights of the step that did best on the dev set.
 
     Returns:
         that step, and the dev set's metrics there.
     """
+    heartbeat = heartbeat or Heartbeat("training the head")
     clips = features["train"].clips
     targets = labels.encode({column: clips.labels[column] for column in task.columns})
     classes = [tuple(target.tolist()) for target in targets] if task.balanced else []
@@ -59,6 +63,7 @@ def train(
     best, best_step, best_metrics = {}, 0, {}
     first = task.metrics[0]
     for step in tqdm(range(1, task.max_steps + 1), desc="training", leave=False, disable=None):
+        heartbeat.doing = f"training the head: step {step} of {task.max_steps}"
         batch = next(drawn)
         pairs = [(x, targets[i]) for i, x in zip(batch, features["train"][batch]) if x is not None]
         if pairs:
@@ -81,6 +86,12 @@ def train(
 
 def evaluate(head: Head, task: Task, features: FrozenFeatures, labels: Labels) -> tuple[dict[str, float], int]:
     """Metrics over all clips that can be decoded, and the number of those."""
+    predicted, references = answers(head, task, features, labels)
+    return score(task.metrics, predicted, references), len(predicted)
+
+
+def answers(head: Head, task: Task, features: FrozenFeatures, labels: Labels) -> tuple[list[str], list[str]]:
+    """What the head answers and what is right, of all clips that can be decoded, longest first."""
     head.eval()
     clips = features.clips
     references = labels.references({column: clips.labels[column] for column in task.columns})
@@ -92,8 +103,16 @@ def evaluate(head: Head, task: Task, features: FrozenFeatures, labels: Labels) -
         if pairs:
             for (i, _), answer in zip(pairs, head.predict([x for _, x in pairs])):
                 predicted[i] = labels.decode(answer)
-    found = sorted(predicted)
-    return score(task.metrics, [predicted[i] for i in found], [references[i] for i in found]), len(found)
+    return list(predicted.values()), [references[i] for i in predicted]
+
+
+def verdict(task: Task, labels: Labels, predicted: list[str], references: list[str]) -> Verdict | None:
+    """Whether answers have to do with their clips; None where classes of several slots do not say."""
+    if task.labels == "classes":
+        return judge_classes(predicted, references)
+    if isinstance(labels, TokenLabels):
+        return judge_texts(*([labels.one_character_each(text) for text in texts] for texts in (predicted, references)))
+    return None
 
 
 def statistics(features: FrozenFeatures) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,114 @@
+"""Has a model learned anything from its labels? Its answers are held against what chance gives.
+
+A text is compared with texts that know nothing of the clip: the same characters in random order, and the texts of
+other clips of like length. A class is compared with what as many answers of each class would hit if they fell on the
+clips at random, and with the commonest class for all. Only what does clearly better has been learned.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jiwer
+import numpy as np
+
+
+TRIES = 10  # random orders, and other clips, that say what chance gives
+MARGIN = 0.02  # by which a character error rate must be below chance
+DEVIATIONS = 2.0  # standard deviations of chance that count as chance
+MOSTLY = 0.9  # share of empty texts from which on it is the blank that was learned
+
+
+class Verdict(NamedTuple):
+    """
+    Attributes:
+        learned: None where the clips are too few, or too much alike, to tell.
+        reason: a sentence.
+        chance: the figure that chance gives: character error rate, or accuracy.
+    """
+
+    learned: bool | None
+    reason: str
+    chance: float
+
+
+def judge_texts(texts: Sequence[str], references: Sequence[str], seed: int = 0) -> Verdict:
+    """
+    Whether transcripts have to do with their clips; both in the order of the clips' lengths.
+
+    Args:
+        texts, references: as normalised, one each a clip; references are not empty.
+        seed: of the random orders.
+    """
+    count, empty = len(texts), sum(not text.strip() for text in texts)
+    found = cer(texts, references)
+    chance = 1.0
+    for kind in unknowing(texts, seed):
+        rates = [cer(tried, references) for tried in kind]
+        chance = min(chance, max(0.0, float(np.mean(rates) - DEVIATIONS * np.std(rates)))) if rates else chance
+    if empty >= MOSTLY * count:
+        return Verdict(False, f"{empty} of {count} texts are empty: nearly all that is written is the blank", chance)
+    if len(set(references)) == 1:
+        return Verdict(None, f"all {count} clips have the same transcript", chance)
+    if count > 1 and len(set(texts)) == 1:
+        return Verdict(False, f"all {count} texts are alike: {texts[0][:40]!r}", chance)
+    reason = f"the character error rate of {count} clips is {found:.4f}, and {chance:.4f} by chance"
+    return Verdict(found <= chance - MARGIN, reason, chance)
+
+
+def judge_classes(answers: Sequence, labels: Sequence, commonest: object = None) -> Verdict:
+    """
+    Whether classes have to do with their clips.
+
+    Args:
+        answers, labels: one each a clip, of any type.
+        commonest: what to answer where nothing is known; None: the commonest of the labels.
+    """
+    count, guesses, truths = len(labels), Counter(answers), Counter(labels)
+    accuracy = sum(a == b for a, b in zip(answers, labels)) / count
+    name = truths.most_common(1)[0][0] if commonest is None else commonest
+    share = truths[name] / count
+    random, deviation = hits_by_chance(guesses, truths)
+    chance = max(share, random + DEVIATIONS * deviation)
+    if len(truths) == 1:
+        return Verdict(None, f"all {count} clips have the same label", share)
+    if len(guesses) == 1:
+        return Verdict(False, f"all {count} answers are {next(iter(guesses))!r}", share)
+    best, spread = hits_by_chance(truths, truths)
+    if best + DEVIATIONS * spread >= 1:
+        return Verdict(None, f"{count} clips are too few to tell knowledge from luck", share)
+    if accuracy <= share:
+        reason = f"accuracy {accuracy:.4f} on {count} clips is not above the {share:.4f} of always answering {name!r}"
+        return Verdict(False, reason, share)
+    reason = f"accuracy on {count} clips is {accuracy:.4f}, where luck reaches {chance:.4f}"
+    return Verdict(accuracy > chance, reason, share)
+
+
+def cer(texts: Sequence[str], references: Sequence[str]) -> float:
+    """Character error rate of all texts together."""
+    return float(jiwer.cer(list(references), list(texts)))
+
+
+def unknowing(texts: Sequence[str], seed: int) -> tuple[list[list[str]], list[list[str]]]:
+    """
+    Texts of the same clips that know nothing of them: all characters in random order, and the texts of neighbours in
+    length; `TRIES` of each, at most.
+    """
+    rng = np.random.default_rng(seed)
+    characters, ends = list("".join(texts)), np.cumsum([len(text) for text in texts])[:-1]
+    shuffled = []
+    for _ in range(TRIES):
+        order = [characters[i] for i in rng.permutation(len(characters))]
+        shuffled.append(["".join(part) for part in np.split(np.array(order, dtype=object), ends)])
+    shifted = [[*texts[n:], *texts[:n]] for n in range(1, min(TRIES, len(texts)))]
+    return shuffled, shifted
+
+
+def hits_by_chance(guesses: Counter, truths: Counter) -> tuple[float, float]:
+    """Mean and standard deviation of the accuracy if the guesses were dealt out to the clips at random."""
+    count = truths.total()
+    names = sorted(set(guesses) | set(truths), key=str)
+    a, b = (np.array([counter[name] for name in names], float) / count for counter in (guesses, truths))
+    mean = float(a @ b)
+    variance = (mean - (a * b) @ (a + b) + mean**2) / max(1, count - 1)
+    return mean, max(0.0, float(variance)) ** 0.5
