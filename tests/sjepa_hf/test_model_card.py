@@ -56,7 +56,7 @@ def test_what_was_not_measured_does_not_appear(checkpoint):
 def test_scores_stand_beside_their_baselines(checkpoint, tmp_path):
     path = write_lines(tmp_path / "ks.jsonl", superb_rows(checkpoint))
     written = card(checkpoint, "--results", path)
-    assert "| metric | this model | mfcc | untrained |" in written.text
+    assert "| metric | this model | MFCC | untrained |" in written.text
     assert "| accuracy | **0.850 ± 0.071** | 0.500 | 0.600 |" in written.text
     assert "on words (20 test clips, a share held out at random; 100 steps; s3prl/s3prl; 2 seeds)" in written.text
     (result,) = written.data.eval_results
@@ -98,9 +98,9 @@ def test_a_recogniser_tells_its_error_rates_and_where_it_comes_from(make_config,
     (directory / "training.json").write_text(json.dumps(record))
     written = card(directory, "--repo_id", "ada/asr")
     for line in (
-        "- Sources: libri/train, 30 clips, 0.10 hours",
+        "- Sources: libri/train, 30 clips, 6.0 minutes",
         "- Fine-tuned from ada/encoder",
-        "- Took 0.25 hours on 1 x H200",
+        "- Took 15.0 minutes on 1 x H200",
         "| learning_rate | 0.0001 |",
         "on libri/test (greedy decoding; 7 clips, best checkpoint by held-out clips (step 60); 1 seed)",
         "| wer (lower is better) | **0.400** |",
@@ -124,7 +124,7 @@ def test_a_fine_tuned_model_of_another_kind_is_not_called_s_jepa(tmp_path):
 def test_a_pretraining_tells_which_checkpoint_it_began_with(checkpoint):
     record = {"kind": "pretraining", "base_model": None, "base_checkpoint": "first/final", "steps": 9}
     (checkpoint / "training.json").write_text(json.dumps(record | {"settings": {}}))
-    assert "- Pretrained on from first/final" in card(checkpoint).text
+    assert "- Pretraining continued from first/final" in card(checkpoint).text
 
 
 def test_facts_and_results_on_data_sets_of_the_hub(checkpoint, tmp_path):
