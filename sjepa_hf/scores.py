@@ -40,6 +40,10 @@ class Score:
     protocol: str = ""
     baselines: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self):
+        if not isinstance(self.value, int | float):
+            raise TypeError(f"{self.metric} is {self.value!r}, no number")
+
     @property
     def text(self) -> str:
         """The figure with its deviation."""

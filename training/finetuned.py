@@ -55,6 +55,7 @@ def save_output(
     with written_aside(final) as directory:
         if hasattr(model, "merge_and_unload"):
             model.save_pretrained(directory / "adapter")
+            (directory / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's form, not filled in
             model = model.merge_and_unload()
         model.save_pretrained(directory)
         save_others(directory)

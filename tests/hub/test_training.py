@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModel, AutoModelForCTC, pipeline
 
+from sjepa_hf.contents import ADAPTER
 from training import finetune_classification, finetune_ctc, pretrain
 
 
@@ -132,6 +133,9 @@ def test_adapters_are_published_beside_the_merged_model(hub, clips, pretrained, 
     finetune_ctc.main(
         [*fixed, "--output_dir", str(tmp_path / "asr"), "--lora_rank", "2", "--head_learning_rate", "0.1"]
     )
+    files = hub.files("ada/asr")
+    assert {name for name in files if "/" in name} == set(ADAPTER)
+    assert not any(str(tmp_path).encode() in content for content in files.values()), "no path of this machine"
     merged = AutoModelForCTC.from_pretrained("ada/asr").eval()
     base = AutoModelForCTC.from_pretrained(pretrained, vocab_size=merged.config.vocab_size)
     adapted = PeftModel.from_pretrained(base, "ada/asr", subfolder="adapter").eval()
