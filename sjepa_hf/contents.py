@@ -300,7 +300,7 @@ def reduce_paths(value: Any, key: str = "") -> Any:
     return value
 
 
-def shown(name: str) -> str:
-    """A name on one line of a terminal."""
+def shown(name: str, most: int = 80) -> str:
+    """A name on one line, cut in its middle where it is longer than `most` characters."""
     name = name if name.isprintable() else ascii(name)
-    return name if len(name) <= 80 else f"{name[:60]}...{name[-17:]}"
+    return name if len(name) <= most else f"{name[: most // 2 - 2]}...{name[-(most // 2) + 1 :]}"
