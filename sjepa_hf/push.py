@@ -2,15 +2,17 @@
 
     python -m sjepa_hf.push runs/mine/final ada/my-speech-encoder
     python -m sjepa_hf.push runs/asr/final ada/my-recogniser --private --revision v2
+    python -m sjepa_hf.push runs/mine/final ada/my-speech-encoder --dry_run
 
 One commit brings everything that a colleague needs: weights, configuration, the model's code, feature extractor,
-tokenizer, model card, pictures and evaluation results; training state and transcripts of clips stay here. The token is
-that of `hf auth login` or HF_TOKEN. HF_ENDPOINT chooses another Hub.
+tokenizer, model card with its pictures, record of the training, evaluation results and adapters. Nothing else that
+lies in the directory goes, and no link is followed; what stays is named. With --dry_run both are listed, and nothing
+is sent. The token is that of `hf auth login` or HF_TOKEN. HF_ENDPOINT chooses another Hub.
 """
 
 import argparse
-import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,20 +20,23 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
 
 from .command import command
-from .configuration_sjepa import AUTO_MAP, MODEL_CODE
+from .contents import contents, read_json, shown, without_paths
 from .model_card import CARD, MARK, RECORD, card_files
 
 
 logger = logging.getLogger(__name__)
 
-# What a checkpoint directory holds besides: state to resume from, pickles, the texts of the user's clips.
-LEFT_OUT = ("training_state", "optimizer.pt", "scheduler.pt", "training_args.bin", "trainer_state.json")
-LEFT_OUT += ("transcripts.jsonl",)
-LEFT_OUT_PREFIXES = ("checkpoint-", "rng_state", ".incomplete-", ".lock", ".cache", "events.out", "__pycache__")
-WEIGHTS = (".safetensors", ".safetensors.index.json")
+STALE = re.compile(r"model.*\.safetensors(\.index\.json)?|adapter/adapter_model\.safetensors")
+NAMED = 10  # of what stays here; --dry_run names all
 ATTEMPTS, FIRST_WAIT = 5, 1.0  # tries to commit, and seconds before the second; each wait is twice the last
 
 
@@ -47,6 +52,7 @@ def push(
     """
     Publish a checkpoint directory as a model repository, in one commit: readers see all of it or nothing. A repo that
     is new, or yours and of the same kind of model, is filled; weights that the checkpoint no longer has are deleted.
+    What goes is what [`sjepa_hf.contents.contents`] lists; in its settings, paths of this machine become mere names.
 
     Without a README.md in the checkpoint, a card is written from what it holds, unless the repo has one that people
     have written, or that knows more (of a training whose record the checkpoint lacks).
@@ -63,15 +69,49 @@ def push(
             of model, a token that is refused, and a connection that fails for good.
     """
     checkpoint = Path(checkpoint)
-    files = files_to_push(checkpoint)
-    repo_id = open_repo(repo_id, model_type(files["config.json"]), private=private, revision=revision, token=token)
+    sorted_files = contents(checkpoint)
+    files = {name: without_paths(name, path) for name, path in sorted_files.files.items()}
+    kind = model_type(sorted_files.files["config.json"])
+    repo_id = open_repo(repo_id, kind, private=private, revision=revision, token=token)
+    if sorted_files.left_out:
+        logger.info("%s", what_stays(checkpoint, sorted_files.left_out))
     api = HfApi(token=token)
     with hub_errors(api, repo_id):
         present = set(api.list_repo_files(repo_id, revision=revision))
         card = {}
         if CARD not in files and wants_card(api, files, present, repo_id, revision):
             card = {name: text.encode() for name, text in card_files(checkpoint, repo_id=repo_id).items()}
-        return commit(api, card | files, present, repo_id, revision, message or f"Upload {checkpoint.name}")
+        return commit(api, card | files, present, repo_id, revision, message or f"Upload {checkpoint.resolve().name}")
+
+
+def what_stays(checkpoint: Path, left_out: dict[str, str]) -> str:
+    """A sentence that names what is not published; many are cut."""
+    names = [shown(name) for name in left_out]
+    more = f" and {len(names) - NAMED} more (--dry_run names all)" if len(names) > NAMED else ""
+    return f"{len(names)} of {checkpoint} stay here: {', '.join(names[:NAMED])}{more}"
+
+
+def listing(checkpoint: str | Path, repo_id: str) -> str:
+    """
+    What [`push`] would send, with sizes in bytes, and what would stay here and why. Nothing is connected to.
+
+    Raises:
+        ValueError: for a directory that is no whole checkpoint, and a name that no repo can have.
+    """
+    checkpoint = Path(checkpoint)
+    check_name(repo_id)
+    found = contents(checkpoint)
+    files = {name: without_paths(name, path) for name, path in found.files.items()}
+    sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
+    lines = [f"{len(sizes)} files, {sum(sizes.values()):,} bytes, would go to {repo_id}:"]
+    for name, size in sizes.items():
+        without = "  (without the paths of this machine)" if isinstance(files[name], bytes) else ""
+        lines.append(f"{size:>16,}  {shown(name)}{without}")
+    if CARD not in sizes:
+        lines.append(f"{'':>16}  {CARD}  (made from these, unless the repo has one that people have written)")
+    lines.append(f"{len(found.left_out)} would stay here{':' if found.left_out else '.'}")
+    lines += [f"{'':>16}  {shown(name)}  ({why})" for name, why in found.left_out.items()]
+    return "\n".join(lines)
 
 
 def open_repo(
@@ -95,6 +135,7 @@ def open_repo(
         ValueError: as [`push`] does.
     """
     api = HfApi(token=token)
+    check_name(repo_id)
     with hub_errors(api, repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         api.auth_check(repo_id, write=True)
@@ -109,17 +150,30 @@ def open_repo(
     return repo_id
 
 
-def wants_card(api: HfApi, files: dict[str, Path], present: set[str], repo_id: str, revision: str | None) -> bool:
+def check_name(repo_id: str) -> None:
+    """Raise a ValueError for what can be no repo's name."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise ValueError(
+            f"'{shown(repo_id)}' can be no repo's name: that is NAME or OWNER/NAME, of letters, digits, '-', '_' and"
+            " '.', at most 96 characters."
+        ) from None
+
+
+def wants_card(
+    api: HfApi, files: dict[str, Path | bytes], present: set[str], repo_id: str, revision: str | None
+) -> bool:
     """Whether the repo has no card yet, or a generated one of an earlier training."""
     if CARD not in present:
         return True
-    theirs = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")
+    theirs = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8", errors="replace")
     return MARK in theirs and RECORD in files
 
 
 def model_type(config: Path) -> str:
     """The kind of model that a config.json is of."""
-    return json.loads(config.read_text(encoding="utf-8")).get("model_type", "unknown")
+    return str(read_json(config).get("model_type", "unknown"))
 
 
 @contextmanager
@@ -142,48 +196,11 @@ def hub_errors(api: HfApi, repo_id: str) -> Iterator[None]:
             raise error.__cause__ from None
 
 
-def files_to_push(checkpoint: Path) -> dict[str, Path]:
-    """
-    Path in the repo -> file, of all that is to be published.
-
-    Raises:
-        ValueError: if the directory is no checkpoint, or its weights or code are not whole.
-    """
-    if not (checkpoint / "config.json").is_file():
-        raise ValueError(f"{checkpoint} is no checkpoint: it has no config.json. Name the directory with the weights.")
-    files = {}
-    for path in sorted(checkpoint.rglob("*")):
-        parts = path.relative_to(checkpoint).parts
-        skipped = any(part in LEFT_OUT or part.startswith(LEFT_OUT_PREFIXES) for part in parts)
-        if path.is_file() and not skipped:
-            files["/".join(parts)] = path
-    if model_type(files["config.json"]) == "sjepa":
-        config = json.loads(files["config.json"].read_text(encoding="utf-8"))
-        absent = [name for name in MODEL_CODE if name not in files]
-        if absent or config.get("auto_map") != AUTO_MAP:
-            raise ValueError(
-                f"{checkpoint} lacks the model's code ({', '.join(absent) or 'auto_map in config.json'}): open it with"
-                " `from_pretrained` and save it again."
-            )
-    check_weights(checkpoint, files)
-    return files
-
-
-def check_weights(checkpoint: Path, files: dict[str, Path]) -> None:
-    """Raise a ValueError unless the weights, or all of their shards, are there."""
-    index = files.get("model.safetensors.index.json")
-    wanted = {"model.safetensors"}
-    if index is not None:
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    if absent := sorted(wanted - files.keys()):
-        raise ValueError(f"{checkpoint} lacks weights: {', '.join(absent)}.")
-
-
 def commit(
     api: HfApi, files: dict[str, Path | bytes], present: set[str], repo_id: str, revision: str | None, message: str
 ) -> CommitInfo:
     """One commit, tried again where the connection breaks; what is uploaded by then is not sent twice."""
-    stale = sorted(name for name in present - files.keys() if name.endswith(WEIGHTS))
+    stale = sorted(name for name in present - files.keys() if STALE.fullmatch(name))
     for attempt in range(ATTEMPTS):
         operations = [CommitOperationDelete(name) for name in stale]
         operations += [CommitOperationAdd(name, content) for name, content in files.items()]
@@ -226,8 +243,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--private", action="store_true", default=None, help="hide a new repo from others")
     parser.add_argument("--revision", help="branch to commit to")
     parser.add_argument("--message", help="commit message")
-    arguments = parser.parse_args(argv)
-    print(push(**vars(arguments)).commit_url)
+    parser.add_argument("--dry_run", action="store_true", help="list what would go and what would stay; send nothing")
+    arguments = vars(parser.parse_args(argv))
+    if arguments.pop("dry_run"):
+        print(listing(arguments["checkpoint"], arguments["repo_id"]))
+    else:
+        print(push(**arguments).commit_url)
 
 
 if __name__ == "__main__":

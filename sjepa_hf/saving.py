@@ -24,7 +24,7 @@ def feature_extractor() -> Wav2Vec2FeatureExtractor:
 def written_aside(directory: str | Path) -> Iterator[Path]:
     """
     Write a directory under another name and rename it when it is whole: `directory` is never there half-written, and
-    one that is there already stays until its successor is complete.
+    one that is there already stays until its successor is complete. Who may read it is as the umask says.
 
     Yields:
         `Path` of an empty directory to write into; it is deleted again if the block raises.
@@ -39,6 +39,7 @@ def written_aside(directory: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    share_mode_of(aside)
     _flush(aside)
     if os.path.lexists(directory):
         remove(previous)
@@ -51,17 +52,21 @@ def written_aside(directory: str | Path) -> Iterator[Path]:
 @contextmanager
 def files_written_aside(directory: str | Path) -> Iterator[Path]:
     """
-    Write files aside and move them into `directory` once all are whole; what else lies there stays.
+    Write files aside and move them into `directory` once all are whole; what else lies there stays. Who may read them
+    is as the umask says.
 
     Yields:
         `Path` of an empty directory to write into; it is gone if the block raises.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".incomplete-") as aside:
-        yield Path(aside)
-        _flush(Path(aside))
-        for file in sorted(Path(aside).iterdir()):
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".incomplete-") as hidden:
+        aside = Path(hidden) / "files"
+        aside.mkdir()  # with the umask's mode, which that of a temporary directory is not
+        yield aside
+        share_mode_of(aside)
+        _flush(aside)
+        for file in sorted(aside.iterdir()):
             os.replace(file, directory / file.name)
 
 
@@ -78,6 +83,15 @@ def remove(path: Path) -> None:
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
+
+
+def share_mode_of(directory: Path) -> None:
+    """Let whoever may read and write a new directory do so with all below it: safetensors makes files of mode 600."""
+    allowed = directory.stat().st_mode & 0o777
+    for path in directory.rglob("*"):
+        if not path.is_symlink():
+            with suppress(PermissionError):  # file systems without modes
+                path.chmod(path.stat().st_mode | (allowed if path.is_dir() else allowed & 0o666))
 
 
 def _flush(directory: Path) -> None:

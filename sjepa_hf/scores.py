@@ -1,7 +1,7 @@
 """Scores of a checkpoint, read from the files that the evaluation commands wrote."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 
 
 LOWER_IS_BETTER = ("wer", "cer", "per", "eer", "slot_value_cer")
+KINDS = {"mfcc": "MFCC", "fbank": "FBANK", "untrained": "untrained"}  # subjects of training.superb without a path
 SPLITS = ("train", "validation", "valid", "dev", "test")
 
 
@@ -39,6 +40,10 @@ class Score:
     protocol: str = ""
     baselines: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self):
+        if not isinstance(self.value, int | float):
+            raise TypeError(f"{self.metric} is {self.value!r}, no number")
+
     @property
     def text(self) -> str:
         """The figure with its deviation."""
@@ -51,11 +56,19 @@ def figure(value: float, deviation: float | None) -> str:
 
 
 def data_name(source: str) -> str:
-    """A source's name without the folders above it: the last part of a path, with its parent for a split."""
-    if "::" in source or not Path(source).is_absolute() and source.count("/") <= 1:
-        return source
+    """
+    A source's name without the folders above it: the last part of a path, with its parent for a split. Of an address,
+    neither the folders nor what stands behind a question mark, which may be a key.
+    """
+    if "::" in source:
+        return "::".join(map(data_name, source.split("::")))
+    if "://" in source:
+        source = source.partition("?")[0]
     path = Path(source)
-    return f"{path.parent.name}/{path.name}" if path.name in SPLITS else path.name
+    if not path.is_absolute() and source.count("/") <= 1 or not path.name:
+        return source
+    with_parent = path.name in SPLITS and path.parent.name and path.parent != Path.home()
+    return f"{path.parent.name}/{path.name}" if with_parent else path.name
 
 
 def data_names(sources: list[str]) -> str:
@@ -78,7 +91,7 @@ def read_scores(path: Path, checkpoint: Path) -> list[Score]:
             return superb_scores(rows, checkpoint)
         found = json.loads(text)
         return probe_scores(found, checkpoint) if "protocol" in found else finetuning_scores(found)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} holds no results: give results.json of a fine-tuning, a .jsonl of training.superb or probes.json"
             f" of training.probe ({type(error).__name__}: {error})."
@@ -113,6 +126,7 @@ def superb_scores(rows: list[dict], checkpoint: Path) -> list[Score]:
     """Scores of a frozen encoder on a SUPERB task, over the seeds, beside the other subjects."""
     own = grouped(rows, lambda row: row["encoder"])
     name = own_name(own, checkpoint)
+    short = short_names(own)
     first = own[name][0]
     used, clips = first["hyperparameters"], first["clips"]
     sources = used["test_data"] or used["train_data"]
@@ -133,7 +147,7 @@ def superb_scores(rows: list[dict], checkpoint: Path) -> list[Score]:
                 runs=f"{len(values[name])} seed{'s' * (len(values[name]) > 1)}",
                 protocol=f"{clips['test']} test clips{held_out}; {used['max_steps']} steps; {first['protocol']}",
                 baselines={
-                    short_name(subject): figure(float(np.mean(v)), deviations[subject])
+                    short[subject]: figure(float(np.mean(v)), deviations[subject])
                     for subject, v in values.items()
                     if subject != name
                 },
@@ -147,7 +161,8 @@ def probe_scores(found: dict, checkpoint: Path) -> list[Score]:
     subjects = {name: path for name, path in found["checkpoints"].items() if same(path, checkpoint)}
     if not subjects:
         raise LookupError(f"no score of {checkpoint}, only of {', '.join(found['checkpoints'])}")
-    (name,) = subjects
+    name = next(iter(subjects))
+    short = short_names(found["checkpoints"])
     scores = []
     for (label, classifier), rows in grouped(found["scores"], lambda row: (row["label"], row["classifier"])).items():
         best = {s: max(r, key=lambda row: row["mean"]) for s, r in grouped(rows, lambda row: row["subject"]).items()}
@@ -160,10 +175,15 @@ def probe_scores(found: dict, checkpoint: Path) -> list[Score]:
                 data=data_names(found["data"]),
                 metric="accuracy",
                 value=own["mean"],
-                deviation=own["deviation"],
-                runs=f"{task['splits']} splits",
+                deviation=own["deviation"] if task["splits"] > 1 else None,
+                runs=f"{task['splits']} split{'s' * (task['splits'] > 1)}",
                 protocol=f"{task['classes']} classes, {task['rows']} {unit}, random 80/20 splits of the recordings",
-                baselines={s: figure(row["mean"], row["deviation"]) for s, row in best.items()},
+                baselines={
+                    short[s] if Path(s).is_absolute() else s: figure(
+                        row["mean"], row["deviation"] if task["splits"] > 1 else None
+                    )
+                    for s, row in best.items()
+                },
             )
         )
     return scores
@@ -190,7 +210,12 @@ def same(name: str, checkpoint: Path) -> bool:
     return Path(name).expanduser().resolve() == Path(checkpoint).resolve()
 
 
-def short_name(subject: str) -> str:
-    """A subject of `training.superb` without its path."""
-    kind, _, _ = subject.partition(":")
-    return kind if kind in ("mfcc", "untrained") else Path(subject).name
+def short_names(subjects: Iterable[str]) -> dict[str, str]:
+    """Subjects of `training.superb` without their paths; those of one name are told apart by number."""
+    short = {}
+    for subject in subjects:
+        kind, _, _ = subject.partition(":")
+        name = KINDS[kind] if kind in KINDS else Path(subject).name
+        same_name = sum(other == name or other.startswith(f"{name} (") for other in short.values())
+        short[subject] = f"{name} ({same_name + 1})" if same_name else name
+    return short

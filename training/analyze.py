@@ -30,6 +30,7 @@ from transformers import AutoFeatureExtractor, AutoModelForPreTraining
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
+from sjepa_hf.clusters import draw_clusters, order_clusters
 from sjepa_hf.command import command
 from sjepa_hf.opening import MissingWeights, open_config, open_model, open_pretrained
 from sjepa_hf.saving import files_written_aside
@@ -37,7 +38,7 @@ from training.arguments import default_device, parse_dataclasses
 from training.audio import SAMPLING_RATE, BadAudio, read_audio
 from training.bimodality import dip_test, two_gaussians
 from training.downstream.features import open_encoder
-from training.features import HOP
+from training.drawing import caption
 from training.figures import draw_entropy
 from training.labelled import LabelledClips, open_labelled
 from training.layer_choice import effective_rank
@@ -106,9 +107,9 @@ class Utterance(NamedTuple):
     phone_ends: np.ndarray | None = None
 
 
-def open_predictor(checkpoint: str, device: str) -> Predictor:
+def open_predictor(checkpoint: str, device: str) -> tuple[Predictor, np.ndarray]:
     """
-    The cluster head's posteriors over an unmasked clip.
+    The cluster head's posteriors over an unmasked clip, and the clusters' order (`sjepa_hf.clusters.order_clusters`).
 
     Raises:
         ValueError: if the checkpoint cannot be opened or holds no pretraining head.
@@ -133,7 +134,7 @@ def open_predictor(checkpoint: str, device: str) -> Predictor:
         inputs = extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_values
         return model(inputs.to(device)).logits[0].float().softmax(-1).cpu().numpy()
 
-    return predict
+    return predict, order_clusters(model.mixture.means)
 
 
 def bits(posteriors: np.ndarray) -> np.ndarray:
@@ -213,10 +214,10 @@ def find_utterance(clips: LabelledClips, wanted: str | None) -> Utterance:
     return Utterance(Path(clip.name).name, samples, transcript, tuple(phones), ends)
 
 
-def analyze_utterance(predict: Predictor, utterance: Utterance, path: Path) -> dict:
+def analyze_utterance(predict: Predictor, places: np.ndarray, utterance: Utterance, path: Path) -> dict:
     """Clusters, posteriors and entropy of one clip in time, drawn into `path`."""
     posteriors = predict(utterance.samples)
-    draw_utterance(utterance, posteriors, path)
+    draw_utterance(utterance, posteriors, places, path)
     clusters = posteriors.argmax(1)
     return {
         "name": utterance.name,
@@ -245,13 +246,14 @@ def draw_ranks(ranks: dict[str, list[float]], num_features: int, num_frames: int
     plt.close(figure)
 
 
-def draw_utterance(utterance: Utterance, posteriors: np.ndarray, path: Path) -> None:
+def draw_utterance(utterance: Utterance, posteriors: np.ndarray, places: np.ndarray, path: Path) -> None:
     """
     Spectrogram, phones, clusters, three largest posteriors and entropy over seconds.
 
     Args:
         utterance: the clip.
         posteriors: `(num_frames, num_components)`.
+        places: `(num_components,)`, the clusters' order, by which they are coloured.
         path: of the PNG.
     """
     seconds = len(utterance.samples) / SAMPLING_RATE
@@ -265,15 +267,20 @@ def draw_utterance(utterance: Utterance, posteriors: np.ndarray, path: Path) -> 
     _draw_spectrogram(next(panels), utterance.samples)
     if aligned:
         _draw_phones(next(panels), utterance)
-    _draw_clusters(next(panels), posteriors.argmax(1))
+    strip = next(panels)
+    draw_clusters(strip, posteriors.argmax(1), places, 0.85 * width / seconds)
+    strip.set(ylabel="cluster")
+    strip.text(1.012, 0.5, "like colours:\nlike clusters", transform=strip.transAxes, va="center", fontsize=8)
     _draw_posteriors(next(panels), posteriors)
     _draw_entropy_in_time(next(panels), bits(posteriors), np.log2(posteriors.shape[1]))
     if aligned:
         for panel in axes[2:]:
             panel.vlines(utterance.phone_ends, 0, 1, transform=panel.get_xaxis_transform(), color="0.75", lw=0.5)
     axes[-1].set(xlabel="seconds", xlim=(0, seconds))
-    text = textwrap.fill(utterance.transcript, int(13 * width))
-    figure.suptitle(f"{utterance.name}\n{text}" if text else utterance.name, fontsize=10)
+    columns = int(13 * width)
+    text = textwrap.fill(caption(utterance.transcript, 4 * columns), columns)
+    name = caption(utterance.name, 80)
+    figure.suptitle(f"{name}\n{text}" if text else name, fontsize=10)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -289,7 +296,7 @@ def _draw_spectrogram(panel, samples: np.ndarray) -> None:
     panel.imshow(decibels, origin="lower", aspect="auto", extent=extent, vmin=top - 70, vmax=top, cmap="magma")
     kilohertz = np.array([0.5, 1, 2, 4, 8])
     bands = 80 * np.log1p(kilohertz / 0.7) / np.log1p(8 / 0.7)  # the mel scale of the bands
-    panel.set(ylabel="kHz", yticks=bands, yticklabels=[f"{k:g}" for k in kilohertz])
+    panel.set(ylabel="frequency (kHz)", yticks=bands, yticklabels=[f"{k:g}" for k in kilohertz])
 
 
 def _draw_phones(panel, utterance: Utterance) -> None:
@@ -301,32 +308,17 @@ def _draw_phones(panel, utterance: Utterance) -> None:
             panel.axvspan(start, end, color="0.9", lw=0)
         else:
             height, spoken = (0.8, 0.5, 0.2)[spoken % 3], spoken + 1
-            panel.text((start + end) / 2, height, phone, ha="center", va="center", fontsize=7, clip_on=True)
+            panel.text((start + end) / 2, height, caption(phone), ha="center", va="center", fontsize=7, clip_on=True)
         start = end
     panel.vlines(utterance.phone_ends, 0, 1, color="0.6", lw=0.5)
     panel.set(ylabel="phones", yticks=[], ylim=(0, 1))
-
-
-def _draw_clusters(panel, clusters: np.ndarray) -> None:
-    """One bar for each run of a cluster; its number where the run lasts 60 ms or more."""
-    starts = np.flatnonzero(np.diff(clusters, prepend=-1))
-    lengths = np.diff(starts, append=len(clusters))
-    frame = HOP / SAMPLING_RATE
-    left = frame_centres(len(clusters))[starts] - frame / 2
-    colours = plt.cm.hsv(clusters[starts] * 0.618034 % 1)  # golden ratio: neighbouring numbers look unlike
-    colours[:, :3] = 0.45 + 0.55 * colours[:, :3]  # pale enough to write on
-    panel.bar(left, 1, width=lengths * frame, align="edge", color=colours, lw=0)
-    for start, length, x in zip(starts, lengths, left):
-        if length >= 3:
-            panel.text(x + length * frame / 2, 0.5, str(clusters[start]), ha="center", va="center", fontsize=6)
-    panel.set(ylabel="cluster", yticks=[], ylim=(0, 1))
 
 
 def _draw_posteriors(panel, posteriors: np.ndarray) -> None:
     largest = -np.sort(-posteriors, axis=1)[:, :3]
     labels = ("largest", "second", "third")
     panel.stackplot(frame_centres(len(largest)), largest.T, labels=labels, colors=("C0", "#7fb2dc", "#cfe2f2"), lw=0)
-    panel.set(ylabel="posteriors", ylim=(0, 1))
+    panel.set(ylabel="posterior\n(probability)", ylim=(0, 1))
     panel.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
 
 
@@ -334,7 +326,7 @@ def _draw_entropy_in_time(panel, entropy: np.ndarray, most: float) -> None:
     panel.plot(frame_centres(len(entropy)), entropy, color="C3", lw=1)
     for mark in MARKS:
         panel.axhline(mark, color="0.6", ls=":", lw=0.8)
-    panel.set(ylabel=f"bits (of {most:.1f})", ylim=(0, max(1.05 * entropy.max(), 2.1)))
+    panel.set(ylabel=f"entropy (bits,\nat most {most:.1f})", ylim=(0, max(1.05 * entropy.max(), 2.1)))
 
 
 def report(results: dict) -> str:
@@ -376,13 +368,13 @@ def run(checkpoint: str, arguments: AnalysisArguments, directory: Path) -> dict:
     chosen = arguments.only or ANALYSES
     results = {"checkpoint": checkpoint, "data": list(arguments.data), "seed": arguments.seed}
     device = default_device()
-    predict = None if chosen == ["rank"] else open_predictor(checkpoint, device)
+    predict, places = (None, None) if chosen == ["rank"] else open_predictor(checkpoint, device)
     labels = (arguments.transcript,) if arguments.transcript else ()
     labels += ("phones", "phone_ends") if arguments.phones else ()
     clips = open_labelled(arguments.data, (), optional=labels, audio_column=arguments.audio_column)
     if "utterance" in chosen:
         utterance = find_utterance(clips, arguments.utterance)
-        results["utterance"] = analyze_utterance(predict, utterance, directory / "utterance.png")
+        results["utterance"] = analyze_utterance(predict, places, utterance, directory / "utterance.png")
     if "entropy" in chosen or "rank" in chosen:
         clips, frame_counts = readable_clips(clips, arguments.max_clips, arguments.seed)
     if "entropy" in chosen:

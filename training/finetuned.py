@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt
 
 logger = logging.getLogger(__name__)
 
+CURVES = {"loss": "training loss", "eval_loss": "loss on held-out clips", "eval_wer": "WER", "eval_cer": "CER"}
 TRAINER_SETTINGS = (
     "learning_rate lr_scheduler_type warmup_steps weight_decay per_device_train_batch_size gradient_accumulation_steps"
     " max_grad_norm bf16 fp16 seed"
@@ -109,6 +110,7 @@ def save_output(
     with written_aside(final) as directory:
         if hasattr(model, "merge_and_unload"):
             model.save_pretrained(directory / "adapter")
+            (directory / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's form, not filled in
             model = model.merge_and_unload()
         model.save_pretrained(directory)
         save_others(directory)
@@ -160,16 +162,33 @@ def run_record(trainer: FineTuner, arguments: FineTuningArguments) -> dict:
 
 
 def draw_learning_curve(history: Sequence[dict], metrics: Sequence[str], path: Path) -> None:
-    """Training and evaluation loss, and the metrics of each evaluation (`eval_...`), over optimizer steps."""
-    figure, (upper, lower) = plt.subplots(2, figsize=(8, 6), layout="constrained", sharex=True)
-    for axes, names in ((upper, ("loss", "eval_loss")), (lower, [f"eval_{metric}" for metric in metrics])):
-        for name in names:
-            points = [(entry["step"], entry[name]) for entry in history if name in entry]
-            if points:
-                axes.plot(*zip(*points), "." if len(points) == 1 else "-", label=name.replace("_", " "), lw=1.5)
-        if axes.lines:
-            axes.legend(frameon=False)
-    upper.set(ylabel="loss", title="Fine-tuning")
-    lower.set(xlabel="steps", ylabel=" and ".join(metrics), ylim=(0, None))
+    """
+    Training and evaluation loss, and the metrics of each evaluation (`eval_...`), over optimizer steps; a panel for
+    what was measured, and no picture where nothing was.
+    """
+    panels = []
+    scores = [f"eval_{metric}" for metric in metrics]
+    named = {name: name.removeprefix("eval_").replace("_", " ") for name in scores}
+    shown = named | CURVES
+    for label, names in (
+        ("loss (nats)", ("loss", "eval_loss")),
+        (" and ".join(shown[name] for name in scores) + " (share)", scores),
+    ):
+        curves = {name: [(entry["step"], entry[name]) for entry in history if name in entry] for name in names}
+        if any(curves.values()):
+            panels.append((label, {shown[name]: points for name, points in curves.items() if points}))
+    if not panels:
+        return
+    size = (8, 1 + 2.6 * len(panels))
+    figure, rows = plt.subplots(len(panels), figsize=size, layout="constrained", sharex=True, squeeze=False)
+    for axes, (label, curves) in zip(rows[:, 0], panels):
+        for name, points in curves.items():
+            axes.plot(*zip(*points), ".-" if len(points) < 30 else "-", label=name, lw=1.5)
+        axes.set(ylabel=label)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+    rows[0, 0].set_title("Fine-tuning")
+    rows[-1, 0].set_xlabel("optimizer steps")
+    rows[-1, 0].xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -38,6 +38,7 @@ from sjepa_hf.command import command
 from sjepa_hf.saving import files_written_aside
 from training.arguments import default_device, parse_dataclasses
 from training.downstream.features import open_encoder
+from training.drawing import caption
 from training.heartbeat import Heartbeat
 from training.labelled import LabelledClips, open_labelled
 from training.probing import (
@@ -385,12 +386,19 @@ def percent(mean: float, deviation: float | None) -> str:
 
 
 def draw(results: dict, path: Path) -> None:
-    """Accuracy over layers, one panel for each label and classifier; baselines as broken lines."""
+    """
+    Accuracy over layers, one panel for each label and classifier; baselines as broken lines. Without a score, no
+    picture.
+    """
     shown = panels(results)
-    figure, axes = plt.subplots(
-        1, len(shown), figsize=(1 + 3.6 * len(shown), 4.2), layout="constrained", squeeze=False
-    )
-    for panel, (label, classifier) in zip(axes[0], shown):
+    if not shown:
+        return
+    columns, rows = min(len(shown), 4), -(-len(shown) // 4)
+    size = (1 + 3.6 * columns, 0.6 + 3.6 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for panel in axes.flat[len(shown) :]:
+        panel.set_axis_off()
+    for panel, (label, classifier) in zip(axes.flat, shown):
         scores = [s for s in results["scores"] if (s["label"], s["classifier"]) == (label, classifier)]
         colours = iter(f"C{n}" for n in range(len(scores)))
         greys = iter(("0.45", "0.6", "0.7", "0.8") * len(scores))
@@ -398,17 +406,17 @@ def draw(results: dict, path: Path) -> None:
             points = [s for s in scores if s["subject"] == name]
             means, deviations = (100 * np.array([s[key] or 0.0 for s in points]) for key in ("mean", "deviation"))
             if points[0]["kind"] == "mfcc":
-                panel.axhline(means[0], color="k", ls=":", label=name)
+                panel.axhline(means[0], color="k", ls=":", label=caption(name, 40))
                 continue
             trained = points[0]["kind"] == "checkpoint"
             style = dict(color=next(colours), ls="-") if trained else dict(color=next(greys), ls="--")
             layers = [s["layer"] + 0.04 * number for s in points]  # bars beside one another
-            panel.errorbar(layers, means, deviations, marker="o", ms=4, capsize=2, label=name, **style)
-        panel.set(xlabel="layer (0: Transformer input)", title=f"{label}, {classifier}")
+            panel.errorbar(layers, means, deviations, marker="o", ms=4, capsize=2, label=caption(name, 40), **style)
+        panel.set(xlabel="layer (0: Transformer input)", title=caption(f"{label}, {classifier}", 40))
         lowest, highest = panel.get_ylim()
         panel.set_ylim(min(lowest, 95), min(highest, 100.5))  # where all is perfect, flat lines at the top
         panel.xaxis.get_major_locator().set_params(integer=True)
-    axes[0, 0].set_ylabel("accuracy in %")
+        panel.set_ylabel("accuracy (%)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)

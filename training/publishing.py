@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sjepa_hf.command import UserError
-from sjepa_hf.push import files_to_push, open_repo, push
+from sjepa_hf.contents import contents
+from sjepa_hf.push import open_repo, push
 
 
 logger = logging.getLogger(__name__)
@@ -43,14 +44,14 @@ class Publisher:
         """Have a checkpoint pushed as `revision`; returns at once."""
         copy = self._staging / directory.name
         try:
-            for name, path in files_to_push(directory).items():
+            for name, path in contents(directory).files.items():
                 target = copy / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     os.link(path, target)
                 except OSError:  # a file system without links
                     shutil.copyfile(path, target)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             logger.warning("%s could not be set aside to be pushed: %s", directory, error)
             shutil.rmtree(copy, ignore_errors=True)
             return

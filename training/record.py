@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from sjepa_hf.model_card import RECORD
+from sjepa_hf.contents import RECORD, reduce_paths
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import data_name
 from training.arguments import Arguments
@@ -25,10 +25,10 @@ PACKAGES = ("sjepa_hf", "torch", "transformers", "accelerate")
 def write_record(directory: Path, accelerator: Accelerator, **facts) -> None:
     """
     Write training.json: `facts` of the run, and the hardware and software that it ran on. It is meant to be shown to
-    others: settings that are unset or tell of this machine alone are left out.
+    others: settings that are unset or tell of this machine alone are left out, and paths are reduced to names.
     """
     settings = {name: value for name, value in facts["settings"].items() if value is not None and name not in LEFT_OUT}
-    found = facts | {"settings": settings, "hardware": hardware(accelerator), "software": software()}
+    found = reduce_paths(facts | {"settings": settings}) | {"hardware": hardware(accelerator), "software": software()}
     write_text_aside(directory / RECORD, json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
@@ -54,10 +54,10 @@ def base_of(checkpoint: str | None) -> dict[str, str | None]:
     if checkpoint is None:
         return {}
     base = Path(checkpoint)
-    return {
-        "base_model": None if base.is_dir() else checkpoint,
-        "base_checkpoint": "/".join(base.parts[-2:]),
-    }
+    parts = (
+        base.parts[-1:] if base.parent == Path.home() else base.parts[-2:]
+    )  # the home directory has the user's name
+    return {"base_model": None if base.is_dir() else checkpoint, "base_checkpoint": "/".join(parts).strip("/")}
 
 
 def hardware(accelerator: Accelerator) -> str:

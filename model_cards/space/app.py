@@ -1,9 +1,11 @@
 """A page to look and listen: what an S-JEPA checkpoint hears in speech that is recorded or uploaded.
 
     python model_cards/space/app.py                                # the checkpoint of `make demo`
-    python model_cards/space/app.py --checkpoint runs/mine/final --asr runs/asr/final
+    python model_cards/space/app.py --checkpoint runs/mine/final --asr runs/asr/final --examples clips/
+    python model_cards/space/app.py --host 0.0.0.0 --port 8080
 
-Without --checkpoint, the environment variable SJEPA_CHECKPOINT names it (SJEPA_ASR the one for transcripts).
+Without --checkpoint, the environment variable SJEPA_CHECKPOINT names it (SJEPA_ASR the one for transcripts,
+SJEPA_EXAMPLES the folder of clips to try).
 """
 
 import argparse
@@ -11,6 +13,8 @@ import base64
 import html
 import io
 import os
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is sent an
 import gradio as gr
 import soundfile
 import transformers
+from example_clips import find_examples
 from listening import (
     MAX_SECONDS,
     SAMPLING_RATE,
@@ -35,10 +40,12 @@ from listening import (
 from pictures import Picture, draw_clip, draw_ranks, draw_similarity
 
 from sjepa_hf.command import command
+from sjepa_hf.contents import shown
 
 
 HERE = Path(__file__).parent
 LARGEST_FILE = "2gb"
+ZOOMS = {"whole": 1, "2 x": 2, "4 x": 4}  # how wide a clip is drawn
 SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # nothing is fetched
 HOW_TO_READ = f"""
 - **Log-mel spectrogram**: energy by time and pitch, on the mel scale, 70 dB from black to bright.
@@ -52,6 +59,8 @@ HOW_TO_READ = f"""
   collapsed; short clips have few directions to use.
 - **Frame similarity**: cosine between each frame of clip A (downwards) and each of clip B (to the right), after their
   common mean is taken off. Where both say the same, a bright line runs from the upper left to the lower right.
+
+Where bars are too narrow for their numbers, draw the clip wider and scroll.
 
 Files of any rate and channel count serve (WAV, FLAC, OGG, Opus, MP3); of long ones the first {MAX_SECONDS} s.
 """
@@ -104,10 +113,13 @@ def title(path: str, clip: Clip, letter: str = "") -> str:
     return f'<h3>{letter}{name}</h3><p class="aside">{length}, as the model hears it: mono, 16 kHz</p>'
 
 
-def show_clip(listener: Listener, path: str | None) -> str:
-    """The page's answer to one clip, as HTML: pictures, or a sentence that says what is wrong with the file."""
+def show_clip(listener: Listener, path: str | None, zoom: int = 1) -> str:
+    """
+    The page's answer to one clip, as HTML: pictures, its time drawn `zoom` times as wide as they need to be seen at
+    once, or a sentence that says what is wrong with the file.
+    """
     if path is None:
-        return hint("Record or upload some speech: a sentence or two is enough.")
+        return hint("Record or upload some speech, a sentence or two, or try a clip from above.")
     try:
         clip = read_clip(path)
     except ValueError as error:
@@ -127,7 +139,7 @@ def show_clip(listener: Listener, path: str | None) -> str:
     if heard.words is not None:
         text = html.escape(" ".join(word.text for word in heard.words)) or "<i>no words recognised</i>"
         transcript = f'<p class="transcript">{text}</p>'
-    picture = draw_clip(clip, heard, listener.cluster_places)
+    picture = draw_clip(clip, heard, listener.cluster_places, zoom)
     rank_image = f'<img src="{data_uri(rank_picture.webp, "image/webp")}" alt="Effective rank of each layer">'
     return (
         f'{"".join(notes)}<div class="listen">{title(path, clip)}{transcript}{player(clip)}'
@@ -179,21 +191,27 @@ def show_pair(listener: Listener, first: str | None, second: str | None, layer: 
     )
 
 
-def clip_input(name: str, elem_id: str) -> gr.State:
-    """A place to drop a file, which has `elem_id`, and a microphone; the state holds the path of the latest clip."""
+def clip_input(name: str, elem_id: str, examples: Sequence[Path]) -> gr.State:
+    """
+    A place to drop a file, which has `elem_id`, a microphone and clips to try; the state holds the path of the latest.
+    """
     path = gr.State(None)
     with gr.Row(equal_height=True):
-        file = gr.File(label=f"Upload {name}", height=140, elem_id=elem_id)
-        settings = {"sources": ["microphone"], "type": "filepath", "editable": False, "buttons": []}
+        file = gr.File(label=f"Upload {name}", height=140, min_width=280, elem_id=elem_id)
+        settings = {"sources": ["microphone"], "type": "filepath", "editable": False, "buttons": [], "min_width": 280}
         microphone = gr.Audio(label=f"Record {name}", **settings)
     # The place to drop files stays free for the next one.
     file.upload(lambda uploaded: (uploaded, None), file, [path, file], show_progress="hidden")
     microphone.stop_recording(lambda recorded: recorded, microphone, path, show_progress="hidden")
+    with gr.Row(elem_classes="examples"):
+        for example in examples:
+            button = gr.Button(f"Try {shown(example.name, 32)}", size="sm", min_width=60, scale=0)
+            button.click(lambda found=str(example): found, None, path, show_progress="hidden")
     return path
 
 
-def build(listener: Listener) -> gr.Blocks:
-    """The page."""
+def build(listener: Listener, examples: Sequence[Path] = ()) -> gr.Blocks:
+    """The page, with clips to try."""
     script = (HERE / "player.js").read_text()
     layers = [("Transformer input", 0), *((str(layer), layer) for layer in range(1, listener.num_layers + 1))]
     with gr.Blocks(title="S-JEPA: look and listen", fill_width=True, delete_cache=(3600, 3600)) as page:
@@ -201,15 +219,16 @@ def build(listener: Listener) -> gr.Blocks:
             f"# S-JEPA: look and listen\nWhat a speech encoder trained without labels hears. {describe(listener)}"
         )
         with gr.Tab("One clip"):
-            clip = clip_input("speech", "file")
+            clip = clip_input("speech", "file", examples)
+            zoom = gr.Radio(list(ZOOMS.items()), value=1, label="Width of the pictures", elem_id="zoom")
             answer = gr.HTML(show_clip(listener, None), js_on_load=script, elem_id="one")
-            clip.change(lambda path: show_clip(listener, path), clip, answer)
+            gr.on([clip.change, zoom.change], lambda p, z: show_clip(listener, p, z), [clip, zoom], answer)
         with gr.Tab("Two clips"):
             with gr.Row():
                 with gr.Column():
-                    first = clip_input("clip A", "file-a")
+                    first = clip_input("clip A", "file-a", examples)
                 with gr.Column():
-                    second = clip_input("clip B", "file-b")
+                    second = clip_input("clip B", "file-b", examples)
             middle = listener.num_layers // 2
             layer = gr.Radio(layers, value=middle, label="Layer whose frames are compared", elem_id="layer")
             pair = gr.HTML(show_pair(listener, None, None, 0), js_on_load=script, elem_id="two")
@@ -220,6 +239,18 @@ def build(listener: Listener) -> gr.Blocks:
     return page
 
 
+def check_address(host: str, port: int) -> None:
+    """Raise a ValueError for an address that this machine cannot serve at (port 0: any)."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"`port` must lie between 1 and 65535, got {port}.")
+    try:
+        family = socket.getaddrinfo(host, port)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except (OSError, UnicodeError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise ValueError(f"The page cannot be served at {host}, port {port or 'any'}: {said}.") from None
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A page to look at and listen to what an S-JEPA checkpoint hears.")
@@ -228,10 +259,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--asr", default=os.environ.get("SJEPA_ASR"), help="another one with a CTC head, for transcripts beside it"
     )
+    parser.add_argument(
+        "--examples",
+        default=os.environ.get("SJEPA_EXAMPLES"),
+        help="folder of clips to try (default: those of `make demo`, or five vowels)",
+    )
+    parser.add_argument("--host", help="address to serve at (default: 127.0.0.1; 0.0.0.0: every one of this machine)")
+    parser.add_argument("--port", type=int, help="(default: the first free one from 7860)")
+    parser.add_argument(
+        "--share", action="store_true", help="also give it an address for everybody, through Gradio's servers"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.host or arguments.port:
+        check_address(arguments.host or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), arguments.port or 0)
     transformers.logging.set_verbosity_error()
+    examples = find_examples(arguments.examples)
     listener = Listener(arguments.checkpoint, arguments.asr)
-    build(listener).launch(
+    build(listener, examples).launch(
+        server_name=arguments.host,
+        server_port=arguments.port,
+        share=arguments.share,
         theme=gr.themes.Soft(primary_hue="sky", secondary_hue="sky", neutral_hue="slate", **SYSTEM_FONTS),
         css_paths=HERE / "page.css",
         max_file_size=LARGEST_FILE,

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCTC, AutoModelForPreTraining, AutoProcessor
+from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoModelForPreTraining, AutoProcessor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
+from sjepa_hf.clusters import order_clusters
+from sjepa_hf.opening import open_config, open_pretrained
 from training.gate import SAMPLING_RATE, BadAudio, audio_length, read_audio
 
 
@@ -133,11 +135,8 @@ class Recogniser:
 
     def __init__(self, checkpoint: str, device: str):
         """Raises ValueError if there is no CTC head or no tokenizer."""
-        try:
-            model, loading = AutoModelForCTC.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
-            self.processor = AutoProcessor.from_pretrained(checkpoint)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{checkpoint} cannot be opened for transcripts ({first_line(error)})") from None
+        model, loading = open_pretrained(AutoModelForCTC, checkpoint, dtype=torch.float32, output_loading_info=True)
+        self.processor = open_pretrained(AutoProcessor, checkpoint)
         if any(key.startswith("lm_head.") for key in loading["missing_keys"]):
             raise ValueError(f"{checkpoint} has no CTC head, which transcripts need: give one that was fine-tuned.")
         if not hasattr(self.processor, "tokenizer"):
@@ -179,18 +178,17 @@ class Listener:
             raise ValueError(
                 f"there is no directory {checkpoint}: choose another with --checkpoint, or make one by `make demo`."
             )
-        try:
-            self.config = AutoConfig.from_pretrained(checkpoint)
-            if self.config.model_type != "sjepa":
-                raise ValueError(f"a {self.config.model_type} model, not S-JEPA")
-            model, loading = AutoModelForPreTraining.from_pretrained(
-                checkpoint, dtype=torch.float32, output_loading_info=True
-            )
-            self.extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{checkpoint} cannot be opened ({first_line(error)})") from None
+        self.config = open_config(checkpoint)
+        if self.config.model_type != "sjepa":
+            raise ValueError(f"{checkpoint} holds a {self.config.model_type} model, not S-JEPA.")
+        model, loading = open_pretrained(
+            AutoModelForPreTraining, checkpoint, dtype=torch.float32, output_loading_info=True
+        )
+        self.extractor = open_pretrained(AutoFeatureExtractor, checkpoint)
         if any(key.startswith("sjepa.") for key in loading["missing_keys"]):
             raise ValueError(f"{checkpoint} holds no whole S-JEPA encoder.")
+        if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+            raise ValueError(f"{checkpoint} holds weights that are NaN or infinite: its training has diverged.")
         pretraining = not any(key.startswith("cluster_head.") for key in loading["missing_keys"])
         self.encoder = model.sjepa.eval().to(self.device)
         self.cluster_head = model.cluster_head.eval().to(self.device) if pretraining else None
@@ -223,15 +221,3 @@ class Listener:
         inputs = self.extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_values
         outputs = self.encoder(inputs.to(self.device), output_hidden_states=True)
         return [layer[0].float() for layer in outputs.hidden_states]
-
-
-def order_clusters(means: torch.Tensor) -> np.ndarray:
-    """Rank between 0 and 1 of each mean of `(num_components, num_features)` along their first principal component."""
-    centred = (means - means.mean(0)).float()
-    first = torch.linalg.svd(centred, full_matrices=False).Vh[0]
-    ranks = (centred @ first).argsort().argsort()
-    return ranks.cpu().numpy() / max(len(ranks) - 1, 1)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

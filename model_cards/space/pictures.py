@@ -8,10 +8,13 @@ from listening import HOP, MEL_BANDS, MEL_HOP, SAMPLING_RATE, Clip, Heard, entro
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sjepa_hf.clusters import draw_clusters
+
 
 BLUE, SKY, ORANGE, VERMILLION, INK = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#22303c"
 STYLE = {"loc": "left", "fontsize": 10.5, "color": INK, "fontweight": "bold", "pad": 5}
 INCHES_A_SECOND = 0.9  # at least; a longer clip gets a wider picture
+DPI, MOST_PIXELS = 140, 16_000  # WebP ends at 16,383
 FRAME = HOP / SAMPLING_RATE  # seconds
 
 
@@ -28,15 +31,18 @@ class Picture(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-def draw_clip(clip: Clip, heard: Heard, cluster_places: np.ndarray | None) -> Picture:
-    """Log-mel, words, clusters, three largest posteriors and entropy of a clip, each over the same seconds."""
+def draw_clip(clip: Clip, heard: Heard, cluster_places: np.ndarray | None, zoom: int = 1) -> Picture:
+    """
+    Log-mel, words, clusters, three largest posteriors and entropy of a clip, each over the same seconds, `zoom` times
+    as wide as a screen shows at once.
+    """
     rows = [("mel", 2.5)]
     if heard.words:
         rows.append(("words", 0.42))
     if heard.posteriors is not None:
         rows += [("clusters", 0.55), ("posteriors", 1.25), ("entropy", 1.35)]
     heights, gap, top, bottom = [height for _, height in rows], 0.38, 0.35, 0.5
-    width = max(12.4, INCHES_A_SECOND * clip.seconds)
+    width = zoom * max(12.4, INCHES_A_SECOND * clip.seconds)
     height = top + sum(heights) + gap * (len(rows) - 1) + bottom
     figure = Figure(figsize=(width, height), facecolor="white")
     left, inner = 0.72 / width, (width - 0.72 - 0.2) / width
@@ -52,14 +58,15 @@ def draw_clip(clip: Clip, heard: Heard, cluster_places: np.ndarray | None) -> Pi
         _draw_words(panels["words"], heard)
     if heard.posteriors is not None:
         scale = inner * width / clip.seconds
-        _draw_clusters(panels["clusters"], heard.posteriors.argmax(1), cluster_places, scale)
+        draw_clusters(panels["clusters"], heard.posteriors.argmax(1), cluster_places, scale)
+        panels["clusters"].set_title("Most likely cluster (where colours are alike, so are the clusters)", **STYLE)
         _draw_posteriors(panels["posteriors"], heard.posteriors)
         _draw_entropy(panels["entropy"], heard.posteriors)
     for name, panel in panels.items():
         _tidy(panel)
         last = name == rows[-1][0]
         panel.tick_params(axis="x", labelbottom=last)
-        panel.xaxis.set_major_locator(MaxNLocator(max(8, int(clip.seconds) + 1), steps=[1, 2, 5, 10]))
+        panel.xaxis.set_major_locator(MaxNLocator(zoom * max(8, int(clip.seconds) + 1), steps=[1, 2, 5, 10]))
         panel.set_xlim(0, clip.seconds)
     panel.set_xlabel("seconds", color=INK, labelpad=2)
     box = (left, top / height, inner, 1 - (top + bottom) / height)
@@ -70,7 +77,7 @@ def draw_ranks(ranks: list[float], most: int) -> Picture:
     """Effective rank of each layer, lowest layer at the bottom; at most `most`."""
     height = 0.95 + 0.3 * len(ranks)
     figure = Figure(figsize=(5.6, height), facecolor="white")
-    panel = figure.add_axes((0.7 / 5.6, 0.45 / height, 4.6 / 5.6, 1 - 0.8 / height))
+    panel = figure.add_axes((0.9 / 5.6, 0.45 / height, 4.4 / 5.6, 1 - 0.8 / height))
     places = np.arange(len(ranks))
     panel.barh(places, ranks, color=BLUE, height=0.68)
     for place, rank in zip(places, ranks):
@@ -78,6 +85,7 @@ def draw_ranks(ranks: list[float], most: int) -> Picture:
     panel.set(xlim=(0, 1.13 * max(ranks)), yticks=places, yticklabels=["input", *places[1:]])
     panel.set_title("Effective rank of each layer", **STYLE)
     panel.set_xlabel(f"directions in use, of at most {most}", color=INK, labelpad=2)
+    panel.set_ylabel("layer", color=INK, labelpad=2)
     _tidy(panel)
     return Picture(_webp(figure), 5.6, (0, 0, 1, 1))
 
@@ -149,24 +157,6 @@ def _draw_words(panel, heard: Heard) -> None:
     panel.set_title("Transcript", **STYLE)
 
 
-def _draw_clusters(panel, clusters: np.ndarray, places: np.ndarray, inches_a_second: float) -> None:
-    """One bar for each run of a cluster, with its number where it fits in."""
-    starts = np.flatnonzero(np.diff(clusters, prepend=-1))
-    lengths = np.diff(starts, append=len(clusters))
-    left = frame_centres(len(clusters))[starts] - FRAME / 2
-    found = places[clusters[starts]]
-    edges = np.append(left, left[-1] + lengths[-1] * FRAME)
-    panel.pcolormesh(edges, [0, 1], found[None], cmap="viridis", vmin=0, vmax=1)
-    panel.vlines(left[1:], 0, 1, color="white", lw=0.4)
-    for start, length, x, place in zip(starts, lengths, left, found):
-        text = str(clusters[start])
-        if length * FRAME * inches_a_second > 0.058 * len(text):
-            ink = "black" if place > 0.55 else "white"
-            panel.text(x + length * FRAME / 2, 0.47, text, ha="center", va="center", fontsize=6.5, color=ink)
-    panel.set(ylim=(0, 1), yticks=[])
-    panel.set_title("Most likely cluster (where colours are alike, so are the clusters)", **STYLE)
-
-
 def _draw_posteriors(panel, posteriors: np.ndarray) -> None:
     largest = -np.sort(-posteriors, axis=1)[:, :3]
     labels = ("largest", "second", "third")[: largest.shape[1]]
@@ -204,5 +194,6 @@ def _tidy(panel) -> None:
 
 def _webp(figure: Figure) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="webp", dpi=140, pil_kwargs={"quality": 88, "method": 1})
+    dpi = min(DPI, MOST_PIXELS / max(figure.get_size_inches()))
+    figure.savefig(file, format="webp", dpi=dpi, pil_kwargs={"quality": 88, "method": 1})
     return file.getvalue()

@@ -1,6 +1,10 @@
-import pytest
+import os
 
-from sjepa_hf.saving import feature_extractor, written_aside
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sjepa_hf.saving import feature_extractor, files_written_aside, written_aside
 
 
 def test_a_directory_appears_whole_and_replaces_its_predecessor(tmp_path):
@@ -28,3 +32,20 @@ def test_feature_extractor_gives_padding_a_mask_and_leaves_the_level_alone():
     inputs = feature_extractor()([[0.5] * 400, [0.25] * 800], sampling_rate=16000, padding=True, return_tensors="pt")
     assert inputs["attention_mask"].sum(-1).tolist() == [400, 800]
     assert inputs["input_values"].max() == 0.5
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_who_may_read_what_is_written_is_as_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        for write, name in ((written_aside, "model"), (files_written_aside, "more")):
+            with write(tmp_path / name) as aside:
+                (aside / "adapter").mkdir()
+                for place in (aside, aside / "adapter"):
+                    save_file({"weight": torch.ones(2)}, place / "model.safetensors")
+                    (place / "config.json").write_text("{}")
+            found = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
+            assert len(found) == 4 and {path.stat().st_mode & 0o777 for path in found} == {mode}
+            assert (tmp_path / name / "adapter").stat().st_mode & 0o777 == 0o777 & ~umask
+    finally:
+        os.umask(before)

@@ -2,9 +2,11 @@
 
 import base64
 import io
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tracemalloc
@@ -16,6 +18,7 @@ import soundfile
 import torch
 from huggingface_hub import RepoCard
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, Wav2Vec2Processor
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining
@@ -32,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "model_cards" / "space"))
 import app
 import listening
 import pictures
+from example_clips import find_examples
 from listening import Clip, Listener, read_clip
 
 
@@ -252,14 +256,6 @@ def test_similarity_is_the_cosine_about_the_common_mean():
     assert np.diag(listening.similarity(first, first)) == pytest.approx(1)
 
 
-def test_clusters_are_ordered_along_their_main_direction():
-    places = torch.tensor([3.0, -1.0, 10.0, 0.0])
-    means = places[:, None] * torch.tensor([[2.0, -1.0, 0.5]]) + 40
-    ranks = listening.order_clusters(means)
-    wanted = np.array([2, 0, 3, 1]) / 3
-    assert ranks == pytest.approx(wanted) or ranks == pytest.approx(1 - wanted)
-
-
 def test_transcripts_are_those_of_greedy_decoding(fine_tuned, pretrained):
     checkpoint, model = fine_tuned
     samples = speechlike(2.0)
@@ -331,6 +327,96 @@ def test_the_time_axis_fills_the_box_that_the_line_runs_in(seconds, components):
     assert inside[-1] == pytest.approx((left + width) * len(row), abs=0.01 * len(row))
 
 
+def test_a_wider_picture_shows_the_same_time_in_more_detail(pretrained, clip_path):
+    listener = Listener(pretrained[0])
+    whole, wide = (images(app.show_clip(listener, clip_path, zoom)) for zoom in (1, 4))
+    assert wide[0].shape[1] == pytest.approx(4 * whole[0].shape[1], rel=0.01)
+    assert wide[0].shape[0] == pytest.approx(whole[0].shape[0], abs=2) and wide[1].shape == whole[1].shape
+
+
+def test_the_widest_picture_is_one_that_webp_can_hold():
+    samples = np.zeros(60 * 16000, np.float32)
+    samples[::100] = 0.1
+    picture = pictures.draw_clip(Clip(samples, 60.0), listening.Heard([], None, None), None, zoom=4)
+    assert Image.open(io.BytesIO(picture.webp)).width <= 16383 and picture.inches == pytest.approx(216)
+
+
+def test_clips_to_try(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (vowels,) = find_examples(None)
+    clip = read_clip(str(vowels))
+    assert vowels.name == "vowels.wav" and clip.seconds == 2.5 and 0.3 < np.abs(clip.samples).max() < 0.7
+    spectra = [np.abs(np.fft.rfft(part)) for part in np.split(clip.samples, 5)]
+    centres = [(s * np.arange(len(s))).sum() / s.sum() for s in spectra]
+    assert centres[0] > 1.5 * centres[4], "heed is brighter than who'd"
+    demo = tmp_path / "demo-output" / "speech-2min-seed0" / "test" / "v1"
+    demo.mkdir(parents=True)
+    for number in range(20):
+        (demo / f"{number:02d}.flac").touch()
+    assert [path.name for path in find_examples(None)] == [f"{number:02d}.flac" for number in range(0, 16, 2)]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    for folder in ("mine", "nowhere"):
+        with pytest.raises(ValueError, match=f"`examples` {folder} is no folder with audio"):
+            find_examples(folder)
+    (tmp_path / "mine" / "A.WAV").touch()
+    assert [path.name for path in find_examples("mine")] == ["A.WAV"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--port", "70000"], "`port` must lie between 1 and 65535, got 70000"),
+        (["--port", "-1"], "`port` must lie between 1 and 65535, got -1"),
+        (["--host", "203.0.113.1"], "The page cannot be served at 203.0.113.1, port any: "),
+        (["--host", "x" * 70], "The page cannot be served at x+, port any: "),
+        (["--port", "TAKEN"], "The page cannot be served at 127.0.0.1, port .*: Address already in use"),
+    ],
+)
+def test_addresses_that_cannot_be_served_at(options, sentence, monkeypatch):
+    monkeypatch.delenv("GRADIO_SERVER_NAME", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = [str(taken.getsockname()[1]) if option == "TAKEN" else option for option in options]
+        with pytest.raises(SystemExit, match=f"error: {sentence}"):
+            app.main(["--checkpoint", "unread", *options])
+
+
+def damage(directory: str, name: str) -> str:
+    """Break a copy of a checkpoint in one way."""
+    copy = Path(f"{directory}_damaged_{name}")
+    shutil.copytree(directory, copy)
+    weights, config = copy / "model.safetensors", json.loads((copy / "config.json").read_text())
+    if name == "torn":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif name == "html":
+        weights.write_text("<html>404</html>")
+    elif name == "heads":
+        (copy / "config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
+    elif name == "sizes":
+        (copy / "config.json").write_text(json.dumps(config | {"hidden_size": 64, "num_attention_heads": 2}))
+    elif name == "extractor":
+        (copy / "preprocessor_config.json").write_text("[1, 2]")
+    elif name == "nan":
+        tensors = load_file(weights)
+        tensors["mixture.means"][0] = np.nan
+        save_file(tensors, weights, {"format": "pt"})
+    return str(copy)
+
+
+@pytest.mark.parametrize("name", ["torn", "html", "heads", "sizes", "extractor"])
+def test_damaged_checkpoints_are_named(pretrained, fine_tuned, name):
+    if name != "extractor":
+        with pytest.raises(ValueError, match=f"damaged_{name} cannot be opened"):
+            listening.Recogniser(damage(fine_tuned[0], name), "cpu")
+    with pytest.raises(ValueError, match=f"damaged_{name} cannot be opened"):
+        Listener(damage(pretrained[0], name))
+
+
+def test_a_training_that_diverged_is_named(pretrained):
+    with pytest.raises(ValueError, match="damaged_nan holds weights that are NaN or infinite"):
+        Listener(damage(pretrained[0], "nan"))
+
+
 def test_checkpoints_that_cannot_be_shown(pretrained, tmp_path, make_config, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     BertConfig().save_pretrained(tmp_path / "bert")
@@ -339,7 +425,7 @@ def test_checkpoints_that_cannot_be_shown(pretrained, tmp_path, make_config, mon
     for arguments, sentence in (
         (["--checkpoint", str(tmp_path / "nowhere")], r"error: there is no directory .*nowhere.*make demo"),
         (["--checkpoint", "name/nowhere"], r"error: name/nowhere cannot be opened"),
-        (["--checkpoint", str(tmp_path / "bert")], "a bert model, not S-JEPA"),
+        (["--checkpoint", str(tmp_path / "bert")], "bert holds a bert model, not S-JEPA"),
         (["--checkpoint", str(tmp_path / "mute")], "has a CTC head but no tokenizer"),
         (["--checkpoint", pretrained[0], "--asr", pretrained[0]], "has no CTC head, which transcripts need"),
     ):
@@ -354,7 +440,7 @@ def test_the_space_is_in_the_hubs_form():
     required = set(re.findall(r"^(\w+)", (SPACE / "requirements.txt").read_text(), re.MULTILINE))
     code = "".join(path.read_text() for path in SPACE.glob("*.py"))
     imported = set(re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)) - set(sys.stdlib_module_names)
-    assert imported - {"sjepa_hf", "training", "listening", "pictures"} <= required
+    assert imported - {"sjepa_hf", "training", "listening", "pictures", "example_clips"} <= required
     package = "".join(path.read_text() for path in (SPACE.parents[1] / "sjepa_hf").glob("modeling*.py"))
     assert "torch" in required and set(re.findall(r"^from (\w+)", package, re.MULTILINE)) <= required | {
         "collections",

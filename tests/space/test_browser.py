@@ -31,6 +31,14 @@ from selenium.webdriver.support.ui import WebDriverWait
 ROOT = Path(__file__).parents[2]
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 PATIENCE = 60  # seconds; what a test waits for usually takes one or two
+# Buttons and choices of the tab that reach beyond the box that they lie in.
+CUT = """
+    return [...document.querySelectorAll('button, select, label')].filter((node) => {
+        if (!node.offsetParent || node.closest('.listen')) return false;
+        const box = (node.closest('.block') || document.body).getBoundingClientRect();
+        return node.getBoundingClientRect().right > Math.min(box.right, innerWidth) + 1;
+    }).map((node) => node.textContent.trim());
+"""
 QUIET = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM.exists() and DRIVER.exists()),
@@ -195,6 +203,13 @@ def test_the_page_in_a_browser(address, browser, tmp_path):
     wait_for(browser, "#one h3", "audio.wav")
     assert colours(browser, "#one .sheet img") > 500
 
+    press(browser, "button", "Try vowels.wav")
+    wait_for(browser, "#one h3", "vowels.wav")
+    width = "return document.querySelector('#one .sheet').clientWidth"
+    before = browser.execute_script(width)
+    press(browser, "#zoom label", "4 x")
+    patiently(browser).until(lambda _: (browser.execute_script(width) or 0) > 2 * before)
+
     press(browser, "button[role=tab]", "Two clips")
     upload(browser, "file-a", tmp_path / "clip.wav")
     upload(browser, "file-b", tmp_path / "other.flac")
@@ -204,6 +219,12 @@ def test_the_page_in_a_browser(address, browser, tmp_path):
     before = browser.execute_script(source)
     press(browser, "#layer label", "Transformer input")
     patiently(browser).until(lambda _: browser.execute_script(source) not in (None, before))
+
+    for narrow in (420, 360):
+        size = {"width": narrow, "height": 1400, "deviceScaleFactor": 1, "mobile": True}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        patiently(browser).until(lambda _, narrow=narrow: browser.execute_script("return innerWidth") == narrow)
+        patiently(browser).until(lambda _: browser.execute_script(CUT) == [], browser.execute_script(CUT))
 
     assert severe(browser) == []
     elsewhere = [url for url in addresses(browser) if not url.startswith((address, "data:", "blob:", "chrome:"))]

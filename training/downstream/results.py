@@ -8,6 +8,8 @@ import matplotlib
 import numpy as np
 
 from sjepa_hf.saving import files_written_aside
+from sjepa_hf.scores import short_names
+from training.drawing import caption
 
 
 matplotlib.use("Agg")
@@ -95,16 +97,31 @@ def table(results: list[dict]) -> str:
 
 
 def draw_layer_weights(results: list[dict], directory: Path) -> None:
-    """Bars of the learned layer weights, mean over the seeds, one row of bars a subject."""
-    subjects = list(dict.fromkeys(result["encoder"] for result in results))
-    figure, rows = plt.subplots(len(subjects), figsize=(6, 1 + 1.6 * len(subjects)), squeeze=False, layout="tight")
-    for axes, subject in zip(rows[:, 0], subjects):
-        weights = np.mean([result["layer_weights"] for result in results if result["encoder"] == subject], axis=0)
-        axes.bar(range(len(weights)), weights)
-        axes.axhline(1 / len(weights), color="0.5", lw=1, ls="--")
-        axes.set(title=subject, ylabel="weight", xticks=range(len(weights)))
-        axes.title.set_fontsize(9)
-    rows[-1, 0].set_xlabel("layer (0: what enters the first Transformer layer); dashed: all equal")
+    """
+    The learned layer weights, a panel for each subject that has several layers: bars from the weight that all would
+    have if none was preferred to the mean over the seeds, and a dot for each seed. Without such a subject, no picture.
+    """
+    layers = {result["encoder"]: len(result["layer_weights"]) for result in results}
+    subjects = {name: title for name, title in short_names(layers).items() if layers[name] > 1}
+    if not subjects:
+        return
+    size = (max(6, 2 + 0.32 * max(layers.values())), 0.4 + 2.2 * len(subjects))
+    figure, rows = plt.subplots(len(subjects), figsize=size, squeeze=False, layout="constrained")
+    for axes, (subject, title) in zip(rows[:, 0], subjects.items()):
+        weights = np.array([result["layer_weights"] for result in results if result["encoder"] == subject])
+        places, uniform = np.arange(weights.shape[1]), 1 / weights.shape[1]
+        axes.bar(places, weights.mean(0) - uniform, bottom=uniform, width=0.6, color="C0", alpha=0.55)
+        axes.plot(places, weights.T, "o", color="C0", ms=3)
+        axes.axhline(uniform, color="0.3", lw=1, ls="--")
+        reach = max(1.15 * np.nan_to_num(np.abs(weights - uniform)).max(), 0.02 * uniform)
+        axes.set(
+            title=caption(title, 44),
+            xlabel="layer (0: what enters the first Transformer layer)",
+            ylabel=f"weight\n(dashed: all alike,\n{uniform:.3f})",
+            xticks=places,
+            ylim=(uniform - reach, uniform + reach),
+        )
+        axes.title.set_fontsize(10)
     with files_written_aside(directory) as aside:
         figure.savefig(aside / f"{results[0]['task']}_layer_weights.png", dpi=120)
     plt.close(figure)

@@ -26,13 +26,18 @@ from scipy import stats
 
 from sjepa_hf.command import command
 from sjepa_hf.saving import write_text_aside
+from training.drawing import caption
 
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 
 HIGHER_IS_BETTER = {"digits": True, "phones": True, "speakers": True, "cer": False, "wer": False}
+TITLES = {name: name.upper() if name in ("cer", "wer") else name for name in HIGHER_IS_BETTER}
+MEASURES = {name: "accuracy" if higher else "error rate" for name, higher in HIGHER_IS_BETTER.items()}
 CONFIDENCE = 0.95
 
 
@@ -167,11 +172,13 @@ def ordered(results: list[dict]) -> list[str]:
 
 
 def draw(results: list[dict], path: Path) -> None:
-    """One panel for each score: a dot for each seed, a bar at the mean, a line at the baseline's."""
+    """One panel for each score, three in a row: a dot for each seed, a bar at the mean, a line at the baseline's."""
     scores, names = scores_of(results), ordered(results)[::-1]
-    size = (2 + 3.2 * len(scores), 1.2 + 0.28 * len(names))
-    figure, panels = plt.subplots(1, len(scores), figsize=size, layout="constrained", sharey=True, squeeze=False)
-    for axes, score in zip(panels[0], scores):
+    columns = min(len(scores), 3)
+    rows = math.ceil(len(scores) / columns)
+    size = (2 + 3.2 * columns, 0.8 + rows * (1.2 + 0.28 * len(names)))
+    figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", sharey=True, squeeze=False)
+    for axes, score in zip(panels.flat, scores):
         for height, name in enumerate(names):
             values = values_of(results, name, score)
             colour = "0.3" if name == results[0]["baseline"] else "C0"
@@ -180,9 +187,21 @@ def draw(results: list[dict], path: Path) -> None:
                 axes.plot(np.mean(values), height, "|", ms=14, mew=2, color=colour)
             if name == results[0]["baseline"] and values:
                 axes.axvline(np.mean(values), color="0.7", lw=1, zorder=0)
-        axes.set(title=score + ("" if HIGHER_IS_BETTER[score] else " (lower is better)"))
+        better = "higher" if HIGHER_IS_BETTER[score] else "lower"
+        axes.set(title=TITLES[score], xlabel=f"{MEASURES[score]} ({better} is better)", ylim=(-0.6, len(names) - 0.4))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.grid(axis="x", color="0.92")
-    panels[0, 0].set_yticks(range(len(names)), names)
+    for axes in panels.flat[len(scores) :]:
+        axes.set_axis_off()
+    for axes in panels[:, 0]:
+        axes.set_yticks(range(len(names)), [caption(name, 32) for name in names])
+        axes.set_ylabel("variant")
+    marks = [
+        Line2D([], [], color="C0", marker="o", ls="", ms=4, alpha=0.6, label="one seed"),
+        Line2D([], [], color="C0", marker="|", ls="", ms=12, mew=2, label="mean over the seeds"),
+        Line2D([], [], color="0.7", lw=1, label=f"mean of {caption(results[0]['baseline'], 32)}"),
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

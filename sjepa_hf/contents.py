@@ -1,0 +1,306 @@
+"""What of a checkpoint directory may be published: the files that a checkpoint consists of, and nothing else."""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import yaml
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+
+from .command import first_line
+from .configuration_sjepa import AUTO_MAP, MODEL_CODE
+from .scores import data_name
+
+
+CARD, RECORD, RESULTS, EVAL_RESULTS = "README.md", "training.json", "results.json", ".eval_results"
+PICTURES = ("loss.png", "effective_rank.png", "predictor_entropy.png", "learning_curve.png")
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+SETTINGS = (CONFIG, "generation_config.json", "preprocessor_config.json", "processor_config.json")
+SETTINGS += ("tokenizer_config.json", "special_tokens_map.json", RECORD, RESULTS, ADAPTER[0])
+TOKENIZER = ("added_tokens.json", "tokenizer.json", "vocab.json", "text_normalization.json")
+TEXTS = ("vocab.txt", "merges.txt", "LICENSE", "LICENSE.md", "LICENSE.txt", CARD)
+TOKENIZER_MODELS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+WORDS_OF_USERS = (
+    "id2label",
+    "label2id",
+    "added_tokens_decoder",
+    "extra_special_tokens",
+)  # no paths, whatever they hold
+IMAGES = {
+    ".png": (b"\x89PNG\r\n",),
+    ".jpg": (b"\xff\xd8\xff",),
+    ".jpeg": (b"\xff\xd8\xff",),
+    ".gif": (b"GIF8",),
+    ".webp": (b"RIFF",),
+}
+SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
+LARGEST_BUT_WEIGHTS = 100e6  # bytes
+SHOWN = re.compile(r"!\[[^\]]*\]\(\s*<?([^)>\s]+)|<img[^>]+src=[\"']([^\"']+)")  # pictures of a Markdown text
+PATH = re.compile(r"(?:/|~|\.\./|file://)[^\n]*[^\n/]/[^\n]+")
+SECRET = re.compile(rb"hf_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
+
+
+@dataclass
+class Contents:
+    """
+    A checkpoint directory, sorted.
+
+    Attributes:
+        files: path in the repo -> file, of all that may be published.
+        left_out: name in the directory -> why it stays there.
+    """
+
+    files: dict[str, Path]
+    left_out: dict[str, str]
+
+
+def contents(checkpoint: Path) -> Contents:
+    """
+    Sort a checkpoint directory by a list of what may go: weights, configuration, tokenizer, the model's code, card,
+    pictures, scores and adapters. A file must lie in the directory itself: no link is followed, but for those that the
+    Hub's cache makes of its own files.
+
+    Raises:
+        ValueError: if the directory is no checkpoint, or what it must have is not whole.
+    """
+    found = Contents({}, {})
+    if not os.path.lexists(checkpoint / CONFIG):
+        raise ValueError(f"{checkpoint} is no checkpoint: it has no {CONFIG}. Name the directory with the weights.")
+    config = read_json(take(found, checkpoint, CONFIG, required=True))
+    for name in code_files(checkpoint, config):
+        take(found, checkpoint, name, required=True)
+    take_weights(found, checkpoint)
+    for name in (*SETTINGS, *TOKENIZER, *TEXTS, *TOKENIZER_MODELS, *ADAPTER, *PICTURES):
+        if name not in found.files and os.path.lexists(checkpoint / name):
+            take(found, checkpoint, name)
+    if os.path.lexists(checkpoint / EVAL_RESULTS):
+        for name in names_in(checkpoint / EVAL_RESULTS) if is_own_folder(checkpoint / EVAL_RESULTS) else ():
+            if name.endswith(".yaml") and not name.startswith("."):
+                take(found, checkpoint, f"{EVAL_RESULTS}/{name}")
+    if CARD in found.files:
+        for name in pictures_of(found.files[CARD]):
+            if name not in found.files and os.path.lexists(checkpoint / name):
+                take(found, checkpoint, name)
+    check_contents(found)
+    name_the_rest(found, checkpoint)
+    return found
+
+
+def take(found: Contents, checkpoint: Path, name: str, required: bool = False) -> Path:
+    """Sort one file in. Raises a ValueError if it is `required` and cannot be published."""
+    path = checkpoint / name
+    why = unfit(checkpoint, path)
+    if why is None:
+        found.files[name] = path
+    elif required:
+        raise ValueError(f"{checkpoint} lacks {name}" + (f": {why}." if os.path.lexists(path) else "."))
+    else:
+        found.left_out[name] = why
+    return path
+
+
+def unfit(checkpoint: Path, path: Path) -> str | None:
+    """Why a file of a checkpoint may not be published; None if it may."""
+    try:
+        place = Path(os.path.realpath(checkpoint), path.relative_to(checkpoint))
+        if os.path.realpath(path) != str(place) and not in_hub_cache(checkpoint, path):
+            return "it is a link, and links are not followed; put the file itself there"
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return "it is no regular file"
+        if status.st_size > LARGEST_BUT_WEIGHTS and path.suffix != ".safetensors":
+            return f"it has {status.st_size / 1e6:,.0f} MB, more than such a file can have"
+        with path.open("rb") as file:
+            start = file.read(16)
+    except FileNotFoundError:
+        return "it is not there"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    if not start:
+        return "it is empty"
+    if path.suffix in IMAGES and not start.startswith(IMAGES[path.suffix]):
+        return "it is no picture of the kind that its name says"
+    return None
+
+
+def in_hub_cache(checkpoint: Path, path: Path) -> bool:
+    """Whether a snapshot in the Hub's cache has a file as the link into `blobs/` that every file is there."""
+    snapshot = Path(os.path.realpath(checkpoint))
+    repo = snapshot.parent.parent
+    if snapshot.parent.name != "snapshots" or not repo.name.startswith("models--"):
+        return False
+    folders = [checkpoint / part for part in path.relative_to(checkpoint).parents]
+    return Path(os.path.realpath(path)).parent == repo / "blobs" and not any(
+        f.is_symlink() for f in folders if f != checkpoint
+    )
+
+
+def is_own_folder(path: Path) -> bool:
+    """Whether a path is a directory and no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names in a folder, sorted. Raises a ValueError if it cannot be listed."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be listed ({error.strerror}).") from None
+
+
+def take_weights(found: Contents, checkpoint: Path) -> None:
+    """Sort in the file of weights, or index and shards; where both are there, `from_pretrained` opens the file."""
+    if os.path.lexists(checkpoint / WEIGHTS) or not os.path.lexists(checkpoint / INDEX):
+        check_tensors(take(found, checkpoint, WEIGHTS, required=True))
+        return
+    index = take(found, checkpoint, INDEX, required=True)
+    shard_of = read_json(index).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
+        raise ValueError(f"{index} names no shards: save the model again.")
+    tensors = {}
+    for tensor, shard in shard_of.items():
+        if not isinstance(shard, str) or not SHARD.fullmatch(shard):
+            raise ValueError(f"{index} names a shard that is no file of this directory: {shown(str(shard))}.")
+        tensors.setdefault(shard, []).append(tensor)
+    for shard in sorted(tensors):
+        check_tensors(take(found, checkpoint, shard, required=True), tensors[shard])
+
+
+def check_tensors(path: Path, wanted: Sequence[str] = ()) -> None:
+    """Raise a ValueError unless a file is whole, by the header of safetensors, and has these tensors."""
+    try:
+        with safe_open(path, "pt") as file:
+            absent = set(wanted) - set(file.keys())
+    except Exception as error:  # safetensors has an error of its own, below Exception alone
+        raise ValueError(f"{path} is no whole safetensors file ({first_line(error)}).") from None
+    if absent:
+        raise ValueError(f"{path} lacks the tensor {shown(min(absent))}, which {INDEX} says is there.")
+
+
+def code_files(checkpoint: Path, config: dict) -> tuple[str, ...]:
+    """
+    The model's code that has to go along.
+
+    Raises:
+        ValueError: for an S-JEPA model without it, and for code that is not ours.
+    """
+    if config.get("model_type") == "sjepa":
+        absent = [name for name in MODEL_CODE if not os.path.lexists(checkpoint / name)]
+        if absent or config.get("auto_map") != AUTO_MAP:
+            raise ValueError(
+                f"{checkpoint} lacks the model's code ({', '.join(absent) or f'auto_map in {CONFIG}'}): open it with"
+                " `from_pretrained` and save it again."
+            )
+        return MODEL_CODE
+    if config.get("auto_map"):
+        raise ValueError(
+            f"{checkpoint} needs code that is not sjepa_hf's (`auto_map` in {CONFIG}): look through it and publish it"
+            " with `hf upload`."
+        )
+    return ()
+
+
+def check_contents(found: Contents) -> None:
+    """Raise a ValueError for settings that are no JSON, a bad card, adapters that are not whole, and secrets."""
+    for path in found.files.values():
+        if path.suffix not in (".safetensors", *IMAGES) and (secret := SECRET.search(path.read_bytes())):
+            said = secret[0][:10].decode()
+            raise ValueError(f"{path} holds what looks like a token or a private key ({said}...): take it out.")
+    for name in (*SETTINGS, *TOKENIZER):
+        if name in found.files:
+            read_json(found.files[name])
+    if ADAPTER[1] in found.files:
+        check_tensors(found.files[ADAPTER[1]])
+    if CARD in found.files:
+        check_card(found.files[CARD])
+
+
+def check_card(path: Path) -> None:
+    """Raise a ValueError for a card whose text or metadata the Hub would refuse."""
+    try:
+        ModelCard(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not in UTF-8: save it so.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 2})" if mark else ""
+        raise ValueError(f"{path}: the metadata at its top is no YAML{place}; mend or delete it.") from None
+    except Exception as error:  # a model-index that is none fails in many ways
+        raise ValueError(f"{path}: the metadata at its top are not a card's ({first_line(error)}).") from None
+
+
+def pictures_of(card: Path) -> list[str]:
+    """Pictures in the directory that a card shows."""
+    text = card.read_bytes().decode(errors="replace")
+    names = [unquote(first or second).removeprefix("./") for first, second in SHOWN.findall(text)]
+    return [
+        name
+        for name in dict.fromkeys(names)
+        if Path(name).suffix in IMAGES
+        and not Path(name).is_absolute()
+        and not any(part.startswith(".") for part in Path(name).parts)
+    ]
+
+
+def name_the_rest(found: Contents, checkpoint: Path) -> None:
+    """Enter what else lies in the directory; a folder of which nothing goes is one entry."""
+    folders = {""} | {f"{parent}/" for name in found.files for parent in map(str, Path(name).parents) if parent != "."}
+    for folder in sorted(folders):
+        for name in names_in(checkpoint / folder):
+            full = folder + name
+            shown_name = f"{full}/" if is_own_folder(checkpoint / full) else full
+            if full not in found.files and shown_name not in folders:
+                is_link = (checkpoint / full).is_symlink()
+                found.left_out.setdefault(shown_name, "it is a link" if is_link else "it is no part of a checkpoint")
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object. Raises a ValueError that names the file if it holds anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({first_line(error)}).") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds {type(found).__name__} where a JSON object should be.")
+    return found
+
+
+def without_paths(name: str, path: Path) -> Path | bytes:
+    """A file as it may be shown to others: in settings, paths of this machine are reduced to their last names."""
+    if name not in SETTINGS:
+        return path
+    found = read_json(path)
+    reduced = reduce_paths(found)
+    if reduced == found:
+        return path
+    return (json.dumps(reduced, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def reduce_paths(value: Any, key: str = "") -> Any:
+    """A JSON value whose paths, keys included, are reduced to names; labels and tokens stay as they are."""
+    if key in WORDS_OF_USERS:
+        return value
+    if isinstance(value, str):
+        return data_name(value) if PATH.fullmatch(value) else value
+    if isinstance(value, list):
+        return [reduce_paths(item) for item in value]
+    if isinstance(value, dict):
+        names = [reduce_paths(name) for name in value]
+        if len(set(names)) < len(names):  # two of a name: told apart by number
+            names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
+        return {name: reduce_paths(item, key) for name, (key, item) in zip(names, value.items())}
+    return value
+
+
+def shown(name: str, most: int = 80) -> str:
+    """A name on one line, cut in its middle where it is longer than `most` characters."""
+    name = name if name.isprintable() else ascii(name)
+    return name if len(name) <= most else f"{name[: most // 2 - 2]}...{name[-(most // 2) + 1 :]}"
