@@ -47,6 +47,8 @@ class JsonLines(Sequence):
     def __init__(self, path: str | Path, labels: Sequence[str] = ()):
         self.path = os.path.abspath(path)
         self.labels = tuple(labels)
+        self._shown = printable(self.path)
+        self._folder = os.path.dirname(self.path)
         with open(self.path, "rb") as file:
             self._stamp = _stamp(file)
             self._anchors, self._size = _scan(file, self.path)
@@ -91,14 +93,14 @@ class JsonLines(Sequence):
             return {"path": f"{self.path}, line {number}", **nothing, "bad_line": BadAudio("bad_line", str(error))}
 
     def _parse(self, number: int, line: bytes) -> dict:
-        where = f"{printable(self.path)}, line {number}"
+        where = f"{self._shown}, line {number}"
         entry = parse_object(line, where)
         names = [entry[key] for key in AUDIO_KEYS if entry.get(key)]
         if not names or not isinstance(names[0], str):
             raise ValueError(f"{where} has neither {' nor '.join(AUDIO_KEYS)}; it has {several(entry) or 'nothing'}.")
         if names[0] != names[-1]:
             raise ValueError(f"{where}: {' and '.join(AUDIO_KEYS)} differ; give one.")
-        row = {"path": names[0] if "://" in names[0] else local_path(os.path.dirname(self.path), names[0], where)}
+        row = {"path": names[0] if "://" in names[0] else local_path(self._folder, names[0], where)}
         for key in ("offset", "duration"):
             seconds = entry.get(key)
             if seconds is not None and not (type(seconds) in (int, float) and 0 <= seconds < LONGEST_CLIP):
@@ -116,7 +118,7 @@ def parse_object(line: bytes, where: str) -> dict:
     object has twice.
     """
     try:
-        entry = json.loads(str(line, "utf-8"), object_pairs_hook=_once)
+        entry = DECODER.decode(str(line, "utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{where}: the byte 0x{error.object[error.start]:02x} is not UTF-8: save the file as UTF-8."
@@ -134,6 +136,9 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
         names = [name for name, _ in pairs]
         raise ValueError(f"{several({name for name in names if names.count(name) > 1})} stands there twice")
     return entry
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def label_text(value: object, label: str, where: str) -> str | None:
@@ -161,10 +166,11 @@ def local_path(folder: str, name: str, where: str) -> str:
     The path of a file that a list in `folder` names: relative ones start there, ~ is the home directory, and the
     backslashes of Windows are slashes unless a file has them in its name.
     """
-    try:
-        os.fsencode(name)
-    except UnicodeEncodeError:
-        raise ValueError(f"{where}: no file has the name {several([name])}.") from None
+    if not name.isascii():
+        try:
+            os.fsencode(name)
+        except UnicodeEncodeError:
+            raise ValueError(f"{where}: no file has the name {several([name])}.") from None
     path = os.path.join(folder, os.path.expanduser(name) if name.startswith("~/") else name)
     if "\\" in name and not os.path.lexists(path):
         return os.path.join(folder, name.replace("\\", "/"))

@@ -42,7 +42,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def clips(folder):
-    return open_labelled([str(folder)], ["label"])
+    return open_labelled([str(folder)], ["label"], classes=True)
 
 
 @pytest.fixture
@@ -94,11 +94,11 @@ def test_a_second_run_does_not_encode(clips, encoder, store, pooled):
 def test_features_are_found_by_content(clips, encoder, store, folder, tmp_path):
     FrozenFeatures(encoder, clips, store, pooled=True)
     moved = folder.rename(tmp_path / "elsewhere")
-    FrozenFeatures(encoder, open_labelled([str(moved)], ["label"]), store, pooled=True)
+    FrozenFeatures(encoder, open_labelled([str(moved)], ["label"], classes=True), store, pooled=True)
     assert encoder.clips == 4
     soundfile.write(moved / "a" / "0.wav", 0.1 * np.random.default_rng(9).standard_normal(8000), 16000)
     frozen_features._file_hash.cache_clear()
-    changed = FrozenFeatures(encoder, open_labelled([str(moved)], ["label"]), store, pooled=True)
+    changed = FrozenFeatures(encoder, open_labelled([str(moved)], ["label"], classes=True), store, pooled=True)
     assert encoder.clips == 5 and changed[[0]][0] is not None
 
 
@@ -179,7 +179,7 @@ def test_values_beyond_half_precision_are_kept(clips, store):
 @pytest.mark.parametrize("pooled", [True, False])
 def test_clips_that_break_when_decoded_have_no_features(folder, encoder, store, pooled):
     soundfile.write(folder / "a" / "2.wav", np.full(8000, np.nan), 16000, subtype="FLOAT")
-    clips = open_labelled([str(folder)], ["label"])
+    clips = open_labelled([str(folder)], ["label"], classes=True)
     for _ in range(2):
         features = FrozenFeatures(encoder, clips, store, pooled)
         assert [x is None for x in features[range(4)]] == [False, True, False, False]
