@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from .command import first_line
@@ -29,5 +30,7 @@ def open_config(checkpoint: str | Path, **options) -> PreTrainedConfig:
 
 def why(error: Exception) -> str:
     """What an error says, in one line; where it is not meant for people, its kind too."""
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        error = ValueError(str(error.__cause__))  # the sentence about the field; what is around it names validators
     said = first_line(error)
     return said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
