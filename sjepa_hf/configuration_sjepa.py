@@ -16,6 +16,7 @@ if Version(transformers.__version__).release < (5, 21):
     )
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 
@@ -42,6 +43,58 @@ MODEL_CODE = (
     "modeling_sjepa_pretraining.py",
     "spec_augment.py",
 )
+
+
+# Smallest and largest value of each number, and of each entry of a list of numbers. The largest ones only catch slips
+# of the keyboard and broken files: models of such sizes would fill any memory, or never end being made.
+RANGES = {
+    "vocab_size": (1, 10**6),
+    "hidden_size": (1, 2**16),
+    "num_hidden_layers": (1, 1000),
+    "num_attention_heads": (1, 2**16),
+    "intermediate_size": (1, 2**18),
+    "hidden_dropout": (0, 1),
+    "activation_dropout": (0, 1),
+    "attention_dropout": (0, 1),
+    "feat_proj_dropout": (0, 1),
+    "final_dropout": (0, 1),
+    "layerdrop": (0, 1),
+    "initializer_range": (0, 10),
+    "layer_norm_eps": (1e-12, 1),
+    "num_mel_bins": (1, 2**12),
+    "feature_grad_mult": (0, 100),
+    "conv_dim": (1, 2**16),
+    "conv_stride": (1, 1000),
+    "conv_kernel": (1, 1000),
+    "num_conv_pos_embeddings": (1, 10**4),
+    "num_conv_pos_embedding_groups": (1, 2**16),
+    "predictor_num_hidden_layers": (1, 1000),
+    "predictor_num_attention_heads": (1, 2**16),
+    "predictor_intermediate_size": (1, 2**18),
+    "predictor_dropout": (0, 1),
+    "predictor_max_positions": (1, 10**6),
+    "num_mixture_components": (2, 10**6),
+    "mixture_feature_size": (1, 2**20),
+    "num_frozen_components": (2, 10**6),
+    "frozen_feature_size": (1, 2**20),
+    "mask_time_prob": (0, 1),
+    "mask_time_length": (1, 10**6),
+    "mask_feature_prob": (0, 1),
+    "mask_feature_length": (1, 10**6),
+    "classifier_proj_size": (1, 2**16),
+    "tdnn_dim": (1, 2**16),
+    "tdnn_kernel": (1, 1000),
+    "tdnn_dilation": (1, 1000),
+    "xvector_output_dim": (1, 2**16),
+}
+CHOICES = {
+    "front_end": ("waveform", "log_mel"),
+    "ctc_loss_reduction": ("mean", "sum", "none"),
+    "hidden_act": tuple(ACT2FN),
+    "feat_extract_activation": tuple(ACT2FN),
+}
+LONGEST_LIST = 64  # convolutions, or time-delay layers
+LONGEST_WINDOW = 8000  # samples that a frame may read, and from one frame to the next: half a second
 
 
 @strict
@@ -228,39 +281,50 @@ class SJepaConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Cross-field checks, run by `@strict` whenever a configuration is made."""
-        if self.front_end not in ("waveform", "log_mel"):
-            raise ValueError(f"`front_end` is {self.front_end!r}; choose 'waveform' or 'log_mel'.")
-        if not len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel) > 0:
+        for name, known in CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"`{name}` is {value!r}; choose one of {', '.join(known)}.")
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            for number in value if isinstance(value, list | tuple) else [value]:
+                if number is not None and (isinstance(number, bool) or not least <= number <= most):  # NaN is neither
+                    place = f"`{name}` is {number}" if number is value else f"`{name}` holds {number}"
+                    raise ValueError(f"{place}; it must lie between {least:,} and {most:,}.")
+        if not 0 < len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel) <= LONGEST_LIST:
             raise ValueError(
                 "`conv_dim`, `conv_stride` and `conv_kernel` describe the same convolutions and must have the same"
-                f" length, but have {len(self.conv_dim)}, {len(self.conv_stride)} and {len(self.conv_kernel)} entries."
+                f" length, from 1 to {LONGEST_LIST}, but have {len(self.conv_dim)}, {len(self.conv_stride)} and"
+                f" {len(self.conv_kernel)} entries."
             )
-        if not len(self.tdnn_dim) == len(self.tdnn_kernel) == len(self.tdnn_dilation) > 0:
+        if not 0 < len(self.tdnn_dim) == len(self.tdnn_kernel) == len(self.tdnn_dilation) <= LONGEST_LIST:
             raise ValueError(
                 "`tdnn_dim`, `tdnn_kernel` and `tdnn_dilation` describe the same layers and must have the same length,"
-                f" but have {len(self.tdnn_dim)}, {len(self.tdnn_kernel)} and {len(self.tdnn_dilation)} entries."
+                f" from 1 to {LONGEST_LIST}, but have {len(self.tdnn_dim)}, {len(self.tdnn_kernel)} and"
+                f" {len(self.tdnn_dilation)} entries."
             )
-        for probability, length in (
-            ("mask_time_prob", "mask_time_length"),
-            ("mask_feature_prob", "mask_feature_length"),
-        ):
-            if not 0 <= getattr(self, probability) <= 1 or getattr(self, length) < 1:
-                raise ValueError(
-                    f"`{probability}` must lie between 0 and 1 and `{length}` be at least 1, but they are"
-                    f" {getattr(self, probability)} and {getattr(self, length)}."
-                )
-        for heads in ("num_attention_heads", "predictor_num_attention_heads"):
-            if self.hidden_size % getattr(self, heads):
-                raise ValueError(
-                    f"`hidden_size` ({self.hidden_size}) must be a multiple of `{heads}` ({getattr(self, heads)})."
-                )
-        if self.hidden_size % self.num_conv_pos_embedding_groups:
+        if not 2 <= self.receptive_field <= LONGEST_WINDOW or self.inputs_to_logits_ratio > LONGEST_WINDOW:
             raise ValueError(
-                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_conv_pos_embedding_groups`"
-                f" ({self.num_conv_pos_embedding_groups})."
+                f"`conv_kernel` and `conv_stride` make frames of {self.receptive_field} samples, one every"
+                f" {self.inputs_to_logits_ratio}; a frame must read 2 to {LONGEST_WINDOW}, and the next start no later"
+                " (published: 400 and 320)."
             )
-        if self.num_mixture_components < 2:
-            raise ValueError(f"`num_mixture_components` is {self.num_mixture_components}; a mixture needs at least 2.")
+        if self.front_end == "log_mel" and self.num_mel_bins > self.receptive_field // 2 + 1:
+            raise ValueError(
+                f"`num_mel_bins` is {self.num_mel_bins}, but the spectrum of {self.receptive_field} samples has only"
+                f" {self.receptive_field // 2 + 1} bins: choose fewer."
+            )
+        for divisor in ("num_attention_heads", "predictor_num_attention_heads", "num_conv_pos_embedding_groups"):
+            if self.hidden_size % getattr(self, divisor):
+                raise ValueError(
+                    f"`hidden_size` ({self.hidden_size}) must be a multiple of `{divisor}` ({getattr(self, divisor)})."
+                )
+        if self.num_labels < 1:
+            raise ValueError(f"`num_labels` (entries of `id2label`) is {self.num_labels}; it must be at least 1.")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"`pad_token_id` is {self.pad_token_id}, but `vocab_size` {self.vocab_size} makes tokens from 0 to"
+                f" {self.vocab_size - 1}: the blank of the CTC loss must be one of them."
+            )
 
     @property
     def inputs_to_logits_ratio(self) -> int:

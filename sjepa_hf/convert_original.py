@@ -11,11 +11,13 @@ import re
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
-from .command import command
+from .command import command, first_line
 from .configuration_sjepa import SJepaConfig
 from .modeling_sjepa_pretraining import SJepaForPreTraining
+from .opening import why
 from .saving import feature_extractor, written_aside
 
 
@@ -43,6 +45,8 @@ RENAMES = (
     (r"cluster_head\.4\.", r"cluster_head.output."),
 )
 
+MIXTURE = ("gmm_weights", "gmm_means", "gmm_variances")
+
 
 def read_checkpoint(path: str | Path) -> dict:
     """
@@ -56,6 +60,8 @@ def read_checkpoint(path: str | Path) -> dict:
         ValueError: where the file is absent, is no checkpoint or holds no S-JEPA encoder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory: name the checkpoint file in it.")
     if not path.is_file():
         raise ValueError(f"There is no checkpoint {path}.")
     try:
@@ -65,12 +71,60 @@ def read_checkpoint(path: str | Path) -> dict:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {error}") from error
+        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {first_line(error)}") from error
     checkpoint = loaded if isinstance(loaded, dict) and "online" in loaded else {"online": loaded}
     online = checkpoint["online"]
     if not isinstance(online, dict) or "post_extract_proj.weight" not in online:
         raise ValueError(f"{path} holds no encoder of the released code (`post_extract_proj.weight` is missing).")
     return checkpoint
+
+
+def check_tensors(where: str, tensors: object) -> None:
+    """Raise a ValueError unless `tensors` is a dict of names to finite, dense floating point tensors."""
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{where} is of type {type(tensors).__name__}, not a dict of tensors.")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{where} has {name!r} among its names, which is no text.")
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"`{name}` of {where} is of type {type(tensor).__name__}, not a tensor.")
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+            raise ValueError(
+                f"`{name}` of {where} is no tensor of floating point numbers ({tensor.dtype}, {tensor.layout})."
+            )
+        if not tensor.float().isfinite().all():
+            raise ValueError(f"`{name}` of {where} holds NaN or infinite numbers.")
+
+
+def check_shape(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless there is a tensor of this name and shape."""
+    if name not in tensors:
+        raise ValueError(f"The checkpoint lacks `{name}`.")
+    if tensors[name].shape != shape:
+        raise ValueError(f"`{name}` has shape {tuple(tensors[name].shape)}, but {tuple(shape)} goes with the others.")
+
+
+def check_mixture(loaded: dict, num_components: int) -> dict[str, torch.Tensor] | None:
+    """`weights`, `means` and `variances` of the checkpoint's mixture, or None where it has none."""
+    found = {name.removeprefix("gmm_"): loaded[name] for name in MIXTURE if name in loaded}
+    if not found:
+        return None
+    check_tensors("the mixture (gmm_*)", found)
+    if missing := [name for name in MIXTURE if name not in loaded]:
+        raise ValueError(f"The checkpoint has a mixture without {', '.join(missing)}.")
+    means = found["means"]
+    if means.ndim != 2 or len(means) != num_components:
+        raise ValueError(
+            f"`gmm_means` has shape {tuple(means.shape)}, but must be ({num_components}, features): the cluster head"
+            f" has {num_components} outputs."
+        )
+    for name, shape in (("weights", means.shape[:1]), ("variances", means.shape)):
+        check_shape(found, name, shape)
+    if (found["variances"] <= 0).any():
+        raise ValueError("`gmm_variances` holds numbers that are not positive.")
+    if (found["weights"] < 0).any() or not 0.99 < found["weights"].sum() < 1.01:
+        raise ValueError("`gmm_weights` must be at least 0 and sum to 1.")
+    return found
 
 
 def convert_state_dict(released: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -88,6 +142,8 @@ def convert_state_dict(released: dict[str, torch.Tensor]) -> dict[str, torch.Ten
             continue
         packed = re.fullmatch(r"(predictor\.layers\.\d+)\.self_attn\.in_proj_(weight|bias)", name)
         if packed:
+            if tensor.ndim == 0 or len(tensor) % 3:
+                raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}: it must hold query, key and value.")
             for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
                 converted[f"{packed[1]}.attention.{part}_proj.{packed[2]}"] = chunk.clone()
             continue
@@ -97,9 +153,16 @@ def convert_state_dict(released: dict[str, torch.Tensor]) -> dict[str, torch.Ten
                 break
         else:
             raise ValueError(f"`{name}` is not a tensor of the released code.")
-    if "predictor.proj.weight" in released:
+    if any(name.startswith(("predictor.proj.", "predictor.expert_projs.")) for name in released):
+        linear = ["predictor.proj"]
+        if any(name.startswith("predictor.expert_projs.") for name in released):
+            linear.append("predictor.expert_projs.0")
+        size = len(released["post_extract_proj.weight"])
+        for name in linear:
+            check_shape(released, f"{name}.weight", (size, size))
+            check_shape(released, f"{name}.bias", (size,))
         weight, bias = released["predictor.proj.weight"].double(), released["predictor.proj.bias"].double()
-        if "predictor.expert_projs.0.weight" in released:
+        if len(linear) == 2:
             expert = released["predictor.expert_projs.0.weight"].double()
             bias = bias + expert @ bias + released["predictor.expert_projs.0.bias"].double()
             weight = weight + expert @ weight
@@ -108,29 +171,43 @@ def convert_state_dict(released: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return converted
 
 
+def count_layers(released: dict[str, torch.Tensor], prefix: str) -> int:
+    """Layers under `prefix`, which must be numbered from 0 without a gap."""
+    numbers = {match[1] for name in released if (match := re.match(rf"{re.escape(prefix)}(\d{{1,9}})\.", name))}
+    if numbers != {str(i) for i in range(len(numbers))}:
+        raise ValueError(
+            f"The layers `{prefix}*` are not numbered from 0 without a gap: {', '.join(sorted(numbers))}."
+        )
+    return len(numbers)
+
+
 def infer_config(released: dict[str, torch.Tensor], num_attention_heads: int | None, mixture_size: int | None):
     """
     [`SJepaConfig`] of a released state dict. Heads default to 64 dimensions each, as in the published base model.
     """
-    needed = [
-        "post_extract_proj.weight",
-        "layers.0.fc1.weight",
-        "pos_conv.conv.parametrizations.weight.original1",
-        "predictor.layers.0.linear1.weight",
-        "predictor.pos_embed.weight",
-        "cluster_head.4.weight",
-    ]
+    needed = {  # and their dimensions
+        "post_extract_proj.weight": 2,
+        "layers.0.fc1.weight": 2,
+        "pos_conv.conv.parametrizations.weight.original1": 3,
+        "predictor.layers.0.linear1.weight": 2,
+        "predictor.pos_embed.weight": 2,
+        "cluster_head.4.weight": 2,
+    }
     if missing := [name for name in needed if name not in released]:
         raise ValueError(f"The checkpoint lacks {', '.join(missing)}: encoder, predictor and head belong together.")
+    for name, dimensions in needed.items():
+        if released[name].ndim != dimensions or 0 in released[name].shape:
+            raise ValueError(
+                f"`{name}` has shape {tuple(released[name].shape)}: it must have {dimensions} dimensions."
+            )
     hidden_size, conv_dim = released["post_extract_proj.weight"].shape
-    count = 1 + max(int(name.split(".")[1]) for name in released if name.startswith("layers."))
     num_components = released["cluster_head.4.weight"].shape[0]
     direction = released["pos_conv.conv.parametrizations.weight.original1"]  # [H, H / groups, kernel]
     if num_attention_heads is None:
         num_attention_heads = max(hidden_size // 64, 1)
     return SJepaConfig(
         hidden_size=hidden_size,
-        num_hidden_layers=count,
+        num_hidden_layers=count_layers(released, "layers."),
         num_attention_heads=num_attention_heads,
         intermediate_size=released["layers.0.fc1.weight"].shape[0],
         conv_dim=[conv_dim] * 7,
@@ -138,8 +215,7 @@ def infer_config(released: dict[str, torch.Tensor], num_attention_heads: int | N
         num_conv_pos_embedding_groups=hidden_size // direction.shape[1],
         predictor_num_attention_heads=8,
         predictor_intermediate_size=released["predictor.layers.0.linear1.weight"].shape[0],
-        predictor_num_hidden_layers=1
-        + max(int(name.split(".")[2]) for name in released if name.startswith("predictor.layers.")),
+        predictor_num_hidden_layers=count_layers(released, "predictor.layers."),
         predictor_max_positions=released["predictor.pos_embed.weight"].shape[0],
         num_mixture_components=num_components,
         mixture_feature_size=mixture_size,
@@ -162,19 +238,39 @@ def convert(
     Raises:
         ValueError: where the checkpoint cannot be read or understood.
     """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and not (output_dir / "config.json").is_file():
+        if not output_dir.is_dir() or any(output_dir.iterdir()):
+            raise ValueError(
+                f"{output_dir} is there already and is no checkpoint: name a directory that is not there."
+            )
     loaded = read_checkpoint(checkpoint)
     if use_ema and "ema_encoder" not in loaded:
         raise ValueError(f"{checkpoint} has no `ema_encoder`: convert without use_ema.")
-    released = loaded["ema_encoder"] if use_ema else loaded["online"]
-    mixture_size = loaded["gmm_means"].shape[1] if "gmm_means" in loaded else None
-    model = SJepaForPreTraining(infer_config(released, num_attention_heads, mixture_size))
-    missing, unexpected = model.load_state_dict(convert_state_dict(released), strict=False)
+    which = "ema_encoder" if use_ema else "online"
+    released = loaded[which]
+    try:
+        check_tensors(f"`{which}`", released)
+        config = infer_config(released, num_attention_heads, None)
+        mixture = check_mixture(loaded, config.num_mixture_components)
+        if mixture is not None:
+            config = infer_config(released, num_attention_heads, mixture["means"].shape[1])
+        converted = convert_state_dict(released)
+    except (ValueError, StrictDataclassError) as error:
+        raise ValueError(f"{checkpoint} cannot be converted: {why(error)}") from error
+    model = SJepaForPreTraining(config)
+    for name, tensor in model.state_dict().items():
+        if name in converted and converted[name].shape != tensor.shape:
+            raise ValueError(
+                f"{checkpoint} cannot be converted: `{name}` has shape {tuple(converted[name].shape)} there, but"
+                f" {tuple(tensor.shape)} goes with the others."
+            )
+    missing, unexpected = model.load_state_dict(converted, strict=False)
     missing = [name for name in missing if not name.startswith("mixture.")]
     if missing or unexpected:
         raise ValueError(f"{checkpoint} lacks {missing or 'nothing'} and has the unknown {unexpected or 'nothing'}.")
-    if "gmm_means" in loaded:
-        for name in ("weights", "means", "variances"):
-            getattr(model.mixture, name).copy_(loaded[f"gmm_{name}"])
+    for name, tensor in (mixture or {}).items():
+        getattr(model.mixture, name).copy_(tensor)
     with written_aside(output_dir) as aside:
         model.save_pretrained(aside)
         feature_extractor().save_pretrained(aside)

@@ -278,6 +278,10 @@ class SJepaPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False  # losses are means over a batch: the Trainer divides accumulated ones itself
     _can_record_outputs = {"hidden_states": SJepaEncoderLayer, "attentions": SJepaAttention}
 
+    def __init__(self, config: SJepaConfig, *args, **kwargs):
+        config.validate_architecture()  # `from_pretrained` sets what it is given after the configuration was checked
+        super().__init__(config, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if isinstance(module, nn.Conv1d) and hasattr(module, "parametrizations"):  # the positional convolution

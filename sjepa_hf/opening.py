@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -100,6 +101,8 @@ def build_model(auto_class: Any, config: PreTrainedConfig, checkpoint: str | Pat
 
 def why(error: Exception) -> str:
     """What an error says, in one line; where it is not meant for people, its kind too."""
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        error = ValueError(str(error.__cause__))  # the sentence about the field; what is around it names validators
     said = first_line(error)
     lines = str(error).strip().splitlines()
     if said.endswith(":") and len(lines) > 1:

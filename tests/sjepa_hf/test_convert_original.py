@@ -84,3 +84,111 @@ def test_bad_checkpoints_get_a_sentence(released, tmp_path):
     with pytest.raises(ValueError, match="not a tensor of the released code"):
         convert_state_dict({**released, "codebook.weight": torch.ones(2)})
     assert not (tmp_path / "out").exists()
+
+
+HEADS = 4  # of the golden model
+NAN = float("nan")
+MIXTURE = {
+    "gmm_weights": torch.full((10,), 0.1),
+    "gmm_means": torch.zeros(10, 48),
+    "gmm_variances": torch.ones(10, 48),
+}
+
+
+def changed(**changes):
+    """A checkpoint of which some tensors are replaced (names with `__` for `.`), or left out where None."""
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+
+    def make(released):
+        return {name: t for name, t in (released | changes).items() if t is not None}
+
+    return make
+
+
+ODD = {
+    "nothing": (lambda released: {}, "holds no encoder"),
+    "a list": (lambda released: [torch.ones(2)], "holds no encoder"),
+    "a tensor": (lambda released: torch.ones(2), "holds no encoder"),
+    "online None": (lambda released: {"online": None}, "holds no encoder"),
+    "nested": (lambda released: {"online": {"model": released}}, "holds no encoder"),
+    "numbers as names": (lambda released: {**released, 7: torch.ones(2)}, "7 among its names"),
+    "a number": (changed(post_extract_proj__bias=3.0), "post_extract_proj.bias.* is of type float"),
+    "integers": (changed(post_extract_proj__bias=torch.ones(48, dtype=torch.int32)), "post_extract_proj.bias"),
+    "complex numbers": (changed(layer_norm__bias=torch.ones(48, dtype=torch.complex64)), "layer_norm.bias"),
+    "sparse": (changed(layer_norm__bias=torch.ones(48).to_sparse()), "layer_norm.bias"),
+    "NaN": (changed(layer_norm__bias=torch.full((48,), NAN)), "layer_norm.bias.* NaN or infinite"),
+    "infinite": (changed(layers__1__fc1__bias=torch.full((96,), -torch.inf)), "layers.1.fc1.bias.* NaN or infinite"),
+    "a scalar": (changed(post_extract_proj__weight=torch.tensor(1.0)), "must have 2 dimensions"),
+    "an empty tensor": (changed(post_extract_proj__weight=torch.ones(48, 0)), "must have 2 dimensions"),
+    "one dimension": (changed(predictor__pos_embed__weight=torch.ones(48)), "must have 2 dimensions"),
+    "no groups": (changed(pos_conv__conv__parametrizations__weight__original1=torch.ones(48, 48, 0)), "3 dimensions"),
+    "a tensor missing": (changed(layers__1__fc1__weight=None), "lacks .*layers.1.feed_forward.intermediate_dense"),
+    "half of a layer": (changed(layer_norm__bias=None), "lacks .*feature_projection.layer_norm.bias"),
+    "another width": (changed(layers__1__fc1__weight=torch.ones(96, 47)), "intermediate_dense.weight. has shape"),
+    "a layer missing": (changed(layers__7__fc1__bias=torch.ones(96)), "not numbered from 0 without a gap"),
+    "10^8 layers": (changed(layers__99999999__fc1__bias=torch.ones(96)), "not numbered from 0 without a gap"),
+    "a layer without a number": (changed(layers__x__fc1__bias=torch.ones(96)), "not a tensor of the released code"),
+    "an unknown tensor": (changed(codebook=torch.ones(2)), "not a tensor of the released code"),
+    "packed heads": (changed(predictor__layers__0__self_attn__in_proj_bias=torch.ones(100)), "query, key and value"),
+    "proj alone": (changed(predictor__proj__weight=None), "lacks `predictor.proj.weight`"),
+    "proj of another size": (changed(predictor__proj__bias=torch.ones(3)), r"predictor.proj.bias. has shape \(3,\)"),
+    "half an expert": (changed(predictor__expert_projs__0__bias=None), "lacks `predictor.expert_projs.0.bias`"),
+    "two experts": (changed(predictor__expert_projs__1__bias=torch.ones(48)), "several predictor experts"),
+    "half a mixture": (
+        lambda r: {"online": r, "gmm_means": MIXTURE["gmm_means"]},
+        "without gmm_weights, gmm_variances",
+    ),
+    "another K": (lambda r: {"online": r, **MIXTURE, "gmm_means": torch.zeros(9, 48)}, "gmm_means.*10 outputs"),
+    "a flat mixture": (lambda r: {"online": r, **MIXTURE, "gmm_means": torch.zeros(10)}, "gmm_means"),
+    "a mixture of lists": (lambda r: {"online": r, **MIXTURE, "gmm_weights": [0.1] * 10}, "of type list"),
+    "weights of another K": (lambda r: {"online": r, **MIXTURE, "gmm_weights": torch.ones(3) / 3}, r"\(3,\)"),
+    "weights of no sum": (lambda r: {"online": r, **MIXTURE, "gmm_weights": torch.ones(10)}, "sum to 1"),
+    "variances of zero": (lambda r: {"online": r, **MIXTURE, "gmm_variances": torch.zeros(10, 48)}, "not positive"),
+    "NaN means": (lambda r: {"online": r, **MIXTURE, "gmm_means": torch.full((10, 48), NAN)}, "NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_checkpoints_get_a_sentence_and_leave_nothing_behind(odd, released, tmp_path):
+    make, message = ODD[odd]
+    torch.save(make(released), tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match=message) as raised:
+        convert(tmp_path / "odd.pt", tmp_path / "out", HEADS)
+    assert "odd.pt" in str(raised.value) and "\n" not in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.pt"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04" + 30 * b"\0", b"no checkpoint", b"\x80\x04K\x01.", 64 * b"("])
+@pytest.mark.parametrize("name", ["odd.pt", "odd.safetensors"])
+def test_files_that_are_no_checkpoints_get_a_sentence(content, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name) as raised:
+        convert(tmp_path / name, tmp_path / "out")
+    assert "\n" not in str(raised.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("heads", [0, -4, 5, 100, 2.0])
+def test_heads_that_do_not_divide_get_a_sentence(heads, released, tmp_path):
+    torch.save(released, tmp_path / "portable.pt")
+    with pytest.raises(ValueError, match="num_attention_heads"):
+        convert(tmp_path / "portable.pt", tmp_path / "out", heads)
+
+
+def test_an_ema_encoder_is_checked_too(released, tmp_path):
+    for ema, message in ((None, "of type NoneType"), ({}, "lacks"), ({"post_extract_proj.weight": 1}, "of type int")):
+        torch.save({"online": released, "ema_encoder": ema}, tmp_path / "portable.pt")
+        with pytest.raises(ValueError, match=message):
+            convert(tmp_path / "portable.pt", tmp_path / "out", HEADS, use_ema=True)
+
+
+def test_what_lies_in_the_way_stays(released, tmp_path):
+    torch.save(released, tmp_path / "portable.pt")
+    with pytest.raises(ValueError, match="is there already and is no checkpoint"):
+        convert(tmp_path / "portable.pt", tmp_path, HEADS)
+    with pytest.raises(ValueError, match="is there already and is no checkpoint"):
+        convert(tmp_path / "portable.pt", tmp_path / "portable.pt", HEADS)
+    with pytest.raises(ValueError, match="is a directory"):
+        convert(tmp_path, tmp_path / "out")
+    for _ in range(2):  # a checkpoint gives way to its successor
+        convert(tmp_path / "portable.pt", tmp_path / "out", HEADS)
+    assert {path.name for path in tmp_path.iterdir()} == {"portable.pt", "out"}

@@ -1,8 +1,15 @@
+import dataclasses
+import functools
+import json
+
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, HubertConfig, WavLMConfig
 
 from sjepa_hf import SJepaConfig, SJepaForCTC, SJepaForPreTraining, SJepaModel
+from sjepa_hf.configuration_sjepa import RANGES
+from sjepa_hf.opening import open_config, open_pretrained
 
 
 def test_base_model_has_the_published_size():
@@ -22,21 +29,86 @@ def test_config_names_agree_with_hubert():
     assert set(ours) - set(theirs) == own
 
 
+NAN, INFINITY = float("nan"), float("inf")
+
+
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
         ({"front_end": "mfcc"}, "front_end"),
         ({"hidden_size": 50}, "num_attention_heads"),
         ({"conv_dim": [32] * 6}, "conv_stride"),
+        ({"conv_dim": [], "conv_stride": [], "conv_kernel": []}, "conv_dim"),
+        ({"conv_stride": [0] * 7}, "`conv_stride` holds 0"),
+        ({"conv_stride": [10] * 7}, "`conv_kernel` and `conv_stride` make frames of .* samples"),
+        ({"conv_kernel": [1] * 7, "conv_stride": [1] * 7}, "make frames of 1 samples"),
         ({"num_mixture_components": 1}, "num_mixture_components"),
+        ({"num_frozen_components": 0}, "num_frozen_components"),
         ({"tdnn_dim": [32]}, "tdnn_kernel"),
+        ({"tdnn_kernel": [5, 3, 3, 1, -1]}, "`tdnn_kernel` holds -1"),
+        ({"tdnn_dim": [8] * 1000, "tdnn_kernel": [1] * 1000, "tdnn_dilation": [1] * 1000}, "from 1 to 64"),
         ({"mask_feature_prob": 1.5}, "mask_feature_prob"),
         ({"num_conv_pos_embedding_groups": 5}, "num_conv_pos_embedding_groups"),
+        ({"num_conv_pos_embedding_groups": 0}, "num_conv_pos_embedding_groups"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"predictor_num_attention_heads": -8}, "predictor_num_attention_heads"),
+        ({"hidden_size": -48}, "`hidden_size` is -48"),
+        ({"num_hidden_layers": 10**8}, "`num_hidden_layers` is 100000000; it must lie between 1 and 1,000"),
+        ({"num_hidden_layers": True}, "num_hidden_layers"),
+        ({"hidden_size": "48"}, "hidden_size.*expected int, got str"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"hidden_dropout": NAN}, "`hidden_dropout` is nan"),
+        ({"layerdrop": -0.1}, "layerdrop"),
+        ({"layer_norm_eps": INFINITY}, "layer_norm_eps"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps"),
+        ({"initializer_range": NAN}, "initializer_range"),
+        ({"hidden_act": "geluu"}, "hidden_act"),
+        ({"ctc_loss_reduction": "average"}, "ctc_loss_reduction"),
+        ({"front_end": "log_mel", "num_mel_bins": 500}, "201 bins"),
+        ({"pad_token_id": 32}, "`pad_token_id` is 32, but `vocab_size` 32"),
+        ({"pad_token_id": -1}, "pad_token_id"),
+        ({"num_labels": 0}, "num_labels"),
     ],
 )
 def test_config_errors_name_the_field(make_config, changes, names):
-    with pytest.raises(Exception, match=names):
+    with pytest.raises(StrictDataclassError, match=f"(?s){names}"):
         make_config(**changes)
+
+
+def test_every_number_of_the_configuration_has_a_range():
+    numbers = {
+        field.name
+        for field in dataclasses.fields(SJepaConfig)
+        if field.name in SJepaConfig.__annotations__
+        and any(kind in str(field.type) for kind in ("int", "float"))
+        and not field.name.endswith("_token_id")
+    }
+    assert numbers == RANGES.keys()
+
+
+def test_a_saved_configuration_that_was_edited_gets_a_sentence(make_config, tmp_path):
+    SJepaModel(make_config()).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    for changes, message in (
+        ({"num_attention_heads": 0}, "`num_attention_heads` is 0; it must lie between 1 and 65,536.$"),
+        ({"hidden_dropout": NAN}, "`hidden_dropout` is nan; it must lie between 0 and 1.$"),
+        ({"hidden_size": "48"}, "'hidden_size' expected int, got str"),
+        ({"num_hidden_layers": 10**8}, "`num_hidden_layers` is 100000000"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(saved | changes))
+        for open_it in (open_config, functools.partial(open_pretrained, AutoModel)):
+            with pytest.raises(ValueError, match=message) as raised:
+                open_it(tmp_path)
+            assert "\n" not in str(raised.value) and "Error" not in str(raised.value)
+
+
+def test_what_from_pretrained_is_given_is_checked_too(make_config, tmp_path):
+    SJepaForCTC(make_config()).save_pretrained(tmp_path)
+    for changes, name in (({"num_attention_heads": 0}, "num_attention_heads"), ({"vocab_size": -1}, "vocab_size")):
+        with pytest.raises(Exception, match=f"(?s)`{name}`"):
+            SJepaForCTC.from_pretrained(tmp_path, **changes)
+    larger = SJepaForCTC.from_pretrained(tmp_path, vocab_size=40, pad_token_id=39, ignore_mismatched_sizes=True)
+    assert larger.lm_head.out_features == 40
 
 
 def test_frame_count_is_the_convolutions_own(make_config):
