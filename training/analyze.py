@@ -34,9 +34,10 @@ from sjepa_hf.clusters import draw_clusters, order_clusters
 from sjepa_hf.command import command
 from sjepa_hf.opening import MissingWeights, open_config, open_model, open_pretrained
 from sjepa_hf.saving import files_written_aside
-from training.arguments import default_device, parse_dataclasses
+from training.arguments import default_device
 from training.audio import SAMPLING_RATE, BadAudio, read_audio
 from training.bimodality import dip_test, two_gaussians
+from training.command_line import parse_dataclasses
 from training.downstream.features import open_encoder
 from training.drawing import caption
 from training.figures import draw_entropy

@@ -1,19 +1,14 @@
 """Arguments of a pretraining run, and how a recipe and the command line make them."""
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import get_type_hints
 
 import torch
-import yaml
-from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser
 
 from sjepa_hf import SJepaConfig
+from sjepa_hf.opening import why
+from training.command_line import config_path, parse_dataclasses, read_recipe
 from training.data import DataArguments
 from training.features import FRAME_FEATURES, num_features
 from training.ranges import check_choice, check_ranges
@@ -360,8 +355,8 @@ class Arguments:
             raise ValueError(f"`model_config` holds unknown fields: {', '.join(unknown)}.")
         try:
             return SJepaConfig(**chosen)
-        except StrictDataclassError as error:
-            raise ValueError(f"`model_config`: {' '.join(str(error).split())}") from None
+        except Exception as error:  # of whatever Transformers makes of a value in a field that it checks itself
+            raise ValueError(f"`model_config`: {why(error)}") from error
 
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
@@ -373,13 +368,13 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
             that contradict each other.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    recipe = read_recipe(config_path(argv)) if config_path(argv) else {}
+    recipe = read_recipe(config_path(argv), ARGUMENTS) if config_path(argv) else {}
     argv += shortened(argv, {f.name: f.default for f in fields(RunArguments)} | recipe)
     groups = parse_dataclasses(ARGUMENTS, argv, "Pretrain S-JEPA, both phases in one run.", left_out=("model_config",))
     arguments = Arguments(*groups[: len(ARGUMENTS)])
     try:
         chosen = json.loads(arguments.model.model_config)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"`model_config` is not JSON ({error}): write it like '{{\"hidden_size\": 256}}'.") from None
     if not isinstance(chosen, dict):
         raise ValueError(f"`model_config` is {chosen!r}: write it like '{{\"hidden_size\": 256}}'.")
@@ -387,44 +382,6 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     if not arguments.model.initial_checkpoint:
         check_model(arguments, arguments.sjepa_config())
     return arguments
-
-
-def parse_dataclasses(
-    groups: Sequence[type],
-    argv: Sequence[str],
-    description: str,
-    recipe: str | None = None,
-    left_out: Sequence[str] = (),
-    **positional: dict,
-) -> tuple:
-    """
-    Dataclasses of arguments from `--config RECIPE.yaml` and the command line, which overrides it.
-
-    Args:
-        groups: the dataclasses.
-        argv: the command line.
-        description: what `--help` says.
-        recipe: recipe to take without `--config`.
-        left_out: fields whose value in the recipe is not taken.
-        positional: options of `add_argument` for each positional argument.
-
-    Returns:
-        One instance of each dataclass, then a namespace of the positional arguments.
-
-    Raises:
-        ValueError: for a recipe that is absent or holds an unknown field.
-    """
-    path = config_path(argv) or recipe
-    values = read_recipe(path, groups) if path else {}
-    values = {name: value for name, value in values.items() if name not in left_out}
-    parser = HfArgumentParser(groups, description=description)
-    for action in parser._actions:
-        action.required = action.required and action.dest not in values
-    parser.set_defaults(**values)
-    parser.add_argument("--config", help=f"Recipe (YAML): any of the fields below. Default: {recipe or 'none'}.")
-    for name, options in positional.items():
-        parser.add_argument(name, **options)
-    return parser.parse_args_into_dataclasses(list(argv))
 
 
 def default_device() -> str:
@@ -440,35 +397,6 @@ def choose_precision(asked: str | None) -> str | None:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     # bf16 without matrix units is emulated, several times slower than fp32; with them (AMX) several times faster.
     return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "no"
-
-
-def config_path(argv: Sequence[str]) -> str | None:
-    """The recipe that a command line names."""
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--config")
-    return chooser.parse_known_args(argv)[0].config
-
-
-def read_recipe(path: str, groups: Sequence[type] = ARGUMENTS) -> dict:
-    """The fields of dataclasses that a recipe sets. Raises a ValueError that names the file and the field at fault."""
-    if not Path(path).is_file():
-        raise ValueError(f"There is no recipe {path}: those of the project lie in training/recipes.")
-    try:
-        recipe = yaml.safe_load(Path(path).read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"The recipe {path} is not YAML: {error}") from None
-    if not isinstance(recipe, dict):
-        raise ValueError(f"The recipe {path} holds no fields, but {recipe!r}: write them as `name: value`.")
-    types = {name: kind for group in groups for name, kind in get_type_hints(group).items()}
-    unknown = sorted(map(str, set(recipe) - set(types)))
-    if unknown:
-        raise ValueError(f"The recipe {path} holds unknown fields: {', '.join(unknown)}.")
-    if "model_config" in recipe and not isinstance(recipe["model_config"], dict):
-        raise ValueError(f"`model_config` in the recipe {path} must hold fields of SJepaConfig, or be left out.")
-    for name, value in recipe.items():
-        if "list[" in str(types[name]) and value is not None and not isinstance(value, list):
-            recipe[name] = [value]
-    return recipe
 
 
 def check_model(arguments: Arguments, config: SJepaConfig) -> None:

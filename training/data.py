@@ -6,7 +6,6 @@ for batch in build_loader(args, mask_prob=0.65, mask_span=10, seed=0): ...
 
 import atexit
 import logging
-import math
 import multiprocessing
 import signal
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from training.audio import MIN_SAMPLES, SAMPLING_RATE
 from training.batching import BatchStream
 from training.corpus import ClipIndex, ClipStream, DataPosition, Position
 from training.identity import identity
+from training.ranges import check_ranges
 from training.sources import open_source
 from training.workers import die_when_stuck
 
@@ -106,14 +106,19 @@ class DataArguments:
     def __post_init__(self):
         if not self.train_data:
             raise ValueError("train_data is empty: name at least one folder, manifest, Parquet file or Hub data set.")
+        check_ranges(
+            self,
+            positive="train_data_weights min_seconds max_seconds batch_seconds",
+            at_least_1="bucket_buffer_size shuffle_buffer_size",
+            not_negative="num_workers cache_gb",
+            share="max_bad_fraction",
+        )
         if self.train_data_weights is not None:
             if len(self.train_data_weights) != len(self.train_data):
                 raise ValueError(
                     f"train_data_weights has {len(self.train_data_weights)} values for {len(self.train_data)} sources "
                     "in train_data: give one each."
                 )
-            if not all(math.isfinite(weight) and weight > 0 for weight in self.train_data_weights):
-                raise ValueError(f"train_data_weights must all be positive, got {self.train_data_weights}.")
         if self.min_seconds * SAMPLING_RATE < MIN_SAMPLES:
             raise ValueError(f"min_seconds must be at least {MIN_SAMPLES / SAMPLING_RATE}, got {self.min_seconds}.")
         if not self.min_seconds <= self.max_seconds <= self.batch_seconds:
@@ -121,15 +126,8 @@ class DataArguments:
                 f"min_seconds ({self.min_seconds}), max_seconds ({self.max_seconds}) and batch_seconds "
                 f"({self.batch_seconds}) must not decrease in this order: a batch holds at least one whole clip."
             )
-        for name in ("bucket_buffer_size", "shuffle_buffer_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.num_workers < 0 or self.cache_gb < 0:
-            raise ValueError(f"num_workers and cache_gb must not be negative: {self.num_workers}, {self.cache_gb}.")
         if self.cache_gb and self.streaming:
             raise ValueError("cache_gb has no use with streaming: set one of them.")
-        if not 0.0 <= self.max_bad_fraction <= 1.0:
-            raise ValueError(f"max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}.")
 
 
 def reading_settings(

@@ -23,8 +23,8 @@ from sjepa_hf.command import own_words
 from sjepa_hf.opening import build_model, open_config, open_model, open_pretrained
 from sjepa_hf.push import open_repo
 from sjepa_hf.saving import feature_extractor
-from training.arguments import parse_dataclasses
 from training.audio import SAMPLING_RATE
+from training.command_line import parse_dataclasses
 from training.finetuning_resume import choose_checkpoint
 from training.labelled import LabelledClips, open_labelled
 from training.manifest import MissingColumn

@@ -36,7 +36,8 @@ from torch import nn
 
 from sjepa_hf.command import command
 from sjepa_hf.saving import files_written_aside
-from training.arguments import default_device, parse_dataclasses
+from training.arguments import default_device
+from training.command_line import parse_dataclasses
 from training.downstream.features import open_encoder
 from training.drawing import caption
 from training.heartbeat import Heartbeat

@@ -1,5 +1,6 @@
 """Whether settings lie where they can work, with one sentence that names the first that does not."""
 
+import math
 from collections.abc import Iterable
 
 
@@ -28,8 +29,12 @@ def check_ranges(settings: object, **names: str) -> None:
         for name in fields.split():
             value = getattr(settings, name)
             for each in value if isinstance(value, list) else [value]:
-                if each is not None and not holds(each):  # NaN holds nowhere
+                if each is None:
+                    continue
+                if not holds(each):  # NaN holds nowhere
                     raise ValueError(f"`{name}` {words}, got {each}.")
+                if math.isinf(each):
+                    raise ValueError(f"`{name}` must be finite, got {each}.")
 
 
 def check_choice(settings: object, name: str, choices: Iterable[str]) -> None:

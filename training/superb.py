@@ -33,7 +33,8 @@ import numpy as np
 import torch
 
 from sjepa_hf.command import command
-from training.arguments import default_device, parse_dataclasses
+from training.arguments import default_device
+from training.command_line import parse_dataclasses
 from training.downstream.features import FeatureStore, FrozenFeatures, clip_keys, open_encoder
 from training.downstream.heads import CtcHead, LayerSum, PooledHead
 from training.downstream.labels import ClassLabels, TokenLabels, read_lexicon, score

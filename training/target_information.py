@@ -31,9 +31,9 @@ from tqdm.auto import tqdm
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from sjepa_hf.command import command
 from sjepa_hf.saving import write_text_aside
-from training.arguments import parse_dataclasses
 from training.audio import SAMPLING_RATE
 from training.building import open_checkpoint
+from training.command_line import parse_dataclasses
 from training.features import FRAME_FEATURES, num_features
 from training.heartbeat import Heartbeat
 from training.labelled import LabelledClips, open_labelled

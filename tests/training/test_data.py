@@ -320,14 +320,15 @@ def test_empty_manifest_and_too_few_clips(tmp_path, monkeypatch):
     [
         ({"train_data": []}, "train_data is empty"),
         ({"train_data_weights": [1.0, 2.0]}, "2 values for 1 sources"),
-        ({"train_data_weights": [0.0]}, "must all be positive"),
-        ({"train_data_weights": [float("nan")]}, "must all be positive"),
+        ({"train_data_weights": [0.0]}, "`train_data_weights` must be above 0"),
+        ({"train_data_weights": [float("nan")]}, "`train_data_weights` must be above 0, got nan"),
         ({"min_seconds": 0.02}, "min_seconds must be at least 0.025"),
         ({"max_seconds": 400.0}, "batch_seconds"),
-        ({"bucket_buffer_size": 0}, "bucket_buffer_size must be at least 1"),
-        ({"num_workers": -1}, "num_workers and cache_gb"),
+        ({"bucket_buffer_size": 0}, "`bucket_buffer_size` must be at least 1"),
+        ({"num_workers": -1}, "`num_workers` must be at least 0"),
+        ({"batch_seconds": float("inf")}, "`batch_seconds` must be finite"),
         ({"cache_gb": 1.0, "streaming": True}, "cache_gb has no use with streaming"),
-        ({"max_bad_fraction": 2.0}, "max_bad_fraction must lie between 0 and 1"),
+        ({"max_bad_fraction": 2.0}, "`max_bad_fraction` must lie between 0 and 1"),
     ],
 )
 def test_bad_arguments_name_the_field(values, message):
@@ -369,9 +370,17 @@ def test_seed_and_arguments_reach_the_batches(tmp_path):
     assert less["masked_positions"].numel() == 5 * 2 and one["masked_positions"].numel() >= 5 * 6  # of 9 frames
 
 
-def test_a_position_is_for_endless_runs(tmp_path):
-    with pytest.raises(ValueError, match="leave out max_epochs"):
-        build_loader(DataArguments(train_data=[str(tmp_path)]), position=DataPosition(1), max_epochs=1)
+def test_a_single_pass_goes_on_from_a_position_too(tmp_path):
+    for number in range(1, 20):
+        write_clip(tmp_path / "in" / f"{number}.wav", number)
+    args = DataArguments(train_data=[str(tmp_path / "in")], num_workers=0, batch_seconds=1.0, max_seconds=0.2)
+    batches = list(build_loader(args, max_epochs=1))
+    assert len(batches) == 4
+    loader = build_loader(args, max_epochs=1)
+    position = loader.dataset.position
+    position.positions[batches[1]["reader"]], position.batches = batches[1]["position"], 2
+    rest = list(build_loader(args, max_epochs=1, position=position))
+    assert numbers(rest) == numbers(batches[2:])
 
 
 def numbers(batches) -> list[int]:

@@ -10,10 +10,11 @@ from accelerate import Accelerator
 from transformers import HubertConfig, HubertModel
 
 from sjepa_hf import SJepaConfig, SJepaForPreTraining
-from training.arguments import MaskingArguments, TargetArguments, default_device, read_recipe
+from training.arguments import ARGUMENTS, MaskingArguments, TargetArguments, default_device
 from training.batching import collate
 from training.benchmarks.flops import BatchShape, step_flops
 from training.benchmarks.naive_step import NaiveStep
+from training.command_line import read_recipe
 from training.layer_choice import LayerChoice
 from training.targets import MfccTargets, OnlineTargets
 
@@ -109,7 +110,7 @@ class SJepaStep:
 
     def __init__(self, arguments: StepArguments, accelerator: Accelerator, encode_visible_only: bool = False):
         torch.manual_seed(0)
-        recipe = read_recipe(recipe_path(arguments.config))
+        recipe = read_recipe(recipe_path(arguments.config), ARGUMENTS)
         self.config = sjepa_config(arguments, recipe, encode_visible_only)
         self.phase = arguments.phase
         self.include_visible = arguments.include_visible or arguments.phase == 1

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from training.arguments import RunArguments, read_recipe
+from training.arguments import ARGUMENTS, RunArguments
+from training.command_line import read_recipe
 
 
 STAGES = ("probe", "speakers", "ctc")
@@ -54,7 +55,7 @@ class Grid:
         """Step of the trunk that a variant goes on from; 0 starts afresh."""
         if "from_step" in self.variants[variant] or not self.trunk:
             return self.variants[variant].get("from_step", 0)
-        trunk = read_recipe(self.recipe) | self.settings(None)
+        trunk = read_recipe(self.recipe, ARGUMENTS) | self.settings(None)
         return sum(trunk.get(steps, getattr(RunArguments, steps)) for steps in ("phase1_steps", "phase2_steps"))
 
     def settings(self, variant: str | None) -> dict:
