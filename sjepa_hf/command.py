@@ -60,6 +60,11 @@ def sentence(error: BaseException) -> str | None:
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         return f"the memory does not suffice ({first_line(error)}): take smaller or fewer clips at a time."
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        return (
+            f"a process that reads audio has died ({first_line(error)}): does the memory, or the shared memory"
+            " (--shm-size of a container), suffice? Take fewer workers or smaller batches."
+        )
     if isinstance(error, UserError):
         return own_words(error)
     if isinstance(error, OSError):

@@ -16,17 +16,20 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from sjepa_hf.saving import share_mode_of
+from training.audio import SAMPLING_RATE
 from training.finetuning import FineTuningArguments, in_encoder
 from training.finetuning_resume import MERGED
 from training.heartbeat import Heartbeat
 from training.interruption import Interruption
 from training.memory import keep_freed_memory
+from training.workers import check_shared_memory, die_when_stuck
 
 
 logger = logging.getLogger(__name__)
 
 SHORT = {"wer": "WER", "cer": "CER", "macro_f1": "macro F1"}
-SHORT = {"wer": "WER", "cer": "CER", "macro_f1": "macro F1"}
+SAMPLE_BYTES = 4 + 4 + 0.1  # of a padded batch: the sample, its attention mask, and labels
 TIMED_STEPS = 5  # after the first, from which the time of a run is told
 
 
@@ -82,12 +85,26 @@ class FineTuner(Trainer):
         self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
 
+    def check_shared_memory(self) -> None:
+        """Raise a ValueError if batches of the longest clips may not fit into the shared memory that is free."""
+        parts = ((self.train_dataset, "train"), (self.eval_dataset, "eval"))
+        longest = {name: max(seconds_of(dataset), default=0.0) for dataset, name in parts}
+        name = max(longest, key=lambda each: longest[each] * getattr(self.args, f"per_device_{each}_batch_size"))
+        check_shared_memory(
+            longest[name] * getattr(self.args, f"per_device_{name}_batch_size"),
+            self.args.dataloader_num_workers,
+            int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+            sample_bytes=SAMPLE_BYTES,
+            settings=("dataloader_num_workers", f"per_device_{name}_batch_size"),
+        )
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model with all that inference needs; beside adapters also the model that they are merged into."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             directory = Path(output_dir or self.args.output_dir)
             self.save_beside(directory)
+            share_mode_of(directory)
             model = self.accelerator.unwrap_model(self.model)
             if hasattr(model, "merge_and_unload"):
                 copy.deepcopy(model).merge_and_unload().save_pretrained(directory / MERGED)
@@ -232,6 +249,8 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
         if isinstance(callback, Telling):
             callback.heartbeat = heartbeat
     heartbeat.doing = "starting the training"
+    trainer.check_shared_memory()
+    die_when_stuck()
     resumed = trainer.args.resume_from_checkpoint
     if trainer.args.world_size > 1:  # there the launcher ends all processes, and the last checkpoint is gone on from
         trainer.train(resume_from_checkpoint=resumed)
@@ -250,6 +269,12 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
                 sys.exit(signals.stop.status)
     heartbeat.doing = "scoring the result"
     return trainer.accelerator.unwrap_model(trainer.model)
+
+
+def seconds_of(dataset: torch.utils.data.Dataset) -> list[float]:
+    """Length of every clip, in seconds, of labelled clips or of several sets of them."""
+    parts = getattr(dataset, "datasets", [dataset])
+    return [samples / SAMPLING_RATE for part in parts for samples in part.num_samples]
 
 
 def clock(seconds: float) -> str:

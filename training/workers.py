@@ -31,7 +31,13 @@ BUSY_LIMIT = 3600  # the same while they work: a stream may have to be read agai
 BUSY = 0.5  # seconds of processor time by which workers count as at work
 
 
-def check_shared_memory(batch_seconds: float, num_workers: int, processes: int) -> None:
+def check_shared_memory(
+    batch_seconds: float,
+    num_workers: int,
+    processes: int,
+    sample_bytes: float = SAMPLE_BYTES,
+    settings: tuple[str, str] = ("num_workers", "batch_seconds"),
+) -> None:
     """
     Raise a ValueError if the batches on their way from the workers may not fit into the shared memory that is free.
 
@@ -39,10 +45,12 @@ def check_shared_memory(batch_seconds: float, num_workers: int, processes: int) 
         batch_seconds: padded seconds of a batch.
         num_workers: of each process.
         processes: of the run, on this machine.
+        sample_bytes: of a batch, for each of its padded samples.
+        settings: names of those that decide how many workers there are and how large a batch is.
     """
     if not SHARED_MEMORY.is_dir():
         return
-    batch = batch_seconds * 16000 * SAMPLE_BYTES
+    batch = batch_seconds * 16000 * sample_bytes
     needed = batch * num_workers * AHEAD * PASSES * processes
     free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
@@ -51,17 +59,19 @@ def check_shared_memory(batch_seconds: float, num_workers: int, processes: int) 
         raise ValueError(
             f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free, but {workers} hand batches of {batch / 2**20:.0f} MiB"
             f" over through it and may need {needed / 2**20:.0f} MiB: start the container with --shm-size={gib:.0f}g,"
-            " or lower `num_workers` or `batch_seconds` (`num_workers` 0 needs none)."
+            f" or lower `{settings[0]}` or `{settings[1]}` (`{settings[0]}` 0 needs none)."
         )
 
 
 def die_when_stuck() -> None:
     """
-    Called in a worker: end it when a batch cannot be sent, for want of shared memory or of open files. Python would
-    print a traceback, drop the batch and have the training process wait for it for ever.
+    In a worker, or before workers are forked: end one when a batch cannot be sent, for want of shared memory or of
+    open files. Python would print a traceback, drop the batch and have the training process wait for it for ever.
     """
 
     def end(error: BaseException, batch: object) -> None:
+        if multiprocessing.parent_process() is None:
+            raise error
         logger.error("A batch could not be handed over: %s", error)
         os._exit(STUCK)
 

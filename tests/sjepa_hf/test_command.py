@@ -29,6 +29,10 @@ def ends(error: BaseException) -> pytest.ExceptionInfo:
         (MemoryError(), "error: the memory does not suffice (MemoryError): take smaller or fewer clips at a time."),
         (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "error: the memory does not suffice (CUDA out of"),
         (
+            RuntimeError("DataLoader worker (pid(s) 5) exited unexpectedly"),
+            "error: a process that reads audio has died (DataLoader worker (pid(s) 5) exited unexpectedly): does the",
+        ),
+        (
             UserError("Caught UserError in worker process 0.\nOriginal Traceback:\n  File x\nUserError: no: clips."),
             "error: no: clips.",
         ),

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -265,3 +266,13 @@ def test_checkpoints_with_adapters_hold_the_merged_model_and_go_on(checkpoint, m
         open_model(AutoModelForCTC, folder)
     finetune_ctc.train(prepare(finetune_ctc, checkpoint, mine, tmp_path, *options, "--resume_from_checkpoint", "true"))
     assert json.loads((tmp_path / "final" / "results.json").read_text())["steps"] == 4
+
+
+def test_batches_that_shared_memory_cannot_hold_are_refused(checkpoint, mine, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**16))
+    options = ("--max_steps", "2", "--dataloader_num_workers", "2")
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "out", *options)
+    with pytest.raises(
+        ValueError, match="0 MiB free, but 2 workers .*--shm-size=1g, or lower `dataloader_num_workers`"
+    ):
+        finetune_ctc.train(ready)
