@@ -3,7 +3,6 @@
 import math
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
@@ -49,7 +48,7 @@ class MfccFeatures(nn.Module):
         mel_bands = mel_filter_bank(WINDOW // 2 + 1, NUM_MELS, 0.0, SAMPLING_RATE / 2, SAMPLING_RATE, mel_scale="htk")
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
         self.register_buffer("mel_bands", torch.as_tensor(mel_bands, dtype=torch.float32), persistent=False)
-        self.register_buffer("cosines", torch.as_tensor(_cosines(), dtype=torch.float32), persistent=False)
+        self.register_buffer("cosines", _cosines(), persistent=False)
 
     @torch.no_grad()
     def forward(self, input_values: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -125,11 +124,12 @@ def num_features(name: str) -> int:
     return FRAME_FEATURES[name]().num_features
 
 
-def _cosines() -> np.ndarray:
-    """Orthonormal DCT-II from mel bands to cepstral coefficients, `(23, 13)`."""
-    bands, coefficients = np.arange(NUM_MELS)[:, None], np.arange(NUM_COEFFICIENTS)
-    cosines = np.cos(math.pi / NUM_MELS * (bands + 0.5) * coefficients)
-    return cosines * np.where(coefficients == 0, math.sqrt(1 / NUM_MELS), math.sqrt(2 / NUM_MELS))
+def _cosines() -> Tensor:
+    """Orthonormal DCT-II from mel bands to cepstral coefficients, `(23, 13)`; in float32, as torchaudio makes it."""
+    bands, coefficients = torch.arange(float(NUM_MELS))[:, None], torch.arange(float(NUM_COEFFICIENTS))
+    cosines = torch.cos(math.pi / NUM_MELS * (bands + 0.5) * coefficients)
+    cosines[:, 0] *= math.sqrt(0.5)
+    return cosines * math.sqrt(2 / NUM_MELS)
 
 
 def _deltas(features: Tensor, last_frame: Tensor) -> Tensor:

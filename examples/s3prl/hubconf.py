@@ -5,9 +5,12 @@
     cd S3PRL/s3prl && python run_downstream.py -m train -n NAME -u sjepa_custom -k CHECKPOINT -d asr
 
 CHECKPOINT is a directory or a name on the Hub; sjepa_hf need not be installed. S3PRL 0.4.18 itself wants a torchaudio
-that still has `set_audio_backend` (2.8 or older).
+that still has `sox_effects` and `set_audio_backend` (2.8 or older), and two names that huggingface_hub no longer has:
+those get a stand-in here, since `s3prl.hub`, which imports this file, is what S3PRL imports first. To resume or evaluate
+(`-e`), S3PRL reads checkpoints of its own that torch opens only with TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1.
 """
 
+import huggingface_hub
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -15,6 +18,22 @@ from transformers import AutoModel
 
 
 __all__ = ["sjepa_custom"]  # what `s3prl.hub` lists
+
+
+class Removed:
+    """Stands in for what S3PRL imports to publish models; publishing them with it is not possible."""
+
+    def __getattr__(self, *_):
+        raise RuntimeError(
+            "This huggingface_hub can no longer publish in S3PRL's way: leave out --push_to_hf_hub and --hub."
+        )
+
+    __call__ = __getattr__
+
+
+for name in ("HfFolder", "Repository"):
+    if not hasattr(huggingface_hub, name):
+        setattr(huggingface_hub, name, Removed())
 
 
 class UpstreamExpert(nn.Module):

@@ -73,6 +73,51 @@ model = transformers.AutoModelForCTC.from_pretrained({str(again)!r}, trust_remot
     assert json.loads((again / "config.json").read_text())["auto_map"] == AUTO_MAP
 
 
+# What Transformers' own CTC script does: a tokenizer by the model's type, and a processor of parts saved one by one.
+CTC_SCRIPT = """
+config = AutoConfig.from_pretrained({checkpoint!r}, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(
+    {output!r}, config=config, tokenizer_type=config.model_type, pad_token="<pad>", word_delimiter_token="|"
+)
+extractor = AutoFeatureExtractor.from_pretrained({checkpoint!r}, trust_remote_code=True)
+for part in (extractor, tokenizer, config):
+    part.save_pretrained({output!r})
+processor = AutoProcessor.from_pretrained({output!r})
+print(type(tokenizer).__name__, type(processor).__name__, tokenizer("AB").input_ids)
+print(sorted(processor.pad([{{"input_values": [0.0] * 3}}, {{"input_values": [0.0]}}])))
+"""
+IMPORTS = "from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor, AutoTokenizer"
+
+
+@pytest.mark.parametrize("packaged", [True, False])
+def test_transformers_own_ctc_script_finds_tokenizer_and_processor(
+    classifier_checkpoint, tmp_path, monkeypatch, capsys, packaged
+):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(LETTERS)}))
+    script = IMPORTS + CTC_SCRIPT.format(checkpoint=str(classifier_checkpoint), output=str(output))
+    if packaged:
+        exec(script, {})
+        printed = capsys.readouterr().out
+    else:
+        printed = without_the_package(script)
+    # Without the package, Transformers asks whether to run the code when it looks for the tokenizer, and goes on.
+    assert "Wav2Vec2CTCTokenizer Wav2Vec2Processor [5, 6]" in printed
+    assert "'attention_mask', 'input_values'" in printed
+
+
+def test_parts_saved_one_by_one_are_a_processor(make_config, tmp_path):
+    """In any order, also after the model: here it is the package that knows."""
+    sjepa_hf.SJepaForCTC(make_config()).save_pretrained(tmp_path)
+    assert not (tmp_path / "processor_config.json").exists()
+    feature_extractor().save_pretrained(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(LETTERS)}))
+    Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json")).save_pretrained(tmp_path)
+    assert type(transformers.AutoProcessor.from_pretrained(tmp_path)) is Wav2Vec2Processor
+
+
 def test_speech_recognition_pipeline(asr_checkpoint):
     recognise = pipeline("automatic-speech-recognition", model=str(asr_checkpoint))
     assert type(recognise.model) is sjepa_hf.SJepaForCTC
