@@ -319,7 +319,10 @@ def test_a_signal_to_one_rank_ends_all_in_order(command, tmp_path):
 
 def test_a_rank_that_hangs_is_named(command, tmp_path):
     patient = tmp_path / "patient.py"
-    patient.write_text("from training import pretrain, ranks\nranks.MEETING_LIMIT = 5.0\npretrain.main()\n")
+    patient.write_text(
+        "from datetime import timedelta\nfrom training import pretrain, ranks\nranks.MEETING_LIMIT = 5.0\n"
+        "pretrain.COLLECTIVE_TIMEOUT = timedelta(seconds=40)\npretrain.main()\n"  # in the midst of a step
+    )
     process = start(command("--num_workers", "0", "--phase2_steps", "3000"), processes=2, script=patient)
     wait_for_checkpoint(process, tmp_path / "out" / "checkpoint-4")
     ranks = [child for child in children(process.pid) if "patient.py" in child[1]]
