@@ -9,6 +9,7 @@ from transformers.models.auto import tokenization_auto
 from .configuration_sjepa import SJepaConfig  # first: it says which transformers is needed
 from .float32 import Float32Buffers  # noqa: F401  (an old transformers copies only the files that are named here)
 from .front_end import build_front_end  # noqa: F401
+from .gradient_checkpointing import CheckpointedLayer  # noqa: F401
 from .mixture import DiagonalGaussianMixture  # noqa: F401
 from .modeling_sjepa import SJepaModel
 from .modeling_sjepa_heads import (
@@ -18,6 +19,7 @@ from .modeling_sjepa_heads import (
     SJepaForXVector,
 )
 from .modeling_sjepa_pretraining import SJepaForPreTraining
+from .spec_augment import spec_augment  # noqa: F401
 
 
 AutoProcessor.register(SJepaConfig, Wav2Vec2Processor, exist_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .command import first_line
@@ -89,6 +89,27 @@ def open_model(auto_class: Any, checkpoint: str | Path, *, fresh_head: bool = Fa
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{checkpoint}: {name} holds NaN or infinite weights: it is damaged, or of a failed run.")
     return model
+
+
+def open_processor(checkpoint: str | Path) -> Any:
+    """
+    Feature extractor and tokenizer of a checkpoint that writes text.
+
+    Raises:
+        ValueError: if it cannot be opened, or has no tokenizer.
+    """
+    open_config(checkpoint)  # whatever else is wrong with it, is said first
+    reason = ""
+    try:
+        processor = open_pretrained(AutoProcessor, checkpoint)
+        if hasattr(processor, "tokenizer"):
+            return processor
+    except ValueError as error:
+        reason = f" ({why(error.__cause__).rstrip(': ')})" if error.__cause__ else ""
+    raise ValueError(
+        f"{checkpoint} has no tokenizer that opens, which transcripts need{reason}: give the result of a fine-tuning"
+        " with CTC."
+    )
 
 
 def build_model(auto_class: Any, config: PreTrainedConfig, checkpoint: str | Path) -> PreTrainedModel:

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2CTCTokenizer
+from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.command import command
-from sjepa_hf.opening import open_model, open_pretrained
+from sjepa_hf.opening import open_model, open_processor
 from sjepa_hf.saving import write_text_aside
 from training.arguments import default_device
 from training.finetuning import choose_column
@@ -324,9 +324,7 @@ def open_recogniser(checkpoint: str) -> tuple:
     Raises:
         ValueError: if it is none, or damaged.
     """
-    processor = open_pretrained(AutoProcessor, checkpoint)
-    if not hasattr(processor, "tokenizer"):
-        raise ValueError(f"`model` {checkpoint} has no tokenizer: give the result of a fine-tuning with CTC.")
+    processor = open_processor(checkpoint)
     model = open_model(AutoModelForCTC, checkpoint)
     outputs, labels = model.config.vocab_size, len(processor.tokenizer)
     if outputs > labels:

@@ -23,12 +23,13 @@ __all__ = ["sjepa_custom"]  # what `s3prl.hub` lists
 class Removed:
     """Stands in for what S3PRL imports to publish models; publishing them with it is not possible."""
 
-    def __getattr__(self, *_):
+    def __getattr__(self, name: str):
+        self()
+
+    def __call__(self, *args, **kwargs):
         raise RuntimeError(
             "This huggingface_hub can no longer publish in S3PRL's way: leave out --push_to_hf_hub and --hub."
         )
-
-    __call__ = __getattr__
 
 
 for name in ("HfFolder", "Repository"):

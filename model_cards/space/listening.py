@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoModelForPreTraining, AutoProcessor
+from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoModelForPreTraining
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.clusters import order_clusters
-from sjepa_hf.opening import open_config, open_pretrained
+from sjepa_hf.opening import open_config, open_pretrained, open_processor
 from training.gate import SAMPLING_RATE, BadAudio, audio_length, read_audio
 
 
@@ -136,11 +136,9 @@ class Recogniser:
     def __init__(self, checkpoint: str, device: str):
         """Raises ValueError if there is no CTC head or no tokenizer."""
         model, loading = open_pretrained(AutoModelForCTC, checkpoint, dtype=torch.float32, output_loading_info=True)
-        self.processor = open_pretrained(AutoProcessor, checkpoint)
         if any(key.startswith("lm_head.") for key in loading["missing_keys"]):
             raise ValueError(f"{checkpoint} has no CTC head, which transcripts need: give one that was fine-tuned.")
-        if not hasattr(self.processor, "tokenizer"):
-            raise ValueError(f"{checkpoint} has a CTC head but no tokenizer, which transcripts need.")
+        self.processor = open_processor(checkpoint)
         self.model, self.device = model.eval().to(device), device
 
     @torch.inference_mode()

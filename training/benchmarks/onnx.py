@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoProcessor
 
 from sjepa_hf.command import command
 from sjepa_hf.export_onnx import export_onnx, open_checkpoint, open_session
+from sjepa_hf.opening import open_processor
 from sjepa_hf.saving import feature_extractor
 from training.audio import SAMPLING_RATE
 from training.decoding import TEXT_COLUMNS, error_rates, greedy_decode
@@ -118,7 +118,7 @@ def compare(subject: Subject, clips: LabelledClips, column: str | None, checkpoi
 def reader(subject: Subject, checkpoint: str) -> Callable[[np.ndarray], str | None]:
     """From a clip's output to what it says: a transcript, a class name, or nothing for features."""
     if subject.task == "ctc":
-        tokenizer = AutoProcessor.from_pretrained(checkpoint).tokenizer
+        tokenizer = open_processor(checkpoint).tokenizer
         return lambda logits: greedy_decode(logits, tokenizer)
     if subject.task == "classification":
         return lambda logits: subject.model.config.id2label[int(logits.argmax())]
