@@ -270,7 +270,16 @@ def test_what_cannot_work_is_refused_before_the_first_step(command, noise, tmp_p
     for options, said in (
         (["--mask_prob", "1.0"], "`mask_prob` must be below 1"),
         (
-            ["--phase2_components", "9000", "--seed_frames", "9000", "--reseed_frames", "9000"],
+            [
+                "--phase2_components",
+                "9000",
+                "--seed_frames",
+                "9000",
+                "--reseed_frames",
+                "9000",
+                "--fit_frames",
+                "9000",
+            ],
             "`phase2_components` is 9000, but train_data has",
         ),
         (["--phase1_components", "9000", "--fit_frames", "9000"], "Cannot fit 9000 components to .* frames"),
