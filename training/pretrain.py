@@ -80,7 +80,9 @@ def main(argv: list[str] | None = None) -> None:
     except RuntimeError as error:
         if run.ranks == 1 or not is_lost_connection(error):
             raise
-        raise UserError(f"another process of this run has died, so this one ends too ({first_line(error)}).") from None
+        raise UserError(
+            f"another process of this run has died or hangs, so this one ends too ({first_line(error)})."
+        ) from None
     finally:
         run.lock.release()
     if stop is not None:
