@@ -362,3 +362,14 @@ pretrain.main()
         os.kill(rank, signal.SIGKILL)
     process.communicate(timeout=120)
     assert said in line, errors[-3000:]
+
+
+def test_what_lies_beyond_and_cannot_be_set_aside_is_named(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint-9").mkdir()
+
+    def busy(self, target):
+        raise OSError(errno.EBUSY, "Busy", str(self))
+
+    monkeypatch.setattr("pathlib.Path.rename", busy)
+    with pytest.raises(ValueError, match="checkpoint-9 lies beyond step 4, .* cannot be renamed .*: move it away"):
+        resuming.set_aside_after(tmp_path, 4)
