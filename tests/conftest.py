@@ -70,7 +70,7 @@ def config(request) -> SJepaConfig:
     return small_config(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_config():
     return small_config
 

@@ -11,9 +11,9 @@ from glob import glob
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
 
 from training.audio import Source
+from training.folders import Files
 from training.manifest import JsonLines
 
 
@@ -29,12 +29,10 @@ def identity(spec: str, source: Source) -> str:
     """
     if isinstance(source.dataset, JsonLines):
         return of_file(Path(source.dataset.path), WHOLE // BLOCK, BLOCK)
-    if source.column is None and isinstance(source.dataset, Dataset):  # a folder of audio
-        paths = source.dataset["path"]
-        root = os.path.abspath(spec.split("::")[0])
-        return of_files([str(path) for path in paths], root, blocks=0)
     path = Path(spec.split("::")[0]).expanduser()
-    files = glob(str(path), recursive=True) or [str(path)]
+    if isinstance(source.dataset, Files):  # a folder of audio
+        return of_files([row["path"] for row in source.dataset], os.path.abspath(path), blocks=0)
+    files = [str(path)] if path.exists() else glob(str(path), recursive=True)
     shards = [p for f in files for p in (Path(f).rglob("*") if Path(f).is_dir() else [Path(f)]) if p.is_file()]
     shards = [str(p) for p in shards if p.suffix in (".parquet", ".tar")]
     root = os.path.commonpath([os.path.dirname(shard) for shard in shards]) if shards else ""

@@ -83,14 +83,16 @@ def main(argv: list[str] | None = None) -> None:
     except RuntimeError as error:
         if run.ranks == 1 or not is_lost_connection(error):
             raise
-        raise UserError(f"another process of this run has died, so this one ends too ({first_line(error)}).") from None
+        raise UserError(
+            f"another process of this run has died or hangs, so this one ends too ({first_line(error)})."
+        ) from None
     finally:
         run.lock.release()
     if stop is not None:
         said = f"stopped at step {run.state.step} of {run.schedule.total_steps}: {stop.reason}."
         if stop.status == 1:
             raise UserError(said)
-        logger.error("%s", said.capitalize())
+        logger.error("%s", said[0].upper() + said[1:])
         if run.accelerator.is_main_process:
             (run.output_dir / INTERRUPTED).write_text(stop.reason + "\n")
         sys.exit(stop.status)

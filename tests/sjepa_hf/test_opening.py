@@ -13,12 +13,10 @@ from sjepa_hf.opening import MissingWeights, build_model, open_config, open_mode
 
 
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory):
+def originals(tmp_path_factory, make_config):
     """A pretraining checkpoint of ours and one of HuBERT."""
-    from conftest import small_config
-
     folder = tmp_path_factory.mktemp("originals")
-    SJepaForPreTraining(small_config("log_mel")).save_pretrained(folder / "sjepa")
+    SJepaForPreTraining(make_config("log_mel")).save_pretrained(folder / "sjepa")
     sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=[16] * 7)
     positions = dict(num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)
     HubertModel(HubertConfig(**sizes, **positions)).save_pretrained(folder / "hubert")

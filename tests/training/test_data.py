@@ -420,8 +420,22 @@ def test_other_data_or_a_stream_begin_a_new_pass(tmp_path, caplog):
     _, position = consume(args, 3, 1, None)
     write_clip(tmp_path / "in" / "20.wav", 20)
     loader = build_loader(args, position=position)
-    assert loader.dataset.position.first == (1, 0) and "the data or their order are others" in caplog.text
+    assert (
+        loader.dataset.position.first == (1, 0)
+        and "the contents of source 1 of train_data have changed" in caplog.text
+    )
     assert next(iter(loader))["position"].epoch == 1
+
+
+def test_one_pass_can_be_gone_on_with(tmp_path):
+    for number in range(30):
+        write_clip(tmp_path / "in" / f"{number}.wav", number)
+    args = DataArguments(
+        train_data=[str(tmp_path / "in")], num_workers=0, batch_seconds=1.0, max_seconds=0.5, bucket_buffer_size=8
+    )
+    first, position = consume(args, 4, 1, None)
+    rest = list(build_loader(args, position=position, max_epochs=1))
+    assert sorted(numbers(first) + numbers(rest)) == list(range(30))
 
 
 @pytest.mark.parametrize("folder", ["keywords", "digits_8khz", "librispeech_251_speakers"])

@@ -326,19 +326,50 @@ def test_a_signal_to_one_rank_ends_all_in_order(command, tmp_path):
     assert damage(checkpoints(out)[-1]) is None
 
 
-def test_a_rank_that_hangs_is_named(command, tmp_path):
-    patient = tmp_path / "patient.py"
-    patient.write_text(
-        "from datetime import timedelta\nfrom training import pretrain, ranks\nranks.MEETING_LIMIT = 5.0\n"
-        "pretrain.COLLECTIVE_TIMEOUT = timedelta(seconds=40)\npretrain.main()\n"  # in the midst of a step
-    )
-    process = start(command("--num_workers", "0", "--phase2_steps", "3000"), processes=2, script=patient)
-    wait_for_checkpoint(process, tmp_path / "out" / "checkpoint-4")
-    ranks = [child for child in children(process.pid) if "patient.py" in child[1]]
-    os.kill(ranks[1][0], signal.SIGSTOP)
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("Reading.next", "Rank 1 did not come within"), ("pretrain.Pretraining.predict", "has died or hangs")],
+    ids=["between steps", "in a step"],
+)
+def test_a_rank_that_hangs_ends_the_others(command, tmp_path, place, said):
+    """Between steps it is named; the limits are shortened here."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import datetime, os, signal
+from training import pretrain, ranks
+from training.reading import Reading
+ranks.MEETING_LIMIT, pretrain.COLLECTIVE_TIMEOUT = 6.0, datetime.timedelta(seconds=10)
+whole, calls = {place}, []
+def stopping(*args):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 40:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return whole(*args)
+{place} = stopping
+pretrain.main()
+""")
+    process = start(command("--num_workers", "0", "--phase2_steps", "300"), processes=2, script=script)
+    ranks = []
+    while len(ranks) < 2 and process.poll() is None:
+        time.sleep(0.1)
+        ranks = [number for number, line in children(process.pid) if "script.py" in line]
+    errors = ""
     for line in process.stderr:
+        errors += line
         if "error: " in line:
             break
-    os.kill(ranks[1][0], signal.SIGKILL)
+    for rank in ranks:  # the launcher would wait half a minute for one that is stopped
+        os.kill(rank, signal.SIGKILL)
     process.communicate(timeout=120)
-    assert "Rank 1 did not come within" in line or "another process of this run has died" in line
+    assert said in line, errors[-3000:]
+
+
+def test_what_lies_beyond_and_cannot_be_set_aside_is_named(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint-9").mkdir()
+
+    def busy(self, target):
+        raise OSError(errno.EBUSY, "Busy", str(self))
+
+    monkeypatch.setattr("pathlib.Path.rename", busy)
+    with pytest.raises(ValueError, match="checkpoint-9 lies beyond step 4, .* cannot be renamed .*: move it away"):
+        resuming.set_aside_after(tmp_path, 4)

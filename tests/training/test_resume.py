@@ -192,7 +192,9 @@ def test_a_run_that_numbered_layers_otherwise_is_not_resumed(command, tmp_path):
     loop = json.loads(path.read_text())
     del loop["version"]
     path.write_text(json.dumps(loop))
-    with pytest.raises(ValueError, match="numbered layers from 0 = .* Finish the run with that version, or start"):
+    with pytest.raises(
+        ValueError, match="layers were numbered from 0 = .* Finish the run with that version, or start"
+    ):
         load_loop_state(tmp_path / "out" / "checkpoint-4")
 
 
@@ -320,7 +322,7 @@ def test_what_data_are_is_told_by_their_contents(tmp_path):
         ("files.json", b'{"../../etc/passwd": [1, "a"]}', "which lies elsewhere"),
         ("files.json", b'{"/etc/passwd": [1, "a"]}', "which lies elsewhere"),
         ("files.json", b"{}", "does not name config.json"),
-        ("loop.json", b'{"step": 9}', "`accumulation`"),
+        ("loop.json", b'{"step": 9, "version": 2}', "`accumulation`"),
         ("loop.json", b"null", "holds no object"),
         ("loop.json", b'{"step', "is not JSON"),
         ("arguments.json", b"{}", "KeyError"),
