@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import transformers
 from processes import without_the_package
-from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2Processor, pipeline
+from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor, pipeline
 
 import sjepa_hf
 from sjepa_hf.configuration_sjepa import AUTO_MAP, MODEL_CODE
@@ -108,13 +108,13 @@ def test_transformers_own_ctc_script_finds_tokenizer_and_processor(
     assert "'attention_mask', 'input_values'" in printed
 
 
-def test_parts_saved_one_by_one_are_a_processor(make_config, tmp_path):
-    """In any order, also after the model: here it is the package that knows."""
-    sjepa_hf.SJepaForCTC(make_config()).save_pretrained(tmp_path)
-    assert not (tmp_path / "processor_config.json").exists()
+def test_parts_saved_one_by_one_are_a_processor_and_one_alone_is_what_it_is(make_config, tmp_path):
     feature_extractor().save_pretrained(tmp_path)
+    sjepa_hf.SJepaModel(make_config()).save_pretrained(tmp_path)
+    assert type(transformers.AutoProcessor.from_pretrained(tmp_path)) is Wav2Vec2FeatureExtractor
     (tmp_path / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(LETTERS)}))
     Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json")).save_pretrained(tmp_path)
+    sjepa_hf.SJepaForCTC(make_config()).save_pretrained(tmp_path)
     assert type(transformers.AutoProcessor.from_pretrained(tmp_path)) is Wav2Vec2Processor
 
 
