@@ -23,6 +23,7 @@ from training.finetuning_resume import MERGED
 from training.heartbeat import Heartbeat
 from training.interruption import Interruption
 from training.memory import keep_freed_memory
+from training.progress import duration
 from training.workers import check_shared_memory, die_when_stuck
 
 
@@ -163,7 +164,7 @@ class Telling(TrainerCallback):
             self._start = (state.global_step, now)
         elif state.global_step == self._start[0] + TIMED_STEPS and state.is_world_process_zero:
             each = (now - self._start[1]) / TIMED_STEPS
-            left = clock(each * (state.max_steps - state.global_step))
+            left = duration(each * (state.max_steps - state.global_step))
             logger.info("%.2f s a step: about %s for the rest, evaluations not counted.", each, left)
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
@@ -275,11 +276,3 @@ def seconds_of(dataset: torch.utils.data.Dataset) -> list[float]:
     """Length of every clip, in seconds, of labelled clips or of several sets of them."""
     parts = getattr(dataset, "datasets", [dataset])
     return [samples / SAMPLING_RATE for part in parts for samples in part.num_samples]
-
-
-def clock(seconds: float) -> str:
-    """A duration in words: 45 s, 12 min, 3 h 20 min."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -16,7 +16,6 @@ from transformers import AutoModelForCTC, TrainerCallback, pipeline
 from sjepa_hf.opening import open_model
 from training import finetune_classification, finetune_ctc
 from training.audio import read_audio
-from training.finetuner import clock
 from training.trainer_settings import interval, with_equal_intervals
 
 
@@ -130,10 +129,6 @@ def test_evaluations_keep_their_distance():
     assert with_equal_intervals(["--save_strategy=epoch"]) == ["--save_strategy=epoch", "--eval_strategy", "epoch"]
     both = ["--eval_steps", "10", "--save_steps", "20", "--eval_strategy", "no"]
     assert with_equal_intervals(both) == both
-
-
-def test_durations_in_words():
-    assert [clock(seconds) for seconds in (45, 700, 12_000)] == ["45 s", "12 min", "3 h 20 min"]
 
 
 # After
