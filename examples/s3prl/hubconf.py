@@ -6,8 +6,8 @@
 
 CHECKPOINT is a directory or a name on the Hub; sjepa_hf need not be installed. S3PRL 0.4.18 itself wants a torchaudio
 that still has `sox_effects` and `set_audio_backend` (2.8 or older), and two names that huggingface_hub no longer has:
-those get a stand-in here, since `s3prl.hub`, which imports this file, is what S3PRL imports first. To resume or evaluate
-(`-e`), S3PRL reads checkpoints of its own that torch opens only with TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1.
+those get a stand-in here, since `s3prl.hub`, which imports this file, is what S3PRL imports first. To resume or
+evaluate (`-e`), it reads checkpoints of its own that torch opens only with TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1.
 """
 
 import huggingface_hub
@@ -23,10 +23,8 @@ __all__ = ["sjepa_custom"]  # what `s3prl.hub` lists
 class Removed:
     """Stands in for what S3PRL imports to publish models; publishing them with it is not possible."""
 
-    def __getattr__(self, *_):
-        raise RuntimeError(
-            "This huggingface_hub can no longer publish in S3PRL's way: leave out --push_to_hf_hub and --hub."
-        )
+    def __getattr__(self, *_, **__):
+        raise RuntimeError("This huggingface_hub cannot publish in S3PRL's way: leave out --push_to_hf_hub and --hub.")
 
     __call__ = __getattr__
 

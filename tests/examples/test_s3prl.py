@@ -37,7 +37,7 @@ def in_a_process(code: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("use", ["HfFolder.get_token()", "Repository(local_dir='here')"])
 def test_names_that_huggingface_hub_no_longer_has_are_there(use):
     done = in_a_process(f"import hubconf; from huggingface_hub import HfFolder, Repository; {use}")
-    assert done.stderr.splitlines()[-1].startswith("RuntimeError: This huggingface_hub can no longer publish")
+    assert done.stderr.splitlines()[-1].startswith("RuntimeError: This huggingface_hub cannot publish")
 
 
 def test_s3prl_starts():
