@@ -24,7 +24,7 @@ from transformers import (
     AutoModelForPreTraining,
 )
 
-from . import auto_classes  # noqa: F401  (registers processor and tokenizer)
+from . import auto_classes  # noqa: F401  (registers the tokenizer)
 from .configuration_sjepa import SJepaConfig
 from .mixture import DiagonalGaussianMixture, SufficientStatistics
 from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel

@@ -1,9 +1,8 @@
 """
-All classes in one module. `auto_map` points here, so that a checkpoint's code always travels as a whole. Processor
-and tokenizer are registered here, so that Transformers knows them with a checkpoint's code alone too.
+All classes in one module. `auto_map` points here, so that a checkpoint's code always travels as a whole. The tokenizer
+is registered here, so that Transformers knows it with a checkpoint's code alone too.
 """
 
-from transformers import AutoProcessor, Wav2Vec2Processor
 from transformers.models.auto import tokenization_auto
 
 from .configuration_sjepa import SJepaConfig  # first: it says which transformers is needed
@@ -20,7 +19,6 @@ from .modeling_sjepa_heads import (
 from .modeling_sjepa_pretraining import SJepaForPreTraining
 
 
-AutoProcessor.register(SJepaConfig, Wav2Vec2Processor, exist_ok=True)
 # Transformers' own CTC script asks for the tokenizer of the type "sjepa", which is looked for here alone.
 if hasattr(tokenization_auto, "TOKENIZER_MAPPING_NAMES"):
     tokenization_auto.TOKENIZER_MAPPING_NAMES["sjepa"] = "Wav2Vec2CTCTokenizer"

@@ -283,13 +283,10 @@ def decode(arguments: argparse.Namespace) -> None:
     if settings and not arguments.lm:
         raise ValueError(f"--{next(iter(settings))} belongs to the beam search, which needs --lm.")
     try:
+        processor = AutoProcessor.from_pretrained(arguments.model)
         model = AutoModelForCTC.from_pretrained(arguments.model)
     except (OSError, ValueError) as error:
         raise ValueError(f"`model` {arguments.model} is not a CTC model with its processor: {error}") from None
-    try:
-        processor = AutoProcessor.from_pretrained(arguments.model)
-    except (OSError, ValueError, TypeError):  # TypeError: neither vocab.json nor tokenizer_config.json
-        processor = None
     if not hasattr(processor, "tokenizer"):
         raise ValueError(f"`model` {arguments.model} has no tokenizer: give the result of a fine-tuning with CTC.")
     device = default_device()

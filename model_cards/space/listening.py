@@ -145,14 +145,11 @@ class Recogniser:
         """Raises ValueError if there is no CTC head or no tokenizer."""
         try:
             model, loading = AutoModelForCTC.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
+            self.processor = AutoProcessor.from_pretrained(checkpoint)
         except (OSError, ValueError) as error:
             raise ValueError(f"{checkpoint} cannot be opened for transcripts ({first_line(error)})") from None
         if any(key.startswith("lm_head.") for key in loading["missing_keys"]):
             raise ValueError(f"{checkpoint} has no CTC head, which transcripts need: give one that was fine-tuned.")
-        try:
-            self.processor = AutoProcessor.from_pretrained(checkpoint)
-        except (OSError, ValueError, TypeError):  # TypeError: neither vocab.json nor tokenizer_config.json
-            self.processor = None
         if not hasattr(self.processor, "tokenizer"):
             raise ValueError(f"{checkpoint} has a CTC head but no tokenizer, which transcripts need.")
         self.model, self.device = model.eval().to(device), device

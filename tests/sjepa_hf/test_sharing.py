@@ -109,12 +109,13 @@ def test_transformers_own_ctc_script_finds_tokenizer_and_processor(
 
 
 def test_parts_saved_one_by_one_are_a_processor(make_config, tmp_path):
-    """In any order, also after the model: here it is the package that knows."""
-    sjepa_hf.SJepaForCTC(make_config()).save_pretrained(tmp_path)
-    assert not (tmp_path / "processor_config.json").exists()
+    model = sjepa_hf.SJepaForCTC(make_config())
     feature_extractor().save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    assert type(transformers.AutoProcessor.from_pretrained(tmp_path)) is type(feature_extractor())
     (tmp_path / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(LETTERS)}))
     Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json")).save_pretrained(tmp_path)
+    model.config.save_pretrained(tmp_path)
     assert type(transformers.AutoProcessor.from_pretrained(tmp_path)) is Wav2Vec2Processor
 
 
