@@ -357,8 +357,9 @@ class SJepaConfig(PreTrainedConfig):
         for name in MODEL_CODE:
             if here.resolve() != there.resolve():
                 shutil.copyfile(here / name, there / name)
-        # A feature extractor and a tokenizer that were saved one by one: together they are a processor. Only this file
-        # tells `AutoProcessor` where the checkpoint's code is not trusted, as in Transformers' own CTC script.
+        # A feature extractor and a tokenizer that were saved one by one, as Transformers' own CTC script does, are a
+        # processor. This file says so; were one registered for the class, `AutoProcessor` would want a tokenizer of
+        # checkpoints that have none, where it now gives the feature extractor.
         parts, processor = ("preprocessor_config.json", "tokenizer_config.json"), there / "processor_config.json"
         if all((there / part).is_file() for part in parts) and not processor.exists():
             processor.write_text('{"processor_class": "Wav2Vec2Processor"}\n')
