@@ -30,5 +30,5 @@ grep -vE '^(torch|triton|nvidia-.*|cuda-.*)==' "$resolved" >"$venv/rest.txt"
 # The tests that touch most libraries and take two minutes together.
 PYTHONPATH="$PWD" "$venv/bin/python" -m pytest -q -p no:cacheprovider -W ignore \
     tests/test_installation.py tests/test_readme.py tests/space/test_app.py tests/sjepa_hf/test_{sharing,export_onnx}.py \
-    tests/sjepa_hf/test_{model_card,saving,resampling,modeling_heads}.py \
+    tests/sjepa_hf/test_{model_card,saving,resampling,modeling,modeling_heads}.py \
     tests/training/test_{audio,corpus,features,labelled,manifest,metrics,monitoring,text}.py

@@ -219,7 +219,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(config, model_class, re
     model = model_class(config).train()
     for enable in (False, True):
         if enable:
-            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
             layer = model.base_model.encoder.layers[0]
             layer.attention.register_forward_pre_hook(lambda *_: runs.append(1))
         model.zero_grad()
@@ -238,7 +238,7 @@ def test_layers_over_frozen_ones_learn_with_gradient_checkpointing(make_config, 
     model = SJepaModel(make_config()).train().requires_grad_(False)
     learning = [p.requires_grad_() for p in model.encoder.layers[0].attention.q_proj.parameters()]
     learning += [model.feature_extractor.conv_layers[0].layer_norm.weight.requires_grad_()]
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model(torch.randn(2, 8000)).last_hidden_state.square().mean().backward()
     assert all(p.grad is not None and p.grad.any() for p in learning)
     model.requires_grad_(False)
@@ -247,7 +247,7 @@ def test_layers_over_frozen_ones_learn_with_gradient_checkpointing(make_config, 
 
 def test_compiles_into_one_graph_with_gradient_checkpointing(config):
     model = SJepaModel(config).train()
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.gradient_checkpointing_enable({"use_reentrant": False})
     torch._dynamo.reset()
     torch.compile(model, fullgraph=True, backend="aot_eager")(torch.randn(2, 4000))[0].square().mean().backward()
     assert all(p.grad is not None for p in model.parameters())
