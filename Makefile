@@ -16,7 +16,7 @@ $(READY): pyproject.toml tools/setup_env.sh tools/install_torch.sh $(if $(TORCH)
 	TORCH="$(TORCH)" PYTHON="$(PYTHON)" tools/setup_env.sh
 
 demo: env
-	$(BIN)/python -m training.demo.run $(if $(SPEECH),--speech "$(SPEECH)")
+	$(BIN)/python -m examples.demo.run $(if $(SPEECH),--speech "$(SPEECH)")
 
 test: env
 	$(BIN)/python -m pytest

@@ -16,7 +16,7 @@ TRACEBACK = "SJEPA_TRACEBACK"  # set in the environment, it shows where an error
 LONGEST = 1000  # characters of a message that are shown
 CHATTY = ("httpx", "httpx2", "datasets", "evaluate", "matplotlib", "fsspec")
 ROOT = Path(__file__).resolve().parents[1]
-OURS = (ROOT / "sjepa_hf", ROOT / "training", ROOT / "model_cards", ROOT / "examples")
+OURS = (ROOT / "sjepa_hf", ROOT / "training", ROOT / "model_cards", ROOT / "benchmarks", ROOT / "examples")
 
 
 class UserError(RuntimeError):

@@ -44,7 +44,7 @@ def test_the_space_asks_for_what_the_project_asks_for():
 def test_nothing_that_is_installed_needs_torchaudio():
     """PyPI's builds of it cannot be imported beside a CPU build of torch, and then transformers cannot either."""
     assert "torchaudio" not in {requirement.name for requirement in [*CORE, *EXTRAS]}
-    for folder in ("sjepa_hf", "training", "model_cards"):
+    for folder in ("sjepa_hf", "training", "benchmarks", "examples", "model_cards"):
         for path in (ROOT / folder).rglob("*.py"):
             if path != ROOT / "sjepa_hf/__init__.py":  # which looks whether it is broken
                 assert not re.search(r"^\s*(import|from) torchaudio", path.read_text(), re.MULTILINE), path

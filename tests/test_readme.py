@@ -12,7 +12,7 @@ from transformers import Wav2Vec2Processor
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor
-from training.text import build_tokenizer
+from training.finetuning.text import build_tokenizer
 
 
 ROOT = Path(__file__).parents[1]

@@ -34,17 +34,14 @@ from sjepa_hf.clusters import draw_clusters, order_clusters
 from sjepa_hf.command import command
 from sjepa_hf.opening import MissingWeights, open_config, open_model, open_pretrained
 from sjepa_hf.saving import files_written_aside
-from training.arguments import default_device
-from training.audio import SAMPLING_RATE, BadAudio, read_audio
-from training.bimodality import dip_test, two_gaussians
-from training.command_line import parse_dataclasses
-from training.downstream.features import open_encoder
-from training.drawing import caption
-from training.figures import draw_entropy
-from training.labelled import LabelledClips, open_labelled
-from training.layer_choice import effective_rank
-from training.monitoring import entropy_bits
-from training.probing import (
+from training.common.command_line import parse_dataclasses
+from training.common.drawing import caption
+from training.common.ranges import check_ranges
+from training.data.clips import SAMPLING_RATE, BadAudio, read_audio
+from training.data.labelled import LabelledClips, open_labelled
+from training.evaluation.bimodality import dip_test, two_gaussians
+from training.evaluation.frozen_features import open_encoder
+from training.evaluation.probing import (
     Rows,
     features_at,
     features_of_layers,
@@ -52,7 +49,10 @@ from training.probing import (
     read_alignment,
     readable_clips,
 )
-from training.ranges import check_ranges
+from training.pretraining.arguments import default_device
+from training.pretraining.figures import draw_entropy
+from training.pretraining.monitoring import entropy_bits
+from training.targets.layer_choice import effective_rank
 
 
 matplotlib.use("Agg")

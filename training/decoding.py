@@ -26,16 +26,16 @@ import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.command import command
 from sjepa_hf.opening import open_model, open_processor
 from sjepa_hf.saving import write_text_aside
-from training.arguments import default_device
-from training.finetuning import choose_column
-from training.heartbeat import Heartbeat
-from training.labelled import LabelledClips, open_labelled, pad_waveforms
-from training.metadata import decoded
-from training.metrics import load_metric
-from training.naming import several
-from training.ngram import BEGIN, END, UNKNOWN, Gram, NGram, estimate
-from training.sources import open_source
-from training.text import TextNormalizer
+from training.common.heartbeat import Heartbeat
+from training.common.metrics import load_metric
+from training.common.naming import several
+from training.data.labelled import LabelledClips, open_labelled, pad_waveforms
+from training.data.metadata import decoded
+from training.data.sources import open_source
+from training.finetuning.arguments import choose_column
+from training.finetuning.ngram import BEGIN, END, UNKNOWN, Gram, NGram, estimate
+from training.finetuning.text import TextNormalizer
+from training.pretraining.arguments import default_device
 
 
 logger = logging.getLogger(__name__)

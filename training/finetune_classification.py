@@ -23,9 +23,11 @@ import torch
 from transformers import AutoModelForAudioClassification, EvalPrediction, Wav2Vec2FeatureExtractor, set_seed
 
 from sjepa_hf.command import command
-from training.finetuned import Outcome, save_output
-from training.finetuner import FineTuner, run_training
-from training.finetuning import (
+from training.common.heartbeat import Heartbeat
+from training.common.learned import judge_classes
+from training.common.metrics import load_metric
+from training.data.labelled import LabelledClips, pad_waveforms, usable
+from training.finetuning.arguments import (
     FineTuningArguments,
     by_length,
     choose_column,
@@ -35,12 +37,10 @@ from training.finetuning import (
     parse_finetuning,
     settle_steps,
 )
-from training.finetuning_plan import tell_plan
-from training.finetuning_resume import check_classes, check_weights
-from training.heartbeat import Heartbeat
-from training.labelled import LabelledClips, pad_waveforms, usable
-from training.learned import judge_classes
-from training.metrics import load_metric
+from training.finetuning.plan import tell_plan
+from training.finetuning.result import Outcome, save_output
+from training.finetuning.resuming import check_classes, check_weights
+from training.finetuning.trainer import FineTuner, run_training
 
 
 logger = logging.getLogger(__name__)

@@ -30,6 +30,9 @@ from transformers import (
 
 from sjepa_hf.command import command
 from sjepa_hf.opening import open_pretrained
+from training.common.heartbeat import Heartbeat
+from training.common.learned import judge_texts
+from training.data.labelled import LabelledClips, pad_waveforms, usable
 from training.decoding import (
     ALPHA,
     BEAM_WIDTH,
@@ -41,9 +44,7 @@ from training.decoding import (
     evaluate_clips,
     examples,
 )
-from training.finetuned import Outcome, save_output
-from training.finetuner import FineTuner, run_training
-from training.finetuning import (
+from training.finetuning.arguments import (
     FineTuningArguments,
     by_length,
     choose_column,
@@ -53,13 +54,11 @@ from training.finetuning import (
     parse_finetuning,
     settle_steps,
 )
-from training.finetuning_plan import tell_plan
-from training.finetuning_resume import check_normalization, check_vocabulary, check_weights
-from training.heartbeat import Heartbeat
-from training.labelled import LabelledClips, pad_waveforms, usable
-from training.learned import judge_texts
-from training.ngram import NGram
-from training.text import (
+from training.finetuning.ngram import NGram
+from training.finetuning.plan import tell_plan
+from training.finetuning.result import Outcome, save_output
+from training.finetuning.resuming import check_normalization, check_vocabulary, check_weights
+from training.finetuning.text import (
     DROPPED,
     SPACES,
     TextNormalizer,
@@ -68,6 +67,7 @@ from training.text import (
     log_examples,
     needed_frames,
 )
+from training.finetuning.trainer import FineTuner, run_training
 
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,8 @@
     accelerate launch -m training.pretrain --config training/recipes/base.yaml --train_data a.jsonl  # on several GPUs
 
 A step is: soft targets from the clean audio, masked prediction from the augmented audio, the loss over the whole
-global batch, and an update of encoder, EMA encoder and mixture. Any field of `training/arguments.py` and
-`training/data.py` can stand in the recipe or on the command line.
+global batch, and an update of encoder, EMA encoder and mixture. Any field of `training/pretraining/arguments.py` and
+`training/data/loader.py` can stand in the recipe or on the command line.
 
 SIGTERM and Ctrl-C save the last finished step and exit with status 143 and 130, out of a wait for data or a fit at
 once; `--resume_from_checkpoint auto` then goes on to the very weights of a run without the break. 1 is the status
@@ -37,26 +37,26 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
 from sjepa_hf.command import UserError, command, first_line
-from training import checkpointing, figures, resuming
-from training.arguments import Arguments, choose_precision, parse_arguments
-from training.audio import BadAudioError
-from training.augmentation import augmented
-from training.building import build_model, build_optimizer, frozen_targets, online_targets
-from training.corpus import DataPosition
-from training.fits import MixtureFits
-from training.interruption import Interrupted, Interruption, Stop
-from training.layer_choice import LayerChoice
-from training.memory import keep_freed_memory
-from training.monitoring import Monitor, loss_sums, predictor_entropy, target_metrics
-from training.plan import tell_plan
-from training.publishing import Publisher
-from training.ranks import COLLECTIVE_TIMEOUT, Meeting, check_ranks_agree, is_lost_connection
-from training.reading import TrainingData
-from training.record import record_pretraining
-from training.resuming import FINAL
-from training.saver import Saver
-from training.schedules import Schedule
-from training.targets import MfccTargets, OnlineTargets, layer_ranks, to_device
+from training.common.memory import keep_freed_memory
+from training.common.processes import COLLECTIVE_TIMEOUT, Meeting, check_ranks_agree, is_lost_connection
+from training.common.publishing import Publisher
+from training.common.run_record import record_pretraining
+from training.common.signals import Interrupted, Interruption, Stop
+from training.data.augmentation import augmented
+from training.data.clips import BadAudioError
+from training.data.order import DataPosition
+from training.pretraining import checkpointing, figures, resuming
+from training.pretraining.arguments import Arguments, choose_precision, parse_arguments
+from training.pretraining.fits import MixtureFits
+from training.pretraining.model import build_model, build_optimizer, frozen_targets, online_targets
+from training.pretraining.monitoring import Monitor, loss_sums, predictor_entropy, target_metrics
+from training.pretraining.plan import tell_plan
+from training.pretraining.resuming import FINAL
+from training.pretraining.saver import Saver
+from training.pretraining.schedules import Schedule
+from training.pretraining.training_data import TrainingData
+from training.targets.layer_choice import LayerChoice
+from training.targets.targets import MfccTargets, OnlineTargets, layer_ranks, to_device
 
 
 logger = logging.getLogger(__name__)

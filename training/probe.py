@@ -36,13 +36,13 @@ from torch import nn
 
 from sjepa_hf.command import command
 from sjepa_hf.saving import files_written_aside
-from training.arguments import default_device
-from training.command_line import parse_dataclasses
-from training.downstream.features import open_encoder
-from training.drawing import caption
-from training.heartbeat import Heartbeat
-from training.labelled import LabelledClips, open_labelled
-from training.probing import (
+from training.common.command_line import parse_dataclasses
+from training.common.drawing import caption
+from training.common.heartbeat import Heartbeat
+from training.common.ranges import check_ranges
+from training.data.labelled import LabelledClips, open_labelled
+from training.evaluation.frozen_features import open_encoder
+from training.evaluation.probing import (
     WHOLE_CLIP,
     FeatureExtractor,
     Rows,
@@ -53,7 +53,7 @@ from training.probing import (
     readable_clips,
     short_names,
 )
-from training.ranges import check_ranges
+from training.pretraining.arguments import default_device
 
 
 matplotlib.use("Agg")

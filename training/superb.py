@@ -1,11 +1,11 @@
 """SUPERB: what a frozen encoder is worth to seven tasks, through a learned average of its layers and a light head.
 
-On the benchmark's data, from the Hub (settings and data sets: `training/downstream/tasks.py`):
+On the benchmark's data, from the Hub (settings and data sets: `training/evaluation/superb/tasks.py`):
 
     python -m training.superb --task ks --model demo-output/model/final facebook/hubert-base-ls960
 
-On your own data, in small: any source of `training/labelled.py`, several subjects and seeds in one table. `mfcc` and
-`untrained:CHECKPOINT` (the same network with fresh weights) say what the pretraining adds:
+On your own data, in small: any source of `training/data/labelled.py`, several subjects and seeds in one table. `mfcc`
+and `untrained:CHECKPOINT` (the same network with fresh weights) say what the pretraining adds:
 
     python -m training.superb --task sid --label_column speaker_id --train_data librispeech/train \\
         --model mfcc untrained:demo-output/model/final demo-output/model/final \\
@@ -33,16 +33,16 @@ import numpy as np
 import torch
 
 from sjepa_hf.command import command
-from training.arguments import default_device
-from training.command_line import parse_dataclasses
-from training.downstream.features import FeatureStore, FrozenFeatures, clip_keys, open_encoder
-from training.downstream.heads import CtcHead, LayerSum, PooledHead
-from training.downstream.labels import ClassLabels, TokenLabels, read_lexicon, score
-from training.downstream.results import draw_layer_weights, earlier_results, merge, table, write
-from training.downstream.tasks import TASKS, Task, slot_classification
-from training.downstream.training import Head, Labels, answers, statistics, train, verdict
-from training.heartbeat import Heartbeat
-from training.labelled import LabelledClips, open_labelled
+from training.common.command_line import parse_dataclasses
+from training.common.heartbeat import Heartbeat
+from training.data.labelled import LabelledClips, open_labelled
+from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, clip_keys, open_encoder
+from training.evaluation.superb.heads import CtcHead, LayerSum, PooledHead
+from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon, score
+from training.evaluation.superb.results import draw_layer_weights, earlier_results, merge, table, write
+from training.evaluation.superb.tasks import TASKS, Task, slot_classification
+from training.evaluation.superb.training import Head, Labels, answers, statistics, train, verdict
+from training.pretraining.arguments import default_device
 
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ SPLIT_SEED = 0  # what is held out is the same for all seeds of a run
 
 @dataclass
 class SuperbArguments:
-    """An evaluation. What is left out is the task's setting in `training/downstream/tasks.py`."""
+    """An evaluation. What is left out is the task's setting in `training/evaluation/superb/tasks.py`."""
 
     task: Literal["asr", "pr", "ks", "ic", "sid", "er", "sf"] = field(metadata={"help": "The task."})
     model: list[str] = field(

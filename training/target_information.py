@@ -31,15 +31,15 @@ from tqdm.auto import tqdm
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from sjepa_hf.command import command
 from sjepa_hf.saving import write_text_aside
-from training.audio import SAMPLING_RATE
-from training.building import open_checkpoint
-from training.command_line import parse_dataclasses
-from training.features import FRAME_FEATURES, num_features
-from training.heartbeat import Heartbeat
-from training.labelled import LabelledClips, open_labelled
-from training.layer_choice import LayerChoice
-from training.probing import phones_at_frames, read_alignment, readable_clips
-from training.targets import MfccTargets, OnlineTargets, fit_mixture, sample_frames
+from training.common.command_line import parse_dataclasses
+from training.common.heartbeat import Heartbeat
+from training.data.clips import SAMPLING_RATE
+from training.data.labelled import LabelledClips, open_labelled
+from training.evaluation.probing import phones_at_frames, read_alignment, readable_clips
+from training.pretraining.model import open_checkpoint
+from training.targets.frame_features import FRAME_FEATURES, num_features
+from training.targets.layer_choice import LayerChoice
+from training.targets.targets import MfccTargets, OnlineTargets, fit_mixture, sample_frames
 
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.clusters import order_clusters
 from sjepa_hf.opening import open_config, open_pretrained, open_processor
-from training.gate import SAMPLING_RATE, BadAudio, audio_length, read_audio
+from training.data.waveforms import SAMPLING_RATE, BadAudio, audio_length, read_audio
 
 
 WINDOW, HOP = 400, 320  # samples of a frame of the encoder, and from frame to frame

@@ -8,7 +8,7 @@ from transformers import Wav2Vec2Processor
 
 import sjepa_hf
 from sjepa_hf.saving import feature_extractor
-from training.text import build_tokenizer
+from training.finetuning.text import build_tokenizer
 
 
 TOKENS = {"hf_ada": "ada", "hf_bob": "bob"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import snapshot_download
-from test_push import push
+from pushing import push
 
 import sjepa_hf
 from sjepa_hf.configuration_sjepa import MODEL_CODE

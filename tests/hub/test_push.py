@@ -4,21 +4,12 @@ import json
 
 import pytest
 from huggingface_hub import constants
+from pushing import push
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 import sjepa_hf
-from sjepa_hf import push as pushing
 from sjepa_hf.configuration_sjepa import AUTO_MAP, MODEL_CODE
-
-
-def push(*arguments) -> str:
-    """What `python -m sjepa_hf.push ...` ends with: nothing, or its sentence."""
-    try:
-        pushing.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
-    return ""
 
 
 def test_everything_that_a_colleague_needs_arrives(hub, pretrained, capsys):

@@ -15,12 +15,12 @@ import soundfile
 import torch
 from transformers import HubertConfig, Wav2Vec2CTCTokenizer, Wav2Vec2Processor
 
+from benchmarks import onnx as benchmark
 from sjepa_hf import SJepaConfig, SJepaForPreTraining, SJepaForXVector, SJepaModel, export_onnx
 from sjepa_hf.saving import feature_extractor
-from training import gate
-from training.benchmarks import onnx as benchmark
+from training.data import waveforms
 from training.decoding import greedy_decode
-from training.text import build_tokenizer
+from training.finetuning.text import build_tokenizer
 
 
 onnx = pytest.importorskip("onnx", reason="the export needs onnx")
@@ -282,7 +282,11 @@ def test_example_has_the_limits_of_training():
             and node.targets[0].elts[0].id.isupper()
         ):
             constants |= dict(zip((name.id for name in node.targets[0].elts), ast.literal_eval(node.value)))
-    assert constants == {"LONGEST": gate.LONGEST, "LOUDEST": gate.LOUDEST, "MOST_CHANNELS": gate.MOST_CHANNELS}
+    assert constants == {
+        "LONGEST": waveforms.LONGEST,
+        "LOUDEST": waveforms.LOUDEST,
+        "MOST_CHANNELS": waveforms.MOST_CHANNELS,
+    }
 
 
 def transcribe(model: Path, *paths: Path) -> subprocess.CompletedProcess:

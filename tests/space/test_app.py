@@ -19,14 +19,15 @@ import torch
 from huggingface_hub import RepoCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tones import speechlike, write_two_hours
 from transformers import BertConfig, Wav2Vec2Processor
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor
 from training.decoding import greedy_decode
-from training.layer_choice import effective_rank as effective_rank_of_training
-from training.monitoring import entropy_bits as entropy_bits_of_training
-from training.text import build_tokenizer
+from training.finetuning.text import build_tokenizer
+from training.pretraining.monitoring import entropy_bits as entropy_bits_of_training
+from training.targets.layer_choice import effective_rank as effective_rank_of_training
 
 
 pytest.importorskip("gradio", reason="the page needs gradio")
@@ -40,27 +41,6 @@ from listening import Clip, Listener, read_clip
 
 
 SPACE = Path(app.__file__).parent
-
-
-def speechlike(seconds: float, rate: int = 16000) -> np.ndarray:
-    """A tone that wanders and swells, with noise: samples `(num_samples,)`."""
-    time = np.arange(round(seconds * rate)) / rate
-    pitch = 200 + 100 * np.sin(5 * time)
-    tone = np.sin(2 * np.pi * np.cumsum(pitch) / rate) * (0.2 + 0.1 * np.sin(9 * time))
-    return (tone + 0.01 * np.random.default_rng(0).standard_normal(len(time))).astype(np.float32)
-
-
-def write_two_hours(path: Path) -> None:
-    """Two hours at 8 kHz by header and size; all but the first 61 s is a hole in the file."""
-    soundfile.write(path, speechlike(61, 8000), 8000, subtype="PCM_U8")
-    size = 2 * 3600 * 8000
-    with path.open("r+b") as file:
-        assert file.read(44)[36:40] == b"data"
-        file.seek(4)
-        file.write((size + 36).to_bytes(4, "little"))
-        file.seek(40)
-        file.write(size.to_bytes(4, "little"))
-        file.truncate(44 + size)
 
 
 @pytest.fixture
@@ -182,13 +162,13 @@ def test_the_page_runs_from_what_a_space_is_given(tmp_path, clip_path):
         for file in (root / source).iterdir():
             included = re.findall(r"--include (\S+)", options)
             if file.is_file() and (not included or file.name in included):
-                (tmp_path / target).mkdir(exist_ok=True)
+                (tmp_path / target).mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, tmp_path / target)
     code = f"""
-import sys, listening, training.gate
+import sys, listening, training.data.waveforms
 assert listening.read_clip({clip_path!r}).seconds == 1.5
-assert training.gate.__file__ == {str(tmp_path / "training" / "gate.py")!r}
-assert "training.audio" not in sys.modules
+assert training.data.waveforms.__file__ == {str(tmp_path / "training" / "data" / "waveforms.py")!r}
+assert "training.data.clips" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 0

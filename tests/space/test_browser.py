@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from test_app import speechlike, write_two_hours
+from tones import speechlike, write_two_hours
 
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor

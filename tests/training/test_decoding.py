@@ -18,8 +18,8 @@ from training.decoding import (
     greedy_decode,
     unknown_penalty,
 )
-from training.ngram import NGram, adjusted_counts, estimate, modified_discounts
-from training.text import TextNormalizer, build_tokenizer
+from training.finetuning.ngram import NGram, adjusted_counts, estimate, modified_discounts
+from training.finetuning.text import TextNormalizer, build_tokenizer
 
 
 TEXT = ["the cat sat", "the dog sat on the cat", "a dog", "the the the", "cat", "a cat sat on a dog", "dog"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from finetuning_runs import SIZES, prepare, run, sentence, write_clips
 from peft import PeftModel
 from transformers import (
     AutoModelForAudioClassification,
@@ -24,90 +25,13 @@ from transformers import (
 )
 
 from sjepa_hf import SJepaConfig, SJepaForCTC, SJepaForPreTraining
-from sjepa_hf.saving import feature_extractor
 from sjepa_hf.scores import data_name
 from training import decoding, finetune_classification, finetune_ctc
-from training.audio import read_audio
-from training.finetuning import drawn, with_adapters
-from training.labelled import open_labelled
-from training.ngram import estimate
-from training.text import build_tokenizer
-
-
-SIZES = dict(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=64,
-    conv_dim=[16] * 7,
-    num_conv_pos_embeddings=16,
-    num_conv_pos_embedding_groups=2,
-)
-FAST = ["--dataloader_num_workers", "0", "--dataloader_persistent_workers", "false", "--disable_tqdm", "true"]
-FAST += ["--use_cpu", "true"]
-PITCH = {"A": 300.0, "B": 900.0, " ": 0.0}
-
-
-def sing(text: str, rng: np.random.Generator) -> np.ndarray:
-    """80 ms for each character, a pitch of its own."""
-    tones = [np.sin(2 * np.pi * PITCH[c] * np.arange(1280) / 16000) for c in text]
-    return 0.3 * np.concatenate(tones) + 0.01 * rng.standard_normal(1280 * len(text))
-
-
-def write_clips(folder, texts, column="text", label=None):
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "metadata.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file_name", column])
-        for i, text in enumerate(texts):
-            soundfile.write(folder / f"{i}.wav", sing(text, rng), 16000)
-            writer.writerow([f"{i}.wav", label(i) if label else text.lower() + "."])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def texts():
-    rng = np.random.default_rng(1)
-    words = ["A", "B", "AB", "BA", "ABA"]
-    return [" ".join(rng.choice(words, 4)) for _ in range(20)]
-
-
-@pytest.fixture(scope="module")
-def mine(tmp_path_factory, texts):
-    """What a new user has: 20 clips in a folder with metadata.csv."""
-    return write_clips(tmp_path_factory.mktemp("mine"), texts)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A pretraining checkpoint, tiny and untrained."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(7)
-    config = SJepaConfig(**SIZES, front_end="log_mel", num_mixture_components=4, predictor_num_attention_heads=2)
-    SJepaForPreTraining(config).save_pretrained(folder)
-    feature_extractor().save_pretrained(folder)
-    return str(folder)
-
-
-def prepare(script, checkpoint, data, output, *options):
-    required = ["--model_name_or_path", checkpoint, "--train_data", str(data), "--output_dir", str(output)]
-    return script.prepare([*required, *FAST, *options])
-
-
-def run(script, *arguments):
-    """Train to the end; the run and the folder of its result."""
-    ready = prepare(script, *arguments)
-    script.train(ready)
-    return ready, arguments[2] / "final"
-
-
-def sentence(script, checkpoint, data, output, *options) -> str:
-    """What the script says before it exits."""
-    required = ["--model_name_or_path", checkpoint, "--train_data", str(data), "--output_dir", str(output)]
-    with pytest.raises(SystemExit) as caught:
-        script.main([*required, *FAST, *options])
-    return str(caught.value)
+from training.data.clips import read_audio
+from training.data.labelled import open_labelled
+from training.finetuning.arguments import drawn, with_adapters
+from training.finetuning.ngram import estimate
+from training.finetuning.text import build_tokenizer
 
 
 def test_few_clips_train_for_enough_steps(checkpoint, mine, tmp_path):
@@ -301,17 +225,6 @@ def test_ctc_refuses_with_a_sentence(checkpoint, mine, tmp_path, texts):
 
 
 # Classification
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory):
-    """Two classes of sound, a folder each, no metadata.csv."""
-    folder, rng = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
-    for number in range(24):
-        name = "AB"[number % 2]
-        (folder / name).mkdir(exist_ok=True)
-        soundfile.write(folder / name / f"{number}.wav", sing(name * 6, rng), 16000)
-    return folder
 
 
 def test_classification(checkpoint, classes, tmp_path):

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_finetune import checkpoint, classes, mine, prepare, run, sentence, texts  # noqa: F401  (fixtures)
+from finetuning_runs import prepare, run, sentence
 from transformers import AutoModelForCTC, TrainerCallback, pipeline
 
 from sjepa_hf.opening import open_model
 from training import finetune_classification, finetune_ctc
-from training.audio import read_audio
-from training.trainer_settings import interval, with_equal_intervals
+from training.data.clips import read_audio
+from training.finetuning.trainer_settings import interval, with_equal_intervals
 
 
 SHORT = ("--max_steps", "2")
@@ -38,7 +38,7 @@ class At(TrainerCallback):
 
 
 @pytest.fixture
-def stopped(checkpoint, mine, tmp_path):  # noqa: F811
+def stopped(checkpoint, mine, tmp_path):
     """A CTC run that SIGTERM has ended after its third step; its folder of output."""
     ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "run", "--max_steps", "6")
     ready.trainer.add_callback(At(3, signal.SIGTERM))
@@ -51,7 +51,7 @@ def stopped(checkpoint, mine, tmp_path):  # noqa: F811
 # Before
 
 
-def test_the_plan_is_told_and_a_dry_run_stops_there(checkpoint, mine, tmp_path, caplog):  # noqa: F811
+def test_the_plan_is_told_and_a_dry_run_stops_there(checkpoint, mine, tmp_path, caplog):
     caplog.set_level("INFO")
     required = ["--model_name_or_path", checkpoint, "--train_data", str(mine), "--output_dir", str(tmp_path / "out")]
     finetune_ctc.main([*required, "--use_cpu", "true", "--dry_run", "--max_steps", "30"])
@@ -107,7 +107,7 @@ def test_what_the_trainer_cannot_do_is_refused_before_data_are_read(options, mes
     assert message in sentence(finetune_ctc, str(nowhere), nowhere, tmp_path / "out", *options.split())
 
 
-def test_a_batch_larger_than_the_data_is_refused_where_it_would_be_dropped(checkpoint, mine, tmp_path):  # noqa: F811
+def test_a_batch_larger_than_the_data_is_refused_where_it_would_be_dropped(checkpoint, mine, tmp_path):
     options = ("--dataloader_drop_last", "true", "--per_device_train_batch_size", "64")
     message = sentence(finetune_ctc, checkpoint, mine, tmp_path / "out", *options)
     assert "18 clips do not fill one of 64: no step would be trained" in message
@@ -116,7 +116,7 @@ def test_a_batch_larger_than_the_data_is_refused_where_it_would_be_dropped(check
 
 
 @pytest.mark.parametrize("options", ["--label_smoothing_factor 0.1", "--metric_for_best_model loss"])
-def test_what_the_trainer_can_do_works(options, checkpoint, classes, tmp_path):  # noqa: F811
+def test_what_the_trainer_can_do_works(options, checkpoint, classes, tmp_path):
     ready, final = run(finetune_classification, checkpoint, classes, tmp_path, *SHORT, *options.split())
     assert (final / "results.json").is_file()
     assert ready.trainer.args.greater_is_better is ("loss" not in options)
@@ -134,7 +134,7 @@ def test_evaluations_keep_their_distance():
 # After
 
 
-def test_a_run_that_has_learned_nothing_says_so_and_keeps_no_noise(checkpoint, mine, tmp_path, caplog):  # noqa: F811
+def test_a_run_that_has_learned_nothing_says_so_and_keeps_no_noise(checkpoint, mine, tmp_path, caplog):
     options = ("--max_steps", "8", "--eval_steps", "1", "--learning_rate", "1e-5")
     ready, final = run(finetune_ctc, checkpoint, mine, tmp_path, *options)
     results = json.loads((final / "results.json").read_text())
@@ -147,7 +147,7 @@ def test_a_run_that_has_learned_nothing_says_so_and_keeps_no_noise(checkpoint, m
     assert all(entry["eval_learned"] == 0 and 0 <= entry["eval_blank_frames"] <= 1 for entry in evaluations[1:])
 
 
-def test_only_evaluations_that_show_something_learned_are_candidates(checkpoint, mine, tmp_path):  # noqa: F811
+def test_only_evaluations_that_show_something_learned_are_candidates(checkpoint, mine, tmp_path):
     trainer = prepare(finetune_ctc, checkpoint, mine, tmp_path, *SHORT).trainer
     trainer.state.global_step = 5
     assert not trainer._determine_best_metric({"eval_cer": 0.1, "eval_learned": 0.0}, None)
@@ -157,7 +157,7 @@ def test_only_evaluations_that_show_something_learned_are_candidates(checkpoint,
     assert not trainer._determine_best_metric({"eval_cer": 0.85, "eval_learned": 1.0}, None)
 
 
-def test_classes_that_were_not_learned(checkpoint, classes, tmp_path):  # noqa: F811
+def test_classes_that_were_not_learned(checkpoint, classes, tmp_path):
     options = ("--max_steps", "1", "--learning_rate", "0", "--head_learning_rate", "0", "--eval_fraction", "0.5")
     _, final = run(finetune_classification, checkpoint, classes, tmp_path, *options)
     results = json.loads((final / "results.json").read_text())
@@ -167,7 +167,7 @@ def test_classes_that_were_not_learned(checkpoint, classes, tmp_path):  # noqa: 
 # Checkpoints
 
 
-def test_the_checkpoint_of_a_stopped_run_opens_and_goes_on(stopped, checkpoint, mine):  # noqa: F811
+def test_the_checkpoint_of_a_stopped_run_opens_and_goes_on(stopped, checkpoint, mine):
     folder = stopped / "checkpoint-3"
     assert not (stopped / "final").exists()
     recognise = pipeline("automatic-speech-recognition", str(folder), device="cpu")
@@ -182,7 +182,7 @@ def test_the_checkpoint_of_a_stopped_run_opens_and_goes_on(stopped, checkpoint, 
     assert history.count(0) == 1 and history[-1] == 6
 
 
-def test_a_signal_in_an_evaluation_loses_no_step(checkpoint, mine, tmp_path):  # noqa: F811
+def test_a_signal_in_an_evaluation_loses_no_step(checkpoint, mine, tmp_path):
     ready = prepare(finetune_ctc, checkpoint, mine, tmp_path, "--max_steps", "6", "--eval_steps", "2")
     ready.trainer.add_callback(At(4, signal.SIGINT, evaluating=True))
     with pytest.raises(SystemExit) as caught:
@@ -191,7 +191,7 @@ def test_a_signal_in_an_evaluation_loses_no_step(checkpoint, mine, tmp_path):  #
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def rewritten(mine: Path, folder: Path, change) -> Path:  # noqa: F811
+def rewritten(mine: Path, folder: Path, change) -> Path:
     """The clips with other transcripts."""
     shutil.copytree(mine, folder)
     rows = list(csv.reader(open(folder / "metadata.csv")))
@@ -200,7 +200,7 @@ def rewritten(mine: Path, folder: Path, change) -> Path:  # noqa: F811
     return folder
 
 
-def test_going_on_with_other_transcripts_is_refused(stopped, checkpoint, mine, tmp_path):  # noqa: F811
+def test_going_on_with_other_transcripts_is_refused(stopped, checkpoint, mine, tmp_path):
     options = ("--max_steps", "6", "--resume_from_checkpoint", "latest")
     shifted = rewritten(mine, tmp_path / "shifted", lambda text: text.replace("b", "z"))
     message = sentence(finetune_ctc, checkpoint, shifted, stopped, *options)
@@ -213,7 +213,7 @@ def test_going_on_with_other_transcripts_is_refused(stopped, checkpoint, mine, t
     assert "holds whole weights, not adapters" in message
 
 
-def test_going_on_with_other_classes_or_another_model_is_refused(checkpoint, classes, tmp_path, make_config):  # noqa: F811
+def test_going_on_with_other_classes_or_another_model_is_refused(checkpoint, classes, tmp_path, make_config):
     from sjepa_hf import SJepaForPreTraining
     from sjepa_hf.saving import feature_extractor
 
@@ -230,7 +230,7 @@ def test_going_on_with_other_classes_or_another_model_is_refused(checkpoint, cla
     assert "checkpoint-2 is of another model" in message
 
 
-def test_torn_checkpoints_are_passed_over(stopped, checkpoint, mine, caplog):  # noqa: F811
+def test_torn_checkpoints_are_passed_over(stopped, checkpoint, mine, caplog):
     torn = stopped / "checkpoint-5"
     shutil.copytree(stopped / "checkpoint-3", torn)
     options = ("--max_steps", "6", "--resume_from_checkpoint")
@@ -245,7 +245,7 @@ def test_torn_checkpoints_are_passed_over(stopped, checkpoint, mine, caplog):  #
     assert "None of the checkpoints" in sentence(finetune_ctc, checkpoint, mine, stopped, *options, "latest")
 
 
-def test_checkpoints_with_adapters_hold_the_merged_model_and_go_on(checkpoint, mine, tmp_path):  # noqa: F811
+def test_checkpoints_with_adapters_hold_the_merged_model_and_go_on(checkpoint, mine, tmp_path):
     options = ("--lora_rank", "2", "--max_steps", "4", "--eval_steps", "2", "--save_total_limit", "5")
     ready = prepare(finetune_ctc, checkpoint, mine, tmp_path, *options)
     ready.trainer.add_callback(At(2, signal.SIGTERM))
@@ -263,7 +263,7 @@ def test_checkpoints_with_adapters_hold_the_merged_model_and_go_on(checkpoint, m
     assert json.loads((tmp_path / "final" / "results.json").read_text())["steps"] == 4
 
 
-def test_batches_that_shared_memory_cannot_hold_are_refused(checkpoint, mine, tmp_path, monkeypatch):  # noqa: F811
+def test_batches_that_shared_memory_cannot_hold_are_refused(checkpoint, mine, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**16))
     options = ("--max_steps", "2", "--dataloader_num_workers", "2")
     ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "out", *options)

@@ -9,10 +9,9 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor, files_written_aside
-from training.downstream.features import open_encoder
-from training.labelled import open_labelled
-from training.probe import main, phone_task, score_linear, score_mlp, utterance_task
-from training.probing import (
+from training.data.labelled import open_labelled
+from training.evaluation.frozen_features import open_encoder
+from training.evaluation.probing import (
     WHOLE_CLIP,
     Rows,
     features_at,
@@ -22,6 +21,7 @@ from training.probing import (
     readable_clips,
     short_names,
 )
+from training.probe import main, phone_task, score_linear, score_mlp, utterance_task
 
 
 def tone(pitch: float, seconds: float, rng) -> np.ndarray:

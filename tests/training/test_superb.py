@@ -11,13 +11,13 @@ from torch import nn
 from sjepa_hf import SJepaModel
 from sjepa_hf.saving import feature_extractor
 from training import superb
-from training.downstream import training as superb_training
-from training.downstream.features import FeatureStore, FrozenFeatures, TransformersEncoder, open_encoder
-from training.downstream.heads import CtcHead, LayerSum, PooledHead, spec_augment
-from training.downstream.labels import ClassLabels, TokenLabels, read_lexicon, recognised_slots, score, slots
-from training.downstream.results import merge, table
-from training.downstream.tasks import TASKS
-from training.labelled import open_labelled
+from training.data.labelled import open_labelled
+from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, TransformersEncoder, open_encoder
+from training.evaluation.superb import training as superb_training
+from training.evaluation.superb.heads import CtcHead, LayerSum, PooledHead, spec_augment
+from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon, recognised_slots, score, slots
+from training.evaluation.superb.results import merge, table
+from training.evaluation.superb.tasks import TASKS
 from training.superb import choose_task, hold_out, main, open_splits, parse_arguments
 
 

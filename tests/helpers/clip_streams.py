@@ -1,0 +1,57 @@
+"""Files of noise that tell their number, and the batches that are made of them."""
+
+import numpy as np
+import soundfile
+import torch
+from datasets import Dataset
+
+from training.data.batches import BatchStream
+from training.data.clips import SAMPLING_RATE, Source
+from training.data.order import DataPosition
+
+
+NUM_CLIPS = 45
+
+
+def write_clips(folder, count=NUM_CLIPS, first=0, max_samples=8000) -> list[str]:
+    """Short files of noise; the first sample of a clip is its number / 1000."""
+    rng = np.random.default_rng(first)
+    paths = []
+    for number in range(first, first + count):
+        samples = rng.uniform(-0.1, 0.1, int(rng.integers(1600, max_samples))).astype(np.float32)
+        samples[0] = number / 1000
+        paths.append(str(folder / f"{number}.wav"))
+        soundfile.write(paths[-1], samples, SAMPLING_RATE, subtype="FLOAT")
+    return paths
+
+
+def numbers(batch) -> list[int]:
+    return (batch["input_values"][:, 0] * 1000).round().int().tolist()
+
+
+def as_source(paths: list[str]) -> Source:
+    columns = {"path": paths, "offset": [None] * len(paths), "duration": [None] * len(paths)}
+    return Source("test", Dataset.from_dict(columns), None)
+
+
+def loader(batches: BatchStream, num_workers: int = 0) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(
+        batches, batch_size=None, num_workers=num_workers, collate_fn=lambda batch: batch
+    )
+
+
+def take(batches, count: int) -> list[dict]:
+    return [batch for batch, _ in zip(batches, range(count))]
+
+
+def assert_same(first: list[dict], second: list[dict]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert torch.equal(value, other[key]) if torch.is_tensor(value) else value == other[key], key
+
+
+def after(batches: list[dict], world_size: int = 1) -> DataPosition:
+    """Where one rank stands after its batches."""
+    return DataPosition(0, {batch["reader"]: batch["position"] for batch in batches}, len(batches) * world_size)

@@ -1,0 +1,80 @@
+"""Recipes: what they may hold, and what a wrong one is told."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from training.common.command_line import parse_dataclasses, read_recipe
+
+
+@dataclass
+class Settings:
+    steps: int = 3
+    rate: float = 0.1
+    name: str = "x"
+    precision: str | None = None
+    flag: bool = False
+    layers: list[int] | None = None
+    decays: list[float] = field(default_factory=lambda: [0.5])
+    sources: list[str] | None = None
+    extra: dict | None = None
+
+
+def parse(tmp_path, recipe: str, *argv):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(recipe if isinstance(recipe, bytes) else recipe.encode())
+    return parse_dataclasses((Settings,), ["--config", str(path), *argv], "")[0]
+
+
+def test_values_and_the_command_line_over_them(tmp_path):
+    recipe = (
+        "steps: 5\nrate: 1e-3\nlayers: 2\ndecays: [1e-1, 1]\nprecision: 'no'\nflag: yes\nsources: a\nextra: {a: 1}"
+    )
+    assert parse(tmp_path, recipe, "--steps", "7") == Settings(
+        7, 0.001, "x", "no", True, [2], [0.1, 1.0], ["a"], {"a": 1}
+    )
+    assert parse(tmp_path, "") == Settings()
+    assert parse(tmp_path, "precision:\nlayers:\n") == Settings()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("steps: [1]", r"`steps` in the recipe .*recipe.yaml is \[1\], and must be a whole number\."),
+        ("steps: 1.5", "must be a whole number"),
+        ("steps: true", "must be a whole number"),
+        ("steps:", "`steps` .* is None, and must be a whole number"),
+        ("rate: {a: 1}", "must be a number"),
+        ("rate: yes", "must be a number; YAML reads yes, no, on and off as that: write such a word in quotes"),
+        ("precision: no", "`precision` .* is False, and must be text; YAML reads yes, no"),
+        ("name: 5", "must be text"),
+        ("flag: 3", "must be true or false"),
+        ("layers: [a]", r"is \['a'\], and must be a list of whole numbers"),
+        ("layers: [1.5]", "must be a list of whole numbers"),
+        ("layers: [[1]]", "must be a list of whole numbers"),
+        ("layers: [true]", "must be a list of whole numbers"),
+        ("decays: [x]", "must be a list of numbers"),
+        ("sources: [1]", "must be a list"),
+        ("extra: a", "must be fields"),
+        ("name: [" + "long, " * 500 + "]", r"\.\.\., and must be text"),
+        ("stepz: 1", "holds unknown fields: stepz"),
+        ("1: 1\nnull: 2", "holds unknown fields: 1, None"),
+        ("steps: 1\nsteps: 2", "line 2: `steps` is given twice"),
+        ("extra: {a: 1, a: 2}", "line 1: `a` is given twice"),
+        ("[1, 2]", "holds no fields, but"),
+        ("steps: [", "is not YAML"),
+        ("steps: 2026-13-45", "is not YAML"),
+        ("!!python/object/apply:os.system ['true']", "is not YAML"),
+        (b"name: \xff\xfe", "is not UTF-8"),
+        ("extra: " + "[" * 5000, "is nested too deeply"),
+    ],
+)
+def test_a_wrong_recipe_is_one_sentence(tmp_path, recipe, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        parse(tmp_path, recipe)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_recipe_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="There is no recipe .*absent.yaml"):
+        read_recipe(str(tmp_path / "absent.yaml"), (Settings,))

@@ -1,0 +1,33 @@
+"""Freed memory is used again: once there is room, tensors of the same size cause no more page faults."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+
+FAULTS = """
+import resource, sys, torch
+from training.common.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def work():
+    for _ in range(50):
+        torch.empty(10 * 2**20).fill_(1.0)  # 40 MiB, more than malloc ever keeps by itself
+work()
+before = faults()
+work()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_used_again():
+    given_back, kept = (
+        int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True).stdout)
+        for how in ("give_back", "keep")
+    )
+    assert kept < 0.1 * given_back

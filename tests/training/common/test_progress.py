@@ -1,0 +1,104 @@
+"""What a long piece of work says while it lasts, and how long a phase is said to take."""
+
+import logging
+
+import pytest
+import torch
+
+from sjepa_hf import DiagonalGaussianMixture
+from training.common import progress
+from training.common.progress import Forecast, Progress, duration
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that a test moves on by itself."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def said(caplog):
+    caplog.set_level(logging.INFO)
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_something_is_said_at_least_every_ten_seconds_and_not_all_the_time(clock, said):
+    tell, spoken = Progress("Fitting"), []
+    for second in range(1, 61):
+        clock[0] += 1
+        before = len(said())
+        tell(f"pass {second}")
+        spoken += [second] * (len(said()) - before)
+    assert said()[0] == "Fitting: pass 5." and 6 <= len(spoken) <= 12
+    assert max(after - before for before, after in zip([0, *spoken], spoken, strict=False)) <= 10
+
+
+def test_one_process_speaks(clock, said):
+    tell = Progress("Fitting", speaks=False)
+    clock[0] += 60
+    tell("pass 1")
+    assert said() == []
+
+
+def test_audio_is_told_in_hours_of_all_ranks(clock, said):
+    batches = Progress("Reading").hours([{"seconds": 1800.0}, {"seconds": 900.0}], ranks=2)
+    assert next(batches)["seconds"] == 1800 and said() == []
+    clock[0] += 7
+    assert len(list(batches)) == 1 and said() == ["Reading: 1.50 h of audio read."]
+
+
+def test_a_fit_tells_every_pass_and_iteration():
+    told = []
+    mixture = DiagonalGaussianMixture(3, 2)
+    mixture.fit(torch.randn(100, 2), num_passes=2, num_iterations=3, chunk_size=60, progress=told.append)
+    assert told[:4] == ["k-means pass 1 of 2"] * 2 + ["k-means pass 2 of 2"] * 2
+    assert told[4:6] == ["nearest clusters of all frames"] * 2
+    assert told[6] == "EM iteration 1 of 3" and told[-1] == "EM iteration 3 of 3" and len(told) == 4 + 2 + 2 * 4
+
+
+def test_each_phase_is_forecast_once_from_its_first_steps(clock, said):
+    forecast = Forecast({1: 100, 2: 150})
+    clock[0] += 500  # compiling: not in the first step's time, nor in the forecast
+    for step in range(1, 151):
+        phase = 1 if step <= 100 else 2
+        clock[0] += 3.0 if phase == 1 else 6.0
+        forecast.step(step, phase)
+    assert said() == [
+        "A step takes 3 s: about 4 minutes for the 79 left of phase 1.",
+        "A step takes 6 s: about 4 minutes for the 39 left of phase 2.",
+    ]
+
+
+def test_long_steps_are_forecast_after_a_minute_and_a_pause_begins_anew(clock, said):
+    forecast = Forecast({1: 1000, 2: 1000})
+    for step in range(1, 4):
+        clock[0] += 40.0
+        forecast.step(step, 1)
+    assert said() == ["A step takes 40 s: about 11 h 5 min for the 997 left of phase 1."]
+    forecast = Forecast({1: 1000, 2: 1000})
+    forecast.step(1, 1)
+    clock[0] += 3600
+    forecast.pause()
+    forecast.step(2, 1)
+    for step in range(3, 23):
+        clock[0] += 1
+        forecast.step(step, 1)
+    assert said()[1:] == ["A step takes 1 s: about 16 minutes for the 978 left of phase 1."]
+
+
+def test_a_short_phase_is_not_forecast(clock, said):
+    forecast = Forecast({1: 3, 2: 3})
+    for step in (1, 2, 3):
+        clock[0] += 1
+        forecast.step(step, 1)
+    assert said() == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(40, "40 seconds"), (600, "10 minutes"), (7500, "2 h 5 min"), (2 * 86400 + 3 * 3600, "2 days 3 h")],
+)
+def test_durations_in_words(seconds, words):
+    assert duration(seconds) == words

@@ -1,0 +1,284 @@
+"""Tar archives: whatever is wrong with one, the rest is read, and what is lost is named and counted."""
+
+import gzip
+import io
+import struct
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import training.data.archives
+import training.data.order
+from training.data.archives import TarArchives
+from training.data.batches import BatchStream
+from training.data.clips import BadAudioError, BadAudioMonitor, Clip
+from training.data.order import ClipStream
+from training.data.sources import open_source
+from training.data.waveforms import BadAudio
+
+
+def sound(number: int, kind: str = "WAV") -> bytes:
+    file = io.BytesIO()
+    noise = np.random.default_rng(number).uniform(-0.5, 0.5, 2000)
+    soundfile.write(file, noise, 16000, format=kind)
+    return file.getvalue()
+
+
+def write(path: Path, members: dict[str, bytes], mode: str = "w", **options) -> Path:
+    with tarfile.open(path, mode, **options) as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def clips(*paths: Path, wanted: str | None = None) -> list[Clip]:
+    archives = TarArchives(list(map(str, paths)), wanted)
+    return [clip for shard in range(archives.num_shards) for clip in archives.clips(shard)]
+
+
+def good(found: list[Clip]) -> list[str]:
+    names = []
+    for clip in found:
+        try:
+            clip.read()
+        except BadAudio:
+            continue
+        names.append(clip.name.rpartition(".tar/")[2])
+    return names
+
+
+def bad(found: list[Clip]) -> Counter:
+    reasons = Counter()
+    for clip in found:
+        try:
+            clip.read()
+        except BadAudio as error:
+            reasons[clip.name, error.reason] += 1
+    return reasons
+
+
+@pytest.fixture
+def ten(tmp_path):
+    return write(tmp_path / "ten.tar", {f"{n}.wav": sound(n) for n in range(10)})
+
+
+NAMES = [f"{n}.wav" for n in range(10)]
+
+
+def test_members_in_their_order(ten):
+    found = clips(ten)
+    assert good(found) == NAMES and found[3].audio == sound(3)
+    assert found[3].name == f"{ten}/3.wav"
+
+
+@pytest.mark.parametrize("options", [{"format": tarfile.PAX_FORMAT}, {"format": tarfile.GNU_FORMAT}])
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_long_names_and_compression(tmp_path, mode, options):
+    name = "é" * 90 + "/" + "x" * 150 + "/clip.flac"
+    found = clips(
+        write(tmp_path / "a.tar", {name: sound(1, "FLAC"), "b.txt": b"B", "c.wav": sound(2)}, mode, **options)
+    )
+    assert good(found) == [name, "c.wav"]
+
+
+def test_what_is_no_clip_is_passed_over_and_what_should_be_one_is_named(tmp_path):
+    with tarfile.open(tmp_path / "odd.tar", "w") as archive:
+        for name, content in {
+            "a/1.wav": sound(1),
+            "a/1.txt": b"ONE",
+            "a/1.json": b"{",
+            "a/._1.wav": b"of a Mac",
+            "nothing": b"x",
+            ".wav": b"",
+            "/absolute/2.WAV": sound(2),
+            "../../3.wav": sound(3),
+            "empty.wav": b"",
+            "text.wav": b"not sound" * 99,
+            "a/1.npy": b"\x93NUMPY",
+        }.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for kind, name in (
+            (tarfile.SYMTYPE, "link.wav"),
+            (tarfile.LNKTYPE, "hard.wav"),
+            (tarfile.DIRTYPE, "folder.wav"),
+            (tarfile.FIFOTYPE, "pipe.wav"),
+            (tarfile.CHRTYPE, "device.wav"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+        member = tarfile.TarInfo("last.wav")
+        member.size = len(sound(4))
+        archive.addfile(member, io.BytesIO(sound(4)))
+    found = clips(tmp_path / "odd.tar")
+    assert good(found) == ["a/1.wav", "/absolute/2.WAV", "../../3.wav", "last.wav"]
+    names = {name.rpartition(".tar/")[2]: reason for name, reason in bad(found)}
+    assert names == {"empty.wav": "empty", "text.wav": "corrupt", "link.wav": "missing", "hard.wav": "missing"}
+
+
+def test_a_name_twice_is_two_clips(tmp_path):
+    with tarfile.open(tmp_path / "twice.tar", "w") as archive:
+        for number in (1, 2):
+            member = tarfile.TarInfo("a.wav")
+            member.size = len(sound(number))
+            archive.addfile(member, io.BytesIO(sound(number)))
+    assert [clip.audio for clip in clips(tmp_path / "twice.tar")] == [sound(1), sound(2)]
+
+
+def test_several_audio_files_of_a_sample_have_to_be_told_apart(tmp_path):
+    write(tmp_path / "a.tar", {"1.near.wav": sound(1), "1.far.wav": sound(2), "2.near.wav": sound(3)})
+    with pytest.raises(ValueError, match=r"several audio files \(far.wav, near.wav\): name one with audio_column"):
+        open_source(f"{tmp_path}/a.tar", streaming=True)
+    assert good(clips(tmp_path / "a.tar", wanted="near.wav")) == ["1.near.wav", "2.near.wav"]
+    with pytest.raises(ValueError, match=r"a.tar': the tar archives hold no 'mid.wav' \(audio_column\); there is far"):
+        open_source(f"{tmp_path}/a.tar", streaming=True, audio_column="mid.wav")
+
+
+@pytest.mark.parametrize("content", [b"", bytes(512), bytes(20000), b"no archive " * 1000])
+def test_an_archive_without_anything_does_not_end_the_run(tmp_path, ten, content):
+    (tmp_path / "bad.tar").write_bytes(content)
+    source = open_source(f"{tmp_path}/*.tar", streaming=True)
+    found = [clip for shard in range(2) for clip in source.dataset.clips(shard)]
+    assert good(found) == NAMES
+    lost = bad(found)
+    if content.strip(b"\0"):
+        assert 9 <= sum(lost.values()) <= 11 and {reason for _, reason in lost} == {"corrupt"}
+    (tmp_path / "ten.tar").unlink()
+    with pytest.raises(ValueError, match=r"the tar archives hold no audio; there is nothing that can be read"):
+        open_source(f"{tmp_path}/*.tar", streaming=True)
+
+
+@pytest.mark.parametrize("compression", ["", ":gz", ":xz"])
+@pytest.mark.parametrize("share", [0.25, 0.6, 0.9])
+def test_of_an_archive_that_was_cut_off_the_rest_counts_as_lost(tmp_path, share, compression):
+    members = {f"{n}.wav": sound(n) for n in range(40)}
+    for name in "abc":
+        write(tmp_path / f"{name}.tar", members, f"w{compression}")
+    torn = tmp_path / "b.tar"
+    torn.write_bytes(torn.read_bytes()[: round(share * torn.stat().st_size)])
+    archives = TarArchives(sorted(map(str, tmp_path.glob("*.tar"))))
+    found = list(archives.clips(1))
+    here, ((name, reason), lost) = len(good(found)), *bad(found).items()
+    assert here == pytest.approx(40 * share, abs=7 if compression else 2)
+    assert here + lost == pytest.approx(40, abs=6 if compression else 2)
+    assert reason == "corrupt" and name.startswith(f"{torn}: the rest after ") and "cut off" in name or compression
+    assert [clip.name for clip in found] == [clip.name for clip in archives.clips(1)]
+
+
+@pytest.mark.parametrize("place", [0, 3, 9])
+def test_after_a_broken_header_reading_goes_on(tmp_path, ten, place):
+    content = bytearray(ten.read_bytes())
+    start = content.index(f"{place}.wav".encode() + b"\0")
+    content[start + 130] ^= 4
+    ten.write_bytes(content)
+    found = clips(ten)
+    assert good(found) == NAMES[:place] + NAMES[place + 1 :]
+    (((name, reason), count),) = bad(found).items()
+    assert "bytes" in name and reason == "corrupt" and count <= 2
+
+
+def test_archives_put_together_and_without_an_end(tmp_path, ten):
+    whole = ten.read_bytes()
+    ten.write_bytes(whole + whole)
+    assert good(clips(ten)) == 2 * NAMES
+    ten.write_bytes(whole[: whole.rindex(sound(9)) + 4096])
+    found = clips(ten)
+    assert good(found) == NAMES and sum(bad(found).values()) == 1
+
+
+def header(size: bytes, kind: bytes = b"0", name: bytes = b"big.wav") -> bytes:
+    block = bytearray(512)
+    block[: len(name)], block[124:136], block[156:157] = name, size.ljust(12, b"\0"), kind
+    block[257:265] = b"ustar\00000"
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(header(b"77777777777"), id="8 GiB"),
+        pytest.param(header(b"\x80" + struct.pack(">Q", 1 << 62).rjust(11, b"\0")), id="4 EiB"),
+        pytest.param(header(b"77777777777", b"x"), id="attributes of 8 GiB"),
+        pytest.param(header(b"77777777777", b"L"), id="name of 8 GiB"),
+        pytest.param(b"".join(header(b"1000", b"x") + bytes(512) for _ in range(3000)), id="3,000 times attributes"),
+        pytest.param(header(b"1000", b"x") + b"22 GNU.sparse.major=1\n15 size=9999999".ljust(512, b"\0"), id="holes"),
+        pytest.param(header(b"1000", b"S"), id="old holes"),
+        pytest.param(header(b"-1"), id="negative"),
+    ],
+)
+def test_sizes_that_lie_take_no_memory_and_do_not_hang(tmp_path, first, compressed):
+    whole = write(tmp_path / "good.tar", {f"{n}.wav": sound(n) for n in range(10)}).read_bytes()
+    path = tmp_path / "lie.tar"
+    path.write_bytes(gzip.compress(first + whole) if compressed else first + whole)
+    archives = TarArchives([str(tmp_path / "good.tar"), str(path)])
+    found = list(archives.clips(1))
+    assert set(good(found)) <= set(NAMES) and sum(bad(found).values()) <= 30
+    assert len(found) >= 10, "what is not read is counted"
+
+
+def test_members_beyond_the_limit_are_bad_and_the_next_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.data.archives, "LARGEST", 10_000)
+    path = write(
+        tmp_path / "a.tar", {"1.wav": sound(1), "2.wav": bytes(20_000), "3.wav": sound(3), "n.bin": bytes(30_000)}
+    )
+    found = clips(path)
+    assert good(found) == ["1.wav", "3.wav"]
+    assert [reason for _, reason in bad(found)] == ["too_long"]
+
+
+OPTIONS = {"seed": 0, "batch_seconds": 2.0, "section_size": 20, "max_seconds": 1.0, "min_seconds": 0.1}
+
+
+@pytest.mark.parametrize("num_readers", [1, 3])
+def test_a_run_stops_when_torn_archives_lose_too_much(tmp_path, num_readers):
+    for name in "abcd":
+        write(tmp_path / f"{name}.tar", {f"{name}{n}.wav": sound(n) for n in range(40)})
+    for name in "bc":
+        torn = tmp_path / f"{name}.tar"
+        torn.write_bytes(torn.read_bytes()[:30_000])
+    corpus = ClipStream([open_source(f"{tmp_path}/*.tar", streaming=True)], None, 0, 10)
+    monitor, seen = BadAudioMonitor(max_bad_fraction=0.05), 0
+    for rank in range(num_readers):
+        for batch in BatchStream(corpus, rank=rank, world_size=num_readers, max_epochs=1, **OPTIONS):
+            monitor.update(len(batch["lengths"]), batch["skipped"])
+            seen += len(batch["lengths"])
+    assert seen == 2 * 40 + 2 * 6
+    assert monitor.skipped == pytest.approx(2 * 34, abs=6 if num_readers == 1 else 30)  # some after the last batch
+    with pytest.raises(BadAudioError, match="corrupt.*max_bad_fraction"):
+        monitor.check()
+
+
+def test_labels_are_not_looked_for_in_archives(tmp_path, ten):
+    with pytest.raises(ValueError, match="whose labels cannot be read"):
+        open_source(str(ten), streaming=True, labels=["txt"])
+
+
+def test_large_clips_are_not_held_by_the_thousand(tmp_path, monkeypatch):
+    paths = [write(tmp_path / f"{k}.tar", {f"{k}-{n}.wav": sound(n) for n in range(30)}) for k in range(2)]
+
+    def order(limit: int) -> tuple[list[str], int]:
+        monkeypatch.setattr(training.data.order, "LARGEST_BUFFER", limit)
+        corpus, most, names = ClipStream([open_source(f"{tmp_path}/*.tar", streaming=True)], None, 0, 50), 0, []
+        at = training.data.order.Position()
+        while (section := corpus.section(at, 0, 1, 40))[0]:
+            most = max(most, sum(len(clip.audio) for _, clip in section[0]))
+            names += [clip.name for _, clip in section[0]]
+            resumed = ClipStream(corpus.sources, None, 0, 50).section(at, 0, 1, 40)
+            assert [clip.name for _, clip in resumed[0]] == [clip.name for _, clip in section[0]]
+            at = training.data.order.Position(0, at.section + 1, 0, section[1])
+        return names, most
+
+    free, limited = order(1 << 31), order(20_000)
+    assert sorted(free[0]) == sorted(limited[0]) and len(free[0]) == 60 and paths
+    assert limited[1] <= 20_000 + 4044 < free[1]

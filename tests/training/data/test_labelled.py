@@ -1,0 +1,126 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from datasets import Audio, ClassLabel, Dataset, Features
+
+from training.data.clips import BadAudioError
+from training.data.labelled import open_labelled, usable
+
+
+def tone(seconds: float, pitch: float = 200.0) -> np.ndarray:
+    return 0.3 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * 16000)) / 16000)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten clips of 0.5 to 1.4 s, the third 30 s long, with transcripts in metadata.csv."""
+    rows = []
+    for i in range(10):
+        soundfile.write(tmp_path / f"{i}.wav", tone(30 if i == 3 else 0.5 + i / 10), 16000)
+        rows.append({"file_name": f"{i}.wav", "text": f"clip {i}", "who": "ab"[i % 2]})
+    write_metadata(tmp_path, rows)
+    return tmp_path
+
+
+def write_metadata(folder, rows):
+    with open(folder / "metadata.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_folder_with_metadata(folder):
+    clips = open_labelled([str(folder)], ["text", "who"], max_seconds=20)
+    assert len(clips) == 9 and "clip 3" not in clips.labels["text"]
+    assert clips[4]["text"] == "clip 5" and clips[4]["who"] == "b"
+    assert len(clips[4]["input_values"]) == clips.num_samples[4] == 16000
+    assert clips.hours == pytest.approx(sum(0.5 + i / 10 for i in range(10) if i != 3) / 3600)
+    rest, held_out = clips.split(0.2, seed=1)
+    assert len(held_out) == 2 and set(rest.labels["text"]) | set(held_out.labels["text"]) == set(clips.labels["text"])
+    assert rest[0]["text"] == rest.labels["text"][0]
+
+
+def test_pieces_of_a_recording_stay_together(folder, tmp_path, caplog):
+    rows = [{"audio_filepath": f"{i}.wav", "offset": o, "duration": 0.2} for i in (0, 1, 2, 4, 5) for o in (0, 0.2)]
+    (tmp_path / "pieces.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    clips = open_labelled([str(tmp_path / "pieces.jsonl")], [])
+    assert clips.recordings == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    for seed in range(5):
+        parts = clips.split(0.2, seed)
+        files = [{part.clip(i).name for i in range(len(part))} for part in parts]
+        assert [len(part) for part in parts] == [8, 2] and not files[0] & files[1]
+    uneven = clips.select([0, 1, 2, 4, 5, 6, 7, 8, 9])  # a single clip is all that may be held out of nine
+    assert {tuple(len(part) for part in uneven.split(0.1, seed)) for seed in range(5)} == {(8, 1)}
+    single = clips.select([0, 1])
+    assert [len(part) for part in single.split(0.5)] == [1, 1] and "pieces of one recording" in caplog.text
+
+
+def test_manifest_parquet_and_class_folders_give_the_same(folder, tmp_path):
+    manifest = tmp_path / "clips.jsonl"
+    entries = [{"audio_filepath": f"{i}.wav", "label": "odd" if i % 2 else "even"} for i in range(5)]
+    manifest.write_text("\n".join(map(json.dumps, entries)))
+    by_class = tmp_path / "classes"
+    for entry in entries:
+        (by_class / entry["label"]).mkdir(parents=True, exist_ok=True)
+        (by_class / entry["label"] / entry["audio_filepath"]).symlink_to(folder / entry["audio_filepath"])
+    audio = [{"bytes": None, "path": str(folder / f"{i}.wav")} for i in range(5)]
+    features = Features({"audio": Audio(decode=False), "label": ClassLabel(names=["even", "odd"])})
+    table = Dataset.from_dict({"audio": audio, "label": [i % 2 for i in range(5)]}).cast(features)
+    table.to_parquet(tmp_path / "clips.parquet")
+    found = [
+        open_labelled([str(path)], ["label"], classes=True)
+        for path in (manifest, tmp_path / "clips.parquet", by_class)
+    ]
+    for clips in found:
+        pairs = sorted(zip(clips.num_samples, clips.labels["label"]))
+        assert pairs == sorted(zip(found[0].num_samples, found[0].labels["label"])) and len(pairs) == 5
+    Dataset.from_dict({"audio": audio, "label": [1, 2, 3, 4, 5]}).to_parquet(tmp_path / "numbers.parquet")
+    assert open_labelled([str(tmp_path / "numbers.parquet")], ["label"]).labels["label"] == list("12345")
+
+
+def test_bad_clips_are_left_out_and_named(folder, caplog):
+    (folder / "0.wav").write_bytes(b"no audio")
+    (folder / "1.wav").unlink()
+    rows = list(csv.DictReader(open(folder / "metadata.csv")))
+    rows[2]["text"] = rows[4]["who"] = " "
+    write_metadata(folder, rows)
+    clips = open_labelled([str(folder)], ["text"], optional=["who"], max_bad_fraction=0.5)
+    assert len(clips) == 7 and clips.labels["who"][1] == ""
+    assert "0.wav: corrupt" in caplog.text and "1.wav: missing" in caplog.text and "2.wav: no text" in caplog.text
+
+
+def test_audio_that_breaks_only_when_decoded(folder, caplog):
+    soundfile.write(folder / "5.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
+    clips = open_labelled([str(folder)], ["text"])
+    batch = usable([clips[i] for i in (4, 5, 6)])
+    assert [example["text"] for example in batch] == ["clip 4", "clip 6"] and "5.wav: non_finite" in caplog.text
+    with pytest.raises(BadAudioError, match="None of the clips"):
+        usable([clips[5]])
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        (["sentence"], {}, "no column 'sentence'; it has file_name, text, who"),
+        (["text"], {"max_seconds": 0.2}, "no usable clip .* 10 are too long"),
+    ],
+)
+def test_what_cannot_work_gets_a_sentence(folder, labels, options, message):
+    with pytest.raises(ValueError, match=message):
+        open_labelled([str(folder)], labels, **options)
+
+
+def test_a_folder_without_labels_says_what_to_write(folder):
+    (folder / "metadata.csv").unlink()
+    with pytest.raises(ValueError, match="metadata.csv .* nor a subfolder for each text"):
+        open_labelled([str(folder)], ["text"], classes=True)
+    with pytest.raises(ValueError, match="columns file_name, text and who"):
+        open_labelled([str(folder)], ["text", "who"])
+
+
+def test_real_transcripts(speech):
+    clips = open_labelled([str(speech / "librispeech_train_clean_5/validation")], ["transcription"])
+    assert len(clips) > 200 and all(text.isupper() for text in clips.labels["transcription"])

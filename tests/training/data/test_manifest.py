@@ -1,0 +1,202 @@
+"""Manifests give the rows of a plain reading, whatever their lines look like, hold no list and name bad lines."""
+
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import soundfile
+
+import training.data.manifest
+from training.data.clips import BadAudio, audio_length
+from training.data.labelled import open_labelled
+from training.data.manifest import STRIDE, JsonLines
+from training.data.sources import open_source
+
+
+def lines(number: int, **more) -> list[str]:
+    entries = [{"wav_path": f"{n}.wav", "offset": n / 4, "duration": n + 1} | more for n in range(number)]
+    return [json.dumps(entry, ensure_ascii=False) for entry in entries]
+
+
+def numbers(manifest: JsonLines) -> list[int]:
+    return [int(os.path.basename(row["path"])[:-4]) for row in manifest]
+
+
+def write(path, content: str | bytes) -> JsonLines:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return JsonLines(path)
+
+
+def blanks(number: int) -> str:
+    """Every kind of blank line, between, before and after the rows; some rows are indented."""
+    between = ["\n", "\n\n", "\n \t\n", "\n\r\n\n", "\n   "]
+    return "\n  \n" + "".join(line + between[n % 5] for n, line in enumerate(lines(number))) + "\n\n \n"
+
+
+@pytest.mark.parametrize("number", [1, STRIDE - 1, STRIDE, STRIDE + 1, 5 * STRIDE, 200])
+@pytest.mark.parametrize("block", [1, 64, 1 << 20])
+@pytest.mark.parametrize(
+    "form",
+    {
+        "plain": lambda number: "\n".join(lines(number)) + "\n",
+        "no final newline": lambda number: "\n".join(lines(number)),
+        "CRLF": lambda number: "\r\n".join(lines(number)) + "\r\n",
+        "BOM": lambda number: "\ufeff" + "\n".join(lines(number)),
+        "BOM and blank": lambda number: "\ufeff\r\n" + "\n".join(lines(number)),
+        "blank lines": blanks,
+        "unicode": lambda number: "\n".join(lines(number, text="día 日本語 \u2028\x85")),
+        "long lines": lambda number: "\n".join(lines(number, text="x" * 3000)),
+    }.items(),
+    ids=lambda form: form[0],
+)
+def test_rows_are_those_of_a_plain_reading(tmp_path, monkeypatch, number, block, form):
+    monkeypatch.setattr(training.data.manifest, "BLOCK", block)
+    manifest = write(tmp_path / "list.jsonl", form[1](number))
+    expected = [{"path": str(tmp_path / f"{n}.wav"), "offset": n / 4, "duration": n + 1.0} for n in range(number)]
+    assert len(manifest) == number
+    assert list(manifest) == expected
+    assert [manifest[i] for i in np.random.default_rng(0).permutation(number)] == [
+        expected[i] for i in np.random.default_rng(0).permutation(number)
+    ]
+    assert manifest[-1] == expected[-1]
+    for beyond in (number, -number - 1):
+        with pytest.raises(IndexError):
+            manifest[beyond]
+
+
+def test_paths_and_missing_fields(tmp_path):
+    rows = write(
+        tmp_path / "list.jsonl",
+        '{"audio_filepath": "a/b.wav", "text": "t"}\n{"wav_path": "/c.wav", "offset": 2, "duration": null}\n'
+        '{"wav_path": "s3://d/e.wav"}',
+    )
+    assert list(rows) == [
+        {"path": str(tmp_path / "a/b.wav"), "offset": None, "duration": None},
+        {"path": "/c.wav", "offset": 2.0, "duration": None},
+        {"path": "s3://d/e.wav", "offset": None, "duration": None},
+    ]
+
+
+def test_labels_are_strings(tmp_path):
+    path = tmp_path / "list.jsonl"
+    entries = [{"wav_path": "a.wav", "text": "día", "speaker": 7}, {"wav_path": "b.wav", "speaker": None, "text": ""}]
+    path.write_text("\n".join(json.dumps(entry) for entry in entries))
+    rows = open_source(str(path), labels=["speaker", "text"]).dataset
+    assert [(row["speaker"], row["text"]) for row in rows] == [("7", "día"), (None, "")]
+    with pytest.raises(ValueError, match="line 1' has no column 'words'; it has wav_path, text, speaker"):
+        JsonLines(path, ["words"])
+
+
+@pytest.mark.parametrize(
+    "value", ["NaN", "Infinity", '["A"]', '{"a": 1}', "true", "2.5", '"\\udc00"', "1" + "0" * 5000]
+)
+def test_what_is_no_label_is_a_bad_line(tmp_path, monkeypatch, value):
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"wav_path": "a.wav", "text": "A"}\n{"wav_path": "b.wav", "text": ' + value + "}\n")
+    with pytest.raises(ValueError, match="list.jsonl, line 2"):
+        JsonLines(path, ["text"])
+    if len(value) < 100:
+        assert len(JsonLines(path)) == 2, "it is not asked for"
+    monkeypatch.setattr(training.data.manifest, "CHECKED", 1)
+    row = JsonLines(path, ["text"])[1]
+    assert row["text"] is None and row["bad_line"].reason == "bad_line"
+
+
+def test_home_and_windows_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "odd\\name.wav").touch()
+    entries = [{"wav_path": name} for name in ("~/a.wav", "sub\\b.wav", "odd\\name.wav", "caf\udce9.wav")]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    found = [os.path.relpath(row["path"], tmp_path) for row in JsonLines(tmp_path / "list.jsonl")]
+    assert found == ["home/a.wav", "sub/b.wav", "odd\\name.wav", "caf\udce9.wav"]
+
+
+def test_workers_get_little_and_read_by_themselves(tmp_path):
+    content = "\n".join(lines(64 * STRIDE, text="x" * 1000))
+    manifest = write(tmp_path / "list.jsonl", content)
+    first = manifest[5]
+    pickled = pickle.dumps(manifest)
+    assert len(pickled) < len(content) / 1000
+    assert pickle.loads(pickled)[5] == first
+    child = os.fork()
+    if not child:  # shares the open file with this process
+        os._exit(0 if numbers(manifest) == list(range(len(manifest))) else 1)
+    assert numbers(manifest) == list(range(len(manifest)))
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_changed_file_is_told(tmp_path, opened):
+    path = tmp_path / "list.jsonl"
+    manifest = write(path, "\n".join(lines(3)))
+    if opened:
+        manifest[0]
+    with open(path, "a") as file:
+        file.write("\n" + lines(1)[0])
+    with pytest.raises(ValueError, match="list.jsonl has changed since it was opened"):
+        manifest[0]
+    assert len(JsonLines(path)) == 4
+
+
+def test_a_replaced_file_is_read_as_it_was_or_told(tmp_path):
+    manifest = write(tmp_path / "list.jsonl", "\n".join(lines(3)))
+    manifest[0]
+    write(tmp_path / "other.jsonl", "\n".join(lines(3)[::-1]))
+    os.utime(tmp_path / "other.jsonl", ns=(0, 0))
+    os.replace(tmp_path / "other.jsonl", tmp_path / "list.jsonl")
+    assert numbers(manifest) == [0, 1, 2]
+    with pytest.raises(ValueError, match="has changed"):
+        pickle.loads(pickle.dumps(manifest))[0]
+
+
+BAD = [
+    '{"wav_path": "a.wav"',
+    '{"path": "a.wav"}',
+    '["a.wav"]',
+    '{"wav_path": "a.wav", "offset": NaN}',
+    '{"wav_path": "a.wav", "duration": 1' + "0" * 400 + "}",
+    '{"wav_path": "a.wav", "duration": "2"}',
+    b'{"wav_path": "\xff.wav"}',
+    '{"wav_path": "a.wav", "more": ' + "[" * 20_000,
+    '{"wav_path": "a.wav", "offset": ' + "[" * 900 + "]" * 900 + "}",
+    '{"wav_path": "\\ud800.wav"}',
+    '{"wav_path": "a.wav", "wav_path": "b.wav"}',
+    '{"wav_path": "a.wav", "audio_filepath": "b.wav"}',
+    '{"wav_path": "a.wav", "offset": true}',
+    '{"wav_path": "a.wav", "duration": 1' + "0" * 5000 + "}",
+]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_line_far_down_is_a_bad_clip(tmp_path, monkeypatch, bad):
+    soundfile.write(tmp_path / "0.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 16000), 16000)
+    path = tmp_path / "list.jsonl"
+    good = b'{"wav_path": "0.wav"}\n'
+    path.write_bytes(good * 40 + b"\n" + (bad if isinstance(bad, bytes) else bad.encode()) + b"\n" + good)
+    with pytest.raises(ValueError, match="list.jsonl, line 42") as caught:
+        open_source(str(path))
+    monkeypatch.setattr(training.data.manifest, "CHECKED", 40)
+    source = open_source(str(path))
+    clip = source.clip(source.dataset[40], 40)
+    assert clip.name == f"{path}, line 42" and len(source.dataset) == 42
+    for read in (clip.read, lambda: audio_length(clip.audio)):
+        with pytest.raises(BadAudio) as told:
+            read()
+        assert told.value.reason == "bad_line" and str(caught.value) in str(told.value)
+    assert len(source.clip(source.dataset[41], 41).read()) == 16000
+    clips = open_labelled([str(path)], [])
+    assert len(clips) == 41
+
+
+def test_what_is_no_manifest_is_told(tmp_path, monkeypatch):
+    for nothing in ("", "\n \r\n", "\ufeff"):
+        with pytest.raises(ValueError, match="list.jsonl names no clip"):
+            write(tmp_path / "list.jsonl", nothing)
+    with pytest.raises(ValueError, match="line 1: the byte 0xff is not UTF-8: save"):
+        write(tmp_path / "list.jsonl", "\n".join(lines(3)).encode("utf-16"))
+    monkeypatch.setattr(training.data.manifest, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(training.data.manifest, "BLOCK", 100)
+    with pytest.raises(ValueError, match="it is no JSONL manifest"):
+        write(tmp_path / "list.jsonl", json.dumps([{"wav_path": "a.wav"}] * 100))

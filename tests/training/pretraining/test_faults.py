@@ -1,0 +1,374 @@
+"""What goes wrong in a month of training: the run survives it or ends with one sentence, and nothing is lost."""
+
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from datasets import Dataset
+from pretraining_runs import assert_equal_weights, in_one_thread, start, wait_for_checkpoint, weights
+
+from sjepa_hf import DiagonalGaussianMixture
+from sjepa_hf.command import UserError
+from training import pretrain
+from training.pretraining import checkpointing, fits, resuming
+from training.pretraining.checkpointing import damage, load_loop_state
+from training.pretraining.monitoring import read_history
+from training.pretraining.resuming import checkpoints
+from training.pretraining.training_data import Reading, TrainingData
+
+
+def break_gradients(monkeypatch, steps) -> None:
+    divergence = pretrain.Pretraining.summed_divergence
+
+    def broken(self, output):
+        return divergence(self, output) * (math.nan if self.state.step in steps else 1.0)
+
+    monkeypatch.setattr(pretrain.Pretraining, "summed_divergence", broken)
+
+
+def test_a_broken_gradient_skips_the_step(command, tmp_path, monkeypatch):
+    break_gradients(monkeypatch, {2, 3, 15})
+    before = {}
+    update = pretrain.Pretraining.update_weights
+
+    def watched(self, norm):
+        old = [p.detach().clone() for p in self.model.parameters()]
+        update(self, norm)
+        same = all(torch.equal(a, b) for a, b in zip(old, self.model.parameters()))
+        before[self.state.step] = same
+        return ~torch.isfinite(norm)
+
+    monkeypatch.setattr(pretrain.Pretraining, "update_weights", watched)
+    in_one_thread(command("--num_workers", "0"))
+    assert {step for step, same in before.items() if same} == {2, 3, 15}
+    history = read_history(tmp_path / "out" / "metrics.jsonl")
+    assert history[-1]["skipped_steps"] == 3
+    assert all(math.isfinite(value) for line in history for value in line.values() if isinstance(value, float))
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out" / "final").values())
+
+
+def test_broken_gradients_in_a_row_end_the_run(command, tmp_path, monkeypatch, caplog):
+    break_gradients(monkeypatch, range(6, 100))
+    with pytest.raises(SystemExit, match="error: stopped at step 9 of 24: 3 steps in a row had a NaN or infinite"):
+        in_one_thread(command("--num_workers", "0", "--max_skipped_steps", "3", "--logging_steps", "1"))
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out" / "checkpoint-9").values())
+
+
+def fill_the_disk(monkeypatch, steps) -> None:
+    save = checkpointing.save_file
+
+    def failing(tensors, path):
+        if any(f"checkpoint-{step}." in str(path) for step in steps):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path)
+
+    monkeypatch.setattr(checkpointing, "save_file", failing)
+
+
+def test_a_full_disk_costs_one_checkpoint(command, tmp_path, monkeypatch, caplog):
+    fill_the_disk(monkeypatch, [4])
+    in_one_thread(command("--num_workers", "0", "--phase2_steps", "0"))
+    said = (
+        r"checkpoint-4 could not be written \(1 in a row, \d+ MiB free there\): \[Errno 28\] No space left on device"
+    )
+    assert re.search(said, caplog.text)
+    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-8", "checkpoint-12"]
+    assert [path.name for path in (tmp_path / "out").glob("*.incomplete*")] == []
+    assert damage(tmp_path / "out" / "checkpoint-8") is None
+
+
+def test_a_disk_that_stays_full_ends_the_run(command, tmp_path, monkeypatch, caplog):
+    fill_the_disk(monkeypatch, [4, 8, 12, 16])
+    with pytest.raises(SystemExit, match="error: stopped at step .*3 checkpoints in a row could not be written"):
+        in_one_thread(command("--num_workers", "0"))
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(command, tmp_path, monkeypatch, caplog):
+    in_one_thread(command("--phase2_steps", "0", out="whole"))
+    read, calls = TrainingData.next, []
+
+    def killing(self):
+        calls.append(1)
+        if len(calls) == 5:
+            self._reading._batches._workers[0].kill()
+        return read(self)
+
+    monkeypatch.setattr(TrainingData, "next", killing)
+    in_one_thread(command("--phase2_steps", "0"))
+    assert "A process that reads audio died and is replaced" in caplog.text
+    assert_equal_weights(tmp_path / "whole" / "final", tmp_path / "out" / "final")
+
+
+def test_a_source_that_vanishes_ends_the_run_and_is_resumed_when_it_is_back(command, noise, tmp_path, monkeypatch):
+    folder = tmp_path / "audio"
+    shutil.copytree(noise, folder)
+    options = ["--train_data", str(folder), "--num_workers", "0", "--phase2_steps", "0", "--phase1_steps", "40"]
+    in_one_thread(command(*options, out="whole"))
+    read, calls = TrainingData.next, []
+
+    def vanishing(self):
+        calls.append(1)
+        if len(calls) == 14:
+            folder.rename(tmp_path / "gone")
+        return read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingData, "next", vanishing)
+        with pytest.raises(SystemExit, match="clips were skipped|no usable clip"):
+            in_one_thread(command(*options, "--max_bad_fraction", "0.1"))
+    assert len(checkpoints(tmp_path / "out")) >= 3
+    (tmp_path / "gone").rename(folder)
+    latest = checkpoints(tmp_path / "out")[2]  # step 12, before it went
+    assert latest.name == "checkpoint-12"
+    in_one_thread(command(*options, "--resume_from_checkpoint", str(latest)))
+    assert_equal_weights(tmp_path / "whole" / "final", tmp_path / "out" / "final")
+
+
+def test_many_bad_files_end_the_run_with_their_number(command, noise, tmp_path, caplog):
+    lines = [{"audio_filepath": str(path)} for path in sorted(noise.glob("*.wav"))]
+    lines += [{"audio_filepath": f"gone{number}.wav"} for number in range(17)]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(SystemExit, match=r"error: .*\d+ of \d+ clips were skipped \(\d+ missing\), more than"):
+        in_one_thread(command("--train_data", str(tmp_path / "list.jsonl"), "--num_workers", "0"))
+
+
+def test_a_corrupt_file_in_a_shard_is_skipped_and_counted(command, noise, tmp_path, caplog):
+    paths = sorted(noise.glob("*.wav"))
+    cells = [{"path": path.name, "bytes": path.read_bytes()} for path in paths]
+    cells[7]["bytes"] = b"RIFF" + bytes(3000)
+    for shard in range(2):
+        Dataset.from_dict({"audio": cells[shard::2]}).to_parquet(str(tmp_path / f"{shard}.parquet"))
+    options = ["--train_data", f"{tmp_path}/*.parquet", "--streaming", "true", "--num_workers", "0"]
+    in_one_thread(command(*options, "--phase2_steps", "0", "--phase1_steps", "20"))
+    assert f"Skipped {paths[7].name}: corrupt" in caplog.text
+    assert read_history(tmp_path / "out" / "metrics.jsonl")[-1]["skipped_clips"] >= 2
+
+
+def test_a_killed_rank_takes_the_others_down_with_a_word(command, tmp_path):
+    process = start(command("--num_workers", "0", "--phase2_steps", "3000"), processes=2)
+    wait_for_checkpoint(process, tmp_path / "out" / "checkpoint-4")
+    ranks = [child for child in children(process.pid) if "pretrain.py" in child[1]]
+    assert len(ranks) == 2
+    killed = time.monotonic()
+    os.kill(ranks[1][0], signal.SIGKILL)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode != 0 and time.monotonic() - killed < 60
+    assert "error: another process of this run has died" in errors or "SIGTERM: saving the last" in errors
+
+
+def test_sigterm_to_the_launcher_of_several_processes_saves(command, tmp_path):
+    """As a pre-emptible cluster sends it; the launcher's own status is 1, so a file says that it was a signal."""
+    out = tmp_path / "out"
+    process = start(command("--num_workers", "0", "--phase2_steps", "3000", "--save_steps", "4"), processes=2)
+    wait_for_checkpoint(process, out / "checkpoint-4")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert (out / "interrupted").read_text() == "SIGTERM came\n"
+    assert damage(checkpoints(out)[-1]) is None
+    assert load_loop_state(checkpoints(out)[-1]).step >= 4
+
+
+def children(pid: int) -> list[tuple[int, str]]:
+    """Process number and command line of the direct children."""
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        numbers = [int(number) for number in file.read().split()]
+    return [(n, open(f"/proc/{n}/cmdline").read().replace("\0", " ")) for n in numbers]
+
+
+def test_a_run_ends_in_order_while_it_waits_for_a_batch(command, tmp_path, monkeypatch):
+    """The batches that were read for the unfinished step are read again."""
+    options = ["--num_workers", "0", "--gradient_accumulation_steps", "2"]
+    in_one_thread(command(*options, out="whole"))
+    read, calls = Reading.next, []
+
+    def interrupted(self):
+        calls.append(1)
+        if len(calls) == 18:  # after one micro-batch of a step
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reading, "next", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            in_one_thread(command(*options))
+    assert ended.value.code == 143 and (tmp_path / "out" / "interrupted").is_file()
+    assert load_loop_state(checkpoints(tmp_path / "out")[-1]).step % 4 != 0
+    in_one_thread(command(*options, "--resume_from_checkpoint", "auto"))
+    assert_equal_weights(tmp_path / "whole" / "final", tmp_path / "out" / "final")
+
+
+@pytest.mark.parametrize("trouble", ["signal", "error"])
+def test_a_run_ends_in_order_while_a_mixture_is_fitted(command, tmp_path, monkeypatch, trouble):
+    """At the start, at the boundary and after a layer switch: what the fit would have changed is as it was."""
+    monkeypatch.setattr(pretrain, "layer_ranks", lambda *_, **__: [3.0, 2.0, 1.0])
+    options = ["--num_workers", "0", "--layer_check_steps", "14", "--target_dims", "8", "--phase1_steps", "6"]
+    in_one_thread(command(*options, out="whole"))
+    fit, calls = DiagonalGaussianMixture.fit, []
+
+    def troubled(self, *args, **kwargs):
+        history = fit(self, *args, **kwargs)
+        calls.append(1)
+        if len(calls) in (1, 3, 5):
+            if trouble == "error":
+                raise UserError("a source has gone.")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+        return history
+
+    monkeypatch.setattr(DiagonalGaussianMixture, "fit", troubled)
+    for step in (0, 6, 14):
+        with pytest.raises(SystemExit) as ended:
+            in_one_thread(command(*options, "--resume_from_checkpoint", "auto"))
+        said = f"error: stopped at step {step} of 18: a source has gone."
+        assert ended.value.code == (143 if trouble == "signal" else said)
+        assert [path.name for path in checkpoints(tmp_path / "out")][-1:] == ([f"checkpoint-{step}"] if step else [])
+    in_one_thread(command(*options, "--resume_from_checkpoint", "auto"))
+    assert len(calls) == 6
+    assert_equal_weights(tmp_path / "whole" / "final", tmp_path / "out" / "final")
+
+
+def test_a_long_fit_is_saved_at_once(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(fits, "LONG", 0.0)
+    short = ["--num_workers", "0", "--phase1_steps", "2", "--phase2_steps", "2"]
+    in_one_thread(command(*short))
+    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-0", "checkpoint-2", "checkpoint-4"]
+    monkeypatch.setattr(fits.MixtureFits, "mfcc", lambda *_: pytest.fail("fitted already"))
+    again = ["--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-0")]
+    in_one_thread(command(*short, *again, out="again"))
+    assert_equal_weights(tmp_path / "out" / "final", tmp_path / "again" / "final")
+
+
+def test_a_source_that_changes_ends_the_run_with_its_last_step_saved(command, noise, tmp_path, monkeypatch):
+    manifest = tmp_path / "list.jsonl"
+    lines = [json.dumps({"audio_filepath": str(path)}) + "\n" for path in sorted(noise.glob("*.wav"))]
+    manifest.write_text("".join(lines))
+    read, calls = Reading.next, []
+
+    def growing(self):
+        calls.append(1)
+        if len(calls) == 14:
+            manifest.write_text("".join(lines) + lines[0])
+        return read(self)
+
+    monkeypatch.setattr(Reading, "next", growing)
+    with pytest.raises(SystemExit, match=r"error: stopped at step \d+ of 24: .*list.jsonl has changed since"):
+        in_one_thread(command("--train_data", str(manifest), "--num_workers", "0"))
+    assert damage(checkpoints(tmp_path / "out")[-1]) is None
+
+
+def test_what_cannot_work_is_refused_before_the_first_step(command, noise, tmp_path):
+    for options, said in (
+        (["--mask_prob", "1.0"], "`mask_prob` must be below 1"),
+        (
+            [
+                "--phase2_components",
+                "9000",
+                "--seed_frames",
+                "9000",
+                "--reseed_frames",
+                "9000",
+                "--fit_frames",
+                "9000",
+            ],
+            "`phase2_components` is 9000, but train_data has",
+        ),
+        (["--phase1_components", "9000", "--fit_frames", "9000"], "Cannot fit 9000 components to .* frames"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{said}"):
+            in_one_thread(command("--num_workers", "0", "--fit_hours", "1", *options))
+    assert checkpoints(tmp_path / "out") == []
+
+
+def test_a_checkpoint_that_cannot_be_deleted_stays_for_the_next_save(tmp_path, monkeypatch, caplog):
+    for step in (1, 2, 3, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "checkpoint-2").rmdir()
+    (tmp_path / "checkpoint-2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "checkpoint-5").write_text("a file")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            shutil, "rmtree", lambda path, **_: (_ for _ in ()).throw(OSError(errno.EBUSY, "Busy", str(path)))
+        )
+        resuming.prune_checkpoints(tmp_path, keep=2)
+    assert "checkpoint-1 cannot be deleted" in caplog.text and "the next save tries again" in caplog.text
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
+    assert (tmp_path / "elsewhere").is_dir(), "a link goes, not what it leads to"
+    resuming.prune_checkpoints(tmp_path, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path):
+    for name in ("checkpoint-4.incomplete", "checkpoint-8.previous", "final.previous", "final", "my.incomplete"):
+        (tmp_path / name).mkdir()
+    resuming.clear_left_overs(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-8", "final", "my.incomplete"]
+
+
+def test_a_signal_to_one_rank_ends_all_in_order(command, tmp_path):
+    out = tmp_path / "out"
+    process = start(command("--num_workers", "0", "--phase2_steps", "3000"), processes=2)
+    wait_for_checkpoint(process, out / "checkpoint-4")
+    ranks = [child for child in children(process.pid) if "pretrain.py" in child[1]]
+    os.kill(ranks[1][0], signal.SIGTERM)
+    errors = process.communicate(timeout=120)[1]
+    assert (out / "interrupted").read_text() == "SIGTERM came\n", errors[-2000:]
+    assert damage(checkpoints(out)[-1]) is None
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("Reading.next", "Rank 1 did not come within"), ("pretrain.Pretraining.predict", "has died or hangs")],
+    ids=["between steps", "in a step"],
+)
+def test_a_rank_that_hangs_ends_the_others(command, tmp_path, place, said):
+    """Between steps it is named; the limits are shortened here."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import datetime, os, signal
+from training import pretrain
+from training.common import processes
+from training.pretraining.training_data import Reading
+processes.MEETING_LIMIT, pretrain.COLLECTIVE_TIMEOUT = 6.0, datetime.timedelta(seconds=10)
+whole, calls = {place}, []
+def stopping(*args):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 40:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return whole(*args)
+{place} = stopping
+pretrain.main()
+""")
+    process = start(command("--num_workers", "0", "--phase2_steps", "300"), processes=2, script=script)
+    ranks = []
+    while len(ranks) < 2 and process.poll() is None:
+        time.sleep(0.1)
+        ranks = [number for number, line in children(process.pid) if "script.py" in line]
+    errors = ""
+    for line in process.stderr:
+        errors += line
+        if "error: " in line:
+            break
+    for rank in ranks:  # the launcher would wait half a minute for one that is stopped
+        os.kill(rank, signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert said in line, errors[-3000:]
+
+
+def test_what_lies_beyond_and_cannot_be_set_aside_is_named(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint-9").mkdir()
+
+    def busy(self, target):
+        raise OSError(errno.EBUSY, "Busy", str(self))
+
+    monkeypatch.setattr("pathlib.Path.rename", busy)
+    with pytest.raises(ValueError, match="checkpoint-9 lies beyond step 4, .* cannot be renamed .*: move it away"):
+        resuming.set_aside_after(tmp_path, 4)

@@ -1,0 +1,70 @@
+"""The pictures of a run: none is empty, and every axis says what it shows and in what unit."""
+
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from training.pretraining import figures
+
+
+def line(step, phase, **more):
+    return {
+        "step": step, "phase": phase, "hours_seen": step / 100, "masked_kl": 3.0, "baseline_kl": 4.0,
+        "target_entropy_bits": 0.5, **more,
+    }  # fmt: skip
+
+
+HISTORY = [
+    line(10, 1, visible_kl=2.0, effective_ranks=[9.0, 8.0, 7.0]),
+    line(20, 1, visible_kl=1.5),
+    line(30, 2, effective_ranks=[9.0, 8.5, 7.5], active_layer=2),
+]
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """Draws without closing the figure, and gives its axes."""
+    monkeypatch.setattr(figures, "_save", lambda figure, path: None)
+
+    def draw(function, *arguments):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            function(*arguments, tmp_path / "picture.png")
+        return plt.gcf().axes
+
+    yield draw
+    plt.close("all")
+
+
+@pytest.mark.parametrize("history", [HISTORY, HISTORY[:1], HISTORY[2:]], ids=["both", "one line", "phase 2 alone"])
+def test_every_axis_of_the_losses_has_a_name_and_a_unit_and_every_value_is_seen(drawn, history):
+    above, below = drawn(figures.draw_losses, history, 20)
+    assert above.get_ylabel().endswith(", nats") and below.get_ylabel().endswith(", bits")
+    assert below.get_xlabel() == "audio seen, hours"
+    masked = [curve for curve in above.lines if curve.get_color() == "C0"]
+    assert sum(len(curve.get_xdata()) for curve in masked) == len(history)
+    assert all(curve.get_marker() == "." for curve in masked), "a single point would not be seen without"
+    labels = [text.get_text() for legend in above.figure.legends for text in legend.get_texts()]
+    assert "masked frames" in labels and len(labels) == len(set(labels))
+
+
+def test_layers_are_numbered_from_the_input(drawn):
+    (axes,) = drawn(figures.draw_ranks, HISTORY, 20)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("audio seen, hours", "effective rank, dimensions")
+    curves = {curve.get_label(): curve for curve in axes.lines}
+    assert {"layer 0 (input)", "layer 1", "layer 2", "active layer"} <= curves.keys()
+    assert list(curves["layer 2"].get_ydata()) == [7.0, 7.5]
+    assert list(curves["active layer"].get_ydata()) == [7.5], "the rank of layer 2"
+
+
+def test_an_empty_picture_is_not_drawn(tmp_path):
+    with pytest.raises(ValueError, match="nothing to draw"):
+        figures.draw_ranks([line(10, 1)], 20, tmp_path / "effective_rank.png")
+    assert not (tmp_path / "effective_rank.png").exists()
+
+
+def test_entropy_has_a_unit(drawn):
+    (axes,) = drawn(figures.draw_entropy, np.linspace(0, 3, 100), 100)
+    assert "bits" in axes.get_xlabel() and axes.get_ylabel() == "frames, share per bit"

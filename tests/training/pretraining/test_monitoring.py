@@ -1,0 +1,93 @@
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
+from training.pretraining.arguments import RunArguments
+from training.pretraining.monitoring import (
+    Monitor,
+    collapse_warnings,
+    entropy_bits,
+    forget_after,
+    read_history,
+    target_metrics,
+)
+
+
+def test_entropy_in_bits():
+    probabilities = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25] * 4])
+    assert entropy_bits(probabilities).tolist() == pytest.approx([0.0, 1.0, 2.0])
+
+
+def test_target_metrics_against_their_definitions():
+    mixture = DiagonalGaussianMixture(4, 2)
+    mixture.weights.copy_(torch.tensor([0.5, 0.25, 0.2499, 0.0001]))
+    targets, logits = torch.rand(2, 3, 4).softmax(-1), torch.randn(2, 3, 4)
+    positions = torch.tensor([0, 4])
+    metrics = target_metrics(mixture, targets, SJepaForPreTrainingOutput(logits=logits), positions)
+    q = targets.flatten(0, 1)[positions]
+    assert metrics["baseline_kl"] == pytest.approx(
+        (q * (q.log() - mixture.weights.log())).sum(-1).mean().item(), rel=1e-4
+    )
+    p = logits.flatten(0, 1)[positions].softmax(-1)
+    assert metrics["predictor_entropy_bits"] == pytest.approx(-(p * p.log2()).sum(-1).mean().item(), rel=1e-4)
+    assert metrics["live_components"] == 3
+    assert metrics["mixture_perplexity"] == pytest.approx(2**1.5, rel=1e-2)
+    usage = q.mean(0)
+    assert metrics["target_perplexity"] == pytest.approx(math.exp(-(usage * usage.log()).sum().item()), rel=1e-4)
+
+
+def test_collapse_is_said_aloud_and_health_is_not():
+    healthy = {
+        "prediction_perplexity": 50.0, "mixture_perplexity": 80.0, "target_perplexity": 40.0,
+        "effective_ranks": [100.0, 90.0],
+    }  # fmt: skip
+    assert collapse_warnings(healthy, 256) == []
+    assert "layer 1" in collapse_warnings(healthy | {"effective_ranks": [100.0, 1.5]}, 256)[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"prediction_perplexity": 1.1}, "nearly the same prediction (prediction_perplexity 1.10, below 2)"),
+        ({"mixture_perplexity": 1.5}, "one component of the mixture (mixture_perplexity 1.50, below 3)"),
+        ({"target_perplexity": 1.25}, "nearly the same target (target_perplexity 1.25, below 2)"),
+        ({"effective_ranks": [100.0, 2.5]}, "layer 1 have an effective rank of 2.5 out of 256, below 2.6"),
+    ],
+)
+def test_a_warning_quotes_the_figure_that_triggered_it(changed, sentence):
+    healthy = {"prediction_perplexity": 50.0, "mixture_perplexity": 80.0, "target_perplexity": 40.0}
+    (found,) = collapse_warnings(healthy | changed, 256)
+    assert sentence in found and "80.00" not in found
+
+
+def test_the_bar_and_the_rate_of_audio_leave_out_what_is_no_step(tmp_path, monkeypatch):
+    """The clock is a list of seconds; a fit of 1,000 s lies between two lines of metrics."""
+    now = [0.0]
+    monkeypatch.setattr("training.pretraining.monitoring.time.monotonic", lambda: now[0])
+    run = RunArguments(phase1_steps=10, phase2_steps=0, phase1_warmup_steps=0)
+    schedule = SimpleNamespace(run=run, total_steps=10)
+    monitor = Monitor(Accelerator(cpu=True), tmp_path, schedule, 0, 64)
+    line = {"step": 1, "phase": 1, "padded_share": 0.0, "masked_kl": 2.0}
+    monitor.write(dict(line), seconds_seen=5.0)
+    assert "nan" not in monitor.bar.postfix and "of audio/s" not in monitor.bar.postfix
+    with monitor.paused():
+        now[0] += 1000.0
+    now[0] += 10.0
+    monitor.write(dict(line) | {"step": 2}, seconds_seen=205.0)
+    assert "20 s of audio/s" in monitor.bar.postfix
+    assert read_history(tmp_path / "metrics.jsonl")[1]["audio_seconds_per_second"] == pytest.approx(20.0)
+
+
+def test_a_resumed_run_writes_its_lines_once(tmp_path):
+    history = tmp_path / "metrics.jsonl"
+    history.write_text("".join(json.dumps({"step": step}) + "\n" for step in (10, 20, 30)))
+    with history.open("a") as file:
+        file.write('{"step": 4{"step": 20}\n{"st')  # what a full disk and then a killed run leave
+    forget_after(history, 20)
+    assert [json.loads(line)["step"] for line in history.read_text().splitlines()] == [10, 20]
+    forget_after(tmp_path / "absent.jsonl", 20)

@@ -1,0 +1,144 @@
+"""Waiting for batches: workers that die, stop or hang, signals that come meanwhile, too little shared memory."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from training.common.signals import Interrupted, Interruption
+from training.data import workers
+from training.data.clips import BadAudioError
+from training.data.loader import _as_is, _start_worker
+from training.data.order import DataPosition, Position
+from training.data.workers import check_shared_memory
+from training.pretraining import training_data
+from training.pretraining.training_data import Reading
+
+
+class Numbers(IterableDataset):
+    """Batches 0, 1, 2, ... up to `last`, of one reader; `trouble` is called with each number before it is given."""
+
+    def __init__(self, position: DataPosition, last: int, trouble):
+        self.position, self.last, self.trouble = position, last, trouble
+
+    def __iter__(self):
+        assert get_worker_info().num_workers == 1
+        start = self.position.positions[0].batch if self.position.positions else 0
+        for number in range(start, self.last + 1):
+            yield {"reader": 0, "number": torch.tensor(number), "position": Position(batch=number + 1)} | (
+                self.trouble(number) or {}
+            )
+
+
+def read(trouble, last: int = 5) -> Reading:
+    def open_loader(position):
+        dataset = Numbers(position or DataPosition(1), last, trouble)
+        return DataLoader(
+            dataset, batch_size=None, collate_fn=_as_is, num_workers=1, worker_init_fn=_start_worker, prefetch_factor=1
+        )
+
+    return Reading(open_loader, ranks=1)
+
+
+def numbers(batches: Reading) -> list[int]:
+    found = []
+    while (batch := batches.next()) is not None:
+        found.append(int(batch["number"]))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(training_data, "POLL", 0.1)
+    monkeypatch.setattr(workers, "LOOK_EVERY", 0.05)
+
+
+def test_a_stopped_worker_is_named_and_replaced(tmp_path, caplog):
+    def stop_once(number: int) -> None:
+        if number == 3 and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    assert numbers(read(stop_once)) == [0, 1, 2, 3, 4, 5]
+    assert "is stopped for" in caplog.text and "died and is replaced (1)" in caplog.text
+
+
+def test_a_worker_that_cannot_hand_its_batch_over_is_not_waited_for(caplog):
+    def unsendable(number: int) -> dict | None:
+        return {"lock": threading.Lock()} if number == 2 else None
+
+    batches = read(unsendable)
+    with pytest.raises(BadAudioError, match=r"died 4 times in a row: shared memory .* --shm-size"):
+        numbers(batches)
+    assert batches.position.positions[0].batch == 2, "what was given before is kept"
+
+
+def test_no_batch_for_long_is_told_and_ends_the_wait(monkeypatch, caplog):
+    monkeypatch.setattr(workers, "TELL_EVERY", 0.2)
+    monkeypatch.setattr(workers, "IDLE_LIMIT", 0.5)
+    with pytest.raises(BadAudioError, match=r"No batch came for .*1 sleeping\): does a disk or a source hang"):
+        read(lambda number: time.sleep(600)).next()
+    assert "Waiting for a batch for" in caplog.text
+
+
+def test_workers_at_work_are_waited_for_longer(monkeypatch):
+    monkeypatch.setattr(workers, "IDLE_LIMIT", 0.5)
+    monkeypatch.setattr(workers, "BUSY", 0.01)
+
+    def work(number: int) -> None:
+        end = time.process_time() + 1.5
+        while number == 0 and time.process_time() < end:
+            pass
+
+    assert numbers(read(work, last=1)) == [0, 1]
+
+
+def test_an_error_of_a_source_is_told_in_its_own_words():
+    def gone(number: int) -> None:
+        raise ValueError("list.jsonl has changed since it was opened")
+
+    with pytest.raises(ValueError, match="^list.jsonl has changed since it was opened$"):
+        read(gone).next()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_wait_at_once(number):
+    batches = read(lambda _: time.sleep(600))
+    with Interruption() as interruption:
+        threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+        with pytest.raises(Interrupted), interruption.waiting():
+            batches.next()
+        assert interruption.stop.status == 128 + number
+        with pytest.raises(Interrupted), interruption.waiting():
+            pytest.fail("what is to stop does not begin to wait")
+
+
+def test_what_is_wrong_with_the_data_ends_a_wait_with_its_sentence():
+    interruption = Interruption()
+    for error, said in ((ValueError("no clip."), "no clip"), (FileNotFoundError(2, "Gone", "a.tar"), "a.tar: Gone")):
+        interruption.stop = None
+        with pytest.raises(Interrupted), interruption.waiting():
+            raise error
+        assert interruption.stop.status == 1 and interruption.stop.reason.startswith(said)
+    interruption.stop = None
+    with pytest.raises(KeyError), interruption.waiting():
+        raise KeyError("ours")
+
+
+def test_shared_memory_is_compared_with_what_batches_need(monkeypatch, tmp_path):
+    monkeypatch.setattr(workers, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * 2**20))
+    with pytest.raises(ValueError, match=r"64 MiB free, but 8 workers hand .* may need 88\d MiB: .*--shm-size=2g"):
+        check_shared_memory(360.0, 8, 1)
+    with pytest.raises(ValueError, match="2 workers of 8 processes each"):
+        check_shared_memory(60.0, 2, 8)
+    check_shared_memory(60.0, 2, 1)
+    check_shared_memory(360.0, 0, 1)
+    monkeypatch.setattr(workers, "SHARED_MEMORY", tmp_path / "absent")  # not Linux
+    check_shared_memory(360.0, 8, 1)

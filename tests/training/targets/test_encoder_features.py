@@ -1,0 +1,99 @@
+"""What the online mixture sees: mean of layers, instance norm, whitened principal components."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from sklearn.decomposition import PCA
+
+from sjepa_hf import DiagonalGaussianMixture, SJepaModel
+from training.data.batches import collate
+from training.targets.encoder_features import TargetFeatures, instance_normalize, real_frames, whitened_components
+from training.targets.layer_choice import LayerChoice
+from training.targets.targets import OnlineTargets
+
+
+LENGTHS = (16000, 7000)  # 49 and 21 frames
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def encoder(make_config):
+    return SJepaModel(make_config("log_mel")).eval()
+
+
+@pytest.fixture
+def batch():
+    clips = [torch.randn(length).mul(0.1).numpy() for length in LENGTHS]
+    made = collate(clips, mask_prob=0.65, mask_span=10, generator=torch.Generator().manual_seed(0))
+    return made | {"seconds": sum(LENGTHS) / 16000, "draw": 7}
+
+
+@pytest.mark.parametrize("instance_norm", [False, True])
+@pytest.mark.parametrize("layers", [None, (0,), (2,), (0, 1, 3)])
+@torch.no_grad()
+def test_features_are_those_of_each_clip_alone(encoder, batch, layers, instance_norm):
+    together = TargetFeatures(encoder, layers, instance_norm)(batch, active_layer=3)
+    assert together.shape == (2, 49, 48)
+    for row, length in enumerate(LENGTHS):
+        alone = encoder(batch["input_values"][row : row + 1, :length], output_hidden_states=True).hidden_states
+        read = [alone[layer][0].double() for layer in layers or (3,)]
+        if instance_norm:
+            read = [(layer - layer.mean(0)) / (layer.var(0, correction=0) + 1e-5).sqrt() for layer in read]
+        expected = torch.stack(read).mean(0).float()
+        torch.testing.assert_close(together[row, : len(expected)], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_normalised_clips_have_mean_0_and_variance_1_whatever_the_padding_holds(batch):
+    real = real_frames(batch, 49)
+    assert real.sum(1).tolist() == [49, 21]
+    features = torch.randn(2, 49, 5).mul(3).add(100)
+    features[~real] = 1e6
+    normalised = instance_normalize(features, real)
+    for clip, frames in zip(normalised, real):
+        torch.testing.assert_close(clip[frames].mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+        torch.testing.assert_close(clip[frames].square().mean(0), torch.ones(5), atol=1e-4, rtol=0)
+        assert not clip[~frames].any()
+    constant = instance_normalize(torch.full((1, 4, 5), 7.0), torch.ones(1, 4, dtype=torch.bool))
+    assert not constant.any(), "a clip that does not change is no error"
+
+
+def test_components_are_those_of_scikit_learn():
+    frames = torch.randn(500, 3) @ torch.randn(3, 12) + 0.01 * torch.randn(500, 12) + 5
+    mean, directions = whitened_components(frames, 3)
+    ours = (frames - mean) @ directions
+    theirs = torch.from_numpy(PCA(3, whiten=True, svd_solver="full").fit_transform(frames.double().numpy())).float()
+    torch.testing.assert_close(ours.abs(), theirs.abs() * (500 / 499) ** 0.5, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(ours.T.cov(correction=0), torch.eye(3), atol=1e-3, rtol=0)
+    assert whitened_components(frames, 3)[1].equal(directions)
+
+
+def test_directions_without_variance_are_not_blown_up():
+    frames = torch.randn(100, 2) @ torch.randn(2, 6)
+    projected = (frames - frames.mean(0)) @ whitened_components(frames, 4)[1]
+    assert projected[:, 2:].abs().max() < 0.1 and projected[:, :2].std(0).min() > 0.9
+    with pytest.raises(ValueError, match="`target_dims` asks for 7"):
+        whitened_components(frames, 7)
+
+
+def test_the_mixture_models_the_components_and_both_travel_in_the_state(encoder, batch, accelerator):
+    def fresh():
+        mixture = DiagonalGaussianMixture(4, 8)
+        return OnlineTargets(encoder, mixture, LayerChoice(2), accelerator, layers=(1, 2), num_components=8)
+
+    targets = fresh()
+    history = targets.seed([batch] * 4, num_frames=200, seed=0, num_iterations=3)
+    assert history[-1] >= history[0]
+    posteriors = targets.posteriors(batch)
+    assert posteriors.shape == (2, 49, 4)
+    torch.testing.assert_close(posteriors.sum(-1), torch.ones(2, 49))
+    other = fresh()
+    other.mixture.load_state_dict(targets.mixture.state_dict())
+    assert set(targets.modules) == {"teacher", "target_features"}
+    for name, module in other.modules.items():
+        module.load_state_dict(targets.modules[name].state_dict())
+    assert other.posteriors(batch).equal(posteriors)
+    assert not any("encoder" in name for name in targets.target_features.state_dict()), "the teacher is saved once"

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+import torch
+
+from training.targets.reservoir import FrameReservoir
+
+
+def test_keeps_everything_that_fits():
+    reservoir = FrameReservoir(10)
+    reservoir.add(torch.arange(4.0)[:, None], draw=1)
+    reservoir.add(torch.arange(4.0, 7.0)[:, None], draw=2)
+    numbers, frames = reservoir.sample()
+    assert sorted(frames.squeeze(1).tolist()) == list(range(7)) and reservoir.seen == 7
+    assert torch.equal(numbers, numbers.sort().values)
+    assert FrameReservoir(3).sample()[1].numel() == 0
+
+
+def test_every_frame_has_the_same_chance():
+    counts = np.zeros(60)
+    for seed in range(600):
+        reservoir = FrameReservoir(12, seed)
+        for draw, chunk in enumerate(torch.arange(60.0)[:, None].split(7)):
+            reservoir.add(chunk, draw)
+        kept = reservoir.sample()[1].squeeze(1).long()
+        assert len(set(kept.tolist())) == 12, "a frame is kept once"
+        counts[kept] += 1
+    # Each count is binomial(600, 0.2): mean 120, standard deviation 9.8.
+    assert abs(counts - 120).max() < 45
+    assert abs(counts.reshape(5, 12).mean(1) - 120).max() < 12
+
+
+@pytest.mark.parametrize("capacity", [5, 40])
+def test_the_sample_is_the_same_in_whatever_order_and_parts_the_batches_come(capacity):
+    batches = [(draw, torch.randn(9, 2)) for draw in range(30)]
+    whole = FrameReservoir(capacity, seed=3)
+    for draw, frames in batches:
+        whole.add(frames, draw)
+    parts = [FrameReservoir(capacity, seed=3) for _ in range(3)]
+    for n, (draw, frames) in enumerate(reversed(batches)):
+        parts[n % 3].add(frames, draw)
+    numbers, frames = (torch.cat(values) for values in zip(*(part.sample() for part in parts)))
+    assert torch.equal(frames[numbers.argsort()[:capacity]], whole.sample()[1])
+    other = FrameReservoir(capacity, seed=4)
+    other.add(batches[0][1], 0)
+    assert not torch.equal(other.sample()[1][:5], whole.sample()[1][:5])

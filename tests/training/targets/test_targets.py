@@ -1,0 +1,139 @@
+import copy
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from sjepa_hf import DiagonalGaussianMixture, SJepaModel
+from training.data.batches import collate
+from training.targets.layer_choice import LayerChoice, effective_rank
+from training.targets.targets import MfccTargets, OnlineTargets, layer_ranks, real_frames, sample_frames
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def clips(*lengths):
+    return [torch.randn(length).mul(0.1).numpy() for length in lengths]
+
+
+def make_batch(*lengths):
+    batch = collate(clips(*lengths), mask_prob=0.65, mask_span=10, generator=torch.Generator().manual_seed(0))
+    return batch | {"seconds": sum(lengths) / 16000, "draw": sum(lengths)}
+
+
+@pytest.fixture
+def online(make_config, accelerator):
+    student = SJepaModel(make_config("log_mel")).train()
+    targets = OnlineTargets(student, DiagonalGaussianMixture(6, 48), LayerChoice(2), accelerator, mixture_decay=0.9)
+    targets.mixture.means.mul_(0.3)
+    targets.mixture.variances.fill_(20.0)  # soft enough for a temperature to show
+    return student, targets
+
+
+def test_mfcc_targets_of_a_padded_batch_are_those_of_each_clip():
+    targets = MfccTargets(DiagonalGaussianMixture(8, 39))
+    targets.mixture.variances.fill_(500.0)
+    batch = make_batch(16000, 7000)
+    together = targets.posteriors(batch)
+    assert together.shape == (2, 49, 8)
+    torch.testing.assert_close(together.sum(-1), torch.ones(2, 49))
+    alone = {"input_values": batch["input_values"][1:, :7000], "lengths": batch["lengths"][1:]}
+    torch.testing.assert_close(together[1, :21], targets.posteriors(alone)[0], atol=1e-4, rtol=0)
+    before = copy.deepcopy(targets.mixture.state_dict())
+    targets.update(None, 0.9)
+    assert all(torch.equal(before[k], v) for k, v in targets.mixture.state_dict().items())
+
+
+def test_mfcc_targets_can_be_one_hot_and_over_other_features():
+    batch = make_batch(16000, 7000)
+    targets = MfccTargets(DiagonalGaussianMixture(8, 69), features="log_mel", temperature=0)
+    posteriors = targets.posteriors(batch)
+    soft = targets.mixture.posterior(targets.features(batch).flatten(0, 1)).view(2, 49, 8)
+    assert posteriors.unique().tolist() == [0, 1] and posteriors.argmax(-1).equal(soft.argmax(-1))
+
+
+def test_online_targets_come_from_the_active_layer_of_the_teacher_in_eval_mode(online):
+    student, targets = online
+    batch = make_batch(16000, 7000)
+    hidden = targets.teacher(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states
+    expected = targets.mixture.posterior(hidden[2].flatten(0, 1)).view(2, 49, 6)
+    torch.testing.assert_close(targets.posteriors(batch), expected)
+    assert not targets.teacher.training and student.training
+    assert all(not p.requires_grad for p in targets.teacher.parameters())
+
+
+def test_temperature_softens_the_target_but_not_the_update(online, make_config, accelerator):
+    _, plain = online
+    batch = make_batch(16000, 7000)
+    tempered = copy.copy(plain)
+    tempered.mixture = copy.deepcopy(plain.mixture)
+    tempered.temperature = 10.0
+    features = plain.features(batch).flatten(0, 1)
+    expected = plain.mixture.posterior(features, temperature=10.0).view(2, 49, 6)
+    torch.testing.assert_close(tempered.posteriors(batch), expected)
+    plain.posteriors(batch)
+    for each in (plain, tempered):
+        each.update(each.teacher, 1.0)
+    for a, b in zip(plain.mixture.buffers(), tempered.mixture.buffers()):
+        torch.testing.assert_close(a, b)
+
+
+def test_update_reads_real_frames_of_all_micro_batches_once(online):
+    student, targets = online
+    expected = copy.deepcopy(targets.mixture)
+    batches = [make_batch(16000, 7000), make_batch(5000)]
+    frames = [targets.features(b)[real_frames(b, b["mask_time_indices"].shape[1])] for b in batches]
+    expected.update(torch.cat(frames), decay=0.9)
+    for batch in batches:
+        targets.posteriors(batch)
+    targets.update(student, 0.9)
+    for name, value in expected.named_buffers():
+        torch.testing.assert_close(getattr(targets.mixture, name), value, atol=1e-5, rtol=1e-4)
+    before = copy.deepcopy(targets.mixture.state_dict())
+    targets.update(student, 0.9)
+    assert all(torch.equal(before[k], v) for k, v in targets.mixture.state_dict().items()), "nothing is counted twice"
+
+
+def test_teacher_is_an_average_of_students(online):
+    student, targets = online
+    old = [p.clone() for p in targets.teacher.parameters()]
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    targets.update(student, 0.99)
+    for before, now, new in zip(old, targets.teacher.parameters(), student.parameters()):
+        torch.testing.assert_close(now, 0.99 * before + 0.01 * new, atol=1e-6, rtol=1e-5)
+
+
+def test_seeding_fits_the_active_layer(online):
+    _, targets = online
+    history = targets.seed([make_batch(48000, 30000)], num_frames=200, seed=0, num_iterations=5)
+    assert len(history) == 6 and history[-1] > history[0]
+    features = targets.features(make_batch(48000, 30000)).flatten(0, 1)
+    assert targets.mixture.posterior(features).mean(0).max() < 0.9
+
+
+def test_sample_frames_takes_real_frames_only_and_stops(accelerator):
+    def loudness(batch):
+        return batch["input_values"][:, ::320][:, : batch["mask_time_indices"].shape[1], None]
+
+    batches = [make_batch(16000, 7000) | {"draw": draw} for draw in range(5)]
+    sample = sample_frames(loudness, batches, 10_000, 0, accelerator)
+    assert len(sample) == 5 * (49 + 21) and (sample != 0).all()
+    assert len(sample_frames(loudness, batches, 10_000, 0, accelerator, max_seconds=2.0)) == 2 * 70
+    assert len(sample_frames(loudness, iter(batches), 100, 0, accelerator, stop_when_full=True)) == 100
+
+
+def test_layer_ranks_measures_every_layer_on_real_frames(online, accelerator):
+    student, _ = online
+    batch = make_batch(16000, 7000)
+    ranks = layer_ranks(student, [batch], accelerator, seed=0)
+    assert student.training, "the mode is restored"
+    student.eval()
+    hidden = student(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states
+    real = real_frames(batch, 49)
+    expected = [effective_rank(layer[real]).item() for layer in hidden]  # fewer than 2,000 frames: all of them
+    assert ranks == pytest.approx(expected, rel=1e-3)

@@ -1,0 +1,175 @@
+"""Dataclasses of settings from a recipe and the command line."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+from training.common.naming import printable
+
+
+def parse_dataclasses(
+    groups: Sequence[type],
+    argv: Sequence[str],
+    description: str,
+    recipe: str | None = None,
+    left_out: Sequence[str] = (),
+    **positional: dict,
+) -> tuple:
+    """
+    Dataclasses of arguments from `--config RECIPE.yaml` and the command line, which overrides it.
+
+    Args:
+        groups: the dataclasses.
+        argv: the command line.
+        description: what `--help` says.
+        recipe: recipe to take without `--config`.
+        left_out: fields whose value in the recipe is not taken.
+        positional: options of `add_argument` for each positional argument.
+
+    Returns:
+        One instance of each dataclass, then a namespace of the positional arguments.
+
+    Raises:
+        ValueError: for a recipe that [`read_recipe`] refuses.
+    """
+    path = config_path(argv) or recipe
+    values = read_recipe(path, groups) if path else {}
+    values = {name: value for name, value in values.items() if name not in left_out}
+    parser = HfArgumentParser(groups, description=description)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in values
+    parser.set_defaults(**values)
+    parser.add_argument("--config", help=f"Recipe (YAML): any of the fields below. Default: {recipe or 'none'}.")
+    for name, options in positional.items():
+        parser.add_argument(name, **options)
+    return parser.parse_args_into_dataclasses(list(argv))
+
+
+def config_path(argv: Sequence[str]) -> str | None:
+    """The recipe that a command line names."""
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--config")
+    return chooser.parse_known_args(argv)[0].config
+
+
+def read_recipe(path: str, groups: Sequence[type]) -> dict:
+    """
+    The fields of dataclasses that a recipe sets.
+
+    Raises:
+        ValueError: for a file that is absent or no YAML, a field that is unknown or given twice, and a value of
+            another type than the field's. The sentence names the file and the field.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"There is no recipe {path}: those of the project lie in training/recipes.")
+    try:
+        recipe = yaml.load(Path(path).read_text(encoding="utf-8"), _OnceLoader) or {}
+    except UnicodeDecodeError:
+        raise ValueError(f"The recipe {path} is not UTF-8: save it as that.") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that is none
+        raise ValueError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError(f"The recipe {path} is nested too deeply: write fields as `name: value`.") from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"The recipe {path} holds no fields, but {shown(recipe)}: write them as `name: value`.")
+    types = {name: kind for group in groups for name, kind in get_type_hints(group).items()}
+    unknown = sorted(shown(name) for name in recipe if name not in types)
+    if unknown:
+        raise ValueError(f"The recipe {path} holds unknown fields: {', '.join(unknown)}.")
+    if "model_config" in recipe and not isinstance(recipe["model_config"], dict):
+        raise ValueError(f"`model_config` in the recipe {path} must hold fields of SJepaConfig, or be left out.")
+    for name, value in recipe.items():
+        kind = types[name]
+        if item := item_type(kind):
+            values = value if isinstance(value, list) else [value]
+            recipe[name] = None if value is None else [as_number(each, item) for each in values]
+        if name != "model_config" and not fits(recipe[name], kind):
+            hint = ""
+            if isinstance(value, bool):
+                hint = "; YAML reads yes, no, on and off as that: write such a word in quotes"
+            raise ValueError(f"`{name}` in the recipe {path} is {shown(value)}, and must be {in_words(kind)}{hint}.")
+    return recipe
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML of plain values, in which no field is given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
+            if name in seen:
+                where = f"line {key.start_mark.line + 1}"
+                raise yaml.constructor.ConstructorError(None, None, f"{where}: `{key.value}` is given twice")
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def kinds(kind: Any) -> tuple:
+    """The alternatives of a type."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def item_type(kind: Any) -> type | None:
+    """What a list holds, if one of the alternatives of a type is a list."""
+    return next((get_args(each)[0] for each in kinds(kind) if get_origin(each) is list), None)
+
+
+def as_number(value: Any, kind: type) -> Any:
+    """A number that YAML has read as text, such as 1e-3; all else as it is."""
+    if isinstance(value, str) and kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            pass
+    return value
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value that YAML has read serves as a field of a type; text outside lists is left to the parser."""
+    for each in kinds(kind):
+        origin = get_origin(each)
+        if each is Any or (each is NoneType and value is None) or (origin is Literal and value in get_args(each)):
+            return True
+        if origin is list:
+            item = get_args(each)[0]
+            if isinstance(value, list) and all(fits(v, item) and not _is_text_for_number(v, item) for v in value):
+                return True
+        elif isinstance(value, str) and each is not NoneType and origin is not dict and each is not dict:
+            return True
+        elif isinstance(value, bool):
+            if each is bool:
+                return True
+        elif each is float and isinstance(value, int | float):
+            return True
+        elif isinstance(origin or each, type) and isinstance(value, origin or each):
+            return True
+    return False
+
+
+def _is_text_for_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, str) and kind in (int, float)
+
+
+def in_words(kind: Any) -> str:
+    """A type, as a user would call it."""
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "fields"}
+    found = []
+    for each in kinds(kind):
+        item = get_args(each)[0] if get_origin(each) is list else None
+        if item is not None:
+            found.append({int: "a list of whole numbers", float: "a list of numbers"}.get(item, "a list"))
+        elif each is not NoneType and get_origin(each) is not Literal:
+            found.append(names.get(get_origin(each) or each, "text"))
+    return " or ".join(dict.fromkeys(found))
+
+
+def shown(value: Any) -> str:
+    """A value in a message: cut where it is long, nothing that ends a line."""
+    text = printable(value if isinstance(value, str) else repr(value))
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -1,0 +1,162 @@
+"""What the ranks of a run have to agree on: sums, whether to go on, and that all still hold the same."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.distributed.distributed_c10d import _get_default_store
+
+from sjepa_hf.command import UserError
+from training.common.signals import Interrupted, Interruption, Stop
+
+
+logger = logging.getLogger(__name__)
+
+NUMBERS = 3  # that travel at each meeting
+TELL_AFTER = 60.0  # seconds of waiting for other ranks after which the log says so
+MEETING_LIMIT = 900.0  # seconds until a run ends whose ranks do not all come; a rank gives up reading before that
+STOPPING_LIMIT = 120.0  # the same once this rank has been asked to stop
+# Any other exchange between ranks, while one of them compiles or writes a checkpoint. It is above the limit of a
+# meeting, whose message says more.
+COLLECTIVE_TIMEOUT = timedelta(minutes=20)
+
+
+class RankMissing(UserError):
+    """A rank of the run gives no sign of life."""
+
+
+class Meeting:
+    """
+    Where the ranks of a run meet: before each step, and between the parts of a fit. A rank that is to stop, or has
+    failed in a wait, says so at the others' next meeting, wherever that is, and all leave together.
+
+    Args:
+        accelerator (`Accelerator`): the ranks.
+        interruption (`Interruption`, *optional*): says whether this rank is to stop.
+    """
+
+    def __init__(self, accelerator: Accelerator, interruption: Interruption | None = None):
+        self.accelerator = accelerator
+        self.interruption = interruption or Interruption()
+        self.count = 0
+        # On a stream of its own the sum waits for no kernel of the step before.
+        self._stream = torch.cuda.Stream() if accelerator.device.type == "cuda" else None
+
+    def sum(self, *numbers: float) -> list[float]:
+        """
+        Sums of at most three numbers over all ranks. Every rank must come.
+
+        Raises:
+            Interrupted: on every rank alike, where any is to stop.
+            RankMissing: if not all ranks come in time.
+        """
+        if self.accelerator.num_processes == 1:
+            if self.interruption.stop is not None:
+                raise Interrupted
+            return list(numbers)
+        *sums, stops = self._exchange(numbers)
+        if stops:
+            raise Interrupted
+        return sums[: len(numbers)]
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """[`Interruption.waiting`], of whose end the other ranks hear; before their next exchange they must meet."""
+        try:
+            with self.interruption.waiting():
+                yield
+        except Interrupted:
+            if self.accelerator.num_processes > 1:
+                self._exchange(())
+            raise
+
+    def reason(self) -> Stop:
+        """Why the ranks have left, the same on all. Every rank must ask."""
+        return next(stop for stop in gather_object([self.interruption.stop]) if stop is not None)
+
+    def _exchange(self, numbers: tuple[float, ...]) -> list[float]:
+        self.count += 1
+        here = [*numbers, *[0.0] * (NUMBERS - len(numbers)), float(self.interruption.stop is not None)]
+        with torch.cuda.stream(self._stream) if self._stream else nullcontext():
+            total = torch.tensor(here, dtype=torch.float64, device=self.accelerator.device)
+            work = torch.distributed.all_reduce(total, async_op=True)
+            self._wait(work)
+            work.wait()
+            return total.tolist()
+
+    def _wait(self, work: torch.distributed.Work) -> None:
+        """Wait so that signals are heard meanwhile."""
+        start, pause, told = time.monotonic(), 1e-5, False
+        while not work.is_completed():
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02)
+            waited = time.monotonic() - start
+            limit = MEETING_LIMIT if self.interruption.stop is None else STOPPING_LIMIT
+            if not told and waited > min(TELL_AFTER, limit / 2):
+                told = True
+                self._sign()
+            if waited > limit:
+                raise RankMissing(
+                    f"{self._missing()} did not come within {waited / 60:.0f} minutes, so this process ends too: look"
+                    " for a machine or process that hangs, and resume from the last checkpoint"
+                )
+
+    def _sign(self) -> None:
+        """Leave word that this rank has come to this meeting."""
+        logger.warning("Waiting for other processes of this run for more than %.0f s.", TELL_AFTER)
+        _get_default_store().set(f"sjepa/{self.count}/{self.accelerator.process_index}", "here")
+
+    def _missing(self) -> str:
+        """The ranks that have not signed, as far as that can be known."""
+        try:
+            store = _get_default_store()
+            ranks = range(self.accelerator.num_processes)
+            missing = [rank for rank in ranks if not store.check([f"sjepa/{self.count}/{rank}"])]
+        except RuntimeError:  # the first rank may be the one that is missing, and the store with it
+            missing = []
+        return f"Rank {', '.join(map(str, missing))}" if missing else "Another process of this run"
+
+
+class RanksDisagree(UserError):
+    """The ranks of a run hold different models or mixtures."""
+
+
+@torch.no_grad()
+def check_ranks_agree(accelerator: Accelerator, parts: dict[str, Iterable[torch.Tensor]], active_layer: int) -> None:
+    """
+    Compare sums over the bits of everything that must be the same on every rank; a few numbers travel.
+
+    Args:
+        parts: names and tensors, e.g. `{"mixture": model.mixture.buffers()}`.
+        active_layer: layer that the targets are read from.
+
+    Raises:
+        RanksDisagree: on every rank alike, naming what differs and where.
+    """
+    if accelerator.num_processes == 1:
+        return
+    sums = {name: sum(int(bits(tensor)) for tensor in tensors) for name, tensors in parts.items()}
+    found = gather_object([sums | {"active layer": active_layer}])
+    for name in found[0]:
+        others = [rank for rank, digest in enumerate(found) if digest[name] != found[0][name]]
+        if others:
+            raise RanksDisagree(
+                f"Rank {', '.join(map(str, others))} holds another {name} than rank 0. Nothing was saved: resume from"
+                " the last checkpoint, and look for a faulty device or differing versions if it happens again."
+            )
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor's bit patterns as integers."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.detach().contiguous().view(kinds[tensor.element_size()]).sum(dtype=torch.int64)
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone, rather than for a fault of this one."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()

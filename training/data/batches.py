@@ -1,0 +1,301 @@
+"""Batches of similar clips: planned from headers, decoded when due, padded and masked on the CPU.
+
+A reader (one worker of one rank) takes a section of its clips of an epoch at a time, sorts it by length and cuts it
+into batches. Every batch says where its reader goes on after it, so a resumed run plans that section once more.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from training.data.clips import SAMPLING_RATE, BadAudio, BadAudioError, Clip, audio_length, check_samples
+from training.data.masking import compute_span_mask
+from training.data.order import BUCKET, CROP, DRAW, MASK, ClipIndex, ClipStream, DataPosition, Position
+from training.targets.frame_features import frame_lengths
+
+
+logger = logging.getLogger(__name__)
+
+LENGTH_JITTER = 0.05  # clips up to 5 % apart in length are shuffled before they are batched
+LONGEST_CACHED = 4  # times max_seconds; of longer clips only the crop is decoded, and nothing cached
+HOPELESS = 50  # unusable clips in a row, at the end of an epoch without a usable one, that end the run
+
+
+def _random_state(*words: int) -> int:
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+class _Planned(NamedTuple):
+    key: int
+    item: object
+    length: int  # samples of the whole clip, as the header says
+
+
+def cut_batches(lengths: np.ndarray, max_samples: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Group clips of similar length into batches of at most `max_samples` samples with padding.
+
+    Args:
+        lengths: samples of each clip `(num_clips,)`, none above `max_samples`.
+        max_samples: bound on `batch_size * longest clip`.
+        rng: orders clips of nearly the same length, the batches, and the end at which cutting begins.
+
+    Returns:
+        All batches in random order, each as indices into `lengths`; at most one is not full.
+    """
+    order = np.argsort(lengths * rng.uniform(1.0, 1.0 + LENGTH_JITTER, len(lengths)))
+    if rng.random() < 0.5:
+        order = order[::-1]
+    starts, longest = [0], 0
+    for position, length in enumerate(lengths[order].tolist()):
+        longest = max(longest, length)
+        if (position + 1 - starts[-1]) * longest > max_samples:
+            starts.append(position)
+            longest = length
+    groups = np.split(order, starts[1:])
+    return [groups[i] for i in rng.permutation(len(groups))]
+
+
+def collate(
+    clips: list[np.ndarray], *, mask_prob: float, mask_span: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Pad clips to the longest one and draw the span masks.
+
+    Args:
+        clips: at least one clip `(num_samples,)`, each of at least 400 samples at 16 kHz.
+        mask_prob: share of each clip's frames to mask.
+        mask_span: frames per masked span.
+        generator: source of randomness of the masks.
+
+    Returns:
+        `input_values` float32 and `attention_mask` bool `(batch_size, num_samples)`, `lengths` int64 `(batch_size,)`
+        in samples, `mask_time_indices` bool `(batch_size, num_frames)`, and `masked_positions` and
+        `visible_positions`, int64, the ascending flat indices `clip * num_frames + frame` of masked and of visible
+        real frames, and `longest_visible`, the most visible frames of any clip.
+    """
+    lengths = torch.tensor([len(clip) for clip in clips])
+    input_values = np.empty((len(clips), int(lengths.max())), dtype=np.float32)  # [B, S]
+    attention_mask = np.zeros(input_values.shape, dtype=bool)
+    for row, mask, clip in zip(input_values, attention_mask, clips):
+        row[: len(clip)], row[len(clip) :] = clip, 0.0
+        mask[: len(clip)] = True
+    frames = frame_lengths(lengths)
+    num_frames = int(frames.max())
+    masked = compute_span_mask(frames, num_frames, mask_prob, mask_span, generator)  # [B, T]
+    real = torch.arange(num_frames) < frames[:, None]
+    return {
+        "input_values": torch.from_numpy(input_values),
+        "attention_mask": torch.from_numpy(attention_mask),
+        "lengths": lengths,
+        "mask_time_indices": masked,
+        "masked_positions": masked.flatten().nonzero()[:, 0],
+        "visible_positions": (real & ~masked).flatten().nonzero()[:, 0],
+        "longest_visible": int((real & ~masked).sum(1).max()),
+    }
+
+
+class BatchStream(IterableDataset):
+    """Ready batches of one rank, epoch after epoch, the same for the same seed and number of readers.
+
+    An epoch takes every clip of this rank once. Ranks and workers only decide who reads: micro-batch number m of all
+    ranks together comes from reader `m % num_readers`, so that 2 ranks with 2 workers read in each step what 1 rank
+    with 4 workers reads in two micro-batches. A batch all of whose clips turn out bad is left out.
+
+    Args:
+        corpus: the clips.
+        seed: decides order, crops and masks.
+        rank, world_size: the share of the clips that this process reads.
+        position: where the readers go on; None begins.
+        max_epochs: None never ends.
+        batch_seconds: padded seconds a batch may hold.
+        section_size: clips of a reader sorted by length at a time.
+        max_seconds: longer clips are cropped at random.
+        min_seconds: shorter clips are bad.
+        cache_gb: GiB per worker for decoded clips.
+        mask_prob, mask_span: as in `compute_span_mask`.
+
+    Yields:
+        The tensors of `collate`; `seconds` of real audio; `skipped`, the `(name, reason)` of bad clips met since this
+        reader's previous batch; `reader`, its number, and `position`, where it goes on; `draw`, an integer for random
+        choices about this batch.
+
+    Raises:
+        BadAudioError: when an epoch gives a reader no usable clip.
+    """
+
+    def __init__(
+        self,
+        corpus: ClipIndex | ClipStream,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        position: DataPosition | None = None,
+        max_epochs: int | None = None,
+        batch_seconds: float,
+        section_size: int,
+        max_seconds: float,
+        min_seconds: float,
+        cache_gb: float = 0.0,
+        mask_prob: float = 0.65,
+        mask_span: int = 10,
+    ):
+        super().__init__()
+        self.corpus = corpus
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.position = position
+        self.max_epochs = max_epochs
+        self.max_batch = round(batch_seconds * SAMPLING_RATE)
+        self.section_size = section_size
+        self.max_seconds = max_seconds
+        self.min_seconds = min_seconds
+        self.max_samples = round(max_seconds * SAMPLING_RATE)
+        self.cache = _ClipCache(cache_gb) if cache_gb > 0 else None
+        self.mask_prob = mask_prob
+        self.mask_span = mask_span
+        self._lengths: np.ndarray | None = None  # of clips whose header was read, by number; 0: not yet
+
+    def __iter__(self) -> Iterator[dict]:
+        info = get_worker_info()
+        workers, worker = (info.num_workers, info.id) if info else (1, 0)
+        # The loader asks worker 0 first: let it stand in for the worker whose turn it is.
+        role = (worker + (self.position.batches // self.world_size if self.position else 0)) % workers
+        reader, num_readers = self.rank + self.world_size * role, self.world_size * workers
+        at = Position(epoch=self.corpus.first_epoch)
+        if self.position:
+            at = self.position.positions.get(reader, at)
+        self._lengths = np.zeros(self.corpus.size, dtype=np.int32)
+        skipped: list[tuple[str, str]] = []
+        unusable = Counter()  # since the last usable clip
+        for epoch in count(at.epoch):
+            if self.max_epochs is not None and epoch >= self.max_epochs:
+                break
+            if epoch > at.epoch:
+                at = Position(epoch)
+            usable = at.section + at.batch > 0
+            while True:
+                clips, cursor = self.corpus.section(at, reader, num_readers, self.section_size)
+                if not clips:
+                    break
+                batches, bad = self._plan(clips, np.random.default_rng([self.seed, BUCKET, epoch, at.section, reader]))
+                skipped += [] if at.batch else bad  # else an earlier batch has told
+                unusable.update(reason for _, reason in bad)
+                for number, planned in enumerate(batches):
+                    if number < at.batch:
+                        continue
+                    read, bad = self._read(planned, epoch)
+                    skipped += bad
+                    unusable.update(reason for _, reason in bad)
+                    if read:
+                        yield self._batch(read, at._replace(batch=number), reader) | {"skipped": skipped}
+                        usable, skipped, unusable = True, [], Counter()
+                at = Position(epoch, at.section + 1, 0, cursor)
+            if not usable:
+                self._check_hopeless(epoch, unusable, num_readers)
+        for name, reason in skipped[:20]:
+            logger.warning("Skipped %s: %s (after the last batch, %d such clips).", name, reason, len(skipped))
+
+    def _plan(
+        self, clips: Sequence[tuple[int, object]], rng: np.random.Generator
+    ) -> tuple[list[list[_Planned]], list[tuple[str, str]]]:
+        """A section as batches, and name and reason of what is unusable by its header; reads headers only."""
+        planned, skipped = [], []
+        for key, item in clips:
+            length = int(self._lengths[key % self.corpus.size]) if self.corpus.size else 0
+            if not length:
+                clip = self.corpus.get(item)
+                try:
+                    length = self._header_length(clip)
+                except BadAudio as error:
+                    skipped.append((clip.name, error.reason))
+                    continue
+                if self.corpus.size:
+                    self._lengths[key % self.corpus.size] = length
+            planned.append(_Planned(key, item, length))
+        if not planned:
+            return [], skipped
+        lengths = np.array([min(clip.length, self.max_samples) for clip in planned], dtype=np.int64)
+        return [[planned[i] for i in batch] for batch in cut_batches(lengths, self.max_batch, rng)], skipped
+
+    def _batch(self, clips: list[np.ndarray], at: Position, reader: int) -> dict:
+        place = (at.epoch, at.section, at.batch, reader)
+        generator = torch.Generator().manual_seed(_random_state(self.seed, MASK, *place))
+        return collate(clips, mask_prob=self.mask_prob, mask_span=self.mask_span, generator=generator) | {
+            "seconds": sum(map(len, clips)) / SAMPLING_RATE,
+            "reader": reader,
+            "position": at._replace(batch=at.batch + 1),
+            "draw": _random_state(self.seed, DRAW, *place) >> 1,  # fits into a signed integer
+        }
+
+    def _header_length(self, clip: Clip) -> int:
+        if clip.duration is not None:  # no need to open the file
+            length = round(clip.duration * SAMPLING_RATE)
+        else:
+            length = audio_length(clip.audio, offset=clip.offset)
+        if length < self.min_seconds * SAMPLING_RATE:
+            raise BadAudio("too_short")
+        return min(length, np.iinfo(np.int32).max)
+
+    def _read(self, batch: list[_Planned], epoch: int) -> tuple[list[np.ndarray], list[tuple[str, str]]]:
+        """Decode the clips of a batch; returns the good ones, and name and reason of the bad ones."""
+        clips, bad = [], []
+        for planned in batch:
+            try:
+                clips.append(self._decode(planned, np.random.default_rng([self.seed, CROP, epoch, planned.key])))
+            except BadAudio as error:
+                bad.append((self.corpus.get(planned.item).name, error.reason))
+        return clips, bad
+
+    def _decode(self, planned: _Planned, rng: np.random.Generator) -> np.ndarray:
+        limit = min(planned.length, self.max_samples)  # headers can promise less than comes
+        if self.cache is None or planned.length > LONGEST_CACHED * self.max_samples:
+            clip = self.corpus.get(planned.item)
+            return clip.read(max_seconds=self.max_seconds, min_seconds=self.min_seconds, rng=rng)[:limit]
+        # Every clip that could be cached is decoded this way, cached yet or not: a resumed run gets the same samples.
+        index = planned.key % self.corpus.size
+        stored = self.cache.get(index)
+        if stored is None:
+            stored = self.cache.put(index, self.corpus.get(planned.item).read(min_seconds=self.min_seconds))
+        start = int(rng.integers(max(len(stored) - limit, 0) + 1))
+        samples = stored[start : start + limit].astype(np.float32) / 32767
+        check_samples(samples)
+        return samples
+
+    def _check_hopeless(self, epoch: int, unusable: Counter, num_readers: int) -> None:
+        """Called after an epoch in which this reader found nothing usable; in a small share this may be chance."""
+        count = unusable.total()
+        if count == 0 and self.max_epochs is None:
+            raise BadAudioError(
+                f"Epoch {epoch} has no clip for one of {num_readers} readers (ranks x workers): lower num_workers."
+            )
+        if count >= HOPELESS or (count and num_readers == 1):
+            reasons = ", ".join(f"{number} {reason}" for reason, number in unusable.most_common())
+            raise BadAudioError(
+                f"Epoch {epoch} gave no usable clip, {count} were skipped ({reasons}): check train_data."
+            )
+
+
+class _ClipCache:
+    """Decoded clips as 16-bit samples, up to a budget in GiB; clips beyond it are decoded each time."""
+
+    def __init__(self, gib: float):
+        self.free = int(gib * 2**30)
+        self.clips: dict[int, np.ndarray] = {}
+
+    def get(self, index: int) -> np.ndarray | None:
+        return self.clips.get(index)
+
+    def put(self, index: int, samples: np.ndarray) -> np.ndarray:
+        stored = np.rint(samples.clip(-1.0, 1.0) * 32767).astype(np.int16)
+        if stored.nbytes <= self.free:
+            self.free -= stored.nbytes
+            self.clips[index] = stored
+        return stored

@@ -1,0 +1,247 @@
+"""Labelled clips for fine-tuning and evaluation: any source of `sources.py`, with columns beside the audio.
+
+clips = open_labelled(["train/"], ["transcript"])
+clips[0]["input_values"], clips[0]["transcript"]
+"""
+
+import logging
+import os
+import string
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from training.common.naming import several
+from training.data.clips import SAMPLING_RATE, BadAudio, BadAudioError, BadAudioMonitor, Clip, Source, audio_length
+from training.data.sources import open_source
+
+
+logger = logging.getLogger(__name__)
+
+UNSEEN = string.whitespace + "\u00a0\u200b\u200c\u200d\u2060\ufeff"
+
+
+class Place(NamedTuple):
+    """
+    Where a clip stands: number of its source, of its row, its length in samples at 16 kHz, a number that it shares
+    with the other pieces of its file, and its first sample if it is a piece of what the row holds.
+    """
+
+    source: int
+    row: int
+    num_samples: int
+    recording: int
+    start: int | None = None
+
+
+class LabelledClips(torch.utils.data.Dataset):
+    """
+    Clips with their labels; audio is decoded when an item is asked for, and nothing is copied to disk.
+
+    `clips[i]` is a dict of `input_values` `(num_samples,)` float32 at 16 kHz, and of the labels by name; or None for a
+    clip whose audio turns out to be unusable, which is logged and counted. `usable` takes such items out of a batch.
+
+    Attributes:
+        labels (`dict[str, list[str]]`): every label of every clip, without decoding anything.
+        num_samples (`list[int]`): length of every clip, from the file headers.
+    """
+
+    def __init__(
+        self, sources: list[Source], places: list[Place], labels: dict[str, list[str]], max_bad_fraction: float
+    ):
+        self.sources = sources
+        self.places = places
+        self.labels = labels
+        self.num_samples = [place.num_samples for place in places]
+        self._monitor = BadAudioMonitor(max_bad_fraction)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def clip(self, index: int) -> Clip:
+        """The clip without its audio being decoded: its name, and where it lies."""
+        place = self.places[index]
+        source = self.sources[place.source]
+        clip = source.clip(source.dataset[place.row], place.row)
+        if place.start is None:
+            return clip
+        offset = clip.offset + place.start / SAMPLING_RATE
+        return clip._replace(offset=offset, duration=place.num_samples / SAMPLING_RATE)
+
+    def __getitem__(self, index: int) -> dict | None:
+        clip = self.clip(index)
+        try:
+            waveform = clip.read()
+        except BadAudio as error:
+            self._monitor.update(0, [(clip.name, error.reason)])
+            self._monitor.check()
+            return None
+        self._monitor.update(1, [])
+        return {"input_values": waveform} | {name: values[index] for name, values in self.labels.items()}
+
+    def select(self, indices: Sequence[int]) -> "LabelledClips":
+        """The clips at `indices`, in their order."""
+        return LabelledClips(
+            self.sources,
+            [self.places[i] for i in indices],
+            {name: [values[i] for i in indices] for name, values in self.labels.items()},
+            self._monitor.max_bad_fraction,
+        )
+
+    def cut(self, chosen: Sequence[bool], seconds: float) -> "LabelledClips":
+        """The clips; each chosen one that is longer as its whole pieces of `seconds`, one after another."""
+        length = round(seconds * SAMPLING_RATE)
+        places, numbers = [], []
+        for number, place in enumerate(self.places):
+            starts = range(0, place.num_samples - length + 1, length) if chosen[number] else ()
+            pieces = [place._replace(num_samples=length, start=(place.start or 0) + start) for start in starts]
+            places += pieces or [place]
+            numbers += [number] * max(1, len(pieces))
+        labels = {name: [values[n] for n in numbers] for name, values in self.labels.items()}
+        return LabelledClips(self.sources, places, labels, self._monitor.max_bad_fraction)
+
+    @property
+    def recordings(self) -> list[list[int]]:
+        """Numbers of the clips of each recording: what is held out must not be pieces of what is trained on."""
+        found: dict[int, list[int]] = {}
+        for number, place in enumerate(self.places):
+            found.setdefault(place.recording, []).append(number)
+        return list(found.values())
+
+    def separable(self) -> list[list[int]]:
+        """`recordings`, or every clip by itself, with a warning, where all are pieces of a single recording."""
+        recordings = self.recordings
+        if len(recordings) > 1 or len(self) == 1:
+            return recordings
+        logger.warning("All clips are pieces of one recording: what is held out of it is like what is trained on.")
+        return [[number] for number in range(len(self))]
+
+    def split(self, fraction: float, seed: int = 0) -> tuple["LabelledClips", "LabelledClips"]:
+        """
+        A random `fraction` of the clips, whole recordings, apart from the others: `(others, fraction)`. No more than
+        that, but at least the smallest recording.
+        """
+        recordings = self.separable()
+        wanted, held_out = min(max(1, round(fraction * len(self))), len(self) - 1), []
+        for number in np.random.default_rng(seed).permutation(len(recordings)):
+            if len(held_out) + len(recordings[number]) <= wanted:
+                held_out += recordings[number]
+        if not held_out and len(self) > 1:
+            held_out = min(recordings, key=len)
+        others = set(range(len(self))).difference(held_out)
+        return self.select(sorted(others)), self.select(sorted(held_out))
+
+    @property
+    def hours(self) -> float:
+        return sum(self.num_samples) / SAMPLING_RATE / 3600
+
+
+def open_labelled(
+    specs: Sequence[str],
+    labels: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    audio_column: str | None = None,
+    min_seconds: float = 0.1,
+    max_seconds: float = float("inf"),
+    max_bad_fraction: float = 0.05,
+    classes: bool = False,
+) -> LabelledClips:
+    """
+    Open sources with labels. All headers are read; clips that are missing, corrupt, empty, too short, too long
+    or without a label are left out, counted by reason and named in the log.
+
+    Args:
+        specs: sources, as in `open_source`.
+        labels: columns that every clip needs.
+        optional: columns that may be empty, then "".
+        audio_column: as in `open_source`.
+        min_seconds, max_seconds: shorter and longer clips are left out.
+        max_bad_fraction: share of clips that may be bad audio or lack a label; too long ones do not count.
+        classes: as in `open_source`.
+
+    Raises:
+        ValueError: if a source cannot be opened or lacks a column, the same clip has different labels, or no clip is
+            left.
+        BadAudioError: if more than `max_bad_fraction` of the clips is bad.
+    """
+    options = {"audio_column": audio_column, "labels": (*labels, *optional), "classes": classes}
+    sources = [open_source(spec, **options) for spec in specs]
+    recordings: dict = {}
+    labelled: dict[tuple, tuple[str, ...]] = {}  # clips by their place on the disk
+    places, kept = [], {label: [] for label in (*labels, *optional)}
+    monitor, too_long = BadAudioMonitor(max_bad_fraction), 0
+    for number, source in enumerate(sources):
+        for row_number, row in enumerate(source.dataset):
+            clip = source.clip(row, row_number)
+            values = {label: _clean(row[label]) for label in kept}
+            unlabelled = [label for label in labels if not values[label]]
+            try:
+                if unlabelled and "bad_line" not in row:
+                    raise BadAudio(f"no {unlabelled[0]}")
+                length = audio_length(clip.audio, offset=clip.offset, duration=clip.duration)
+                if length < min_seconds * SAMPLING_RATE:
+                    raise BadAudio("too_short")
+            except BadAudio as error:
+                monitor.update(0, [(clip.name, error.reason)])
+                monitor.check()
+                continue
+            monitor.update(1, [])
+            if length > max_seconds * SAMPLING_RATE:
+                too_long += 1
+                logger.info("Left out %s: %.1f s.", clip.name, length / SAMPLING_RATE)
+                continue
+            file = row["path"] if source.column is None else clip.audio
+            if isinstance(file, str):
+                file = os.path.normpath(file)
+                _check_repeated(labelled, (file, clip.offset, clip.duration), clip.name, values)
+            else:
+                file = (number, row_number)
+            places.append(Place(number, row_number, length, recordings.setdefault(file, len(recordings))))
+            for label, value in values.items():
+                kept[label].append(value)
+    name = ", ".join(specs)
+    if too_long:
+        logger.warning("%s: %d clips longer than %g s were left out.", name, too_long, max_seconds)
+    if monitor.skipped:
+        logger.warning("%s: %d clips were left out: %s.", name, monitor.skipped, dict(monitor.by_reason))
+    if not places:
+        raise ValueError(
+            f"{name} holds no usable clip of {min_seconds:g} to {max_seconds:g} s: {monitor.skipped} are bad or lack a"
+            f" label ({dict(monitor.by_reason)}), {too_long} are too long."
+        )
+    return LabelledClips(sources, places, kept, max_bad_fraction)
+
+
+def _clean(label: str | None) -> str:
+    """A label without what nobody sees: spaces and marks at its ends, and letters that are composed otherwise."""
+    return unicodedata.normalize("NFC", (label or "").strip(UNSEEN))
+
+
+def _check_repeated(labelled: dict[tuple, tuple[str, ...]], place: tuple, name: str, values: dict[str, str]) -> None:
+    """Note the labels of a clip. Raises ValueError if it had others before."""
+    before = labelled.setdefault(place, tuple(values.values()))
+    for label, old, new in zip(values, before, values.values()):
+        if old != new:
+            raise ValueError(f"{name} stands there twice, with {label} {several([old])} and {several([new])}.")
+
+
+def usable(examples: Sequence[dict | None]) -> list[dict]:
+    """The examples of a batch without the clips that could not be decoded. Raises BadAudioError if none is left."""
+    found = [example for example in examples if example is not None]
+    if not found:
+        raise BadAudioError("None of the clips of a batch could be decoded; the log names them.")
+    return found
+
+
+def pad_waveforms(extractor, waveforms: Sequence[np.ndarray]):
+    """
+    `BatchFeature` of 16 kHz waveforms, each `(num_samples,)`: `input_values` as the checkpoint's feature extractor
+    wants them, zero-padded, and `attention_mask`, both `(batch_size, longest)`.
+    """
+    return extractor(
+        list(waveforms), sampling_rate=SAMPLING_RATE, padding=True, return_attention_mask=True, return_tensors="pt"
+    )

@@ -1,0 +1,296 @@
+"""Pretraining data: any sources behind one loader of ready batches.
+
+args = DataArguments(train_data=["/data/librivox", "openslr/librispeech_asr::clean::train.100"])
+for batch in build_loader(args, mask_prob=0.65, mask_span=10, seed=0): ...
+"""
+
+import atexit
+import logging
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import fsspec.asyn
+import torch
+from torch.utils.data import DataLoader
+
+from training.common.ranges import check_ranges
+from training.data.batches import BatchStream
+from training.data.clips import MIN_SAMPLES, SAMPLING_RATE
+from training.data.identity import identity
+from training.data.order import ClipIndex, ClipStream, DataPosition, Position
+from training.data.sources import open_source
+from training.data.workers import die_when_stuck
+
+
+logger = logging.getLogger(__name__)
+
+IGNORED_BY_WORKERS = (signal.SIGINT, signal.SIGTERM)  # sent to the whole group; see `_kill_workers`
+
+
+@dataclass
+class DataArguments:
+    """What to train on and how to cut it into batches.
+
+    Raises:
+        ValueError: if a value is out of range; the message names the field.
+    """
+
+    train_data: list[str] = field(
+        metadata={
+            "help": "Sources, each PATH_OR_HUB_NAME[::config[::split]] (split 'train' by default): a folder of audio "
+            "(if its metadata.csv, .jsonl or .parquet has a file_name column, that is the list), a JSONL manifest "
+            "with wav_path or audio_filepath and optionally offset and duration in seconds, a Parquet file, folder or "
+            "quoted glob, tar archives as WebDataset has them (with streaming), or a data set on the Hub."
+        }
+    )
+    train_data_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Relative frequency of each source, in clips. Without it an epoch is every clip of every source "
+            "once; with it, as many draws as all sources hold clips (streaming: until the last source has been read "
+            "once), small sources being repeated."
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read Hub data sets and Parquet in place, shuffled through a buffer, instead of first making an "
+            "Arrow copy on disk. Resuming then reads again up to eight shards of each source."
+        },
+    )
+    audio_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column with the audio in Hub data sets and Parquet; by default 'audio', else the only Audio one."
+        },
+    )
+    max_seconds: float = field(
+        default=15.0, metadata={"help": "Longer clips are cropped to this, at a random place that changes each epoch."}
+    )
+    min_seconds: float = field(
+        default=0.1, metadata={"help": "Shorter clips are skipped and reported; at least 400 samples (0.025)."}
+    )
+    batch_seconds: float = field(
+        default=360.0,
+        metadata={
+            "help": "Seconds a micro-batch may hold, padding included. The default is 24 clips of 15 s, one GPU's "
+            "share of the published batch."
+        },
+    )
+    bucket_buffer_size: int = field(
+        default=1024,
+        metadata={"help": "Clips per worker that are sorted by length and cut into batches at a time."},
+    )
+    shuffle_buffer_size: int = field(
+        default=1000, metadata={"help": "Streaming: clips per worker and source held, still encoded, for shuffling."}
+    )
+    num_workers: int = field(
+        default=4, metadata={"help": "Processes that decode, per rank. 0: in the training process."}
+    )
+    cache_gb: float = field(
+        default=0.0,
+        metadata={
+            "help": "GiB per worker for decoded clips (16-bit), for small corpora read again and again; 0 is off. "
+            "Each worker then keeps its clips for the whole run. Not with streaming."
+        },
+    )
+    max_bad_fraction: float = field(
+        default=0.05,
+        metadata={
+            "help": "Stop when more than this share of the clips is missing, corrupt, silent or otherwise unusable."
+        },
+    )
+
+    def __post_init__(self):
+        if not self.train_data:
+            raise ValueError("train_data is empty: name at least one folder, manifest, Parquet file or Hub data set.")
+        check_ranges(
+            self,
+            positive="train_data_weights min_seconds max_seconds batch_seconds",
+            at_least_1="bucket_buffer_size shuffle_buffer_size",
+            not_negative="num_workers cache_gb",
+            share="max_bad_fraction",
+        )
+        if self.train_data_weights is not None:
+            if len(self.train_data_weights) != len(self.train_data):
+                raise ValueError(
+                    f"train_data_weights has {len(self.train_data_weights)} values for {len(self.train_data)} sources "
+                    "in train_data: give one each."
+                )
+        if self.min_seconds * SAMPLING_RATE < MIN_SAMPLES:
+            raise ValueError(f"min_seconds must be at least {MIN_SAMPLES / SAMPLING_RATE}, got {self.min_seconds}.")
+        if not self.min_seconds <= self.max_seconds <= self.batch_seconds:
+            raise ValueError(
+                f"min_seconds ({self.min_seconds}), max_seconds ({self.max_seconds}) and batch_seconds "
+                f"({self.batch_seconds}) must not decrease in this order: a batch holds at least one whole clip."
+            )
+        if self.cache_gb and self.streaming:
+            raise ValueError("cache_gb has no use with streaming: set one of them.")
+
+
+def reading_settings(
+    args: DataArguments, corpus: ClipIndex | ClipStream, seed: int, identities: list[str] | None = None
+) -> dict:
+    """
+    What decides the order of the clips (`order`), how they are cut into batches (`cut`), and which clips they are
+    (`identities`, of each source; looked up where they are not given).
+    """
+    if identities is None:
+        identities = [identity(spec, source) for spec, source in zip(args.train_data, corpus.sources, strict=True)]
+    sizes = corpus.sizes.tolist() if isinstance(corpus, ClipIndex) else [s.name for s in corpus.sources]
+    return {
+        "order": [sizes, args.train_data_weights, seed, args.streaming, args.cache_gb > 0],
+        "cut": [args.bucket_buffer_size, args.batch_seconds, args.max_seconds, args.min_seconds],
+        "identities": identities,
+    }
+
+
+def moved(position: DataPosition, readers: int, settings: dict) -> tuple[DataPosition, str]:
+    """
+    Where another number of readers, or other settings, go on from `position`; and a sentence about what that means.
+
+    Where the order of the clips is the same, the new readers begin at the first place of the epoch that not all clips
+    before have been read: none is lost, a few come again. Else a new epoch begins.
+    """
+    changed = "the number of readers (ranks x workers)" if position.readers != readers else "a data setting"
+    ats = [position.positions.get(n, Position(position.first[0])) for n in range(position.readers)]
+    known = position.settings.get("identities", settings["identities"])
+    other = [number for number, (a, b) in enumerate(zip(known, settings["identities"]), start=1) if a != b]
+    same_order = position.settings.get("order") == settings["order"] and not other
+    streaming, cached = settings["order"][3:]
+    if not same_order or streaming or cached:
+        epoch = max(at.epoch for at in ats) + 1
+        why = "the data or their order are others" if not same_order else f"{changed} is another"
+        if other:
+            why = f"the contents of source {', '.join(map(str, other))} of train_data have changed"
+        note = f"{why}: a new pass over the data begins (number {epoch}); what was left of the last one is not read"
+        return DataPosition(readers, batches=position.batches, first=(epoch, 0), settings=settings), note
+    section_size = position.settings["cut"][0]
+    epoch = min(at.epoch for at in ats)
+    behind = min(at.section for at in ats if at.epoch == epoch)
+    ahead = sum(at.section + (at.batch > 0) - behind for at in ats if at.epoch == epoch)
+    start = position.first[1] if epoch == position.first[0] else 0
+    place = start + behind * section_size * position.readers
+    note = (
+        f"{changed} is another: this pass over the data goes on in its order, no clip is left out, at most"
+        f" {ahead * section_size} come again; batches, crops and masks are others"
+    )
+    return DataPosition(readers, batches=position.batches, first=(epoch, place), settings=settings), note
+
+
+def build_loader(
+    args: DataArguments,
+    *,
+    mask_prob: float = 0.65,
+    mask_span: int = 10,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    position: DataPosition | None = None,
+    max_epochs: int | None = None,
+    pin_memory: bool = False,
+    identities: list[str] | None = None,
+) -> DataLoader:
+    """Open the sources and give the loader of one rank's batches; `loader.dataset.position` is where it begins.
+
+    The batches depend on `seed`, `world_size * args.num_workers` and the data alone; each call is an independent pass.
+    See `BatchStream` for what a batch holds.
+
+    Args:
+        args: sources and batch shape.
+        mask_prob, mask_span: as in `compute_span_mask`.
+        seed: non-negative; decides order, crops and masks.
+        rank, world_size: this process and their number; ranks share no clip.
+        position: where an earlier run has stopped; with as many readers and the same data settings its batches go on
+            exactly, else as `moved` says, which is logged.
+        max_epochs: passes over the data; None never ends.
+        pin_memory: as in `DataLoader`.
+        identities: of the sources, where they are known already.
+
+    Raises:
+        ValueError: if a source cannot be opened, has no audio, or has fewer clips than there are readers.
+    """
+    sources = [open_source(spec, streaming=args.streaming, audio_column=args.audio_column) for spec in args.train_data]
+    for source in sources:
+        if hasattr(source.dataset, "__len__") and not len(source.dataset):
+            raise ValueError(f"train_data '{source.name}' holds no clip.")
+    readers = world_size * max(1, args.num_workers)
+    if args.streaming:
+        corpus = ClipStream(sources, args.train_data_weights, seed, args.shuffle_buffer_size)
+    else:
+        corpus = ClipIndex(sources, args.train_data_weights, seed, fixed_readers=args.cache_gb > 0)
+        if max_epochs is None and corpus.size < readers:
+            raise ValueError(
+                f"train_data holds {corpus.size} clips for {readers} readers (ranks x num_workers): lower num_workers."
+            )
+    settings = reading_settings(args, corpus, seed, identities)
+    if position is None:
+        position = DataPosition(readers, settings=settings)
+    elif (position.readers, position.settings) != (readers, settings):
+        position, note = moved(position, readers, settings)
+        if rank == 0:
+            logger.warning("Data: %s.", note)
+    corpus.first_epoch, corpus.first_place = position.first
+    batches = BatchStream(
+        corpus,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        position=position,
+        max_epochs=max_epochs,
+        batch_seconds=args.batch_seconds,
+        section_size=args.bucket_buffer_size,
+        max_seconds=args.max_seconds,
+        min_seconds=args.min_seconds,
+        cache_gb=args.cache_gb,
+        mask_prob=mask_prob,
+        mask_span=mask_span,
+    )
+    return DataLoader(
+        batches,
+        batch_size=None,
+        collate_fn=_as_is,
+        num_workers=args.num_workers,
+        worker_init_fn=_start_worker,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(seed),  # leaves the global generator alone
+    )
+
+
+def _as_is(batch: dict) -> dict:
+    return batch
+
+
+def start_reading(loader: torch.utils.data.DataLoader) -> Iterator[dict]:
+    """
+    `iter(loader)`. Signals that come while its workers start are held back from them until they ignore them: a new
+    process begins with its parent's mask.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_BY_WORKERS)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+    for number in IGNORED_BY_WORKERS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_BY_WORKERS)
+    fsspec.asyn.reset_lock()  # a forked lock would hang remote reads
+    die_when_stuck()
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """Python would end the workers that are left with SIGTERM, which they ignore, and wait for them for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain of each
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+            child.join(timeout=2)
+            if child.is_alive():  # in a read that hangs, out of reach of signals: Python is not to wait for it
+                multiprocessing.process._children.discard(child)

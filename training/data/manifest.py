@@ -1,0 +1,208 @@
+"""JSONL manifests as sequences of rows: found by one scan of the file, read from it when asked for, never copied."""
+
+import codecs
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from training.common.naming import printable, several
+from training.data.clips import BadAudio
+
+
+STRIDE = 32  # rows between two places that are kept: 5 MB for ten million rows
+BLOCK = 1 << 20  # bytes scanned at a time
+LONGEST_LINE = 1 << 26  # bytes; whatever has longer ones is no JSONL
+LONGEST_CLIP = 1e9  # seconds; far above any clip, and safe to multiply by any sampling rate
+AUDIO_KEYS = ("wav_path", "audio_filepath")
+CHECKED = 100_000  # rows that are parsed when a manifest is opened
+
+
+class MissingColumn(ValueError):
+    """A source lacks a column that is asked for."""
+
+
+class JsonLines(Sequence):
+    """
+    Rows of a JSONL manifest: dicts of `path` (str), `offset` and `duration` (seconds, or None), and of the labels
+    (str, or None). Relative paths start from the manifest's folder. Blank lines do not count.
+
+    Only the place of every 32nd row is held in memory, which is all that workers get. The first 100,000 rows are
+    checked at once. A bad line further down gives a row that names the line as its `path` and whose `bad_line` is
+    a `BadAudio`: one more clip that cannot be used.
+
+    Args:
+        path: the manifest, UTF-8.
+        labels: keys to keep beside the audio, as strings: text or whole numbers.
+
+    Raises:
+        MissingColumn: if one of the first rows lacks a label.
+        ValueError: if there is no row, or one of the first is bad; while reading, if the file has changed.
+    """
+
+    def __init__(self, path: str | Path, labels: Sequence[str] = ()):
+        self.path = os.path.abspath(path)
+        self.labels = tuple(labels)
+        self._shown = printable(self.path)
+        self._folder = os.path.dirname(self.path)
+        with open(self.path, "rb") as file:
+            self._stamp = _stamp(file)
+            self._anchors, self._size = _scan(file, self.path)
+        self._file = None  # each process opens its own, once it reads
+        if not self._size:
+            raise ValueError(f"{path} names no clip.")
+        for number, line in islice(self._lines(), CHECKED):
+            self._parse(number, line)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> dict:
+        block, place = divmod(range(self._size)[index], STRIDE)
+        return self._row(*self._block(block)[place])
+
+    def __iter__(self) -> Iterator[dict]:
+        return (self._row(number, line) for number, line in self._lines())
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_file": None}
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        for block in range(len(self._anchors) - 1):
+            yield from self._block(block)
+
+    def _block(self, block: int) -> list[tuple[int, bytes]]:
+        """Line numbers, from 1, and content of the rows between two anchors."""
+        if self._file is None:
+            self._file = open(self.path, "rb", buffering=0)
+        (start, first), (end, _) = self._anchors[block : block + 2].tolist()
+        content = os.pread(self._file.fileno(), end - start, start)  # keeps no position: forked processes may share it
+        if _stamp(self._file) != self._stamp:
+            raise ValueError(f"{self.path} has changed since it was opened: start again to read the new one.")
+        return [(number, line) for number, line in enumerate(content.split(b"\n"), first) if line.strip()]
+
+    def _row(self, number: int, line: bytes) -> dict:
+        try:
+            return self._parse(number, line)
+        except ValueError as error:
+            nothing = dict.fromkeys(("offset", "duration", *self.labels))
+            return {"path": f"{self.path}, line {number}", **nothing, "bad_line": BadAudio("bad_line", str(error))}
+
+    def _parse(self, number: int, line: bytes) -> dict:
+        where = f"{self._shown}, line {number}"
+        entry = parse_object(line, where)
+        names = [entry[key] for key in AUDIO_KEYS if entry.get(key)]
+        if not names or not isinstance(names[0], str):
+            raise ValueError(f"{where} has neither {' nor '.join(AUDIO_KEYS)}; it has {several(entry) or 'nothing'}.")
+        if names[0] != names[-1]:
+            raise ValueError(f"{where}: {' and '.join(AUDIO_KEYS)} differ; give one.")
+        row = {"path": names[0] if "://" in names[0] else local_path(self._folder, names[0], where)}
+        for key in ("offset", "duration"):
+            seconds = entry.get(key)
+            if seconds is not None and not (type(seconds) in (int, float) and 0 <= seconds < LONGEST_CLIP):
+                raise ValueError(f"{where}: {key} must be seconds, got {several([seconds])}.")
+            row[key] = None if seconds is None else float(seconds)
+        check_columns(where, self.labels, entry)
+        for label in self.labels:
+            row[label] = label_text(entry[label], label, where)
+        return row
+
+
+def parse_object(line: bytes, where: str) -> dict:
+    """
+    The object of a JSON line. Raises ValueError, which begins with `where`, for anything else, and for names that the
+    object has twice.
+    """
+    try:
+        entry = DECODER.decode(str(line, "utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where}: the byte 0x{error.object[error.start]:02x} is not UTF-8: save the file as UTF-8."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not valid JSON: {several([error])}.") from None
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} has neither {' nor '.join(AUDIO_KEYS)}: it is no object in braces.")
+    return entry
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{several({name for name in names if names.count(name) > 1})} stands there twice")
+    return entry
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def label_text(value: object, label: str, where: str) -> str | None:
+    """A label as a string. Raises ValueError unless it is text, a whole number or null."""
+    if value is None:
+        return None
+    if type(value) is int:
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {label} must be text, a whole number or null, got {several([value])}.")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{where}: {label} holds half a character (a lone surrogate): {several([value])}.")
+    return value
+
+
+def check_columns(where: str, wanted: Iterable[str], columns: Collection[str]) -> None:
+    """Raise `MissingColumn` for the first wanted column that is not there."""
+    missing = [label for label in wanted if label not in columns]
+    if missing:
+        raise MissingColumn(f"'{where}' has no column '{missing[0]}'; it has {several(columns) or 'none'}.")
+
+
+def local_path(folder: str, name: str, where: str) -> str:
+    """
+    The path of a file that a list in `folder` names: relative ones start there, ~ is the home directory, and the
+    backslashes of Windows are slashes unless a file has them in its name.
+    """
+    if not name.isascii():
+        try:
+            os.fsencode(name)
+        except UnicodeEncodeError:
+            raise ValueError(f"{where}: no file has the name {several([name])}.") from None
+    path = os.path.join(folder, os.path.expanduser(name) if name.startswith("~/") else name)
+    if "\\" in name and not os.path.lexists(path):
+        return os.path.join(folder, name.replace("\\", "/"))
+    return path
+
+
+def _stamp(file: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def _scan(file: BinaryIO, path: str) -> tuple[np.ndarray, int]:
+    """Place in the file and line number, from 1, of every `STRIDE`-th row and of the end; and the number of rows."""
+    anchors = []
+    num_rows, num_lines = 0, 0
+    position = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
+    file.seek(position)
+    while block := file.read(BLOCK):
+        rest = file.readline(LONGEST_LINE)  # blocks end where lines do
+        if len(rest) == LONGEST_LINE:
+            raise ValueError(f"{path} has lines of more than {LONGEST_LINE >> 20} MB: it is no JSONL manifest.")
+        block += rest
+        content = np.frombuffer(block, dtype=np.uint8)
+        starts = np.append(0, np.flatnonzero(content == ord("\n")) + 1)
+        starts = starts[starts < len(block)]
+        ends = np.append(starts[1:], len(block))
+        filled = content[starts] > ord(" ")
+        for line in np.flatnonzero(~filled):  # blank, or indented
+            filled[line] = bool(block[starts[line] : ends[line]].strip())
+        rows = np.flatnonzero(filled)
+        kept = rows[-num_rows % STRIDE :: STRIDE]
+        anchors.append(np.stack([position + starts[kept], num_lines + kept + 1], axis=1))
+        num_rows, num_lines, position = num_rows + len(rows), num_lines + len(starts), position + len(block)
+    anchors.append(np.array([[position, num_lines + 1]]))
+    return np.concatenate(anchors), num_rows

@@ -1,0 +1,209 @@
+"""Sources of audio, with or without labels: folders, manifests, Parquet and data sets on the Hub, opened alike."""
+
+import glob
+import hashlib
+import os
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+from datasets import Audio, ClassLabel, Dataset, Features, IterableDataset, Value, load_dataset
+from datasets.exceptions import DatasetsError
+
+from sjepa_hf.command import first_line
+from training.common.naming import printable
+from training.data.archives import TarArchives
+from training.data.clips import Source
+from training.data.folders import AUDIO_SUFFIXES, list_folder
+from training.data.manifest import JsonLines, check_columns
+from training.data.metadata import check_label_feature, class_name
+
+
+TABLES = (".csv", ".tsv")
+LOCAL_SUFFIXES = (*AUDIO_SUFFIXES, ".jsonl", ".json", ".parquet", ".tar", *TABLES)
+ENCODED_AUDIO = {"bytes": Value("binary"), "path": Value("string")}
+
+
+def open_source(
+    spec: str,
+    *,
+    streaming: bool = False,
+    audio_column: str | None = None,
+    labels: Sequence[str] = (),
+    classes: bool = False,
+) -> Source:
+    """Open `PATH_OR_HUB_NAME[::config[::split]]` (see `DataArguments.train_data`); no audio is decoded.
+
+    Args:
+        spec: the source.
+        streaming: read Hub data sets and Parquet in place.
+        audio_column: column with the audio in Hub data sets and Parquet.
+        labels: columns to keep beside the audio, as strings: text, whole numbers or classes. In a folder they stand in
+            its metadata.
+        classes: in a folder without metadata a single label may be the name of each file's folder.
+
+    Raises:
+        MissingColumn: if it has no such label.
+        ValueError: if it does not exist, has no audio, no such config or split, or labels that leave a doubt.
+    """
+    name, *rest = spec.split("::")
+    if len(rest) > 2 or not name:
+        raise ValueError(f"'{spec}' is not of the form PATH_OR_HUB_NAME[::config[::split]].")
+    config, split = ((rest[0] if rest else "") or None), ((rest[1] if len(rest) == 2 else "") or "train")
+    path = Path(os.path.expanduser(name))
+    is_glob = glob.has_magic(name) and not path.exists()
+    on_hub = not (is_glob or path.exists())
+    if on_hub and (path.is_absolute() or name[0] in ".~" or name.count("/") > 1 or path.suffix in LOCAL_SUFFIXES):
+        raise ValueError(f"'{printable(spec)}': there is no file or folder {printable(path)}.")
+    if on_hub:
+        return _load(spec, audio_column, labels, name, config, split=split, streaming=streaming)
+
+    files = list_folder(path, labels, classes) if path.is_dir() else None
+    if path.is_dir() and files is None:
+        archives = sorted(map(str, path.rglob("*.tar")))
+        if archives:
+            return _load_archives(spec, audio_column, labels, archives, streaming)
+        if next(path.rglob("*.parquet"), None) is None:
+            kinds = ", ".join(AUDIO_SUFFIXES)
+            raise ValueError(
+                f"'{printable(spec)}': the folder has no audio ({kinds}), no Parquet and no tar archives."
+            )
+        return _load(
+            spec, audio_column, labels, "parquet", data_dir=_plain(str(path)), split=split, streaming=streaming
+        )
+    if config or split != "train":
+        raise ValueError(f"'{spec}': files and folders of audio have no configs or splits; name the part itself.")
+    if files is not None:
+        return Source(name, files, None)
+    found = _matches(path) if is_glob else [str(path)]
+    if found and all(file.endswith(".parquet") for file in found):
+        plain = [_plain(file) for file in found]
+        return _load(spec, audio_column, labels, "parquet", data_files=plain, split="train", streaming=streaming)
+    if found and all(file.endswith(".tar") for file in found):
+        return _load_archives(spec, audio_column, labels, found, streaming)
+    if is_glob:
+        raise ValueError(
+            f"'{spec}': the pattern matches {len(found)} files; it must match Parquet files or tar archives only."
+        )
+    if path.suffix.lower() in AUDIO_SUFFIXES:
+        raise ValueError(f"'{spec}' is a single audio file: name its folder, or a manifest.")
+    if path.suffix.lower() in TABLES:
+        raise ValueError(f"'{spec}' is a table: name the folder of the audio, with the table in it as metadata.csv.")
+    return Source(name, JsonLines(path, labels), None)
+
+
+def _matches(pattern: Path) -> list[str]:
+    """The files that a pattern matches, sorted; brackets in folders that exist are part of their names."""
+    folder = next(parent for parent in pattern.parents if parent.exists())
+    rest = str(pattern.relative_to(folder))
+    return sorted(glob.glob(os.path.join(glob.escape(str(folder)), rest), recursive=True))
+
+
+def _plain(path: str) -> str:
+    """
+    The path, or, where it has characters that `datasets` would take for a pattern, that of a link to it; for a folder
+    that of another with links to its Parquet files. They lie in the cache of `datasets`, the same in every run.
+    """
+    if not glob.has_magic(path):
+        return path
+    target = os.path.abspath(path)
+    name = hashlib.sha256(os.fsencode(target)).hexdigest()[:32] + os.path.splitext(target)[1]
+    link = Path(datasets.config.HF_DATASETS_CACHE).absolute() / "links" / name
+    if not os.path.isdir(target):
+        _link(link, target)
+        return str(link)
+    wanted = {link / file.relative_to(target): str(file) for file in Path(target).rglob("*.parquet")}
+    for file in set(link.rglob("*.parquet")) - wanted.keys():
+        file.unlink(missing_ok=True)
+    for place, file in wanted.items():
+        _link(place, file)
+    return str(link)
+
+
+def _link(link: Path, target: str) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        link.symlink_to(target)
+    except FileExistsError:  # an earlier run, or another process
+        pass
+
+
+def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str | None, **options) -> Source:
+    try:
+        dataset = load_dataset(*what, **options)
+    # RuntimeError: it is a script. TarError: of archives on the Hub.
+    except (ValueError, OSError, DatasetsError, RuntimeError, pa.ArrowException, tarfile.TarError) as error:
+        if isinstance(error.__cause__, ImportError):  # folders and WebDataset on the Hub, copied to Arrow
+            raise ValueError(f"'{spec}' is not Parquet: set streaming ({error.__cause__})") from error
+        where = "as Parquet" if what[0] == "parquet" else "as a local path or on the Hub"
+        raise ValueError(f"'{spec}' cannot be opened {where}: {first_line(error.__cause__ or error)}") from error
+    if dataset.features is None:  # a stream whose files must be looked into
+        dataset = dataset._resolve_features()
+    column = _audio_column(spec, dataset.features, audio_column)
+    feature = dataset.features[column]
+    encoded = isinstance(feature, dict) and {"bytes", "path"} & feature.keys()
+    if not (isinstance(feature, Audio) or encoded or getattr(feature, "dtype", "").endswith(("string", "binary"))):
+        raise ValueError(f"'{spec}': column '{column}' holds {feature}, not audio files or their paths.")
+    check_columns(spec, labels, dataset.features)
+    dataset = dataset.select_columns([column, *labels])
+    for label in labels:
+        check_label_feature(dataset.features[label], f"'{spec}': column '{label}'")
+        if isinstance(dataset.features[label], ClassLabel):
+            dataset = _named(dataset, label)
+        elif dataset.features[label] != Value("string"):
+            dataset = dataset.cast_column(label, Value("string"))
+    if isinstance(feature, Audio):
+        dataset = _undecoded(dataset, column)
+    return Source(spec, dataset, column)
+
+
+def _load_archives(
+    spec: str, audio_column: str | None, labels: Sequence[str], files: list[str], streaming: bool
+) -> Source:
+    """Tar archives in the WebDataset format, each a shard."""
+    if not streaming:
+        raise ValueError(f"'{spec}' holds tar archives, which can only be read from front to back: set streaming.")
+    if labels:
+        raise ValueError(f"'{spec}' holds tar archives, whose labels cannot be read: take Parquet, or unpack them.")
+    try:
+        return Source(spec, TarArchives(files, audio_column), "audio")
+    except ValueError as error:
+        raise ValueError(f"'{spec}': {error}.") from None
+
+
+def _named(dataset: Dataset | IterableDataset, label: str) -> Dataset | IterableDataset:
+    """Class numbers become class names."""
+    feature, features = dataset.features[label], dataset.features.copy()
+    features[label] = Value("string")
+
+    def name(number: int | None) -> dict:
+        return {label: class_name(feature, number)}
+
+    return dataset.map(name, input_columns=label, features=features)
+
+
+def _undecoded(dataset: Dataset | IterableDataset, column: str) -> Dataset | IterableDataset:
+    """Give an `Audio` column as bytes or path; in some streams even `Audio(decode=False)` asks for torchcodec."""
+    encoded = dataset.cast_column(column, ENCODED_AUDIO)
+    if isinstance(dataset, Dataset) or dataset._ex_iterable.iter_arrow:
+        return encoded
+    try:
+        next(iter(encoded.take(1)), None)
+    except (AttributeError, TypeError):  # streamed folders give bare paths
+        return dataset.cast_column(column, Value("string"))
+    return encoded
+
+
+def _audio_column(spec: str, features: Features, wanted: str | None) -> str:
+    columns = ", ".join(features)
+    if wanted is not None:
+        if wanted not in features:
+            raise ValueError(f"'{spec}' has no column '{wanted}' (audio_column); it has {columns}.")
+        return wanted
+    candidates = [name for name, feature in features.items() if isinstance(feature, Audio)]
+    if "audio" in features or len(candidates) == 1:
+        return "audio" if "audio" in features else candidates[0]
+    found = "several audio columns" if candidates else "no audio column"
+    raise ValueError(f"'{spec}' has {found} among {columns}: name it with audio_column.")

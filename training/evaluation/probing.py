@@ -1,0 +1,145 @@
+"""What `probe.py` and `analyze.py` share: features of chosen frames, phones in time."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from training.data.clips import SAMPLING_RATE, BadAudioError
+from training.data.labelled import LabelledClips
+from training.evaluation.frozen_features import Encoder
+from training.targets.frame_features import HOP, WINDOW
+
+
+FeatureExtractor = Callable[[np.ndarray], np.ndarray]
+"""Samples `(num_samples,)` at 16 kHz -> features `(num_layers, num_frames, num_features)` in float32."""
+
+WHOLE_CLIP = -1
+
+
+class Rows(NamedTuple):
+    """
+    Where features are wanted: row n is frame `frames[n]` of clip `clips[n]`, or the mean over the clip's frames where
+    that is `WHOLE_CLIP`. Both are integers `(num_rows,)`.
+    """
+
+    clips: np.ndarray
+    frames: np.ndarray
+
+
+def num_frames(num_samples: int) -> int:
+    """Frames (25 ms every 20 ms) of a clip."""
+    return max(0, (num_samples - WINDOW) // HOP + 1)
+
+
+def frame_centres(count: int) -> np.ndarray:
+    """Seconds from the clip's start to the centre of each of its first `count` frames."""
+    return (np.arange(count) * HOP + WINDOW / 2) / SAMPLING_RATE
+
+
+def features_of_layers(encoder: Encoder, layers: Sequence[int] | None = None) -> FeatureExtractor:
+    """
+    Features of an encoder's layers in one pass.
+
+    Args:
+        encoder: from `training.evaluation.frozen_features.open_encoder`.
+        layers: numbers of the layers to give, 0 being what enters the first Transformer layer; None gives all.
+
+    Raises:
+        ValueError: (when called) a layer does not exist, or the encoder gives no frame of 25 ms every 20 ms.
+    """
+
+    def extract(samples: np.ndarray) -> np.ndarray:
+        found = encoder([samples])[0]
+        if found.shape[1] != num_frames(len(samples)):
+            raise ValueError(
+                f"{encoder.name} gives {found.shape[1]} frames for {len(samples)} samples where a frame of 25 ms every"
+                f" 20 ms gives {num_frames(len(samples))}: only encoders with those frames can be compared here."
+            )
+        missing = [layer for layer in layers or () if layer >= len(found)]
+        if missing:
+            raise ValueError(f"`layers` has {missing[0]}, but {encoder.name} has layers 0 to {len(found) - 1}.")
+        return (found if layers is None else found[list(layers)]).float().cpu().numpy()
+
+    return extract
+
+
+def readable_clips(clips: LabelledClips, max_clips: int | None, seed: int) -> tuple[LabelledClips, np.ndarray]:
+    """
+    At most `max_clips` of the clips, drawn at random, without those that cannot be decoded; and the frames that each
+    really has.
+
+    Raises:
+        BadAudioError: if too many of them, or all, cannot be decoded.
+    """
+    order = np.random.default_rng(seed).permutation(len(clips))[:max_clips]
+    kept, counts = [], []
+    for index in tqdm(sorted(order.tolist()), desc="reading", leave=False, disable=None):
+        example = clips[index]
+        if example is not None:
+            kept.append(index)
+            counts.append(num_frames(len(example["input_values"])))
+    if not kept:
+        raise BadAudioError("None of the clips could be decoded; the log names them.")
+    return clips.select(kept), np.array(counts)
+
+
+def features_at(
+    extract: FeatureExtractor, clips: LabelledClips, rows: dict[str, Rows], description: str
+) -> dict[str, np.ndarray]:
+    """
+    Run every clip that is needed once.
+
+    Returns:
+        Features of each set of rows, `(num_layers, num_rows, num_features)` in float32.
+    """
+    found: dict[str, np.ndarray] = {}
+    needed = np.unique(np.concatenate([wanted.clips for wanted in rows.values()]))
+    for clip in tqdm(needed.tolist(), desc=description, leave=False, disable=None):
+        features = extract(clips[clip]["input_values"])  # [layers, T, D]
+        mean = features.mean(axis=1, dtype=np.float64, keepdims=True)
+        for name, wanted in rows.items():
+            if name not in found:
+                found[name] = np.empty((len(features), len(wanted.clips), features.shape[2]), np.float32)
+            here = np.flatnonzero(wanted.clips == clip)
+            pooled = wanted.frames[here] == WHOLE_CLIP
+            found[name][:, here[pooled]] = mean
+            found[name][:, here[~pooled]] = features[:, wanted.frames[here[~pooled]]]
+    return found
+
+
+def read_alignment(clips: LabelledClips, clip: int) -> tuple[list[str], np.ndarray]:
+    """
+    Phones of a clip and their ends in seconds, from its labels `phones` and `phone_ends`.
+
+    Raises:
+        ValueError: if there are not as many ends as phones, or the ends are no rising numbers.
+    """
+    phones, ends = clips.labels["phones"][clip].split(), clips.labels["phone_ends"][clip].split()
+    if len(phones) != len(ends):
+        raise ValueError(
+            f"{clips.clip(clip).name} has {len(phones)} `phones` but {len(ends)} `phone_ends`: each needs its end."
+        )
+    try:
+        ends = np.array(ends, dtype=float)
+    except ValueError:
+        raise ValueError(f"{clips.clip(clip).name}: `phone_ends` must be seconds, separated by spaces.") from None
+    if np.any(np.diff(ends) < 0):
+        raise ValueError(
+            f"{clips.clip(clip).name}: `phone_ends` must not fall; they are seconds from the clip's start."
+        )
+    return phones, ends
+
+
+def phones_at_frames(phones: Sequence[str], ends: np.ndarray, count: int) -> np.ndarray:
+    """The phone at the centre of each of `count` frames, as far as the phones reach: strings `(<= count,)`."""
+    inside = np.searchsorted(ends, frame_centres(count), side="right")
+    return np.array(phones, dtype=object)[inside[inside < len(phones)]]
+
+
+def short_names(checkpoints: Sequence[str]) -> list[str]:
+    """The last two parts of each path, where that tells them apart."""
+    short = ["/".join(Path(checkpoint).parts[-2:]) for checkpoint in checkpoints]
+    return short if len(set(short)) == len(short) else list(checkpoints)

@@ -1,0 +1,127 @@
+"""What an evaluation writes: one JSON object for each subject and seed, a table, and the learned layer weights."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from sjepa_hf.saving import files_written_aside
+from sjepa_hf.scores import short_names
+from training.common.drawing import caption
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def earlier_results(directory: Path, task: str, settings: dict) -> list[dict]:
+    """
+    Results of a task that a directory holds already.
+
+    Raises:
+        ValueError: if they were made with other settings, so that they cannot stand in one table with new ones.
+    """
+    path = directory / f"{task}.jsonl"
+    if not path.is_file():
+        return []
+    results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    settings = json.loads(json.dumps(settings))
+    for result in results:
+        theirs = result["hyperparameters"]
+        for name in settings:
+            if theirs.get(name) != settings[name]:
+                raise ValueError(
+                    f"{path} holds results with `{name}` {theirs.get(name)!r}, not {settings[name]!r}: choose another"
+                    " `output_dir`, or delete it."
+                )
+    return results
+
+
+def merge(earlier: list[dict], new: list[dict]) -> list[dict]:
+    """Earlier results, less those that are repeated or whose encoder has changed since, then the new ones."""
+    digests = {result["encoder"]: result["encoder_digest"] for result in new}
+    repeated = {(result["encoder"], result["seed"]) for result in new}
+    kept = [
+        result
+        for result in earlier
+        if (result["encoder"], result["seed"]) not in repeated
+        and digests.get(result["encoder"], result["encoder_digest"]) == result["encoder_digest"]
+    ]
+    return kept + new
+
+
+def write(results: list[dict], directory: Path) -> None:
+    """Results and table of a task, written aside and renamed."""
+    name = results[0]["task"]
+    with files_written_aside(directory) as aside:
+        (aside / f"{name}.jsonl").write_text(
+            "".join(json.dumps(result) + "\n" for result in results), encoding="utf-8"
+        )
+        (aside / f"{name}.md").write_text(table(results) + "\n", encoding="utf-8")
+
+
+def table(results: list[dict]) -> str:
+    """One row a subject, in Markdown: mean and standard deviation (of n - 1) of each metric over the seeds."""
+    metrics = list(results[0]["metrics"])
+    seeds = Counter(result["encoder"] for result in results)
+    subjects = list(seeds)
+    rows = [["encoder", *metrics, "seeds", "heaviest layer"]]
+    for subject in subjects:
+        own = [result for result in results if result["encoder"] == subject]
+        cells = [subject]
+        for metric in metrics:
+            values = [result["metrics"][metric] for result in own]
+            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.4f}{spread}")
+        weights = np.mean([result["layer_weights"] for result in own], axis=0)
+        heaviest = f"{weights.argmax()} of 0 to {len(weights) - 1} ({weights.max():.2f})" if len(weights) > 1 else "-"
+        rows.append([*cells, str(len(own)), heaviest])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    first = results[0]
+    clips, hours, used = first["clips"], first["hours"], first["hyperparameters"]
+    title = (
+        f"{first['task']} ({first['title']}), test set; train {clips['train']} clips ({hours['train']:.2f} h), dev"
+        f" {clips['dev']} ({hours['dev']:.2f} h), test {clips['test']} ({hours['test']:.2f} h);"
+        f" {used['max_steps']} steps of {used['batch_size']} at {used['learning_rate']:g}"
+    )
+    title += "; shares of 1" + (", ± the standard deviation over seeds" if max(seeds.values()) > 1 else "")
+    idle = [f"{result['encoder']}, seed {result['seed']}" for result in results if result.get("learned") is False]
+    notes = [f"No better than chance: {'; '.join(idle)}."] if idle else []
+    if any(result["encoder"] == "mfcc" for result in results):
+        notes.append("mfcc is normed over the training set; SUPERB's own baseline is FBANK, normed by utterance.")
+    return "\n".join([title, "", *lines, *([""] if notes else []), *notes])
+
+
+def draw_layer_weights(results: list[dict], directory: Path) -> None:
+    """
+    The learned layer weights, a panel for each subject that has several layers: bars from the weight that all would
+    have if none was preferred to the mean over the seeds, and a dot for each seed. Without such a subject, no picture.
+    """
+    layers = {result["encoder"]: len(result["layer_weights"]) for result in results}
+    subjects = {name: title for name, title in short_names(layers).items() if layers[name] > 1}
+    if not subjects:
+        return
+    size = (max(6, 2 + 0.32 * max(layers.values())), 0.4 + 2.2 * len(subjects))
+    figure, rows = plt.subplots(len(subjects), figsize=size, squeeze=False, layout="constrained")
+    for axes, (subject, title) in zip(rows[:, 0], subjects.items()):
+        weights = np.array([result["layer_weights"] for result in results if result["encoder"] == subject])
+        places, uniform = np.arange(weights.shape[1]), 1 / weights.shape[1]
+        axes.bar(places, weights.mean(0) - uniform, bottom=uniform, width=0.6, color="C0", alpha=0.55)
+        axes.plot(places, weights.T, "o", color="C0", ms=3)
+        axes.axhline(uniform, color="0.3", lw=1, ls="--")
+        reach = max(1.15 * np.nan_to_num(np.abs(weights - uniform)).max(), 0.02 * uniform)
+        axes.set(
+            title=caption(title, 44),
+            xlabel="layer (0: what enters the first Transformer layer)",
+            ylabel=f"weight\n(dashed: all alike,\n{uniform:.3f})",
+            xticks=places,
+            ylim=(uniform - reach, uniform + reach),
+        )
+        axes.title.set_fontsize(10)
+    with files_written_aside(directory) as aside:
+        figure.savefig(aside / f"{results[0]['task']}_layer_weights.png", dpi=120)
+    plt.close(figure)

@@ -1,0 +1,184 @@
+"""The tasks of SUPERB (arXiv 2105.01051): heads, hyperparameters, metrics and data sets, as in its toolkit, s3prl.
+
+All tasks: Adam without weight decay or schedule, gradients clipped to a norm of 1, and the weights of the layer sum
+start at zero, before the softmax. Where the toolkit accumulates gradients, `batch_size` is the product. The published
+figures of a model stand at the best of several learning rates, these are the toolkit's defaults.
+
+Known differences from the toolkit, beside whose figures these stand only with that said:
+
+all   The toolkit cuts features to round(samples / 320) frames and, in ks, leaves out a last batch that is not full.
+ks    The toolkit draws a random second of a background noise whenever it needs a `_silence_` to train or to select
+      with; here the noises are cut into their whole seconds once, and these are drawn. It attenuates every clip by
+      3 dB, and chooses the best step on a class-balanced sample of the dev set, which is taken as it is here.
+sid   The toolkit trains on 8 s of each clip, here on all of it; its head has the 1,251 outputs of VoxCeleb1 whatever
+      the data.
+er    The toolkit's dev set is a fifth of the utterances at random; here of the recordings, evenly from all labels.
+asr   The toolkit ends every transcript with a `|`, sorts batches into buckets of length and halves those with long
+      clips; the time masks of its SpecAugment are drawn once for the padded batch, here for each clip. So in sf.
+pr    The toolkit's vocabulary is fixed, here it is that of the training data.
+sf    Slot type F1 and slot value CER are the toolkit's, to the spaces at the edges of a value.
+mfcc  Is not SUPERB's baseline: that is FBANK (80 bands every 10 ms, with deltas, normed by utterance), of which a mean
+      over the frames keeps nothing. Here MFCC are normed over the training set, and a pooled head learns from them.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+
+TOOLKIT = "s3prl/s3prl@ec8064b, s3prl/downstream"
+HIGHER_IS_BETTER = {"accuracy": True, "slot_type_f1": True, "slot_value_cer": False, "wer": False, "per": False}
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    A task.
+
+    Attributes:
+        head: "pooled" (projection to 256, mean over frames, linear), "linear_ctc" (projection to 256, linear, CTC) or
+            "recurrent_ctc" (projection to 1024, two bidirectional LSTM layers of 1024 with dropout 0.2, linear, CTC).
+        labels: what the label columns hold: "classes" (one classifier each), "slots" (likewise, where empty means that
+            the slot is absent), "characters", "phones", or "slot_characters" (characters and slot tokens).
+        columns: label columns of the data set on the Hub.
+        metrics: the first one chooses the best step.
+        learning_rate, batch_size, max_steps: of the training of the head.
+        eval_steps: steps between two looks at the dev set.
+        balanced: classes are drawn equally often in training.
+        silence: label of background noise, of which training and dev set take single seconds.
+        spec_augment: weighted sums are warped and masked in training.
+        train_data, eval_data, test_data: data sets on the Hub, as `training.data.sources.open_source` reads them;
+            empty where there is none; without `eval_data` a part of the training data is held out.
+        source: where the settings stand.
+    """
+
+    name: str
+    title: str
+    head: Literal["pooled", "linear_ctc", "recurrent_ctc"]
+    labels: Literal["classes", "slots", "characters", "phones", "slot_characters"]
+    columns: tuple[str, ...]
+    metrics: tuple[str, ...]
+    source: str
+    learning_rate: float = 1e-4
+    batch_size: int = 32
+    max_steps: int = 200_000
+    eval_steps: int = 5_000
+    balanced: bool = False
+    silence: str | None = None
+    spec_augment: bool = False
+    train_data: list[str] = field(default_factory=list)
+    eval_data: list[str] = field(default_factory=list)
+    test_data: list[str] = field(default_factory=list)
+
+
+LIBRISPEECH = dict(  # train-clean-100, dev-clean, test-clean; a first use downloads train-clean-360 with them
+    train_data=["openslr/librispeech_asr::clean::train.100"],
+    eval_data=["openslr/librispeech_asr::clean::validation"],
+    test_data=["openslr/librispeech_asr::clean::test"],
+)
+
+
+def _superb(config: str) -> dict[str, list[str]]:
+    splits = {"train_data": "train", "eval_data": "validation", "test_data": "test"}
+    return {name: [f"s3prl/superb::{config}::{split}"] for name, split in splits.items()}
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "asr",
+            "speech recognition",
+            "recurrent_ctc",
+            "characters",
+            ("text",),
+            ("wer", "cer"),
+            f"{TOOLKIT}/asr/config.yaml",
+            eval_steps=2_000,
+            spec_augment=True,
+            **LIBRISPEECH,
+        ),
+        Task(
+            "pr",
+            "phone recognition",
+            "linear_ctc",
+            "phones",
+            ("text",),  # a lexicon turns words into phones
+            ("per",),
+            f"{TOOLKIT}/ctc/libriphone.yaml",  # batches of 16, gradients of 2
+            learning_rate=1e-2,
+            max_steps=100_000,
+            eval_steps=1_000,
+            **LIBRISPEECH,
+        ),
+        Task(
+            "ks",
+            "keyword spotting",
+            "pooled",
+            "classes",
+            ("label",),
+            ("accuracy",),
+            f"{TOOLKIT}/speech_commands/config.yaml",
+            balanced=True,
+            silence="_silence_",
+            **_superb("ks"),
+        ),
+        Task(
+            "ic",
+            "intent classification",  # right if action, object and location all are
+            "pooled",
+            "classes",
+            ("action", "object", "location"),
+            ("accuracy",),
+            f"{TOOLKIT}/fluent_commands/config.yaml",
+            **_superb("ic"),
+        ),
+        Task(
+            "sid",
+            "speaker identification",
+            "pooled",
+            "classes",
+            ("label",),
+            ("accuracy",),
+            f"{TOOLKIT}/voxceleb1/config.yaml",  # batches of 8, gradients of 4
+            **_superb("si"),
+        ),
+        Task(
+            "er",
+            "emotion recognition",  # first of five folds: session 1 is the test set, a fifth of the others the dev set
+            "pooled",
+            "classes",
+            ("label",),
+            ("accuracy",),
+            f"{TOOLKIT}/emotion/config.yaml",  # batches of 4, gradients of 8
+            max_steps=30_000,
+            eval_steps=1_000,
+            train_data=[f"s3prl/superb::er::session{number}" for number in (2, 3, 4, 5)],
+            test_data=["s3prl/superb::er::session1"],
+        ),
+        Task(
+            "sf",
+            "slot filling",  # Audio SNIPS has no data set of this form on the Hub
+            "recurrent_ctc",
+            "slot_characters",
+            ("text",),
+            ("slot_type_f1", "slot_value_cer"),
+            f"{TOOLKIT}/ctc/snips.yaml",
+            eval_steps=2_000,
+            spec_augment=True,
+        ),
+    )
+}
+
+
+def slot_classification() -> Task:
+    """Slot filling for data with a column of values for each slot but no annotated transcripts. Not SUPERB's task:
+    one classifier per slot chooses among the values of the training data, or none."""
+    return replace(
+        TASKS["sf"],
+        title="slot filling as classification",
+        head="pooled",
+        labels="slots",
+        eval_steps=TASKS["ic"].eval_steps,
+        spec_augment=False,
+        source=f"not a task of SUPERB; head and settings of {TOOLKIT}/fluent_commands/config.yaml",
+    )

@@ -1,0 +1,87 @@
+"""What a fine-tuning is about to do, told before it does it."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from training.data.clips import SAMPLING_RATE
+from training.data.labelled import LabelledClips
+from training.finetuning.trainer import FineTuner
+from training.finetuning.trainer_settings import total_steps
+
+
+logger = logging.getLogger(__name__)
+
+
+def tell_plan(trainer: FineTuner, scored: Mapping[str, LabelledClips], dry_run: bool) -> None:
+    """Log data, model, device, steps, padding and output of a run that is ready to start; the first process does."""
+    if not trainer.is_world_process_zero():
+        return
+    for line in plan(trainer, scored):
+        logger.info("%s", line)
+    if dry_run:
+        logger.info("--dry_run: nothing is trained and nothing written.")
+
+
+def plan(trainer: FineTuner, scored: Mapping[str, LabelledClips]) -> list[str]:
+    """The lines of `tell_plan`."""
+    training, model, clips = trainer.args, trainer.model, trainer.train_dataset
+    epoch, total = total_steps(training, len(clips))
+    trained, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or each) for each in (0, 1))
+    precision = "fp16" if training.fp16 else "bf16" if training.bf16 else "fp32"
+    threads = f" ({torch.get_num_threads()} threads)" if training.device.type == "cpu" else ""
+    processes = f" of {training.world_size} processes" if training.world_size > 1 else ""
+    batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    lines = [f"Training on {amount(clips)}."]
+    lines += [f"Scoring {name}: {amount(part)}." for name, part in scored.items()]
+    kind = type(trainer.accelerator.unwrap_model(model)).__name__
+    lines.append(
+        f"{kind}: {trained:,} of {whole:,} parameters are trained, on {training.device}{threads} in {precision}."
+    )
+    lines.append(
+        f"{total:,} steps of {batch} clips{processes}, {epoch:,} an epoch ({total / epoch:.1f} epochs);"
+        f" {padded_share(trainer):.0%} of a batch is padding."
+    )
+    evaluations = when(training.eval_strategy, training.eval_steps, total)
+    savings = when(training.save_strategy, training.save_steps, total)
+    output = Path(training.output_dir)
+    lines.append(f"Evaluation {evaluations}; a checkpoint in {output}/checkpoint-N {savings}.")
+    lines.append(f"The result goes to {output}/final; how long it takes is told after the first steps.")
+    if training.resume_from_checkpoint:
+        lines.append(f"Going on from {training.resume_from_checkpoint}.")
+    return lines
+
+
+def amount(clips: LabelledClips) -> str:
+    """Clips and their length."""
+    seconds = clips.hours * 3600
+    hours = (
+        f"{clips.hours:.2f} h"
+        if seconds >= 3600
+        else f"{seconds / 60:.1f} min"
+        if seconds >= 60
+        else f"{seconds:.1f} s"
+    )
+    longest = max(clips.num_samples) / SAMPLING_RATE
+    return f"{len(clips):,} clips, {hours}, the longest {longest:.1f} s"
+
+
+def when(strategy: IntervalStrategy | SaveStrategy, steps: float | None, total: int) -> str:
+    """How often something happens, in words."""
+    if strategy == "steps":
+        return f"every {int(steps):,} steps" if steps < total else "at the end"
+    return {"no": "never", "epoch": "after every epoch", "best": "after every evaluation that is the best"}[strategy]
+
+
+def padded_share(trainer: FineTuner) -> float:
+    """Share of the samples of an epoch's batches that is padding, as the sampler draws them."""
+    lengths = np.array(trainer.train_dataset.num_samples)
+    with torch.random.fork_rng(devices=[]):
+        order = np.array(list(trainer._get_train_sampler()))
+    size = trainer.args.train_batch_size
+    batches = [lengths[order[start : start + size]] for start in range(0, len(order), size)]
+    return float(1 - lengths.sum() / sum(len(batch) * batch.max() for batch in batches))

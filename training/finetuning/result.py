@@ -1,0 +1,194 @@
+"""What fine-tuning leaves: the model with its scores, the record of the run, the learning curve, and all of it on the
+Hub where that is asked for."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import matplotlib
+from torch import nn
+
+from sjepa_hf.model_card import RESULTS
+from sjepa_hf.saving import written_aside
+from sjepa_hf.scores import data_name
+from training.common.learned import Verdict
+from training.common.publishing import publish
+from training.common.run_record import base_of, write_record
+from training.finetuning.arguments import FineTuningArguments
+from training.finetuning.trainer import FineTuner
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+logger = logging.getLogger(__name__)
+
+CURVES = {"loss": "training loss", "eval_loss": "loss on held-out clips", "eval_wer": "WER", "eval_cer": "CER"}
+TRAINER_SETTINGS = (
+    "learning_rate lr_scheduler_type warmup_steps weight_decay per_device_train_batch_size gradient_accumulation_steps"
+    " max_grad_norm bf16 fp16 seed"
+).split()
+
+
+@dataclass
+class Outcome:
+    """
+    What a fine-tuning came to.
+
+    Args:
+        steps: that were trained.
+        best_step: of the evaluation that chose the result; None: the result is that of the last step.
+        learned: whether the result does better than chance on the clips that it was chosen by; None: not to be told.
+        verdict: why.
+        scores: of each source.
+    """
+
+    steps: int
+    best_step: int | None
+    learned: bool | None
+    verdict: str
+    scores: dict
+
+    @classmethod
+    def of(cls, trainer: FineTuner, verdict: Verdict, scores: dict) -> "Outcome":
+        """The outcome of a training that has ended, from what its result answers on the evaluation clips."""
+        state, training = trainer.state, trainer.args
+        chosen = training.load_best_model_at_end and state.best_model_checkpoint is not None
+        best_step = state.best_global_step if chosen else None
+        learned, reason = verdict.learned, verdict.reason
+        metric = f"eval_{(training.metric_for_best_model or 'loss').removeprefix('eval_')}"
+        found = {entry["step"]: entry[metric] for entry in state.log_history if metric in entry}
+        untrained, kept = found.pop(0, None), found.get(best_step or state.global_step)
+        worse = (lambda a, b: a <= b) if training.greater_is_better else (lambda a, b: a >= b)
+        if untrained is not None and kept is not None and worse(kept, untrained):
+            learned = False
+            reason = f"{metric[5:]} was {untrained:.4f} before the first step and is {kept:.4f}"
+        elif best_step is not None and len(found) > 2 and best_step == min(found):
+            reason += "; but the first evaluation was already the best, and the later steps added nothing"
+        return cls(state.global_step, best_step, learned, reason, scores)
+
+    def tell(self) -> None:
+        """Say in the log whether anything was learned."""
+        kept = "that of the last step" if self.best_step is None else f"that of step {self.best_step}, the best"
+        if self.learned:
+            logger.info("Something was learned: %s. The result is %s.", self.verdict, kept)
+        elif self.learned is None:
+            logger.warning("Whether anything was learned cannot be told: %s. The result is %s.", self.verdict, kept)
+        else:
+            logger.warning(
+                "NOTHING WAS LEARNED: %s. The result is %s, and of no use as it is. What helps: more steps"
+                " (--max_steps, --num_train_epochs), more clips, another --learning_rate, or a checkpoint that"
+                " pretraining has taught more.",
+                self.verdict,
+                kept,
+            )
+
+
+def save_output(
+    trainer: FineTuner,
+    arguments: FineTuningArguments,
+    model: nn.Module,
+    outcome: Outcome,
+    metrics: Sequence[str],
+    save_others: Callable[[Path], None],
+) -> None:
+    """
+    Write `output_dir/final`: the model (adapters merged; they and the head also by themselves in `adapter/`), what
+    `save_others(directory)` writes beside it, `results.json` with the outcome, `training.json` with the record of the
+    run, and the learning curve. Then push it, where that is asked for.
+
+    Raises:
+        NotPushed: if the result is written, but did not reach the Hub.
+    """
+    final = Path(trainer.args.output_dir) / "final"
+    names = {source: data_name(source) for source in outcome.scores}
+    if len(set(names.values())) == len(names):
+        outcome.scores = {names[source]: values for source, values in outcome.scores.items()}
+    with written_aside(final) as directory:
+        if hasattr(model, "merge_and_unload"):
+            model.save_pretrained(directory / "adapter")
+            (directory / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's form, not filled in
+            model = model.merge_and_unload()
+        model.save_pretrained(directory)
+        save_others(directory)
+        (directory / RESULTS).write_text(json.dumps(asdict(outcome), indent=2, ensure_ascii=False) + "\n")
+        write_record(directory, trainer.accelerator, **run_record(trainer, arguments))
+        draw_learning_curve(trainer.state.log_history, metrics, directory / "learning_curve.png")
+    for source, values in outcome.scores.items():
+        logger.info("%s: %s.", source, in_words(values))
+    outcome.tell()
+    logger.info("Written to %s.", final)
+    if arguments.hub:
+        publish(final, **arguments.hub)
+
+
+def in_words(values: dict) -> str:
+    """Scores of a source: clips, and each figure as a share of 1 with four digits."""
+    parts = [f"{values['clips']} clips"]
+    for name, value in values.items():
+        if isinstance(value, dict):
+            parts.append(f"{name} " + ", ".join(f"{metric.upper()} {share:.4f}" for metric, share in value.items()))
+        elif name != "clips":
+            parts.append(f"{name.replace('_', ' ')} {value:.4f}")
+    return ", ".join(parts)
+
+
+def run_record(trainer: FineTuner, arguments: FineTuningArguments) -> dict:
+    """What `training.json` tells of a fine-tuning, besides hardware and software."""
+    clips = trainer.train_dataset
+    unset = {f.name: f.default for f in fields(arguments)}
+    chosen = {name: value for name, value in vars(arguments).items() if value is not None and value != unset[name]}
+    shown_elsewhere = ("model_name_or_path", "train_data", "eval_data", "test_data", "from_scratch", "hub", "dry_run")
+    settings = {name: value for name, value in chosen.items() if name not in shown_elsewhere}
+    taken = next(
+        (line["train_runtime"] for line in reversed(trainer.state.log_history) if "train_runtime" in line), None
+    )
+    return {
+        "kind": "fine-tuning",
+        **base_of(arguments.model_name_or_path),
+        "from_scratch": arguments.from_scratch,
+        "data": {
+            "sources": list(map(data_name, arguments.train_data)),
+            "clips": len(clips),
+            "hours": round(clips.hours, 4),
+        },
+        "steps": trainer.state.global_step,
+        "hours_taken": None if taken is None else taken / 3600,
+        "settings": settings | {name: getattr(trainer.args, name) for name in TRAINER_SETTINGS},
+    }
+
+
+def draw_learning_curve(history: Sequence[dict], metrics: Sequence[str], path: Path) -> None:
+    """
+    Training and evaluation loss, and the metrics of each evaluation (`eval_...`), over optimizer steps; a panel for
+    what was measured, and no picture where nothing was.
+    """
+    panels = []
+    scores = [f"eval_{metric}" for metric in metrics]
+    named = {name: name.removeprefix("eval_").replace("_", " ") for name in scores}
+    shown = named | CURVES
+    for label, names in (
+        ("loss (nats)", ("loss", "eval_loss")),
+        (" and ".join(shown[name] for name in scores) + " (share)", scores),
+    ):
+        curves = {name: [(entry["step"], entry[name]) for entry in history if name in entry] for name in names}
+        if any(curves.values()):
+            panels.append((label, {shown[name]: points for name, points in curves.items() if points}))
+    if not panels:
+        return
+    size = (8, 1 + 2.6 * len(panels))
+    figure, rows = plt.subplots(len(panels), figsize=size, layout="constrained", sharex=True, squeeze=False)
+    for axes, (label, curves) in zip(rows[:, 0], panels):
+        for name, points in curves.items():
+            axes.plot(*zip(*points), ".-" if len(points) < 30 else "-", label=name, lw=1.5)
+        axes.set(ylabel=label)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+    rows[0, 0].set_title("Fine-tuning")
+    rows[-1, 0].set_xlabel("optimizer steps")
+    rows[-1, 0].xaxis.get_major_locator().set_params(integer=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

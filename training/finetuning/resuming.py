@@ -1,0 +1,177 @@
+"""Going on with a fine-tuning: which checkpoint, and whether it is of the same task."""
+
+import json
+import logging
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import nn
+from transformers import TrainerState, Wav2Vec2CTCTokenizer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from training.finetuning.text import FILE_NAME as NORMALIZATION
+
+
+logger = logging.getLogger(__name__)
+
+NEWEST = ("auto", "latest", "last", "true", "yes", "1")  # words for the newest checkpoint of output_dir
+ANEW = ("false", "no", "none", "0", "")
+STATE, MERGED = "trainer_state.json", "merged"
+WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+PICKLES = ("optimizer.pt", "scheduler.pt")
+
+
+def choose_checkpoint(asked: str | None, output_dir: str) -> str | None:
+    """
+    The checkpoint to go on from, or None to begin.
+
+    Args:
+        asked: `resume_from_checkpoint`: a directory, a word for the newest checkpoint that is whole (`auto`, `latest`,
+            `true`; where there is none the run begins), or None.
+        output_dir: of the run.
+
+    Raises:
+        ValueError: if there is no such checkpoint, it is not whole, or `output_dir` holds those of another run.
+    """
+    word = (asked or "").strip()
+    found = sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True)
+    if word.lower() in ANEW:
+        if found:
+            raise ValueError(
+                f"`output_dir` {output_dir} holds checkpoints of another run: choose another, or go on from them"
+                " with --resume_from_checkpoint latest."
+            )
+        return None
+    if word.lower() in NEWEST:
+        for path in found:
+            problem = what_is_torn(path)
+            if problem is None:
+                return str(path)
+            logger.warning("%s is passed over: %s.", path, problem)
+        if found:
+            raise ValueError(f"None of the checkpoints in {output_dir} is whole: begin anew in another `output_dir`.")
+        logger.info("%s holds no checkpoint: the run begins.", output_dir)
+        return None
+    if not Path(word).is_dir():
+        there = ", ".join(str(path) for path in found) or "none"
+        raise ValueError(
+            f"`resume_from_checkpoint` {word} is no directory: name one of output_dir ({there}), or latest, true or"
+            " auto for the newest."
+        )
+    problem = what_is_torn(Path(word))
+    if problem is not None:
+        raise ValueError(f"`resume_from_checkpoint` {word} cannot be gone on from: {problem}.")
+    return word
+
+
+def step_of(path: Path) -> int:
+    """The number in the name of a checkpoint; -1 where it has none."""
+    number = path.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def what_is_torn(path: Path) -> str | None:
+    """Why a checkpoint cannot be gone on from; None if it can."""
+    try:
+        TrainerState.load_from_json(str(path / STATE))  # the last file that is written
+    except Exception as error:  # whatever lies there
+        return f"{STATE} is missing or torn ({type(error).__name__})"
+    weights = [path / name for name in WEIGHTS if (path / name).is_file()]
+    if not weights:
+        return "its weights are missing"
+    try:
+        with safe_open(weights[0], "pt") as file:
+            file.keys()
+    except Exception:
+        return f"{weights[0].name} is torn"
+    for name in PICKLES:
+        if not (path / name).is_file():
+            return f"{name} is missing: it was saved without the state of the optimizer"
+        if not zipfile.is_zipfile(path / name):
+            return f"{name} is torn"
+    return None
+
+
+def check_vocabulary(checkpoint: str, tokenizer: Wav2Vec2CTCTokenizer) -> None:
+    """
+    Raise a ValueError if the tokenizer that a checkpoint was trained with gives characters other numbers: its head
+    would write wrong ones.
+    """
+    try:
+        then = json.loads((Path(checkpoint) / "vocab.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{checkpoint} has no vocabulary (vocab.json) to compare with the transcripts': {error}"
+        ) from None
+    now = tokenizer.get_vocab()
+    if then == now:
+        return
+    changes = came_and_went(then, now, "character") or "the characters are in another order"
+    raise ValueError(
+        f"The transcripts have changed since {checkpoint} was saved: {changes}."
+        " Its head numbers the characters of the old ones: go on with those, or begin anew in another `output_dir`."
+    )
+
+
+def check_normalization(checkpoint: str, now: dict) -> None:
+    """Raise a ValueError if transcripts are normalised otherwise than when the checkpoint was saved."""
+    path = Path(checkpoint) / NORMALIZATION
+    try:
+        then = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is missing or torn: {error}") from None
+    for name, value in now.items():
+        if then.get(name) != value:
+            raise ValueError(
+                f"Transcripts were normalised with `{name}` {then.get(name)!r} when {checkpoint} was saved, and are"
+                f" with {value!r} now: go on with the old setting, or begin anew in another `output_dir`."
+            )
+
+
+def check_classes(checkpoint: str, names: Sequence[str]) -> None:
+    """Raise a ValueError if a checkpoint's head tells other classes apart."""
+    try:
+        config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
+        then = [name for _, name in sorted(config["id2label"].items(), key=lambda pair: int(pair[0]))]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{checkpoint} does not say which classes it tells apart: {error}") from None
+    if then != list(names):
+        changes = came_and_went(then, names, "class")
+        raise ValueError(
+            f"The labels have changed since {checkpoint} was saved: {changes or 'they are in another order'}. Its head"
+            " numbers the old ones: go on with those, or begin anew in another `output_dir`."
+        )
+
+
+def came_and_went(then: Sequence[str], now: Sequence[str], what: str) -> str:
+    """Which characters or classes are new, and which are gone."""
+    parts = []
+    for names, verb in ((set(now) - set(then), "new"), (set(then) - set(now), "gone")):
+        if names:
+            listed = ", ".join(map(repr, sorted(names)[:10])) + (", ..." if len(names) > 10 else "")
+            plural = what if len(names) == 1 else {"class": "classes"}.get(what, f"{what}s")
+            parts.append(f"the {plural} {listed} {'is' if len(names) == 1 else 'are'} {verb}")
+    return ", ".join(parts)
+
+
+def check_weights(checkpoint: str, model: nn.Module) -> None:
+    """Raise a ValueError if a checkpoint holds weights of other shapes, or adapters where the model has none."""
+    adapted = hasattr(model, "peft_config")
+    path = Path(checkpoint) / WEIGHTS[adapted]
+    if not path.is_file():
+        kind = ("whole weights, not adapters", "adapters, not whole weights")[not adapted]
+        raise ValueError(f"{checkpoint} holds {kind}: give `lora_rank` as the run began with it.")
+    expected = {name: list(value.shape) for name, value in model.state_dict().items()}
+    if adapted:  # PEFT leaves the adapter's name out of the file
+        expected = {name.replace(".default", "").replace(".modules_to_save", ""): s for name, s in expected.items()}
+    with safe_open(path, "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+    lacking = [] if adapted else sorted(set(expected) - set(shapes))
+    other = lacking + sorted(name for name, shape in shapes.items() if expected.get(name) != shape)
+    if other:
+        raise ValueError(
+            f"{checkpoint} is of another model: {other[0]} is {shapes.get(other[0], 'absent')} there and"
+            f" {expected.get(other[0], 'absent')} in this one. Give `model_name_or_path` as the run began with it."
+        )

@@ -1,0 +1,278 @@
+"""The Trainer of both fine-tunings, what it tells while it runs, and how it ends."""
+
+import copy
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from sjepa_hf.saving import share_mode_of
+from training.common.heartbeat import Heartbeat
+from training.common.memory import keep_freed_memory
+from training.common.progress import duration
+from training.common.signals import Interruption
+from training.data.clips import SAMPLING_RATE
+from training.data.workers import check_shared_memory, die_when_stuck
+from training.finetuning.arguments import FineTuningArguments, in_encoder
+from training.finetuning.resuming import MERGED
+
+
+logger = logging.getLogger(__name__)
+
+SHORT = {"wer": "WER", "cer": "CER", "macro_f1": "macro F1"}
+SAMPLE_BYTES = 4 + 4 + 0.1  # of a padded batch: the sample, its attention mask, and labels
+TIMED_STEPS = 5  # after the first, from which the time of a run is told
+
+
+class FineTuner(Trainer):
+    """
+    Trainer with a learning rate of its own for the head, batches of clips of like length, and checkpoints that open
+    like the result.
+
+    Args:
+        head_learning_rate: None: that of the encoder.
+        frozen_encoder: whether the encoder is only read, without dropout and SpecAugment.
+        save_beside: writes into the directory of each checkpoint what inference needs besides the model.
+    """
+
+    def __init__(
+        self,
+        *args,
+        head_learning_rate: float | None = None,
+        frozen_encoder: bool = False,
+        save_beside: Callable[[Path], object],
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.frozen_encoder = frozen_encoder
+        self.head_learning_rate = self.args.learning_rate if head_learning_rate is None else head_learning_rate
+        self.save_beside = save_beside
+        self.model_accepts_loss_kwargs = False  # the losses are means: accumulated ones must be divided
+        for bars in (ProgressCallback, PrinterCallback):
+            self.remove_callback(bars)
+        self.add_callback(Telling())
+
+    def compute_loss(self, *args, **kwargs):
+        if self.frozen_encoder:  # the Trainer has just put all of the model into training mode
+            self.model.base_model.eval()
+        return super().compute_loss(*args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        model = self.model if model is None else model
+        decayed = set(self.get_decay_parameter_names(model))
+        optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+        groups = []
+        for encoder, rate in ((True, self.args.learning_rate), (False, self.head_learning_rate)):
+            for decay in (True, False):
+                kind = (encoder, decay)
+                chosen = [
+                    parameter
+                    for name, parameter in model.named_parameters()
+                    if parameter.requires_grad and (in_encoder(name, self.model), name in decayed) == kind
+                ]
+                weight_decay = self.args.weight_decay if decay else 0.0
+                if chosen:
+                    groups.append({"params": chosen, "lr": rate, "weight_decay": weight_decay})
+        self.optimizer = optimizer_class(groups, **settings)
+        return self.optimizer
+
+    def check_shared_memory(self) -> None:
+        """Raise a ValueError if batches of the longest clips may not fit into the shared memory that is free."""
+        parts = ((self.train_dataset, "train"), (self.eval_dataset, "eval"))
+        longest = {name: max(seconds_of(dataset), default=0.0) for dataset, name in parts}
+        name = max(longest, key=lambda each: longest[each] * getattr(self.args, f"per_device_{each}_batch_size"))
+        check_shared_memory(
+            longest[name] * getattr(self.args, f"per_device_{name}_batch_size"),
+            self.args.dataloader_num_workers,
+            int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+            sample_bytes=SAMPLE_BYTES,
+            settings=("dataloader_num_workers", f"per_device_{name}_batch_size"),
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The model with all that inference needs; beside adapters also the model that they are merged into."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            directory = Path(output_dir or self.args.output_dir)
+            self.save_beside(directory)
+            share_mode_of(directory)
+            model = self.accelerator.unwrap_model(self.model)
+            if hasattr(model, "merge_and_unload"):
+                copy.deepcopy(model).merge_and_unload().save_pretrained(directory / MERGED)
+                self.save_beside(directory / MERGED)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
+        """An evaluation that shows nothing learned is no candidate: noise may lie below the plateau that follows."""
+        return metrics.get("eval_learned", 1.0) > 0 and super()._determine_best_metric(metrics, trial)
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        generator = None if self.args.data_seed is None else torch.Generator().manual_seed(self.args.data_seed)
+        # The lengths are known without decoding anything.
+        return LengthGroupedSampler(size, lengths=dataset.num_samples, generator=generator)
+
+    def _get_eval_sampler(self, eval_dataset):
+        return torch.utils.data.SequentialSampler(eval_dataset)  # `by_length` has sorted them
+
+
+class EncoderFreeze(TrainerCallback):
+    """Trains the head alone for the first steps, then all that is to be trained."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+        self.frozen: list[nn.Parameter] = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step < self.steps:
+            self.frozen = [p for name, p in model.named_parameters() if p.requires_grad and in_encoder(name, model)]
+            for parameter in self.frozen:
+                parameter.requires_grad_(False)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.frozen and state.global_step >= self.steps:
+            logger.info("Step %d: the encoder is trained from here on.", state.global_step)
+            for parameter in self.frozen:
+                parameter.requires_grad_(True)
+            self.frozen = []
+
+
+class Telling(TrainerCallback):
+    """Logs steps and evaluations with four digits, and how long the run will take once a few steps are timed."""
+
+    def __init__(self):
+        self.heartbeat: Heartbeat | None = None
+        self._start: tuple[int, float] | None = None
+        self._batches = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = time.monotonic()
+        self._say(f"training: step {state.global_step} of {state.max_steps}")
+        if self._start is None:  # the first step also starts the workers
+            self._start = (state.global_step, now)
+        elif state.global_step == self._start[0] + TIMED_STEPS and state.is_world_process_zero:
+            each = (now - self._start[1]) / TIMED_STEPS
+            left = duration(each * (state.max_steps - state.global_step))
+            logger.info("%.2f s a step: about %s for the rest, evaluations not counted.", each, left)
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        self._batches += 1
+        self._say(f"evaluating at step {state.global_step}: batch {self._batches} of {len(eval_dataloader)}")
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self._batches = 0
+
+    def on_predict(self, args, state, control, metrics, **kwargs):
+        self._batches = 0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        evaluation = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
+        shown = evaluation or {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs}
+        hidden = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "learned")
+        figures = {
+            SHORT.get(name, name.replace("_", " ")): value for name, value in shown.items() if name not in hidden
+        }
+        text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        if text:
+            where = f"Step {state.global_step} of {state.max_steps}"
+            logger.info("%s%s: %s.", where, ", evaluation" if evaluation else "", text)
+
+    def _say(self, doing: str) -> None:
+        if self.heartbeat is not None:
+            self.heartbeat.doing = doing
+
+
+class Stopped(Exception):
+    """A signal has come and the checkpoint is saved."""
+
+
+class Signals(Interruption):
+    """SIGTERM and Ctrl-C in this process alone; workers of the loader, who inherit the handler, end or go on."""
+
+    def __init__(self):
+        super().__init__()
+        self._process = os.getpid()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() == self._process:
+            super()._note(number, frame)
+        elif number == signal.SIGTERM:
+            os._exit(128 + number)
+
+
+class StopInOrder(TrainerCallback):
+    """Saves a checkpoint after the step in which a signal came, or at once while an evaluation runs, and stops."""
+
+    def __init__(self, trainer: FineTuner, signals: Signals):
+        self.trainer, self.signals = trainer, signals
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.signals.stop is not None:
+            control.should_save, control.should_evaluate = True, False
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self.signals.stop is not None and self.trainer.is_in_train:
+            if state.global_step > 0:
+                self.trainer._save_checkpoint(self.trainer.model, trial=None)
+            raise Stopped
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.signals.stop is not None:
+            raise Stopped
+
+
+def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: Heartbeat) -> nn.Module:
+    """
+    Train; the model of the best evaluation that shows something learned, else the last one.
+
+    Raises:
+        SystemExit: after SIGTERM or Ctrl-C, once a checkpoint is saved; its code is the signal's exit status.
+    """
+    if trainer.args.device.type == "cpu":
+        keep_freed_memory()
+    if arguments.freeze_encoder_steps:
+        trainer.add_callback(EncoderFreeze(arguments.freeze_encoder_steps))
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, Telling):
+            callback.heartbeat = heartbeat
+    heartbeat.doing = "starting the training"
+    trainer.check_shared_memory()
+    die_when_stuck()
+    resumed = trainer.args.resume_from_checkpoint
+    if trainer.args.world_size > 1:  # there the launcher ends all processes, and the last checkpoint is gone on from
+        trainer.train(resume_from_checkpoint=resumed)
+    else:
+        with Signals() as signals:
+            trainer.add_callback(StopInOrder(trainer, signals))
+            try:
+                trainer.train(resume_from_checkpoint=resumed)
+            except Stopped:
+                step = trainer.state.global_step
+                saved = Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+                how = "the same command with --resume_from_checkpoint latest goes on"
+                logger.warning("Stopped at step %d: %s is saved; %s.", step, saved, how) if step else logger.warning(
+                    "Stopped before the first step: nothing is lost."
+                )
+                sys.exit(signals.stop.status)
+    heartbeat.doing = "scoring the result"
+    return trainer.accelerator.unwrap_model(trainer.model)
+
+
+def seconds_of(dataset: torch.utils.data.Dataset) -> list[float]:
+    """Length of every clip, in seconds, of labelled clips or of several sets of them."""
+    parts = getattr(dataset, "datasets", [dataset])
+    return [samples / SAMPLING_RATE for part in parts for samples in part.num_samples]

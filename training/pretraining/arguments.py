@@ -1,0 +1,420 @@
+"""Arguments of a pretraining run, and how a recipe and the command line make them."""
+
+import json
+import sys
+from dataclasses import dataclass, field, fields
+
+import torch
+
+from sjepa_hf import SJepaConfig
+from sjepa_hf.opening import why
+from training.common.command_line import config_path, parse_dataclasses, read_recipe
+from training.common.ranges import check_choice, check_ranges
+from training.data.loader import DataArguments
+from training.pretraining.shortening import shortened
+from training.targets.frame_features import FRAME_FEATURES, num_features
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    model_config: str = field(
+        default="{}",
+        metadata={
+            "help": "Fields of SJepaConfig that differ from the published base model; on the command line as JSON, "
+            'e.g. \'{"hidden_size": 256, "front_end": "log_mel"}\'. What is not named keeps the recipe\'s value.'
+        },
+    )
+    initial_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pretraining checkpoint (directory or Hub name) whose weights and sizes start this run, in place "
+            "of model_config. Unlike with resume_from_checkpoint, mixture, the head's last layer, optimizer and step "
+            "counter start afresh."
+        },
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "sdpa (what Transformers chooses), flash_attention_2, eager, ... On a CPU with bf16, eager is up "
+            "to twice as fast as sdpa for clips of a few seconds."
+        },
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute layers in backward to save memory."}
+    )
+    torch_compile: bool = field(
+        default=False,
+        metadata={
+            "help": "torch.compile of student and EMA encoder: worth its minutes of compiling on a GPU. A resumed run "
+            "may then differ from an uninterrupted one in the last bits."
+        },
+    )
+
+
+@dataclass
+class MaskingArguments:
+    """What is hidden from the encoder (method, section 6), and what disturbs it (section 7)."""
+
+    mask_prob: float = field(default=0.65, metadata={"help": "Share of the real frames that is masked."})
+    mask_span: int = field(default=10, metadata={"help": "Frames per masked span (20 ms each)."})
+    p_mix: float = field(default=0.25, metadata={"help": "Probability of mixing in a piece of another utterance."})
+    p_noise: float = field(default=0.25, metadata={"help": "Probability of noise over the whole utterance."})
+
+    def __post_init__(self):
+        check_ranges(self, positive="mask_prob", at_least_1="mask_span", share="mask_prob p_mix p_noise")
+        if self.mask_prob == 1:
+            raise ValueError(
+                "`mask_prob` must be below 1: every clip keeps a visible frame (0.65 is the published value)."
+            )
+        if self.p_mix + self.p_noise > 1:
+            raise ValueError(f"`p_mix` and `p_noise` must not exceed 1 together, got {self.p_mix} and {self.p_noise}.")
+
+
+@dataclass
+class TargetArguments:
+    """The mixtures whose posteriors are predicted (method, sections 3 to 5)."""
+
+    phase1_components: int = field(default=100, metadata={"help": "Components of the frozen MFCC mixture."})
+    phase1_features: str = field(
+        default="mfcc",
+        metadata={"help": "What that mixture is over: mfcc (published), mfcc_cmn (less each clip's mean) or log_mel."},
+    )
+    phase1_temperature: float = field(
+        default=1.0, metadata={"help": "As target_temperature, in phase 1; 0 makes the targets one-hot."}
+    )
+    phase2_components: int = field(default=500, metadata={"help": "Components of the online mixture."})
+    fit_frames: int = field(
+        default=2_000_000, metadata={"help": "Frames in the reservoir that the MFCC mixture is fitted to."}
+    )
+    fit_hours: float = field(
+        default=1000.0, metadata={"help": "Hours of audio that are read, at most, to fill that reservoir."}
+    )
+    seed_frames: int = field(
+        default=500_000, metadata={"help": "Frames that seed the online mixture at the phase boundary."}
+    )
+    reseed_frames: int = field(
+        default=100_000, metadata={"help": "Frames that seed it anew when the active layer changes."}
+    )
+    kmeans_passes: int = field(default=5, metadata={"help": "Mini-batch k-means passes of a fit."})
+    em_iterations: int = field(default=20, metadata={"help": "EM iterations of a fit."})
+    relative_variance_floor: float = field(
+        default=1e-3, metadata={"help": "Variance floor as a share of the data's variance (0: 1e-6, as published)."}
+    )
+    mixture_decay: float = field(default=0.999, metadata={"help": "Decay of the online mixture's average."})
+    mixture_average: str = field(
+        default="statistics",
+        metadata={"help": "What the online update averages: sufficient 'statistics', or 'parameters' as published."},
+    )
+    target_temperature: float = field(
+        default=1.0,
+        metadata={
+            "help": "Divides the log-joint of the posterior used as target in phase 2 (1: published; 0: one-hot)."
+        },
+    )
+    target_layers: list[int] | None = field(
+        default=None,
+        metadata={"help": "Layers whose mean makes the targets, instead of the active one; numbered as start_layer."},
+    )
+    target_instance_norm: bool = field(
+        default=False,
+        metadata={"help": "Normalise each clip's features over its frames before the online mixture sees them."},
+    )
+    target_dims: int | None = field(
+        default=None,
+        metadata={"help": "Whitened principal components that the mixture sees. Default: all dimensions."},
+    )
+    frozen_weight: float = field(
+        default=0.0, metadata={"help": "Share of the phase-1 targets in the loss at the start of phase 2."}
+    )
+    frozen_weight_end: float = field(
+        default=0.0, metadata={"help": "The same at the end of phase 2; between them it moves linearly."}
+    )
+    start_layer: int = field(
+        default=3,
+        metadata={
+            "help": "Layer whose features the second phase starts on. Layers are numbered as in hidden_states: 1 is "
+            "the first one's output, 0 its input. The default is the paper's layer 2, which counts the first as 0."
+        },
+    )
+    adaptive_layer: bool = field(
+        default=True,
+        metadata={"help": "Move to the layer (from 1) of the highest effective rank; false stays on start_layer."},
+    )
+    layer_check_steps: int = field(default=10_000, metadata={"help": "Steps between two measures of effective rank."})
+    layer_score_decay: float = field(
+        default=0.37, metadata={"help": "Decay of the smoothed effective ranks from one measure to the next."}
+    )
+    reseed_on_layer_switch: bool = field(
+        default=True, metadata={"help": "Seed the mixture on the new layer's features (false: published)."}
+    )
+    ema_decays: list[float] = field(
+        default_factory=lambda: [0.999, 0.9999], metadata={"help": "Decays of the EMA encoder, used in turn."}
+    )
+    ema_switch_steps: int = field(default=20_000, metadata={"help": "Steps between two changes of that decay."})
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            at_least_1="kmeans_passes layer_check_steps ema_switch_steps target_dims",
+            at_least_2="phase1_components phase2_components",
+            positive="fit_hours",
+            not_negative="em_iterations relative_variance_floor phase1_temperature target_temperature",
+            share="mixture_decay frozen_weight frozen_weight_end layer_score_decay ema_decays",
+        )
+        check_choice(self, "phase1_features", FRAME_FEATURES)
+        check_choice(self, "mixture_average", ("statistics", "parameters"))
+        for frames, phase in (("fit_frames", "phase1"), ("seed_frames", "phase2"), ("reseed_frames", "phase2")):
+            given, needed = getattr(self, frames), getattr(self, f"{phase}_components")
+            if given < needed:
+                raise ValueError(f"`{frames}` ({given}) must not be fewer than `{phase}_components` ({needed}).")
+        if not self.ema_decays:
+            raise ValueError("`ema_decays` is empty: name at least one decay.")
+        if self.target_dims and self.follows_ranks and not self.reseed_on_layer_switch:
+            raise ValueError(
+                "With `target_dims` a new layer needs principal components of its own: leave"
+                " `reseed_on_layer_switch` true, or set `adaptive_layer` to false."
+            )
+
+    @property
+    def keeps_frozen(self) -> bool:
+        """Whether the phase-1 targets stay in the loss of phase 2."""
+        return max(self.frozen_weight, self.frozen_weight_end) > 0
+
+    @property
+    def follows_ranks(self) -> bool:
+        """Whether the layer that makes the targets may change."""
+        return self.adaptive_layer and not self.target_layers
+
+    def fit_options(self) -> dict:
+        """Options of [`DiagonalGaussianMixture.fit`]."""
+        return {
+            "num_passes": self.kmeans_passes,
+            "num_iterations": self.em_iterations,
+            "relative_variance_floor": self.relative_variance_floor,
+        }
+
+
+@dataclass
+class RunArguments:
+    """Length, optimisation and output of a run. The defaults are the published ones where the paper states them."""
+
+    output_dir: str = field(default="sjepa-pretraining", metadata={"help": "Where checkpoints and logs go."})
+    seed: int = field(default=0, metadata={"help": "Seed of everything random."})
+    phase1_steps: int = field(default=100_000, metadata={"help": "Optimizer steps on the frozen MFCC mixture."})
+    phase2_steps: int = field(default=300_000, metadata={"help": "Optimizer steps on the online mixture."})
+    visible_loss: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether visible frames count beside the masked ones (until late in phase 2). Small models did not"
+            " begin to learn without them."
+        },
+    )
+    masked_only_after: float = field(
+        default=0.5,
+        metadata={"help": "Share of phase 2 after which only masked frames count and augmentation is off."},
+    )
+    phase1_learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of phase 1."})
+    phase2_learning_rate: float = field(default=2.5e-5, metadata={"help": "Peak learning rate of phase 2."})
+    phase1_warmup_steps: int = field(default=5_000, metadata={"help": "Warm-up steps of phase 1."})
+    phase2_warmup_steps: int = field(default=5_000, metadata={"help": "Warm-up steps of phase 2."})
+    phase1_schedule: str = field(default="linear", metadata={"help": "Decay in phase 1: linear, cosine or constant."})
+    phase2_schedule: str = field(
+        default="constant", metadata={"help": "Decay in phase 2: linear, cosine or constant."}
+    )
+    phase1_final_factor: float = field(
+        default=0.0, metadata={"help": "Share of the peak learning rate that remains at the end of phase 1."}
+    )
+    phase2_final_factor: float = field(
+        default=0.0, metadata={"help": "Share of the peak learning rate that remains at the end of phase 2."}
+    )
+    phase1_decay_steps: int | None = field(
+        default=None,
+        metadata={"help": "Last steps of phase 1, over which the rate falls; before, it stays. Default: all of them."},
+    )
+    phase2_decay_steps: int | None = field(default=None, metadata={"help": "The same in phase 2."})
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "Micro-batches per optimizer step and rank."}
+    )
+    weight_decay: float = field(default=1e-3, metadata={"help": "Weight decay of AdamW."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "First beta of AdamW."})
+    adam_beta2: float = field(default=0.99, metadata={"help": "Second beta of AdamW."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    max_skipped_steps: int = field(
+        default=20,
+        metadata={
+            "help": "Steps in a row with a NaN or infinite gradient, which are skipped, that end the run; they are "
+            "counted at each line of metrics."
+        },
+    )
+    logging_steps: int = field(default=50, metadata={"help": "Steps between two lines of metrics."})
+    save_steps: int = field(default=5_000, metadata={"help": "Steps between two checkpoints."})
+    save_total_limit: int = field(default=3, metadata={"help": "Checkpoints to keep, the newest; 0 keeps all."})
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "'latest': go on from the newest whole checkpoint of output_dir; 'auto': the same, or begin where"
+            " there is none; or a checkpoint directory."
+        },
+    )
+    mixed_precision: str | None = field(
+        default=None,
+        metadata={
+            "help": "no, bf16, fp16, or auto: bf16 where the device multiplies in it natively, else no. Left out: "
+            "whatever `accelerate launch` says."
+        },
+    )
+    push_to_hub: bool = field(
+        default=False,
+        metadata={"help": "Publish the result on the Hub (log in first: `hf auth login`)."},
+    )
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "owner/name there. Default: the name of output_dir."}
+    )
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "Whether a new repo is hidden."})
+    hub_strategy: str = field(
+        default="end", metadata={"help": "'end', or 'every_save': each checkpoint too, as revision step-N, meanwhile."}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Say what the run would do, and end without writing anything."}
+    )
+    report_to: str = field(
+        default="tensorboard", metadata={"help": "Tracker, by its name in Accelerate: tensorboard, wandb, none, ..."}
+    )
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            at_least_1="gradient_accumulation_steps max_skipped_steps logging_steps save_steps",
+            positive="phase1_learning_rate phase2_learning_rate max_grad_norm",
+            not_negative="seed phase1_steps phase2_steps phase1_warmup_steps phase2_warmup_steps phase1_decay_steps"
+            " phase2_decay_steps weight_decay save_total_limit",
+            share="masked_only_after phase1_final_factor phase2_final_factor adam_beta1 adam_beta2",
+        )
+        check_choice(self, "hub_strategy", ("end", "every_save"))
+        if self.phase1_steps + self.phase2_steps == 0:
+            raise ValueError("`phase1_steps` and `phase2_steps` must not both be 0.")
+        for phase in ("phase1", "phase2"):
+            self._check_schedule(phase)
+
+    def _check_schedule(self, phase: str) -> None:
+        check_choice(self, f"{phase}_schedule", ("linear", "cosine", "constant"))
+        steps, warmup = getattr(self, f"{phase}_steps"), getattr(self, f"{phase}_warmup_steps")
+        if 0 < steps < warmup:
+            raise ValueError(
+                f"`{phase}_warmup_steps` ({warmup}) exceeds `{phase}_steps` ({steps}): give a shorter warm-up as well,"
+                f" --{phase}_warmup_steps {steps // 10} for example."
+            )
+        decay = getattr(self, f"{phase}_decay_steps")
+        if getattr(self, f"{phase}_schedule") == "constant":
+            factor = getattr(self, f"{phase}_final_factor")
+            for name, is_set in (("decay_steps", decay is not None), ("final_factor", factor > 0)):
+                if is_set:
+                    raise ValueError(f"`{phase}_{name}` says how the rate falls, but `{phase}_schedule` is constant.")
+        if decay is not None and 0 < steps < warmup + decay:
+            raise ValueError(
+                f"`{phase}_decay_steps` ({decay}) must lie between 0 and `{phase}_steps` less its warm-up"
+                f" ({steps - warmup}): give --{phase}_decay_steps, or a shorter --{phase}_warmup_steps."
+            )
+
+
+ARGUMENTS = (ModelArguments, DataArguments, MaskingArguments, TargetArguments, RunArguments)
+
+
+@dataclass
+class Arguments:
+    """All arguments of a run, one group a field."""
+
+    model: ModelArguments
+    data: DataArguments
+    masking: MaskingArguments
+    targets: TargetArguments
+    run: RunArguments
+
+    def to_dict(self) -> dict:
+        """All fields of all groups, flat, as a recipe holds them."""
+        return {f.name: getattr(group, f.name) for group in vars(self).values() for f in fields(group)}
+
+    def sjepa_config(self) -> SJepaConfig:
+        """
+        The model's configuration. Where the model starts on MFCC targets, mixture and head have their sizes.
+
+        Raises:
+            ValueError: if `model_config` holds an unknown field or a value that the model refuses.
+        """
+        chosen = json.loads(self.model.model_config)
+        if self.run.phase1_steps > 0:
+            size = num_features(self.targets.phase1_features)
+            chosen |= {"num_mixture_components": self.targets.phase1_components, "mixture_feature_size": size}
+        else:
+            size = self.targets.target_dims
+            chosen |= {"num_mixture_components": self.targets.phase2_components, "mixture_feature_size": size}
+        known = {f.name for f in fields(SJepaConfig)} | SJepaConfig().to_dict().keys()
+        if unknown := sorted(set(chosen) - known):
+            raise ValueError(f"`model_config` holds unknown fields: {', '.join(unknown)}.")
+        try:
+            return SJepaConfig(**chosen)
+        except Exception as error:  # of whatever Transformers makes of a value in a field that it checks itself
+            raise ValueError(f"`model_config`: {why(error)}") from error
+
+
+def parse_arguments(argv: list[str] | None = None) -> Arguments:
+    """
+    Arguments from `--config RECIPE.yaml` (optional) and `--field value` for each field to override.
+
+    Raises:
+        ValueError: for a recipe that is absent or holds an unknown field, for values out of range, and for settings
+            that contradict each other.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    recipe = read_recipe(config_path(argv), ARGUMENTS) if config_path(argv) else {}
+    argv += shortened(argv, {f.name: f.default for f in fields(RunArguments)} | recipe)
+    groups = parse_dataclasses(ARGUMENTS, argv, "Pretrain S-JEPA, both phases in one run.", left_out=("model_config",))
+    arguments = Arguments(*groups[: len(ARGUMENTS)])
+    try:
+        chosen = json.loads(arguments.model.model_config)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"`model_config` is not JSON ({error}): write it like '{{\"hidden_size\": 256}}'.") from None
+    if not isinstance(chosen, dict):
+        raise ValueError(f"`model_config` is {chosen!r}: write it like '{{\"hidden_size\": 256}}'.")
+    arguments.model.model_config = json.dumps({**recipe.get("model_config", {}), **chosen})
+    if not arguments.model.initial_checkpoint:
+        check_model(arguments, arguments.sjepa_config())
+    return arguments
+
+
+def default_device() -> str:
+    """A GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_precision(asked: str | None) -> str | None:
+    """What Accelerate is told: `auto` becomes bf16 where that is the fast format of the device, else fp32."""
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    # bf16 without matrix units is emulated, several times slower than fp32; with them (AMX) several times faster.
+    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "no"
+
+
+def check_model(arguments: Arguments, config: SJepaConfig) -> None:
+    """Raise a ValueError for settings that do not fit a model of that configuration."""
+    targets, top = arguments.targets, config.num_hidden_layers
+    if arguments.run.phase2_steps > 0:
+        if targets.target_dims and targets.target_dims > config.hidden_size:
+            raise ValueError(
+                f"`target_dims` is {targets.target_dims}; it must lie between 1 and the model's {config.hidden_size}."
+            )
+        name = "target_layers" if targets.target_layers else "start_layer"
+        for layer in targets.target_layers or [targets.start_layer]:
+            if not 0 <= layer <= top:
+                raise ValueError(f"`{name}` names layer {layer}, but the model has layers 1 to {top} (0: the input).")
+    frames = config.num_frames(int(arguments.data.max_seconds * 16000))
+    if frames > config.predictor_max_positions:
+        raise ValueError(
+            f"`max_seconds` ({arguments.data.max_seconds:g} s, {frames} frames) exceeds the predictor's table of"
+            f" {config.predictor_max_positions} positions: crop shorter, or raise `predictor_max_positions` in"
+            " `model_config`."
+        )

@@ -1,0 +1,132 @@
+"""The pictures of a run: losses, effective ranks, predictor entropy."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from training.pretraining.monitoring import HISTORY, read_history
+
+
+FEW = 12  # points of a curve up to which each is marked: a line through one or two would not be seen
+
+
+def draw_losses(history: list[dict], phase1_steps: int, path: Path) -> None:
+    """
+    Masked and visible KL over hours of audio seen, the constant guess beside them, and the phase boundary; below, the
+    entropy of the targets.
+    """
+    figure, (above, below) = plt.subplots(2, sharex=True, figsize=(8, 5.5), height_ratios=(3, 1), layout="constrained")
+    lines = (
+        (above, "masked_kl", "masked frames", "C0", "-"),
+        (above, "visible_kl", "visible frames", "C2", "-"),
+        (above, "baseline_kl", "constant guess (mixture weights)", "0.5", "--"),
+        (below, "target_entropy_bits", None, "C1", "-"),
+    )
+    for axes, name, label, colour, style in lines:
+        # A phase's values are joined among themselves only: the two phases predict different clusters.
+        for phase in (1, 2):
+            points = [(m["hours_seen"], m[name]) for m in history if m["phase"] == phase and name in m]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, marker=_marker(points), color=colour, label=label, lw=1.5)
+                label = None
+    for axes in (above, below):
+        _mark_boundary(axes, history, phase1_steps)
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
+    above.set(ylabel="KL(target || prediction), nats", title="Pretraining loss")
+    below.set(xlabel="audio seen, hours", ylabel="target\nentropy, bits")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    _save(figure, path)
+
+
+def draw_ranks(history: list[dict], phase1_steps: int, path: Path) -> None:
+    """
+    Effective rank of each layer over hours of audio seen, layer 0 being the input of the first; in phase 2, the active
+    layer as dots.
+
+    Raises:
+        ValueError: if the history holds no measure.
+    """
+    measured = [m for m in history if m.get("effective_ranks")]
+    if not measured:
+        raise ValueError("the history holds no effective ranks: nothing to draw.")
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    hours = [m["hours_seen"] for m in measured]
+    ranks = np.array([m["effective_ranks"] for m in measured])  # [measures, layers]
+    for layer, values in enumerate(ranks.T):
+        label = f"layer {layer}" if layer else "layer 0 (input)"
+        colour = plt.cm.viridis(layer / max(ranks.shape[1] - 1, 1))
+        axes.plot(hours, values, marker=_marker(hours), label=label, color=colour, ls="-" if layer else "--")
+    active = [(m["hours_seen"], m["effective_ranks"][m["active_layer"]]) for m in measured if "active_layer" in m]
+    if active:
+        axes.plot(*zip(*active, strict=True), "o", color="C3", ms=5, label="active layer")
+    _mark_boundary(axes, history, phase1_steps)
+    axes.set(
+        xlabel="audio seen, hours",
+        ylabel="effective rank, dimensions",
+        title="Effective rank of each layer's features",
+    )
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    figure.legend(loc="outside right center", frameon=False)
+    _save(figure, path)
+
+
+def draw_entropy(entropy: np.ndarray, num_components: int, path: Path) -> None:
+    """Histogram of the predictor's entropy in bits per frame, without masking, with marks at 0.5, 1 and 2 bits."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    most = np.log2(num_components)
+    axes.hist(entropy, bins=np.linspace(0, most, 80), density=True, color="C0", alpha=0.8)
+    for mark in (0.5, 1, 2):
+        axes.axvline(mark, color="C3", ls="--", lw=1)
+        share = 100 * float((entropy > mark).mean())
+        axes.annotate(
+            f"{share:.0f} % above {mark:g}",
+            (mark, 0.97),
+            xycoords=("data", "axes fraction"),
+            rotation=90,
+            va="top",
+            ha="right",
+            fontsize=8,
+        )
+    axes.set(
+        xlabel=f"entropy of the prediction, bits (at most {most:.1f})",
+        ylabel="frames, share per bit",
+        title=f"Predictor entropy over {len(entropy):,} frames, mean {entropy.mean():.2f} bits",
+    )
+    _save(figure, path)
+
+
+def draw_run(
+    output_dir: Path, directory: Path, phase1_steps: int, entropy: np.ndarray, num_components: int
+) -> list[str]:
+    """The pictures of a run into `directory`, but for those that would be empty. Returns their names."""
+    history = read_history(output_dir / HISTORY)
+    drawn = ["loss.png", "predictor_entropy.png"]
+    draw_losses(history, phase1_steps, directory / "loss.png")
+    draw_entropy(entropy, num_components, directory / "predictor_entropy.png")
+    if any(m.get("effective_ranks") for m in history):
+        draw_ranks(history, phase1_steps, directory / "effective_rank.png")
+        drawn.append("effective_rank.png")
+    return drawn
+
+
+def _mark_boundary(axes, history: list[dict], phase1_steps: int) -> None:
+    before = [m["hours_seen"] for m in history if m["step"] <= phase1_steps]
+    if before and any(m["phase"] == 2 for m in history):
+        axes.axvline(before[-1], color="0.7", lw=1)
+        axes.annotate("phase 2", (before[-1], 0.02), xycoords=("data", "axes fraction"), fontsize=8, rotation=90)
+
+
+def _marker(points: list) -> str | None:
+    return "." if len(points) <= FEW else None
+
+
+def _save(figure, path: Path) -> None:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,101 @@
+"""What a pretraining run is made of: the model, new or of a checkpoint, its optimizer and its targets."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel
+from sjepa_hf.opening import open_config, open_pretrained
+from training.pretraining.arguments import Arguments, RunArguments, TargetArguments, check_model
+from training.targets.frame_features import num_features
+from training.targets.layer_choice import LayerChoice
+from training.targets.targets import MfccTargets, OnlineTargets
+
+
+def build_model(arguments: Arguments, resumed: Path | None, accelerator: Accelerator) -> SJepaForPreTraining:
+    """
+    The model of the checkpoint that a run is resumed from, as it is; else that of `initial_checkpoint`, for phase 1
+    with a new mixture and last layer; else a new one.
+
+    Raises:
+        ValueError: if the checkpoint cannot be opened, or does not fit the settings.
+    """
+    settings, targets = arguments.model, arguments.targets
+    attention = {"attn_implementation": settings.attn_implementation}
+    checkpoint = resumed or settings.initial_checkpoint
+    if checkpoint:
+        with accelerator.main_process_first():
+            model = open_checkpoint(SJepaForPreTraining, checkpoint, **attention)
+        check_model(arguments, model.config)
+    else:
+        model = SJepaForPreTraining._from_config(arguments.sjepa_config(), **attention)
+    size = num_features(targets.phase1_features)
+    if not resumed and arguments.run.phase1_steps == 0:
+        if targets.keeps_frozen and (not checkpoint or model.mixture.num_features != size):
+            raise ValueError(
+                f"`frozen_weight` keeps the targets of phase 1, but there are none: `phase1_steps` is 0, and"
+                f" `initial_checkpoint` names no checkpoint with a mixture over {targets.phase1_features}."
+            )
+    elif not resumed and checkpoint:
+        model.replace_mixture(targets.phase1_components, size)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.to(accelerator.device).train()
+    if settings.torch_compile:
+        model.compile(dynamic=True)  # every batch has a length of its own
+    return model
+
+
+def open_checkpoint(model_class: type[PreTrainedModel], checkpoint: str | Path, **options) -> PreTrainedModel:
+    """
+    A model of a checkpoint, in fp32 however it was saved.
+
+    Raises:
+        ValueError: if it cannot be opened, or is not S-JEPA.
+    """
+    kind = open_config(checkpoint).model_type
+    if kind != "sjepa":
+        raise ValueError(f"{checkpoint} is of type {kind}, not an S-JEPA checkpoint.")
+    return open_pretrained(model_class, checkpoint, dtype=torch.float32, **options)
+
+
+def build_optimizer(model: SJepaForPreTraining, run: RunArguments) -> torch.optim.AdamW:
+    """AdamW; its fused form leaves a step with a broken gradient out without asking the device."""
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=run.phase1_learning_rate,
+        betas=(run.adam_beta1, run.adam_beta2),
+        weight_decay=run.weight_decay,
+        fused=True,
+    )
+
+
+def frozen_targets(mixture: DiagonalGaussianMixture, settings: TargetArguments) -> MfccTargets:
+    """The targets of phase 1."""
+    return MfccTargets(mixture, settings.phase1_features, settings.phase1_temperature)
+
+
+def online_targets(
+    encoder: SJepaModel,
+    mixture: DiagonalGaussianMixture,
+    arguments: Arguments,
+    layer_choice: LayerChoice,
+    accelerator: Accelerator,
+) -> OnlineTargets:
+    """The targets of phase 2; the EMA encoder starts as the encoder is now."""
+    settings = arguments.targets
+    return OnlineTargets(
+        encoder,
+        mixture,
+        layer_choice,
+        accelerator,
+        temperature=settings.target_temperature,
+        mixture_decay=settings.mixture_decay,
+        average=settings.mixture_average,
+        layers=settings.target_layers,
+        instance_norm=settings.target_instance_norm,
+        num_components=settings.target_dims,
+        compiled=arguments.model.torch_compile,
+    )

@@ -1,0 +1,332 @@
+"""Going on from a checkpoint: which one, what may differ from the run that wrote it, what becomes of the others."""
+
+import json
+import logging
+import re
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+
+from sjepa_hf.model_card import RECORD
+from sjepa_hf.opening import open_config
+from sjepa_hf.saving import INCOMPLETE, PREVIOUS, remove
+from training.pretraining.arguments import Arguments
+from training.pretraining.checkpointing import (
+    STATE_DIRECTORY,
+    LoopState,
+    damage,
+    has_teacher,
+    load_arguments,
+    load_loop_state,
+    restoring,
+)
+from training.pretraining.schedules import Schedule
+
+
+logger = logging.getLogger(__name__)
+
+FINAL = "final"  # directory of a run's result
+ABANDONED = ".abandoned"  # ending of checkpoints that a run has gone back behind
+# Settings that have had their effect: those of the first mixture's fit, and of phase 1 once it is over.
+PAST = ("initial_checkpoint", "fit_frames", "fit_hours")
+PAST_IN_PHASE_2 = (
+    *("seed_frames", "start_layer", "phase1_learning_rate", "phase1_warmup_steps", "phase1_schedule"),
+    *("phase1_final_factor", "phase1_decay_steps"),
+)
+OF_THIS_START = ("resume_from_checkpoint", "model_config")  # `model_config`: compared with the model itself
+RATES_LOOKED_AT = 1000  # of the steps to come
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted((path for path in found if path.is_dir()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(checkpoint.name.split("-")[1])
+
+
+def claim(output_dir: Path, lock: FileLock, resuming: bool, dry_run: bool = False) -> None:
+    """
+    Make an output directory and lock it for this run alone; clear away what a killed run has left half-written.
+    `dry_run` only looks whether an earlier run lies there.
+
+    Raises:
+        ValueError: if it cannot be written to, another run holds it, or a new run would mix with an earlier one.
+    """
+    try:
+        if not dry_run:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"`output_dir` {output_dir} belongs to a run that is still going.") from None
+    except OSError as error:
+        raise ValueError(f"`output_dir` {output_dir} cannot be written to: {error}.") from None
+    if not resuming and (checkpoints(output_dir) or (output_dir / FINAL / RECORD).exists()):
+        lock.release()
+        raise ValueError(
+            f"`output_dir` {output_dir} holds an earlier run: name another directory, or go on from its checkpoints"
+            " (if there are any) with --resume_from_checkpoint latest."
+        )
+    if not dry_run:
+        clear_left_overs(output_dir)
+
+
+def clear_left_overs(output_dir: Path) -> None:
+    """
+    Of a run that was killed while it wrote: a checkpoint that was about to be replaced gets its name back, and what is
+    half-written goes.
+    """
+    for path in sorted(output_dir.iterdir()):
+        name, ending = path.stem, path.suffix
+        if ending not in (INCOMPLETE, PREVIOUS) or not re.fullmatch(rf"checkpoint-\d+|{FINAL}", name):
+            continue
+        try:
+            if ending == PREVIOUS and not (output_dir / name).exists():
+                path.rename(output_dir / name)
+            else:
+                remove(path)
+        except OSError as error:
+            logger.warning("%s, left by a run that was killed, cannot be deleted: %s.", path, error)
+
+
+class AlreadyFinished(Exception):
+    """The run that is to be resumed has come to its end; the message says so."""
+
+
+def begin(arguments: Arguments, accelerator: Accelerator, lock: FileLock) -> tuple[Path | None, LoopState]:
+    """
+    Where a run begins: the checkpoint that it is resumed from, with its loop state, or None and a new one. Settings
+    that have had their effect are put back, as `settle` says. Every rank must ask.
+
+    Raises:
+        ValueError: if there is no such checkpoint, it is damaged, or the settings do not fit it.
+        AlreadyFinished: if the run has come to its end.
+    """
+    run, output_dir = arguments.run, Path(arguments.run.output_dir)
+    checkpoint = None
+    if run.resume_from_checkpoint:
+        checkpoint = find_for_all(output_dir, run.resume_from_checkpoint, accelerator)
+    if checkpoint is None:
+        return None, LoopState()
+    state, total = load_loop_state(checkpoint), Schedule(arguments).total_steps
+    if is_finished(output_dir, checkpoint, state.step, total) and not run.push_to_hub:
+        lock.release()
+        raise AlreadyFinished(f"{checkpoint} is finished: it has taken {state.step} steps, and {total} are asked for.")
+    settle(checkpoint, arguments, state)
+    return checkpoint, state
+
+
+def find_for_all(output_dir: Path, asked: str, accelerator: Accelerator) -> Path | None:
+    """`find_checkpoint` on the main process, its answer (or its error) on all."""
+    answer = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = find_checkpoint(output_dir, asked)
+        except (ValueError, OSError) as error:
+            answer[1] = str(error)
+    broadcast_object_list(answer)
+    if answer[1]:
+        raise ValueError(answer[1])
+    return answer[0]
+
+
+def find_checkpoint(output_dir: Path, asked: str) -> Path | None:
+    """
+    The checkpoint to resume from: a path, `"latest"` in `output_dir`, or with `"auto"` the latest if there is any. Of
+    those in `output_dir`, `final` among them, the newest whole one; damaged ones are named and passed over.
+
+    Raises:
+        ValueError: if there is none, or the one that is named is damaged.
+    """
+    if asked not in ("latest", "auto"):
+        path = Path(asked)
+        if not path.is_dir():
+            raise ValueError(f"`resume_from_checkpoint` names {asked}, which is not a directory.")
+        if not (path / STATE_DIRECTORY).is_dir():
+            raise ValueError(
+                f"{asked} is not a training checkpoint (no {STATE_DIRECTORY}): to start a new run from its weights,"
+                " give it as `initial_checkpoint`."
+            )
+        if problem := damage(path):
+            raise ValueError(f"`resume_from_checkpoint` {asked} is damaged: {problem}. Take an earlier one.")
+        return path
+    found = checkpoints(output_dir)
+    newest = next(filter(whole, reversed(found)), None)
+    final = output_dir / FINAL
+    if (final / STATE_DIRECTORY).is_dir():
+        found.append(final)
+        if whole(final) and (newest is None or load_loop_state(final).step >= step_of(newest)):
+            newest = final
+    if newest is None and (found or asked == "latest"):
+        raise ValueError(f"There is no whole checkpoint in {output_dir} to resume from: start without resuming.")
+    return newest
+
+
+def whole(checkpoint: Path) -> bool:
+    """Whether all files of a checkpoint are as they were written; if not, the log says what is wrong."""
+    if problem := damage(checkpoint):
+        logger.warning("%s is damaged and passed over: %s.", checkpoint, problem)
+    return problem is None
+
+
+def is_finished(output_dir: Path, checkpoint: Path, step: int, total_steps: int) -> bool:
+    """Whether a checkpoint is the result of this very run, with all that lies beside it."""
+    final = output_dir / FINAL
+    return checkpoint.resolve() == final.resolve() and step >= total_steps and (final / RECORD).is_file()
+
+
+def prune_checkpoints(output_dir: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints; 0 keeps all. What cannot be deleted stays for the next time."""
+    for path in checkpoints(output_dir)[:-keep] if keep else []:
+        try:
+            remove(path)
+        except OSError as error:
+            logger.warning("%s cannot be deleted (%s): the next save tries again.", path, error)
+
+
+def set_aside_after(output_dir: Path, step: int) -> None:
+    """
+    Rename checkpoints and a result beyond `step` to `NAME.abandoned`: a run that goes on from an earlier step would
+    otherwise be resumed from them, and have its own deleted as the older ones.
+
+    Raises:
+        ValueError: if one cannot be renamed.
+    """
+    beyond = [path for path in checkpoints(output_dir) if step_of(path) > step]
+    final = output_dir / FINAL
+    if (final / STATE_DIRECTORY).is_dir() and (damage(final) or load_loop_state(final).step > step):
+        beyond.append(final)
+    for path in beyond:
+        aside = path.with_name(path.name + ABANDONED)
+        try:
+            remove(aside)
+            path.rename(aside)
+        except OSError as error:
+            raise ValueError(
+                f"{path} lies beyond step {step}, from which this run goes on, and cannot be renamed ({error}):"
+                " move it away."
+            ) from None
+        logger.warning("%s lies beyond step %d, from which this run goes on: it is now %s.", path, step, aside)
+
+
+def settle(directory: Path, arguments: Arguments, state: LoopState) -> None:
+    """
+    Compare the settings of a run with those that its checkpoint was written with. What differs is named in the log;
+    what has had its effect already is put back, so that no later record is false.
+
+    Args:
+        directory: the checkpoint.
+        arguments: of the run that goes on from it; changed in place.
+        state: the checkpoint's loop state.
+
+    Raises:
+        ValueError: where the mixture would meet other features than it was fitted to, the model would have to be
+            another, or nothing could be learned any more.
+    """
+    before = load_arguments(directory)
+    with restoring(directory, "settings"):
+        chosen_before = json.loads(before["model_config"])
+        old_schedule = Schedule(SimpleNamespace(run=SimpleNamespace(**before), targets=SimpleNamespace(**before)))
+        old_rate = old_schedule.learning_rate(min(state.step, old_schedule.total_steps - 1))
+        keeps = max(before["frozen_weight"], before["frozen_weight_end"]) > 0
+    check_same_targets(
+        directory, before, arguments.to_dict(), Schedule(arguments).phase(state.step), keeps, state.step
+    )
+    past = PAST + (PAST_IN_PHASE_2 if has_teacher(directory) else ())
+    for group in vars(arguments).values():
+        for name in (field.name for field in fields(group)):
+            value = json.loads(json.dumps(getattr(group, name)))
+            if name not in before or before[name] == value or name in OF_THIS_START:
+                continue
+            if name in past:
+                logger.warning("`%s` stays %r, as it has had its effect: %r is too late.", name, before[name], value)
+                setattr(group, name, before[name])
+            else:
+                logger.warning("Changed since the checkpoint: `%s` from %r to %r.", name, before[name], value)
+    check_same_model(directory, arguments, chosen_before)
+    check_rate(directory, arguments, state.step, old_rate)
+
+
+def check_same_targets(directory: Path, before: dict, settings: dict, phase: int, kept: bool, step: int) -> None:
+    """
+    Raise a ValueError where a checkpoint's mixture would meet other features than it was fitted to.
+
+    Args:
+        directory: the checkpoint.
+        before, settings: of the run that wrote it, and of that which goes on from it (`Arguments.to_dict`).
+        phase: 1 or 2, in which it goes on.
+        kept: whether the run before has kept the mixture of phase 1 in phase 2.
+        step: the checkpoint's.
+    """
+    in_phase_2, steps = has_teacher(directory), settings["phase1_steps"]
+    if in_phase_2 and (phase == 1 or steps != before.get("phase1_steps", steps)):
+        raise ValueError(f"`phase1_steps` is {steps}, but {directory} is of phase 2: leave it as it was.")
+    if not in_phase_2 and steps < step:
+        raise ValueError(
+            f"`phase1_steps` is {steps}, but {directory} has taken {step} of them: {step} begins phase 2 here."
+        )
+    names = ["phase1_features", "phase1_components"] if phase == 1 else []
+    if in_phase_2:
+        names = ["phase2_components", "target_layers", "target_instance_norm", "target_dims"]
+    keeps = max(settings["frozen_weight"], settings["frozen_weight_end"]) > 0
+    if phase == 2 and keeps:
+        names.append("phase1_features")
+    if in_phase_2 and keeps and not kept:
+        raise ValueError(f"`frozen_weight` is above 0, but {directory} has not kept the mixture of phase 1.")
+    for name in names:
+        if name in before and before[name] != settings[name]:
+            raise ValueError(
+                f"`{name}` is {settings[name]!r}, but the mixture of {directory} was fitted with {before[name]!r}:"
+                " go on with that, or start a new run from its weights with `initial_checkpoint`."
+            )
+
+
+def check_same_model(directory: Path, arguments: Arguments, chosen_before: dict) -> None:
+    """Raise a ValueError where `model_config` asks for another model than the checkpoint's, which goes on as it is."""
+    if arguments.model.initial_checkpoint:
+        return  # then `model_config` never had a say
+    own, asked = open_config(directory).to_dict(), arguments.sjepa_config().to_dict()
+    for name in sorted(chosen_before.keys() | json.loads(arguments.model.model_config).keys()):
+        if own.get(name) != asked.get(name):
+            raise ValueError(
+                f"`model_config` has {name} = {asked.get(name)!r}, but the model of {directory} has {own.get(name)!r}"
+                " and goes on as it is: leave that as it was, or start a new run."
+            )
+
+
+def check_rate(directory: Path, arguments: Arguments, step: int, old_rate: float) -> None:
+    """
+    Say where the learning rate goes on elsewhere than it would have; raise a ValueError where it is 0 to the end.
+    """
+    schedule = Schedule(arguments)
+    if step >= schedule.total_steps:
+        return
+    every = max(1, (schedule.total_steps - step) // RATES_LOOKED_AT)
+    if not any(schedule.learning_rate(ahead) > 0 for ahead in range(step, schedule.total_steps, every)):
+        raise ValueError(
+            f"The learning rate is 0 in all steps from {step}, where {directory} stands, to {schedule.total_steps}:"
+            " give the phase a rate that is not, or start a new run from its weights with `initial_checkpoint`."
+        )
+    rate = schedule.learning_rate(step)
+    if abs(rate - old_rate) > 1e-9 * max(rate, old_rate):
+        logger.warning("The learning rate goes on at %.3g; by the settings before it would be %.3g.", rate, old_rate)
+
+
+def tell_other_split(state: LoopState, ranks: int, accumulation: int, same_draws: bool) -> None:
+    """Say what another number of ranks or micro-batches than the checkpoint's means."""
+    before, now = (state.processes, state.accumulation), (ranks, accumulation)
+    if before != now or not same_draws:
+        logger.warning(
+            "%d processes with %d micro-batches a step have become %d with %d: weights, optimizer, EMA encoder,"
+            " mixture, schedules and layer scores go on as they were; dropout draws differ from now on%s.",
+            *before,
+            *now,
+            "" if before[0] * before[1] == now[0] * now[1] else ", and a step now sees another amount of audio",
+        )

@@ -1,0 +1,262 @@
+"""The data of a run as it is used up: the next batch, where every reader stands, and what could not be read."""
+
+import logging
+import platform
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+
+from sjepa_hf.command import first_line, own_words
+from training.common.processes import Meeting
+from training.data.batches import BatchStream
+from training.data.clips import BadAudioError, BadAudioMonitor
+from training.data.loader import build_loader, start_reading
+from training.data.order import DataPosition
+from training.data.workers import Patience, check_shared_memory, end_stopped, one_has_died, why_died
+from training.pretraining.arguments import Arguments
+
+
+logger = logging.getLogger(__name__)
+
+MAX_RESTARTS = 3  # dead workers in a row, without a batch between them, that end the run
+POLL = 1.0  # seconds after which a wait for a batch looks around
+NOTHING_CAME = "DataLoader timed out"  # what torch says then
+
+
+class Reading:
+    """
+    The batches of a loader, across the deaths of its workers.
+
+    Args:
+        open_loader: the loader whose readers go on from a position; None: from the start.
+        ranks (`int`): of the run.
+        position (`DataPosition`, *optional*): where to begin.
+
+    Attributes:
+        position (`DataPosition`): where all readers of this rank go on after the batches that were given.
+    """
+
+    def __init__(
+        self,
+        open_loader: Callable[[DataPosition | None], DataLoader],
+        ranks: int,
+        position: DataPosition | None = None,
+    ):
+        self._open_loader = open_loader
+        self._ranks = ranks
+        self._loader = open_loader(position)
+        self._batches: Iterator[dict] | None = None
+        start: DataPosition = self._loader.dataset.position
+        self.position = replace(start, positions=dict(start.positions))
+
+    @property
+    def stream(self) -> BatchStream:
+        """What plans and reads the batches."""
+        return self._loader.dataset
+
+    def next(self) -> dict | None:
+        """
+        The next batch, on the CPU, or None at the end. A worker that dies (out of memory, most often) or is stopped
+        is replaced: reading goes on where it stood and nothing is lost.
+
+        Raises:
+            BadAudioError: when the data give nothing usable, workers die again and again, or no batch comes.
+            ValueError: if a source has changed or gone.
+        """
+        restarts, patience = 0, None
+        while True:
+            try:
+                self._start()
+                batch = next(self._batches, None)
+                break
+            except BadAudioError as error:
+                raise BadAudioError(own_words(error)) from None
+            except ValueError as error:
+                raise ValueError(own_words(error)) from None
+            except (RuntimeError, OSError, EOFError) as error:
+                workers = getattr(self._batches, "_workers", [])
+                if str(error).startswith(NOTHING_CAME) and self._can_come():
+                    patience = patience or Patience(workers)
+                    if said := patience.look(POLL):
+                        self._end(workers)
+                        raise BadAudioError(said) from None
+                    continue
+                if self._can_come() and not one_has_died(workers):
+                    raise
+                restarts += 1
+                self._end(workers)
+                if restarts > MAX_RESTARTS:
+                    raise BadAudioError(
+                        f"Processes that read audio died {restarts} times in a row: {why_died(workers)}."
+                    ) from None
+                logger.warning("A process that reads audio died and is replaced (%d): %s", restarts, first_line(error))
+                self._loader = self._open_loader(self.position)
+        if batch is not None:
+            self.position.positions[batch["reader"]] = batch["position"]
+            self.position.batches += self._ranks
+        return batch
+
+    def _start(self) -> None:
+        if self._batches is not None:
+            return
+        if self._loader.num_workers:
+            self._loader.timeout = POLL
+        self._batches = start_reading(self._loader)
+        # torch would raise the death of a worker anywhere in a step; without this, where batches are read.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if self._loader.num_workers:
+            end_stopped(self._batches._workers)
+
+    def _can_come(self) -> bool:
+        """Whether the thread that pins batches, if there is one, still passes them on; a worker's end can end it."""
+        pins = getattr(self._batches, "_pin_memory_thread", None)
+        return pins is None or pins.is_alive()
+
+    def _end(self, workers) -> None:
+        for worker in workers:
+            worker.kill()
+            worker.join(timeout=2)
+        self._batches = None
+
+
+class TrainingData:
+    """
+    The endless batches of this rank.
+
+    Args:
+        arguments (`Arguments`): of the run.
+        accelerator (`Accelerator`): says which rank this is.
+        meeting (`Meeting`): whose waits reading is.
+        position (`DataPosition`, *optional*): where an earlier run has stopped.
+
+    Attributes:
+        bad_audio (`BadAudioMonitor`): clips of this rank that were skipped.
+        seconds (`float`): audio that this rank has taken, in seconds.
+
+    Raises:
+        ValueError: if the sources cannot be opened, or shared memory does not suffice for the workers.
+    """
+
+    def __init__(
+        self,
+        arguments: Arguments,
+        accelerator: Accelerator,
+        meeting: Meeting,
+        position: DataPosition | None = None,
+    ):
+        self.arguments, self.accelerator, self.meeting = arguments, accelerator, meeting
+        self.bad_audio = BadAudioMonitor(arguments.data.max_bad_fraction)
+        self.seconds = 0.0
+        check_shared_memory(arguments.data.batch_seconds, arguments.data.num_workers, local_processes(accelerator))
+        self._identities: list[str] | None = None
+        self._reading = Reading(self._opener(arguments.data, arguments.run.seed), self._ranks, position)
+        self._identities = self._reading.position.settings["identities"]
+        self._read: list[dict] = []  # and not taken
+        self._mark()
+
+    @property
+    def readers_here(self) -> int:
+        """Readers of this rank."""
+        return max(1, self.arguments.data.num_workers)
+
+    @property
+    def stream(self) -> BatchStream:
+        """What plans and reads the batches of this rank."""
+        return self._reading.stream
+
+    def next(self) -> dict:
+        """
+        The next batch, on the CPU. It counts as read once it is taken.
+
+        Raises:
+            Interrupted: if the run is to end, be it for a signal or because the data cannot be read.
+        """
+        with self.meeting.waiting():
+            batch = self._reading.next()
+        self._read.append(batch)
+        return batch
+
+    def take(self) -> None:
+        """
+        Count the batches given so far as used: a checkpoint goes on behind them.
+
+        Raises:
+            BadAudioError: if too many of their clips could not be used.
+        """
+        for batch in self._read:
+            self.seconds += batch["seconds"]
+            self.bad_audio.update(len(batch["lengths"]), batch["skipped"])
+        self._read = []
+        self._mark()
+        self.bad_audio.check()
+
+    def position(self) -> DataPosition:
+        """Where the readers of all ranks stand behind what was taken. Every rank must ask."""
+        ranks, rank = self._ranks, self.accelerator.process_index
+        own = {reader: at for reader, at in self._taken.positions.items() if reader % ranks == rank}
+        parts = gather_object([own])
+        return replace(self._taken, positions={reader: at for part in parts for reader, at in part.items()})
+
+    def fresh_pass(self, salt: int) -> Iterator[dict]:
+        """
+        One pass over the data in an order of its own, which leaves the training batches where they are. Ends with
+        [`Interrupted`] as `next` does.
+        """
+        data = replace(self.arguments.data, cache_gb=0.0, bucket_buffer_size=256)
+        with self.meeting.waiting():
+            reading = Reading(self._opener(data, self.arguments.run.seed + 1000 + salt, max_epochs=1), self._ranks)
+        while True:
+            with self.meeting.waiting():
+                batch = reading.next()
+                if batch is not None:
+                    self.bad_audio.update(len(batch["lengths"]), batch["skipped"])
+                self.bad_audio.check(end_of_data=batch is None)
+            if batch is None:
+                break
+            yield batch
+
+    @property
+    def _ranks(self) -> int:
+        return self.accelerator.num_processes
+
+    def restore_clips(self, seen: int, skipped: dict[str, int]) -> None:
+        """Count clips on from an earlier run."""
+        self.bad_audio.restore(seen, skipped)
+        self._mark()
+
+    def clips(self) -> tuple[int, Counter[str]]:
+        """Clips of all ranks up to what was taken, and the unusable ones by reason. Every rank must ask."""
+        parts = gather_object([self._clips])
+        return sum(seen for seen, _ in parts), sum((reasons for _, reasons in parts), Counter())
+
+    def _mark(self) -> None:
+        self._taken = replace(self._reading.position, positions=dict(self._reading.position.positions))
+        self._clips = self.bad_audio.seen, Counter(self.bad_audio.by_reason)
+
+    def _opener(self, data, seed: int, **options) -> Callable[[DataPosition | None], DataLoader]:
+        def open_loader(position: DataPosition | None) -> DataLoader:
+            return build_loader(
+                data,
+                mask_prob=self.arguments.masking.mask_prob,
+                mask_span=self.arguments.masking.mask_span,
+                seed=seed,
+                rank=self.accelerator.process_index,
+                world_size=self._ranks,
+                pin_memory=self.accelerator.device.type == "cuda",
+                position=position,
+                identities=self._identities,
+                **options,
+            )
+
+        return open_loader
+
+
+def local_processes(accelerator: Accelerator) -> int:
+    """Processes of the run on this machine, which share its memory."""
+    machines = len(set(gather_object([platform.node()]))) if accelerator.num_processes > 1 else 1
+    return -(-accelerator.num_processes // machines)

@@ -1,0 +1,125 @@
+"""What the online mixture sees of an encoder: one layer or the mean of several, each clip normalised or not, all
+dimensions or their whitened principal components.
+"""
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from sjepa_hf import SJepaModel
+from sjepa_hf.float32 import at_least_float32
+from training.targets.frame_features import frame_lengths
+
+
+class TargetFeatures(nn.Module):
+    """
+    Args:
+        encoder (`SJepaModel`): whose layers are read; it stays outside this module's state.
+        layers (`tuple[int]`): layers whose mean is taken, numbered as in `hidden_states` (0 is the input of the first
+            Transformer layer); `None`: the one that `forward` names.
+        instance_norm (`bool`): whether each layer of each clip gets mean 0 and variance 1 over the clip's frames, per
+            dimension, as in data2vec: takes the speaker's and the channel's share off.
+        num_components (`int`): whitened principal components that are kept; `None` keeps the features as they are.
+
+    Buffers:
+        mean `(hidden_size,)`, directions `(hidden_size, num_components)`: the principal components, once `fit`.
+    """
+
+    def __init__(
+        self,
+        encoder: SJepaModel,
+        layers: tuple[int, ...] | None = None,
+        instance_norm: bool = False,
+        num_components: int | None = None,
+    ):
+        super().__init__()
+        self._encoder = [encoder]
+        self.layers = layers
+        self.instance_norm = instance_norm
+        self.num_features = num_components or encoder.config.hidden_size
+        self.reduced = num_components is not None
+        if self.reduced:
+            as_buffer = {"dtype": torch.float32, "device": encoder.device}
+            self.register_buffer("mean", torch.zeros(encoder.config.hidden_size, **as_buffer))
+            self.register_buffer("directions", torch.zeros(encoder.config.hidden_size, num_components, **as_buffer))
+
+    def full(self, batch: dict, active_layer: int) -> torch.Tensor:
+        """Features before the principal components, `(batch_size, sequence_length, hidden_size)`, fp32."""
+        layers = self.layers or (active_layer,)
+        several = len(layers) > 1
+        outputs = self._encoder[0](
+            batch["input_values"],
+            batch["attention_mask"],
+            num_layers=max(layers),
+            **({"output_hidden_states": True} if several else {}),
+        )
+        read = [outputs.hidden_states[layer] for layer in layers] if several else [outputs.last_hidden_state]
+        read = [at_least_float32(layer) for layer in read]
+        if self.instance_norm:
+            real = real_frames(batch, read[0].shape[1])
+            read = [instance_normalize(layer, real) for layer in read]
+        return torch.stack(read).mean(0) if several else read[0]
+
+    def forward(self, batch: dict, active_layer: int) -> torch.Tensor:
+        """What the mixture models, `(batch_size, sequence_length, num_features)`, fp32."""
+        return self.project(self.full(batch, active_layer))
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """Whitened principal components `(..., hidden_size) -> (..., num_features)`, where there are any."""
+        if not self.reduced:
+            return features
+        with torch.autocast(features.device.type, enabled=False):
+            return (features - self.mean) @ self.directions
+
+    @torch.no_grad()
+    def fit(self, sample: torch.Tensor, accelerator: Accelerator) -> None:
+        """Principal components of frames `(N, hidden_size)` that every rank holds, each scaled to variance 1."""
+        if self.reduced:
+            mean, directions = whitened_components(sample, self.num_features)
+            self.mean.copy_(mean)
+            self.directions.copy_(directions)
+            if accelerator.num_processes > 1:  # other processors may round otherwise
+                for buffer in self.buffers():
+                    torch.distributed.broadcast(buffer, src=0)
+
+
+def real_frames(batch: dict, sequence_length: int) -> torch.Tensor:
+    """Which frames of a batch are real: bool `(batch_size, sequence_length)`."""
+    lengths = frame_lengths(batch["lengths"])
+    return torch.arange(sequence_length, device=lengths.device) < lengths[:, None]
+
+
+def instance_normalize(features: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """
+    Each clip's features `(batch_size, sequence_length, H)` with mean 0 and variance 1 over its real frames
+    `(batch_size, sequence_length)`, per dimension; zero at the others.
+    """
+    real = real[:, :, None].to(features.dtype)  # [B, T, 1]
+    count = real.sum(1, keepdim=True).clamp_min(1)
+    centred = (features - (features * real).sum(1, keepdim=True) / count) * real
+    variance = centred.square().sum(1, keepdim=True) / count
+    return centred * (variance + 1e-5).rsqrt()
+
+
+def whitened_components(sample: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Mean `(H,)` of frames `(N, H)` and the `(H, count)` that maps centred frames to their leading principal components,
+    each of variance 1. Components of variance 0 are not blown up; signs are fixed, so that it is one answer.
+
+    Raises:
+        ValueError: if there are fewer dimensions or frames than components.
+    """
+    if count > min(sample.shape):
+        raise ValueError(
+            f"`target_dims` asks for {count} principal components of {sample.shape[0]} frames of {sample.shape[1]}"
+            " dimensions: ask for fewer."
+        )
+    frames = sample.double().cpu()
+    mean = frames.mean(0)
+    centred = frames - mean
+    variances, vectors = torch.linalg.eigh(centred.T @ centred / len(frames))  # in rising order
+    variances, vectors = variances.flip(0)[:count], vectors.flip(1)[:, :count]
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    vectors = vectors * largest.sign()
+    scale = variances.clamp_min(1e-8 * variances[0].clamp_min(1e-12)).rsqrt()
+    return mean.float(), (vectors * scale).float()
