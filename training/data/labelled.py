@@ -13,9 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from training.common.naming import several
 from training.data.clips import SAMPLING_RATE, BadAudio, BadAudioError, BadAudioMonitor, Clip, Source, audio_length
+from training.data.hold_out import held_out
 from training.data.sources import open_source
 
 
@@ -119,20 +122,42 @@ class LabelledClips(torch.utils.data.Dataset):
         logger.warning("All clips are pieces of one recording: what is held out of it is like what is trained on.")
         return [[number] for number in range(len(self))]
 
-    def split(self, fraction: float, seed: int = 0) -> tuple["LabelledClips", "LabelledClips"]:
+    def groups(self, apart: str | None = None) -> np.ndarray:
         """
-        A random `fraction` of the clips, whole recordings, apart from the others: `(others, fraction)`. No more than
-        that, but at least the smallest recording.
+        Numbers `(num_clips,)` that clips share where a hold-out must not part them: pieces of one recording and, given
+        the label `apart`, all clips with the same value of it. Where all are pieces of a single recording, every clip
+        stands by itself, with a warning.
         """
-        recordings = self.separable()
-        wanted, held_out = min(max(1, round(fraction * len(self))), len(self) - 1), []
-        for number in np.random.default_rng(seed).permutation(len(recordings)):
-            if len(held_out) + len(recordings[number]) <= wanted:
-                held_out += recordings[number]
-        if not held_out and len(self) > 1:
-            held_out = min(recordings, key=len)
-        others = set(range(len(self))).difference(held_out)
-        return self.select(sorted(others)), self.select(sorted(held_out))
+        recordings = np.array([place.recording for place in self.places])
+        if apart is None:
+            if len(self) > 1 and (recordings == recordings[0]).all():
+                logger.warning(
+                    "All clips are pieces of one recording: what is held out of it is like what is trained on."
+                )
+                return np.arange(len(self))
+            return recordings
+        values = np.unique(self.labels[apart], return_inverse=True)[1]
+        nodes = recordings.max() + 1 + values.max() + 1
+        heard_in = coo_array((np.ones(len(self)), (recordings, recordings.max() + 1 + values)), (nodes, nodes))
+        return connected_components(heard_in.tocsr(), directed=False)[1][recordings]
+
+    def hold_out(
+        self, share: float, seed: int | Sequence[int] = 0, *, apart: str | None = None, evenly: Sequence[str] = ()
+    ) -> tuple["LabelledClips", "LabelledClips"]:
+        """
+        `(rest, held out)`, both in the order of the clips: as near to `share` of the clips as whole recordings come,
+        drawn as in [`held_out`].
+
+        Args:
+            apart: label whose values, such as speakers, are kept on one side each.
+            evenly: labels of which each value, or each combination of several, has that share held out.
+
+        Raises:
+            ValueError: if the clips cannot be parted.
+        """
+        labels = list(zip(*(self.labels[name] for name in evenly))) if evenly else None
+        drawn = held_out(self.groups(apart), share, seed, labels)
+        return self.select(np.flatnonzero(~drawn)), self.select(np.flatnonzero(drawn))
 
     @property
     def hours(self) -> float:

@@ -229,7 +229,7 @@ def open_splits(
     else:
         if len(train) < 2:
             raise ValueError("`train_data` has a single usable clip: none can be held out. Give `eval_data`.")
-        train, held_out = train.split(arguments.eval_fraction)
+        train, held_out = train.hold_out(arguments.eval_fraction)
         evaluation = {"held out": held_out}
         logger.warning(
             "No eval_data: %d of %d clips are held out at random, so their speakers may be heard in training too.",

@@ -38,7 +38,7 @@ def test_folder_with_metadata(folder):
     assert clips[4]["text"] == "clip 5" and clips[4]["who"] == "b"
     assert len(clips[4]["input_values"]) == clips.num_samples[4] == 16000
     assert clips.hours == pytest.approx(sum(0.5 + i / 10 for i in range(10) if i != 3) / 3600)
-    rest, held_out = clips.split(0.2, seed=1)
+    rest, held_out = clips.hold_out(0.2, seed=1)
     assert len(held_out) == 2 and set(rest.labels["text"]) | set(held_out.labels["text"]) == set(clips.labels["text"])
     assert rest[0]["text"] == rest.labels["text"][0]
 
@@ -47,15 +47,36 @@ def test_pieces_of_a_recording_stay_together(folder, tmp_path, caplog):
     rows = [{"audio_filepath": f"{i}.wav", "offset": o, "duration": 0.2} for i in (0, 1, 2, 4, 5) for o in (0, 0.2)]
     (tmp_path / "pieces.jsonl").write_text("\n".join(map(json.dumps, rows)))
     clips = open_labelled([str(tmp_path / "pieces.jsonl")], [])
-    assert clips.recordings == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    assert clips.groups().tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     for seed in range(5):
-        parts = clips.split(0.2, seed)
+        parts = clips.hold_out(0.2, seed)
         files = [{part.clip(i).name for i in range(len(part))} for part in parts]
         assert [len(part) for part in parts] == [8, 2] and not files[0] & files[1]
     uneven = clips.select([0, 1, 2, 4, 5, 6, 7, 8, 9])  # a single clip is all that may be held out of nine
-    assert {tuple(len(part) for part in uneven.split(0.1, seed)) for seed in range(5)} == {(8, 1)}
+    assert {tuple(len(part) for part in uneven.hold_out(0.1, seed)) for seed in range(5)} == {(8, 1)}
     single = clips.select([0, 1])
-    assert [len(part) for part in single.split(0.5)] == [1, 1] and "pieces of one recording" in caplog.text
+    assert [len(part) for part in single.hold_out(0.5)] == [1, 1] and "pieces of one recording" in caplog.text
+
+
+def test_speakers_stay_apart_and_labels_are_shared_out(folder, tmp_path):
+    rows = [
+        {"audio_filepath": f"{number}.wav", "offset": offset, "duration": 0.2, "who": who, "label": label}
+        for number, offset, who, label in [
+            *((0, 0, "ann", "x"), (0, 0.2, "bob", "y")),  # heard in one recording
+            *((1, 0, "bob", "x"), (2, 0, "cyd", "y"), (4, 0, "cyd", "x"), (5, 0, "dan", "y")),
+        ]
+    ]
+    (tmp_path / "voices.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    clips = open_labelled([str(tmp_path / "voices.jsonl")], ["who", "label"])
+    groups = clips.groups("who").tolist()
+    assert [groups.index(group) for group in groups] == [0, 0, 0, 3, 3, 5]
+    for seed in range(5):
+        rest, held_out = clips.hold_out(0.3, seed, apart="who")
+        assert not set(rest.labels["who"]) & set(held_out.labels["who"]) and 1 <= len(held_out) <= 3
+        rest, held_out = clips.select([1, 2, 3, 4]).hold_out(0.5, seed, evenly=["label"])
+        assert sorted(held_out.labels["label"]) == ["x", "y"]
+    with pytest.raises(ValueError, match="All 3 clips belong together"):
+        clips.select([0, 1, 2]).hold_out(0.5, apart="who")
 
 
 def test_manifest_parquet_and_class_folders_give_the_same(folder, tmp_path):

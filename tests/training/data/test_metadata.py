@@ -178,7 +178,7 @@ def test_a_file_of_parquet_has_one_label(folder, tmp_path):
     audio = [{"bytes": None, "path": str(folder / f"{name}.wav")} for name in "aba"]
     pq.write_table(pa.table({"audio": audio, "text": ["A", "B", "A"]}), tmp_path / "clips.parquet")
     clips = open_labelled([str(tmp_path / "clips.parquet")], ["text"])
-    assert clips.recordings == [[0, 2], [1]]
+    assert clips.groups().tolist() == [0, 1, 0]
     pq.write_table(pa.table({"audio": audio, "text": ["A", "B", "C"]}), tmp_path / "clips.parquet")
     with pytest.raises(ValueError, match="a.wav stands there twice, with text A and C"):
         open_labelled([str(tmp_path / "clips.parquet")], ["text"])

@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+
+from training.data.hold_out import held_out
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5, 0.9])
+def test_the_share_of_single_items_at_random(share):
+    drawn = [held_out(np.arange(200), share, seed) for seed in range(100)]
+    assert {each.sum() for each in drawn} == {round(200 * share)}
+    assert (held_out(np.arange(200), share, 3) == drawn[3]).all() and not (drawn[3] == drawn[4]).all()
+    often = np.mean(drawn, 0)  # of each item, over the seeds: as often as any other
+    assert abs(often - share).max() < 5 * (share * (1 - share) / 100) ** 0.5
+
+
+def test_groups_are_whole_and_their_size_counts():
+    sizes = np.random.default_rng(0).integers(1, 20, 100)
+    groups = np.repeat(np.arange(100), sizes)
+    for seed in range(20):
+        drawn = held_out(groups, 0.2, seed)
+        counts = np.bincount(groups[drawn], minlength=100)
+        assert set(counts[counts > 0] - sizes[counts > 0]) == {0}
+        assert abs(drawn.sum() - 0.2 * len(groups)) <= max(sizes) / 2
+
+
+def test_every_label_gives_its_share():
+    labels = np.repeat(["a", "b", "c"], [100, 50, 10])
+    drawn = held_out(np.arange(160), 0.1, 5, evenly=labels.tolist())
+    assert [(labels[drawn] == name).sum() for name in "abc"] == [10, 5, 1]
+    rare = np.repeat([f"{n:02}" for n in range(40)], 3)  # none of them could give a tenth of a clip
+    drawn = held_out(np.arange(120), 0.1, 5, evenly=rare.tolist())
+    assert drawn.sum() == 12 and np.bincount(rare[drawn].astype(int)).max() == 1
+
+
+@pytest.mark.parametrize(("groups", "share", "expected"), [("aab", 0.1, 1), ("ab", 0.9, 1), ("abbb", 0.9, 3)])
+def test_neither_side_is_empty(groups, share, expected):
+    assert {held_out(np.array(list(groups)), share, seed).sum() for seed in range(10)} == {expected}
+    with pytest.raises(ValueError, match="All 3 clips belong together"):
+        held_out(np.zeros(3), share)
