@@ -26,10 +26,11 @@ from sjepa_hf.saving import feature_extractor
 from training.common.metrics import load_metric
 from training.data.clips import SAMPLING_RATE
 from training.data.labelled import LabelledClips, open_labelled, pad_waveforms
-from training.decoding import TEXT_COLUMNS, error_rates, greedy_decode
-from training.finetune_classification import LABEL_COLUMNS, check_labels
-from training.finetuning.arguments import choose_column
+from training.finetuning.beam_search import greedy_decode
+from training.finetuning.classification import check_labels
+from training.finetuning.data import LABEL_COLUMNS, TEXT_COLUMNS, choose_column
 from training.finetuning.text import TextNormalizer
+from training.finetuning.transcribe import error_rates
 
 
 COLUMNS = {"ctc": (TEXT_COLUMNS, "transcripts"), "classification": (LABEL_COLUMNS, "labels")}

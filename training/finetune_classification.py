@@ -15,39 +15,30 @@ results.json and learning_curve.png, and with `--lora_rank` the adapters by them
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForAudioClassification, EvalPrediction, Wav2Vec2FeatureExtractor, set_seed
+from transformers import AutoModelForAudioClassification, Wav2Vec2FeatureExtractor, set_seed
 
 from sjepa_hf.command import command
 from training.common.heartbeat import Heartbeat
 from training.common.learned import judge_classes
-from training.common.metrics import load_metric
-from training.data.labelled import LabelledClips, pad_waveforms, usable
-from training.finetuning.arguments import (
-    FineTuningArguments,
-    by_length,
-    choose_column,
-    open_extractor,
-    open_splits,
-    open_with_head,
-    parse_finetuning,
-    settle_steps,
-)
+from training.data.labelled import LabelledClips
+from training.finetuning.arguments import FineTuningArguments, parse_finetuning
+from training.finetuning.classification import ClassificationCollator, accuracy_and_f1, check_labels, class_names
+from training.finetuning.data import LABEL_COLUMNS, by_length, choose_column, open_splits
+from training.finetuning.model import open_extractor, open_with_head
 from training.finetuning.plan import tell_plan
 from training.finetuning.result import Outcome, save_output
 from training.finetuning.resuming import check_classes, check_weights
 from training.finetuning.trainer import FineTuner, run_training
+from training.finetuning.trainer_settings import settle_steps
 
 
 logger = logging.getLogger(__name__)
 
 RECIPE = Path(__file__).parent / "recipes" / "finetune_classification.yaml"
 HIGHER_IS_BETTER = {"accuracy": True, "macro_f1": True, "loss": False}
-LABEL_COLUMNS = ("label", "keyword", "class", "category", "intent", "command", "emotion", "language")
 
 
 @dataclass
@@ -70,20 +61,8 @@ class ClassificationArguments(FineTuningArguments):
             )
 
 
-class ClassificationCollator:
-    """Clips with class names in `column` -> waveforms with attention mask, and `labels` `(batch_size,)`."""
-
-    def __init__(self, extractor: Wav2Vec2FeatureExtractor, column: str, label2id: dict[str, int]):
-        self.extractor, self.column, self.label2id = extractor, column, label2id
-
-    def __call__(self, examples: list[dict | None]) -> dict[str, torch.Tensor]:
-        examples = usable(examples)
-        batch = pad_waveforms(self.extractor, [example["input_values"] for example in examples])
-        return dict(batch) | {"labels": torch.tensor([self.label2id[example[self.column]] for example in examples])}
-
-
 @dataclass
-class Classification:
+class ClassificationFineTuning:
     """A run that is ready to start."""
 
     arguments: ClassificationArguments
@@ -93,7 +72,16 @@ class Classification:
     test: dict[str, LabelledClips]
 
 
-def prepare(argv: list[str] | None = None) -> Classification:
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Run the fine-tuning that the command line asks for."""
+    with Heartbeat("opening checkpoint and data") as heartbeat:
+        run = prepare(argv)
+        if not run.arguments.dry_run:
+            train(run, heartbeat)
+
+
+def prepare(argv: list[str] | None = None) -> ClassificationFineTuning:
     """
     Everything before the first step.
 
@@ -152,39 +140,10 @@ def prepare(argv: list[str] | None = None) -> Classification:
         save_beside=extractor.save_pretrained,
     )
     tell_plan(trainer, evaluation | test, arguments.dry_run)
-    return Classification(arguments, trainer, extractor, evaluation, test)
+    return ClassificationFineTuning(arguments, trainer, extractor, evaluation, test)
 
 
-def class_names(parts: Sequence[LabelledClips], column: str) -> list[str]:
-    """All labels in order. Raises a ValueError if there is only one."""
-    names = sorted({label for clips in parts for label in clips.labels[column]})
-    if len(names) < 2:
-        raise ValueError(
-            f"All training clips have the label '{names[0]}' in `{column}`: there is nothing to tell apart."
-        )
-    return names
-
-
-def check_labels(labels: Sequence[str], names: Sequence[str], data: str) -> None:
-    """Raise a ValueError if the training data lacks a label."""
-    unknown = sorted(set(labels) - set(names))
-    if unknown:
-        listed = ", ".join(f"'{label}'" for label in unknown[:10])
-        raise ValueError(f"{data} has labels that train_data has not: {listed}.")
-
-
-def accuracy_and_f1(prediction: EvalPrediction) -> dict[str, float]:
-    """
-    Accuracy and macro-averaged F1 of logits `(clips, classes)` against class numbers `(clips,)`, and `learned`, 1 or
-    0, where that can be told.
-    """
-    answers = {"predictions": prediction.predictions.argmax(-1), "references": prediction.label_ids}
-    verdict = judge_classes(answers["predictions"].tolist(), answers["references"].tolist())
-    learned = {} if verdict.learned is None else {"learned": float(verdict.learned)}
-    return load_metric("accuracy").compute(**answers) | load_metric("macro_f1").compute(**answers) | learned
-
-
-def train(run: Classification, heartbeat: Heartbeat | None = None) -> None:
+def train(run: ClassificationFineTuning, heartbeat: Heartbeat | None = None) -> None:
     """Train, score the best model on every source, and save it with its feature extractor."""
     heartbeat = heartbeat or Heartbeat("training")
     model = run_training(run.trainer, run.arguments, heartbeat)
@@ -200,15 +159,6 @@ def train(run: Classification, heartbeat: Heartbeat | None = None) -> None:
         outcome = Outcome.of(run.trainer, judge_classes(answers, labels), scores)
         metrics = ("accuracy", "macro_f1")
         save_output(run.trainer, run.arguments, model, outcome, metrics, run.extractor.save_pretrained)
-
-
-@command
-def main(argv: list[str] | None = None) -> None:
-    """Run the fine-tuning that the command line asks for."""
-    with Heartbeat("opening checkpoint and data") as heartbeat:
-        run = prepare(argv)
-        if not run.arguments.dry_run:
-            train(run, heartbeat)
 
 
 if __name__ == "__main__":

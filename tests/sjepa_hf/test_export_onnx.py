@@ -19,7 +19,7 @@ from benchmarks import onnx as benchmark
 from sjepa_hf import SJepaConfig, SJepaForPreTraining, SJepaForXVector, SJepaModel, export_onnx
 from sjepa_hf.saving import feature_extractor
 from training.data import waveforms
-from training.decoding import greedy_decode
+from training.finetuning.beam_search import greedy_decode
 from training.finetuning.text import build_tokenizer
 
 

@@ -24,7 +24,7 @@ from transformers import BertConfig, Wav2Vec2Processor
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor
-from training.decoding import greedy_decode
+from training.finetuning.beam_search import greedy_decode
 from training.finetuning.text import build_tokenizer
 from training.pretraining.monitoring import entropy_bits as entropy_bits_of_training
 from training.targets.layer_choice import effective_rank as effective_rank_of_training

@@ -10,7 +10,7 @@ import pytest
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor
 from training import decoding
-from training.decoding import (
+from training.finetuning.beam_search import (
     LN10,
     NOT_LISTED,
     BeamSearchDecoder,

@@ -29,7 +29,8 @@ from sjepa_hf.scores import data_name
 from training import decoding, finetune_classification, finetune_ctc
 from training.data.clips import read_audio
 from training.data.labelled import open_labelled
-from training.finetuning.arguments import drawn, with_adapters
+from training.finetuning.data import drawn
+from training.finetuning.model import with_adapters
 from training.finetuning.ngram import estimate
 from training.finetuning.text import build_tokenizer
 

@@ -23,7 +23,8 @@ from training.common.progress import duration
 from training.common.signals import Interruption
 from training.data.clips import SAMPLING_RATE
 from training.data.workers import check_shared_memory, die_when_stuck
-from training.finetuning.arguments import FineTuningArguments, in_encoder
+from training.finetuning.arguments import FineTuningArguments
+from training.finetuning.model import in_encoder
 from training.finetuning.resuming import MERGED
 
 

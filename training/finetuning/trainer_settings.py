@@ -1,5 +1,6 @@
-"""Which of `transformers.TrainingArguments` fine-tuning cannot honour: refused before any data are read."""
+"""Settings of the Trainer: those that fine-tuning cannot honour are refused before any data are read, and steps."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +10,8 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
+
+logger = logging.getLogger(__name__)
 
 EVALUATIONS_APART = 25  # steps, at least, between two evaluations whose interval is a share of the run
 # Fields that must keep a value, and why.
@@ -180,3 +183,25 @@ def total_steps(training: TrainingArguments, num_clips: int) -> tuple[int, int]:
     epoch = math.ceil(batches / training.gradient_accumulation_steps)
     total = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * epoch)
     return epoch, total
+
+
+def settle_steps(training: TrainingArguments, min_steps: int, num_clips: int) -> None:
+    """
+    Make the epochs enough for `min_steps`, and shares of the run steps.
+
+    Raises:
+        ValueError: if not one step would be trained.
+    """
+    enough_epochs(training, min_steps, num_clips)
+    total = total_steps(training, num_clips)[1]
+    training.eval_steps, training.save_steps = (interval(n, total) for n in (training.eval_steps, training.save_steps))
+
+
+def enough_epochs(training: TrainingArguments, min_steps: int, num_clips: int) -> None:
+    """Raise the number of epochs until they make `min_steps` optimizer steps."""
+    epochs = math.ceil(min_steps / total_steps(training, num_clips)[0])
+    if epochs > training.num_train_epochs:
+        logger.info(
+            "%d clips: %d epochs instead of %g, for %d steps.", num_clips, epochs, training.num_train_epochs, min_steps
+        )
+        training.num_train_epochs = epochs

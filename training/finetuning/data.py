@@ -1,0 +1,120 @@
+"""Data of a fine-tuning: sources, their column of labels, and the clips to train on, to choose by and to test on."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from training.data.clips import SAMPLING_RATE
+from training.data.labelled import LabelledClips, open_labelled
+from training.data.manifest import MissingColumn
+from training.data.metadata import decoded
+from training.data.sources import open_source
+from training.finetuning.arguments import FineTuningArguments
+from training.finetuning.text import TextNormalizer
+
+
+logger = logging.getLogger(__name__)
+
+TEXT_COLUMNS = ("transcription", "text", "sentence", "transcript")
+LABEL_COLUMNS = ("label", "keyword", "class", "category", "intent", "command", "emotion", "language")
+
+
+def choose_column(
+    specs: Sequence[str],
+    column: str | None,
+    candidates: Sequence[str],
+    argument: str,
+    what: str,
+    audio_column: str | None = None,
+    classes: bool = False,
+) -> str:
+    """
+    `column`, or the first of the candidates that the first source has.
+
+    Args:
+        argument, what: how to call the setting and its content in the error.
+        audio_column, classes: as in `open_source`.
+
+    Raises:
+        ValueError: if the source cannot be opened or has none of them.
+    """
+    if column is not None:
+        return column
+    open_source(specs[0], audio_column=audio_column)  # whatever else is wrong with it, is said first
+    for candidate in candidates:
+        try:
+            open_source(specs[0], audio_column=audio_column, labels=[candidate], classes=classes)
+            return candidate
+        except MissingColumn as error:
+            problem = error
+    names = ", ".join(candidates)
+    raise ValueError(f"No column of {what} was found ({names}): {problem} If it has another name, give `{argument}`.")
+
+
+def open_splits(
+    arguments: FineTuningArguments, column: str, classes: bool = False
+) -> tuple[LabelledClips, dict[str, LabelledClips], dict[str, LabelledClips]]:
+    """
+    Training clips, and clips for evaluation and for the final test by the name of their source. Those for scoring are
+    never left out for being long. `classes` as in `open_source`.
+    """
+
+    def opened(specs: Sequence[str], max_seconds: float) -> LabelledClips:
+        return open_labelled(
+            specs,
+            [column],
+            audio_column=arguments.audio_column,
+            min_seconds=arguments.min_seconds,
+            max_seconds=max_seconds,
+            max_bad_fraction=arguments.max_bad_fraction,
+            classes=classes,
+        )
+
+    train = opened(arguments.train_data, arguments.max_seconds)
+    if arguments.eval_data:
+        evaluation = {spec: opened([spec], float("inf")) for spec in arguments.eval_data}
+    else:
+        if len(train) < 2:
+            raise ValueError("`train_data` has a single usable clip: none can be held out. Give `eval_data`.")
+        train, held_out = train.hold_out(arguments.eval_fraction)
+        evaluation = {"held out": held_out}
+        logger.warning(
+            "No eval_data: %d of %d clips are held out at random, so their speakers may be heard in training too.",
+            len(held_out),
+            len(held_out) + len(train),
+        )
+    if arguments.train_hours is not None:
+        train = drawn(train, arguments.train_hours)
+    test = {spec: opened([spec], float("inf")) for spec in arguments.test_data or ()}
+    hours = {"train": train.hours} | {name: clips.hours for name, clips in (evaluation | test).items()}
+    logger.info("Hours of audio: %s.", ", ".join(f"{name} {value:.2f}" for name, value in hours.items()))
+    return train, evaluation, test
+
+
+def drawn(clips: LabelledClips, hours: float, seed: int = 0) -> LabelledClips:
+    """Clips at random, the same for each seed, until they last that long; a smaller part lies in a larger one."""
+    order = np.random.default_rng(seed).permutation(len(clips))
+    ends = np.cumsum([clips.num_samples[i] for i in order]) / SAMPLING_RATE / 3600
+    count = int(np.searchsorted(ends, hours)) + 1
+    return clips.select(sorted(order[:count].tolist()))
+
+
+def by_length(parts: Sequence[LabelledClips]) -> torch.utils.data.Dataset:
+    """All parts one after another, each with its longest clips first: little padding, and memory runs out at once."""
+    return torch.utils.data.ConcatDataset(
+        [part.select(sorted(range(len(part)), key=part.num_samples.__getitem__, reverse=True)) for part in parts]
+    )
+
+
+def read_sentences(text: str, column: str | None, normalizer: TextNormalizer) -> list[str]:
+    """Normalised sentences of a text file, or of a source's transcripts. Raises ValueError if there are none."""
+    path = Path(text)
+    if path.is_file() and path.suffix.lower() in (".txt", ".text", ""):
+        lines = decoded(path).splitlines()
+    else:
+        column = choose_column([text], column, TEXT_COLUMNS, "text_column", "transcripts")
+        lines = [row[column] or "" for row in open_source(text, labels=[column]).dataset]
+    return [sentence for sentence in map(normalizer, lines) if sentence]

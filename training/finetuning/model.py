@@ -1,0 +1,120 @@
+"""Model of a fine-tuning: a checkpoint with a head, and what of it starts afresh, is kept or gets adapters."""
+
+import logging
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import AutoFeatureExtractor, PreTrainedModel, Wav2Vec2FeatureExtractor
+
+import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
+from sjepa_hf.opening import build_model, open_config, open_model, open_pretrained
+from sjepa_hf.saving import feature_extractor
+from training.finetuning.arguments import FineTuningArguments
+
+
+logger = logging.getLogger(__name__)
+
+DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
+
+
+def open_extractor(model_name_or_path: str, auto_class: type, what: str) -> Wav2Vec2FeatureExtractor:
+    """
+    The checkpoint's feature extractor, that of this package for S-JEPA, always with attention mask.
+
+    Args:
+        auto_class: `AutoModelForCTC` or `AutoModelForAudioClassification`; `what` is how the error calls its head.
+
+    Raises:
+        ValueError: if the checkpoint cannot be opened, its type has no such head, or it does not read waveforms at
+            16 kHz.
+    """
+    named = f"`model_name_or_path` {model_name_or_path}"
+    config = open_config(model_name_or_path)
+    if type(config) not in auto_class._model_mapping:
+        raise ValueError(f"{named} is of type {config.model_type}, which has no {what} head in Transformers.")
+    if config.model_type == "sjepa":
+        return feature_extractor()
+    extractor = open_pretrained(AutoFeatureExtractor, model_name_or_path)
+    if not isinstance(extractor, Wav2Vec2FeatureExtractor) or extractor.sampling_rate != 16000:
+        raise ValueError(f"{named} does not read waveforms at 16 kHz.")
+    extractor.return_attention_mask = True
+    return extractor
+
+
+def open_with_head(
+    auto_class: type, arguments: FineTuningArguments, *, keep_head: bool = False, **changes
+) -> PreTrainedModel:
+    """
+    The checkpoint with a head, in fp32; its weights fresh with `from_scratch`.
+
+    Args:
+        auto_class: `AutoModelForCTC` or `AutoModelForAudioClassification`.
+        keep_head: take the checkpoint's head where it has one of the right size; its outputs must mean the same.
+        changes: fields of the configuration.
+
+    Raises:
+        ValueError: if the checkpoint cannot be opened, or lacks weights of the encoder.
+    """
+    path = arguments.model_name_or_path
+    config = open_config(path)
+    for name in ("mask_time_prob", "mask_feature_prob"):
+        if getattr(arguments, name) is not None:
+            changes[name] = getattr(arguments, name)
+    if arguments.dropout is not None:
+        changes |= {name: arguments.dropout for name in DROPOUTS if hasattr(config, name)}
+    for name, value in changes.items():
+        setattr(config, name, value)
+    if arguments.from_scratch:
+        model = build_model(auto_class, config, path)
+    else:
+        model = open_model(auto_class, path, fresh_head=True, config=config, dtype=torch.float32)
+    if arguments.reinit_layers and not arguments.from_scratch:
+        reinitialize_top_layers(model, auto_class.from_config(config), arguments.reinit_layers)
+    if not keep_head:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and not in_encoder(name, model):
+                nn.init.normal_(module.weight, std=config.initializer_range)
+                nn.init.zeros_(module.bias)
+    if arguments.freeze_feature_encoder:
+        model.freeze_feature_encoder()
+    return with_adapters(model, arguments.lora_rank) if arguments.lora_rank else model
+
+
+def reinitialize_top_layers(model: PreTrainedModel, fresh: PreTrainedModel, count: int) -> None:
+    """
+    Give the top `count` Transformer layers the weights of the same layers of a model without pretraining.
+
+    Raises:
+        ValueError: if the encoder has fewer layers.
+    """
+    layers, fresh_layers = model.base_model.encoder.layers, fresh.base_model.encoder.layers
+    if count > len(layers):
+        raise ValueError(f"`reinit_layers` is {count}, but the encoder has {len(layers)} layers.")
+    for layer, fresh_layer in list(zip(layers, fresh_layers))[-count:]:
+        layer.load_state_dict(fresh_layer.state_dict())
+
+
+def with_adapters(model: PreTrainedModel, rank: int):
+    """LoRA (arXiv 2106.09685) on the linear maps of all Transformer layers; the head is trained, and saved, whole."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["intermediate_dense", "output_dense"]
+    if model.config.model_type != "wavlm":  # its attention reads the weights past any adapter
+        targets += ["q_proj", "k_proj", "v_proj", "out_proj"]
+    encoder = model.base_model_prefix
+    head = [name for name, module in model.named_children() if name != encoder and list(module.parameters())]
+    adapted = get_peft_model(
+        model,
+        LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=targets, modules_to_save=head),
+    )
+    # PEFT takes a new vocabulary for new input embeddings, which no encoder of speech has.
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    trained, total = adapted.get_nb_trainable_parameters()
+    logger.info("LoRA and head: %d of %d parameters are trained.", trained, total)
+    return adapted
+
+
+def in_encoder(name: str, model: nn.Module) -> bool:
+    """Whether a parameter of that name belongs to the encoder rather than to the head."""
+    return model.base_model_prefix in name.split(".")
