@@ -1,6 +1,7 @@
 """Ending a run early and in order: a signal is kept until the step is done, or ends a wait at once."""
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ class Interrupted(BaseException):
 class Interruption:
     """
     Holds SIGTERM and Ctrl-C back while a step is made, and lets them end a wait; a second Ctrl-C ends the run at once.
+    Processes that are forked meanwhile inherit the handler: there SIGTERM ends the process, and Ctrl-C does nothing.
 
     Attributes:
         stop (`Stop | None`): set by a signal, or by the run itself when it finds a fault; the first one stays.
@@ -43,6 +45,7 @@ class Interruption:
         self.stop: Stop | None = None
         self._waiting = False
         self._before = {}
+        self._process = os.getpid()
 
     def __enter__(self) -> "Interruption":
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -78,6 +81,10 @@ class Interruption:
         self.stop = self.stop or Stop(status, reason)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
         if self.stop is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         logger.warning("%s: saving the last finished step.", signal.Signals(number).name)

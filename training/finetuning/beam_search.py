@@ -1,6 +1,8 @@
-"""Beam search for CTC with a word n-gram, and the greedy reading that needs none."""
+"""
+Beam search for CTC with a word n-gram, and the greedy reading that needs none.
 
-# Ours, though there are packages: pyctcdecode pins numpy below 2, and torchaudio's decoder is in maintenance.
+The search and the n-grams are our own: pyctcdecode pins numpy below 2, and torchaudio's decoder is in maintenance.
+"""
 
 import logging
 import math

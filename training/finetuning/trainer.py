@@ -3,12 +3,10 @@
 import copy
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import nn
@@ -20,7 +18,7 @@ from sjepa_hf.saving import share_mode_of
 from training.common.heartbeat import Heartbeat
 from training.common.memory import keep_freed_memory
 from training.common.progress import duration
-from training.common.signals import Interruption
+from training.common.signals import Interrupted, Interruption
 from training.data.clips import SAMPLING_RATE
 from training.data.workers import check_shared_memory, die_when_stuck
 from training.finetuning.arguments import FineTuningArguments
@@ -197,43 +195,33 @@ class Telling(TrainerCallback):
             self.heartbeat.doing = doing
 
 
-class Stopped(Exception):
-    """A signal has come and the checkpoint is saved."""
-
-
-class Signals(Interruption):
-    """SIGTERM and Ctrl-C in this process alone; workers of the loader, who inherit the handler, end or go on."""
-
-    def __init__(self):
-        super().__init__()
-        self._process = os.getpid()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() == self._process:
-            super()._note(number, frame)
-        elif number == signal.SIGTERM:
-            os._exit(128 + number)
-
-
 class StopInOrder(TrainerCallback):
-    """Saves a checkpoint after the step in which a signal came, or at once while an evaluation runs, and stops."""
+    """
+    Saves a checkpoint after the step in which a signal came, or after the batch of an evaluation, and ends the run.
 
-    def __init__(self, trainer: FineTuner, signals: Signals):
-        self.trainer, self.signals = trainer, signals
+    Raises:
+        Interrupted: then.
+    """
+
+    # `Interruption.waiting` would end an evaluation sooner, but in the middle of the Trainer's own work, and would
+    # take what is wrong with a clip or a metric for a reason to stop.
+
+    def __init__(self, trainer: FineTuner, interruption: Interruption):
+        self.trainer, self.interruption = trainer, interruption
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.signals.stop is not None:
+        if self.interruption.stop is not None:
             control.should_save, control.should_evaluate = True, False
 
     def on_prediction_step(self, args, state, control, **kwargs):
-        if self.signals.stop is not None and self.trainer.is_in_train:
+        if self.interruption.stop is not None and self.trainer.is_in_train:
             if state.global_step > 0:
                 self.trainer._save_checkpoint(self.trainer.model, trial=None)
-            raise Stopped
+            raise Interrupted
 
     def on_save(self, args, state, control, **kwargs):
-        if self.signals.stop is not None:
-            raise Stopped
+        if self.interruption.stop is not None:
+            raise Interrupted
 
 
 def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: Heartbeat) -> nn.Module:
@@ -257,18 +245,18 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
     if trainer.args.world_size > 1:  # there the launcher ends all processes, and the last checkpoint is gone on from
         trainer.train(resume_from_checkpoint=resumed)
     else:
-        with Signals() as signals:
-            trainer.add_callback(StopInOrder(trainer, signals))
+        with Interruption() as interruption:
+            trainer.add_callback(StopInOrder(trainer, interruption))
             try:
                 trainer.train(resume_from_checkpoint=resumed)
-            except Stopped:
+            except Interrupted:
                 step = trainer.state.global_step
                 saved = Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
                 how = "the same command with --resume_from_checkpoint latest goes on"
                 logger.warning("Stopped at step %d: %s is saved; %s.", step, saved, how) if step else logger.warning(
                     "Stopped before the first step: nothing is lost."
                 )
-                sys.exit(signals.stop.status)
+                sys.exit(interruption.stop.status)
     heartbeat.doing = "scoring the result"
     return trainer.accelerator.unwrap_model(trainer.model)
 
