@@ -1,4 +1,4 @@
-"""Turn a checkpoint of the released training code into one that `AutoModelForPreTraining` opens.
+"""Convert a checkpoint of the authors' released code into one of this package.
 
     python -m sjepa_hf.convert_original portable_step100000.pt sjepa-base/ [--num_attention_heads 12]
 

@@ -1,4 +1,4 @@
-"""Write a checkpoint's model card: what it is, how it was trained, what was measured, and nothing else.
+"""Write a checkpoint's model card: what it is, how it was trained, what was measured.
 
     python -m sjepa_hf.model_card runs/mine/final --facts facts.yaml --results runs/superb/ks.jsonl probes/probes.json
 

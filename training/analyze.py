@@ -1,4 +1,4 @@
-"""The paper's three analyses of a pretraining checkpoint.
+"""Analyze a pretraining checkpoint: entropy, one utterance in time, effective rank.
 
     python -m training.analyze runs/mine/final --data test/ --output analysis
     python -m training.analyze runs/mine/final --data aligned/ --utterance LJ001-0002.opus --only utterance \

@@ -1,4 +1,4 @@
-"""CTC decoding: greedy, and a beam search with a word n-gram.
+"""Decode with a CTC checkpoint: greedily, or by a beam search with a word n-gram.
 
     python -m training.decoding build-ngram --text book.txt --order 4 --output lm.arpa --model runs/ctc/final
     python -m training.decoding decode --model runs/ctc/final --data test/ --lm lm.arpa

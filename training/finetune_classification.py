@@ -1,4 +1,4 @@
-"""Fine-tune an encoder for the classification of clips: keywords, intents, emotions, speakers.
+"""Fine-tune an encoder to classify clips: keywords, intents, emotions, speakers.
 
     python -m training.finetune_classification --model_name_or_path runs/mine/final --train_data clips/ \\
         --output_dir runs/keywords

@@ -1,4 +1,4 @@
-"""Pretrain S-JEPA: both phases in one run.
+"""Pretrain S-JEPA on audio without labels: both phases in one run.
 
     python -m training.pretrain --config training/recipes/tiny.yaml --train_data my_audio/ [--dry_run true]
     accelerate launch -m training.pretrain --config training/recipes/base.yaml --train_data a.jsonl  # on several GPUs

@@ -1,4 +1,4 @@
-"""The paper's probes of a frozen encoder, layer by layer: what can a simple classifier read off its features?
+"""Probe a frozen encoder layer by layer: what can a simple classifier read off it?
 
     python -m training.probe runs/mine/final --data test/ --utterance_labels speaker_id gender --output probes
     python -m training.probe runs/mine/final facebook/hubert-base-ls960 --data aligned/ --phones --output probes

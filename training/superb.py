@@ -1,4 +1,4 @@
-"""SUPERB: what a frozen encoder is worth to seven tasks, through a learned average of its layers and a light head.
+"""SUPERB: what a frozen encoder is worth to seven tasks, under a light head.
 
 On the benchmark's data, from the Hub (settings and data sets: `training/evaluation/superb/tasks.py`):
 

@@ -1,4 +1,4 @@
-"""What targets know of phones, before anything is trained on them: do a checkpoint's features make better ones yet?
+"""Measure what targets know of phones, before anything is trained on them.
 
     python -m training.target_information runs/mine/final --train_data my_audio/ --data aligned/ --components 500
 

@@ -1,0 +1,54 @@
+"""The menu of `python -m training`."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from training.__main__ import MENU, main
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_command_is_in_the_menu(capsys):
+    main([])
+    shown = capsys.readouterr().out
+    files = {path.stem for path in (ROOT / "training").glob("*.py")} - {"__init__", "__main__"}
+    assert set(MENU["training"]) == files
+    for package, names in MENU.items():
+        for name in names:
+            line = next(line for line in shown.splitlines() if line.split()[:1] == [f"{package}.{name}"])
+            assert len(line.split()) > 4 and len(line) < 120, line
+            assert line.rstrip().endswith((".", "?")), f"the first line of {name}'s docstring is no sentence: {line}"
+
+
+def test_every_command_of_the_library_is_in_the_menu():
+    commands = {
+        path.stem for path in (ROOT / "sjepa_hf").glob("*.py") if '\nif __name__ == "__main__":' in path.read_text()
+    }
+    assert set(MENU["sjepa_hf"]) == commands
+
+
+def test_the_menu_needs_no_torch_and_is_quick():
+    code = "import sys; from training.__main__ import main; main([]); assert 'torch' not in sys.modules"
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert time.perf_counter() - start < 5  # a tenth of a second; importing torch alone takes several
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pretrian"], "error: there is no command pretrian (did you mean training.pretrain?): there are training."),
+        (["xyz", "--data", "a"], "error: there is no command xyz: there are training.pretrain, training.finetune_ctc"),
+        (["probe"], "error: the command probe is called with a dot: `python -m training.probe`."),
+    ],
+)
+def test_a_word_that_is_no_command(words, said):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert str(stopped.value).startswith(said)
+    assert "\n" not in str(stopped.value)
