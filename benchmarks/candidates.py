@@ -13,8 +13,9 @@ from benchmarks.flops import BatchShape, step_flops
 from benchmarks.naive_step import NaiveStep
 from sjepa_hf import SJepaConfig, SJepaForPreTraining
 from training.common.command_line import read_recipe
+from training.common.device import default_device
 from training.data.batches import collate
-from training.pretraining.arguments import ARGUMENTS, MaskingArguments, TargetArguments, default_device
+from training.pretraining.arguments import ARGUMENTS, MaskingArguments, TargetArguments
 from training.targets.layer_choice import LayerChoice
 from training.targets.targets import MfccTargets, OnlineTargets
 

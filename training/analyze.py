@@ -35,6 +35,7 @@ from sjepa_hf.command import command
 from sjepa_hf.opening import MissingWeights, open_config, open_model, open_pretrained
 from sjepa_hf.saving import files_written_aside
 from training.common.command_line import parse_dataclasses
+from training.common.device import default_device
 from training.common.drawing import caption
 from training.common.ranges import check_ranges
 from training.data.clips import SAMPLING_RATE, BadAudio, read_audio
@@ -49,7 +50,6 @@ from training.evaluation.probing import (
     read_alignment,
     readable_clips,
 )
-from training.pretraining.arguments import default_device
 from training.pretraining.figures import draw_entropy
 from training.pretraining.monitoring import entropy_bits
 from training.targets.layer_choice import effective_rank

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sjepa_hf.command import command
 from sjepa_hf.saving import write_text_aside
+from training.common.device import default_device
 from training.common.heartbeat import Heartbeat
 from training.data.labelled import open_labelled
 from training.finetuning.beam_search import ALPHA, BEAM_WIDTH, BETA, BeamSearchDecoder, check_language_model
@@ -23,7 +24,6 @@ from training.finetuning.data import TEXT_COLUMNS, choose_column, read_sentences
 from training.finetuning.ngram import NGram, estimate
 from training.finetuning.text import TextNormalizer
 from training.finetuning.transcribe import evaluate_clips, examples, open_recogniser
-from training.pretraining.arguments import default_device
 
 
 def parser() -> argparse.ArgumentParser:

@@ -37,6 +37,7 @@ from torch import nn
 from sjepa_hf.command import command
 from sjepa_hf.saving import files_written_aside
 from training.common.command_line import parse_dataclasses
+from training.common.device import default_device
 from training.common.drawing import caption
 from training.common.heartbeat import Heartbeat
 from training.common.ranges import check_ranges
@@ -53,7 +54,6 @@ from training.evaluation.probing import (
     readable_clips,
     short_names,
 )
-from training.pretraining.arguments import default_device
 
 
 matplotlib.use("Agg")

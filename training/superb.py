@@ -34,6 +34,7 @@ import torch
 
 from sjepa_hf.command import command
 from training.common.command_line import parse_dataclasses
+from training.common.device import default_device
 from training.common.heartbeat import Heartbeat
 from training.data.labelled import LabelledClips, open_labelled
 from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, clip_keys, open_encoder
@@ -42,7 +43,6 @@ from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lex
 from training.evaluation.superb.results import draw_layer_weights, earlier_results, merge, table, write
 from training.evaluation.superb.tasks import TASKS, Task, slot_classification
 from training.evaluation.superb.training import Head, Labels, answers, statistics, train, verdict
-from training.pretraining.arguments import default_device
 
 
 logger = logging.getLogger(__name__)

@@ -37,8 +37,8 @@ from transformers import AutoModel
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
 from sjepa_hf.command import command
 from sjepa_hf.opening import build_model, open_config, open_model
+from training.common.device import default_device
 from training.data.clips import SAMPLING_RATE, BadAudio, read_audio
-from training.pretraining.arguments import default_device
 from training.targets.frame_features import HOP, WINDOW, MfccFeatures
 
 

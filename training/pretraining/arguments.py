@@ -384,11 +384,6 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     return arguments
 
 
-def default_device() -> str:
-    """A GPU where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def choose_precision(asked: str | None) -> str | None:
     """What Accelerate is told: `auto` becomes bf16 where that is the fast format of the device, else fp32."""
     if asked != "auto":
