@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from sjepa_hf.command import command
 from training.data.clips import BadAudioError
 from training.data.loader import DataArguments, build_loader
 from training.data.waveforms import BadAudio, audio_length, read_audio
@@ -172,6 +173,7 @@ def read_manifest(number: int, folder: Path, clips: list[str]) -> str:
     return "ERROR: not finite" if bad else "batches"
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=1000)

@@ -31,6 +31,7 @@ import yaml
 from transformers import AutoFeatureExtractor, AutoModelForPreTraining
 
 from benchmarks.kill_and_resume import SETTINGS
+from sjepa_hf.command import command
 from sjepa_hf.opening import open_config, open_pretrained
 from training import pretrain
 from training.pretraining.arguments import parse_arguments
@@ -160,11 +161,12 @@ def trial(folder: Path, command: list[str], draw: random.Random) -> tuple[str, C
     return what, ends
 
 
-def main() -> None:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--damages", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     draw, total, slow, foreign = random.Random(arguments.seed), Counter(), [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

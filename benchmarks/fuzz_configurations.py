@@ -24,7 +24,7 @@ from pathlib import Path
 import yaml
 
 from sjepa_hf import SJepaConfig, SJepaForPreTraining
-from sjepa_hf.command import sentence
+from sjepa_hf.command import command, sentence
 from training.pretraining.arguments import ARGUMENTS, parse_arguments
 
 
@@ -87,6 +87,7 @@ def outcome(argv: list[str]) -> str:
     return "taken"
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=120, help="trials")

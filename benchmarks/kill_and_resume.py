@@ -20,6 +20,7 @@ from pathlib import Path
 
 import yaml
 
+from sjepa_hf.command import command
 from training.pretraining.checkpointing import load_loop_state
 from training.pretraining.monitoring import HISTORY, read_history
 
@@ -89,13 +90,14 @@ def finish(recipe: Path, speech: Path, output_dir: Path) -> str:
     return hashlib.sha256((output_dir / "final" / "model.safetensors").read_bytes()).hexdigest()
 
 
-def main() -> None:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speech", type=Path, required=True, help="folder of audio files")
     parser.add_argument("--trials", type=int, default=20, help="kills in each phase")
     parser.add_argument("--phases", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

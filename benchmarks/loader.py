@@ -23,6 +23,7 @@ import numpy as np
 import soundfile
 import torch
 
+from sjepa_hf.command import command
 from training.common.memory import keep_freed_memory
 from training.data.clips import SAMPLING_RATE, read_audio
 from training.data.loader import DataArguments, build_loader
@@ -110,13 +111,14 @@ def compare_crops(folder: Path, samples: np.ndarray, repeats: int) -> None:
         print(f"{suffix:22s} {whole:8.0f} " + " ".join(f"{ms:9.2f} {ms / whole:7.4f}" for ms in crops), flush=True)
 
 
-def main() -> None:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speech", type=Path, required=True, help="folder of audio files")
     parser.add_argument("--clips", type=int, default=200, help="files of it to use")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", action="store_true", help="print where the loader's time goes")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     keep_freed_memory()  # as training on a CPU does, for all that is compared
     paths = sorted(path for path in arguments.speech.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)

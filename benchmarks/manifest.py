@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sjepa_hf.command import command
 from training.data.sources import AUDIO_SUFFIXES, open_source
 
 
@@ -51,14 +52,15 @@ def measure(path: str, reads: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speech", type=Path, help="folder with audio files to name")
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--reads", type=int, default=100_000, help="rows read at random places")
     parser.add_argument("--scratch", type=Path, help="where to write; 130 bytes a row are needed")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # the manifest that a process of its own measures
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments.reads)))
         return

@@ -14,6 +14,7 @@ import time
 import torch
 
 from sjepa_hf import DiagonalGaussianMixture
+from sjepa_hf.command import command
 
 
 def difference_tensor_step(features, weights, means, variances, decay=0.999):
@@ -45,15 +46,16 @@ def timed(function, repeats: int) -> list[float]:
     return seconds
 
 
+@command
 @torch.no_grad()
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=2000)
     parser.add_argument("--features", type=int, default=768)
     parser.add_argument("--components", type=int, default=500)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=20)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     frames, dims, components = arguments.frames, arguments.features, arguments.components

@@ -22,6 +22,7 @@ import yaml
 from safetensors.torch import load_file
 
 from benchmarks.kill_and_resume import ENVIRONMENT, ROOT, SETTINGS, STEPS
+from sjepa_hf.command import command
 from training import pretrain
 from training.pretraining.arguments import parse_arguments
 from training.pretraining.monitoring import HISTORY, read_history
@@ -80,10 +81,11 @@ def run(recipe: Path, speech: Path, output_dir: Path, how: str) -> None:
     training.lock.release()
 
 
-def main() -> None:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speech", type=Path, required=True, help="folder of audio files")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     config = SETTINGS["model_config"] | {f"{name}_dropout": 0.0 for name in DROPOUTS} | {"layerdrop": 0.0}
     still = {"p_mix": 0.0, "p_noise": 0.0, "layer_check_steps": 1000, "model_config": config, "save_total_limit": 0}

@@ -8,7 +8,7 @@
 A step is what training does with a batch: collate and masks, targets, student forward and backward, clipping and
 optimizer, update of mixture and EMA encoder. Taking turns with it in the same run:
 
-- naive: the same step written plainly (`naive_step.py`), from the same weights;
+- naive: the same step written plainly (`steps/naive.py`), from the same weights;
 - HuBERT: forward, backward and optimizer of `HubertModel` with as many layers of the same sizes, without targets;
 - visible only: our step with `encode_visible_only`.
 
@@ -32,8 +32,8 @@ import torch
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
-from benchmarks.candidates import SWEEPS, HubertStep, SJepaStep, StepArguments
-from benchmarks.flops import bf16_peak
+from benchmarks.steps.candidates import SWEEPS, HubertStep, SJepaStep, StepArguments
+from benchmarks.steps.flops import bf16_peak
 from sjepa_hf.command import command
 from training.common.memory import keep_freed_memory
 

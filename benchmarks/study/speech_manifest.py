@@ -1,6 +1,6 @@
 """Write the JSONL manifest that the real-speech runs of this project are trained on.
 
-    python -m benchmarks.speech_manifest ../shared/speech train.jsonl
+    python -m benchmarks.study.speech_manifest ../shared/speech train.jsonl
 
 Left out is all audio that something is scored on: the LibriSpeech validation speakers (wherever they occur), the 600
 digits (recording index divisible by 5) and the 120 LJ Speech clips of the quick probe.
@@ -10,6 +10,8 @@ import argparse
 import csv
 import json
 from pathlib import Path
+
+from sjepa_hf.command import command
 
 
 VALIDATION_SPEAKERS = {"6272", "7367", "7859", "8629"}
@@ -32,11 +34,12 @@ def is_scored(folder: str, number: int, row: dict) -> bool:
     return row.get("speaker_id") in VALIDATION_SPEAKERS
 
 
-def main() -> None:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("speech", type=Path, help="folder that holds the corpora")
     parser.add_argument("manifest", type=Path, help="JSONL file to write")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     hours = 0.0
     lines = []
     for folder in FOLDERS:

@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from transformers import HubertConfig, HubertModel
 
-from benchmarks.flops import BatchShape, step_flops
-from benchmarks.naive_step import NaiveStep
+from benchmarks.steps.flops import BatchShape, step_flops
+from benchmarks.steps.naive import NaiveStep
 from sjepa_hf import SJepaConfig, SJepaForPreTraining
 from training.common.command_line import read_recipe
 from training.common.device import default_device
@@ -20,7 +20,7 @@ from training.targets.layer_choice import LayerChoice
 from training.targets.targets import MfccTargets, OnlineTargets
 
 
-RECIPES = Path(__file__).parents[1] / "training" / "recipes"
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 LEARNING_RATE, MAX_GRAD_NORM = 1e-5, 1.0
 MIXTURE_DECAY, EMA_DECAY = 0.999, 0.999
 SHARED_WITH_HUBERT = (

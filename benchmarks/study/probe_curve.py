@@ -1,6 +1,6 @@
 """Score the checkpoints of one or more runs with the quick probe and draw the scores over hours of audio seen.
 
-    python -m benchmarks.probe_curve RUN_DIR [RUN_DIR ...] --probe ../shared/tools/quick_probe.py --out DIR
+    python -m benchmarks.study.probe_curve RUN_DIR [RUN_DIR ...] --probe ../shared/tools/quick_probe.py --out DIR
 
 The probe is run as it is, once for all checkpoints: digits (leave one speaker out) and phones (frames of LJ Speech),
 every layer, MFCC and the untrained model of each run beside them. Writes scores.json and scores.png.
@@ -18,6 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from sjepa_hf.command import command
 from training.pretraining.checkpointing import STATE_DIRECTORY, load_loop_state
 from training.pretraining.resuming import checkpoints
 
@@ -59,13 +60,14 @@ def draw(results: dict, runs: dict[str, list[Path]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="output directories of training/pretrain.py")
     parser.add_argument("--probe", type=Path, required=True, help="quick_probe.py")
     parser.add_argument("--every", type=int, default=1, help="score checkpoints whose step is a multiple of this")
     parser.add_argument("--out", type=Path, required=True, help="directory for scores.json and scores.png")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     runs = {run.name: checkpoints_to_score(run, arguments.every) for run in arguments.runs}
     arguments.out.mkdir(parents=True, exist_ok=True)
     names = [f"untrained:{scored[0]}" for scored in runs.values() if not origin(scored[0])]

@@ -1,0 +1,1 @@
+"""The steps that `benchmarks.step` compares: ours and HuBERT's, a plain one as reference, operations counted."""
