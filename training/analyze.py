@@ -32,6 +32,7 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.clusters import draw_clusters, order_clusters
 from sjepa_hf.command import command
+from sjepa_hf.measures import effective_rank, entropy_bits
 from sjepa_hf.opening import MissingWeights, open_config, open_model, open_pretrained
 from sjepa_hf.saving import files_written_aside
 from training.common.command_line import parse_dataclasses
@@ -51,8 +52,6 @@ from training.evaluation.probing import (
     readable_clips,
 )
 from training.pretraining.figures import draw_entropy
-from training.pretraining.monitoring import entropy_bits
-from training.targets.layer_choice import effective_rank
 
 
 matplotlib.use("Agg")

@@ -17,7 +17,6 @@ the encoder lies clearly above the row that phase 1 was aimed at. The encoder is
 
 import json
 import logging
-import math
 import sys
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -30,6 +29,7 @@ from tqdm.auto import tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from sjepa_hf.command import command
+from sjepa_hf.measures import entropy_bits
 from sjepa_hf.saving import write_text_aside
 from training.common.command_line import parse_dataclasses
 from training.common.heartbeat import Heartbeat
@@ -88,7 +88,7 @@ class JointCounts:
 
     def __init__(self, num_phones: int, num_components: int):
         self.soft, self.hard = (torch.zeros(num_phones, num_components, dtype=torch.float64) for _ in range(2))
-        self.entropy = 0.0  # nats
+        self.entropy = 0.0  # bits
 
     def add(self, phones: torch.Tensor, posteriors: torch.Tensor) -> None:
         """Phones, integers `(num_frames,)`, and posteriors `(num_frames, num_components)` of some frames."""
@@ -96,13 +96,13 @@ class JointCounts:
         self.soft.index_add_(0, phones, posteriors)
         ones = torch.ones(len(phones), dtype=torch.float64)
         self.hard.index_put_((phones, posteriors.argmax(1)), ones, accumulate=True)
-        self.entropy += torch.special.entr(posteriors).sum().item()
+        self.entropy += entropy_bits(posteriors).sum().item()
 
     def result(self) -> Information:
         frames = self.hard.sum()
         return Information(
             *(information_share(table / frames) for table in (self.soft, self.hard)),
-            entropy_bits=self.entropy / frames.item() / math.log(2),
+            entropy_bits=self.entropy / frames.item(),
             components_used=torch.special.entr(self.soft.sum(0) / frames).sum().exp().item(),
         )
 

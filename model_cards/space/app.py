@@ -32,8 +32,6 @@ from listening import (
     Clip,
     Heard,
     Listener,
-    effective_rank,
-    entropy_bits,
     read_clip,
     similarity,
 )
@@ -125,7 +123,7 @@ def show_clip(listener: Listener, path: str | None, zoom: int = 1) -> str:
     except ValueError as error:
         return notice(str(error))
     heard = listener.hear(clip.samples)
-    ranks = [effective_rank(features) for features in heard.layers]
+    ranks = heard.ranks
     num_frames, num_features = heard.layers[0].shape
     rank_picture = draw_ranks(ranks, min(num_frames - 1, num_features))
     notes = []
@@ -153,7 +151,7 @@ def facts(clip: Clip, heard: Heard, ranks: list[float]) -> list[str]:
     """What one sees, in sentences."""
     found = [f"{len(heard.layers[0])} frames of 25 ms, one every 20 ms."]
     if heard.posteriors is not None:
-        clusters, bits = heard.posteriors.argmax(1), entropy_bits(heard.posteriors)
+        clusters, bits = heard.posteriors.argmax(1), heard.entropy
         changes = (np.diff(clusters) != 0).sum() / clip.seconds
         found += [
             f"{len(np.unique(clusters))} of {heard.posteriors.shape[1]} clusters are the most likely one somewhere;"

@@ -1,6 +1,5 @@
 """What the page knows about a clip: its samples, and what a checkpoint hears in them."""
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.clusters import order_clusters
+from sjepa_hf.measures import effective_rank, entropy_bits
 from sjepa_hf.opening import open_config, open_pretrained, open_processor
 from training.data.waveforms import SAMPLING_RATE, BadAudio, audio_length, read_audio
 
@@ -62,6 +62,16 @@ class Heard(NamedTuple):
     posteriors: np.ndarray | None
     words: list[Word] | None
 
+    @property
+    def entropy(self) -> np.ndarray:
+        """Of the posteriors of each frame, in bits: `(num_frames,)`."""
+        return entropy_bits(torch.from_numpy(self.posteriors)).numpy()
+
+    @property
+    def ranks(self) -> list[float]:
+        """Effective rank of each layer's features."""
+        return [effective_rank(torch.from_numpy(features)).item() for features in self.layers]
+
 
 def read_clip(path: str) -> Clip:
     """
@@ -102,20 +112,6 @@ def log_mel(samples: np.ndarray) -> np.ndarray:
 def frame_centres(count: int) -> np.ndarray:
     """Seconds from the clip's start to the centre of each of its first `count` frames."""
     return (np.arange(count) * HOP + WINDOW / 2) / SAMPLING_RATE
-
-
-def entropy_bits(posteriors: np.ndarray) -> np.ndarray:
-    """Entropy in bits of each row of `(num_frames, num_components)`: `(num_frames,)`."""
-    return torch.special.entr(torch.from_numpy(posteriors)).sum(-1).numpy() / math.log(2)
-
-
-def effective_rank(features: np.ndarray) -> float:
-    """
-    Effective rank (Roy & Vetterli 2007) of features `(num_frames, num_features)`: `exp` of the entropy in nats of the
-    singular values of the centred features, normalised to sum 1.
-    """
-    share = torch.linalg.svdvals(torch.from_numpy(features - features.mean(0)))
-    return torch.special.entr(share / share.sum().clamp_min(1e-30)).sum().exp().item()
 
 
 def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:

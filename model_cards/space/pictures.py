@@ -4,7 +4,7 @@ import io
 from typing import NamedTuple
 
 import numpy as np
-from listening import HOP, MEL_BANDS, MEL_HOP, SAMPLING_RATE, Clip, Heard, entropy_bits, frame_centres, log_mel
+from listening import HOP, MEL_BANDS, MEL_HOP, SAMPLING_RATE, Clip, Heard, frame_centres, log_mel
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -61,7 +61,7 @@ def draw_clip(clip: Clip, heard: Heard, cluster_places: np.ndarray | None, zoom:
         draw_clusters(panels["clusters"], heard.posteriors.argmax(1), cluster_places, scale)
         panels["clusters"].set_title("Most likely cluster (where colours are alike, so are the clusters)", **STYLE)
         _draw_posteriors(panels["posteriors"], heard.posteriors)
-        _draw_entropy(panels["entropy"], heard.posteriors)
+        _draw_entropy(panels["entropy"], heard)
     for name, panel in panels.items():
         _tidy(panel)
         last = name == rows[-1][0]
@@ -167,8 +167,8 @@ def _draw_posteriors(panel, posteriors: np.ndarray) -> None:
     _legend(panel)
 
 
-def _draw_entropy(panel, posteriors: np.ndarray) -> None:
-    bits, most = entropy_bits(posteriors), np.log2(posteriors.shape[1])
+def _draw_entropy(panel, heard: Heard) -> None:
+    bits, most = heard.entropy, np.log2(heard.posteriors.shape[1])
     times = frame_centres(len(bits))
     panel.fill_between(times, bits, color=VERMILLION, alpha=0.18, lw=0)
     panel.plot(times, bits, color=VERMILLION, lw=1.3)

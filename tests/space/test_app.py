@@ -23,11 +23,10 @@ from tones import speechlike, write_two_hours
 from transformers import BertConfig, Wav2Vec2Processor
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining
+from sjepa_hf.measures import effective_rank
 from sjepa_hf.saving import feature_extractor
 from training.finetuning.beam_search import greedy_decode
 from training.finetuning.text import build_tokenizer
-from training.pretraining.monitoring import entropy_bits as entropy_bits_of_training
-from training.targets.layer_choice import effective_rank as effective_rank_of_training
 
 
 pytest.importorskip("gradio", reason="the page needs gradio")
@@ -211,10 +210,10 @@ def test_what_is_heard_is_what_the_model_computes(front_end, make_config, tmp_pa
     assert len(heard.layers) == listener.num_layers + 1 and heard.words is None
     for found, again, wanted in zip(heard.layers, listener.features(samples), outputs.hidden_states, strict=True):
         assert found == pytest.approx(wanted[0].numpy(), abs=1e-4) and (found == again).all()
-        rank = effective_rank_of_training(wanted[0]).item()
-        assert listening.effective_rank(found) == pytest.approx(rank, rel=1e-3)
-    entropy = entropy_bits_of_training(torch.from_numpy(heard.posteriors)).numpy()
-    assert listening.entropy_bits(heard.posteriors) == pytest.approx(entropy)
+    wanted = [effective_rank(states[0]).item() for states in outputs.hidden_states]
+    assert heard.ranks == pytest.approx(wanted, rel=1e-3)
+    entropy = torch.distributions.Categorical(logits=outputs.logits[0]).entropy() / np.log(2)
+    assert heard.entropy == pytest.approx(entropy.numpy(), abs=1e-4)
 
 
 def test_log_mel_shows_a_tone_at_its_pitch():

@@ -9,11 +9,11 @@ from scipy.optimize import linprog
 from sklearn.mixture import GaussianMixture
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining
+from sjepa_hf.measures import effective_rank
 from sjepa_hf.saving import feature_extractor
 from training.analyze import find_utterance, main, open_predictor
 from training.data.labelled import open_labelled
 from training.evaluation.bimodality import dip, dip_test, two_gaussians
-from training.targets.layer_choice import effective_rank
 
 
 def dip_by_definition(values: np.ndarray) -> float:

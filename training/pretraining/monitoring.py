@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaForPreTrainingOutput
+from sjepa_hf.measures import entropy_bits
 from sjepa_hf.saving import write_text_aside
 from training.common.progress import Forecast, Progress
 from training.pretraining.schedules import Schedule
@@ -23,11 +24,6 @@ from training.pretraining.schedules import Schedule
 logger = logging.getLogger(__name__)
 HISTORY = "metrics.jsonl"
 LIVE_SHARE = 0.01  # a component is live while its weight is at least this share of the uniform one
-
-
-def entropy_bits(probabilities: torch.Tensor) -> torch.Tensor:
-    """Entropy in bits of each row of probabilities `(..., num_components)`: `(...)`."""
-    return torch.special.entr(probabilities).sum(-1) / math.log(2)
 
 
 @torch.no_grad()

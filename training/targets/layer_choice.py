@@ -2,21 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import torch
-
-
-@torch.no_grad()
-def effective_rank(features: torch.Tensor) -> torch.Tensor:
-    """
-    Effective rank (Roy & Vetterli 2007) of features `(num_frames, num_features)`: `exp` of the entropy in nats of the
-    singular values of the centred features, normalised to sum 1. Between 1 and `num_features`.
-    """
-    with torch.autocast(features.device.type, enabled=False):
-        centred = features.float() - features.float().mean(0)
-        share = torch.linalg.svdvals(centred)
-        share = share / share.sum().clamp_min(torch.finfo(torch.float32).tiny)
-        return torch.special.entr(share).sum().exp()
-
 
 @dataclass
 class LayerChoice:

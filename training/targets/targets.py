@@ -13,10 +13,11 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel, SufficientStatistics
+from sjepa_hf.measures import effective_rank
 from training.common.processes import Meeting
 from training.targets.encoder_features import TargetFeatures, real_frames
 from training.targets.frame_features import FRAME_FEATURES
-from training.targets.layer_choice import LayerChoice, effective_rank
+from training.targets.layer_choice import LayerChoice
 from training.targets.reservoir import FrameReservoir
 
 

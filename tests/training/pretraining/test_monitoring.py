@@ -11,16 +11,10 @@ from training.pretraining.arguments import RunArguments
 from training.pretraining.monitoring import (
     Monitor,
     collapse_warnings,
-    entropy_bits,
     forget_after,
     read_history,
     target_metrics,
 )
-
-
-def test_entropy_in_bits():
-    probabilities = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25] * 4])
-    assert entropy_bits(probabilities).tolist() == pytest.approx([0.0, 1.0, 2.0])
 
 
 def test_target_metrics_against_their_definitions():

@@ -1,25 +1,4 @@
-import pytest
-import torch
-
-from training.targets.layer_choice import LayerChoice, effective_rank
-
-
-def test_golden_effective_rank(golden_targets):
-    rank = effective_rank(golden_targets["erank.features"])
-    torch.testing.assert_close(rank, golden_targets["erank.value"][0], atol=0, rtol=1e-5)
-
-
-def test_effective_rank_counts_directions():
-    basis = torch.linalg.qr(torch.randn(32, 32)).Q
-    for count in (1, 4, 16):
-        coefficients = torch.linalg.qr(torch.randn(2000, count) - torch.randn(count).mean()).Q
-        coefficients = coefficients - coefficients.mean(0)
-        coefficients = torch.linalg.qr(coefficients).Q
-        assert effective_rank(coefficients @ basis[:count] + 5).item() == pytest.approx(count, rel=0.02)
-
-
-def test_effective_rank_of_constant_features_is_not_nan():
-    assert torch.isfinite(effective_rank(torch.ones(100, 8)))
+from training.targets.layer_choice import LayerChoice
 
 
 def test_scores_start_from_the_first_measure():

@@ -5,8 +5,9 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
+from sjepa_hf.measures import effective_rank
 from training.data.batches import collate
-from training.targets.layer_choice import LayerChoice, effective_rank
+from training.targets.layer_choice import LayerChoice
 from training.targets.targets import MfccTargets, OnlineTargets, layer_ranks, real_frames, sample_frames
 
 
