@@ -35,7 +35,7 @@ from sjepa_hf.command import command
 from sjepa_hf.opening import open_config, open_pretrained
 from training import pretrain
 from training.pretraining.arguments import parse_arguments
-from training.pretraining.checkpointing import FILES, STATE_DIRECTORY, fingerprint
+from training.pretraining.checkpoint_layout import FILES, STATE_DIRECTORY, fingerprint
 from training.pretraining.resuming import find_checkpoint
 
 
@@ -150,7 +150,7 @@ def trial(folder: Path, command: list[str], draw: random.Random) -> tuple[str, C
     if chosen == newer:
 
         def restore() -> None:
-            run = pretrain.Pretraining(parse_arguments([*command, "--resume_from_checkpoint", "auto"]))
+            run = pretrain.begin(parse_arguments([*command, "--resume_from_checkpoint", "auto"]))
             run.lock.release()
 
         ends[f"restored: {outcome(restore)[0]}"] += 1

@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 from sjepa_hf.command import command
-from training.pretraining.checkpointing import load_loop_state
+from training.pretraining.checkpoint_layout import load_loop_state
 from training.pretraining.monitoring import HISTORY, read_history
 
 

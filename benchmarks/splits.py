@@ -65,7 +65,7 @@ class JoinedData(TrainingData):
         return joined([super(JoinedData, self).next() for _ in range(2)])
 
 
-def run(recipe: Path, speech: Path, output_dir: Path, how: str) -> None:
+def train(recipe: Path, speech: Path, output_dir: Path, how: str) -> None:
     command = ["--config", str(recipe), "--train_data", str(speech), "--output_dir", str(output_dir)]
     if how == "two processes":
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -73,12 +73,12 @@ def run(recipe: Path, speech: Path, output_dir: Path, how: str) -> None:
         subprocess.run([*launcher, script, *command, "--num_workers", "1"], env=ENVIRONMENT, check=True)
         return
     steps = "2" if how == "accumulated" else "1"
-    training = pretrain.Pretraining(parse_arguments([*command, "--gradient_accumulation_steps", steps]))
+    run = pretrain.begin(parse_arguments([*command, "--gradient_accumulation_steps", steps]))
     if how == "one batch":
-        training.data.loader.__class__ = JoinedData
-    with training.common.signals:
-        training.run()
-    training.lock.release()
+        run.data.__class__ = JoinedData
+    with run.interruption:
+        pretrain.pretrain(run)
+    run.lock.release()
 
 
 @command
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = Path(name)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(SETTINGS | still))
         for how in ways:
-            run(folder / "recipe.yaml", arguments.speech, folder / how, how)
+            train(folder / "recipe.yaml", arguments.speech, folder / how, how)
         print(f"{'step':>4} {'split':14} {'loss':>9} {'gradient norm':>13} {'weights':>9} {'mixture':>9}")
         for step in (5, STEPS, STEPS + 5, 2 * STEPS):
             reference = history_and_tensors(folder / ways[0], step)

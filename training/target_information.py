@@ -39,7 +39,8 @@ from training.evaluation.probing import phones_at_frames, read_alignment, readab
 from training.pretraining.model import open_checkpoint
 from training.targets.frame_features import FRAME_FEATURES, num_features
 from training.targets.layer_choice import LayerChoice
-from training.targets.targets import MfccTargets, OnlineTargets, fit_mixture, sample_frames
+from training.targets.sampling import sample_frames
+from training.targets.targets import MfccTargets, OnlineTargets, fit_mixture
 
 
 logger = logging.getLogger(__name__)

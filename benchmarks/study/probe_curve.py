@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from sjepa_hf.command import command
-from training.pretraining.checkpointing import STATE_DIRECTORY, load_loop_state
+from training.pretraining.checkpoint_layout import STATE_DIRECTORY, load_loop_state
 from training.pretraining.resuming import checkpoints
 
 

@@ -11,7 +11,8 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTrainin
 
 from sjepa_hf import SJepaModel
 from training import pretrain
-from training.pretraining.checkpointing import damage, load_loop_state
+from training.pretraining import phases
+from training.pretraining.checkpoint_layout import damage, load_loop_state
 from training.pretraining.monitoring import read_history
 from training.pretraining.resuming import checkpoints, find_checkpoint
 from training.targets.targets import MfccTargets, OnlineTargets
@@ -97,7 +98,7 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(finished, noise, tm
 )
 def test_clusters_start_anew_only_where_they_are_others_and_training_goes_on(noise, tmp_path, monkeypatch, options):
     """Not for a layer that leads at the last step, nor for one that is not what the targets are read from."""
-    monkeypatch.setattr(pretrain, "layer_ranks", lambda *_, **__: [9.0, 3.0, 2.0, 1.0])
+    monkeypatch.setattr(phases, "layer_ranks", lambda *_, **__: [9.0, 3.0, 2.0, 1.0])
     started, start = [], pretrain.Pretraining.restart_head
     monkeypatch.setattr(
         pretrain.Pretraining,

@@ -1,4 +1,4 @@
-"""What the ranks of a run have to agree on: sums, whether to go on, and that all still hold the same."""
+"""Processes of a run, and what they have to agree on: sums, whether to go on, and that all still hold the same."""
 
 import logging
 import time
@@ -18,26 +18,26 @@ from training.common.signals import Interrupted, Interruption, Stop
 logger = logging.getLogger(__name__)
 
 NUMBERS = 3  # that travel at each meeting
-TELL_AFTER = 60.0  # seconds of waiting for other ranks after which the log says so
-MEETING_LIMIT = 900.0  # seconds until a run ends whose ranks do not all come; a rank gives up reading before that
-STOPPING_LIMIT = 120.0  # the same once this rank has been asked to stop
-# Any other exchange between ranks, while one of them compiles or writes a checkpoint. It is above the limit of a
+TELL_AFTER = 60.0  # seconds of waiting for other processes after which the log says so
+MEETING_LIMIT = 900.0  # seconds until a run ends whose processes do not all come; one gives up reading before that
+STOPPING_LIMIT = 120.0  # the same once this process has been asked to stop
+# Any other exchange between processes, while one of them compiles or writes a checkpoint. It is above the limit of a
 # meeting, whose message says more.
 COLLECTIVE_TIMEOUT = timedelta(minutes=20)
 
 
-class RankMissing(UserError):
-    """A rank of the run gives no sign of life."""
+class ProcessMissing(UserError):
+    """A process of the run gives no sign of life."""
 
 
 class Meeting:
     """
-    Where the ranks of a run meet: before each step, and between the parts of a fit. A rank that is to stop, or has
+    Where the processes of a run meet: before each step, and between the parts of a fit. One that is to stop, or has
     failed in a wait, says so at the others' next meeting, wherever that is, and all leave together.
 
     Args:
-        accelerator (`Accelerator`): the ranks.
-        interruption (`Interruption`, *optional*): says whether this rank is to stop.
+        accelerator (`Accelerator`): the processes.
+        interruption (`Interruption`, *optional*): says whether this process is to stop.
     """
 
     def __init__(self, accelerator: Accelerator, interruption: Interruption | None = None):
@@ -49,11 +49,11 @@ class Meeting:
 
     def sum(self, *numbers: float) -> list[float]:
         """
-        Sums of at most three numbers over all ranks. Every rank must come.
+        Sums of at most three numbers over all processes. Each must come.
 
         Raises:
-            Interrupted: on every rank alike, where any is to stop.
-            RankMissing: if not all ranks come in time.
+            Interrupted: in all processes alike, where any is to stop.
+            ProcessMissing: if not all come in time.
         """
         if self.accelerator.num_processes == 1:
             if self.interruption.stop is not None:
@@ -66,7 +66,7 @@ class Meeting:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """[`Interruption.waiting`], of whose end the other ranks hear; before their next exchange they must meet."""
+        """[`Interruption.waiting`], of whose end the others hear; before their next exchange they must meet."""
         try:
             with self.interruption.waiting():
                 yield
@@ -76,7 +76,7 @@ class Meeting:
             raise
 
     def reason(self) -> Stop:
-        """Why the ranks have left, the same on all. Every rank must ask."""
+        """Why the processes have left, the same in all. Each must ask."""
         return next(stop for stop in gather_object([self.interruption.stop]) if stop is not None)
 
     def _exchange(self, numbers: tuple[float, ...]) -> list[float]:
@@ -101,53 +101,55 @@ class Meeting:
                 told = True
                 self._sign()
             if waited > limit:
-                raise RankMissing(
+                raise ProcessMissing(
                     f"{self._missing()} did not come within {waited / 60:.0f} minutes, so this process ends too: look"
                     " for a machine or process that hangs, and resume from the last checkpoint"
                 )
 
     def _sign(self) -> None:
-        """Leave word that this rank has come to this meeting."""
+        """Leave word that this process has come to this meeting."""
         logger.warning("Waiting for other processes of this run for more than %.0f s.", TELL_AFTER)
         _get_default_store().set(f"sjepa/{self.count}/{self.accelerator.process_index}", "here")
 
     def _missing(self) -> str:
-        """The ranks that have not signed, as far as that can be known."""
+        """The processes that have not signed, as far as that can be known."""
         try:
             store = _get_default_store()
-            ranks = range(self.accelerator.num_processes)
-            missing = [rank for rank in ranks if not store.check([f"sjepa/{self.count}/{rank}"])]
-        except RuntimeError:  # the first rank may be the one that is missing, and the store with it
+            numbers = range(self.accelerator.num_processes)
+            missing = [number for number in numbers if not store.check([f"sjepa/{self.count}/{number}"])]
+        except RuntimeError:  # the first process may be the one that is missing, and the store with it
             missing = []
-        return f"Rank {', '.join(map(str, missing))}" if missing else "Another process of this run"
+        return f"Process {', '.join(map(str, missing))}" if missing else "Another process of this run"
 
 
-class RanksDisagree(UserError):
-    """The ranks of a run hold different models or mixtures."""
+class ProcessesDisagree(UserError):
+    """The processes of a run hold different models or mixtures."""
 
 
 @torch.no_grad()
-def check_ranks_agree(accelerator: Accelerator, parts: dict[str, Iterable[torch.Tensor]], active_layer: int) -> None:
+def check_processes_agree(
+    accelerator: Accelerator, parts: dict[str, Iterable[torch.Tensor]], active_layer: int
+) -> None:
     """
-    Compare sums over the bits of everything that must be the same on every rank; a few numbers travel.
+    Compare sums over the bits of everything that must be the same in every process; a few numbers travel.
 
     Args:
         parts: names and tensors, e.g. `{"mixture": model.mixture.buffers()}`.
         active_layer: layer that the targets are read from.
 
     Raises:
-        RanksDisagree: on every rank alike, naming what differs and where.
+        ProcessesDisagree: in all alike, naming what differs and where.
     """
     if accelerator.num_processes == 1:
         return
     sums = {name: sum(int(bits(tensor)) for tensor in tensors) for name, tensors in parts.items()}
     found = gather_object([sums | {"active layer": active_layer}])
     for name in found[0]:
-        others = [rank for rank, digest in enumerate(found) if digest[name] != found[0][name]]
+        others = [number for number, digest in enumerate(found) if digest[name] != found[0][name]]
         if others:
-            raise RanksDisagree(
-                f"Rank {', '.join(map(str, others))} holds another {name} than rank 0. Nothing was saved: resume from"
-                " the last checkpoint, and look for a faulty device or differing versions if it happens again."
+            raise ProcessesDisagree(
+                f"Process {', '.join(map(str, others))} holds another {name} than process 0. Nothing was saved: resume"
+                " from the last checkpoint, and look for a faulty device or differing versions if it happens again."
             )
 
 
@@ -158,5 +160,5 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Whether a collective failed because another rank is gone, rather than for a fault of this one."""
+    """Whether a collective failed because another process is gone, rather than for a fault of this one."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()

@@ -1,4 +1,4 @@
-"""What a run leaves beside the weights for whoever asks later, the model card first: training.json."""
+"""Run record: what a run leaves beside the weights for whoever asks later, the model card first (training.json)."""
 
 import json
 import platform
@@ -10,8 +10,6 @@ from accelerate import Accelerator
 
 from sjepa_hf.contents import RECORD, reduce_paths
 from sjepa_hf.saving import write_text_aside
-from sjepa_hf.scores import data_name
-from training.pretraining.arguments import Arguments
 
 
 # Of this machine rather than of the run.
@@ -30,23 +28,6 @@ def write_record(directory: Path, accelerator: Accelerator, **facts) -> None:
     settings = {name: value for name, value in facts["settings"].items() if value is not None and name not in LEFT_OUT}
     found = reduce_paths(facts | {"settings": settings}) | {"hardware": hardware(accelerator), "software": software()}
     write_text_aside(directory / RECORD, json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n")
-
-
-def record_pretraining(
-    directory: Path, accelerator: Accelerator, arguments: Arguments, steps: int, seconds_heard: float, seconds: float
-) -> None:
-    """The record of a pretraining run that has taken so many steps and seconds, and heard so many of audio."""
-    write_record(
-        directory,
-        accelerator,
-        kind="pretraining",
-        **base_of(arguments.model.initial_checkpoint),
-        data={"sources": list(map(data_name, arguments.data.train_data))},
-        steps=steps,
-        hours_heard=seconds_heard / 3600,
-        hours_taken=seconds / 3600,
-        settings=arguments.to_dict(),
-    )
 
 
 def base_of(checkpoint: str | None) -> dict[str, str | None]:

@@ -299,3 +299,14 @@ class _ClipCache:
             self.free -= stored.nbytes
             self.clips[index] = stored
         return stored
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """The batch with its tensors on `device`."""
+    return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+
+
+def real_frames(batch: dict, sequence_length: int) -> torch.Tensor:
+    """Which frames of a batch are real: bool `(batch_size, sequence_length)`."""
+    lengths = frame_lengths(batch["lengths"])
+    return torch.arange(sequence_length, device=lengths.device) < lengths[:, None]

@@ -235,7 +235,7 @@ class RunArguments:
     )
     phase2_decay_steps: int | None = field(default=None, metadata={"help": "The same in phase 2."})
     gradient_accumulation_steps: int = field(
-        default=1, metadata={"help": "Micro-batches per optimizer step and rank."}
+        default=1, metadata={"help": "Micro-batches per optimizer step and process."}
     )
     weight_decay: float = field(default=1e-3, metadata={"help": "Weight decay of AdamW."})
     adam_beta1: float = field(default=0.9, metadata={"help": "First beta of AdamW."})

@@ -1,4 +1,4 @@
-"""The pictures of a run: losses, effective ranks, predictor entropy."""
+"""Figures of a run: losses, effective ranks, predictor entropy."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a pretraining run is made of: the model, new or of a checkpoint, its optimizer and its targets."""
+"""Model of a pretraining run, new or of a checkpoint, with its optimizer and its targets."""
 
 from pathlib import Path
 

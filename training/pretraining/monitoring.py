@@ -1,24 +1,22 @@
-"""What a run tells: metrics of a step, a history file, trackers, the progress bar, and a warning on collapse."""
+"""Monitoring: the metrics of a step, their history file, trackers, the progress bar, and a warning on collapse."""
 
 import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
-from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaForPreTrainingOutput
+from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
 from sjepa_hf.measures import entropy_bits
 from sjepa_hf.saving import write_text_aside
-from training.common.progress import Forecast, Progress
-from training.pretraining.schedules import Schedule
+from training.common.progress import Forecast
+from training.pretraining.run import Run
 
 
 logger = logging.getLogger(__name__)
@@ -53,7 +51,7 @@ def target_metrics(
 
 
 def loss_sums(output: SJepaForPreTrainingOutput) -> dict[str, torch.Tensor | int]:
-    """Divergences summed over the frames of a micro-batch, and their numbers, as `Monitor.add` takes them."""
+    """Divergences summed over the frames of a micro-batch, and their numbers, for `Monitor.count_step`."""
     sums = {
         "masked_kl": output.masked_loss.detach() * output.num_masked_frames,
         "masked_frames": output.num_masked_frames,
@@ -65,29 +63,6 @@ def loss_sums(output: SJepaForPreTrainingOutput) -> dict[str, torch.Tensor | int
         frames = output.num_masked_frames + output.num_visible_frames
         sums |= {"frozen_kl": output.frozen_loss.detach() * frames, "frozen_frames": frames}
     return sums
-
-
-@torch.no_grad()
-def predictor_entropy(
-    model: SJepaForPreTraining, batches: Iterable[dict], num_frames: int, accelerator: Accelerator
-) -> np.ndarray:
-    """Entropy in bits of the prediction at each of some `num_frames` real frames of this rank, without masking."""
-    model.eval()
-    progress = Progress("Predictor entropy", accelerator.is_main_process)
-    found, frames = [], 0
-    for batch in batches:
-        with accelerator.autocast():
-            logits = model(
-                batch["input_values"].to(accelerator.device), batch["attention_mask"].to(accelerator.device)
-            ).logits
-        positions = torch.cat([batch["masked_positions"], batch["visible_positions"]]).to(logits.device)
-        found.append(entropy_bits(logits.flatten(0, 1)[positions].float().softmax(-1)).cpu())
-        frames += len(positions)
-        progress(f"{frames:,} of {num_frames:,} frames")
-        if frames >= num_frames:
-            break
-    model.train()
-    return torch.cat(found).numpy()
 
 
 def collapse_warnings(metrics: dict, hidden_size: int) -> list[str]:
@@ -131,41 +106,39 @@ class Monitor:
     Averages losses between two lines of metrics without waiting for the device, and writes the lines.
 
     Args:
-        accelerator (`Accelerator`): its trackers get the metrics.
-        output_dir (`Path`): where the history file lies; one JSON object a line.
-        schedule (`Schedule`), start_step (`int`): for the progress bar, which begins now.
-        hidden_size (`int`): the largest rank that features can have.
+        run (`Run`): whose progress bar begins now; its output directory gets the history file, one JSON object a line.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        output_dir: Path,
-        schedule: Schedule,
-        start_step: int,
-        hidden_size: int,
-    ):
-        self.accelerator = accelerator
-        self.history = output_dir / HISTORY
-        self.hidden_size = hidden_size
+    def __init__(self, run: Run):
+        self.accelerator = run.accelerator
+        self.history = run.output_dir / HISTORY
+        total, phase1_steps = run.schedule.total_steps, run.arguments.run.phase1_steps
+        is_main = run.accelerator.is_main_process
         self.bar = tqdm(
-            total=schedule.total_steps, initial=start_step, disable=not accelerator.is_local_main_process, unit="step"
+            total=total, initial=run.state.step, disable=not run.accelerator.is_local_main_process, unit="step"
         )
-        self.forecast = Forecast({1: schedule.run.phase1_steps, 2: schedule.total_steps}, accelerator.is_main_process)
-        if accelerator.is_main_process:
-            forget_after(self.history, start_step)
+        self.forecast = Forecast({1: phase1_steps, 2: total}, is_main)
+        if is_main:
+            forget_after(self.history, run.state.step)
+        self._run = run
         self._sums: dict[str, torch.Tensor | float] = {}
         self._since, self._seconds_then = time.monotonic(), None
 
-    def add(self, **sums: torch.Tensor | float) -> None:
-        """Add to the running sums: `masked_kl` with `masked_frames`, `visible_kl` with `visible_frames`, ..."""
-        for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+    def count_step(self, losses: list[dict], norm: torch.Tensor, broken: torch.Tensor) -> None:
+        """
+        A step is done.
 
-    def count_step(self, step: int, phase: int) -> None:
-        """Step `step` of the run, which belonged to `phase`, is done."""
+        Args:
+            losses: [`loss_sums`] of each micro-batch.
+            norm: of the gradient, `()`.
+            broken: whether the gradient is NaN or infinite, so that none of this counts, `()`.
+        """
+        for sums in (*losses, {"gradient_norm": norm.detach(), "steps": 1}):
+            for name, value in sums.items():
+                self._sums[name] = self._sums.get(name, 0.0) + torch.where(broken, 0, value)
         self.bar.update(1)
-        self.forecast.step(step, phase)
+        step = self._run.state.step
+        self.forecast.step(step, self._run.schedule.phase(step - 1))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -190,9 +163,44 @@ class Monitor:
         means["gradient_norm"] = total["gradient_norm"] / max(total["steps"], 1)
         return means
 
-    def write(self, metrics: dict, seconds_seen: float) -> None:
+    def line(
+        self, batch: dict, posteriors: torch.Tensor, output: SJepaForPreTrainingOutput, ranks: list[float] | None
+    ) -> dict:
+        """
+        One line of the history. Every process must ask.
+
+        Args:
+            batch, posteriors, output: of the last micro-batch: its audio, its targets, what was predicted.
+            ranks: effective rank of each layer, where it was measured.
+        """
+        run, state = self._run, self._run.state
+        step = state.step - 1  # as the schedule counts
+        metrics = {
+            "step": state.step,
+            "phase": run.schedule.phase(step),
+            "hours_seen": run.seconds_heard() / 3600,
+            "learning_rate": run.schedule.learning_rate(step),
+            "padded_share": run.data.padded_share,
+            "skipped_clips": run.data.bad_audio.skipped,
+            "skipped_steps": run.steps_skipped(),
+            **self.averages(run.accelerator.device),
+            **target_metrics(run.model.mixture, posteriors, output, batch["masked_positions"]),
+        }
+        if metrics["phase"] == 2:
+            metrics |= {
+                "ema_decay": run.schedule.ema_decay(step),
+                "reseeded_components": state.reseeded_components,
+                "layer_scores": run.layer_choice.scores,
+            }
+            if not run.arguments.targets.target_layers:
+                metrics["active_layer"] = run.layer_choice.active
+        if ranks is not None:
+            metrics["effective_ranks"] = ranks
+        return metrics
+
+    def write(self, metrics: dict) -> None:
         """One line of metrics: history, trackers, progress bar; and a loud word where something has collapsed."""
-        now = time.monotonic()
+        now, seconds_seen = time.monotonic(), 3600 * metrics["hours_seen"]
         if self._seconds_then is not None:
             metrics["audio_seconds_per_second"] = (seconds_seen - self._seconds_then) / (now - self._since)
         self._since, self._seconds_then = now, seconds_seen
@@ -216,7 +224,7 @@ class Monitor:
         ]
         parts = [text.format(metrics[name]) for name, text in shown if name in metrics]
         self.bar.set_postfix_str(", ".join([*parts, f"{100 * metrics['padded_share']:.1f} % padding"]))
-        for sentence in collapse_warnings(metrics, self.hidden_size):
+        for sentence in collapse_warnings(metrics, self._run.model.config.hidden_size):
             logger.warning("COLLAPSE at step %d: %s.", metrics["step"], sentence)
 
 

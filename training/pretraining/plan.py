@@ -1,4 +1,4 @@
-"""What a pretraining run is about to do, in some ten lines, from its real parts: data, model, schedule, output."""
+"""Plan of a pretraining run: what it is about to do, in some ten lines, from its real parts."""
 
 import logging
 import random
@@ -35,7 +35,7 @@ class Survey(NamedTuple):
         exact (`bool`): whether that is all of them.
         hours (`float`): of all sources together, before cropping.
         unusable (`float`): share of the clips that are too short or cannot be read.
-        batches (`float`): micro-batches of all ranks in a pass over the data; 0 if no clip can be used.
+        batches (`float`): micro-batches of all processes in a pass over the data; 0 if no clip can be used.
         batch_seconds (`float`): audio in one of them, without padding.
         padding (`float`): share of padding.
     """
@@ -116,18 +116,18 @@ def plan(
     Args:
         arguments: of the run.
         accelerator: says on what it runs.
-        stream: batches of one rank.
+        stream: batches of one process.
         model: what is trained, as the run begins.
         step: steps that an earlier part of the run has taken.
     """
-    data, ranks = arguments.data, accelerator.num_processes
-    readers = ranks * max(1, data.num_workers)
+    data, processes = arguments.data, accelerator.num_processes
+    readers = processes * max(1, data.num_workers)
     found = survey(stream, data.train_data_weights, readers)
     return [
         about_data(arguments, stream, found),
         about_batches(arguments, readers, found),
         about_model(model, accelerator),
-        about_steps(arguments, ranks, found, step),
+        about_steps(arguments, processes, found, step),
         about_targets(arguments),
         about_output(arguments, model),
     ]
@@ -183,8 +183,8 @@ def about_model(model: SJepaForPreTraining, accelerator: Accelerator) -> str:
     )
 
 
-def about_steps(arguments: Arguments, ranks: int, found: Survey | None, step: int) -> str:
-    run, micro_batches = arguments.run, ranks * arguments.run.gradient_accumulation_steps
+def about_steps(arguments: Arguments, processes: int, found: Survey | None, step: int) -> str:
+    run, micro_batches = arguments.run, processes * arguments.run.gradient_accumulation_steps
     left = run.phase1_steps + run.phase2_steps - step
     done = f"{step:,} are taken; " if step else ""
     text = f"Steps: {done}{max(run.phase1_steps - step, 0):,} of phase 1"

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: which one, what may differ from the run that wrote it, what becomes of the others."""
+"""Resuming a run: which one, what may differ from the run that wrote it, what becomes of the others."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from sjepa_hf.model_card import RECORD
 from sjepa_hf.opening import open_config
 from sjepa_hf.saving import INCOMPLETE, PREVIOUS, remove
 from training.pretraining.arguments import Arguments
-from training.pretraining.checkpointing import (
+from training.pretraining.checkpoint_layout import (
     STATE_DIRECTORY,
     LoopState,
     damage,
@@ -103,7 +103,7 @@ class AlreadyFinished(Exception):
 def begin(arguments: Arguments, accelerator: Accelerator, lock: FileLock) -> tuple[Path | None, LoopState]:
     """
     Where a run begins: the checkpoint that it is resumed from, with its loop state, or None and a new one. Settings
-    that have had their effect are put back, as `settle` says. Every rank must ask.
+    that have had their effect are put back, as `settle` says. Every process must ask.
 
     Raises:
         ValueError: if there is no such checkpoint, it is damaged, or the settings do not fit it.
@@ -319,9 +319,9 @@ def check_rate(directory: Path, arguments: Arguments, step: int, old_rate: float
         logger.warning("The learning rate goes on at %.3g; by the settings before it would be %.3g.", rate, old_rate)
 
 
-def tell_other_split(state: LoopState, ranks: int, accumulation: int, same_draws: bool) -> None:
-    """Say what another number of ranks or micro-batches than the checkpoint's means."""
-    before, now = (state.processes, state.accumulation), (ranks, accumulation)
+def tell_other_split(state: LoopState, processes: int, accumulation: int, same_draws: bool) -> None:
+    """Say what another number of processes or micro-batches than the checkpoint's means."""
+    before, now = (state.processes, state.accumulation), (processes, accumulation)
     if before != now or not same_draws:
         logger.warning(
             "%d processes with %d micro-batches a step have become %d with %d: weights, optimizer, EMA encoder,"

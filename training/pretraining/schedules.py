@@ -1,4 +1,4 @@
-"""What changes over a run, as plain functions of the step."""
+"""Schedules: what changes over a run, as plain functions of the step."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The data of a run as it is used up: the next batch, where every reader stands, and what could not be read."""
+"""Training data of a run: the next batch, where every reader stands, and what could not be read."""
 
 import logging
 import platform
@@ -13,12 +13,14 @@ from torch.utils.data import DataLoader
 
 from sjepa_hf.command import first_line, own_words
 from training.common.processes import Meeting
+from training.common.seeds import Purpose, seed_for
 from training.data.batches import BatchStream
-from training.data.clips import BadAudioError, BadAudioMonitor
+from training.data.clips import SAMPLING_RATE, BadAudioError, BadAudioMonitor
 from training.data.loader import build_loader, start_reading
 from training.data.order import DataPosition
 from training.data.workers import Patience, check_shared_memory, end_stopped, one_has_died, why_died
 from training.pretraining.arguments import Arguments
+from training.pretraining.checkpoint_layout import LoopState
 
 
 logger = logging.getLogger(__name__)
@@ -34,21 +36,21 @@ class Reading:
 
     Args:
         open_loader: the loader whose readers go on from a position; None: from the start.
-        ranks (`int`): of the run.
+        processes (`int`): of the run.
         position (`DataPosition`, *optional*): where to begin.
 
     Attributes:
-        position (`DataPosition`): where all readers of this rank go on after the batches that were given.
+        position (`DataPosition`): where all readers of this process go on after the batches that were given.
     """
 
     def __init__(
         self,
         open_loader: Callable[[DataPosition | None], DataLoader],
-        ranks: int,
+        processes: int,
         position: DataPosition | None = None,
     ):
         self._open_loader = open_loader
-        self._ranks = ranks
+        self._processes = processes
         self._loader = open_loader(position)
         self._batches: Iterator[dict] | None = None
         start: DataPosition = self._loader.dataset.position
@@ -98,7 +100,7 @@ class Reading:
                 self._loader = self._open_loader(self.position)
         if batch is not None:
             self.position.positions[batch["reader"]] = batch["position"]
-            self.position.batches += self._ranks
+            self.position.batches += self._processes
         return batch
 
     def _start(self) -> None:
@@ -126,17 +128,19 @@ class Reading:
 
 class TrainingData:
     """
-    The endless batches of this rank.
+    The endless batches of this process.
 
     Args:
         arguments (`Arguments`): of the run.
-        accelerator (`Accelerator`): says which rank this is.
+        accelerator (`Accelerator`): says which process this is.
         meeting (`Meeting`): whose waits reading is.
         position (`DataPosition`, *optional*): where an earlier run has stopped.
 
     Attributes:
-        bad_audio (`BadAudioMonitor`): clips of this rank that were skipped.
-        seconds (`float`): audio that this rank has taken, in seconds.
+        bad_audio (`BadAudioMonitor`): clips of this process that were skipped.
+        seconds (`float`): audio that this process has taken since the run was started, in seconds.
+        samples_padded (`int`), samples_real (`int`): samples in the batches that it has taken since the run began,
+            with and without padding.
 
     Raises:
         ValueError: if the sources cannot be opened, or shared memory does not suffice for the workers.
@@ -151,22 +155,23 @@ class TrainingData:
     ):
         self.arguments, self.accelerator, self.meeting = arguments, accelerator, meeting
         self.bad_audio = BadAudioMonitor(arguments.data.max_bad_fraction)
-        self.seconds = 0.0
+        self.seconds, self.samples_padded, self.samples_real = 0.0, 0, 0
         check_shared_memory(arguments.data.batch_seconds, arguments.data.num_workers, local_processes(accelerator))
         self._identities: list[str] | None = None
-        self._reading = Reading(self._opener(arguments.data, arguments.run.seed), self._ranks, position)
+        opener = self._opener(arguments.data, arguments.run.seed)
+        self._reading = Reading(opener, accelerator.num_processes, position)
         self._identities = self._reading.position.settings["identities"]
         self._read: list[dict] = []  # and not taken
         self._mark()
 
     @property
     def readers_here(self) -> int:
-        """Readers of this rank."""
+        """Readers of this process."""
         return max(1, self.arguments.data.num_workers)
 
     @property
     def stream(self) -> BatchStream:
-        """What plans and reads the batches of this rank."""
+        """What plans and reads the batches of this process."""
         return self._reading.stream
 
     def next(self) -> dict:
@@ -183,33 +188,45 @@ class TrainingData:
 
     def take(self) -> None:
         """
-        Count the batches given so far as used: a checkpoint goes on behind them.
-
-        Raises:
-            BadAudioError: if too many of their clips could not be used.
+        Count the batches given so far as used: a checkpoint goes on behind them. Where too many of their clips could
+        not be used, the run is asked to end after this step.
         """
         for batch in self._read:
             self.seconds += batch["seconds"]
+            self.samples_padded += batch["input_values"].numel()
+            self.samples_real += round(batch["seconds"] * SAMPLING_RATE)
             self.bad_audio.update(len(batch["lengths"]), batch["skipped"])
         self._read = []
         self._mark()
-        self.bad_audio.check()
+        try:
+            self.bad_audio.check()
+        except BadAudioError as error:
+            self.meeting.interruption.ask(1, str(error).rstrip("."))
+
+    @property
+    def padded_share(self) -> float:
+        """Share of padding in what was taken."""
+        return 1 - self.samples_real / max(self.samples_padded, 1)
 
     def position(self) -> DataPosition:
-        """Where the readers of all ranks stand behind what was taken. Every rank must ask."""
-        ranks, rank = self._ranks, self.accelerator.process_index
-        own = {reader: at for reader, at in self._taken.positions.items() if reader % ranks == rank}
+        """Where the readers of all processes stand behind what was taken. Each must ask."""
+        processes, index = self.accelerator.num_processes, self.accelerator.process_index
+        own = {reader: at for reader, at in self._taken.positions.items() if reader % processes == index}
         parts = gather_object([own])
         return replace(self._taken, positions={reader: at for part in parts for reader, at in part.items()})
 
-    def fresh_pass(self, salt: int) -> Iterator[dict]:
+    def fresh_pass(self, purpose: Purpose, number: int = 0) -> Iterator[dict]:
         """
         One pass over the data in an order of its own, which leaves the training batches where they are. Ends with
         [`Interrupted`] as `next` does.
+
+        Args:
+            purpose (`Purpose`), number (`int`): decide the order.
         """
         data = replace(self.arguments.data, cache_gb=0.0, bucket_buffer_size=256)
+        opener = self._opener(data, seed_for(self.arguments.run.seed, purpose, number), max_epochs=1)
         with self.meeting.waiting():
-            reading = Reading(self._opener(data, self.arguments.run.seed + 1000 + salt, max_epochs=1), self._ranks)
+            reading = Reading(opener, self.accelerator.num_processes)
         while True:
             with self.meeting.waiting():
                 batch = reading.next()
@@ -220,17 +237,15 @@ class TrainingData:
                 break
             yield batch
 
-    @property
-    def _ranks(self) -> int:
-        return self.accelerator.num_processes
-
-    def restore_clips(self, seen: int, skipped: dict[str, int]) -> None:
-        """Count clips on from an earlier run."""
-        self.bad_audio.restore(seen, skipped)
+    def restore(self, state: LoopState) -> None:
+        """Count on from an earlier run."""
+        self.samples_padded, self.samples_real = state.samples_padded, state.samples_real
+        if self.accelerator.is_main_process:  # its clips are those of all processes
+            self.bad_audio.restore(state.clips_seen, state.clips_skipped)
         self._mark()
 
     def clips(self) -> tuple[int, Counter[str]]:
-        """Clips of all ranks up to what was taken, and the unusable ones by reason. Every rank must ask."""
+        """Clips of all processes up to what was taken, and the unusable ones by reason. Each must ask."""
         parts = gather_object([self._clips])
         return sum(seen for seen, _ in parts), sum((reasons for _, reasons in parts), Counter())
 
@@ -246,7 +261,7 @@ class TrainingData:
                 mask_span=self.arguments.masking.mask_span,
                 seed=seed,
                 rank=self.accelerator.process_index,
-                world_size=self._ranks,
+                world_size=self.accelerator.num_processes,
                 pin_memory=self.accelerator.device.type == "cuda",
                 position=position,
                 identities=self._identities,

@@ -1,4 +1,4 @@
-"""What the online mixture sees of an encoder: one layer or the mean of several, each clip normalised or not, all
+"""Encoder features, what the online mixture sees: one layer or the mean of several, each clip normalised or not, all
 dimensions or their whitened principal components.
 """
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from sjepa_hf import SJepaModel
 from sjepa_hf.float32 import at_least_float32
-from training.targets.frame_features import frame_lengths
+from training.data.batches import real_frames
 
 
 class TargetFeatures(nn.Module):
@@ -73,7 +73,7 @@ class TargetFeatures(nn.Module):
 
     @torch.no_grad()
     def fit(self, sample: torch.Tensor, accelerator: Accelerator) -> None:
-        """Principal components of frames `(N, hidden_size)` that every rank holds, each scaled to variance 1."""
+        """Principal components of frames `(N, hidden_size)` that every process holds, each scaled to variance 1."""
         if self.reduced:
             mean, directions = whitened_components(sample, self.num_features)
             self.mean.copy_(mean)
@@ -81,12 +81,6 @@ class TargetFeatures(nn.Module):
             if accelerator.num_processes > 1:  # other processors may round otherwise
                 for buffer in self.buffers():
                     torch.distributed.broadcast(buffer, src=0)
-
-
-def real_frames(batch: dict, sequence_length: int) -> torch.Tensor:
-    """Which frames of a batch are real: bool `(batch_size, sequence_length)`."""
-    lengths = frame_lengths(batch["lengths"])
-    return torch.arange(sequence_length, device=lengths.device) < lengths[:, None]
 
 
 def instance_normalize(features: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

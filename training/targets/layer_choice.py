@@ -1,6 +1,17 @@
-"""Which layer the targets are taken from: effective rank, smoothed over the run (paper, section 3.3)."""
+"""Layer choice: the layer that targets are read from, by effective rank smoothed over the run (paper, section 3.3)."""
 
 from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+
+from sjepa_hf import SJepaModel
+from sjepa_hf.measures import effective_rank
+from training.data.batches import real_frames
+from training.targets.sampling import FrameReservoir, smallest
+
+
+RANK_FRAMES = 2000  # frames that an effective rank is measured on (paper, section 3.3)
 
 
 @dataclass
@@ -34,3 +45,31 @@ class LayerChoice:
         if changed:
             self.active = best
         return changed
+
+
+@torch.no_grad()
+def layer_ranks(encoder: SJepaModel, micro_batches: list[dict], accelerator: Accelerator, seed: int) -> list[float]:
+    """
+    Effective rank of the first Transformer layer's input and of every layer's output, as `hidden_states` has them, on
+    2,000 random real frames of a step's micro-batches (over all processes), from one forward pass each. The same
+    numbers in every process, and however the step is split.
+    """
+    training = encoder.training
+    encoder.eval()
+    reservoirs = None
+    for batch in micro_batches:
+        with accelerator.autocast():
+            layers = encoder(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states
+        real = real_frames(batch, layers[0].shape[1])
+        reservoirs = reservoirs or [FrameReservoir(RANK_FRAMES, seed) for _ in layers]
+        for reservoir, layer in zip(reservoirs, layers, strict=True):
+            reservoir.add(layer[real], batch["draw"])
+    encoder.train(training)
+    ranks = []
+    for reservoir in reservoirs:
+        frames = smallest(*reservoir.sample(), RANK_FRAMES, accelerator)
+        ranks.append(effective_rank(frames.to(accelerator.device)))
+    ranks = torch.stack(ranks)
+    if accelerator.num_processes > 1:
+        torch.distributed.broadcast(ranks, src=0)  # the same up to the last bits, which must not decide either
+    return ranks.tolist()

@@ -1,29 +1,25 @@
-"""Where the soft targets come from: a mixture fixed over MFCC (phase 1), then one over an EMA encoder's features
+"""Targets: posteriors of a mixture that is fixed over MFCC (phase 1), then of one over an EMA encoder's features
 (phase 2). Both are computed from the clean audio, in fp32, outside autograd.
 """
 
 import copy
 import logging
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
-from itertools import islice
 
 import torch
 from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel, SufficientStatistics
-from sjepa_hf.measures import effective_rank
 from training.common.processes import Meeting
-from training.targets.encoder_features import TargetFeatures, real_frames
+from training.data.batches import real_frames
+from training.targets.encoder_features import TargetFeatures
 from training.targets.frame_features import FRAME_FEATURES
 from training.targets.layer_choice import LayerChoice
-from training.targets.reservoir import FrameReservoir
+from training.targets.sampling import sample_frames
 
 
 logger = logging.getLogger(__name__)
-
-RANK_FRAMES = 2000  # frames that an effective rank is measured on (paper, section 3.3)
 
 
 class MfccTargets:
@@ -34,7 +30,14 @@ class MfccTargets:
         mixture (`DiagonalGaussianMixture`): the mixture.
         features (`str`): what it is over, a name in `training.targets.frame_features.FRAME_FEATURES`.
         temperature (`float`): tempers the target; 0 makes it one-hot.
+
+    Attributes:
+        teacher: None, as there is no EMA encoder.
+        modules (`dict`): what a checkpoint holds of the targets beside student and mixture: nothing.
     """
+
+    teacher = None
+    modules: dict[str, torch.nn.Module] = {}
 
     def __init__(self, mixture: DiagonalGaussianMixture, features: str = "mfcc", temperature: float = 1.0):
         self.mixture = mixture
@@ -54,6 +57,10 @@ class MfccTargets:
     def update(self, student: SJepaModel, ema_decay: float) -> None:
         """Nothing: the mixture is frozen."""
 
+    def reseed_dead(self) -> int:
+        """Nothing: the mixture is frozen."""
+        return 0
+
 
 class OnlineTargets:
     """
@@ -63,7 +70,7 @@ class OnlineTargets:
         student (`SJepaModel`): encoder that the EMA copy starts from.
         mixture (`DiagonalGaussianMixture`): mixture over its features.
         layer_choice (`LayerChoice`): which layer is read.
-        accelerator (`Accelerator`): sums statistics over ranks, so that all hold the same mixture.
+        accelerator (`Accelerator`): sums statistics over processes, so that all hold the same mixture.
         temperature (`float`): tempers the target; the mixture's own update keeps the plain responsibilities.
         mixture_decay, average: see [`DiagonalGaussianMixture.apply_statistics`].
         layers, instance_norm, num_components: see [`TargetFeatures`].
@@ -135,13 +142,17 @@ class OnlineTargets:
         if self._pending is not None:
             before = [buffer.clone() for buffer in self.mixture.buffers()]
             self.mixture.apply_statistics(
-                sum_over_ranks(self._pending, self.accelerator), self.mixture_decay, self.average
+                sum_over_processes(self._pending, self.accelerator), self.mixture_decay, self.average
             )
             finite = torch.stack([buffer.isfinite().all() for buffer in self.mixture.buffers()]).all()
             for buffer, old in zip(self.mixture.buffers(), before, strict=True):
                 buffer.copy_(torch.where(finite, buffer, old))
             self._pending = None
         torch._foreach_lerp_(list(self.teacher.parameters()), list(student.parameters()), 1 - ema_decay)
+
+    def reseed_dead(self) -> int:
+        """Give components that nothing is assigned to a new place; returns how many."""
+        return self.mixture.reseed_dead()
 
     @torch.no_grad()
     def seed(
@@ -183,8 +194,8 @@ class OnlineTargets:
         return fit_mixture(self.mixture, sample, seed, self.accelerator, meeting, **fit)
 
 
-def sum_over_ranks(statistics: SufficientStatistics, accelerator: Accelerator) -> SufficientStatistics:
-    """Statistics of all ranks together, by one all-reduce."""
+def sum_over_processes(statistics: SufficientStatistics, accelerator: Accelerator) -> SufficientStatistics:
+    """Statistics of all processes together, by one all-reduce."""
     if accelerator.num_processes == 1:
         return statistics
     flat = accelerator.reduce(torch.cat([part.flatten() for part in statistics]), reduction="sum")
@@ -201,10 +212,10 @@ def fit_mixture(
     **fit,
 ) -> list[float]:
     """
-    Fit a mixture to a sample that every rank holds; every rank does the same. Returns the log-likelihoods of `fit`.
+    Fit a mixture to a sample that every process holds; each does the same. Returns the log-likelihoods of `fit`.
 
-    On a GPU sums may be formed in another order each time: the first rank's mixture, which is the others' up to that
-    rounding, is taken by all.
+    On a GPU sums may be formed in another order each time: all take the first process's mixture, which is the others'
+    up to that rounding.
     """
     with meeting.waiting() if meeting else nullcontext():
         history = mixture.fit(sample, generator=torch.Generator().manual_seed(seed), **fit)
@@ -221,107 +232,3 @@ def fit_mixture(
         for buffer in mixture.buffers():
             torch.distributed.broadcast(buffer, src=0)
     return history
-
-
-@torch.no_grad()
-def sample_frames(
-    features: Callable[[dict], torch.Tensor],
-    batches: Iterable[dict],
-    num_frames: int,
-    seed: int,
-    accelerator: Accelerator,
-    *,
-    max_seconds: float = math.inf,
-    stop_when_full: bool = False,
-    batches_a_round: int = 1,
-    meeting: Meeting | None = None,
-) -> torch.Tensor:
-    """
-    Uniform sample of the frames of all ranks, the same on every rank: `(at most num_frames, num_features)`. It depends
-    on the batches alone, not on how they are shared out: each batch carries the `draw` that decides which of its
-    frames are taken, and reading stops after a whole round of all readers.
-
-    Args:
-        features: function from a batch to `(batch_size, sequence_length, num_features)`.
-        batches: this rank's batches.
-        num_frames: size of the sample over all ranks.
-        seed: seed of the sample.
-        max_seconds: stop after this much audio over all ranks.
-        stop_when_full: stop as soon as that many frames were seen, instead of reading all that there is.
-        batches_a_round: batches of this rank between two looks at whether to stop: its number of readers.
-        meeting: where the ranks look; from it they may leave.
-    """
-    meeting = meeting or Meeting(accelerator)
-    reservoir = FrameReservoir(num_frames, seed)
-    seconds, batches = 0.0, iter(batches)
-    while True:
-        batch = None
-        for batch in islice(batches, batches_a_round):
-            batch = to_device(batch, accelerator.device)
-            values = features(batch)
-            reservoir.add(values[real_frames(batch, values.shape[1])], batch["draw"])
-            seconds += batch["seconds"]
-        going, heard, seen = meeting.sum(float(batch is not None), seconds, float(reservoir.seen))
-        if not going or heard >= max_seconds or (stop_when_full and seen >= num_frames):
-            break
-    return smallest(*reservoir.sample(), num_frames, accelerator).cpu()
-
-
-def smallest(numbers: torch.Tensor, frames: torch.Tensor, count: int, accelerator: Accelerator) -> torch.Tensor:
-    """
-    The `count` frames with the smallest random numbers over all ranks, in their order, the same on every rank.
-
-    Args:
-        numbers: int64 `(n,)`; `frames`: `(n, ...)`. `n` may differ between ranks and may be 0.
-    """
-    if accelerator.num_processes > 1:
-        numbers, frames = (values.to(accelerator.device) for values in (numbers, frames))
-        limit = gathered(numbers, accelerator).sort().values[:count][-1]
-        numbers, frames = numbers[numbers <= limit], frames[numbers <= limit]
-        numbers, frames = gathered(numbers, accelerator), gathered(frames, accelerator)
-    return frames[numbers.argsort()[:count]]
-
-
-def gathered(values: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    """Rows of all ranks one after another; their number may differ, and a rank may have none."""
-    shapes = [None] * accelerator.num_processes
-    torch.distributed.all_gather_object(shapes, tuple(values.shape))
-    longest = max(shapes)
-    padded = values.new_zeros(longest)
-    if len(values):
-        padded[: len(values)] = values
-    parts = accelerator.gather(padded[None])
-    return torch.cat([part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)])
-
-
-@torch.no_grad()
-def layer_ranks(encoder: SJepaModel, micro_batches: list[dict], accelerator: Accelerator, seed: int) -> list[float]:
-    """
-    Effective rank of the first Transformer layer's input and of every layer's output, as `hidden_states` has them, on
-    2,000 random real frames of a step's micro-batches (over all ranks), from one forward pass each. The same numbers
-    on every rank, and however the step is split.
-    """
-    training = encoder.training
-    encoder.eval()
-    reservoirs = None
-    for batch in micro_batches:
-        with accelerator.autocast():
-            layers = encoder(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states
-        real = real_frames(batch, layers[0].shape[1])
-        reservoirs = reservoirs or [FrameReservoir(RANK_FRAMES, seed) for _ in layers]
-        for reservoir, layer in zip(reservoirs, layers, strict=True):
-            reservoir.add(layer[real], batch["draw"])
-    encoder.train(training)
-    ranks = []
-    for reservoir in reservoirs:
-        frames = smallest(*reservoir.sample(), RANK_FRAMES, accelerator)
-        ranks.append(effective_rank(frames.to(accelerator.device)))
-    ranks = torch.stack(ranks)
-    if accelerator.num_processes > 1:
-        torch.distributed.broadcast(ranks, src=0)  # the same up to the last bits, which must not decide either
-    return ranks.tolist()
-
-
-def to_device(batch: dict, device: torch.device) -> dict:
-    """The batch with its tensors on `device`."""
-    return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}

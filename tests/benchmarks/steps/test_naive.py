@@ -5,8 +5,7 @@ import torch
 
 from benchmarks.steps import candidates
 from benchmarks.steps.candidates import SJepaStep
-from training.data.batches import collate
-from training.targets.targets import real_frames
+from training.data.batches import collate, real_frames
 
 
 def padded_batches(count):

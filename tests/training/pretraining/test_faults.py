@@ -17,35 +17,37 @@ from pretraining_runs import assert_equal_weights, in_one_thread, start, wait_fo
 from sjepa_hf import DiagonalGaussianMixture
 from sjepa_hf.command import UserError
 from training import pretrain
-from training.pretraining import checkpointing, fits, resuming
-from training.pretraining.checkpointing import damage, load_loop_state
+from training.pretraining import checkpoint_layout, phases, resuming
+from training.pretraining.checkpoint_layout import damage, load_loop_state
 from training.pretraining.monitoring import read_history
 from training.pretraining.resuming import checkpoints
 from training.pretraining.training_data import Reading, TrainingData
 
 
 def break_gradients(monkeypatch, steps) -> None:
-    divergence = pretrain.Pretraining.summed_divergence
+    predict = pretrain.predict
 
-    def broken(self, output):
-        return divergence(self, output) * (math.nan if self.state.step in steps else 1.0)
+    def broken(run, batch, posteriors):
+        output = predict(run, batch, posteriors)
+        output.loss = output.loss * (math.nan if run.state.step in steps else 1.0)
+        return output
 
-    monkeypatch.setattr(pretrain.Pretraining, "summed_divergence", broken)
+    monkeypatch.setattr(pretrain, "predict", broken)
 
 
 def test_a_broken_gradient_skips_the_step(command, tmp_path, monkeypatch):
     break_gradients(monkeypatch, {2, 3, 15})
     before = {}
-    update = pretrain.Pretraining.update_weights
+    update = pretrain.update_weights
 
-    def watched(self, norm):
-        old = [p.detach().clone() for p in self.model.parameters()]
-        update(self, norm)
-        same = all(torch.equal(a, b) for a, b in zip(old, self.model.parameters()))
-        before[self.state.step] = same
+    def watched(run, norm):
+        old = [p.detach().clone() for p in run.model.parameters()]
+        update(run, norm)
+        same = all(torch.equal(a, b) for a, b in zip(old, run.model.parameters()))
+        before[run.state.step] = same
         return ~torch.isfinite(norm)
 
-    monkeypatch.setattr(pretrain.Pretraining, "update_weights", watched)
+    monkeypatch.setattr(pretrain, "update_weights", watched)
     in_one_thread(command("--num_workers", "0"))
     assert {step for step, same in before.items() if same} == {2, 3, 15}
     history = read_history(tmp_path / "out" / "metrics.jsonl")
@@ -62,7 +64,7 @@ def test_broken_gradients_in_a_row_end_the_run(command, tmp_path, monkeypatch, c
 
 
 def fill_the_disk(monkeypatch, steps) -> None:
-    save = checkpointing.save_file
+    save = checkpoint_layout.save_file
 
     def failing(tensors, path):
         if any(f"checkpoint-{step}." in str(path) for step in steps):
@@ -70,7 +72,7 @@ def fill_the_disk(monkeypatch, steps) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         save(tensors, path)
 
-    monkeypatch.setattr(checkpointing, "save_file", failing)
+    monkeypatch.setattr(checkpoint_layout, "save_file", failing)
 
 
 def test_a_full_disk_costs_one_checkpoint(command, tmp_path, monkeypatch, caplog):
@@ -208,7 +210,7 @@ def test_a_run_ends_in_order_while_it_waits_for_a_batch(command, tmp_path, monke
 @pytest.mark.parametrize("trouble", ["signal", "error"])
 def test_a_run_ends_in_order_while_a_mixture_is_fitted(command, tmp_path, monkeypatch, trouble):
     """At the start, at the boundary and after a layer switch: what the fit would have changed is as it was."""
-    monkeypatch.setattr(pretrain, "layer_ranks", lambda *_, **__: [3.0, 2.0, 1.0])
+    monkeypatch.setattr(phases, "layer_ranks", lambda *_, **__: [3.0, 2.0, 1.0])
     options = ["--num_workers", "0", "--layer_check_steps", "14", "--target_dims", "8", "--phase1_steps", "6"]
     in_one_thread(command(*options, out="whole"))
     fit, calls = DiagonalGaussianMixture.fit, []
@@ -236,11 +238,11 @@ def test_a_run_ends_in_order_while_a_mixture_is_fitted(command, tmp_path, monkey
 
 
 def test_a_long_fit_is_saved_at_once(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(fits, "LONG", 0.0)
+    monkeypatch.setattr(pretrain, "LONG_FIT", 0.0)
     short = ["--num_workers", "0", "--phase1_steps", "2", "--phase2_steps", "2"]
     in_one_thread(command(*short))
     assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-0", "checkpoint-2", "checkpoint-4"]
-    monkeypatch.setattr(fits.MixtureFits, "mfcc", lambda *_: pytest.fail("fitted already"))
+    monkeypatch.setattr(phases, "fit_mfcc_mixture", lambda run: pytest.fail("fitted already"))
     again = ["--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-0")]
     in_one_thread(command(*short, *again, out="again"))
     assert_equal_weights(tmp_path / "out" / "final", tmp_path / "again" / "final")
@@ -326,7 +328,7 @@ def test_a_signal_to_one_rank_ends_all_in_order(command, tmp_path):
 
 @pytest.mark.parametrize(
     ("place", "said"),
-    [("Reading.next", "Rank 1 did not come within"), ("pretrain.Pretraining.predict", "has died or hangs")],
+    [("Reading.next", "Process 1 did not come within"), ("pretrain.predict", "has died or hangs")],
     ids=["between steps", "in a step"],
 )
 def test_a_rank_that_hangs_ends_the_others(command, tmp_path, place, said):
@@ -336,8 +338,9 @@ def test_a_rank_that_hangs_ends_the_others(command, tmp_path, place, said):
 import datetime, os, signal
 from training import pretrain
 from training.common import processes
+from training.pretraining import run
 from training.pretraining.training_data import Reading
-processes.MEETING_LIMIT, pretrain.COLLECTIVE_TIMEOUT = 6.0, datetime.timedelta(seconds=10)
+processes.MEETING_LIMIT, run.COLLECTIVE_TIMEOUT = 6.0, datetime.timedelta(seconds=10)
 whole, calls = {place}, []
 def stopping(*args):
     calls.append(1)

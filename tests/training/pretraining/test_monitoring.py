@@ -63,16 +63,22 @@ def test_the_bar_and_the_rate_of_audio_leave_out_what_is_no_step(tmp_path, monke
     """The clock is a list of seconds; a fit of 1,000 s lies between two lines of metrics."""
     now = [0.0]
     monkeypatch.setattr("training.pretraining.monitoring.time.monotonic", lambda: now[0])
-    run = RunArguments(phase1_steps=10, phase2_steps=0, phase1_warmup_steps=0)
-    schedule = SimpleNamespace(run=run, total_steps=10)
-    monitor = Monitor(Accelerator(cpu=True), tmp_path, schedule, 0, 64)
-    line = {"step": 1, "phase": 1, "padded_share": 0.0, "masked_kl": 2.0}
-    monitor.write(dict(line), seconds_seen=5.0)
+    run = SimpleNamespace(
+        accelerator=Accelerator(cpu=True),
+        output_dir=tmp_path,
+        schedule=SimpleNamespace(total_steps=10),
+        arguments=SimpleNamespace(run=RunArguments(phase1_steps=10, phase2_steps=0, phase1_warmup_steps=0)),
+        state=SimpleNamespace(step=0),
+        model=SimpleNamespace(config=SimpleNamespace(hidden_size=64)),
+    )
+    monitor = Monitor(run)
+    line = {"step": 1, "phase": 1, "hours_seen": 5 / 3600, "padded_share": 0.0, "masked_kl": 2.0}
+    monitor.write(dict(line))
     assert "nan" not in monitor.bar.postfix and "of audio/s" not in monitor.bar.postfix
     with monitor.paused():
         now[0] += 1000.0
     now[0] += 10.0
-    monitor.write(dict(line) | {"step": 2}, seconds_seen=205.0)
+    monitor.write(dict(line) | {"step": 2, "hours_seen": 205 / 3600})
     assert "20 s of audio/s" in monitor.bar.postfix
     assert read_history(tmp_path / "metrics.jsonl")[1]["audio_seconds_per_second"] == pytest.approx(20.0)
 

@@ -11,7 +11,7 @@ from pretraining_runs import RECIPE
 from training import pretrain
 from training.pretraining import plan
 from training.pretraining.arguments import parse_arguments
-from training.pretraining.checkpointing import STATE_DIRECTORY
+from training.pretraining.checkpoint_layout import STATE_DIRECTORY
 from training.pretraining.monitoring import read_history
 
 
@@ -72,10 +72,10 @@ def test_the_plan_is_what_happens(arguments, tmp_path, caplog):
     options = ["--phase1_steps", "12", "--phase2_steps", "12", "--layer_check_steps", "100", "--save_steps", "12"]
     options += ["--max_bad_fraction", "0.2"]
     parsed = parse_arguments(arguments(*options))
-    run = pretrain.Pretraining(parsed)
+    run = pretrain.begin(parsed)
     found = plan.survey(run.data.stream, None, 1)
     size = plan.checkpoint_bytes(run.model, parsed)
-    run.run()
+    pretrain.pretrain(run)
     run.lock.release()
     last, out = read_history(tmp_path / "out" / "metrics.jsonl")[-1], tmp_path / "out"
     assert found.exact and found.sampled == 21
@@ -103,7 +103,7 @@ def test_large_data_are_judged_by_a_sample(tmp_path, arguments, monkeypatch):
     monkeypatch.setattr(plan, "audio_length", lambda *_, **__: pytest.fail("a header was read"))
     both = [str(tmp_path / "short.jsonl"), str(tmp_path / "long.jsonl")]
     parsed = parse_arguments(arguments("--train_data", *both, "--batch_seconds", "8"))
-    run = pretrain.Pretraining(parsed)
+    run = pretrain.begin(parsed)
     run.lock.release()
     found = plan.survey(run.data.stream, None, 1)
     assert found.hours == pytest.approx((3000 * 1 + 1000 * 10) / 3600)
@@ -115,7 +115,7 @@ def test_large_data_are_judged_by_a_sample(tmp_path, arguments, monkeypatch):
 
 
 def test_a_full_disk_is_foreseen(arguments, monkeypatch):
-    run = pretrain.Pretraining(parse_arguments(arguments()))
+    run = pretrain.begin(parse_arguments(arguments()))
     run.lock.release()
     assert "ARE FREE" not in plan.about_output(run.arguments, run.model)
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1_000_000})())

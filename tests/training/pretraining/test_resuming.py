@@ -25,7 +25,7 @@ from training import pretrain
 from training.data.identity import identity
 from training.data.sources import open_source
 from training.pretraining.arguments import RunArguments
-from training.pretraining.checkpointing import damage, load_loop_state
+from training.pretraining.checkpoint_layout import damage, load_loop_state
 from training.pretraining.monitoring import read_history
 from training.pretraining.resuming import check_rate, checkpoints, find_checkpoint
 
@@ -90,7 +90,7 @@ def test_a_torn_checkpoint_is_named_and_passed_over(command, tmp_path, caplog):
 
 
 def test_an_output_directory_belongs_to_one_run(command, tmp_path):
-    run = pretrain.Pretraining(pretrain.parse_arguments(command("--num_workers", "0")))
+    run = pretrain.begin(pretrain.parse_arguments(command("--num_workers", "0")))
     with pytest.raises(SystemExit, match="error: .*belongs to a run that is still going"):
         pretrain.main(command("--num_workers", "0"))
     run.lock.release()
@@ -189,7 +189,7 @@ def resume(finished, tmp_path):
 
 def test_a_finished_run_is_not_trained_again(resume, tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO")
-    monkeypatch.setattr(pretrain.Pretraining, "train", lambda run: pytest.fail("trained"))
+    monkeypatch.setattr(pretrain, "train", lambda run: pytest.fail("trained"))
     assert resume() is None and "final is finished: it has taken 10 steps, and 10 are asked for" in caplog.text
 
 

@@ -17,7 +17,9 @@ from sjepa_hf import DiagonalGaussianMixture
 from sjepa_hf.convert_original import convert_state_dict
 from training import pretrain
 from training.data.batches import collate
+from training.pretraining import phases
 from training.pretraining.monitoring import read_history
+from training.pretraining.run import Run
 from training.targets.targets import MfccTargets, OnlineTargets
 
 
@@ -87,7 +89,7 @@ def batches(released):
 def make_run(released, tmp_path):
     """A run in float64 that starts from the released weights of a phase and reads the released batches."""
 
-    def make(phase: int) -> pretrain.Pretraining:
+    def make(phase: int) -> Run:
         (tmp_path / "clips").mkdir()
         soundfile.write(tmp_path / "clips" / "0.wav", released["waveforms"][0, 0].numpy(), 16000, subtype="FLOAT")
         recipe = tmp_path / "recipe.yaml"
@@ -95,21 +97,21 @@ def make_run(released, tmp_path):
         arguments = ["--config", str(recipe), "--train_data", str(tmp_path / "clips")]
         arguments += ["--output_dir", str(tmp_path / "out")]
         arguments += [f"--phase{phase}_steps", str(STEPS), f"--phase{3 - phase}_steps", "0"]
-        run = pretrain.Pretraining(pretrain.parse_arguments(arguments))
+        run = pretrain.begin(pretrain.parse_arguments(arguments))
         run.model.double()
         weights = convert_state_dict(part(released, f"phase{phase}.state.0."))
         missing, unexpected = run.model.load_state_dict(weights, strict=False)
         assert not unexpected and all(name.startswith("mixture.") for name in missing)
         given = batches(released)
         run.data.next = lambda: next(given)
-        run.data.fresh_pass = lambda salt: batches(released)
+        run.data.fresh_pass = lambda purpose, number=0: batches(released)
         return run
 
     return make
 
 
-def finish(run: pretrain.Pretraining) -> list[dict]:
-    run.run()
+def finish(run: Run) -> list[dict]:
+    pretrain.pretrain(run)
     run.lock.release()
     return read_history(run.output_dir / "metrics.jsonl")
 
@@ -119,24 +121,30 @@ def set_mixture(mixture, values: dict[str, torch.Tensor]) -> None:
         getattr(mixture, name).copy_(value)
 
 
-def record(run: pretrain.Pretraining) -> list[torch.Tensor]:
-    """The targets that the run's steps will predict."""
-    found, predict = [], run.predict
-    run.predict = lambda batch, targets: (found.append(targets.clone()), predict(batch, targets))[1]
+def record(monkeypatch) -> list[torch.Tensor]:
+    """The posteriors that the steps of a run will predict."""
+    found, predict = [], pretrain.predict
+
+    def recorded(run, batch, posteriors):
+        found.append(posteriors.clone())
+        return predict(run, batch, posteriors)
+
+    monkeypatch.setattr(pretrain, "predict", recorded)
     return found
 
 
-def start_as_released(run: pretrain.Pretraining, released: dict[str, torch.Tensor]) -> None:
+def start_as_released(monkeypatch, released: dict[str, torch.Tensor]) -> None:
     """At the boundary, in place of a seeding of its own: the released mixture, and the released last layer."""
-    begin, weights = run.begin_phase_2, convert_state_dict(part(released, "phase2.state.0."))
+    begin, weights = phases.begin_phase_2, convert_state_dict(part(released, "phase2.state.0."))
 
-    def begin_as_released():
-        begin()
+    def begin_as_released(run):
+        seconds = begin(run)
         set_mixture(run.model.mixture.double(), part(released, "phase2.mixture.0."))
         last = {name: weights[f"cluster_head.output.{name}"] for name in ("weight", "bias")}
         run.model.cluster_head.output.load_state_dict(last)
+        return seconds
 
-    run.begin_phase_2 = begin_as_released
+    monkeypatch.setattr(phases, "begin_phase_2", begin_as_released)
 
 
 def assert_close(found: torch.Tensor, released: torch.Tensor, name: str) -> None:
@@ -155,7 +163,8 @@ def assert_same(run, history, released, phase):
 
 def test_phase_1_is_the_released_one(released, make_run):
     run = make_run(1)
-    run.fit_mfcc_mixture = lambda: set_mixture(run.model.mixture, part(released, "phase1.mixture."))
+    set_mixture(run.model.mixture, part(released, "phase1.mixture."))
+    run.fitted_phase = 1
     given = iter(released["phase1.posteriors"])
     run.targets.posteriors = lambda batch: next(given)
     assert_same(run, finish(run), released, 1)
@@ -177,8 +186,8 @@ def test_phase_1_targets_are_the_released_ones(released):
 def test_phase_2_is_the_released_one(released, make_run, monkeypatch):
     monkeypatch.setattr(OnlineTargets, "seed", lambda *_, **__: None)
     run = make_run(2)
-    start_as_released(run, released)
-    targets = record(run)
+    start_as_released(monkeypatch, released)
+    targets = record(monkeypatch)
     assert_same(run, finish(run), released, 2)
     assert_close(torch.stack(targets), released["phase2.posteriors"], "posteriors")
     for name, theirs in part(released, "phase2.mixture.10.").items():

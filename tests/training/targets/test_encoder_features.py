@@ -6,8 +6,8 @@ from accelerate import Accelerator
 from sklearn.decomposition import PCA
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
-from training.data.batches import collate
-from training.targets.encoder_features import TargetFeatures, instance_normalize, real_frames, whitened_components
+from training.data.batches import collate, real_frames
+from training.targets.encoder_features import TargetFeatures, instance_normalize, whitened_components
 from training.targets.layer_choice import LayerChoice
 from training.targets.targets import OnlineTargets
 

@@ -1,4 +1,11 @@
-from training.targets.layer_choice import LayerChoice
+import pytest
+from accelerate import Accelerator
+from noise_batches import make_batch
+
+from sjepa_hf import SJepaModel
+from sjepa_hf.measures import effective_rank
+from training.data.batches import real_frames
+from training.targets.layer_choice import LayerChoice, layer_ranks
 
 
 def test_scores_start_from_the_first_measure():
@@ -27,3 +34,15 @@ def test_the_input_of_the_first_layer_is_never_chosen_by_rank():
     assert choice.observe([90.0, 20.0, 10.0]) is True
     assert choice.active == 1 and choice.scores == [90.0, 20.0, 10.0]
     assert LayerChoice(active=0).observe([90.0, 20.0, 10.0]) is True, "chosen by hand, it is left at the first measure"
+
+
+def test_layer_ranks_measures_every_layer_on_real_frames(make_config):
+    student, accelerator = SJepaModel(make_config("log_mel")).train(), Accelerator(cpu=True)
+    batch = make_batch(16000, 7000)
+    ranks = layer_ranks(student, [batch], accelerator, seed=0)
+    assert student.training, "the mode is restored"
+    student.eval()
+    hidden = student(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states
+    real = real_frames(batch, 49)
+    expected = [effective_rank(layer[real]).item() for layer in hidden]  # fewer than 2,000 frames: all of them
+    assert ranks == pytest.approx(expected, rel=1e-3)

@@ -3,26 +3,17 @@ import copy
 import pytest
 import torch
 from accelerate import Accelerator
+from noise_batches import make_batch
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
-from sjepa_hf.measures import effective_rank
-from training.data.batches import collate
+from training.data.batches import real_frames
 from training.targets.layer_choice import LayerChoice
-from training.targets.targets import MfccTargets, OnlineTargets, layer_ranks, real_frames, sample_frames
+from training.targets.targets import MfccTargets, OnlineTargets
 
 
 @pytest.fixture(scope="module")
 def accelerator():
     return Accelerator(cpu=True)
-
-
-def clips(*lengths):
-    return [torch.randn(length).mul(0.1).numpy() for length in lengths]
-
-
-def make_batch(*lengths):
-    batch = collate(clips(*lengths), mask_prob=0.65, mask_span=10, generator=torch.Generator().manual_seed(0))
-    return batch | {"seconds": sum(lengths) / 16000, "draw": sum(lengths)}
 
 
 @pytest.fixture
@@ -115,26 +106,3 @@ def test_seeding_fits_the_active_layer(online):
     assert len(history) == 6 and history[-1] > history[0]
     features = targets.features(make_batch(48000, 30000)).flatten(0, 1)
     assert targets.mixture.posterior(features).mean(0).max() < 0.9
-
-
-def test_sample_frames_takes_real_frames_only_and_stops(accelerator):
-    def loudness(batch):
-        return batch["input_values"][:, ::320][:, : batch["mask_time_indices"].shape[1], None]
-
-    batches = [make_batch(16000, 7000) | {"draw": draw} for draw in range(5)]
-    sample = sample_frames(loudness, batches, 10_000, 0, accelerator)
-    assert len(sample) == 5 * (49 + 21) and (sample != 0).all()
-    assert len(sample_frames(loudness, batches, 10_000, 0, accelerator, max_seconds=2.0)) == 2 * 70
-    assert len(sample_frames(loudness, iter(batches), 100, 0, accelerator, stop_when_full=True)) == 100
-
-
-def test_layer_ranks_measures_every_layer_on_real_frames(online, accelerator):
-    student, _ = online
-    batch = make_batch(16000, 7000)
-    ranks = layer_ranks(student, [batch], accelerator, seed=0)
-    assert student.training, "the mode is restored"
-    student.eval()
-    hidden = student(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states
-    real = real_frames(batch, 49)
-    expected = [effective_rank(layer[real]).item() for layer in hidden]  # fewer than 2,000 frames: all of them
-    assert ranks == pytest.approx(expected, rel=1e-3)

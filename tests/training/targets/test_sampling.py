@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from noise_batches import make_batch
 
-from training.targets.reservoir import FrameReservoir
+from training.targets.sampling import FrameReservoir, sample_frames
 
 
 def test_keeps_everything_that_fits():
@@ -43,3 +45,15 @@ def test_the_sample_is_the_same_in_whatever_order_and_parts_the_batches_come(cap
     other = FrameReservoir(capacity, seed=4)
     other.add(batches[0][1], 0)
     assert not torch.equal(other.sample()[1][:5], whole.sample()[1][:5])
+
+
+def test_sample_frames_takes_real_frames_only_and_stops():
+    def loudness(batch):
+        return batch["input_values"][:, ::320][:, : batch["mask_time_indices"].shape[1], None]
+
+    accelerator = Accelerator(cpu=True)
+    batches = [make_batch(16000, 7000) | {"draw": draw} for draw in range(5)]
+    sample = sample_frames(loudness, batches, 10_000, 0, accelerator)
+    assert len(sample) == 5 * (49 + 21) and (sample != 0).all()
+    assert len(sample_frames(loudness, batches, 10_000, 0, accelerator, max_seconds=2.0)) == 2 * 70
+    assert len(sample_frames(loudness, iter(batches), 100, 0, accelerator, stop_when_full=True)) == 100

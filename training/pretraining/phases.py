@@ -1,0 +1,168 @@
+"""
+Phases: whose posteriors are predicted, and what becomes of model and optimizer when they are others (method, sections
+3 to 5). A fit that is interrupted leaves everything that a checkpoint holds as it was.
+"""
+
+import logging
+import time
+
+import torch
+
+from sjepa_hf import DiagonalGaussianMixture
+from training.common.progress import Progress
+from training.common.seeds import Purpose, seed_for
+from training.pretraining.model import frozen_targets, online_targets
+from training.pretraining.run import Run
+from training.targets.layer_choice import layer_ranks
+from training.targets.sampling import sample_frames
+from training.targets.targets import OnlineTargets, fit_mixture
+
+
+logger = logging.getLogger(__name__)
+
+
+def fit_is_due(run: Run) -> bool:
+    """Whether the next step needs a mixture that is not there yet: that of its phase, or one over another layer."""
+    return run.fitted_phase < run.schedule.phase(run.state.step) or run.state.seeding_due
+
+
+def fit(run: Run) -> float:
+    """
+    Fit the mixture that the next step needs. Each fit reads audio in a pass of its own, which leaves the training
+    batches where they are.
+
+    Returns:
+        seconds that it took, the same in all processes.
+
+    Raises:
+        Interrupted: if the run is to end meanwhile.
+    """
+    if run.schedule.phase(run.state.step) == 1:
+        return fit_mfcc_mixture(run)
+    return follow_layer(run) if run.fitted_phase == 2 else begin_phase_2(run)
+
+
+def fit_mfcc_mixture(run: Run) -> float:
+    """The start: a mixture over a uniform sample of the corpus's MFCC frames, by k-means and EM; then it is frozen."""
+    settings, began = run.arguments.targets, time.monotonic()
+    logger.info("Reading up to %g hours for the MFCC mixture.", settings.fit_hours)
+    progress = Progress("MFCC mixture", run.accelerator.is_main_process)
+    seed = seed_for(run.arguments.run.seed, Purpose.FIT, run.state.step)
+    sample = sample_frames(
+        run.targets.features,
+        progress.hours(run.data.fresh_pass(Purpose.FIT_PASS, run.state.step), run.processes),
+        settings.fit_frames,
+        seed,
+        run.accelerator,
+        max_seconds=settings.fit_hours * 3600,
+        batches_a_round=run.data.readers_here,
+        meeting=run.meeting,
+    )
+    with run.meeting.waiting():
+        check_frames(run, len(sample))
+    options = settings.fit_options() | {"progress": progress}
+    fit_mixture(run.targets.mixture, sample, seed, run.accelerator, run.meeting, **options)
+    seconds = finished(run, began)
+    run.fitted_phase, run.saved_step = 1, None
+    return seconds
+
+
+def begin_phase_2(run: Run) -> float:
+    """The boundary: EMA encoder := encoder, a new mixture seeded on its features, a new last layer of the head."""
+    settings = run.arguments.targets
+    size = settings.phase2_components, settings.target_dims or run.model.config.hidden_size
+    with torch.random.fork_rng():
+        mixture = DiagonalGaussianMixture(*size).to(run.accelerator.device)
+    targets = online_targets(run.model.sjepa, mixture, run.arguments, run.layer_choice, run.accelerator)
+    seconds = seed_mixture(run, targets, settings.seed_frames)
+    run.model.replace_mixture(*size, keep_frozen=settings.keeps_frozen)
+    run.model.mixture.load_state_dict(mixture.state_dict())
+    targets.mixture = run.model.mixture
+    predict_online(run, targets)
+    parameters = list(run.model.parameters())
+    run.optimizer.param_groups[0]["params"] = parameters
+    for parameter in set(run.optimizer.state) - set(parameters):
+        del run.optimizer.state[parameter]
+    restart_head(run)
+    run.wrap()
+    return seconds
+
+
+def follow_layer(run: Run) -> float:
+    """Other clusters, after the layer that makes the targets has changed."""
+    seconds = seed_mixture(run, run.targets, run.arguments.targets.reseed_frames)
+    restart_head(run)
+    run.state.seeding_due = False
+    return seconds
+
+
+def predict_online(run: Run, targets: OnlineTargets) -> None:
+    """From now on predict the targets of phase 2, and beside them those of phase 1 if the model has kept them."""
+    run.targets, run.fitted_phase = targets, 2
+    if run.model.config.num_frozen_components is not None:
+        run.frozen_targets = frozen_targets(run.model.frozen_mixture, run.arguments.targets)
+
+
+def seed_mixture(run: Run, targets: OnlineTargets, num_frames: int) -> float:
+    """Fit an online mixture to features of the active layer; returns the seconds that it took."""
+    began, step = time.monotonic(), run.state.step
+    layers = targets.target_features.layers or (run.layer_choice.active,)
+    logger.info("Seeding the mixture on features of layer %s.", ", ".join(map(str, layers)))
+    progress = Progress("Mixture of phase 2", run.accelerator.is_main_process)
+    targets.seed(
+        progress.hours(run.data.fresh_pass(Purpose.FIT_PASS, step), run.processes),
+        num_frames,
+        seed_for(run.arguments.run.seed, Purpose.FIT, step),
+        batches_a_round=run.data.readers_here,
+        meeting=run.meeting,
+        progress=progress,
+        **run.arguments.targets.fit_options(),
+    )
+    return finished(run, began)
+
+
+def restart_head(run: Run) -> None:
+    """
+    The clusters are others than before: the last layer of the head starts anew (the same in every process), and its
+    optimizer state too.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(run.arguments.run.seed, Purpose.HEAD, run.state.step))
+        run.model.reset_last_layer()
+    for parameter in run.model.cluster_head.output.parameters():
+        run.optimizer.state.pop(parameter, None)
+
+
+def choose_layer(run: Run, micro_batches: list[dict]) -> list[float] | None:
+    """
+    Every `layer_check_steps`: effective rank of each layer on the last step's batches, `(num_hidden_layers + 1,)`, and
+    in phase 2 the choice of the layer that makes the targets. None at other steps.
+    """
+    settings, step = run.arguments.targets, run.state.step
+    if step % settings.layer_check_steps:
+        return None
+    encoder = run.targets.teacher or run.model.sjepa
+    seed = seed_for(run.arguments.run.seed, Purpose.LAYER_RANKS, step)
+    ranks = layer_ranks(encoder, micro_batches, run.accelerator, seed)
+    more_to_come = step < run.schedule.total_steps
+    if run.targets.teacher and more_to_come and run.layer_choice.observe(ranks):
+        logger.info("Step %d: layer %d now has the highest effective rank.", step, run.layer_choice.active)
+        run.state.seeding_due = settings.reseed_on_layer_switch
+    return ranks
+
+
+def check_frames(run: Run, found: int) -> None:
+    """Raise a ValueError at the start where phase 2 could not be seeded on so little audio."""
+    settings = run.arguments.targets
+    everything = found < settings.fit_frames and found / 50 < settings.fit_hours * 3600 / 2
+    if everything and run.arguments.run.phase2_steps and found < settings.phase2_components:
+        raise ValueError(
+            f"`phase2_components` is {settings.phase2_components}, but train_data has {found} frames in all:"
+            " give more audio or fewer components"
+        )
+
+
+def finished(run: Run, began: float) -> float:
+    """Seconds since a fit began, the mean over the processes; its unusable clips are counted."""
+    run.data.take()
+    return run.meeting.sum(time.monotonic() - began)[0] / run.processes

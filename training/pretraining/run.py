@@ -1,0 +1,123 @@
+"""A pretraining run: everything that its loop works on, new or as a checkpoint holds it."""
+
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
+from filelock import FileLock
+
+from training.common.memory import keep_freed_memory
+from training.common.processes import COLLECTIVE_TIMEOUT, Meeting
+from training.common.publishing import Publisher
+from training.common.signals import Interruption
+from training.data.order import DataPosition
+from training.pretraining import resuming
+from training.pretraining.arguments import Arguments, choose_precision
+from training.pretraining.model import build_model, build_optimizer, frozen_targets
+from training.pretraining.schedules import Schedule
+from training.pretraining.training_data import TrainingData
+from training.targets.layer_choice import LayerChoice
+from training.targets.targets import MfccTargets, OnlineTargets
+
+
+class Run:
+    """
+    The parts of a run. Of a checkpoint, they hold the weights, the loop state and the place in the data;
+    [`checkpointing.restore`] fills in the rest.
+
+    Args:
+        arguments (`Arguments`): of the run. What has had its effect before the checkpoint is put back in place.
+
+    Attributes:
+        accelerator (`Accelerator`): device, precision and processes.
+        meeting (`Meeting`), interruption (`Interruption`): how the processes agree, and how a run ends early.
+        schedule (`Schedule`): what the settings say of each step.
+        resumed (`Path`, *optional*): the checkpoint that the run goes on from.
+        state (`LoopState`): all that changes and is no tensor, as of the last checkpoint but for step and counters.
+        model (`SJepaForPreTraining`): encoder, predictor, head and mixture; `wrapped` is the same under Accelerate.
+        optimizer (`AcceleratedOptimizer`): of the model's parameters.
+        targets (`MfccTargets` or `OnlineTargets`): make the posteriors that are predicted.
+        frozen_targets (`MfccTargets`, *optional*): in phase 2 those of phase 1, where they stay in the loss.
+        layer_choice (`LayerChoice`): which layer the targets of phase 2 are read from.
+        fitted_phase (`int`): the phase whose mixture has been fitted; 0 before the first.
+        data (`TrainingData`): the batches of this process.
+        skipped_steps (`torch.Tensor`): `(2,)`, steps without an update because of a NaN or infinite gradient, in a row
+            and since the run was started.
+        saved_step (`int`, *optional*): step that the last checkpoint holds; the first until a mixture is fitted.
+        failed_saves (`int`): checkpoints in a row that could not be written.
+        publisher (`Publisher`, *optional*): sends results to the Hub, from the main process.
+        output_dir (`Path`), lock (`FileLock`): where results go, and what keeps other runs out of it.
+
+    Raises:
+        ValueError: if the output directory, the checkpoint or the data cannot be used.
+        AlreadyFinished: if the run that is to be resumed has come to its end.
+    """
+
+    def __init__(self, arguments: Arguments):
+        self.arguments = arguments
+        run, settings = arguments.run, arguments.targets
+        self.started = time.monotonic()
+        self.accelerator = Accelerator(
+            mixed_precision=choose_precision(run.mixed_precision),
+            log_with=None if run.report_to == "none" else run.report_to,
+            project_dir=run.output_dir,
+            # The mixture is the same in all processes by construction; sending it around would only hide a drift.
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+            ],
+        )
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
+        self.output_dir = Path(run.output_dir)
+        self.lock = FileLock(self.output_dir / ".lock")
+        if self.accelerator.is_main_process:
+            resuming.claim(self.output_dir, self.lock, run.resume_from_checkpoint is not None, run.dry_run)
+        self.publisher = None
+        if run.push_to_hub and self.accelerator.is_main_process and not run.dry_run:
+            repo_id = run.hub_model_id or self.output_dir.resolve().name
+            self.publisher = Publisher(repo_id, self.output_dir, run.hub_private_repo)
+        self.interruption = Interruption()
+        self.meeting = Meeting(self.accelerator, self.interruption)
+        self.schedule = Schedule(arguments)
+        self.resumed, self.state = resuming.begin(arguments, self.accelerator, self.lock)
+        set_seed(run.seed)
+        self.model = build_model(arguments, self.resumed, self.accelerator)
+        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, run))
+        set_seed(run.seed, device_specific=True)  # dropout differs between processes, weights do not
+        self.targets: MfccTargets | OnlineTargets = frozen_targets(self.model.mixture, settings)
+        self.frozen_targets: MfccTargets | None = None
+        self.layer_choice = LayerChoice(settings.start_layer, settings.layer_score_decay, settings.follows_ranks)
+        self.fitted_phase = 1 if self.resumed else 0
+        position = DataPosition.from_dict(self.state.data) if self.resumed else None
+        self.data = TrainingData(arguments, self.accelerator, self.meeting, position)
+        self.skipped_steps = torch.zeros(2, device=self.accelerator.device)
+        self.saved_step: int | None = self.state.step
+        self.failed_saves = 0
+        self.wrap()
+
+    def wrap(self) -> None:
+        """Give the model to Accelerate; anew whenever it has other parameters."""
+        self.wrapped = self.model
+        if self.processes > 1:
+            self.wrapped = self.accelerator.prepare_model(self.model)
+
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return self.accelerator.num_processes
+
+    def seconds_heard(self) -> float:
+        """Audio that all processes have heard so far, in seconds. Every process must ask."""
+        here = torch.tensor(self.data.seconds, device=self.accelerator.device)
+        return self.state.seconds + self.accelerator.reduce(here, reduction="sum").item()
+
+    def seconds_taken(self) -> float:
+        """Time that the run has taken so far, in seconds, with what it took before it was resumed."""
+        return self.state.seconds_taken + time.monotonic() - self.started
+
+    def steps_skipped(self) -> int:
+        """Steps without an update since the run began."""
+        return self.state.skipped_steps + int(self.skipped_steps[1])

@@ -1,0 +1,142 @@
+"""Sampling of frames: uniform over a stream, in one pass and bounded memory, the same whoever reads the stream."""
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import islice
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from training.common.processes import Meeting
+from training.data.batches import real_frames, to_device
+
+
+LAST = np.iinfo(np.int64).max  # above every random number of a frame
+
+
+def draw_order(seed: int, draw: int, num_frames: int) -> np.ndarray:
+    """
+    A random int64 number for each frame of a batch, `(num_frames,)`: the frames with the smallest numbers of all
+    batches are a uniform sample of all frames. It depends on the seed and on the batch's own `draw` alone.
+    """
+    return np.random.default_rng([seed, draw]).integers(0, LAST, num_frames)
+
+
+class FrameReservoir:
+    """
+    Keeps the `capacity` frames with the smallest random numbers: a uniform sample of all that were added.
+
+    Args:
+        capacity (`int`): frames to keep.
+        seed (`int`): seed of the choice.
+
+    Attributes:
+        seen (`int`): frames that were offered.
+    """
+
+    def __init__(self, capacity: int, seed: int = 0):
+        self.capacity = capacity
+        self.seed = seed
+        self.seen = 0
+        self._numbers: list[np.ndarray] = []
+        self._frames: list[np.ndarray] = []
+        self._held, self._limit = 0, LAST
+
+    def add(self, frames: torch.Tensor, draw: int) -> None:
+        """Offer frames `(num_frames, num_features)`, without padding, of the batch with this `draw`."""
+        numbers = draw_order(self.seed, draw, len(frames))
+        kept = np.flatnonzero(numbers < self._limit)
+        if len(kept) > self.capacity:
+            kept = kept[np.argsort(numbers[kept])[: self.capacity]]
+        self.seen += len(frames)
+        self._numbers.append(numbers[kept])
+        self._frames.append(frames[torch.from_numpy(kept).to(frames.device)].float().cpu().numpy())
+        self._held += len(kept)
+        if self._held > 1.5 * self.capacity:
+            self._shrink()
+
+    def sample(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random numbers `(n,)`, ascending, and fp32 frames `(n, num_features)`, on the CPU; n at most `capacity`."""
+        if not self._held:
+            return torch.empty(0, dtype=torch.int64), torch.empty(0, 0)
+        self._shrink()
+        return torch.from_numpy(self._numbers[0]), torch.from_numpy(self._frames[0])
+
+    def _shrink(self) -> None:
+        numbers, frames = np.concatenate(self._numbers), np.concatenate(self._frames)
+        order = np.argsort(numbers, kind="stable")[: self.capacity]
+        self._numbers, self._frames, self._held = [numbers[order]], [frames[order]], len(order)
+        if len(order) == self.capacity:
+            self._limit = int(numbers[order[-1]])
+
+
+@torch.no_grad()
+def sample_frames(
+    features: Callable[[dict], torch.Tensor],
+    batches: Iterable[dict],
+    num_frames: int,
+    seed: int,
+    accelerator: Accelerator,
+    *,
+    max_seconds: float = math.inf,
+    stop_when_full: bool = False,
+    batches_a_round: int = 1,
+    meeting: Meeting | None = None,
+) -> torch.Tensor:
+    """
+    Uniform sample of the frames of all processes, the same in each: `(at most num_frames, num_features)`. It depends
+    on the batches alone, not on how they are shared out: each batch carries the `draw` that decides which of its
+    frames are taken, and reading stops after a whole round of all readers.
+
+    Args:
+        features: function from a batch to `(batch_size, sequence_length, num_features)`.
+        batches: of this process.
+        num_frames: size of the sample over all processes.
+        seed: seed of the sample.
+        max_seconds: stop after this much audio over all processes.
+        stop_when_full: stop as soon as that many frames were seen, instead of reading all that there is.
+        batches_a_round: batches of this process between two looks at whether to stop: its number of readers.
+        meeting: where the processes look; from it they may leave.
+    """
+    meeting = meeting or Meeting(accelerator)
+    reservoir = FrameReservoir(num_frames, seed)
+    seconds, batches = 0.0, iter(batches)
+    while True:
+        batch = None
+        for batch in islice(batches, batches_a_round):
+            batch = to_device(batch, accelerator.device)
+            values = features(batch)
+            reservoir.add(values[real_frames(batch, values.shape[1])], batch["draw"])
+            seconds += batch["seconds"]
+        going, heard, seen = meeting.sum(float(batch is not None), seconds, float(reservoir.seen))
+        if not going or heard >= max_seconds or (stop_when_full and seen >= num_frames):
+            break
+    return smallest(*reservoir.sample(), num_frames, accelerator).cpu()
+
+
+def smallest(numbers: torch.Tensor, frames: torch.Tensor, count: int, accelerator: Accelerator) -> torch.Tensor:
+    """
+    The `count` frames with the smallest random numbers over all processes, in their order, the same in each.
+
+    Args:
+        numbers: int64 `(n,)`; `frames`: `(n, ...)`. `n` may differ between processes and may be 0.
+    """
+    if accelerator.num_processes > 1:
+        numbers, frames = (values.to(accelerator.device) for values in (numbers, frames))
+        limit = gathered(numbers, accelerator).sort().values[:count][-1]
+        numbers, frames = numbers[numbers <= limit], frames[numbers <= limit]
+        numbers, frames = gathered(numbers, accelerator), gathered(frames, accelerator)
+    return frames[numbers.argsort()[:count]]
+
+
+def gathered(values: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """Rows of all processes one after another; their number may differ, and one may have none."""
+    shapes = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(shapes, tuple(values.shape))
+    longest = max(shapes)
+    padded = values.new_zeros(longest)
+    if len(values):
+        padded[: len(values)] = values
+    parts = accelerator.gather(padded[None])
+    return torch.cat([part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)])
