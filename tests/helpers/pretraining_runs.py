@@ -101,3 +101,11 @@ def in_one_thread(arguments):
         pretrain.main(arguments)
     finally:
         torch.set_num_threads(threads)
+
+
+def command(noise: Path, directory: Path, *options: str, front_end: str = "log_mel") -> list[str]:
+    """Arguments of a run of [`RECIPE`] in `directory`/out: 6 steps of phase 1, 8 of phase 2."""
+    recipe = directory / "recipe.yaml"
+    recipe.write_text(RECIPE.format(front_end=front_end))
+    fixed = ["--config", str(recipe), "--train_data", str(noise), "--output_dir", str(directory / "out")]
+    return [*fixed, *options]

@@ -5,29 +5,20 @@ import json
 import numpy as np
 import pytest
 import torch
-from pretraining_runs import RECIPE, start, write_noise
+from pretraining_runs import command, start, write_noise
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
 from sjepa_hf import SJepaModel
 from training import pretrain
-from training.pretraining import phases
 from training.pretraining.checkpoint_layout import damage, load_loop_state
 from training.pretraining.monitoring import read_history
 from training.pretraining.resuming import checkpoints, find_checkpoint
-from training.targets.targets import MfccTargets, OnlineTargets
 
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory):
     return write_noise(tmp_path_factory.mktemp("noise"), count=12, shortest=0.5)
-
-
-def command(noise, directory, *options, front_end="log_mel"):
-    recipe = directory / "recipe.yaml"
-    recipe.write_text(RECIPE.format(front_end=front_end))
-    fixed = ["--config", str(recipe), "--train_data", str(noise), "--output_dir", str(directory / "out")]
-    return [*fixed, *options]
 
 
 @pytest.fixture(scope="module")
@@ -93,29 +84,11 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(finished, noise, tm
         assert torch.equal(resumed[name], tensor), name
 
 
-@pytest.mark.parametrize(
-    "options", [("--layer_check_steps", "14"), ("--layer_check_steps", "9", "--target_layers", "1", "2")]
-)
-def test_clusters_start_anew_only_where_they_are_others_and_training_goes_on(noise, tmp_path, monkeypatch, options):
-    """Not for a layer that leads at the last step, nor for one that is not what the targets are read from."""
-    monkeypatch.setattr(phases, "layer_ranks", lambda *_, **__: [9.0, 3.0, 2.0, 1.0])
-    started, start = [], pretrain.Pretraining.restart_head
-    monkeypatch.setattr(
-        pretrain.Pretraining,
-        "restart_head",
-        lambda run, salt: (started.append(run.state.step), start(run, salt)),
-    )
-    pretrain.main(command(noise, tmp_path, *options))
-    assert started == [6]
-    last = read_history(tmp_path / "out" / "metrics.jsonl")[-1]
-    assert last.get("active_layer") == (None if "--target_layers" in options else 2)
-
-
 def test_a_run_starts_from_the_weights_of_another(finished, noise, tmp_path):
     """Sizes and weights are the checkpoint's; mixture and last layer are made anew, as this run's settings say."""
     begin = ["--initial_checkpoint", str(finished / "final"), "--phase1_components", "5", "--report_to", "none"]
     begin += ["--model_config", '{"hidden_size": 64}']
-    run = pretrain.Pretraining(pretrain.parse_arguments(command(noise, tmp_path, *begin)))
+    run = pretrain.begin(pretrain.parse_arguments(command(noise, tmp_path, *begin)))
     run.lock.release()
     theirs = AutoModelForPreTraining.from_pretrained(finished / "final").state_dict()
     ours = run.model.state_dict()
@@ -199,50 +172,6 @@ def test_visible_frames_can_be_left_out(noise, tmp_path):
     history = read_history(tmp_path / "out" / "metrics.jsonl")
     assert {m["phase"] for m in history} == {1, 2}
     assert all("visible_kl" not in m and np.isfinite(m["masked_kl"]) for m in history)
-
-
-def test_the_boundary_keeps_what_it_should(noise, tmp_path):
-    """EMA encoder := encoder; optimizer state stays, but for the head's new last layer; the mixture fits features."""
-    run = pretrain.Pretraining(pretrain.parse_arguments(command(noise, tmp_path, "--report_to", "none")))
-    batch = run.next_batch()
-    run.model(
-        batch["input_values"], batch["attention_mask"], batch["mask_time_indices"], run.targets.posteriors(batch)
-    ).loss.backward()
-    run.optimizer.step()
-    assert isinstance(run.targets, MfccTargets)
-    kept = {name: p for name, p in run.model.named_parameters() if not name.startswith("cluster_head.output")}
-    run.begin_phase_2()
-    assert isinstance(run.targets, OnlineTargets)
-    now = dict(run.model.named_parameters())
-    assert all(now[name] is p and "exp_avg" in run.optimizer.state[p] for name, p in kept.items())
-    optimised = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
-    assert optimised == {id(p) for p in now.values()}
-    assert len(run.optimizer.state) == len(kept)
-    for student, teacher in zip(run.model.sjepa.parameters(), run.targets.teacher.parameters()):
-        assert torch.equal(student, teacher) and student is not teacher
-    features = run.targets.features(batch).flatten(0, 1)
-    untrained = type(run.model.mixture)(6, 32)
-    assert run.model.mixture.log_prob(features).mean() > untrained.log_prob(features).mean()
-
-
-def test_another_layer_means_other_clusters_and_a_new_last_layer(noise, tmp_path):
-    run = pretrain.Pretraining(pretrain.parse_arguments(command(noise, tmp_path, "--report_to", "none")))
-    run.begin_phase_2()
-    batch = run.next_batch()
-    run.model(
-        batch["input_values"], batch["attention_mask"], batch["mask_time_indices"], run.targets.posteriors(batch)
-    ).loss.backward()
-    run.optimizer.step()
-    head, means = run.model.cluster_head, run.model.mixture.means.clone()
-    first, last = head.layers[0].weight.clone(), head.output.weight.clone()
-    random_state = torch.get_rng_state()
-    run.layer_choice.active = 1
-    run.state.step = 7
-    run.follow_layer()
-    assert not torch.equal(run.model.mixture.means, means)
-    assert torch.equal(head.layers[0].weight, first) and not torch.equal(head.output.weight, last)
-    assert head.output.weight not in run.optimizer.state and head.layers[0].weight in run.optimizer.state
-    assert torch.equal(torch.get_rng_state(), random_state), "the run's own random numbers go on as they were"
 
 
 def test_bad_audio_is_skipped_counted_and_named(noise, tmp_path, caplog):

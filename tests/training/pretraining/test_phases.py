@@ -1,0 +1,68 @@
+"""Phases: the boundary, and what a change of the active layer brings."""
+
+import pytest
+import torch
+from pretraining_runs import command
+
+from training import pretrain
+from training.pretraining import phases
+from training.pretraining.monitoring import read_history
+from training.targets.targets import MfccTargets, OnlineTargets
+
+
+@pytest.mark.parametrize(
+    "options", [("--layer_check_steps", "14"), ("--layer_check_steps", "9", "--target_layers", "1", "2")]
+)
+def test_clusters_start_anew_only_where_they_are_others_and_training_goes_on(noise, tmp_path, monkeypatch, options):
+    """Not for a layer that leads at the last step, nor for one that is not what the targets are read from."""
+    monkeypatch.setattr(phases, "layer_ranks", lambda *_, **__: [9.0, 3.0, 2.0, 1.0])
+    started, restart = [], phases.restart_head
+    monkeypatch.setattr(phases, "restart_head", lambda run: (started.append(run.state.step), restart(run)))
+    pretrain.main(command(noise, tmp_path, *options))
+    assert started == [6]
+    last = read_history(tmp_path / "out" / "metrics.jsonl")[-1]
+    assert last.get("active_layer") == (None if "--target_layers" in options else 2)
+
+
+def test_the_boundary_keeps_what_it_should(noise, tmp_path):
+    """EMA encoder := encoder; optimizer state stays, but for the head's new last layer; the mixture fits features."""
+    run = pretrain.begin(pretrain.parse_arguments(command(noise, tmp_path, "--report_to", "none")))
+    batch = run.data.next()
+    run.model(
+        batch["input_values"], batch["attention_mask"], batch["mask_time_indices"], run.targets.posteriors(batch)
+    ).loss.backward()
+    run.optimizer.step()
+    assert isinstance(run.targets, MfccTargets)
+    kept = {name: p for name, p in run.model.named_parameters() if not name.startswith("cluster_head.output")}
+    phases.begin_phase_2(run)
+    assert isinstance(run.targets, OnlineTargets)
+    now = dict(run.model.named_parameters())
+    assert all(now[name] is p and "exp_avg" in run.optimizer.state[p] for name, p in kept.items())
+    optimised = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    assert optimised == {id(p) for p in now.values()}
+    assert len(run.optimizer.state) == len(kept)
+    for student, teacher in zip(run.model.sjepa.parameters(), run.targets.teacher.parameters()):
+        assert torch.equal(student, teacher) and student is not teacher
+    features = run.targets.features(batch).flatten(0, 1)
+    untrained = type(run.model.mixture)(6, 32)
+    assert run.model.mixture.log_prob(features).mean() > untrained.log_prob(features).mean()
+
+
+def test_another_layer_means_other_clusters_and_a_new_last_layer(noise, tmp_path):
+    run = pretrain.begin(pretrain.parse_arguments(command(noise, tmp_path, "--report_to", "none")))
+    phases.begin_phase_2(run)
+    batch = run.data.next()
+    run.model(
+        batch["input_values"], batch["attention_mask"], batch["mask_time_indices"], run.targets.posteriors(batch)
+    ).loss.backward()
+    run.optimizer.step()
+    head, means = run.model.cluster_head, run.model.mixture.means.clone()
+    first, last = head.layers[0].weight.clone(), head.output.weight.clone()
+    random_state = torch.get_rng_state()
+    run.layer_choice.active = 1
+    run.state.step = 7
+    phases.follow_layer(run)
+    assert not torch.equal(run.model.mixture.means, means)
+    assert torch.equal(head.layers[0].weight, first) and not torch.equal(head.output.weight, last)
+    assert head.output.weight not in run.optimizer.state and head.layers[0].weight in run.optimizer.state
+    assert torch.equal(torch.get_rng_state(), random_state), "the run's own random numbers go on as they were"
