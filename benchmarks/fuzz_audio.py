@@ -28,7 +28,7 @@ import numpy as np
 import soundfile
 
 from sjepa_hf.command import command
-from training.data.clips import BadAudioError
+from training.data.bad_audio import BadAudioError
 from training.data.loader import DataArguments, build_loader
 from training.data.waveforms import BadAudio, audio_length, read_audio
 

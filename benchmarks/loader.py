@@ -24,10 +24,11 @@ import soundfile
 import torch
 
 from sjepa_hf.command import command
+from sjepa_hf.frames import SAMPLING_RATE
 from training.common.memory import keep_freed_memory
-from training.data.clips import SAMPLING_RATE, read_audio
 from training.data.loader import DataArguments, build_loader
 from training.data.sources import AUDIO_SUFFIXES
+from training.data.waveforms import read_audio
 
 
 FORMATS = {  # suffix: what soundfile calls it

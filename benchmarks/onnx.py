@@ -21,10 +21,10 @@ import torch
 
 from sjepa_hf.command import command
 from sjepa_hf.export_onnx import export_onnx, open_checkpoint, open_session
+from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.opening import open_processor
 from sjepa_hf.saving import feature_extractor
 from training.common.metrics import load_metric
-from training.data.clips import SAMPLING_RATE
 from training.data.labelled import LabelledClips, open_labelled, pad_waveforms
 from training.finetuning.beam_search import greedy_decode
 from training.finetuning.classification import check_labels

@@ -9,7 +9,8 @@ import onnxruntime
 import soundfile
 
 
-LONGEST, LOUDEST, MOST_CHANNELS = 3600, 100.0, 64  # seconds; times full scale: the limits of training
+# Seconds, times full scale, and samples of one frame: the limits of training.
+LONGEST, LOUDEST, MOST_CHANNELS, MIN_SAMPLES = 3600, 100.0, 64, 400
 BLOCK = 1 << 16  # frames decoded at a time
 
 
@@ -55,7 +56,7 @@ for path in sys.argv[2:]:
         clips.append(read(path, int(metadata["sampling_rate"])))
     except ValueError as error:
         sys.exit(f"error: {path} {error}.")
-input_values = np.zeros((len(clips), max(400, *map(len, clips))), np.float32)
+input_values = np.zeros((len(clips), max(MIN_SAMPLES, *map(len, clips))), np.float32)
 attention_mask = np.zeros(input_values.shape, np.int64)  # 1 for real samples
 for row, clip in enumerate(clips):
     input_values[row, : len(clip)], attention_mask[row, : len(clip)] = clip, 1

@@ -39,6 +39,7 @@ from transformers import Wav2Vec2CTCTokenizer
 
 from .command import command
 from .configuration_sjepa import SJepaConfig
+from .frames import MIN_SAMPLES, SAMPLING_RATE
 from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel
 from .modeling_sjepa_heads import SJepaForCTC, SJepaForSequenceClassification
 from .opening import MissingWeights, open_config, open_model, open_pretrained
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SAMPLING_RATE = 16000
 TASKS = {"features": SJepaModel, "ctc": SJepaForCTC, "classification": SJepaForSequenceClassification}
 # What a checkpoint is exported as when nobody says.
 TASK_OF_CLASS = {
@@ -63,7 +63,7 @@ TASK_OF_CLASS = {
 TOLERANCE = 1e-4  # largest difference to PyTorch with which a file is kept
 # Lengths in samples of the clips of each batch on which it is measured: a single frame, one clip alone, padded ones,
 # one of them shorter than a frame, and a long one.
-CHECKED_BATCHES = ((400,), (719,), (16000,), (16000, 9037, 450), (200, 12345), (320000, 51234))
+CHECKED_BATCHES = ((MIN_SAMPLES,), (719,), (16000,), (16000, 9037, 450), (200, 12345), (320000, 51234))
 
 
 def open_checkpoint(checkpoint: str | Path, task: str | None = None) -> tuple[SJepaPreTrainedModel, str]:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .frames import SAMPLING_RATE
 
-SAMPLING_RATE = 16000
+
 ZERO_CROSSINGS = 6  # of the sinc, on each side of an output sample
 PIECE = 1 << 22  # samples that are resampled at a time: memory does not grow with the clip
 MARGIN = 256  # samples beside a piece that its ends depend on: no filter below reaches farther than 84

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from transformers import Wav2Vec2FeatureExtractor
 
+from .frames import SAMPLING_RATE
+
 
 INCOMPLETE, PREVIOUS = ".incomplete", ".previous"  # endings of a directory being written, and of one being replaced
 
@@ -16,7 +18,7 @@ INCOMPLETE, PREVIOUS = ".incomplete", ".previous"  # endings of a directory bein
 def feature_extractor() -> Wav2Vec2FeatureExtractor:
     """16 kHz waveforms as they are (the front end norms them), zero-padded, with an attention mask."""
     return Wav2Vec2FeatureExtractor(
-        feature_size=1, sampling_rate=16000, padding_value=0.0, do_normalize=False, return_attention_mask=True
+        feature_size=1, sampling_rate=SAMPLING_RATE, padding_value=0.0, do_normalize=False, return_attention_mask=True
     )
 
 

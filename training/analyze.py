@@ -32,6 +32,7 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.clusters import draw_clusters, order_clusters
 from sjepa_hf.command import command
+from sjepa_hf.frames import SAMPLING_RATE, WINDOW, frame_centres
 from sjepa_hf.measures import effective_rank, entropy_bits
 from sjepa_hf.opening import MissingWeights, open_config, open_model, open_pretrained
 from sjepa_hf.saving import files_written_aside
@@ -39,15 +40,14 @@ from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.drawing import caption
 from training.common.ranges import check_ranges
-from training.data.clips import SAMPLING_RATE, BadAudio, read_audio
 from training.data.labelled import LabelledClips, open_labelled
+from training.data.waveforms import BadAudio, read_audio
 from training.evaluation.bimodality import dip_test, two_gaussians
 from training.evaluation.frozen_features import open_encoder
 from training.evaluation.probing import (
     Rows,
     features_at,
     features_of_layers,
-    frame_centres,
     read_alignment,
     readable_clips,
 )
@@ -287,8 +287,8 @@ def draw_utterance(utterance: Utterance, posteriors: np.ndarray, places: np.ndar
 
 def _draw_spectrogram(panel, samples: np.ndarray) -> None:
     mel_filters = mel_filter_bank(257, 80, 0.0, SAMPLING_RATE / 2, SAMPLING_RATE, mel_scale="htk")
-    window = window_function(400, "hann")
-    mel = spectrogram(samples, window, 400, 160, fft_length=512, power=2.0, mel_filters=mel_filters)
+    window = window_function(WINDOW, "hann")
+    mel = spectrogram(samples, window, WINDOW, 160, fft_length=512, power=2.0, mel_filters=mel_filters)
     decibels = 10 * np.log10(mel.clip(1e-10))  # [80, 10 ms frames]
     top = decibels.max()
     edge = 80 / SAMPLING_RATE  # half a hop: frames are centred on multiples of it

@@ -29,11 +29,11 @@ from tqdm.auto import tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from sjepa_hf.command import command
+from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.measures import entropy_bits
 from sjepa_hf.saving import write_text_aside
 from training.common.command_line import parse_dataclasses
 from training.common.heartbeat import Heartbeat
-from training.data.clips import SAMPLING_RATE
 from training.data.labelled import LabelledClips, open_labelled
 from training.evaluation.probing import phones_at_frames, read_alignment, readable_clips
 from training.pretraining.model import open_checkpoint

@@ -12,6 +12,7 @@ from transformers import HubertConfig, HubertModel
 from benchmarks.steps.flops import BatchShape, step_flops
 from benchmarks.steps.naive import NaiveStep
 from sjepa_hf import SJepaConfig, SJepaForPreTraining
+from sjepa_hf.frames import SAMPLING_RATE
 from training.common.command_line import read_recipe
 from training.common.device import default_device
 from training.data.batches import collate
@@ -87,7 +88,7 @@ class Batches:
 
     def __init__(self, arguments: StepArguments, mask_prob: float, mask_span: int):
         generator = torch.Generator().manual_seed(0)
-        samples = int(16000 * arguments.seconds)
+        samples = int(SAMPLING_RATE * arguments.seconds)
         self.clips = [torch.randn(samples, generator=generator).mul(0.1).numpy() for _ in range(arguments.clips)]
         self.masking = dict(mask_prob=mask_prob, mask_span=mask_span, generator=generator)
         self.device = torch.device(arguments.device)

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining
-from training.targets.frame_features import MfccFeatures, frame_lengths
+from sjepa_hf.frames import frame_lengths
+from training.targets.frame_features import MfccFeatures
 
 
 CHUNK = 500  # frames whose [N, K, D] differences are held at a time

@@ -36,10 +36,11 @@ from transformers import AutoModel
 
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
 from sjepa_hf.command import command
+from sjepa_hf.frames import SAMPLING_RATE, frame_centres, frame_lengths
 from sjepa_hf.opening import build_model, open_config, open_model
 from training.common.device import default_device
-from training.data.clips import SAMPLING_RATE, BadAudio, read_audio
-from training.targets.frame_features import HOP, WINDOW, MfccFeatures
+from training.data.waveforms import BadAudio, read_audio
+from training.targets.frame_features import MfccFeatures
 
 
 MAX_SECONDS = 20.0  # of one recording
@@ -115,8 +116,7 @@ def spread(items: list, count: int) -> list:
 
 def frame_phones(clip: Clip, num_frames: int) -> np.ndarray:
     """The phone at the centre of each frame `[num_frames]`; stress digits of ARPAbet vowels are dropped."""
-    centres = (np.arange(num_frames) * HOP + WINDOW // 2) / SAMPLING_RATE
-    inside = np.searchsorted(clip.phone_ends, centres, side="right")
+    inside = np.searchsorted(clip.phone_ends, frame_centres(num_frames), side="right")
     phones = [re.sub(r"^([A-Z]{2})[012]$", r"\1", phone) for phone in clip.phones] + ["sil"]
     return np.array(phones, dtype=object)[np.minimum(inside, len(clip.phones))]
 
@@ -142,7 +142,7 @@ def phone_probe(clips: list[Clip], max_frames: int = MAX_FRAMES, seed: int = 0) 
     owners, frames, labels, fit = [], [], [], []
     for clip, fits in zip(labelled, in_fit):
         num_samples = int(min(clip.duration, MAX_SECONDS) * SAMPLING_RATE)
-        phones = frame_phones(clip, max(0, (num_samples - WINDOW) // HOP + 1))
+        phones = frame_phones(clip, frame_lengths(num_samples))
         speech = np.flatnonzero([phone not in SILENCES for phone in phones])
         owners += [clip.path] * len(speech)
         frames.append(speech)

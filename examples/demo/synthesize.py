@@ -29,9 +29,9 @@ import soundfile
 from scipy.signal import fftconvolve, lfilter, resample_poly
 
 from sjepa_hf.command import UserError
+from sjepa_hf.frames import SAMPLING_RATE
 
 
-SAMPLING_RATE = 16000
 FIELDS = ("file_name", "transcription", "speaker_id", "phones", "phone_ends", "duration")
 NUM_SHARDS = 4
 TEST_SHARE = 0.25

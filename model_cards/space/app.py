@@ -28,7 +28,6 @@ import transformers
 from example_clips import find_examples
 from listening import (
     MAX_SECONDS,
-    SAMPLING_RATE,
     Clip,
     Heard,
     Listener,
@@ -39,6 +38,7 @@ from pictures import Picture, draw_clip, draw_ranks, draw_similarity
 
 from sjepa_hf.command import command
 from sjepa_hf.contents import shown
+from sjepa_hf.frames import SAMPLING_RATE
 
 
 HERE = Path(__file__).parent

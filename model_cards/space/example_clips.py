@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from listening import SAMPLING_RATE
+
+from sjepa_hf.frames import SAMPLING_RATE
 
 
 MOST = 8

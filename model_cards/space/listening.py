@@ -10,12 +10,12 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.clusters import order_clusters
+from sjepa_hf.frames import SAMPLING_RATE, WINDOW
 from sjepa_hf.measures import effective_rank, entropy_bits
 from sjepa_hf.opening import open_config, open_pretrained, open_processor
-from training.data.waveforms import SAMPLING_RATE, BadAudio, audio_length, read_audio
+from training.data.waveforms import BadAudio, audio_length, read_audio
 
 
-WINDOW, HOP = 400, 320  # samples of a frame of the encoder, and from frame to frame
 MAX_SECONDS = 60
 MIN_SECONDS = 0.1
 MEL_BANDS, MEL_HOP = 80, 160
@@ -107,11 +107,6 @@ def log_mel(samples: np.ndarray) -> np.ndarray:
     filters = mel_filter_bank(257, MEL_BANDS, 0, SAMPLING_RATE / 2, SAMPLING_RATE, mel_scale="htk")
     window = window_function(WINDOW, "hann")
     return spectrogram(samples, window, WINDOW, MEL_HOP, fft_length=512, power=2, mel_filters=filters, log_mel="dB")
-
-
-def frame_centres(count: int) -> np.ndarray:
-    """Seconds from the clip's start to the centre of each of its first `count` frames."""
-    return (np.arange(count) * HOP + WINDOW / 2) / SAMPLING_RATE
 
 
 def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:

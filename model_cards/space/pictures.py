@@ -4,11 +4,12 @@ import io
 from typing import NamedTuple
 
 import numpy as np
-from listening import HOP, MEL_BANDS, MEL_HOP, SAMPLING_RATE, Clip, Heard, frame_centres, log_mel
+from listening import MEL_BANDS, MEL_HOP, Clip, Heard, log_mel
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sjepa_hf.clusters import draw_clusters
+from sjepa_hf.frames import HOP, SAMPLING_RATE, frame_centres
 
 
 BLUE, SKY, ORANGE, VERMILLION, INK = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#22303c"

@@ -5,8 +5,9 @@ import soundfile
 import torch
 from datasets import Dataset
 
+from sjepa_hf.frames import SAMPLING_RATE
 from training.data.batches import BatchStream
-from training.data.clips import SAMPLING_RATE, Source
+from training.data.clips import Source
 from training.data.order import DataPosition
 
 

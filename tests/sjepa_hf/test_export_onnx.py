@@ -17,6 +17,7 @@ from transformers import HubertConfig, Wav2Vec2CTCTokenizer, Wav2Vec2Processor
 
 from benchmarks import onnx as benchmark
 from sjepa_hf import SJepaConfig, SJepaForPreTraining, SJepaForXVector, SJepaModel, export_onnx
+from sjepa_hf.frames import MIN_SAMPLES
 from sjepa_hf.saving import feature_extractor
 from training.data import waveforms
 from training.finetuning.beam_search import greedy_decode
@@ -286,6 +287,7 @@ def test_example_has_the_limits_of_training():
         "LONGEST": waveforms.LONGEST,
         "LOUDEST": waveforms.LOUDEST,
         "MOST_CHANNELS": waveforms.MOST_CHANNELS,
+        "MIN_SAMPLES": MIN_SAMPLES,
     }
 
 

@@ -158,11 +158,12 @@ def test_the_page_runs_from_what_a_space_is_given(tmp_path, clip_path):
     uploads = re.findall(r"^hf upload NAME/\S+ (\S+) (\S+) (.*)$", (SPACE / "README.md").read_text(), re.MULTILINE)
     assert len(uploads) == 3
     for source, target, options in uploads:
-        for file in (root / source).iterdir():
-            included = re.findall(r"--include (\S+)", options)
-            if file.is_file() and (not included or file.name in included):
-                (tmp_path / target).mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, tmp_path / target)
+        included = re.findall(r"--include (\S+)", options)
+        for file in (root / source).rglob("*.*"):
+            name = file.relative_to(root / source)
+            if file.is_file() and (not included or name.as_posix() in included):
+                (tmp_path / target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, tmp_path / target / name)
     code = f"""
 import sys, listening, training.data.waveforms
 assert listening.read_clip({clip_path!r}).seconds == 1.5

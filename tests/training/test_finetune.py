@@ -27,8 +27,8 @@ from transformers import (
 from sjepa_hf import SJepaConfig, SJepaForCTC, SJepaForPreTraining
 from sjepa_hf.scores import data_name
 from training import decoding, finetune_classification, finetune_ctc
-from training.data.clips import read_audio
 from training.data.labelled import open_labelled
+from training.data.waveforms import read_audio
 from training.finetuning.data import drawn
 from training.finetuning.model import with_adapters
 from training.finetuning.ngram import estimate

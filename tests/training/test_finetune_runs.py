@@ -15,7 +15,7 @@ from transformers import AutoModelForCTC, TrainerCallback, pipeline
 
 from sjepa_hf.opening import open_model
 from training import finetune_classification, finetune_ctc
-from training.data.clips import read_audio
+from training.data.waveforms import read_audio
 from training.finetuning.trainer_settings import interval, with_equal_intervals
 
 

@@ -13,7 +13,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
-from training.data.clips import BadAudio, Clip
+from training.data.clips import Clip
+from training.data.waveforms import BadAudio
 
 
 BLOCK = 512

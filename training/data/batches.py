@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from training.data.clips import SAMPLING_RATE, BadAudio, BadAudioError, Clip, audio_length, check_samples
+from sjepa_hf.frames import SAMPLING_RATE, frame_lengths
+from training.data.bad_audio import BadAudioError
+from training.data.clips import Clip
 from training.data.masking import compute_span_mask
 from training.data.order import BUCKET, CROP, DRAW, MASK, ClipIndex, ClipStream, DataPosition, Position
-from training.targets.frame_features import frame_lengths
+from training.data.waveforms import BadAudio, audio_length, check_samples
 
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from training.common.naming import printable, several
-from training.data.clips import BadAudio
 from training.data.metadata import FILE_COLUMN, FILE_NAMES, Listed, NoFileColumn, find_metadata, read_metadata
+from training.data.waveforms import BadAudio
 
 
 logger = logging.getLogger(__name__)

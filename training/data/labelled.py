@@ -16,10 +16,13 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from sjepa_hf.frames import SAMPLING_RATE
 from training.common.naming import several
-from training.data.clips import SAMPLING_RATE, BadAudio, BadAudioError, BadAudioMonitor, Clip, Source, audio_length
+from training.data.bad_audio import BadAudioError, BadAudioMonitor
+from training.data.clips import Clip, Source
 from training.data.hold_out import held_out
 from training.data.sources import open_source
+from training.data.waveforms import BadAudio, audio_length
 
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ import fsspec.asyn
 import torch
 from torch.utils.data import DataLoader
 
+from sjepa_hf.frames import MIN_SAMPLES, SAMPLING_RATE
 from training.common.ranges import check_ranges
 from training.data.batches import BatchStream
-from training.data.clips import MIN_SAMPLES, SAMPLING_RATE
 from training.data.identity import identity
 from training.data.order import ClipIndex, ClipStream, DataPosition, Position
 from training.data.sources import open_source

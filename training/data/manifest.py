@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from training.common.naming import printable, several
-from training.data.clips import BadAudio
+from training.data.waveforms import BadAudio
 
 
 STRIDE = 32  # rows between two places that are kept: 5 MB for ten million rows

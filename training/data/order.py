@@ -16,8 +16,9 @@ from datasets import IterableDataset
 from pyarrow.parquet import ParquetFile
 
 from training.data.archives import MOST_LOST, TarArchives
-from training.data.clips import BadAudio, Clip, Source
+from training.data.clips import Clip, Source
 from training.data.permutation import Permutation
+from training.data.waveforms import BadAudio
 
 
 MIX_BLOCK = 4096  # places of a weighted epoch whose sources are drawn together

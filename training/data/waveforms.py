@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from sjepa_hf.resampling import SAMPLING_RATE, resample
+from sjepa_hf.frames import MIN_SAMPLES, SAMPLING_RATE
+from sjepa_hf.resampling import resample
 from training.data.unsized import is_doubtful, is_right_after_all, parts
 
 
-MIN_SAMPLES = 400  # one frame of the encoder
 SILENCE = 1e-4  # peak to peak, full scale 2: about three steps of 16-bit audio
 LOUDEST = 100.0  # a peak beyond 100 times full scale: integers stored as floats, or garbage
 RATES = (1_000, 192_000)  # Hz; beyond them are broken headers

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from sjepa_hf.frames import SAMPLING_RATE
+
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def check_shared_memory(
     """
     if not SHARED_MEMORY.is_dir():
         return
-    batch = batch_seconds * 16000 * sample_bytes
+    batch = batch_seconds * SAMPLING_RATE * sample_bytes
     needed = batch * num_workers * AHEAD * PASSES * processes
     free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:

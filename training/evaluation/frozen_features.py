@@ -29,8 +29,9 @@ from tqdm import tqdm
 from transformers import AutoFeatureExtractor, AutoModel
 
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
+from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.opening import build_model, open_config, open_model, open_pretrained
-from training.data.clips import SAMPLING_RATE, Clip
+from training.data.clips import Clip
 from training.data.labelled import LabelledClips, pad_waveforms
 from training.targets.frame_features import MfccFeatures
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from training.data.clips import SAMPLING_RATE, BadAudioError
+from sjepa_hf.frames import frame_centres, frame_lengths
+from training.data.bad_audio import BadAudioError
 from training.data.labelled import LabelledClips
 from training.evaluation.frozen_features import Encoder
-from training.targets.frame_features import HOP, WINDOW
 
 
 FeatureExtractor = Callable[[np.ndarray], np.ndarray]
@@ -29,16 +29,6 @@ class Rows(NamedTuple):
     frames: np.ndarray
 
 
-def num_frames(num_samples: int) -> int:
-    """Frames (25 ms every 20 ms) of a clip."""
-    return max(0, (num_samples - WINDOW) // HOP + 1)
-
-
-def frame_centres(count: int) -> np.ndarray:
-    """Seconds from the clip's start to the centre of each of its first `count` frames."""
-    return (np.arange(count) * HOP + WINDOW / 2) / SAMPLING_RATE
-
-
 def features_of_layers(encoder: Encoder, layers: Sequence[int] | None = None) -> FeatureExtractor:
     """
     Features of an encoder's layers in one pass.
@@ -53,10 +43,10 @@ def features_of_layers(encoder: Encoder, layers: Sequence[int] | None = None) ->
 
     def extract(samples: np.ndarray) -> np.ndarray:
         found = encoder([samples])[0]
-        if found.shape[1] != num_frames(len(samples)):
+        if found.shape[1] != frame_lengths(len(samples)):
             raise ValueError(
                 f"{encoder.name} gives {found.shape[1]} frames for {len(samples)} samples where a frame of 25 ms every"
-                f" 20 ms gives {num_frames(len(samples))}: only encoders with those frames can be compared here."
+                f" 20 ms gives {frame_lengths(len(samples))}: only encoders with those frames can be compared here."
             )
         missing = [layer for layer in layers or () if layer >= len(found)]
         if missing:
@@ -80,7 +70,7 @@ def readable_clips(clips: LabelledClips, max_clips: int | None, seed: int) -> tu
         example = clips[index]
         if example is not None:
             kept.append(index)
-            counts.append(num_frames(len(example["input_values"])))
+            counts.append(frame_lengths(len(example["input_values"])))
     if not kept:
         raise BadAudioError("None of the clips could be decoded; the log names them.")
     return clips.select(kept), np.array(counts)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.data.clips import SAMPLING_RATE
+from sjepa_hf.frames import SAMPLING_RATE
 from training.data.labelled import LabelledClips, open_labelled
 from training.data.manifest import MissingColumn
 from training.data.metadata import decoded

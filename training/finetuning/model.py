@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoFeatureExtractor, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
+from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.opening import build_model, open_config, open_model, open_pretrained
 from sjepa_hf.saving import feature_extractor
 from training.finetuning.arguments import FineTuningArguments
@@ -36,7 +37,7 @@ def open_extractor(model_name_or_path: str, auto_class: type, what: str) -> Wav2
     if config.model_type == "sjepa":
         return feature_extractor()
     extractor = open_pretrained(AutoFeatureExtractor, model_name_or_path)
-    if not isinstance(extractor, Wav2Vec2FeatureExtractor) or extractor.sampling_rate != 16000:
+    if not isinstance(extractor, Wav2Vec2FeatureExtractor) or extractor.sampling_rate != SAMPLING_RATE:
         raise ValueError(f"{named} does not read waveforms at 16 kHz.")
     extractor.return_attention_mask = True
     return extractor

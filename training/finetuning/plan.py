@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from training.data.clips import SAMPLING_RATE
+from sjepa_hf.frames import SAMPLING_RATE
 from training.data.labelled import LabelledClips
 from training.finetuning.trainer import FineTuner
 from training.finetuning.trainer_settings import total_steps

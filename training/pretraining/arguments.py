@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from sjepa_hf import SJepaConfig
+from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.opening import why
 from training.common.command_line import config_path, parse_dataclasses, read_recipe
 from training.common.ranges import check_choice, check_ranges
@@ -406,7 +407,7 @@ def check_model(arguments: Arguments, config: SJepaConfig) -> None:
         for layer in targets.target_layers or [targets.start_layer]:
             if not 0 <= layer <= top:
                 raise ValueError(f"`{name}` names layer {layer}, but the model has layers 1 to {top} (0: the input).")
-    frames = config.num_frames(int(arguments.data.max_seconds * 16000))
+    frames = config.num_frames(int(arguments.data.max_seconds * SAMPLING_RATE))
     if frames > config.predictor_max_positions:
         raise ValueError(
             f"`max_seconds` ({arguments.data.max_seconds:g} s, {frames} frames) exceeds the predictor's table of"

@@ -9,6 +9,7 @@ import time
 import torch
 
 from sjepa_hf import DiagonalGaussianMixture
+from sjepa_hf.frames import FRAMES_PER_SECOND
 from training.common.progress import Progress
 from training.common.seeds import Purpose, seed_for
 from training.pretraining.model import frozen_targets, online_targets
@@ -154,7 +155,7 @@ def choose_layer(run: Run, micro_batches: list[dict]) -> list[float] | None:
 def check_frames(run: Run, found: int) -> None:
     """Raise a ValueError at the start where phase 2 could not be seeded on so little audio."""
     settings = run.arguments.targets
-    everything = found < settings.fit_frames and found / 50 < settings.fit_hours * 3600 / 2
+    everything = found < settings.fit_frames and found / FRAMES_PER_SECOND < settings.fit_hours * 3600 / 2
     if everything and run.arguments.run.phase2_steps and found < settings.phase2_components:
         raise ValueError(
             f"`phase2_components` is {settings.phase2_components}, but train_data has {found} frames in all:"

@@ -12,9 +12,11 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf import SJepaForPreTraining
+from sjepa_hf.frames import SAMPLING_RATE
 from training.common.run_record import hardware
 from training.data.batches import BatchStream, cut_batches
-from training.data.clips import SAMPLING_RATE, BadAudio, Clip, audio_length
+from training.data.clips import Clip
+from training.data.waveforms import BadAudio, audio_length
 from training.pretraining.arguments import Arguments
 
 

@@ -12,10 +12,11 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from sjepa_hf.command import first_line, own_words
+from sjepa_hf.frames import SAMPLING_RATE
 from training.common.processes import Meeting
 from training.common.seeds import Purpose, seed_for
+from training.data.bad_audio import BadAudioError, BadAudioMonitor
 from training.data.batches import BatchStream
-from training.data.clips import SAMPLING_RATE, BadAudioError, BadAudioMonitor
 from training.data.loader import build_loader, start_reading
 from training.data.order import DataPosition
 from training.data.workers import Patience, check_shared_memory, end_stopped, one_has_died, why_died

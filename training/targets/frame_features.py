@@ -7,18 +7,12 @@ import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
+from sjepa_hf.frames import HOP, SAMPLING_RATE, WINDOW, frame_lengths
 
-SAMPLING_RATE = 16000
-WINDOW = 400  # samples, 25 ms; also the encoder's receptive field
-HOP = 320  # samples, 20 ms
+
 NUM_MELS = 23
 NUM_COEFFICIENTS = 13
 TOP_DB = 80.0  # mel powers lower than this under the clip's loudest one are raised to it, as in torchaudio's MFCC
-
-
-def frame_lengths(lengths: Tensor) -> Tensor:
-    """Frames (25 ms every 20 ms) that fit into `lengths` samples: 0 below 400 samples. Any shape."""
-    return ((lengths - WINDOW) // HOP + 1).clamp(min=0)
 
 
 class MfccFeatures(nn.Module):

@@ -14,8 +14,9 @@ import soundfile
 import training.data.archives
 import training.data.order
 from training.data.archives import TarArchives
+from training.data.bad_audio import BadAudioError, BadAudioMonitor
 from training.data.batches import BatchStream
-from training.data.clips import BadAudioError, BadAudioMonitor, Clip
+from training.data.clips import Clip
 from training.data.order import ClipStream
 from training.data.sources import open_source
 from training.data.waveforms import BadAudio

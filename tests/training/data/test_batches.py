@@ -8,8 +8,9 @@ import soundfile
 import torch
 from clip_streams import NUM_CLIPS, after, as_source, assert_same, loader, numbers, take, write_clips
 
+from sjepa_hf.frames import SAMPLING_RATE
 from training.data.batches import BatchStream, collate, cut_batches
-from training.data.clips import SAMPLING_RATE, Clip
+from training.data.clips import Clip
 from training.data.order import ClipIndex, Position
 
 

@@ -1,14 +1,14 @@
 """Decoding: rates, crops and segments are exact, and every kind of bad file is told apart."""
 
 import csv
-import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from training.data.clips import SAMPLING_RATE, BadAudio, BadAudioMonitor, audio_length, read_audio
+from sjepa_hf.frames import SAMPLING_RATE
+from training.data.waveforms import BadAudio, audio_length, read_audio
 
 
 def noise(seconds: float, rate: int = SAMPLING_RATE, seed: int = 0) -> np.ndarray:
@@ -210,47 +210,3 @@ def test_crop_of_real_opus_is_a_piece_of_the_whole(speech):
         start = int(np.random.default_rng(seed).integers(len(whole) - 32000 + 1))
         crop = read_audio(path, max_seconds=2.0, rng=np.random.default_rng(seed))
         np.testing.assert_allclose(crop, whole[start : start + 32000], atol=1e-3)
-
-
-def test_monitor_counts_by_reason_and_names_the_first_twenty(caplog):
-    monitor = BadAudioMonitor(max_bad_fraction=0.5)
-    with caplog.at_level(logging.WARNING):
-        for i in range(30):
-            monitor.update(8, [(f"clip{i}.wav", "silent" if i % 3 else "missing")])
-        monitor.update(8, [("clip0.wav", "missing")])
-    assert monitor.seen == 31 * 9 and monitor.by_reason == {"silent": 20, "missing": 11}
-    named = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Skipped")]
-    assert len(named) == 20 and named[0] == "Skipped clip0.wav: missing."
-    assert "only counted" in caplog.records[-1].getMessage()
-    monitor.check()
-
-
-def test_monitor_stops_a_run_with_too_many_bad_clips():
-    monitor = BadAudioMonitor(max_bad_fraction=0.05)
-    monitor.update(2, [("a.wav", "corrupt")] * 2)
-    monitor.check()  # too few clips to judge
-    monitor.update(56, [])
-    monitor.check()  # 2 of 60
-    monitor.update(0, [("b.wav", "silent")] * 2)
-    with pytest.raises(RuntimeError, match=r"4 of 62 clips were skipped \(2 corrupt, 2 silent\).*max_bad_fraction"):
-        monitor.check()
-
-
-def test_monitor_judges_a_resumed_run_by_what_it_reads_itself():
-    monitor = BadAudioMonitor(max_bad_fraction=0.05)
-    monitor.restore(100, {"corrupt": 40})
-    monitor.update(58, [("a.wav", "corrupt")] * 2)
-    monitor.check()
-    assert (monitor.seen, monitor.skipped) == (160, 42), "the counts are those of the whole run"
-    monitor.update(0, [("b.wav", "silent")] * 2)
-    with pytest.raises(RuntimeError, match=r"4 of 62 clips were skipped \(2 corrupt, 2 silent\)"):
-        monitor.check()
-
-
-@pytest.mark.parametrize("skipped", [[], [("a.wav", "missing")]])
-def test_monitor_tells_when_nothing_was_usable(skipped):
-    monitor = BadAudioMonitor(max_bad_fraction=1.0)
-    monitor.update(0, skipped)
-    monitor.check()
-    with pytest.raises(RuntimeError, match="no usable clip"):
-        monitor.check(end_of_data=True)

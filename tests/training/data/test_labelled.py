@@ -6,7 +6,7 @@ import pytest
 import soundfile
 from datasets import Audio, ClassLabel, Dataset, Features
 
-from training.data.clips import BadAudioError
+from training.data.bad_audio import BadAudioError
 from training.data.labelled import open_labelled, usable
 
 

@@ -23,10 +23,12 @@ import torch
 from transformers import HfArgumentParser
 
 import training.data.sources
-from training.data.clips import SAMPLING_RATE, BadAudioMonitor, read_audio
+from sjepa_hf.frames import SAMPLING_RATE
+from training.data.bad_audio import BadAudioMonitor
 from training.data.loader import DataArguments, build_loader, start_reading
 from training.data.order import DataPosition
 from training.data.sources import open_source
+from training.data.waveforms import read_audio
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ import pytest
 import soundfile
 
 import training.data.manifest
-from training.data.clips import BadAudio, audio_length
 from training.data.labelled import open_labelled
 from training.data.manifest import STRIDE, JsonLines
 from training.data.sources import open_source
+from training.data.waveforms import BadAudio, audio_length
 
 
 def lines(number: int, **more) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 
-from training.data.clips import BadAudioError
+from training.data.bad_audio import BadAudioError
 from training.data.labelled import open_labelled
 from training.data.manifest import MissingColumn
 from training.data.sources import open_source

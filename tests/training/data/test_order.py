@@ -12,9 +12,10 @@ from datasets import Dataset, load_dataset
 from pyarrow.parquet import ParquetFile
 
 from training.data.batches import BatchStream
-from training.data.clips import BadAudio, Source
+from training.data.clips import Source
 from training.data.order import ClipIndex, ClipStream, Position
 from training.data.sources import open_source
+from training.data.waveforms import BadAudio
 
 
 OPTIONS = {"seed": 0, "batch_seconds": 2.0, "section_size": 20, "max_seconds": 1.0, "min_seconds": 0.1}

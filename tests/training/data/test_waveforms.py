@@ -17,8 +17,9 @@ import soundfile
 import sjepa_hf.resampling
 import training.data.waveforms
 from benchmarks.fuzz_audio import mutated, originals
+from sjepa_hf.frames import SAMPLING_RATE
 from training.data.unsized import BIT_RATES
-from training.data.waveforms import LONGEST, RATES, SAMPLING_RATE, BadAudio, audio_length, check_samples, read_audio
+from training.data.waveforms import LONGEST, RATES, BadAudio, audio_length, check_samples, read_audio
 
 
 def wander(seconds: float, rate: int = SAMPLING_RATE, seed: int = 0) -> np.ndarray:
@@ -230,7 +231,7 @@ def test_what_a_header_claims_takes_no_memory(tmp_path):
     hole(tmp_path / "channels.wav", 60, channels=64)
     code = f"""
 import resource, numpy as np
-from training.data.waveforms import read_audio, audio_length
+from training.data.waveforms import audio_length, read_audio
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
 assert len(read_audio({str(tmp_path / "lie.flac")!r})) == 16000

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from training.common.signals import Interrupted, Interruption
 from training.data import workers
-from training.data.clips import BadAudioError
+from training.data.bad_audio import BadAudioError
 from training.data.loader import _as_is, _start_worker
 from training.data.order import DataPosition, Position
 from training.data.workers import check_shared_memory

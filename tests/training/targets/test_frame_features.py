@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from training.targets.frame_features import FRAME_FEATURES, LogMelFeatures, MfccFeatures, frame_lengths, num_features
+from sjepa_hf.frames import frame_lengths
+from training.targets.frame_features import FRAME_FEATURES, LogMelFeatures, MfccFeatures, num_features
 
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "reference_targets.safetensors"

@@ -1,0 +1,31 @@
+"""Frames: of audio at 16 kHz, the encoder makes one for each 25 ms, every 20 ms. The one place of these numbers.
+
+They follow from the convolutions of the published configuration (`SJepaConfig.receptive_field`,
+`inputs_to_logits_ratio`), which all models that can be trained here share. The files that travel with a checkpoint
+(`MODEL_CODE`) take them from the configuration instead.
+"""
+
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+
+SAMPLING_RATE = 16_000  # Hz
+WINDOW = 400  # samples that a frame reads, 25 ms
+HOP = 320  # samples from one frame to the next, 20 ms
+FRAMES_PER_SECOND = SAMPLING_RATE / HOP
+MIN_SAMPLES = WINDOW  # of a clip: one frame
+
+Lengths = TypeVar("Lengths", int, np.ndarray, Tensor)
+
+
+def frame_lengths(lengths: Lengths) -> Lengths:
+    """Frames that fit into `lengths` samples: 0 below 400. A number, or integers of any shape."""
+    frames = (lengths - WINDOW) // HOP + 1
+    return frames * (frames > 0)
+
+
+def frame_centres(count: int) -> np.ndarray:
+    """Seconds from a clip's start to the centre of each of its first `count` frames, `(count,)` in float64."""
+    return (np.arange(count) * HOP + WINDOW / 2) / SAMPLING_RATE

@@ -1,0 +1,50 @@
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sjepa_hf import SJepaConfig
+from sjepa_hf.frames import FRAMES_PER_SECOND, HOP, MIN_SAMPLES, SAMPLING_RATE, WINDOW, frame_centres, frame_lengths
+from sjepa_hf.saving import feature_extractor
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("front_end", ["waveform", "log_mel"])
+def test_the_frames_are_those_of_the_published_configuration(front_end):
+    config = SJepaConfig(front_end=front_end)
+    assert (config.receptive_field, config.inputs_to_logits_ratio) == (WINDOW, HOP)
+    lengths = torch.arange(0, 2000)
+    assert torch.equal(frame_lengths(lengths), config.num_frames(lengths))
+    assert feature_extractor().sampling_rate == SAMPLING_RATE
+    assert (SAMPLING_RATE, WINDOW / SAMPLING_RATE, HOP / SAMPLING_RATE) == (16_000, 0.025, 0.02)
+
+
+def test_numbers_arrays_and_tensors_are_counted_alike():
+    lengths = [0, 100, 399, 400, 719, 720, 16000, 240000]
+    frames = [0, 0, 0, 1, 1, 2, 49, 749]
+    assert [frame_lengths(length) for length in lengths] == frames
+    assert frame_lengths(np.array(lengths)).tolist() == frame_lengths(torch.tensor([lengths]))[0].tolist() == frames
+    assert frame_lengths(MIN_SAMPLES) == 1 and frame_lengths(MIN_SAMPLES - 1) == 0
+
+
+def test_centres_lie_in_the_middle_of_each_window():
+    centres = frame_centres(3)
+    assert centres.tolist() == pytest.approx([0.0125, 0.0325, 0.0525])
+    assert np.diff(frame_centres(100)) == pytest.approx(1 / FRAMES_PER_SECOND)
+
+
+def test_these_names_are_given_to_numbers_here_alone():
+    """But for the example that runs without the package."""
+    found = set()
+    for folder in ("sjepa_hf", "training", "benchmarks", "examples", "model_cards"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.parse(path.read_text()).body:
+                targets = node.targets if isinstance(node, ast.Assign) else []
+                names = {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+                if names & {"SAMPLING_RATE", "WINDOW", "HOP", "MIN_SAMPLES"}:
+                    found.add(path.relative_to(ROOT).as_posix())
+    assert found == {"sjepa_hf/frames.py", "examples/transcribe_onnx.py"}

@@ -1,0 +1,49 @@
+import logging
+
+import pytest
+
+from training.data.bad_audio import BadAudioMonitor
+
+
+def test_monitor_counts_by_reason_and_names_the_first_twenty(caplog):
+    monitor = BadAudioMonitor(max_bad_fraction=0.5)
+    with caplog.at_level(logging.WARNING):
+        for i in range(30):
+            monitor.update(8, [(f"clip{i}.wav", "silent" if i % 3 else "missing")])
+        monitor.update(8, [("clip0.wav", "missing")])
+    assert monitor.seen == 31 * 9 and monitor.by_reason == {"silent": 20, "missing": 11}
+    named = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Skipped")]
+    assert len(named) == 20 and named[0] == "Skipped clip0.wav: missing."
+    assert "only counted" in caplog.records[-1].getMessage()
+    monitor.check()
+
+
+def test_monitor_stops_a_run_with_too_many_bad_clips():
+    monitor = BadAudioMonitor(max_bad_fraction=0.05)
+    monitor.update(2, [("a.wav", "corrupt")] * 2)
+    monitor.check()  # too few clips to judge
+    monitor.update(56, [])
+    monitor.check()  # 2 of 60
+    monitor.update(0, [("b.wav", "silent")] * 2)
+    with pytest.raises(RuntimeError, match=r"4 of 62 clips were skipped \(2 corrupt, 2 silent\).*max_bad_fraction"):
+        monitor.check()
+
+
+def test_monitor_judges_a_resumed_run_by_what_it_reads_itself():
+    monitor = BadAudioMonitor(max_bad_fraction=0.05)
+    monitor.restore(100, {"corrupt": 40})
+    monitor.update(58, [("a.wav", "corrupt")] * 2)
+    monitor.check()
+    assert (monitor.seen, monitor.skipped) == (160, 42), "the counts are those of the whole run"
+    monitor.update(0, [("b.wav", "silent")] * 2)
+    with pytest.raises(RuntimeError, match=r"4 of 62 clips were skipped \(2 corrupt, 2 silent\)"):
+        monitor.check()
+
+
+@pytest.mark.parametrize("skipped", [[], [("a.wav", "missing")]])
+def test_monitor_tells_when_nothing_was_usable(skipped):
+    monitor = BadAudioMonitor(max_bad_fraction=1.0)
+    monitor.update(0, skipped)
+    monitor.check()
+    with pytest.raises(RuntimeError, match="no usable clip"):
+        monitor.check(end_of_data=True)

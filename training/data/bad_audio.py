@@ -1,0 +1,105 @@
+"""Bad audio: clips that cannot be used are counted and named in the log, and too many of them end a run."""
+
+import logging
+from collections import Counter, deque
+from collections.abc import Sequence
+
+from sjepa_hf.command import UserError
+
+
+logger = logging.getLogger(__name__)
+
+
+class BadAudioError(UserError):
+    """So much of the audio cannot be used that the run stops."""
+
+
+class BadAudioMonitor:
+    """Counts the clips that had to be skipped, names them in the log and stops a run that skips too many.
+
+    Args:
+        max_bad_fraction: the share of clips that may be skipped.
+        min_clips: clips to see before the share is judged.
+
+    A source that vanishes in the middle of a long run would hardly move the share of all clips so far: the run also
+    stops when most of the last 1,000 clips were skipped.
+
+    Attributes:
+        seen: clips so far, usable or not.
+        by_reason: skipped clips for each reason of `BadAudio`.
+    """
+
+    names_logged = 20
+    recent_clips = 1000
+
+    def __init__(self, max_bad_fraction: float = 0.05, min_clips: int = 50):
+        self.max_bad_fraction = max_bad_fraction
+        self.min_clips = min_clips
+        self.seen = 0
+        self.by_reason: Counter[str] = Counter()
+        self._restored_seen, self._restored = 0, Counter()
+        self._named: set[str] = set()
+        self._recent: deque[tuple[int, int]] = deque()  # clips and skipped ones of the last batches
+        self._recent_seen = self._recent_skipped = 0
+
+    def restore(self, seen: int, by_reason: dict[str, int]) -> None:
+        """Count on from an earlier run. `check` judges what comes from here on: the data may have been repaired."""
+        self.seen, self.by_reason = seen, Counter(by_reason)
+        self._restored_seen, self._restored = seen, Counter(by_reason)
+
+    @property
+    def skipped(self) -> int:
+        return self.by_reason.total()
+
+    def update(self, num_clips: int, skipped: Sequence[tuple[str, str]]) -> None:
+        """Take in one batch: the number of its clips, and its `skipped` list of `(name, reason)`."""
+        self.seen += num_clips + len(skipped)
+        self._recent.append((num_clips + len(skipped), len(skipped)))
+        self._recent_seen += num_clips + len(skipped)
+        self._recent_skipped += len(skipped)
+        while self._recent_seen - self._recent[0][0] >= self.recent_clips:
+            seen, bad = self._recent.popleft()
+            self._recent_seen, self._recent_skipped = self._recent_seen - seen, self._recent_skipped - bad
+        for name, reason in skipped:
+            self.by_reason[reason] += 1
+            if name in self._named or len(self._named) >= self.names_logged:
+                continue
+            self._named.add(name)
+            logger.warning("Skipped %s: %s.", name, reason)
+            if len(self._named) == self.names_logged:
+                logger.warning("%d bad clips named; from here on they are only counted.", self.names_logged)
+
+    def check(self, end_of_data: bool = False) -> None:
+        """Stop the run if the audio is bad.
+
+        Args:
+            end_of_data: the loader has given all its batches: no usable clip at all is then an error too.
+
+        Raises:
+            BadAudioError: if more than `max_bad_fraction` of at least `min_clips` clips were skipped, or most of the
+                last 1,000, or all of them were and no more will come.
+        """
+        seen, reasons = self._since_restored()
+        skipped = reasons.total()
+        if end_of_data and seen == skipped:
+            raise BadAudioError(f"The training data gave no usable clip: {self._counts()}; check train_data.")
+        if seen >= self.min_clips and skipped > self.max_bad_fraction * seen:
+            raise BadAudioError(
+                f"{self._counts()}, more than max_bad_fraction={self.max_bad_fraction} allows: "
+                "repair the data (the log names the first ones) or raise max_bad_fraction."
+            )
+
+        most = max(0.5, self.max_bad_fraction)
+        if self._recent_seen >= self.recent_clips and self._recent_skipped > most * self._recent_seen:
+            raise BadAudioError(
+                f"{self._recent_skipped} of the last {self._recent_seen} clips were skipped ({self._counts()} in all):"
+                " has a disk or a source gone away?"
+            )
+
+    def _counts(self) -> str:
+        seen, reasons = self._since_restored()
+        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        return f"{reasons.total()} of {seen} clips were skipped ({listed or 'none was read'})"
+
+    def _since_restored(self) -> tuple[int, Counter[str]]:
+        return self.seen - self._restored_seen, self.by_reason - self._restored
