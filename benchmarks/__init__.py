@@ -1,22 +1,31 @@
 """
-Measurements of this project, every file a command: `python -m benchmarks` lists them, and each tells of itself with
-`--help`. What they found stands in docs/measured.md.
+Measurements of this project, every file a command: `python -m benchmarks.NAME --help` says how it measures, and
+docs/measured.md what was found.
 
 Speed:
-    step.py                 a pretraining step: throughput, parts, memory, utilisation; beside a plain one and HuBERT's
-    loader.py               the pretraining loader beside bare decoding
-    manifest.py             opening and reading a manifest of ten million rows
-    mixture.py              one update of the mixture beside its plain forms
-    onnx.py                 an export to ONNX: size, agreement, accuracy, speed
+    step.py                  a pretraining step: throughput, parts, memory, utilisation; a plain step and HuBERT's
+    loader.py                the pretraining loader beside bare decoding
+    manifest.py              opening and reading a manifest of ten million rows
+    mixture.py               one update of the mixture beside its plain forms
+    onnx.py                  an export to ONNX: size, agreement, accuracy, speed
 
 Exactness and faults:
-    kill_and_resume.py      kill a run at random moments, resume it, compare the weights bit for bit
-    splits.py               one batch split over steps or processes: how far weights drift apart
-    fuzz_audio.py           damaged audio files and manifests
-    fuzz_checkpoints.py     damaged checkpoints
-    fuzz_configurations.py  hostile settings
+    kill_and_resume.py       a run killed at random moments and resumed: the same weights, bit for bit?
+    splits.py                one batch split over steps or processes: how far weights drift apart
+    fuzz_audio.py            damaged audio files and manifests: samples or a sentence?
+    fuzz_checkpoints.py      damaged checkpoints: passed over or refused in a sentence?
+    fuzz_configurations.py   hostile settings: taken or refused in a sentence?
 
-Folders:
-    steps/                  what step.py lets take turns, and how operations are counted; no commands
-    study/                  grids of pretrainings at equal audio, their results and the report of them
+The study (study/README.md), on speech that is no part of this repository:
+    study/speech_manifest.py the manifest of what is trained on, without what is scored
+    study/run.py             a grid of pretrainings at equal audio, scored
+    study/report.py          tables and pictures of finished grids
+    study/probe_curve.py     scores of a run's checkpoints over the hours heard
+
+What commands are made of:
+    steps/candidates.py      the steps that step.py lets take turns: ours and HuBERT's
+    steps/naive.py           the step written plainly, the reference of ours
+    steps/flops.py           operations of a step
+    study/grid.py            what a grid's file says
+    study/scores.py          how a checkpoint is scored
 """

@@ -1,15 +1,15 @@
-"""Score the checkpoints of one or more runs with the quick probe and draw the scores over hours of audio seen.
+"""Score the checkpoints of one or more runs and draw the scores over hours of audio heard.
 
-    python -m benchmarks.study.probe_curve RUN_DIR [RUN_DIR ...] --probe ../shared/tools/quick_probe.py --out DIR
+    python -m benchmarks.study.probe_curve RUN_DIR [RUN_DIR ...] --speech ../shared/speech --out DIR
 
-The probe is run as it is, once for all checkpoints: digits (leave one speaker out) and phones (frames of LJ Speech),
-every layer, MFCC and the untrained model of each run beside them. Writes scores.json and scores.png.
+Digits and phones, the best layer, as the study scores them (`scores.py`): on a speech collection that is no part of
+this repository. MFCC and the untrained model stand beside them. Writes scores.json and scores.png.
 """
 
 import argparse
 import json
-import subprocess
-import sys
+import os
+import tempfile
 from pathlib import Path
 
 import matplotlib
@@ -18,6 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks.study.scores import PROBES, Scorer
 from sjepa_hf.command import command
 from training.pretraining.checkpoint_layout import STATE_DIRECTORY, load_loop_state
 from training.pretraining.resuming import checkpoints
@@ -40,41 +41,46 @@ def origin(checkpoint: Path) -> Path | None:
     return Path(asked)
 
 
-def draw(results: dict, runs: dict[str, list[Path]], path: Path) -> None:
-    """Best layer's digits and phones of each run over hours of audio seen, from where it started."""
-    scores = {Path(name).resolve(): score for name, score in results.items()}
+def draw(scores: dict, runs: dict[str, list[Path]], path: Path) -> None:
+    """Best layer's digits and phones of each run over hours of audio heard, from where it started."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for axes, task in zip(panels, ("digits", "phones")):
-        axes.axhline(max(results["mfcc"][task]), color="0.5", ls="--", label="MFCC")
+    for axes, task in zip(panels, PROBES):
+        for name, style in (("mfcc", "--"), ("untrained", ":")):
+            axes.axhline(max(scores[name][task]), color="0.5", ls=style, label=name)
         for number, (name, scored) in enumerate(runs.items()):
-            start = origin(scored[0])
-            points = [] if start else [(0.0, max(results[f"untrained:{scored[0]}"][task]))]
-            for checkpoint in [start, *scored]:
-                if checkpoint and checkpoint.resolve() in scores:
-                    seconds = load_loop_state(checkpoint).seconds
-                    points.append((seconds / 3600, max(scores[checkpoint.resolve()][task])))
+            points = []
+            for checkpoint in filter(None, [origin(scored[0]), *scored]):
+                if str(checkpoint.resolve()) in scores:
+                    hours = load_loop_state(checkpoint).seconds / 3600
+                    points.append((hours, max(scores[str(checkpoint.resolve())][task])))
             axes.plot(*zip(*sorted(points)), "o-", ms=3, color=f"C{number}", label=name)
-        axes.set(xlabel="hours of audio seen", title=f"{task} (best layer)")
+        axes.set(xlabel="hours of audio heard", title=f"{task} (best layer)")
         axes.legend(frameon=False)
     panels[0].set_ylabel("accuracy")
     figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="output directories of training/pretrain.py")
-    parser.add_argument("--probe", type=Path, required=True, help="quick_probe.py")
+    parser.add_argument("runs", nargs="+", type=Path, help="output directories of training.pretrain")
+    parser.add_argument("--speech", type=Path, required=True, help="the speech collection")
+    parser.add_argument("--quick_probe", type=Path, help="quick_probe.py, to score digits and phones by it")
     parser.add_argument("--every", type=int, default=1, help="score checkpoints whose step is a multiple of this")
     parser.add_argument("--out", type=Path, required=True, help="directory for scores.json and scores.png")
     arguments = parser.parse_args(argv)
-    runs = {run.name: checkpoints_to_score(run, arguments.every) for run in arguments.runs}
+    runs = {run.name: checkpoints_to_score(run.resolve(), arguments.every) for run in arguments.runs}
+    for name, scored in runs.items():
+        if not scored:
+            raise ValueError(f"{name} has no checkpoint whose step is a multiple of {arguments.every}.")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    names = [f"untrained:{scored[0]}" for scored in runs.values() if not origin(scored[0])]
-    names += [str(path) for scored in runs.values() for path in scored]
-    found = arguments.out / "scores.json"
-    subprocess.run([sys.executable, str(arguments.probe), *names, "--json", str(found)], check=True)
-    draw(json.loads(found.read_text()), runs, arguments.out / "scores.png")
+    scorer = Scorer(arguments.speech.resolve(), arguments.quick_probe, {}, dict(os.environ))
+    every = list(dict.fromkeys(path for scored in runs.values() for path in scored))
+    with tempfile.TemporaryDirectory() as folder:
+        scores = scorer.layers(every, Path(folder), untrained=True)
+    (arguments.out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    draw(scores, runs, arguments.out / "scores.png")
 
 
 if __name__ == "__main__":

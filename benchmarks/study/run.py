@@ -1,7 +1,10 @@
 """Run a grid of pretrainings and score each: variants x seeds at equal audio, one JSON line a run.
 
     python -m benchmarks.study.run benchmarks/study/grids/targets.yaml --train_data my.jsonl \
-        --speech ../shared/speech --quick_probe ../shared/tools/quick_probe.py --output_dir study --jobs 2
+        --speech ../shared/speech --output_dir study --jobs 2
+
+The scores are taken on a speech collection that is no part of this repository (`speech_manifest.py` says which);
+without it, the tables and pictures of the runs that are there can still be made anew (`report.py`).
 
 The same command goes on where it was stopped: runs from their last checkpoint, scores that exist are not made again.
 `--variants` and `--seeds` take a part of the grid. A run that fails is reported, the others go on, the status is 1.
@@ -27,7 +30,7 @@ from pathlib import Path
 from benchmarks.study.grid import Grid, as_flags, read_grid
 from benchmarks.study.scores import Scorer, run_logged
 from sjepa_hf.command import UserError, command
-from sjepa_hf.model_card import RECORD
+from sjepa_hf.contents import RECORD
 from sjepa_hf.saving import write_text_aside
 from training.pretraining.monitoring import read_history
 from training.pretraining.resuming import checkpoints
@@ -82,10 +85,10 @@ class Study:
             write_text_aside(here / RESULT, json.dumps(known, indent=1) + "\n")
 
     def _check_unchanged(self, variant: str, here: Path, used: dict) -> None:
-        """Raise a RuntimeError where a variant was run with other settings than the grid now gives it."""
+        """Raise a UserError where a variant was run with other settings than the grid now gives it."""
         for name, value in self.grid.settings(variant).items():
             if name in used and not isinstance(value, dict) and used[name] != value:
-                raise RuntimeError(
+                raise UserError(
                     f"{here} was run with `{name}` {used[name]!r}, the grid now says {value!r}: delete it, or name the"
                     " variant otherwise."
                 )
@@ -169,8 +172,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grid", help="YAML file, see benchmarks/study/grid.py")
     parser.add_argument("--train_data", nargs="+", required=True, help="sources, as training/pretrain.py takes them")
-    parser.add_argument("--speech", type=Path, default=os.environ.get("SJEPA_SPEECH"), help="labelled speech")
-    parser.add_argument("--quick_probe", type=Path, required=True, help="quick_probe.py")
+    parser.add_argument("--speech", type=Path, default=os.environ.get("SJEPA_SPEECH"), help="the speech collection")
+    parser.add_argument("--quick_probe", type=Path, help="quick_probe.py, to score digits and phones by it")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--variants", nargs="+", help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, help="only these")
@@ -180,12 +183,14 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     grid = read_grid(arguments.grid)
     if arguments.speech is None:
-        raise ValueError("Say where the labelled speech lies: --speech, or SJEPA_SPEECH.")
+        raise ValueError("Say where the collection of speech lies: --speech, or SJEPA_SPEECH.")
     for name in ("variants", "seeds", "stages"):
         if unknown := set(getattr(arguments, name) or []) - set(getattr(grid, name)):
             raise ValueError(f"--{name} {unknown.pop()} is not in {arguments.grid}.")
     grid.stages = arguments.stages or grid.stages
-    scorer = Scorer(arguments.speech.resolve(), arguments.quick_probe.resolve(), grid.ctc, environment(arguments.jobs))
+    quick_probe = arguments.quick_probe and arguments.quick_probe.resolve()
+    scorer = Scorer(arguments.speech.resolve(), quick_probe, grid.ctc, environment(arguments.jobs))
+    scorer.check(grid.stages)
     directory = arguments.output_dir.resolve() / grid.name
     directory.mkdir(parents=True, exist_ok=True)
     study = Study(grid, directory, arguments.train_data, shlex.split(arguments.launcher), scorer)
@@ -195,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     def one(run: tuple[str, int]) -> None:
         try:
             study.run(*run)
-        except RuntimeError as error:
+        except UserError as error:
             logger.error("%s, seed %d: %s", *run, error)
             failed.append(run)
         study.collect()

@@ -1,17 +1,28 @@
-"""Scores of a pretraining checkpoint, each by a program of the project or the yardstick, in a process of its own."""
+"""Scores of a pretraining checkpoint, each by a command of the project in a process of its own.
+
+They read the speech collection that `speech_manifest.py` describes, which is no part of this repository. Digits and
+phones come from `training.probe`, or from the yardstick `quick_probe.py` for who has it: the tables of the study's
+README do. The two differ in what they regularise and pool, so their scores are not to be set side by side.
+"""
 
 import csv
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.study.grid import as_flags
-from sjepa_hf.model_card import RESULTS
+from benchmarks.study.speech_manifest import DIGITS, LIBRISPEECH, PHONES, manifest_rows
+from sjepa_hf.command import UserError
+from sjepa_hf.contents import RESULTS
 
 
-LIBRISPEECH = "librispeech_train_clean_5"
+PROBES = {  # what is probed for -> the folder it is read off, and how
+    "digits": (DIGITS, ["--utterance_labels", "digit", "--split_by", "speaker_id"]),
+    "phones": (PHONES, ["--phones", "--max_frames", "15000"]),
+}
 CROPS, CROP_SECONDS = 3, 0.5  # of each clip, for the speakers: whole clips give every encoder full marks
 
 
@@ -19,54 +30,103 @@ CROPS, CROP_SECONDS = 3, 0.5  # of each clip, for the speakers: whole clips give
 class Scorer:
     """
     Args:
-        speech (`Path`): folder of the labelled speech.
-        quick_probe (`Path`): the yardstick, `quick_probe.py`.
+        speech (`Path`): folder of the speech collection.
+        quick_probe (`Path`): the yardstick, `quick_probe.py`; None: `training.probe` scores digits and phones.
         ctc (`dict`): settings of the CTC fine-tuning.
         environment (`dict`): environment variables of the processes.
     """
 
     speech: Path
-    quick_probe: Path
+    quick_probe: Path | None
     ctc: dict
     environment: dict[str, str]
+
+    def check(self, stages: list[str]) -> None:
+        """Raise a ValueError if the collection lacks a folder that one of the stages reads."""
+        needed = {"probe": [] if self.quick_probe else [folder for folder, _ in PROBES.values()]}
+        for folder in (folder for stage in stages for folder in needed.get(stage, [f"{LIBRISPEECH}/validation"])):
+            if not (self.speech / folder / "metadata.csv").is_file():
+                raise ValueError(
+                    f"{self.speech} has no {folder}/metadata.csv: the study scores on the collection of speech that"
+                    " benchmarks/study/speech_manifest.py describes."
+                )
 
     def score(self, stage: str, checkpoint: Path, directory: Path, seed: int) -> dict:
         """
         Scores of one stage; what they were read from stays in `directory` and is not made twice.
 
         Returns:
-            "probe": `digits` and `phones`, accuracy of the best layer, `digits_by_layer`, `phones_by_layer`, and
-            `mfcc_digits`, `mfcc_phones` of the same run; "speakers": `speakers`, accuracy of the best layer on half
-            seconds of the validation speakers, and `speakers_by_layer`; "ctc": `cer` and `wer`, greedy, on the
-            validation speakers.
+            "probe": `digits` and `phones`, accuracy of the best layer, `digits_by_layer`, `phones_by_layer`,
+            `mfcc_digits`, `mfcc_phones` of the same run, and `probed_by`, the program; "speakers": `speakers`,
+            accuracy of the best layer on half seconds of the validation speakers, and `speakers_by_layer`; "ctc":
+            `cer` and `wer`, greedy, on the validation speakers.
         """
         directory.mkdir(parents=True, exist_ok=True)
         return getattr(self, f"_{stage}")(checkpoint, directory, seed)
 
     def _probe(self, checkpoint: Path, directory: Path, seed: int) -> dict:
-        found = directory / "quick_probe.json"
-        if not found.is_file():
-            aside = found.with_suffix(".incomplete")
-            command = [self.quick_probe, checkpoint, "--speech", self.speech, "--json", aside]
-            self._run(command, directory / "quick_probe.log")
-            aside.replace(found)
-        scores = json.loads(found.read_text())
-        own = scores[str(checkpoint)]
+        found = self.layers([checkpoint], directory)
+        own, mfcc = found[str(checkpoint)], found["mfcc"]
         return {
-            **{task: max(own[task]) for task in ("digits", "phones")},
-            **{f"{task}_by_layer": own[task] for task in ("digits", "phones")},
-            **{f"mfcc_{task}": max(scores["mfcc"][task]) for task in ("digits", "phones")},
+            "probed_by": self.quick_probe.name if self.quick_probe else "training.probe",
+            **{task: max(own[task]) for task in PROBES},
+            **{f"{task}_by_layer": own[task] for task in PROBES},
+            **{f"mfcc_{task}": max(mfcc[task]) for task in PROBES},
         }
 
-    def _speakers(self, checkpoint: Path, directory: Path, seed: int) -> dict:
-        found = directory / "speakers" / "probes.json"
+    def layers(
+        self, checkpoints: list[Path], directory: Path, untrained: bool = False
+    ) -> dict[str, dict[str, list[float]]]:
+        """
+        Accuracy on digits and phones of every layer of each checkpoint (by its path), of "mfcc", and of "untrained",
+        the first checkpoint's model with fresh weights (by the quick probe, only if that is asked for); what it was
+        read from stays in `directory`.
+        """
+        if self.quick_probe is None:
+            return self._own_probe(checkpoints, directory)
+        found = directory / "quick_probe.json"
+        fresh = f"untrained:{checkpoints[0]}"
         if not found.is_file():
-            data = directory / "speakers.jsonl"
-            data.write_text("".join(json.dumps(row) + "\n" for row in crops(self.speech / LIBRISPEECH / "validation")))
-            command = ["-m", "training.probe", checkpoint, "--data", data, "--utterance_labels", "speaker_id"]
-            self._run([*command, "--baselines", "false", "--output", found.parent], directory / "speakers.log")
-        means = [score["mean"] for score in json.loads(found.read_text())["scores"]]
+            aside = found.with_suffix(".incomplete")
+            names = [*checkpoints, *([fresh] if untrained else [])]
+            self._run([self.quick_probe, *names, "--speech", self.speech, "--json", aside], found.with_suffix(".log"))
+            aside.replace(found)
+        scores = json.loads(found.read_text())
+        return {"untrained" if name == fresh else name: score for name, score in scores.items()}
+
+    def _own_probe(self, checkpoints: list[Path], directory: Path) -> dict[str, dict[str, list[float]]]:
+        found = defaultdict(dict)
+        for task, (folder, how) in PROBES.items():
+            rows = manifest_rows(self.speech, folder, scored=True)
+            own = iter(checkpoints)
+            for scores in self._run_probe(checkpoints, directory, task, rows, how).values():
+                kind = scores[0]["kind"]
+                name = str(next(own)) if kind == "checkpoint" else kind
+                found[name].setdefault(task, [score["mean"] for score in scores])
+        return dict(found)
+
+    def _speakers(self, checkpoint: Path, directory: Path, seed: int) -> dict:
+        rows = crops(self.speech / LIBRISPEECH / "validation")
+        how = ["--utterance_labels", "speaker_id", "--baselines", "false"]
+        (scores,) = self._run_probe([checkpoint], directory, "speakers", rows, how).values()
+        means = [score["mean"] for score in scores]
         return {"speakers": max(means), "speakers_by_layer": means}
+
+    def _run_probe(
+        self, checkpoints: list[Path], directory: Path, name: str, rows: list[dict], how: list[str]
+    ) -> dict[str, list[dict]]:
+        """Scores of the linear probe by `training.probe`, by subject and in order of layers, unless they are there."""
+        found = directory / name / "probes.json"
+        if not found.is_file():
+            data = directory / f"{name}.jsonl"
+            data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            command = ["-m", "training.probe", *checkpoints, "--data", data, *how, "--output", found.parent]
+            self._run(command, directory / f"{name}.log")
+        by_subject = defaultdict(list)
+        for score in json.loads(found.read_text())["scores"]:
+            if score["classifier"] == "linear":
+                by_subject[score["subject"]].append(score)
+        return by_subject
 
     def _ctc(self, checkpoint: Path, directory: Path, seed: int) -> dict:
         output = directory / "ctc"
@@ -108,10 +168,10 @@ def run_logged(command: list[str], log: Path, environment: dict[str, str]) -> No
     A process whose output goes to a file.
 
     Raises:
-        RuntimeError: with the last lines of the output, if it fails.
+        UserError: with the last lines of the output, if it fails.
     """
     with log.open("a") as file:
         status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
     if status:
         tail = log.read_text(errors="replace").replace("\r", "\n").splitlines()[-5:]
-        raise RuntimeError(f"{' '.join(command[1:4])} ended with status {status}; {log} says: " + " | ".join(tail))
+        raise UserError(f"{' '.join(command[1:4])} ended with status {status}; {log} says: " + " | ".join(tail))

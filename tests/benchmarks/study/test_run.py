@@ -1,21 +1,17 @@
-"""The study's harness: a small grid on noise from end to end, and the arithmetic of its tables."""
+"""A small grid on noise from end to end."""
 
 import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from pretraining_runs import RECIPE, write_noise
 
 from benchmarks.study import report, run
-from benchmarks.study.grid import Grid, as_flags, read_grid
-from benchmarks.study.scores import crops
-from training.pretraining.arguments import parse_arguments
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 YARDSTICK = """
 import argparse, json
 from transformers import AutoModel
@@ -112,34 +108,6 @@ def test_a_failing_run_is_reported_and_the_others_go_on(study, tmp_path, caplog)
     assert "control-s0 was run with `phase2_steps` 0, the grid now says 1" in caplog.text
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"baseline": "nothing"}, "baseline"),
-    ({"stages": ["taste"]}, "stages"),
-    ({"variants": {"a": {"from_step": 3}}}, "trunk"),
-])  # fmt: skip
-def test_a_grid_that_cannot_be_run_is_refused(change, said):
-    grid = {"name": "x", "recipe": "r", "baseline": "a", "seeds": [0], "variants": {"a": {}}}
-    with pytest.raises(ValueError, match=said):
-        Grid(**{**grid, **change})
-
-
-def test_variants_go_on_from_the_end_of_the_trunk_wherever_its_length_stands(tmp_path):
-    (tmp_path / "recipe.yaml").write_text("phase1_steps: 7\nphase2_steps: 5\n")
-    grid = dict(name="x", recipe=str(tmp_path / "recipe.yaml"), baseline="a", seeds=[0], trunk={"phase2_steps": 0})
-    assert Grid(**grid, variants={"a": {}}).from_step("a") == 7
-    assert Grid(**grid, variants={"a": {"from_step": 3}}).from_step("a") == 3
-    assert Grid(**grid | {"trunk": {}}, variants={"a": {}}).from_step("a") == 0
-
-
-def test_the_grids_of_the_project_can_be_read():
-    for path in (ROOT / "benchmarks" / "study" / "grids").glob("*.yaml"):
-        grid = read_grid(path)
-        for variant in grid.variants:
-            flags = as_flags(grid.settings(variant))
-            arguments = parse_arguments(["--config", str(ROOT / grid.recipe), "--train_data", "x", *flags])
-            assert grid.from_step(variant) <= arguments.run.phase1_steps
-
-
 def test_runs_get_this_code_what_the_path_held_and_a_share_of_the_cores(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
@@ -148,56 +116,3 @@ def test_runs_get_this_code_what_the_path_held_and_a_share_of_the_cores(monkeypa
     found = run.environment(jobs=3)
     assert found["PYTHONPATH"] == f"{ROOT}{os.pathsep}/elsewhere"
     assert (found["OMP_NUM_THREADS"], found["OPENBLAS_NUM_THREADS"]) == ("2", "7"), "what is set stays"
-
-
-def test_speakers_are_told_by_pieces_that_lie_within_their_clips(tmp_path):
-    (tmp_path / "metadata.csv").write_text("file_name,speaker_id,duration\na.wav,7,3.0\nb.wav,8,1.2\nc.wav,8,1.5\n")
-    rows = crops(tmp_path)
-    assert [(Path(r["audio_filepath"]).name, r["offset"], r["speaker_id"]) for r in rows] == [
-        ("a.wav", 0.25, "7"), ("a.wav", 1.25, "7"), ("a.wav", 2.25, "7"),
-        ("c.wav", 0.0, "8"), ("c.wav", 0.5, "8"), ("c.wav", 1.0, "8"),
-    ], "b is too short for three"  # fmt: skip
-    assert all(r["duration"] == 0.5 for r in rows)
-
-
-def test_a_table_goes_between_its_marks():
-    text = "a\n<!-- g -->\nold\n<!-- /g -->\nb\n"
-    assert report.placed(text, "g", "| new |\n") == "a\n<!-- g -->\n| new |\n<!-- /g -->\nb\n"
-    assert report.placed(text, "h", "| h |\n").startswith(text) and "| h |" in report.placed(text, "h", "| h |\n")
-    with pytest.raises(ValueError, match="<!-- g --> has no"):
-        report.placed("<!-- g -->\n", "g", "")
-
-
-def test_errors_gone_are_paired_by_seed():
-    def result(variant, seed, digits, cer):
-        return {"variant": variant, "seed": seed, "scores": {"digits": digits, "cer": cer}}
-
-    found = [result("a", 0, 0.5, 0.4), result("a", 1, 0.8, 0.4), result("b", 0, 0.55, 0.3), result("b", 1, 0.82, 0.3)]
-    assert report.errors_gone(found, "b", "a", "digits") == pytest.approx([10, 10])
-    assert report.errors_gone(found, "b", "a", "cer") == pytest.approx([25, 25])
-    assert report.errors_gone(found[:2] + found[3:], "b", "a", "digits") == pytest.approx([10])
-    assert report.errors_gone(found[:1] + found[3:], "b", "a", "digits") == []
-
-
-def test_the_spread_of_differences_is_that_of_the_noise():
-    """Seeds and variants may differ as they like; a difference of two has twice the variance of the noise."""
-    rng, found = np.random.default_rng(0), []
-    for _ in range(300):
-        seeds, variants = rng.normal(0, 5, 3), rng.normal(0, 5, 4)
-        cells = [(v, s) for v in range(4) for s in range(3) if (v, s) != (3, 2)]
-        runs = [(str(v), s, variants[v] + seeds[s] + rng.normal(0, 0.1)) for v, s in cells]
-        found.append(report.Spread.of_differences(runs))
-    assert {spread.freedom for spread in found} == {11 - (4 + 3 - 1)}
-    assert np.mean([spread.deviation**2 for spread in found]) == pytest.approx(2 * 0.1**2, rel=0.15)
-    assert report.Spread.of_differences([("a", 0, 1.0), ("b", 0, 2.0)]).freedom == 0
-
-
-def test_intervals_take_their_spread_from_all_variants():
-    spread = report.Spread.pooled([[1.0, 2.0, 3.0], [7.0, 9.0], [5.0], []])
-    assert spread == (pytest.approx(((2 + 2) / 3) ** 0.5), 3)
-    # t(0.975, 3 degrees of freedom) = 3.1824
-    one = report.Interval.of([5.0], spread)
-    assert one.half_width == pytest.approx(3.1824 * spread.deviation, rel=1e-4) and one.clear
-    assert report.Interval.of([7.0, 9.0], spread).half_width == pytest.approx(one.half_width / 2**0.5)
-    unknown = report.Interval.of([5.0], report.Spread.pooled([[5.0], [6.0]]))
-    assert unknown.show(1) == "5.0" and not unknown.clear, "nothing is known from one seed each"

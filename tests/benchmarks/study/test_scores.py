@@ -1,0 +1,99 @@
+"""Scores of a checkpoint, by the programs that make them."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from benchmarks.study import scores
+from benchmarks.study.scores import Scorer, crops
+from benchmarks.study.speech_manifest import DIGITS, LIBRISPEECH, PHONES
+from sjepa_hf import SJepaForPreTraining
+from sjepa_hf.saving import feature_extractor
+from training import probe
+
+
+def write_folder(folder: Path, rows: list[dict], seconds: float) -> None:
+    """Clips of noise, each with its row in metadata.csv."""
+    folder.mkdir(parents=True)
+    noise = np.random.default_rng(0)
+    for row in rows:
+        soundfile.write(folder / row["file_name"], 0.1 * noise.standard_normal(round(16000 * seconds)), 16000)
+    with (folder / "metadata.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "duration"])
+        writer.writeheader()
+        writer.writerows(row | {"duration": seconds} for row in rows)
+
+
+@pytest.fixture
+def collection(tmp_path) -> Path:
+    """Two digits of four speakers, of which every fifth recording is scored, and eight sentences of two phones."""
+    names = [(digit, who, n) for digit in "01" for who in "abcd" for n in (0, 1, 5, 10)]
+    digits = [{"file_name": f"{d}_{who}_{n}.flac", "digit": d, "speaker_id": who} for d, who, n in names]
+    write_folder(tmp_path / "speech" / DIGITS, digits, seconds=0.2)
+    phones = [{"file_name": f"{n}.flac", "phones": "AA1 T", "phone_ends": "0.15 0.3"} for n in range(8)]
+    write_folder(tmp_path / "speech" / PHONES, phones, seconds=0.3)
+    return tmp_path / "speech"
+
+
+@pytest.fixture
+def checkpoint(make_config, tmp_path) -> Path:
+    SJepaForPreTraining(make_config("log_mel")).save_pretrained(tmp_path / "final")
+    feature_extractor().save_pretrained(tmp_path / "final")
+    return tmp_path / "final"
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[list[str]]:
+    """The commands, which run in this process."""
+    commands = []
+
+    def run_here(command, log, environment):
+        commands.append(command)
+        assert command[1:3] == ["-m", "training.probe"]
+        probe.main(command[3:])
+
+    monkeypatch.setattr(scores, "run_logged", run_here)
+    return commands
+
+
+def test_digits_and_phones_need_nothing_but_training_probe(collection, checkpoint, started, tmp_path):
+    scorer = Scorer(collection, None, {}, {})
+    scorer.check(["probe"])
+    found = scorer.score("probe", checkpoint, tmp_path / "scored", seed=0)
+    assert (
+        found.keys() >= {"digits", "phones", "mfcc_digits", "mfcc_phones"} and found["probed_by"] == "training.probe"
+    )
+    for task in ("digits", "phones"):
+        assert len(found[f"{task}_by_layer"]) == 4 and found[task] == max(found[f"{task}_by_layer"])
+    rows = [json.loads(row) for row in (tmp_path / "scored" / "digits.jsonl").read_text().splitlines()]
+    assert len(rows) == 24 and not any("_1.flac" in row["audio_filepath"] for row in rows), "scored ones alone"
+    assert scorer.score("probe", checkpoint, tmp_path / "scored", seed=0) == found
+    assert len(started) == 2, "what was read off is not read off again"
+
+
+def test_several_checkpoints_are_told_apart(collection, checkpoint, started, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    found = Scorer(collection, None, {}, {}).layers([checkpoint, other], tmp_path / "scored", untrained=True)
+    assert found.keys() == {"mfcc", "untrained", str(checkpoint), str(other)}
+    assert found[str(checkpoint)] == found[str(other)] and len(found["mfcc"]["phones"]) == 1
+
+
+def test_a_folder_that_is_not_there_is_named_before_anything_is_trained(collection):
+    with pytest.raises(ValueError, match=f"has no {LIBRISPEECH}/validation/metadata.csv: the study scores"):
+        Scorer(collection, None, {}, {}).check(["probe", "speakers"])
+
+
+def test_speakers_are_told_by_pieces_that_lie_within_their_clips(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,speaker_id,duration\na.wav,7,3.0\nb.wav,8,1.2\nc.wav,8,1.5\n")
+    rows = crops(tmp_path)
+    assert [(Path(r["audio_filepath"]).name, r["offset"], r["speaker_id"]) for r in rows] == [
+        ("a.wav", 0.25, "7"), ("a.wav", 1.25, "7"), ("a.wav", 2.25, "7"),
+        ("c.wav", 0.0, "8"), ("c.wav", 0.5, "8"), ("c.wav", 1.0, "8"),
+    ], "b is too short for three"  # fmt: skip
+    assert all(r["duration"] == 0.5 for r in rows)
