@@ -1,4 +1,36 @@
-"""S-JEPA for Hugging Face Transformers. Importing the package registers it with the Auto classes."""
+"""
+S-JEPA for Hugging Face Transformers. Importing the package registers it with the Auto classes.
+
+The encoder:
+    configuration_sjepa.py          sizes and settings; every default is the published base model
+    modeling_sjepa.py               SJepaModel: front end, positional convolution, Transformer layers
+    front_end.py                    from samples to frames: seven convolutions, or log-mel
+    spec_augment.py                 spans of frames and features that are hidden in fine-tuning
+    gradient_checkpointing.py       layers whose activations are computed anew in the backward pass
+    float32.py                      norms, tables and mixtures that stay in fp32
+
+Pretraining and fine-tuning:
+    modeling_sjepa_pretraining.py   SJepaForPreTraining: predictor, cluster head, loss
+    mixture.py                      the diagonal Gaussian mixture: posteriors, EM, running statistics
+    modeling_sjepa_heads.py         SJepaForCTC and the classifiers of clips, frames and speakers
+    auto_classes.py                 where `auto_map` points: with it the files named so far travel with a checkpoint
+
+What happens to checkpoints:
+    saving.py                       the feature extractor beside the weights; nothing is left half-written
+    opening.py                      what a user names as a checkpoint, opened or refused in a sentence
+    push.py                         command: publish one on the Hub
+    contents.py                     what of a directory may be published
+    model_card.py                   command: the model card
+    facts.py, scores.py             what people and evaluations put into the card
+    export_onnx.py                  command: ONNX, fp32 and int8
+    convert_original.py             command: from the authors' checkpoints
+
+What page, training and evaluation share:
+    command.py                      the shell of every command: log lines, one sentence for what is wrong
+    resampling.py                   any rate to 16 kHz
+    measures.py                     effective rank, entropy
+    clusters.py                     clusters in pictures
+"""
 
 from importlib.util import find_spec
 

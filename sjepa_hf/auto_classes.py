@@ -1,6 +1,6 @@
-"""
-All classes in one module. `auto_map` points here, so that a checkpoint's code always travels as a whole. The tokenizer
-is registered here, so that Transformers knows it with a checkpoint's code alone too.
+"""Auto classes: all classes in one module, where `auto_map` points, so that a checkpoint's code travels as a whole.
+
+The tokenizer is registered here, so that Transformers knows it with a checkpoint's code alone too.
 """
 
 from transformers.models.auto import tokenization_auto

@@ -1,4 +1,4 @@
-"""The shell that every command runs in: log lines, one sentence for what is wrong, and an exit status."""
+"""Command shell, which every command runs in: log lines, one sentence for what is wrong, and an exit status."""
 
 import functools
 import logging

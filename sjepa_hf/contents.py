@@ -1,4 +1,4 @@
-"""What of a checkpoint directory may be published: the files that a checkpoint consists of, and nothing else."""
+"""Contents of a checkpoint directory: what of it may be published, by a list of the files it consists of."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What no run can know of a model, from a YAML file that a person writes."""
+"""Facts for a model card: what no run can know of a model, from a YAML file that a person writes."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path

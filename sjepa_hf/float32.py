@@ -1,4 +1,4 @@
-"""What is never below fp32 whatever the model's dtype and autocast: norms, and tables and mixtures in buffers."""
+"""Float32 whatever the model's dtype and autocast: norms, and tables and mixtures in buffers."""
 
 from contextlib import AbstractContextManager, nullcontext
 

@@ -1,4 +1,4 @@
-"""From samples to frames: seven convolutions over the waveform (paper, section 3) or log-mel (our addition).
+"""Front ends, from samples to frames: seven convolutions over the waveform (paper, section 3), or log-mel (ours).
 
 Both read 400 samples (25 ms) a frame with a hop of 320 (20 ms) and give the same number of frames; both norm one group
 of all channels over the real samples of an utterance, so a padded batch gives each clip what it gets alone.

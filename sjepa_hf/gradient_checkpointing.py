@@ -1,4 +1,4 @@
-"""Layers whose activations can be computed anew in the backward pass, in both of PyTorch's ways."""
+"""Gradient checkpointing: layers that compute activations anew in the backward pass, in both of PyTorch's ways."""
 
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer

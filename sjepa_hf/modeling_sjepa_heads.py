@@ -1,4 +1,4 @@
-"""What is fine-tuned on top of the encoder: CTC, classification of clips and of frames, speaker embeddings.
+"""Heads, what is fine-tuned on top of the encoder: CTC, classification of clips and of frames, speaker embeddings.
 
 Arguments and outputs are those of the WavLM heads of the same names; pooling, convolutions over time and losses read
 real frames only.

@@ -29,8 +29,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from .command import command
-from .contents import contents, read_json, shown, without_paths
-from .model_card import CARD, MARK, RECORD, card_files
+from .contents import CARD, RECORD, contents, read_json, shown, without_paths
+from .model_card import MARK, card_files
 
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Any sampling rate -> 16 kHz, in PyTorch alone."""
+"""Resampling from any rate to 16 kHz, in PyTorch alone."""
 
 import math
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""What every saved checkpoint shares: the feature extractor beside the weights, and nothing ever left half-written."""
+"""Saving, as every checkpoint is: the feature extractor beside the weights, and nothing ever left half-written."""
 
 import os
 import shutil

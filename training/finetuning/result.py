@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 from torch import nn
 
-from sjepa_hf.model_card import RESULTS
+from sjepa_hf.contents import RESULTS
 from sjepa_hf.saving import written_aside
 from sjepa_hf.scores import data_name
 from training.common.learned import Verdict
