@@ -82,6 +82,7 @@ class Scorer:
         the first checkpoint's model with fresh weights (by the quick probe, only if that is asked for); what it was
         read from stays in `directory`.
         """
+        directory.mkdir(parents=True, exist_ok=True)
         if self.quick_probe is None:
             return self._own_probe(checkpoints, directory)
         found = directory / "quick_probe.json"

@@ -55,7 +55,7 @@ def started(monkeypatch) -> list[list[str]]:
     def run_here(command, log, environment):
         commands.append(command)
         assert command[1:3] == ["-m", "training.probe"]
-        probe.main(command[3:])
+        probe.main([*command[3:], "--utterance_splits", "1", "--phone_splits", "1"])
 
     monkeypatch.setattr(scores, "run_logged", run_here)
     return commands
