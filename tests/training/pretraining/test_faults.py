@@ -1,10 +1,8 @@
 """What goes wrong in a month of training: the run survives it or ends with one sentence, and nothing is lost."""
 
-import errno
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import time
@@ -17,7 +15,7 @@ from pretraining_runs import assert_equal_weights, in_one_thread, start, wait_fo
 from sjepa_hf import DiagonalGaussianMixture
 from sjepa_hf.command import UserError
 from training import pretrain
-from training.pretraining import checkpoint_layout, phases, resuming
+from training.pretraining import phases
 from training.pretraining.checkpoint_layout import damage, load_loop_state
 from training.pretraining.monitoring import read_history
 from training.pretraining.resuming import checkpoints
@@ -61,36 +59,6 @@ def test_broken_gradients_in_a_row_end_the_run(command, tmp_path, monkeypatch, c
     with pytest.raises(SystemExit, match="error: stopped at step 9 of 24: 3 steps in a row had a NaN or infinite"):
         in_one_thread(command("--num_workers", "0", "--max_skipped_steps", "3", "--logging_steps", "1"))
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out" / "checkpoint-9").values())
-
-
-def fill_the_disk(monkeypatch, steps) -> None:
-    save = checkpoint_layout.save_file
-
-    def failing(tensors, path):
-        if any(f"checkpoint-{step}." in str(path) for step in steps):
-            path.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(tensors, path)
-
-    monkeypatch.setattr(checkpoint_layout, "save_file", failing)
-
-
-def test_a_full_disk_costs_one_checkpoint(command, tmp_path, monkeypatch, caplog):
-    fill_the_disk(monkeypatch, [4])
-    in_one_thread(command("--num_workers", "0", "--phase2_steps", "0"))
-    said = (
-        r"checkpoint-4 could not be written \(1 in a row, \d+ MiB free there\): \[Errno 28\] No space left on device"
-    )
-    assert re.search(said, caplog.text)
-    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-8", "checkpoint-12"]
-    assert [path.name for path in (tmp_path / "out").glob("*.incomplete*")] == []
-    assert damage(tmp_path / "out" / "checkpoint-8") is None
-
-
-def test_a_disk_that_stays_full_ends_the_run(command, tmp_path, monkeypatch, caplog):
-    fill_the_disk(monkeypatch, [4, 8, 12, 16])
-    with pytest.raises(SystemExit, match="error: stopped at step .*3 checkpoints in a row could not be written"):
-        in_one_thread(command("--num_workers", "0"))
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(command, tmp_path, monkeypatch, caplog):
@@ -237,17 +205,6 @@ def test_a_run_ends_in_order_while_a_mixture_is_fitted(command, tmp_path, monkey
     assert_equal_weights(tmp_path / "whole" / "final", tmp_path / "out" / "final")
 
 
-def test_a_long_fit_is_saved_at_once(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain, "LONG_FIT", 0.0)
-    short = ["--num_workers", "0", "--phase1_steps", "2", "--phase2_steps", "2"]
-    in_one_thread(command(*short))
-    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-0", "checkpoint-2", "checkpoint-4"]
-    monkeypatch.setattr(phases, "fit_mfcc_mixture", lambda run: pytest.fail("fitted already"))
-    again = ["--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-0")]
-    in_one_thread(command(*short, *again, out="again"))
-    assert_equal_weights(tmp_path / "out" / "final", tmp_path / "again" / "final")
-
-
 def test_a_source_that_changes_ends_the_run_with_its_last_step_saved(command, noise, tmp_path, monkeypatch):
     manifest = tmp_path / "list.jsonl"
     lines = [json.dumps({"audio_filepath": str(path)}) + "\n" for path in sorted(noise.glob("*.wav"))]
@@ -287,32 +244,6 @@ def test_what_cannot_work_is_refused_before_the_first_step(command, noise, tmp_p
         with pytest.raises(SystemExit, match=f"error: .*{said}"):
             in_one_thread(command("--num_workers", "0", "--fit_hours", "1", *options))
     assert checkpoints(tmp_path / "out") == []
-
-
-def test_a_checkpoint_that_cannot_be_deleted_stays_for_the_next_save(tmp_path, monkeypatch, caplog):
-    for step in (1, 2, 3, 4):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "checkpoint-2").rmdir()
-    (tmp_path / "checkpoint-2").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "checkpoint-5").write_text("a file")
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            shutil, "rmtree", lambda path, **_: (_ for _ in ()).throw(OSError(errno.EBUSY, "Busy", str(path)))
-        )
-        resuming.prune_checkpoints(tmp_path, keep=2)
-    assert "checkpoint-1 cannot be deleted" in caplog.text and "the next save tries again" in caplog.text
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
-    assert (tmp_path / "elsewhere").is_dir(), "a link goes, not what it leads to"
-    resuming.prune_checkpoints(tmp_path, keep=2)
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
-
-
-def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path):
-    for name in ("checkpoint-4.incomplete", "checkpoint-8.previous", "final.previous", "final", "my.incomplete"):
-        (tmp_path / name).mkdir()
-    resuming.clear_left_overs(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-8", "final", "my.incomplete"]
 
 
 def test_a_signal_to_one_rank_ends_all_in_order(command, tmp_path):
@@ -364,14 +295,3 @@ pretrain.main()
         os.kill(rank, signal.SIGKILL)
     process.communicate(timeout=120)
     assert said in line, errors[-3000:]
-
-
-def test_what_lies_beyond_and_cannot_be_set_aside_is_named(tmp_path, monkeypatch):
-    (tmp_path / "checkpoint-9").mkdir()
-
-    def busy(self, target):
-        raise OSError(errno.EBUSY, "Busy", str(self))
-
-    monkeypatch.setattr("pathlib.Path.rename", busy)
-    with pytest.raises(ValueError, match="checkpoint-9 lies beyond step 4, .* cannot be renamed .*: move it away"):
-        resuming.set_aside_after(tmp_path, 4)

@@ -1,5 +1,6 @@
 """A run that is stopped anywhere goes on to the very weights of one that is not; two ranks give what one gives."""
 
+import errno
 import json
 import os
 import re
@@ -9,10 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-from datasets import Dataset
 from pretraining_runs import (
-    RECIPE,
     assert_equal_weights,
     in_one_thread,
     start,
@@ -20,17 +18,12 @@ from pretraining_runs import (
     weights,
 )
 
-from benchmarks.fuzz_checkpoints import agree
 from training import pretrain
-from training.data.identity import identity
-from training.data.sources import open_source
+from training.pretraining import resuming
 from training.pretraining.arguments import RunArguments
 from training.pretraining.checkpoint_layout import damage, load_loop_state
 from training.pretraining.monitoring import read_history
 from training.pretraining.resuming import check_rate, checkpoints, find_checkpoint
-
-
-NO_DROPOUT = ["hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "predictor_dropout"]
 
 
 def test_kills_and_signals_leave_the_weights_as_they_would_have_been(command, tmp_path):
@@ -89,19 +82,6 @@ def test_a_torn_checkpoint_is_named_and_passed_over(command, tmp_path, caplog):
     assert find_checkpoint(tmp_path, "auto") is None
 
 
-def test_an_output_directory_belongs_to_one_run(command, tmp_path):
-    run = pretrain.begin(pretrain.parse_arguments(command("--num_workers", "0")))
-    with pytest.raises(SystemExit, match="error: .*belongs to a run that is still going"):
-        pretrain.main(command("--num_workers", "0"))
-    run.lock.release()
-    (tmp_path / "out" / "checkpoint-4").mkdir()
-    with pytest.raises(SystemExit, match="holds an earlier run: name another directory, or go on"):
-        pretrain.main(command("--num_workers", "0"))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match="error: .*cannot be written to"):
-        pretrain.main(command(out="file/out"))
-
-
 def test_resuming_with_other_processes_says_what_that_changes(command, tmp_path, caplog):
     in_one_thread(command("--phase2_steps", "0", "--num_workers", "2"))
     resume = command("--resume_from_checkpoint", "auto", "--num_workers", "0", "--gradient_accumulation_steps", "2")
@@ -111,96 +91,10 @@ def test_resuming_with_other_processes_says_what_that_changes(command, tmp_path,
     assert load_loop_state(tmp_path / "out" / "final").data["batches"] == 12 + 2 * 12
 
 
-def without_dropout(command, *options, out):
-    config = json.dumps(dict.fromkeys(NO_DROPOUT, 0.0) | {"layerdrop": 0.0})
-    return command("--model_config", config, "--layer_check_steps", "5", *options, out=out)
-
-
-def test_two_ranks_give_what_one_gives_with_accumulation(command, tmp_path):
-    """Also a second time, resumed on the other number of ranks."""
-    two = start(without_dropout(command, "--num_workers", "1", out="two"), processes=2)
-    in_one_thread(without_dropout(command, "--gradient_accumulation_steps", "2", out="one"))
-    errors = two.communicate(timeout=300)[1]
-    assert two.returncode == 0, errors[-3000:]
-    one, two = (read_history(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
-    for ours, theirs in zip(one, two, strict=True):
-        assert ours.keys() == theirs.keys()
-        for name in {"masked_kl", "visible_kl", "gradient_norm", "mixture_perplexity", "hours_seen"} & ours.keys():
-            assert theirs[name] == pytest.approx(ours[name], rel=1e-5), (ours["step"], name)
-        assert theirs.get("active_layer") == ours.get("active_layer")
-        if "effective_ranks" in ours:
-            assert theirs["effective_ranks"] == pytest.approx(ours["effective_ranks"], rel=1e-5)
-    assert sum("effective_ranks" in line for line in one) == 4
-    for name, tensor in weights(tmp_path / "one" / "final").items():
-        torch.testing.assert_close(weights(tmp_path / "two" / "final")[name], tensor, atol=2e-6, rtol=1e-5, msg=name)
-
-    resume = [
-        "--resume_from_checkpoint",
-        str(tmp_path / "two" / "checkpoint-16"),
-        "--gradient_accumulation_steps",
-        "2",
-    ]
-    in_one_thread(without_dropout(command, *resume, out="resumed"))
-    for name, tensor in weights(tmp_path / "one" / "final").items():
-        resumed = weights(tmp_path / "resumed" / "final")[name]
-        torch.testing.assert_close(resumed, tensor, atol=2e-6, rtol=1e-5, msg=name)
-
-
-def test_a_run_that_numbered_layers_otherwise_is_not_resumed(command, tmp_path):
-    pretrain.main(command("--phase1_steps", "4", "--phase2_steps", "0", "--num_workers", "0"))
-    path = tmp_path / "out" / "checkpoint-4" / "training_state" / "loop.json"
-    loop = json.loads(path.read_text())
-    del loop["version"]
-    path.write_text(json.dumps(loop))
-    with pytest.raises(
-        ValueError, match="layers were numbered from 0 = .* Finish the run with that version, or start"
-    ):
-        load_loop_state(tmp_path / "out" / "checkpoint-4")
-
-
-@pytest.fixture(scope="module")
-def finished(noise, tmp_path_factory):
-    """A finished run of two short phases, to be copied; and the command that made it."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "recipe.yaml").write_text(RECIPE.format(front_end="log_mel"))
-    manifest = folder / "list.jsonl"
-    manifest.write_text("".join(json.dumps({"wav_path": str(path)}) + "\n" for path in sorted(noise.glob("*.wav"))))
-    fixed = ["--config", str(folder / "recipe.yaml"), "--train_data", str(manifest), "--report_to", "none"]
-    fixed += ["--phase1_steps", "4", "--phase2_steps", "6", "--save_total_limit", "0", "--save_steps", "3"]
-    in_one_thread([*fixed, "--output_dir", str(folder / "out")])
-    return folder / "out", fixed, manifest
-
-
-@pytest.fixture
-def resume(finished, tmp_path):
-    """Go on in a copy of that run; the answer is what the command ended with."""
-    out, fixed, _ = finished
-    shutil.copytree(out, tmp_path / "out")
-
-    def again(*options, at="auto"):
-        at = at if at == "auto" else str(tmp_path / "out" / at)
-        try:
-            in_one_thread([*fixed, "--output_dir", str(tmp_path / "out"), "--resume_from_checkpoint", at, *options])
-        except SystemExit as ended:
-            return ended.code
-
-    return again
-
-
 def test_a_finished_run_is_not_trained_again(resume, tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO")
     monkeypatch.setattr(pretrain, "train", lambda run: pytest.fail("trained"))
     assert resume() is None and "final is finished: it has taken 10 steps, and 10 are asked for" in caplog.text
-
-
-def test_a_run_that_was_killed_at_its_end_gets_its_pictures(resume, tmp_path):
-    final = tmp_path / "out" / "final"
-    before = weights(final)
-    for path in (final / "training.json", final / "loss.png"):
-        path.unlink()
-    assert resume() is None
-    assert (final / "training.json").is_file() and (final / "loss.png").is_file()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(final).items())
 
 
 def test_what_a_run_goes_back_behind_is_set_aside_with_its_result(resume, tmp_path):
@@ -252,57 +146,38 @@ def test_data_that_have_changed_are_noticed(resume, finished, caplog):
     assert "the contents of source 1 of train_data have changed: a new pass over the data begins" in caplog.text
 
 
-def test_what_data_are_is_told_by_their_contents(tmp_path):
-    def folder(name: str, **contents: bytes) -> str:
-        for file, content in contents.items():
-            (tmp_path / name).mkdir(exist_ok=True)
-            (tmp_path / name / f"{file}.wav").write_bytes(content)
-        return identity(str(tmp_path / name), open_source(str(tmp_path / name)))
+def test_a_checkpoint_that_cannot_be_deleted_stays_for_the_next_save(tmp_path, monkeypatch, caplog):
+    for step in (1, 2, 3, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "checkpoint-2").rmdir()
+    (tmp_path / "checkpoint-2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "checkpoint-5").write_text("a file")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            shutil, "rmtree", lambda path, **_: (_ for _ in ()).throw(OSError(errno.EBUSY, "Busy", str(path)))
+        )
+        resuming.prune_checkpoints(tmp_path, keep=2)
+    assert "checkpoint-1 cannot be deleted" in caplog.text and "the next save tries again" in caplog.text
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
+    assert (tmp_path / "elsewhere").is_dir(), "a link goes, not what it leads to"
+    resuming.prune_checkpoints(tmp_path, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
 
-    first = folder("a", x=b"1", y=b"22")
-    assert folder("b", x=b"1", y=b"22") == first, "a copy is the same"
-    assert len({first, folder("c", x=b"1", z=b"22"), folder("d", x=b"1", y=b"223"), folder("e", x=b"1")}) == 4
-    shards = []
-    for order in ([0, 1, 2, 3], [0, 2, 1, 3]):
-        rows = [{"audio": {"path": f"{n}.wav", "bytes": bytes([n]) * 5000}} for n in order]
-        path = tmp_path / f"{order[1]}" / "part.parquet"
-        path.parent.mkdir()
-        Dataset.from_list(rows).to_parquet(str(path))
-        shards.append(identity(str(path), open_source(str(path), streaming=True)))
-    assert shards[0] != shards[1]
+
+def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path):
+    for name in ("checkpoint-4.incomplete", "checkpoint-8.previous", "final.previous", "final", "my.incomplete"):
+        (tmp_path / name).mkdir()
+    resuming.clear_left_overs(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-8", "final", "my.incomplete"]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("files.json", b"\xff", "files.json is torn"),
-        ("files.json", b"[" * 100_000, "files.json is torn"),
-        ("files.json", b"[1]", "files.json is torn"),
-        ("files.json", b'{"config.json": 3}', "files.json is torn"),
-        ("files.json", b'{"../../etc/passwd": [1, "a"]}', "which lies elsewhere"),
-        ("files.json", b'{"/etc/passwd": [1, "a"]}', "which lies elsewhere"),
-        ("files.json", b"{}", "does not name config.json"),
-        ("loop.json", b'{"step": 9, "version": 2}', "`accumulation`"),
-        ("loop.json", b"null", "holds no object"),
-        ("loop.json", b'{"step', "is not JSON"),
-        ("arguments.json", b"{}", "KeyError"),
-        ("arguments.json", b"{" * 100_000, "is not JSON"),
-        ("optimizer.pt", b"PK", "The optimizer of .* cannot be restored"),
-        ("random_states.safetensors", b"0" * 64, "The random state of .* cannot be restored"),
-        ("teacher.safetensors", b"0" * 64, "The teacher of .* cannot be restored"),
-    ],
-)
-def test_damage_is_found_before_anything_is_read(resume, tmp_path, name, content, said, caplog):
-    """Nothing of a damaged checkpoint is trusted, and what only looks whole ends with a sentence too."""
-    damaged = tmp_path / "out" / "checkpoint-9"
-    (damaged / "training_state" / name).write_bytes(content)
-    assert damage(damaged) is not None and (name != "files.json" or re.search(said, damage(damaged)))
-    shutil.rmtree(tmp_path / "out" / "final")
-    assert find_checkpoint(tmp_path / "out", "auto").name == "checkpoint-6"
-    assert "checkpoint-9 is damaged and passed over" in caplog.text
-    with pytest.raises(ValueError, match="checkpoint-9 is damaged: .*Take an earlier one"):
-        find_checkpoint(tmp_path / "out", str(damaged))
-    if name != "files.json":
-        agree(damaged)
-        assert damage(damaged) is None
-        assert re.search(f"error: .*{said}", str(resume(at="checkpoint-9")))
+def test_what_lies_beyond_and_cannot_be_set_aside_is_named(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint-9").mkdir()
+
+    def busy(self, target):
+        raise OSError(errno.EBUSY, "Busy", str(self))
+
+    monkeypatch.setattr("pathlib.Path.rename", busy)
+    with pytest.raises(ValueError, match="checkpoint-9 lies beyond step 4, .* cannot be renamed .*: move it away"):
+        resuming.set_aside_after(tmp_path, 4)

@@ -1,0 +1,60 @@
+"""Checkpoint layout: damage is found before anything is read."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from benchmarks.fuzz_checkpoints import agree
+from training import pretrain
+from training.pretraining.checkpoint_layout import damage, load_loop_state
+from training.pretraining.resuming import find_checkpoint
+
+
+def test_a_run_that_numbered_layers_otherwise_is_not_resumed(command, tmp_path):
+    pretrain.main(command("--phase1_steps", "4", "--phase2_steps", "0", "--num_workers", "0"))
+    path = tmp_path / "out" / "checkpoint-4" / "training_state" / "loop.json"
+    loop = json.loads(path.read_text())
+    del loop["version"]
+    path.write_text(json.dumps(loop))
+    with pytest.raises(
+        ValueError, match="layers were numbered from 0 = .* Finish the run with that version, or start"
+    ):
+        load_loop_state(tmp_path / "out" / "checkpoint-4")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("files.json", b"\xff", "files.json is torn"),
+        ("files.json", b"[" * 100_000, "files.json is torn"),
+        ("files.json", b"[1]", "files.json is torn"),
+        ("files.json", b'{"config.json": 3}', "files.json is torn"),
+        ("files.json", b'{"../../etc/passwd": [1, "a"]}', "which lies elsewhere"),
+        ("files.json", b'{"/etc/passwd": [1, "a"]}', "which lies elsewhere"),
+        ("files.json", b"{}", "does not name config.json"),
+        ("loop.json", b'{"step": 9, "version": 2}', "`accumulation`"),
+        ("loop.json", b"null", "holds no object"),
+        ("loop.json", b'{"step', "is not JSON"),
+        ("arguments.json", b"{}", "KeyError"),
+        ("arguments.json", b"{" * 100_000, "is not JSON"),
+        ("optimizer.pt", b"PK", "The optimizer of .* cannot be restored"),
+        ("random_states.safetensors", b"0" * 64, "The random state of .* cannot be restored"),
+        ("teacher.safetensors", b"0" * 64, "The teacher of .* cannot be restored"),
+    ],
+)
+def test_damage_is_found_before_anything_is_read(resume, tmp_path, name, content, said, caplog):
+    """Nothing of a damaged checkpoint is trusted, and what only looks whole ends with a sentence too."""
+    damaged = tmp_path / "out" / "checkpoint-9"
+    (damaged / "training_state" / name).write_bytes(content)
+    assert damage(damaged) is not None and (name != "files.json" or re.search(said, damage(damaged)))
+    shutil.rmtree(tmp_path / "out" / "final")
+    assert find_checkpoint(tmp_path / "out", "auto").name == "checkpoint-6"
+    assert "checkpoint-9 is damaged and passed over" in caplog.text
+    with pytest.raises(ValueError, match="checkpoint-9 is damaged: .*Take an earlier one"):
+        find_checkpoint(tmp_path / "out", str(damaged))
+    if name != "files.json":
+        agree(damaged)
+        assert damage(damaged) is None
+        assert re.search(f"error: .*{said}", str(resume(at="checkpoint-9")))

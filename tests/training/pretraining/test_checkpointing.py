@@ -1,0 +1,53 @@
+"""Checkpoints of a run: a disk that is full, a fit that took long."""
+
+import errno
+import re
+
+import pytest
+from pretraining_runs import assert_equal_weights, in_one_thread
+
+from training import pretrain
+from training.pretraining import checkpoint_layout, phases
+from training.pretraining.checkpoint_layout import damage
+from training.pretraining.resuming import checkpoints
+
+
+def fill_the_disk(monkeypatch, steps) -> None:
+    save = checkpoint_layout.save_file
+
+    def failing(tensors, path):
+        if any(f"checkpoint-{step}." in str(path) for step in steps):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path)
+
+    monkeypatch.setattr(checkpoint_layout, "save_file", failing)
+
+
+def test_a_full_disk_costs_one_checkpoint(command, tmp_path, monkeypatch, caplog):
+    fill_the_disk(monkeypatch, [4])
+    in_one_thread(command("--num_workers", "0", "--phase2_steps", "0"))
+    said = (
+        r"checkpoint-4 could not be written \(1 in a row, \d+ MiB free there\): \[Errno 28\] No space left on device"
+    )
+    assert re.search(said, caplog.text)
+    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-8", "checkpoint-12"]
+    assert [path.name for path in (tmp_path / "out").glob("*.incomplete*")] == []
+    assert damage(tmp_path / "out" / "checkpoint-8") is None
+
+
+def test_a_disk_that_stays_full_ends_the_run(command, tmp_path, monkeypatch, caplog):
+    fill_the_disk(monkeypatch, [4, 8, 12, 16])
+    with pytest.raises(SystemExit, match="error: stopped at step .*3 checkpoints in a row could not be written"):
+        in_one_thread(command("--num_workers", "0"))
+
+
+def test_a_long_fit_is_saved_at_once(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "LONG_FIT", 0.0)
+    short = ["--num_workers", "0", "--phase1_steps", "2", "--phase2_steps", "2"]
+    in_one_thread(command(*short))
+    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-0", "checkpoint-2", "checkpoint-4"]
+    monkeypatch.setattr(phases, "fit_mfcc_mixture", lambda run: pytest.fail("fitted already"))
+    again = ["--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-0")]
+    in_one_thread(command(*short, *again, out="again"))
+    assert_equal_weights(tmp_path / "out" / "final", tmp_path / "again" / "final")

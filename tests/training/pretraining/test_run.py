@@ -1,0 +1,65 @@
+"""A run has its output directory for itself; two processes give what one gives."""
+
+import json
+
+import pytest
+import torch
+from pretraining_runs import (
+    in_one_thread,
+    start,
+    weights,
+)
+
+from training import pretrain
+from training.pretraining.monitoring import read_history
+
+
+def test_an_output_directory_belongs_to_one_run(command, tmp_path):
+    run = pretrain.begin(pretrain.parse_arguments(command("--num_workers", "0")))
+    with pytest.raises(SystemExit, match="error: .*belongs to a run that is still going"):
+        pretrain.main(command("--num_workers", "0"))
+    run.lock.release()
+    (tmp_path / "out" / "checkpoint-4").mkdir()
+    with pytest.raises(SystemExit, match="holds an earlier run: name another directory, or go on"):
+        pretrain.main(command("--num_workers", "0"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="error: .*cannot be written to"):
+        pretrain.main(command(out="file/out"))
+
+
+NO_DROPOUT = ["hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "predictor_dropout"]
+
+
+def without_dropout(command, *options, out):
+    config = json.dumps(dict.fromkeys(NO_DROPOUT, 0.0) | {"layerdrop": 0.0})
+    return command("--model_config", config, "--layer_check_steps", "5", *options, out=out)
+
+
+def test_two_processes_give_what_one_gives_with_accumulation(command, tmp_path):
+    """Also a second time, resumed on the other number of ranks."""
+    two = start(without_dropout(command, "--num_workers", "1", out="two"), processes=2)
+    in_one_thread(without_dropout(command, "--gradient_accumulation_steps", "2", out="one"))
+    errors = two.communicate(timeout=300)[1]
+    assert two.returncode == 0, errors[-3000:]
+    one, two = (read_history(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in {"masked_kl", "visible_kl", "gradient_norm", "mixture_perplexity", "hours_seen"} & ours.keys():
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-5), (ours["step"], name)
+        assert theirs.get("active_layer") == ours.get("active_layer")
+        if "effective_ranks" in ours:
+            assert theirs["effective_ranks"] == pytest.approx(ours["effective_ranks"], rel=1e-5)
+    assert sum("effective_ranks" in line for line in one) == 4
+    for name, tensor in weights(tmp_path / "one" / "final").items():
+        torch.testing.assert_close(weights(tmp_path / "two" / "final")[name], tensor, atol=2e-6, rtol=1e-5, msg=name)
+
+    resume = [
+        "--resume_from_checkpoint",
+        str(tmp_path / "two" / "checkpoint-16"),
+        "--gradient_accumulation_steps",
+        "2",
+    ]
+    in_one_thread(without_dropout(command, *resume, out="resumed"))
+    for name, tensor in weights(tmp_path / "one" / "final").items():
+        resumed = weights(tmp_path / "resumed" / "final")[name]
+        torch.testing.assert_close(resumed, tensor, atol=2e-6, rtol=1e-5, msg=name)
