@@ -16,6 +16,7 @@ from sjepa_hf.frames import SAMPLING_RATE
 from training.common.command_line import read_recipe
 from training.common.device import default_device
 from training.data.batches import collate
+from training.data.masking import SpanMask
 from training.pretraining.arguments import ARGUMENTS, MaskingArguments, TargetArguments
 from training.targets.layer_choice import LayerChoice
 from training.targets.targets import MfccTargets, OnlineTargets
@@ -86,15 +87,14 @@ class StepArguments:
 class Batches:
     """Batches of noise on a device, each under masks of its own."""
 
-    def __init__(self, arguments: StepArguments, mask_prob: float, mask_span: int):
-        generator = torch.Generator().manual_seed(0)
+    def __init__(self, arguments: StepArguments, mask: SpanMask):
+        self.mask, self.generator = mask, torch.Generator().manual_seed(0)
         samples = int(SAMPLING_RATE * arguments.seconds)
-        self.clips = [torch.randn(samples, generator=generator).mul(0.1).numpy() for _ in range(arguments.clips)]
-        self.masking = dict(mask_prob=mask_prob, mask_span=mask_span, generator=generator)
+        self.clips = [torch.randn(samples, generator=self.generator).mul(0.1).numpy() for _ in range(arguments.clips)]
         self.device = torch.device(arguments.device)
 
     def __call__(self) -> dict:
-        batch = collate(self.clips, **self.masking)
+        batch = collate(self.clips, self.mask, self.generator)
         if self.device.type == "cuda":
             pinned = {k: v.pin_memory() for k, v in batch.items() if torch.is_tensor(v)}
             batch |= {k: v.to(self.device, non_blocking=True) for k, v in pinned.items()}
@@ -135,8 +135,10 @@ class SJepaStep:
             )
         self.batches = Batches(
             arguments,
-            recipe.get("mask_prob", MaskingArguments.mask_prob),
-            recipe.get("mask_span", MaskingArguments.mask_span),
+            SpanMask(
+                recipe.get("mask_prob", MaskingArguments.mask_prob),
+                recipe.get("mask_span", MaskingArguments.mask_span),
+            ),
         )
         if arguments.compile:
             self.model.compile(dynamic=True)

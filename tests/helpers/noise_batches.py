@@ -3,6 +3,7 @@
 import torch
 
 from training.data.batches import collate
+from training.data.masking import SpanMask
 
 
 def clips(*lengths):
@@ -10,5 +11,5 @@ def clips(*lengths):
 
 
 def make_batch(*lengths):
-    batch = collate(clips(*lengths), mask_prob=0.65, mask_span=10, generator=torch.Generator().manual_seed(0))
+    batch = collate(clips(*lengths), SpanMask(0.65, 10), torch.Generator().manual_seed(0))
     return batch | {"seconds": sum(lengths) / 16000, "draw": sum(lengths)}

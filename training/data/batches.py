@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from sjepa_hf.frames import SAMPLING_RATE, frame_lengths
 from training.data.bad_audio import BadAudioError
 from training.data.clips import Clip
-from training.data.masking import compute_span_mask
+from training.data.masking import PUBLISHED_MASK, Mask
 from training.data.order import BUCKET, CROP, DRAW, MASK, ClipIndex, ClipStream, DataPosition, Position
 from training.data.waveforms import BadAudio, audio_length, check_samples
 
@@ -64,15 +64,12 @@ def cut_batches(lengths: np.ndarray, max_samples: int, rng: np.random.Generator)
     return [groups[i] for i in rng.permutation(len(groups))]
 
 
-def collate(
-    clips: list[np.ndarray], *, mask_prob: float, mask_span: int, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Pad clips to the longest one and draw the span masks.
+def collate(clips: list[np.ndarray], mask: Mask, generator: torch.Generator) -> dict[str, Tensor]:
+    """Pad clips to the longest one and draw which frames are masked.
 
     Args:
         clips: at least one clip `(num_samples,)`, each of at least 400 samples at 16 kHz.
-        mask_prob: share of each clip's frames to mask.
-        mask_span: frames per masked span.
+        mask: draws the masks, as `SpanMask` does.
         generator: source of randomness of the masks.
 
     Returns:
@@ -84,12 +81,12 @@ def collate(
     lengths = torch.tensor([len(clip) for clip in clips])
     input_values = np.empty((len(clips), int(lengths.max())), dtype=np.float32)  # [B, S]
     attention_mask = np.zeros(input_values.shape, dtype=bool)
-    for row, mask, clip in zip(input_values, attention_mask, clips):
+    for row, real, clip in zip(input_values, attention_mask, clips):
         row[: len(clip)], row[len(clip) :] = clip, 0.0
-        mask[: len(clip)] = True
+        real[: len(clip)] = True
     frames = frame_lengths(lengths)
     num_frames = int(frames.max())
-    masked = compute_span_mask(frames, num_frames, mask_prob, mask_span, generator)  # [B, T]
+    masked = mask(frames, num_frames, generator)  # [B, T]
     real = torch.arange(num_frames) < frames[:, None]
     return {
         "input_values": torch.from_numpy(input_values),
@@ -120,7 +117,7 @@ class BatchStream(IterableDataset):
         max_seconds: longer clips are cropped at random.
         min_seconds: shorter clips are bad.
         cache_gb: GiB per worker for decoded clips.
-        mask_prob, mask_span: as in `compute_span_mask`.
+        mask: draws the masks of a batch.
 
     Yields:
         The tensors of `collate`; `seconds` of real audio; `skipped`, the `(name, reason)` of bad clips met since this
@@ -145,8 +142,7 @@ class BatchStream(IterableDataset):
         max_seconds: float,
         min_seconds: float,
         cache_gb: float = 0.0,
-        mask_prob: float = 0.65,
-        mask_span: int = 10,
+        mask: Mask = PUBLISHED_MASK,
     ):
         super().__init__()
         self.corpus = corpus
@@ -161,8 +157,7 @@ class BatchStream(IterableDataset):
         self.min_seconds = min_seconds
         self.max_samples = round(max_seconds * SAMPLING_RATE)
         self.cache = _ClipCache(cache_gb) if cache_gb > 0 else None
-        self.mask_prob = mask_prob
-        self.mask_span = mask_span
+        self.mask = mask
         self._lengths: np.ndarray | None = None  # of clips whose header was read, by number; 0: not yet
 
     def __iter__(self) -> Iterator[dict]:
@@ -230,7 +225,7 @@ class BatchStream(IterableDataset):
     def _batch(self, clips: list[np.ndarray], at: Position, reader: int) -> dict:
         place = (at.epoch, at.section, at.batch, reader)
         generator = torch.Generator().manual_seed(_random_state(self.seed, MASK, *place))
-        return collate(clips, mask_prob=self.mask_prob, mask_span=self.mask_span, generator=generator) | {
+        return collate(clips, self.mask, generator) | {
             "seconds": sum(map(len, clips)) / SAMPLING_RATE,
             "reader": reader,
             "position": at._replace(batch=at.batch + 1),

@@ -1,7 +1,7 @@
 """Pretraining data: any sources behind one loader of ready batches.
 
 args = DataArguments(train_data=["/data/librivox", "openslr/librispeech_asr::clean::train.100"])
-for batch in build_loader(args, mask_prob=0.65, mask_span=10, seed=0): ...
+for batch in build_loader(args, mask=SpanMask(prob=0.65, span=10), seed=0): ...
 """
 
 import atexit
@@ -19,6 +19,7 @@ from sjepa_hf.frames import MIN_SAMPLES, SAMPLING_RATE
 from training.common.ranges import check_ranges
 from training.data.batches import BatchStream
 from training.data.identity import identity
+from training.data.masking import PUBLISHED_MASK, Mask
 from training.data.order import ClipIndex, ClipStream, DataPosition, Position
 from training.data.sources import open_source
 from training.data.workers import die_when_stuck
@@ -183,8 +184,7 @@ def moved(position: DataPosition, readers: int, settings: dict) -> tuple[DataPos
 def build_loader(
     args: DataArguments,
     *,
-    mask_prob: float = 0.65,
-    mask_span: int = 10,
+    mask: Mask = PUBLISHED_MASK,
     seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -200,7 +200,7 @@ def build_loader(
 
     Args:
         args: sources and batch shape.
-        mask_prob, mask_span: as in `compute_span_mask`.
+        mask: draws the masks, as `SpanMask` does.
         seed: non-negative; decides order, crops and masks.
         rank, world_size: this process and their number; ranks share no clip.
         position: where an earlier run has stopped; with as many readers and the same data settings its batches go on
@@ -245,8 +245,7 @@ def build_loader(
         max_seconds=args.max_seconds,
         min_seconds=args.min_seconds,
         cache_gb=args.cache_gb,
-        mask_prob=mask_prob,
-        mask_span=mask_span,
+        mask=mask,
     )
     return DataLoader(
         batches,

@@ -1,23 +1,25 @@
-"""Span masks: which frames of each utterance are hidden from the encoder."""
+"""Masks: which frames of each utterance are hidden from the encoder. Random spans, as published."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-def compute_span_mask(
-    lengths: Tensor,
-    num_frames: int,
-    mask_prob: float = 0.65,
-    span: int = 10,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+Mask = Callable[[Tensor, int, torch.Generator | None], Tensor]
+"""Called as `SpanMask` is. Workers that are started afresh need it to be picklable: no local function."""
+
+
+@dataclass(frozen=True)
+class SpanMask:
     """Mask random spans of every utterance until the target share of its real frames is masked.
 
     Spans start at random places and may overlap. They are drawn one after the other until
-    `target = round(mask_prob * length)` frames are masked, and the last one may overshoot:
+    `target = round(prob * length)` frames are masked, and the last one may overshoot:
     `target <= masked < target + span`.
-    (S-JEPA, masking; the released code stops after `mask_prob * length / span` draws, whose overlaps leave
-    `1 - exp(-mask_prob)`, or 0.48, masked.)
+    (S-JEPA, masking; the released code stops after `prob * length / span` draws, whose overlaps leave
+    `1 - exp(-prob)`, or 0.48, masked.)
 
     - Ends: a span may hang over either end of the utterance, where it is cut, so that as many starts cover the first
       frame as one in the middle. What remains of the end effect is small: with 50 frames, the outermost one is masked
@@ -27,51 +29,67 @@ def compute_span_mask(
       frames on, every utterance has at least one masked and one visible frame.
     - One frame cannot be both: it stays visible. Padding is never masked.
 
-    Everything happens on the device of `lengths`, without synchronising with the host.
-
     Args:
-        lengths: integers `(batch_size,)`, real frames of each utterance; at most `num_frames` of them count.
-        num_frames: frames of the padded batch.
-        mask_prob: share of the real frames to mask, between 0 and 1 exclusive.
-        span: frames per span.
-        generator: source of randomness, on the device of `lengths`.
-
-    Returns:
-        Boolean mask `(batch_size, num_frames)`, True at masked frames.
+        prob (`float`): share of the real frames to mask, between 0 and 1 exclusive.
+        span (`int`): frames per span.
 
     Raises:
-        ValueError: if `mask_prob`, `span` or the shape of `lengths` is out of range.
+        ValueError: if `prob` or `span` is out of range.
     """
-    if not 0.0 < mask_prob < 1.0:
-        raise ValueError(
-            f"mask_prob must lie between 0 and 1 exclusive, got {mask_prob}: 0.65 is the published value."
-        )
-    if span < 1:
-        raise ValueError(f"span must be at least 1 frame, got {span}.")
-    if lengths.dim() != 1:
-        raise ValueError(f"lengths must have shape (batch_size,), got {tuple(lengths.shape)}.")
-    if num_frames < 1 or lengths.shape[0] == 0:
-        return torch.zeros(lengths.shape[0], max(num_frames, 0), dtype=torch.bool, device=lengths.device)
 
-    lengths = lengths.clamp(0, num_frames)[:, None]  # [B, 1]
-    target = (lengths.double() * mask_prob).round().long()  # float32 rounds 0.65 * 390 the other way
-    target = target.clamp(min=1).minimum((lengths - 1).clamp(min=1))
-    own_span = (lengths - target).clamp(1, span)
-    real = torch.arange(num_frames, device=lengths.device) < lengths  # [B, T]
+    prob: float = 0.65
+    span: int = 10
 
-    # A random permutation of all starts -(span - 1) .. T - 1 is the order in which spans are drawn. Drawing one again
-    # changes nothing, so this equals drawing with replacement. Starts that cover no real frame are never looked at.
-    keys = torch.rand(lengths.shape[0], num_frames + span - 1, generator=generator, device=lengths.device)
-    order = keys.argsort(dim=1)
+    def __post_init__(self):
+        if not 0.0 < self.prob < 1.0:
+            raise ValueError(f"prob must lie between 0 and 1 exclusive, got {self.prob}: 0.65 is the published value.")
+        if self.span < 1:
+            raise ValueError(f"span must be at least 1 frame, got {self.span}.")
 
-    # Frame t is covered by the `own_span` starts up to and including t; the first of them to be drawn masks it.
-    unreached = order.shape[1]
-    covered_at = torch.full_like(order[:, :num_frames], unreached)  # [B, T]
-    for start in range(span):
-        drawn_at = order[:, start : start + num_frames]
-        covered_at = covered_at.minimum(drawn_at.masked_fill(start < span - own_span, unreached))
-    covered_at = covered_at.masked_fill(~real, unreached)
+    def __call__(self, lengths: Tensor, num_frames: int, generator: torch.Generator | None = None) -> Tensor:
+        """
+        Draw a mask, on the device of `lengths` and without synchronising with the host.
 
-    # The draw that masks the target-th frame is the last one; it masks all of its span.
-    last_draw = covered_at.sort(dim=1).values.gather(1, (target - 1).clamp(max=num_frames - 1))
-    return (covered_at <= last_draw) & real & (lengths > 1)
+        Args:
+            lengths (`Tensor`): integers `(batch_size,)`, real frames of each utterance; at most `num_frames` of them
+                count.
+            num_frames (`int`): frames of the padded batch.
+            generator (`torch.Generator`, *optional*): source of randomness, on the device of `lengths`.
+
+        Returns:
+            Boolean mask `(batch_size, num_frames)`, True at masked frames.
+
+        Raises:
+            ValueError: if `lengths` has another shape.
+        """
+        if lengths.dim() != 1:
+            raise ValueError(f"lengths must have shape (batch_size,), got {tuple(lengths.shape)}.")
+        if num_frames < 1 or lengths.shape[0] == 0:
+            return torch.zeros(lengths.shape[0], max(num_frames, 0), dtype=torch.bool, device=lengths.device)
+
+        lengths = lengths.clamp(0, num_frames)[:, None]  # [B, 1]
+        target = (lengths.double() * self.prob).round().long()  # float32 rounds 0.65 * 390 the other way
+        target = target.clamp(min=1).minimum((lengths - 1).clamp(min=1))
+        own_span = (lengths - target).clamp(1, self.span)
+        real = torch.arange(num_frames, device=lengths.device) < lengths  # [B, T]
+
+        # A random permutation of all starts -(span - 1) .. T - 1 is the order in which spans are drawn. Drawing one
+        # again changes nothing, so this equals drawing with replacement. Starts that cover no real frame are never
+        # looked at.
+        keys = torch.rand(lengths.shape[0], num_frames + self.span - 1, generator=generator, device=lengths.device)
+        order = keys.argsort(dim=1)
+
+        # Frame t is covered by the `own_span` starts up to and including t; the first of them to be drawn masks it.
+        unreached = order.shape[1]
+        covered_at = torch.full_like(order[:, :num_frames], unreached)  # [B, T]
+        for start in range(self.span):
+            drawn_at = order[:, start : start + num_frames]
+            covered_at = covered_at.minimum(drawn_at.masked_fill(start < self.span - own_span, unreached))
+        covered_at = covered_at.masked_fill(~real, unreached)
+
+        # The draw that masks the target-th frame is the last one; it masks all of its span.
+        last_draw = covered_at.sort(dim=1).values.gather(1, (target - 1).clamp(max=num_frames - 1))
+        return (covered_at <= last_draw) & real & (lengths > 1)
+
+
+PUBLISHED_MASK = SpanMask()

@@ -12,6 +12,7 @@ from sjepa_hf.opening import why
 from training.common.command_line import config_path, parse_dataclasses, read_recipe
 from training.common.ranges import check_choice, check_ranges
 from training.data.loader import DataArguments
+from training.data.masking import SpanMask
 from training.pretraining.shortening import shortened
 from training.targets.frame_features import FRAME_FEATURES, num_features
 
@@ -71,6 +72,10 @@ class MaskingArguments:
             )
         if self.p_mix + self.p_noise > 1:
             raise ValueError(f"`p_mix` and `p_noise` must not exceed 1 together, got {self.p_mix} and {self.p_noise}.")
+
+    def mask(self) -> SpanMask:
+        """What draws the masks."""
+        return SpanMask(self.mask_prob, self.mask_span)
 
 
 @dataclass

@@ -258,8 +258,7 @@ class TrainingData:
         def open_loader(position: DataPosition | None) -> DataLoader:
             return build_loader(
                 data,
-                mask_prob=self.arguments.masking.mask_prob,
-                mask_span=self.arguments.masking.mask_span,
+                mask=self.arguments.masking.mask(),
                 seed=seed,
                 rank=self.accelerator.process_index,
                 world_size=self.accelerator.num_processes,

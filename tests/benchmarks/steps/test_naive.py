@@ -6,12 +6,13 @@ import torch
 from benchmarks.steps import candidates
 from benchmarks.steps.candidates import SJepaStep
 from training.data.batches import collate, real_frames
+from training.data.masking import SpanMask
 
 
 def padded_batches(count):
     generator = torch.Generator().manual_seed(0)
     clips = [torch.randn(length).mul(0.1).numpy() for length in (16000, 9000, 12345)]
-    return [collate(clips, mask_prob=0.5, mask_span=5, generator=generator) for _ in range(count)]
+    return [collate(clips, SpanMask(0.5, 5), generator) for _ in range(count)]
 
 
 @pytest.mark.parametrize("front_end", ["waveform", "log_mel"])

@@ -11,6 +11,7 @@ from clip_streams import NUM_CLIPS, after, as_source, assert_same, loader, numbe
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.batches import BatchStream, collate, cut_batches
 from training.data.clips import Clip
+from training.data.masking import SpanMask
 from training.data.order import ClipIndex, Position
 
 
@@ -59,7 +60,7 @@ def test_cut_batches_keeps_what_does_not_fill_a_batch(lengths):
 def test_collate_pads_and_tells_masked_from_visible_frames():
     rng = np.random.default_rng(0)
     samples = [rng.standard_normal(length).astype(np.float32) for length in (16000, 400, 9000, 1679, 1680)]
-    batch = collate(samples, mask_prob=0.65, mask_span=10, generator=torch.Generator().manual_seed(0))
+    batch = collate(samples, SpanMask(0.65, 10), torch.Generator().manual_seed(0))
     assert batch["lengths"].tolist() == [16000, 400, 9000, 1679, 1680]
     for row, mask, clip in zip(batch["input_values"], batch["attention_mask"], samples):
         np.testing.assert_array_equal(row[: len(clip)], clip)

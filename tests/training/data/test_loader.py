@@ -26,6 +26,7 @@ import training.data.sources
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.bad_audio import BadAudioMonitor
 from training.data.loader import DataArguments, build_loader, start_reading
+from training.data.masking import SpanMask
 from training.data.order import DataPosition
 from training.data.sources import open_source
 from training.data.waveforms import read_audio
@@ -367,7 +368,7 @@ def test_seed_and_arguments_reach_the_batches(tmp_path):
     assert not torch.equal(one["input_values"], other["input_values"])
     assert not torch.equal(one["mask_time_indices"], other["mask_time_indices"])
     assert one["input_values"].shape == (5, 3200)
-    less = first(0, mask_prob=0.2, mask_span=1)
+    less = first(0, mask=SpanMask(0.2, 1))
     assert torch.equal(one["input_values"], less["input_values"])
     assert less["masked_positions"].numel() == 5 * 2 and one["masked_positions"].numel() >= 5 * 6  # of 9 frames
 

@@ -1,9 +1,14 @@
+import hashlib
 import math
+import pickle
 
 import pytest
 import torch
 
-from training.data.masking import compute_span_mask
+from training.data.masking import PUBLISHED_MASK, SpanMask
+
+
+DRAWN = ["03d5f8db5b66dd1f", "dbd3b58ad5007023"]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -26,7 +31,7 @@ def naive_mask(length: int, mask_prob: float, span: int, rng: torch.Generator) -
 @pytest.mark.parametrize("mask_prob, span", [(0.65, 10), (0.65, 1), (0.8, 5), (0.3, 30), (0.99, 10), (0.01, 10)])
 def test_target_is_met_within_one_span_at_every_length(mask_prob, span):
     lengths = torch.arange(0, 801)
-    mask = compute_span_mask(lengths, 810, mask_prob, span, generator())
+    mask = SpanMask(mask_prob, span)(lengths, 810, generator())
     assert mask.shape == (801, 810) and mask.dtype == torch.bool
     for length, row in zip(lengths.tolist(), mask):
         masked = int(row.sum())
@@ -40,7 +45,7 @@ def test_target_is_met_within_one_span_at_every_length(mask_prob, span):
 
 
 def test_masked_runs_are_whole_spans_unless_cut_by_an_end():
-    mask = compute_span_mask(torch.full((200,), 300), 300, generator=generator())
+    mask = PUBLISHED_MASK(torch.full((200,), 300), 300, generator=generator())
     for row in mask.int():
         edges = row.diff(prepend=row.new_zeros(1), append=row.new_zeros(1))
         begins, ends = (edges == 1).nonzero()[:, 0], (edges == -1).nonzero()[:, 0]
@@ -52,7 +57,7 @@ def test_masked_runs_are_whole_spans_unless_cut_by_an_end():
 def test_distribution_is_that_of_drawing_span_after_span(length, num_utterances):
     rng = generator(1)
     naive = torch.stack([naive_mask(length, 0.65, 10, rng) for _ in range(num_utterances)]).float()
-    ours = compute_span_mask(torch.full((num_utterances,), length), length + 3, generator=rng)[:, :length].float()
+    ours = PUBLISHED_MASK(torch.full((num_utterances,), length), length + 3, generator=rng)[:, :length].float()
     error = math.sqrt(0.5 / num_utterances)  # standard error of a difference of two shares, at its largest
     assert (ours.mean(0) - naive.mean(0)).abs().max() < 5 * error  # each frame
     pairs, naive_pairs = ours.T @ ours / num_utterances, naive.T @ naive / num_utterances
@@ -64,23 +69,23 @@ def test_distribution_is_that_of_drawing_span_after_span(length, num_utterances)
 def test_mean_share_on_the_lengths_of_a_corpus():
     lengths = torch.arange(5, 751)
     rng = generator()
-    masks = torch.stack([compute_span_mask(lengths, 750, generator=rng) for _ in range(5)])
+    masks = torch.stack([PUBLISHED_MASK(lengths, 750, generator=rng) for _ in range(5)])
     shares = masks.sum(2) / lengths
     assert 0.65 <= shares.mean() < 0.68  # the last span overshoots; 0.48 with the released formula
     assert 0.65 <= shares[:, lengths >= 300].mean() < 0.66
 
 
 def test_first_and_last_frame_are_masked_like_the_middle():
-    mask = compute_span_mask(torch.full((4000,), 200), 200, generator=generator()).float().mean(0)
+    mask = PUBLISHED_MASK(torch.full((4000,), 200), 200, generator=generator()).float().mean(0)
     assert (mask - mask.mean()).abs().max() < 0.04
     assert (mask[[0, -1]] - mask[100]).abs().max() < 0.04
 
 
 def test_same_generator_state_gives_the_same_mask_and_utterances_differ():
     lengths = torch.full((16,), 400)
-    first, again = (compute_span_mask(lengths, 400, generator=generator(3)) for _ in range(2))
+    first, again = (PUBLISHED_MASK(lengths, 400, generator=generator(3)) for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, compute_span_mask(lengths, 400, generator=generator(4)))
+    assert not torch.equal(first, PUBLISHED_MASK(lengths, 400, generator=generator(4)))
     assert len({tuple(row.tolist()) for row in first}) == 16
 
 
@@ -88,35 +93,49 @@ def test_the_global_state_is_left_alone_with_a_generator_and_used_without():
     lengths = torch.tensor([100, 50])
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    compute_span_mask(lengths, 100, generator=generator())
+    PUBLISHED_MASK(lengths, 100, generator=generator())
     assert torch.equal(torch.get_rng_state(), before)
-    first = compute_span_mask(lengths, 100)
+    first = PUBLISHED_MASK(lengths, 100)
     torch.manual_seed(0)
-    assert torch.equal(first, compute_span_mask(lengths, 100))
+    assert torch.equal(first, PUBLISHED_MASK(lengths, 100))
 
 
 def test_nothing_waits_for_values():
-    mask = compute_span_mask(torch.zeros(3, dtype=torch.long, device="meta"), 50)  # tensors without values
+    mask = PUBLISHED_MASK(torch.zeros(3, dtype=torch.long, device="meta"), 50)  # tensors without values
     assert mask.shape == (3, 50)
 
 
 def test_degenerate_shapes():
-    assert not compute_span_mask(torch.tensor([0, 1]), 5, generator=generator()).any()
-    assert compute_span_mask(torch.tensor([2, 1, 0]), 2, generator=generator()).sum(1).tolist() == [1, 0, 0]
-    assert compute_span_mask(torch.zeros(0, dtype=torch.long), 5).shape == (0, 5)
-    assert compute_span_mask(torch.tensor([0, 0]), 0).shape == (2, 0)
-    too_long = compute_span_mask(torch.tensor([99]), 20, generator=generator())
+    assert not PUBLISHED_MASK(torch.tensor([0, 1]), 5, generator=generator()).any()
+    assert PUBLISHED_MASK(torch.tensor([2, 1, 0]), 2, generator=generator()).sum(1).tolist() == [1, 0, 0]
+    assert PUBLISHED_MASK(torch.zeros(0, dtype=torch.long), 5).shape == (0, 5)
+    assert PUBLISHED_MASK(torch.tensor([0, 0]), 0).shape == (2, 0)
+    too_long = PUBLISHED_MASK(torch.tensor([99]), 20, generator=generator())
     assert 13 <= too_long.sum() < 20
-    int32 = compute_span_mask(torch.tensor([40], dtype=torch.int32), 40, generator=generator())
-    assert torch.equal(int32, compute_span_mask(torch.tensor([40]), 40, generator=generator()))
+    int32 = PUBLISHED_MASK(torch.tensor([40], dtype=torch.int32), 40, generator=generator())
+    assert torch.equal(int32, PUBLISHED_MASK(torch.tensor([40]), 40, generator=generator()))
 
 
 @pytest.mark.parametrize(
     "arguments, field",
-    [({"mask_prob": 0.0}, "mask_prob"), ({"mask_prob": 1.0}, "mask_prob"), ({"span": 0}, "span")],
+    [({"prob": 0.0}, "prob"), ({"prob": 1.0}, "prob"), ({"span": 0}, "span")],
 )
 def test_bad_arguments_are_named(arguments, field):
     with pytest.raises(ValueError, match=field):
-        compute_span_mask(torch.tensor([20]), 20, **arguments)
+        SpanMask(**arguments)
+
+
+def test_a_bad_shape_is_named():
     with pytest.raises(ValueError, match="lengths"):
-        compute_span_mask(torch.tensor([[20]]), 20)
+        PUBLISHED_MASK(torch.tensor([[20]]), 20)
+
+
+def test_workers_can_take_it_along():
+    assert pickle.loads(pickle.dumps(SpanMask(0.3, 7))) == SpanMask(0.3, 7) != PUBLISHED_MASK
+
+
+def test_the_draws_stay_as_they_were():
+    """A run that goes on from a checkpoint of an earlier version meets the masks that it would have met."""
+    lengths = torch.tensor([399, 250, 27, 5, 2, 1, 0])
+    drawn = [PUBLISHED_MASK(lengths, 400, generator(5)), SpanMask(0.3, 4)(lengths, 400, generator(6))]
+    assert [hashlib.md5(mask.numpy().tobytes()).hexdigest()[:16] for mask in drawn] == DRAWN

@@ -17,6 +17,7 @@ from sjepa_hf import DiagonalGaussianMixture
 from sjepa_hf.convert_original import convert_state_dict
 from training import pretrain
 from training.data.batches import collate
+from training.data.masking import SpanMask
 from training.pretraining import phases
 from training.pretraining.monitoring import read_history
 from training.pretraining.run import Run
@@ -74,7 +75,7 @@ def part(released: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
 def batches(released):
     for waveforms, masks in zip(released["waveforms"], released["masks"].bool(), strict=True):
         clips = list(waveforms.numpy())
-        made = collate(clips, mask_prob=0.5, mask_span=10, generator=torch.Generator().manual_seed(0))
+        made = collate(clips, SpanMask(0.5, 10), torch.Generator().manual_seed(0))
         yield made | {
             "mask_time_indices": masks,
             "masked_positions": masks.flatten().nonzero()[:, 0],

@@ -7,6 +7,7 @@ from sklearn.decomposition import PCA
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from training.data.batches import collate, real_frames
+from training.data.masking import SpanMask
 from training.targets.encoder_features import TargetFeatures, instance_normalize, whitened_components
 from training.targets.layer_choice import LayerChoice
 from training.targets.targets import OnlineTargets
@@ -28,7 +29,7 @@ def encoder(make_config):
 @pytest.fixture
 def batch():
     clips = [torch.randn(length).mul(0.1).numpy() for length in LENGTHS]
-    made = collate(clips, mask_prob=0.65, mask_span=10, generator=torch.Generator().manual_seed(0))
+    made = collate(clips, SpanMask(0.65, 10), torch.Generator().manual_seed(0))
     return made | {"seconds": sum(LENGTHS) / 16000, "draw": 7}
 
 
