@@ -192,7 +192,7 @@ def test_what_does_not_exist_is_found(check, text):
     [
         ("docs/sharing.md#how-do-i-look-and-listen", "docs/sharing.md#look-and-listen"),
         ("--train_data my_audio/", "--training_data my_audio/"),
-        ("training/recipes/small.yaml", "training/recipes/medium.yaml"),
+        ("training/recipes/tiny.yaml", "training/recipes/medium.yaml"),
         ("docs/measured.md", "docs/measurements.md"),
         ("make demo", "make demonstration"),
     ],
