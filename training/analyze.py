@@ -42,15 +42,10 @@ from training.common.drawing import caption
 from training.common.ranges import check_ranges
 from training.data.labelled import LabelledClips, open_labelled
 from training.data.waveforms import BadAudio, read_audio
+from training.evaluation.alignment import read_alignment
 from training.evaluation.bimodality import dip_test, two_gaussians
-from training.evaluation.frozen_features import open_encoder
-from training.evaluation.probing import (
-    Rows,
-    features_at,
-    features_of_layers,
-    read_alignment,
-    readable_clips,
-)
+from training.evaluation.encoders import open_encoder
+from training.evaluation.rows import Rows, features_at, features_of_layers, readable_clips
 from training.pretraining.figures import draw_entropy
 
 

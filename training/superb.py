@@ -37,7 +37,8 @@ from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.heartbeat import Heartbeat
 from training.data.labelled import LabelledClips, open_labelled
-from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, clip_keys, open_encoder
+from training.evaluation.encoders import open_encoder
+from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, clip_keys
 from training.evaluation.superb.heads import CtcHead, LayerSum, PooledHead
 from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon, score
 from training.evaluation.superb.results import draw_layer_weights, earlier_results, merge, table, write

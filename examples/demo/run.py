@@ -1,29 +1,32 @@
-"""The demo from end to end: speech -> pretraining -> linear probes. About six minutes on two CPU cores.
+"""The demo from end to end: speech -> pretraining -> probes. About nine minutes on two CPU cores.
 
     python -m examples.demo.run                      # synthesises its own speech (or: make demo)
     python -m examples.demo.run --speech my_audio/   # your own (or: make demo SPEECH=my_audio/)
 
 Your own folder may hold `train/` and `test/` (or `validation/`, `dev/`); otherwise all of it is pretrained on. Any
-file that soundfile reads will do; a `metadata.csv` with labels (see `examples/demo/probes.py`) brings the probes.
+file that soundfile reads will do. Labels in its `metadata.csv` bring the probes of `training/probe.py`: `speaker_id`
+that for the speaker, `phones` and `phone_ends` (seconds) that for the phone at each frame.
 Options that this script does not know go to `training/pretrain.py`, e.g. `--phase1_steps 100`.
 """
 
 import argparse
+import csv
+import os
 import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
-import transformers
-
-from examples.demo.probes import report, run_probes, save_report
 from examples.demo.synthesize import synthesize
 from sjepa_hf.command import UserError, command
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HELD_OUT_FOLDERS = ("test", "validation", "dev")
+PROBE_FRAMES = 12_000  # of the phone probe, that a small machine is done with it in two minutes
+MIN_RECORDINGS = 4  # of each of two speakers, for the speaker probe
 
 
 def locate_speech(folder: Path) -> tuple[Path, Path, str]:
@@ -53,12 +56,51 @@ def free_folder(wanted: Path) -> Path:
 
 def pretrain(train_data: Path, output_dir: Path, extra: list[str]) -> None:
     """Runs the pretraining command in a process of its own, printing it first as one would type it."""
-    arguments = ["-m", "training.pretrain", "--config", "training/recipes/demo.yaml"]
+    arguments = ["training.pretrain", "--config", "training/recipes/demo.yaml"]
     arguments += ["--train_data", str(train_data.resolve()), "--output_dir", str(output_dir.resolve()), *extra]
-    print("$ " + shlex.join(["python", *arguments]), flush=True)
-    code = subprocess.run([sys.executable, *arguments], cwd=REPOSITORY).returncode
+    code = run_command(arguments)
     if code != 0:
         raise UserError(f"pretraining stopped with exit code {code}; its last lines above say why.")
+
+
+def run_command(arguments: list[str]) -> int:
+    """Runs a module of the repository with its arguments, printing it first as one would type it; its exit status."""
+    print("$ " + shlex.join(["python", "-m", *arguments]), flush=True)
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=REPOSITORY).returncode
+
+
+def probes_of(folder: Path) -> list[str]:
+    """Options of `training.probe` for the labels in a folder's `metadata.csv`; none where nothing can be probed."""
+    table = folder / "metadata.csv"
+    if not table.is_file():
+        return []
+    with open(table, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    labels = {name for row in rows for name, value in row.items() if value}
+    recordings = Counter(row["speaker_id"] for row in rows if row.get("speaker_id"))
+    enough = [speaker for speaker, count in recordings.items() if count >= MIN_RECORDINGS]
+    options = ["--utterance_labels", "speaker_id"] if len(enough) > 1 else []
+    if {"phones", "phone_ends"} <= labels:
+        options += ["--phones", "--max_frames", str(PROBE_FRAMES)]
+        options += ["--split_by", "speaker_id"] if len(recordings) > 1 else []
+    return options
+
+
+def probe(checkpoint: Path, folder: Path, output_dir: Path) -> bool:
+    """Runs the probes that a folder has labels for. False, and said, if it has none or they fail."""
+    options = probes_of(folder)
+    if not options:
+        print(
+            f"Nothing to probe for: {folder} has no metadata.csv with two speaker_id of {MIN_RECORDINGS} recordings, or"
+            " phones and phone_ends."
+        )
+        return False
+    arguments = ["training.probe", str(checkpoint.resolve()), "--data", str(folder.resolve()), *options]
+    arguments += ["--output", str(output_dir.resolve()), "--n_jobs", str(min(os.cpu_count() or 1, 8))]
+    code = run_command(arguments)
+    if code != 0:
+        print(f"The probes stopped with exit code {code}: the last lines above say why. The model is kept.")
+    return code == 0
 
 
 class Stages:
@@ -96,7 +138,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="how much speech to synthesise")
     parser.add_argument("--seed", type=int, default=0, help="seed of the synthetic speech")
     args, extra = parser.parse_known_args()
-    transformers.logging.set_verbosity_error()
     stages = Stages()
 
     if args.speech:
@@ -111,15 +152,16 @@ def main() -> None:
     output_dir = free_folder(args.output_dir / "model")
     stages.run("Pretraining", pretrain, train_data, output_dir, extra)
     final = output_dir / "final"
-    results = stages.run("Linear probes", run_probes, final, probe_data, note)
-    print(report(results))
-    probes_file = save_report(results, final)
+    print(f"\n{note}")
+    probes = output_dir / "probes"
+    probed = stages.run("Probes of every layer", probe, final, probe_data, probes)
 
     print(f"\n=== Where the time went\n{stages.table()}")
     print("\n=== What there is now")
     print(f'  model     AutoModel.from_pretrained("{shown(final)}"), after: import sjepa_hf')
-    print(f"  probes    {shown(probes_file)}")
-    for n, picture in enumerate(sorted(final.glob("*.png"))):
+    if probed:
+        print(f"  probes    {shown(probes / 'probes.json')}")
+    for n, picture in enumerate([*sorted(final.glob("*.png")), *sorted(probes.glob("*.png"))]):
         print(f"  {'pictures' if n == 0 else '':8}  {shown(picture)}")
 
 

@@ -1,17 +1,13 @@
-"""The demo: a labelled corpus spoken by eSpeak NG, linear probes, and what the demo script decides by itself."""
+"""The demo: a labelled corpus spoken by eSpeak NG, and what the demo script decides by itself."""
 
 import csv
-import json
 import sys
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 
-from examples.demo import probes, run, synthesize
-from examples.demo.probes import Probe
-from sjepa_hf import SJepaConfig, SJepaModel
+from examples.demo import run, synthesize
 from sjepa_hf.command import UserError
 
 
@@ -113,148 +109,6 @@ def test_phone_segments_merge_pauses_and_drop_empty_phones():
     assert synthesize.phone_segments(events, 80) == (["sil", "aI", "@", "sil"], [10, 30, 50, 80])
 
 
-# The probes
-
-
-def clip(name, speaker=None, phones=(), ends=(), duration=1.0):
-    return probes.Clip(name, duration, speaker, tuple(phones), tuple(ends))
-
-
-def test_frames_take_the_phone_at_their_centre():
-    labelled = clip("x", phones=["AH0", "0", "sp"], ends=[0.1, 0.2, 0.3])
-    # centres: 12.5 ms and then every 20 ms; past the last label there is silence
-    expected = ["AH"] * 5 + ["0"] * 5 + ["sp"] * 5 + ["sil"] * 2
-    assert probes.frame_phones(labelled, 17).tolist() == expected
-
-
-def test_phone_probe_scores_on_other_voices():
-    clips = [clip(f"{s}-{n}", s, ["sil", "a", "b"], [0.2, 0.6, 1.0]) for s in "ABCD" for n in range(3)]
-    probe = probes.phone_probe(clips)
-    voices = {half: {name[0] for name, fit in zip(probe.clips, probe.fit) if fit == half} for half in (True, False)}
-    assert voices[True] | voices[False] == set("ABCD")
-    assert not voices[True] & voices[False]
-    assert set(probe.labels) == {"a", "b"}
-    capped = probes.phone_probe(clips, max_frames=50)
-    assert capped.fit.sum() == 50 == (~capped.fit).sum()
-    one_voice = probes.phone_probe([clip(str(n), None, ["a", "b"], [0.5, 1.0]) for n in range(4)])
-    assert dict(zip(one_voice.clips, one_voice.fit)) == {"0": 1, "1": 0, "2": 1, "3": 0}
-
-
-def test_speaker_probe_has_every_voice_on_both_sides():
-    clips = [clip(f"{speaker}-{n}", speaker) for speaker in "ABC" for n in range(6)] + [clip("D-0", "D")]
-    probe = probes.speaker_probe(clips)
-    for half in (True, False):
-        assert set(probe.labels[probe.fit == half]) == set("ABC")
-    assert len(probe.clips) == len(set(probe.clips)) == 18
-
-
-def test_a_missing_label_is_a_reason_not_a_crash():
-    assert "no speaker_id" in probes.speaker_probe([clip("a"), clip("b")])
-    assert "at least 4" in probes.speaker_probe([clip("a", "A"), clip("b", "B")])
-    assert "no phones" in probes.phone_probe([clip("a"), clip("b")])
-
-
-def test_collect_takes_the_named_frames_and_the_means():
-    frame_probe = Probe("p", "", ["x", "y", "x"], np.array([2, 1, 99]), np.array(list("abc")), np.array([1, 1, 0]) > 0)
-    mean_probe = Probe("s", "", ["y"], np.array([-1]), np.array(["a"]), np.array([True]))
-
-    def extract(audio):
-        frames = audio[0] + np.arange(4.0)[:, None]
-        return [frames, -frames]
-
-    audio = {"x": np.array([10.0]), "y": np.array([20.0])}
-    frames, means = probes.collect(extract, [frame_probe, mean_probe], audio)
-    assert frames[0].ravel().tolist() == [12, 21, 13] and frames[1].ravel().tolist() == [-12, -21, -13]
-    assert means[0].ravel().tolist() == [21.5]
-
-
-def test_accuracy_on_separable_and_on_meaningless_features():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 4, 800)
-    fit = np.arange(800) % 2 == 0
-    probe = Probe("p", "", [], np.zeros(800), labels.astype(str), fit)
-    noise = rng.standard_normal((800, 8))
-    assert probes.accuracy(probe, noise + 4 * np.eye(8)[labels]) > 0.95
-    assert probes.accuracy(probe, noise) < 0.35
-    # the score is that of the second half: features that tell the labels in the first half only are worth nothing
-    assert probes.accuracy(probe, noise + 4 * np.eye(8)[labels] * fit[:, None]) < 0.35
-
-
-@pytest.fixture
-def tones(tmp_path):
-    """Four voices (dull or bright, soft or loud noise), two phones (with a tone or without), six recordings each."""
-    rng = np.random.default_rng(0)
-    time = np.arange(RATE) / RATE
-    rows = []
-    for speaker, tilt, level in (("a", 0.9, 0.02), ("b", -0.9, 0.1), ("c", 0.9, 0.1), ("d", -0.9, 0.02)):
-        for n in range(6):
-            noise = rng.standard_normal(RATE + 1)
-            noise = level * (noise[1:] + tilt * noise[:-1])
-            tone = 0.3 * np.sin(2 * np.pi * 400 * time) * (time < 0.5)
-            soundfile.write(tmp_path / f"{speaker}{n}.wav", noise + tone, RATE)
-            rows.append(f"{speaker}{n}.wav,{speaker},tone hiss,0.5 1.0,1.0")
-    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,speaker_id,phones,phone_ends,duration", *rows]))
-    return tmp_path
-
-
-@pytest.fixture
-def tiny_checkpoint(tmp_path):
-    config = SJepaConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        front_end="log_mel",
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-        predictor_num_attention_heads=2,
-        predictor_intermediate_size=32,
-        num_mixture_components=8,
-    )
-    torch.manual_seed(1)
-    SJepaModel(config).save_pretrained(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
-
-
-def test_probes_read_what_is_in_the_audio(tones, tiny_checkpoint):
-    results = probes.run_probes(tiny_checkpoint, tones, "a note")
-    for name in ("phones", "speakers"):
-        result = results["probes"][name]
-        assert result["mfcc"] > 0.9
-        assert len(result["untrained"]) == len(result["trained"]) == 3
-        assert max(result["trained"]) > 0.9
-    assert results["probes"]["phones"]["chance"] == pytest.approx(0.5, abs=0.03)
-    assert results["probes"]["speakers"]["chance"] == pytest.approx(0.25)
-    text = probes.report(results)
-    assert "a note" in text and "MFCC" in text and "layer 2" in text
-    saved = probes.save_report(results, tiny_checkpoint)
-    assert text in saved.read_text()
-    assert json.loads((tiny_checkpoint / "probes.json").read_text()) == results
-
-
-def test_unreadable_and_unlabelled_recordings(tones, tiny_checkpoint, capsys):
-    (tones / "a0.wav").write_bytes(b"not audio")
-    results = probes.run_probes(tiny_checkpoint, tones)
-    assert "a0.wav is left out" in capsys.readouterr().out
-    assert results["probes"]["speakers"]["mfcc"] > 0.9
-
-    (tones / "metadata.csv").write_text("file_name,duration\nb0.wav,1.0\nb1.wav,1.0\n")
-    results = probes.run_probes(tiny_checkpoint, tones)
-    assert not results["probes"]
-    text = probes.report(results)
-    assert "phones: not available, metadata.csv has no phones" in text
-    assert "speakers: not available, metadata.csv has no speaker_id" in text
-
-    (tones / "metadata.csv").unlink()
-    assert "no metadata.csv" in probes.run_probes(tiny_checkpoint, tones)["unavailable"]["phones"]
-
-
-def test_metadata_that_contradicts_itself_is_named(tmp_path):
-    (tmp_path / "metadata.csv").write_text("file_name,phones,phone_ends\na.wav,p t k,0.1 0.2\n")
-    with pytest.raises(ValueError, match="a.wav has 3 phones but 2 phone_ends"):
-        probes.read_clips(tmp_path)
-
-
 # The demo script
 
 
@@ -278,16 +132,51 @@ def test_earlier_models_are_kept(tmp_path):
     assert run.free_folder(tmp_path / "model") == tmp_path / "model-3"
 
 
+@pytest.mark.parametrize(
+    ("table", "options"),
+    [
+        (
+            "file_name,speaker_id,phones,phone_ends" + 4 * "\na,x,p,0.1\nb,y,p,0.1",
+            "--utterance_labels --phones --split_by",
+        ),
+        ("file_name,speaker_id,phones,phone_ends\na,x,p,0.1\nb,y,p,0.1", "--phones --split_by"),  # too few recordings
+        ("file_name,speaker_id" + 4 * "\na,x\nb,y", "--utterance_labels"),
+        ("file_name,phones,phone_ends\na,p,0.1", "--phones"),
+        ("file_name,speaker_id,phones,phone_ends\na,x,p,0.1\nb,x,p,0.1", "--phones"),  # one voice
+        ("file_name,speaker_id,phones,phone_ends\na,,,\nb,,,", ""),
+        ("file_name,duration\na,1", ""),
+        (None, ""),
+    ],
+)
+def test_what_is_probed_follows_from_the_labels(tmp_path, capsys, table, options):
+    if table:
+        (tmp_path / "metadata.csv").write_text(table + "\n")
+    chosen = [word for word in run.probes_of(tmp_path) if word.startswith("--") and word != "--max_frames"]
+    assert chosen == options.split()
+    if not options:
+        assert run.probe(tmp_path / "model", tmp_path, tmp_path / "probes") is False
+        assert f"Nothing to probe for: {tmp_path} has no metadata.csv" in capsys.readouterr().out
+
+
+def test_probes_that_fail_leave_the_model_and_say_why(tmp_path, capfd):
+    (tmp_path / "metadata.csv").write_text("file_name,phones,phone_ends\nabsent.wav,p t k,0.1 0.2\n")
+    assert run.probe(tmp_path / "model", tmp_path, tmp_path / "probes") is False
+    printed = capfd.readouterr()
+    assert "The probes stopped with exit code 1: the last lines above say why." in printed.out
+    assert printed.err.splitlines()[-1].startswith("error: ") and not (tmp_path / "probes").exists()
+
+
 def test_the_demo_from_end_to_end(tmp_path, monkeypatch, capfd):
     words = f"--output_dir {tmp_path} --minutes 2 --phase1_steps 3 --phase1_warmup_steps 1 --phase2_steps 0"
+    monkeypatch.setattr(run, "PROBE_FRAMES", 1000)
     monkeypatch.setattr(sys, "argv", ["run.py", *words.split()])
     run.main()
-    printed, final = capfd.readouterr().out, tmp_path / "model" / "final"
-    assert (
-        "$ python -m training.pretrain" in printed
-        and "best trained layer for phones" in (final / "probes.md").read_text()
-    )
-    assert str(final) in printed and (final / "loss.png").stat().st_size > 5000
+    printed, model = capfd.readouterr().out, tmp_path / "model"
+    assert "$ python -m training.pretrain" in printed and "$ python -m training.probe" in printed
+    assert "phones, linear: accuracy in % over 3 splits" in printed and "speaker_id kept apart; MFCC" in printed
+    assert printed.count("Best layer: MFCC ") >= 2 and "untrained" in printed
+    assert str(model / "final") in printed and (model / "final" / "loss.png").stat().st_size > 5000
+    assert str(model / "probes" / "probes.json") in printed and str(model / "probes" / "probes.png") in printed
 
 
 def test_what_is_wrong_with_the_user_s_options_is_not_buried(tmp_path, capfd):

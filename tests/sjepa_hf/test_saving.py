@@ -28,6 +28,18 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_files_appear_together_or_not_at_all(tmp_path):
+    (tmp_path / "mine").write_text("stays")
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(RuntimeError), files_written_aside(tmp_path) as aside:
+        (aside / "a").write_text("half")
+        raise RuntimeError
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "mine"] and (tmp_path / "a").read_text() == "old"
+    with files_written_aside(tmp_path) as aside:
+        (aside / "a").write_text("new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "mine"] and (tmp_path / "a").read_text() == "new"
+
+
 def test_feature_extractor_gives_padding_a_mask_and_leaves_the_level_alone():
     inputs = feature_extractor()([[0.5] * 400, [0.25] * 800], sampling_rate=16000, padding=True, return_tensors="pt")
     assert inputs["attention_mask"].sum(-1).tolist() == [400, 800]

@@ -12,7 +12,8 @@ from sjepa_hf import SJepaModel
 from sjepa_hf.saving import feature_extractor
 from training import superb
 from training.data.labelled import open_labelled
-from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, TransformersEncoder, open_encoder
+from training.evaluation.encoders import TransformersEncoder, open_encoder
+from training.evaluation.frozen_features import FeatureStore, FrozenFeatures
 from training.evaluation.superb import training as superb_training
 from training.evaluation.superb.heads import CtcHead, LayerSum, PooledHead, spec_augment
 from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon, recognised_slots, score, slots

@@ -1,4 +1,4 @@
-"""Hidden states of a frozen encoder: computed once, kept on disk, and found again by what they are computed from.
+"""Frozen features: hidden states of an encoder, computed once, kept on disk, and found again by what made them.
 
 encoder = open_encoder("demo-output/model/final")
 store = FeatureStore("runs/features", max_gigabytes=20)
@@ -11,128 +11,27 @@ renamed: an interrupted run leaves whole shards, and the next one goes on behind
 """
 
 import hashlib
-import inspect
-import json
 import logging
 import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-import torch
-import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoFeatureExtractor, AutoModel
 
-import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
 from sjepa_hf.frames import SAMPLING_RATE
-from sjepa_hf.opening import build_model, open_config, open_model, open_pretrained
 from training.data.clips import Clip
-from training.data.labelled import LabelledClips, pad_waveforms
-from training.targets.frame_features import MfccFeatures
+from training.data.labelled import LabelledClips
+from training.evaluation.encoders import Encoder, content_hash
 
 
 logger = logging.getLogger(__name__)
 
 BATCH_SECONDS = 60.0  # of padded audio that is encoded at once
 SHARD_BYTES = 128 * 2**20
-NOT_IN_DIGEST = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")
-
-
-class TransformersEncoder:
-    """
-    A frozen audio encoder of Transformers, in fp32; its feature extractor norms the waveforms if the model wants that.
-
-    Batches are padded, with an attention mask, for S-JEPA alone: there the padding changes nothing. Other encoders get
-    one clip at a time, since a padded batch changes the group norm of HuBERT and wav2vec 2.0 base.
-
-    Attributes:
-        name (`str`): what the user called it.
-        digest (`str`): hash of weights, configuration, feature extractor and code.
-    """
-
-    def __init__(self, name: str, model: torch.nn.Module, extractor, device: torch.device | str = "cpu"):
-        self.name = name
-        self.model = model.eval().requires_grad_(False).float().to(device)
-        self.extractor = extractor
-        self.pads = model.config.model_type == "sjepa"
-        self.digest = self._digest()
-
-    @torch.no_grad()
-    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Tensor]:
-        """Waveforms `(num_samples,)` at 16 kHz -> all hidden states `(num_layers, num_frames, hidden_size)` of each,
-        on the encoder's device; only real frames. Layer 0 is what enters the first Transformer layer."""
-        if not self.pads and len(waveforms) > 1:
-            return [self([waveform])[0] for waveform in waveforms]
-        inputs = pad_waveforms(self.extractor, waveforms).to(self.model.device)
-        mask = inputs["attention_mask"]
-        masked = {"attention_mask": mask} if self.pads else {}
-        layers = torch.stack(
-            self.model(inputs["input_values"], output_hidden_states=True, **masked).hidden_states, dim=1
-        )
-        if not self.pads:
-            return list(layers)
-        lengths = self.model._get_feat_extract_output_lengths(mask.sum(-1)).tolist()
-        return [states[:, :length] for states, length in zip(layers, lengths)]
-
-    def _digest(self) -> str:
-        config = {key: value for key, value in self.model.config.to_dict().items() if key not in NOT_IN_DIGEST}
-        source = Path(inspect.getsourcefile(type(self.model))).parent
-        parts = [json.dumps(config, sort_keys=True, default=str), str(self.extractor.to_dict())]
-        parts += [transformers.__version__, *(file.read_text() for file in sorted(source.glob("*.py")))]
-        for key, value in sorted(self.model.state_dict().items()):
-            parts += [key, str(tuple(value.shape)), value.detach().cpu().contiguous().numpy()]
-        return _hash(*parts)
-
-
-class MfccEncoder:
-    """13 MFCC with deltas and delta-deltas over an encoder's own frames, as one "layer" of 39 values: a baseline."""
-
-    name = "mfcc"
-
-    def __init__(self, device: torch.device | str = "cpu"):
-        self.features = MfccFeatures().to(device)
-        self.device = device
-        self.digest = _hash("mfcc", Path(inspect.getsourcefile(MfccFeatures)).read_text())
-
-    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Tensor]:
-        """Waveforms `(num_samples,)` at 16 kHz -> `(1, num_frames, 39)` of each."""
-        return [self.features(torch.from_numpy(waveform)[None].to(self.device)) for waveform in waveforms]
-
-
-Encoder = TransformersEncoder | MfccEncoder
-
-
-def open_encoder(name: str, device: torch.device | str = "cpu", untrained_seed: int = 0) -> Encoder:
-    """
-    The encoder that `name` stands for.
-
-    Args:
-        name: a checkpoint (directory or Hub name) that AutoModel opens; `untrained:CHECKPOINT`, the same configuration
-            with fresh weights; or `mfcc`.
-        untrained_seed: seed of those fresh weights.
-
-    Raises:
-        ValueError: there is no such checkpoint, it is damaged or incomplete, or its encoder does not read waveforms.
-    """
-    if name == "mfcc":
-        return MfccEncoder(device)
-    checkpoint = name.removeprefix("untrained:")
-    extractor = open_pretrained(AutoFeatureExtractor, checkpoint)
-    if name != checkpoint:
-        config = open_config(checkpoint)
-        with torch.random.fork_rng():
-            torch.manual_seed(untrained_seed)
-            model = build_model(AutoModel, config, checkpoint)
-    else:
-        model = open_model(AutoModel, checkpoint)
-    if extractor.model_input_names[0] != "input_values" or model.main_input_name != "input_values":
-        raise ValueError(f"{name} reads {model.main_input_name}: only encoders of waveforms can be evaluated.")
-    return TransformersEncoder(name, model, extractor, device)
 
 
 class FeatureStore:
@@ -165,7 +64,7 @@ class FeatureStore:
         """Write a shard; False, and nothing written, if it does not fit."""
         if self.num_bytes + sum(tensor.nbytes for tensor in tensors.values()) > self.max_bytes:
             return False
-        path = self.directory / folder / f"{_hash(*sorted(tensors))}.safetensors"
+        path = self.directory / folder / f"{content_hash(*sorted(tensors))}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(f".{os.getpid()}.incomplete")
         try:
@@ -302,23 +201,14 @@ def clip_keys(clips: LabelledClips) -> list[str]:
 
 
 def _clip_key(clip: Clip, num_samples: int) -> str:
-    content = _hash(clip.audio) if isinstance(clip.audio, bytes) else _file_hash(clip.audio)
-    return _hash(content, repr((clip.offset, clip.duration, num_samples)))
+    content = content_hash(clip.audio) if isinstance(clip.audio, bytes) else _file_hash(clip.audio)
+    return content_hash(content, repr((clip.offset, clip.duration, num_samples)))
 
 
 @lru_cache(maxsize=1024)  # manifests cut many clips out of one file
 def _file_hash(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hash(*parts: str | bytes | np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        part = part.encode() if isinstance(part, str) else part
-        digest.update(str(len(part) if isinstance(part, bytes) else part.shape).encode())
-        digest.update(part)
-    return digest.hexdigest()[:32]
 
 
 def _compact(states: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ import pytest
 from benchmarks.study.report import draw as draw_study
 from training.analyze import Utterance, draw_utterance
 from training.common.drawing import caption
+from training.evaluation.probes.results import draw as draw_probes
 from training.evaluation.superb.results import draw_layer_weights
 from training.finetuning.result import draw_learning_curve
-from training.probe import draw as draw_probes
 
 
 ODD = ("/a/$x^{$/final", "_hidden", "n" * 300, "two\nlines", "50 $ or $ 60")

@@ -1,5 +1,3 @@
-import logging
-
 import numpy as np
 import pytest
 import soundfile
@@ -11,13 +9,8 @@ from sjepa_hf import SJepaModel
 from sjepa_hf.saving import feature_extractor
 from training.data.labelled import open_labelled
 from training.evaluation import frozen_features
-from training.evaluation.frozen_features import (
-    FeatureStore,
-    FrozenFeatures,
-    TransformersEncoder,
-    clip_keys,
-    open_encoder,
-)
+from training.evaluation.encoders import open_encoder
+from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, clip_keys
 from training.targets.frame_features import MfccFeatures
 
 
@@ -116,25 +109,6 @@ def test_cut_out_clips_of_one_file_differ(tmp_path, folder):
     assert first == same != second
 
 
-def test_digest_follows_weights_and_configuration(checkpoint, make_config):
-    encoder = open_encoder(checkpoint)
-    assert open_encoder(checkpoint).digest == encoder.digest
-    assert open_encoder(f"untrained:{checkpoint}", untrained_seed=5).digest != encoder.digest
-    with torch.no_grad():
-        next(encoder.model.parameters()).view(-1)[0] += 1e-4
-    assert TransformersEncoder("same", encoder.model, encoder.extractor).digest != encoder.digest
-    before = TransformersEncoder("same", encoder.model, encoder.extractor).digest
-    encoder.model.config.layer_norm_eps = 1e-3
-    assert TransformersEncoder("same", encoder.model, encoder.extractor).digest != before
-
-
-def test_untrained_encoders_are_drawn_from_their_seed_alone(checkpoint):
-    state = torch.get_rng_state()
-    first, again, other = (open_encoder(f"untrained:{checkpoint}", untrained_seed=seed) for seed in (3, 3, 4))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert first.digest == again.digest != other.digest
-
-
 @pytest.mark.parametrize("pooled", [True, False])
 def test_beyond_the_bound_features_are_computed_on_the_fly(clips, encoder, store, tmp_path, caplog, pooled):
     stored = FrozenFeatures(encoder, clips, store, pooled)[[0, 1, 2, 3]]
@@ -216,9 +190,3 @@ def test_mfcc_has_the_frames_of_the_encoder(clips, encoder, store):
     assert [x.shape for x in mfcc] == [(1, states.shape[1], 39) for states in frames]
     expected = MfccFeatures()(torch.from_numpy(clips[1]["input_values"])[None])
     torch.testing.assert_close(mfcc[1], expected, rtol=1e-3, atol=0.1)
-
-
-def test_what_cannot_be_opened_gets_a_sentence(tmp_path, caplog):
-    caplog.set_level(logging.CRITICAL)
-    with pytest.raises(ValueError, match="nowhere cannot be opened as a directory or a name on the Hub"):
-        open_encoder(str(tmp_path / "nowhere"))

@@ -1,16 +1,15 @@
-"""What `probe.py` and `analyze.py` share: features of chosen frames, phones in time."""
+"""Rows of features: chosen frames of clips, or means over whole clips, from every layer of an encoder in one pass."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from sjepa_hf.frames import frame_centres, frame_lengths
+from sjepa_hf.frames import frame_lengths
 from training.data.bad_audio import BadAudioError
 from training.data.labelled import LabelledClips
-from training.evaluation.frozen_features import Encoder
+from training.evaluation.encoders import Encoder
 
 
 FeatureExtractor = Callable[[np.ndarray], np.ndarray]
@@ -34,7 +33,7 @@ def features_of_layers(encoder: Encoder, layers: Sequence[int] | None = None) ->
     Features of an encoder's layers in one pass.
 
     Args:
-        encoder: from `training.evaluation.frozen_features.open_encoder`.
+        encoder: from `training.evaluation.encoders.open_encoder`.
         layers: numbers of the layers to give, 0 being what enters the first Transformer layer; None gives all.
 
     Raises:
@@ -98,38 +97,3 @@ def features_at(
             found[name][:, here[pooled]] = mean
             found[name][:, here[~pooled]] = features[:, wanted.frames[here[~pooled]]]
     return found
-
-
-def read_alignment(clips: LabelledClips, clip: int) -> tuple[list[str], np.ndarray]:
-    """
-    Phones of a clip and their ends in seconds, from its labels `phones` and `phone_ends`.
-
-    Raises:
-        ValueError: if there are not as many ends as phones, or the ends are no rising numbers.
-    """
-    phones, ends = clips.labels["phones"][clip].split(), clips.labels["phone_ends"][clip].split()
-    if len(phones) != len(ends):
-        raise ValueError(
-            f"{clips.clip(clip).name} has {len(phones)} `phones` but {len(ends)} `phone_ends`: each needs its end."
-        )
-    try:
-        ends = np.array(ends, dtype=float)
-    except ValueError:
-        raise ValueError(f"{clips.clip(clip).name}: `phone_ends` must be seconds, separated by spaces.") from None
-    if np.any(np.diff(ends) < 0):
-        raise ValueError(
-            f"{clips.clip(clip).name}: `phone_ends` must not fall; they are seconds from the clip's start."
-        )
-    return phones, ends
-
-
-def phones_at_frames(phones: Sequence[str], ends: np.ndarray, count: int) -> np.ndarray:
-    """The phone at the centre of each of `count` frames, as far as the phones reach: strings `(<= count,)`."""
-    inside = np.searchsorted(ends, frame_centres(count), side="right")
-    return np.array(phones, dtype=object)[inside[inside < len(phones)]]
-
-
-def short_names(checkpoints: Sequence[str]) -> list[str]:
-    """The last two parts of each path, where that tells them apart."""
-    short = ["/".join(Path(checkpoint).parts[-2:]) for checkpoint in checkpoints]
-    return short if len(set(short)) == len(short) else list(checkpoints)

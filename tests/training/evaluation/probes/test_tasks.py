@@ -1,0 +1,83 @@
+import json
+
+import numpy as np
+import pytest
+from voices import edit, write_voices
+
+from training.data.labelled import open_labelled
+from training.evaluation.probes.tasks import phone_task, utterance_task
+from training.evaluation.rows import readable_clips
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_voices(tmp_path / "clips")
+
+
+def test_splits_are_by_clip_and_frames_are_bounded(folder):
+    clips, counts = readable_clips(open_labelled([str(folder)], ["phones", "phone_ends"]), None, 0)
+    task = phone_task(clips, counts, num_splits=3, max_frames=100, seed=0)
+    assert len(task.classes) == 100 and set(task.classes) == {"LO", "HI"}
+    for fit, score in task.splits:
+        sides = [set(task.rows.clips[side].tolist()) for side in (fit, score)]
+        assert not sides[0] & sides[1] and len(sides[1]) == 4 and len(fit) + len(score) == 100
+    assert any(set(fit) != set(task.splits[0][0]) for fit, _ in task.splits[1:])
+
+
+def test_pieces_of_a_recording_are_on_one_side(folder, tmp_path):
+    rows = [
+        {"audio_filepath": str(folder / f"{i}.wav"), "offset": o, "duration": 0.1, "voice": "ab"[i % 2]}
+        for i in range(12)
+        for o in (0.0, 0.1)
+    ]
+    (tmp_path / "pieces.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    clips = open_labelled([str(tmp_path / "pieces.jsonl")], ["voice"])
+    for fit, score in utterance_task(clips, "voice", 5, 0).splits:
+        assert not {i // 2 for i in fit} & {i // 2 for i in score} and len(score) == 6
+    alone = clips.select([0, 1, 2, 3])  # two pieces, but one recording of each voice
+    with pytest.raises(ValueError, match=r"0 class.* at least two recordings \(2 with a single one\)"):
+        utterance_task(alone, "voice", 3, 0)
+
+
+def test_labels_that_cannot_be_probed(folder):
+    clips = open_labelled([str(folder)], [], optional=["voice", "mood"])
+    clips.labels["mood"] = ["x"] * 16
+    with pytest.raises(ValueError, match="`mood` has 1 class.*needs two"):
+        utterance_task(clips, "mood", 3, 0)
+    clips.labels["mood"] = list(map(str, range(16)))
+    with pytest.raises(ValueError, match=r"`mood` has 0 class.* \(16 with a single one\)"):
+        utterance_task(clips, "mood", 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"phone_ends": "0.1 0.2"}, "0.wav has 3 `phones` but 2 `phone_ends`"),
+        ({"phone_ends": "0.1 x 0.3"}, "0.wav: `phone_ends` must be seconds"),
+        ({"phone_ends": "0.1 0.3 0.2"}, "0.wav: `phone_ends` must not fall"),
+        ({"phones": "", "phone_ends": ""}, "`phones`: none of the clips has any"),
+    ],
+)
+def test_alignments_that_make_no_sense(folder, columns, message):
+    edit(folder, **columns)
+    clips, counts = readable_clips(open_labelled([str(folder)], [], optional=["phones", "phone_ends"]), 5, 0)
+    with pytest.raises(ValueError, match=message.replace("0.wav", r"\d+.wav")):
+        phone_task(clips, counts, 3, None, 0)
+
+
+def test_a_column_is_kept_apart_in_all_probes_but_its_own(folder):
+    columns = ["voice", "mood", "phones", "phone_ends"]
+    clips, counts = readable_clips(open_labelled([str(folder)], [], optional=columns), None, 0)
+    voices = np.array(clips.labels["voice"])
+    phones = phone_task(clips, counts, num_splits=6, max_frames=None, seed=0, split_by="voice")
+    mood = utterance_task(clips, "mood", 6, 0, split_by="voice")
+    for task in (phones, mood):
+        assert task.describe()["apart"] == "voice"
+        for fit, score in task.splits:
+            assert not set(voices[task.rows.clips[fit]]) & set(voices[task.rows.clips[score]])
+    voice = utterance_task(clips, "voice", 6, 0, split_by="voice")
+    assert voice.describe()["apart"] == "recordings"
+    assert all(set(voice.classes[score]) <= set(voice.classes[fit]) for fit, score in voice.splits)
+    clips.labels["one"] = ["x"] * len(clips)
+    with pytest.raises(ValueError, match=r"`phones` has 0 class.* two values of `one` \(2 with a single one\)"):
+        phone_task(clips, counts, 3, None, 0, split_by="one")

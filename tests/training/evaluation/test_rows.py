@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+from voices import write_voices
+
+from sjepa_hf import SJepaForPreTraining
+from sjepa_hf.saving import feature_extractor
+from training.data.labelled import open_labelled
+from training.evaluation.encoders import open_encoder
+from training.evaluation.rows import WHOLE_CLIP, Rows, features_at, features_of_layers
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_voices(tmp_path / "clips")
+
+
+@pytest.fixture
+def checkpoint(tmp_path, make_config):
+    return save(SJepaForPreTraining(make_config("log_mel")), tmp_path / "sjepa")
+
+
+def save(model, path) -> str:
+    model.save_pretrained(path)
+    feature_extractor().save_pretrained(path)
+    return str(path)
+
+
+def test_features_of_frames_and_of_whole_clips(folder, checkpoint):
+    clips = open_labelled([str(folder)], [])
+    encoder = open_encoder(checkpoint)
+    rows = Rows(np.array([2, 0, 2, 2]), np.array([WHOLE_CLIP, 3, 5, 0]))
+    found = features_at(features_of_layers(encoder, [1, 3]), clips, {"x": rows}, "")["x"]
+    first, second = (encoder([clips[i]["input_values"]])[0][[1, 3]].numpy() for i in (0, 2))
+    wanted = np.stack([second.mean(1), first[:, 3], second[:, 5], second[:, 0]], axis=1)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_encoders_of_other_frames_are_refused(tmp_path):
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=[8] * 7)
+    sizes |= dict(num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2)
+    samples = np.random.default_rng(0).normal(size=8000).astype(np.float32)
+    for stride, fits in (((5, 2, 2, 2, 2, 2, 2), True), ((5, 2, 2, 2, 2, 2, 1), False)):
+        path = tmp_path / str(fits)
+        HubertModel(HubertConfig(**sizes, conv_stride=stride)).save_pretrained(path)
+        Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(path)
+        extract = features_of_layers(open_encoder(str(path)))
+        if fits:
+            assert extract(samples).shape == (2, 24, 16)
+            # The extractor norms the input, so that its loudness does not matter.
+            np.testing.assert_allclose(extract(samples), extract(3 * samples + 1), atol=1e-4)
+        else:
+            with pytest.raises(ValueError, match="gives 48 frames for 8000 samples .* gives 24"):
+                extract(samples)

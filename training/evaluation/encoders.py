@@ -1,0 +1,127 @@
+"""Encoders that are evaluated: a checkpoint of Transformers, the same network untrained, and MFCC, frozen and in fp32.
+
+encoder = open_encoder("demo-output/model/final")  # or "untrained:demo-output/model/final", or "mfcc"
+encoder([waveform])[0]  # a tensor (num_layers, num_frames, hidden_size)
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoFeatureExtractor, AutoModel
+
+import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
+from sjepa_hf.opening import build_model, open_config, open_model, open_pretrained
+from training.data.labelled import pad_waveforms
+from training.targets.frame_features import MfccFeatures
+
+
+NOT_IN_DIGEST = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")
+
+
+class TransformersEncoder:
+    """
+    A frozen audio encoder of Transformers, in fp32; its feature extractor norms the waveforms if the model wants that.
+
+    Batches are padded, with an attention mask, for S-JEPA alone: there the padding changes nothing. Other encoders get
+    one clip at a time, since a padded batch changes the group norm of HuBERT and wav2vec 2.0 base.
+
+    Attributes:
+        name (`str`): what the user called it.
+        digest (`str`): hash of weights, configuration, feature extractor and code.
+    """
+
+    def __init__(self, name: str, model: torch.nn.Module, extractor, device: torch.device | str = "cpu"):
+        self.name = name
+        self.model = model.eval().requires_grad_(False).float().to(device)
+        self.extractor = extractor
+        self.pads = model.config.model_type == "sjepa"
+        self.digest = self._digest()
+
+    @torch.no_grad()
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Tensor]:
+        """Waveforms `(num_samples,)` at 16 kHz -> all hidden states `(num_layers, num_frames, hidden_size)` of each,
+        on the encoder's device; only real frames. Layer 0 is what enters the first Transformer layer."""
+        if not self.pads and len(waveforms) > 1:
+            return [self([waveform])[0] for waveform in waveforms]
+        inputs = pad_waveforms(self.extractor, waveforms).to(self.model.device)
+        mask = inputs["attention_mask"]
+        masked = {"attention_mask": mask} if self.pads else {}
+        layers = torch.stack(
+            self.model(inputs["input_values"], output_hidden_states=True, **masked).hidden_states, dim=1
+        )
+        if not self.pads:
+            return list(layers)
+        lengths = self.model._get_feat_extract_output_lengths(mask.sum(-1)).tolist()
+        return [states[:, :length] for states, length in zip(layers, lengths)]
+
+    def _digest(self) -> str:
+        config = {key: value for key, value in self.model.config.to_dict().items() if key not in NOT_IN_DIGEST}
+        source = Path(inspect.getsourcefile(type(self.model))).parent
+        parts = [json.dumps(config, sort_keys=True, default=str), str(self.extractor.to_dict())]
+        parts += [transformers.__version__, *(file.read_text() for file in sorted(source.glob("*.py")))]
+        for key, value in sorted(self.model.state_dict().items()):
+            parts += [key, str(tuple(value.shape)), value.detach().cpu().contiguous().numpy()]
+        return content_hash(*parts)
+
+
+class MfccEncoder:
+    """13 MFCC with deltas and delta-deltas over an encoder's own frames, as one "layer" of 39 values: a baseline."""
+
+    name = "mfcc"
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.features = MfccFeatures().to(device)
+        self.device = device
+        self.digest = content_hash("mfcc", Path(inspect.getsourcefile(MfccFeatures)).read_text())
+
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Tensor]:
+        """Waveforms `(num_samples,)` at 16 kHz -> `(1, num_frames, 39)` of each."""
+        return [self.features(torch.from_numpy(waveform)[None].to(self.device)) for waveform in waveforms]
+
+
+Encoder = TransformersEncoder | MfccEncoder
+
+
+def open_encoder(name: str, device: torch.device | str = "cpu", untrained_seed: int = 0) -> Encoder:
+    """
+    The encoder that `name` stands for.
+
+    Args:
+        name: a checkpoint (directory or Hub name) that AutoModel opens; `untrained:CHECKPOINT`, the same configuration
+            with fresh weights; or `mfcc`.
+        untrained_seed: seed of those fresh weights.
+
+    Raises:
+        ValueError: there is no such checkpoint, it is damaged or incomplete, or its encoder does not read waveforms.
+    """
+    if name == "mfcc":
+        return MfccEncoder(device)
+    checkpoint = name.removeprefix("untrained:")
+    extractor = open_pretrained(AutoFeatureExtractor, checkpoint)
+    if name != checkpoint:
+        config = open_config(checkpoint)
+        with torch.random.fork_rng():
+            torch.manual_seed(untrained_seed)
+            model = build_model(AutoModel, config, checkpoint)
+    else:
+        model = open_model(AutoModel, checkpoint)
+    if extractor.model_input_names[0] != "input_values" or model.main_input_name != "input_values":
+        raise ValueError(f"{name} reads {model.main_input_name}: only encoders of waveforms can be evaluated.")
+    return TransformersEncoder(name, model, extractor, device)
+
+
+def content_hash(*parts: str | bytes | np.ndarray) -> str:
+    """A hash of texts, bytes and arrays, each with its length or shape."""
+    digest = hashlib.sha256()
+    for part in parts:
+        part = part.encode() if isinstance(part, str) else part
+        digest.update(str(len(part) if isinstance(part, bytes) else part.shape).encode())
+        digest.update(part)
+    return digest.hexdigest()[:32]

@@ -1,0 +1,110 @@
+"""Tasks of the probes: a label to probe for, the rows that carry it, and the random splits into fit and score."""
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.model_selection import GroupShuffleSplit
+
+from training.data.labelled import LabelledClips
+from training.evaluation.alignment import phones_at_frames, read_alignment
+from training.evaluation.rows import WHOLE_CLIP, Rows
+
+
+TEST_SHARE = 0.2
+
+
+class Task(NamedTuple):
+    """
+    One label to probe for: `classes` (strings `(num_rows,)`) of the rows, the splits as `(fit, score)` pairs of row
+    numbers, the classifiers to fit, what stays on one side of a split ("recordings", or a column), and what was left
+    out.
+    """
+
+    rows: Rows
+    classes: np.ndarray
+    splits: list[tuple[np.ndarray, np.ndarray]]
+    classifiers: tuple[str, ...]
+    apart: str
+    left_out: dict[str, int]
+
+    def describe(self) -> dict:
+        """Numbers of rows, clips and classes, and the accuracy of always answering with the commonest class."""
+        counts = Counter(self.classes.tolist())
+        return {
+            "level": "frame" if "mlp" in self.classifiers else "utterance",
+            "rows": len(self.classes),
+            "clips": len(np.unique(self.rows.clips)),
+            "classes": len(counts),
+            "commonest_class_share": max(counts.values()) / len(self.classes),
+            "splits": len(self.splits),
+            "apart": self.apart,
+            **self.left_out,
+        }
+
+
+def utterance_task(clips: LabelledClips, label: str, num_splits: int, seed: int, split_by: str | None = None) -> Task:
+    """The probe for a label of whole clips. Clips without it are left out, and counted."""
+    classes = np.array(clips.labels[label])
+    rows = Rows(np.arange(len(classes)), np.full(len(classes), WHOLE_CLIP))
+    labelled = classes != ""
+    task = _task(label, rows, classes, labelled, clips, split_by, ("linear",), num_splits, seed)
+    return task._replace(left_out={"clips_without_label": int((~labelled).sum()), **task.left_out})
+
+
+def phone_task(
+    clips: LabelledClips,
+    frame_counts: np.ndarray,
+    num_splits: int,
+    max_frames: int | None,
+    seed: int,
+    split_by: str | None = None,
+) -> Task:
+    """The probe for the phone at each frame's centre. Frames behind the last phone are left out."""
+    owners, frames, classes = [], [], []
+    for clip, count in enumerate(frame_counts.tolist()):
+        phones = phones_at_frames(*read_alignment(clips, clip), count)
+        owners.append(np.full(len(phones), clip))
+        frames.append(np.arange(len(phones)))
+        classes.append(phones)
+    rows, classes = Rows(np.concatenate(owners), np.concatenate(frames)), np.concatenate(classes).astype(str)
+    if not len(classes):
+        raise ValueError("`phones`: none of the clips has any; fill the columns phones and phone_ends.")
+    drawn = np.zeros(len(classes), bool)
+    drawn[np.random.default_rng(seed).permutation(len(classes))[:max_frames]] = True
+    return _task("phones", rows, classes, drawn, clips, split_by, ("linear", "mlp"), num_splits, seed)
+
+
+def _task(
+    label: str,
+    rows: Rows,
+    classes: np.ndarray,
+    wanted: np.ndarray,
+    clips: LabelledClips,
+    split_by: str | None,
+    classifiers: tuple[str, ...],
+    num_splits: int,
+    seed: int,
+) -> Task:
+    """
+    A task over the `wanted` rows, without the classes that a single group has (a recording, or all clips that share a
+    value of `split_by`): no split could both fit and score.
+    """
+    apart = split_by if split_by != label else None  # a class is not kept apart from itself
+    several = "recordings" if apart is None else f"values of `{apart}`"
+    owners = clips.groups(apart)[rows.clips]
+    groups_of = Counter(name for _, name in set(zip(owners[wanted].tolist(), classes[wanted].tolist())))
+    alone = [name for name, count in groups_of.items() if count < 2]
+    kept = wanted & ~np.isin(classes, alone)
+    rows, classes, owners = Rows(rows.clips[kept], rows.frames[kept]), classes[kept], owners[kept]
+    if len(set(classes.tolist())) < 2:
+        raise ValueError(
+            f"`{label}` has {len(set(classes.tolist()))} class(es) with at least two {several} ({len(alone)} with a"
+            f" single one): a probe needs two; give more of them or leave the label out."
+        )
+    splitter = GroupShuffleSplit(num_splits, test_size=TEST_SHARE, random_state=seed)
+    splits = list(splitter.split(classes, groups=owners))
+    if any(len(set(classes[fit].tolist())) < 2 for fit, _ in splits):
+        raise ValueError(f"`{label}`: a split has a single class left to fit; give more {several} or leave it out.")
+    left_out = {"classes_left_out": len(alone)}
+    return Task(rows, classes, splits, classifiers, apart or "recordings", left_out)
