@@ -91,8 +91,8 @@ def probe(checkpoint: Path, folder: Path, output_dir: Path) -> bool:
     options = probes_of(folder)
     if not options:
         print(
-            f"Nothing to probe for: {folder} has no metadata.csv with two speaker_id of {MIN_RECORDINGS} recordings, or"
-            " phones and phone_ends."
+            f"Nothing to probe for: {folder} has no metadata.csv with two speaker_id of {MIN_RECORDINGS} recordings,"
+            " or phones and phone_ends."
         )
         return False
     arguments = ["training.probe", str(checkpoint.resolve()), "--data", str(folder.resolve()), *options]
