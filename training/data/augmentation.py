@@ -103,14 +103,15 @@ def augment(
 
 def augmented(batch: dict, p_mix: float, p_noise: float) -> Tensor:
     """
-    The waveforms of a batch of the loader, disturbed; as they are where both probabilities are 0. Seeded by the batch,
-    so that a resumed run draws the same, and another number of ranks too.
+    The waveforms of a batch of the loader, disturbed, by its `noise` where it has some; as they are where both
+    probabilities are 0. Seeded by the batch, so that a resumed run draws the same, and another number of ranks too.
     """
     audio = batch["input_values"]
     if p_mix + p_noise == 0:
         return audio
     generator = torch.Generator(audio.device).manual_seed(batch["draw"])
-    return augment(audio, batch["lengths"], p_mix=p_mix, p_noise=p_noise, generator=generator)
+    noise = {name: batch.get(name) for name in ("noise", "noise_lengths")}
+    return augment(audio, batch["lengths"], p_mix=p_mix, p_noise=p_noise, **noise, generator=generator)
 
 
 def _uniform_integer(draw: Tensor, count: Tensor | int) -> Tensor:

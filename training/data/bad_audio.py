@@ -10,6 +10,9 @@ from sjepa_hf.command import UserError
 logger = logging.getLogger(__name__)
 
 
+NOISE = "noise: "  # begins the reason where a recording of noise cannot be used
+
+
 class BadAudioError(UserError):
     """So much of the audio cannot be used that the run stops."""
 
@@ -24,9 +27,11 @@ class BadAudioMonitor:
     A source that vanishes in the middle of a long run would hardly move the share of all clips so far: the run also
     stops when most of the last 1,000 clips were skipped.
 
+    Recordings of noise are named and counted with the others, but do not count as clips: none is missed.
+
     Attributes:
         seen: clips so far, usable or not.
-        by_reason: skipped clips for each reason of `BadAudio`.
+        by_reason: skipped clips for each reason of `BadAudio`, and recordings of noise for each with "noise: " before.
     """
 
     names_logged = 20
@@ -49,14 +54,16 @@ class BadAudioMonitor:
 
     @property
     def skipped(self) -> int:
-        return self.by_reason.total()
+        """Clips so far that were not usable."""
+        return _of_clips(self.by_reason).total()
 
     def update(self, num_clips: int, skipped: Sequence[tuple[str, str]]) -> None:
         """Take in one batch: the number of its clips, and its `skipped` list of `(name, reason)`."""
-        self.seen += num_clips + len(skipped)
-        self._recent.append((num_clips + len(skipped), len(skipped)))
-        self._recent_seen += num_clips + len(skipped)
-        self._recent_skipped += len(skipped)
+        bad = sum(not reason.startswith(NOISE) for _, reason in skipped)
+        self.seen += num_clips + bad
+        self._recent.append((num_clips + bad, bad))
+        self._recent_seen += num_clips + bad
+        self._recent_skipped += bad
         while self._recent_seen - self._recent[0][0] >= self.recent_clips:
             seen, bad = self._recent.popleft()
             self._recent_seen, self._recent_skipped = self._recent_seen - seen, self._recent_skipped - bad
@@ -102,4 +109,8 @@ class BadAudioMonitor:
         return f"{reasons.total()} of {seen} clips were skipped ({listed or 'none was read'})"
 
     def _since_restored(self) -> tuple[int, Counter[str]]:
-        return self.seen - self._restored_seen, self.by_reason - self._restored
+        return self.seen - self._restored_seen, _of_clips(self.by_reason - self._restored)
+
+
+def _of_clips(reasons: Counter[str]) -> Counter[str]:
+    return Counter({reason: count for reason, count in reasons.items() if not reason.startswith(NOISE)})

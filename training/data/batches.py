@@ -19,7 +19,8 @@ from sjepa_hf.frames import SAMPLING_RATE, frame_lengths
 from training.data.bad_audio import BadAudioError
 from training.data.clips import Clip
 from training.data.masking import PUBLISHED_MASK, Mask
-from training.data.order import BUCKET, CROP, DRAW, MASK, ClipIndex, ClipStream, DataPosition, Position
+from training.data.noise import Noise
+from training.data.order import BUCKET, CROP, DRAW, MASK, NOISE, ClipIndex, ClipStream, DataPosition, Position
 from training.data.waveforms import BadAudio, audio_length, check_samples
 
 
@@ -118,11 +119,12 @@ class BatchStream(IterableDataset):
         min_seconds: shorter clips are bad.
         cache_gb: GiB per worker for decoded clips.
         mask: draws the masks of a batch.
+        noise: what augmentation may add; None gives none.
 
     Yields:
-        The tensors of `collate`; `seconds` of real audio; `skipped`, the `(name, reason)` of bad clips met since this
-        reader's previous batch; `reader`, its number, and `position`, where it goes on; `draw`, an integer for random
-        choices about this batch.
+        The tensors of `collate` and, with noise, of `Noise.for_batch`; `seconds` of real audio; `skipped`, the
+        `(name, reason)` of bad clips, and of bad noise, met since this reader's previous batch; `reader`, its number,
+        and `position`, where it goes on; `draw`, an integer for random choices about this batch.
 
     Raises:
         BadAudioError: when an epoch gives a reader no usable clip.
@@ -143,6 +145,7 @@ class BatchStream(IterableDataset):
         min_seconds: float,
         cache_gb: float = 0.0,
         mask: Mask = PUBLISHED_MASK,
+        noise: Noise | None = None,
     ):
         super().__init__()
         self.corpus = corpus
@@ -158,6 +161,7 @@ class BatchStream(IterableDataset):
         self.max_samples = round(max_seconds * SAMPLING_RATE)
         self.cache = _ClipCache(cache_gb) if cache_gb > 0 else None
         self.mask = mask
+        self.noise = noise
         self._lengths: np.ndarray | None = None  # of clips whose header was read, by number; 0: not yet
 
     def __iter__(self) -> Iterator[dict]:
@@ -192,7 +196,8 @@ class BatchStream(IterableDataset):
                     skipped += bad
                     unusable.update(reason for _, reason in bad)
                     if read:
-                        yield self._batch(read, at._replace(batch=number), reader) | {"skipped": skipped}
+                        batch, bad = self._batch(read, at._replace(batch=number), reader)
+                        yield batch | {"skipped": skipped + bad}
                         usable, skipped, unusable = True, [], Counter()
                 at = Position(epoch, at.section + 1, 0, cursor)
             if not usable:
@@ -222,15 +227,21 @@ class BatchStream(IterableDataset):
         lengths = np.array([min(clip.length, self.max_samples) for clip in planned], dtype=np.int64)
         return [[planned[i] for i in batch] for batch in cut_batches(lengths, self.max_batch, rng)], skipped
 
-    def _batch(self, clips: list[np.ndarray], at: Position, reader: int) -> dict:
+    def _batch(self, clips: list[np.ndarray], at: Position, reader: int) -> tuple[dict, list[tuple[str, str]]]:
+        """What is yielded but for `skipped`, and name and reason of unusable noise."""
         place = (at.epoch, at.section, at.batch, reader)
         generator = torch.Generator().manual_seed(_random_state(self.seed, MASK, *place))
-        return collate(clips, self.mask, generator) | {
+        noise, bad = {}, []
+        if self.noise is not None:
+            rng = np.random.default_rng([self.seed, NOISE, *place])
+            noise, bad = self.noise.for_batch(len(clips), max(map(len, clips)), rng)
+        batch = collate(clips, self.mask, generator) | noise
+        return batch | {
             "seconds": sum(map(len, clips)) / SAMPLING_RATE,
             "reader": reader,
             "position": at._replace(batch=at.batch + 1),
             "draw": _random_state(self.seed, DRAW, *place) >> 1,  # fits into a signed integer
-        }
+        }, bad
 
     def _header_length(self, clip: Clip) -> int:
         if clip.duration is not None:  # no need to open the file

@@ -9,7 +9,7 @@ import logging
 import multiprocessing
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import fsspec.asyn
 import torch
@@ -20,6 +20,7 @@ from training.common.ranges import check_ranges
 from training.data.batches import BatchStream
 from training.data.identity import identity
 from training.data.masking import PUBLISHED_MASK, Mask
+from training.data.noise import Noise
 from training.data.order import ClipIndex, ClipStream, DataPosition, Position
 from training.data.sources import open_source
 from training.data.workers import die_when_stuck
@@ -185,6 +186,7 @@ def build_loader(
     args: DataArguments,
     *,
     mask: Mask = PUBLISHED_MASK,
+    noise: Noise | None = None,
     seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -201,6 +203,7 @@ def build_loader(
     Args:
         args: sources and batch shape.
         mask: draws the masks, as `SpanMask` does.
+        noise: what augmentation may add to the clips. It changes neither their order nor their masks.
         seed: non-negative; decides order, crops and masks.
         rank, world_size: this process and their number; ranks share no clip.
         position: where an earlier run has stopped; with as many readers and the same data settings its batches go on
@@ -225,13 +228,18 @@ def build_loader(
             raise ValueError(
                 f"train_data holds {corpus.size} clips for {readers} readers (ranks x num_workers): lower num_workers."
             )
-    settings = reading_settings(args, corpus, seed, identities)
+    settings, heard = reading_settings(args, corpus, seed, identities), noise.identities if noise else []
     if position is None:
         position = DataPosition(readers, settings=settings)
-    elif (position.readers, position.settings) != (readers, settings):
-        position, note = moved(position, readers, settings)
-        if rank == 0:
-            logger.warning("Data: %s.", note)
+    else:
+        before = {name: value for name, value in position.settings.items() if name != "noise"}
+        if position.settings.get("noise", []) != heard and rank == 0:
+            logger.warning("Data: `noise_data` is another than before: the noise is drawn from it from here on.")
+        if (position.readers, before) != (readers, settings):
+            position, note = moved(position, readers, settings)
+            if rank == 0:
+                logger.warning("Data: %s.", note)
+    position = replace(position, settings=settings | ({"noise": heard} if heard else {}))
     corpus.first_epoch, corpus.first_place = position.first
     batches = BatchStream(
         corpus,
@@ -246,6 +254,7 @@ def build_loader(
         min_seconds=args.min_seconds,
         cache_gb=args.cache_gb,
         mask=mask,
+        noise=noise,
     )
     return DataLoader(
         batches,

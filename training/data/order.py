@@ -25,7 +25,7 @@ MIX_BLOCK = 4096  # places of a weighted epoch whose sources are drawn together
 OPEN_SHARDS = 8  # files of a streamed source that are read, and shuffled, together: a chapter
 LARGEST_BUFFER = 1 << 31  # bytes of encoded clips that are held to be shuffled, and in a section
 ASKED = 8  # other files that are asked for the usual number of rows
-ORDER, OWNER, MIX, SHUFFLE, BUCKET, CROP, MASK, DRAW = range(1, 9)  # independent random streams of one seed
+ORDER, OWNER, MIX, SHUFFLE, BUCKET, CROP, MASK, DRAW, NOISE = range(1, 10)  # independent random streams of one seed
 
 Cursor = tuple[tuple[int, int, int, int], ...]
 

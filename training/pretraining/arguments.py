@@ -63,6 +63,13 @@ class MaskingArguments:
     mask_span: int = field(default=10, metadata={"help": "Frames per masked span (20 ms each)."})
     p_mix: float = field(default=0.25, metadata={"help": "Probability of mixing in a piece of another utterance."})
     p_noise: float = field(default=0.25, metadata={"help": "Probability of noise over the whole utterance."})
+    noise_data: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Sources of that noise, named as in train_data (not streamed, no tar archives). Without them "
+            "another utterance of the batch is the noise, as published."
+        },
+    )
 
     def __post_init__(self):
         check_ranges(self, positive="mask_prob", at_least_1="mask_span", share="mask_prob p_mix p_noise")
@@ -72,6 +79,10 @@ class MaskingArguments:
             )
         if self.p_mix + self.p_noise > 1:
             raise ValueError(f"`p_mix` and `p_noise` must not exceed 1 together, got {self.p_mix} and {self.p_noise}.")
+        if self.noise_data is not None and not self.noise_data:
+            raise ValueError("`noise_data` is empty: name a source of noise, or leave it out.")
+        if self.noise_data and self.p_noise == 0:
+            raise ValueError("`noise_data` has no use where `p_noise` is 0: leave one of them out.")
 
     def mask(self) -> SpanMask:
         """What draws the masks."""

@@ -127,6 +127,7 @@ def plan(
     found = survey(stream, data.train_data_weights, readers)
     return [
         about_data(arguments, stream, found),
+        *about_noise(arguments, stream),
         about_batches(arguments, readers, found),
         about_model(model, accelerator),
         about_steps(arguments, processes, found, step),
@@ -160,6 +161,15 @@ def about_data(arguments: Arguments, stream: BatchStream, found: Survey | None) 
         if found.unusable > arguments.data.max_bad_fraction:
             text += f", which is more than `max_bad_fraction` ({arguments.data.max_bad_fraction:g}): the run will stop"
     return text + "."
+
+
+def about_noise(arguments: Arguments, stream: BatchStream) -> list[str]:
+    """A sentence about `noise_data`, where there is some."""
+    if stream.noise is None:
+        return []
+    sources = named([source.name for source in stream.noise.sources])
+    share = f"{100 * arguments.masking.p_noise:.3g} % of the clips"
+    return [f"Noise: {stream.noise.size:,} recordings of {sources}, crops of which are added to {share}."]
 
 
 def about_batches(arguments: Arguments, readers: int, found: Survey | None) -> str:

@@ -18,8 +18,9 @@ from training.common.seeds import Purpose, seed_for
 from training.data.bad_audio import BadAudioError, BadAudioMonitor
 from training.data.batches import BatchStream
 from training.data.loader import build_loader, start_reading
+from training.data.noise import open_noise
 from training.data.order import DataPosition
-from training.data.workers import Patience, check_shared_memory, end_stopped, one_has_died, why_died
+from training.data.workers import SAMPLE_BYTES, Patience, check_shared_memory, end_stopped, one_has_died, why_died
 from training.pretraining.arguments import Arguments
 from training.pretraining.checkpoint_layout import LoopState
 
@@ -157,9 +158,12 @@ class TrainingData:
         self.arguments, self.accelerator, self.meeting = arguments, accelerator, meeting
         self.bad_audio = BadAudioMonitor(arguments.data.max_bad_fraction)
         self.seconds, self.samples_padded, self.samples_real = 0.0, 0, 0
-        check_shared_memory(arguments.data.batch_seconds, arguments.data.num_workers, local_processes(accelerator))
+        data, masking = arguments.data, arguments.masking
+        noise = open_noise(masking.noise_data, masking.p_noise) if masking.noise_data else None
+        sample_bytes = SAMPLE_BYTES + (4 * masking.p_noise if noise else 0)
+        check_shared_memory(data.batch_seconds, data.num_workers, local_processes(accelerator), sample_bytes)
         self._identities: list[str] | None = None
-        opener = self._opener(arguments.data, arguments.run.seed)
+        opener = self._opener(data, arguments.run.seed, noise=noise)
         self._reading = Reading(opener, accelerator.num_processes, position)
         self._identities = self._reading.position.settings["identities"]
         self._read: list[dict] = []  # and not taken

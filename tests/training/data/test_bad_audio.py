@@ -29,6 +29,16 @@ def test_monitor_stops_a_run_with_too_many_bad_clips():
         monitor.check()
 
 
+def test_bad_noise_is_told_and_counted_but_is_no_bad_clip(caplog):
+    monitor = BadAudioMonitor(max_bad_fraction=0.05)
+    monitor.restore(10, {"noise: silent": 3})
+    monitor.update(100, [("hiss.wav", "noise: corrupt")] * 50)
+    monitor.check()
+    assert (monitor.seen, monitor.skipped) == (110, 0)
+    assert monitor.by_reason == {"noise: silent": 3, "noise: corrupt": 50}
+    assert "Skipped hiss.wav: noise: corrupt." in caplog.text
+
+
 def test_monitor_judges_a_resumed_run_by_what_it_reads_itself():
     monitor = BadAudioMonitor(max_bad_fraction=0.05)
     monitor.restore(100, {"corrupt": 40})
