@@ -136,6 +136,7 @@ BAD = {
     "an option of a script": "`python model_cards/space/app.py --checkpoints a`",
     "a file that is none": "`python examples/transcribe.py asr.onnx`",
     "a target of make": "```bash\nmake env && make demos\n```",
+    "a target in a comment": "```python\na = 1  # what `make demos` leaves\n```",
     "a variable of make": "`make demo SPEACH=DIR`",
     "an extra": '```bash\npip install ".[onx]"\n```',
     "a command of the Hub": "`hf log-in`",

@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("training", "sjepa_hf", "benchmarks", "examples", "model_cards", "tests", "tools", "docs", "notebooks")
 # Files and folders that a reader brings or names, or that a library leaves; runs/ is where all runs of the pages go.
 READERS = re.compile(
-    r"(runs|demo-output|my_audio|my_clips|words|speech|aligned|test|dev|clips|analysis|probes|adapter|\.venv|S3PRL|s3prl"
-    r"|study|data)/.*|\.eval_results/|/dev/shm|book\.txt|(clip|other)\.wav|(list|train|a)\.jsonl|lm\.arpa|facts\.yaml"
-    r"|(sid|ks)\.(jsonl|md)|FILE\.yaml|asr(\.int8)?\.onnx|released\.pt|quick_probe\.py|step-N|checkpoint-4000/?|name::config::split|owner/name"
+    r"(runs|demo-output|S3PRL)/.*|(my_audio|my_clips|words|speech|aligned|test|dev|clips|analysis|adapter)/"
+    r"|probes/probes\.\w+|\.eval_results/|(clip|other)\.wav|(list|train|a)\.jsonl|(sid|ks)\.(jsonl|md)|lm\.arpa"
+    r"|facts\.yaml|FILE\.yaml|asr(\.int8)?\.onnx|quick_probe\.py"
 )
 OPTIONS_OF_OTHERS = {"--shm-size": "docker run", "--help": "every command"}
 COMMAND = re.compile(r"(\w+=\S* )*(python |accelerate launch|sbatch |make |hf |pip |training/launch/\S+\.sh )")
@@ -52,6 +52,8 @@ def commands(text: str) -> list[str]:
     lines = []
     for block in blocks(text, "bash"):
         lines += re.sub(r"\\\n\s*", " ", block).splitlines()
+    for _, block in FENCE.findall(text):  # comments in blocks
+        lines += re.findall(r"`([^`\n]+)`", block)
     return [found for line in [*lines, *inline(text)] for found in split_line(line)]
 
 
