@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import transformers
@@ -38,7 +38,7 @@ from sjepa_hf.opening import MissingWeights, open_config, open_model, open_pretr
 from sjepa_hf.saving import files_written_aside
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
-from training.common.drawing import caption
+from training.common.figures import caption, draw_entropy, save
 from training.common.ranges import check_ranges
 from training.data.labelled import LabelledClips, open_labelled
 from training.data.waveforms import BadAudio, read_audio
@@ -46,11 +46,6 @@ from training.evaluation.alignment import read_alignment
 from training.evaluation.bimodality import dip_test, two_gaussians
 from training.evaluation.encoders import open_encoder
 from training.evaluation.rows import Rows, features_at, features_of_layers, readable_clips
-from training.pretraining.figures import draw_entropy
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 
 ANALYSES = ("entropy", "utterance", "rank")
@@ -237,8 +232,7 @@ def draw_ranks(ranks: dict[str, list[float]], num_features: int, num_frames: int
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)
 
 
 def draw_utterance(utterance: Utterance, posteriors: np.ndarray, places: np.ndarray, path: Path) -> None:
@@ -276,8 +270,7 @@ def draw_utterance(utterance: Utterance, posteriors: np.ndarray, places: np.ndar
     text = textwrap.fill(caption(utterance.transcript, 4 * columns), columns)
     name = caption(utterance.name, 80)
     figure.suptitle(f"{name}\n{text}" if text else name, fontsize=10)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _draw_spectrogram(panel, samples: np.ndarray) -> None:

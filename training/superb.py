@@ -29,7 +29,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from sjepa_hf.command import command
@@ -181,30 +180,14 @@ def open_splits(task: Task, arguments: SuperbArguments) -> dict[str, LabelledCli
         if sources:
             splits[name] = opened(sources)
         else:
-            splits["train"], splits[name] = hold_out(splits["train"], fraction, task)
+            evenly = task.columns if task.labels == "classes" else ()
+            splits["train"], splits[name] = splits["train"].hold_out(fraction, SPLIT_SEED, evenly=evenly)
             fraction /= 1 - fraction  # the next share is of what is left, and as large
     if task.silence is not None:
         for name in ("train", "dev"):
             silent = [task.silence in values for values in zip(*splits[name].labels.values())]
             splits[name] = splits[name].cut(silent, seconds=1.0)
     return splits
-
-
-def hold_out(clips: LabelledClips, fraction: float, task: Task) -> tuple[LabelledClips, LabelledClips]:
-    """
-    `(rest, held out)`, whole recordings; with a column of classes, the recordings of each class are shared out alike.
-    """
-    recordings = clips.separable()
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(recordings))
-    if task.labels == "classes":
-        labels = list(zip(*(clips.labels[column] for column in task.columns)))
-        order = np.array(sorted(order, key=lambda i: labels[recordings[i][0]]))
-    steps = np.floor(np.arange(len(order) + 1) * fraction + 0.5)
-    drawn = np.diff(steps) > 0  # every 1/fraction-th clip of the sorted ones
-    if drawn.all() or not drawn.any():
-        raise ValueError(f"{len(order)} recordings are too few to hold out {fraction:.2g} of them: name --test_data.")
-    kept, held_out = (sorted(i for number in order[part] for i in recordings[number]) for part in (~drawn, drawn))
-    return clips.select(kept), clips.select(held_out)
 
 
 def make_labels(task: Task, train: dict[str, list[str]], lexicon: dict[str, str] | None) -> Labels:

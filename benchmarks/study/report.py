@@ -26,7 +26,7 @@ from scipy import stats
 
 from sjepa_hf.command import command
 from sjepa_hf.saving import write_text_aside
-from training.common.drawing import caption
+from training.common.figures import caption
 
 
 matplotlib.use("Agg")

@@ -19,7 +19,7 @@ from training.evaluation.superb.heads import CtcHead, LayerSum, PooledHead, spec
 from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon, recognised_slots, score, slots
 from training.evaluation.superb.results import merge, table
 from training.evaluation.superb.tasks import TASKS
-from training.superb import choose_task, hold_out, main, open_splits, parse_arguments
+from training.superb import choose_task, main, open_splits, parse_arguments
 
 
 SLOTTED = "A B-size very large E-size cup B-drink tea E-drink"
@@ -247,29 +247,6 @@ def test_scores():
 # Splits and batches
 
 
-def test_held_out_clips_have_the_shares_of_the_labels(folder):
-    clips = open_labelled([folder], ["who"])
-    rest, held_out = hold_out(clips, 0.2, replace(TASKS["sid"], columns=("who",)))
-    assert [held_out.labels["who"].count(who) for who in "xyzw"] == [2, 2, 2, 2]
-    assert sorted(rest.places + held_out.places) == clips.places and len(rest) == 32
-    again, _ = hold_out(clips, 0.2, replace(TASKS["sid"], columns=("who",)))
-    assert again.places == rest.places
-
-
-def test_pieces_of_a_recording_are_held_out_together(folder, tmp_path):
-    rows = [
-        {"audio_filepath": f"{folder}/{i}.wav", "offset": start, "duration": 0.1, "who": "xy"[i % 2]}
-        for i in range(20)
-        for start in (0.0, 0.1)
-    ]
-    (tmp_path / "pieces.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    clips = open_labelled([str(tmp_path / "pieces.jsonl")], ["who"])
-    rest, held_out = hold_out(clips, 0.2, replace(TASKS["sid"], columns=("who",)))
-    files = [{part.clip(i).name for i in range(len(part))} for part in (rest, held_out)]
-    assert (len(rest), len(held_out)) == (32, 8) and not files[0] & files[1]
-    assert [held_out.labels["who"].count(who) for who in "xy"] == [4, 4]
-
-
 @pytest.mark.parametrize(("given", "sizes"), [("", (24, 8, 8)), ("eval", (32, 40, 8)), ("test", (32, 8, 40))])
 def test_what_is_not_given_is_held_out(folder, given, sizes):
     options = [f"--{given}_data", folder] if given else []
@@ -278,6 +255,25 @@ def test_what_is_not_given_is_held_out(folder, given, sizes):
     )
     splits = open_splits(choose_task(arguments), arguments)
     assert tuple(len(splits[name]) for name in ("train", "dev", "test")) == sizes
+    for name in {"dev", "test"} - {{"eval": "dev", "test": "test"}.get(given)}:
+        assert [splits[name].labels["who"].count(who) for who in "xyzw"] == [2, 2, 2, 2], (
+            "drawn evenly from all labels"
+        )
+        assert not set(splits[name].places) & set(splits["train"].places)
+
+
+def test_texts_are_held_out_by_whole_recordings(folder, tmp_path):
+    rows = [
+        {"audio_filepath": f"{folder}/{i}.wav", "offset": start, "duration": 0.1, "text": f"word {i}"}
+        for i in range(20)
+        for start in (0.0, 0.1)
+    ]
+    (tmp_path / "pieces.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = parse_arguments(["--task", "asr", "--model", "mfcc", "--train_data", str(tmp_path / "pieces.jsonl")])
+    splits = open_splits(choose_task(arguments), arguments)
+    files = {name: {part.clip(i).name for i in range(len(part))} for name, part in splits.items()}
+    assert all(len(part) == 2 * len(files[name]) for name, part in splits.items())
+    assert not files["train"] & files["dev"] and not files["dev"] & files["test"]
 
 
 def test_balanced_batches_draw_all_classes_alike():
@@ -476,11 +472,6 @@ def test_what_cannot_work_gets_a_sentence(folder, options, message):
     options = [folder if word == "FOLDER" else word for word in options]
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         main(["--model", "mfcc", *options])
-
-
-def test_too_few_clips(folder):
-    with pytest.raises(ValueError, match="2 recordings are too few to hold out 0.2 of them"):
-        hold_out(open_labelled([folder], ["who"]).select([0, 1]), 0.2, TASKS["asr"])
 
 
 def test_one_label_only(folder):

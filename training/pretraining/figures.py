@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
+from training.common.figures import draw_entropy, save
 from training.pretraining.monitoring import HISTORY, read_history
 
 
@@ -41,7 +38,7 @@ def draw_losses(history: list[dict], phase1_steps: int, path: Path) -> None:
     above.set(ylabel="KL(target || prediction), nats", title="Pretraining loss")
     below.set(xlabel="audio seen, hours", ylabel="target\nentropy, bits")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_ranks(history: list[dict], phase1_steps: int, path: Path) -> None:
@@ -74,32 +71,7 @@ def draw_ranks(history: list[dict], phase1_steps: int, path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     figure.legend(loc="outside right center", frameon=False)
-    _save(figure, path)
-
-
-def draw_entropy(entropy: np.ndarray, num_components: int, path: Path) -> None:
-    """Histogram of the predictor's entropy in bits per frame, without masking, with marks at 0.5, 1 and 2 bits."""
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    most = np.log2(num_components)
-    axes.hist(entropy, bins=np.linspace(0, most, 80), density=True, color="C0", alpha=0.8)
-    for mark in (0.5, 1, 2):
-        axes.axvline(mark, color="C3", ls="--", lw=1)
-        share = 100 * float((entropy > mark).mean())
-        axes.annotate(
-            f"{share:.0f} % above {mark:g}",
-            (mark, 0.97),
-            xycoords=("data", "axes fraction"),
-            rotation=90,
-            va="top",
-            ha="right",
-            fontsize=8,
-        )
-    axes.set(
-        xlabel=f"entropy of the prediction, bits (at most {most:.1f})",
-        ylabel="frames, share per bit",
-        title=f"Predictor entropy over {len(entropy):,} frames, mean {entropy.mean():.2f} bits",
-    )
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_run(
@@ -125,8 +97,3 @@ def _mark_boundary(axes, history: list[dict], phase1_steps: int) -> None:
 
 def _marker(points: list) -> str | None:
     return "." if len(points) <= FEW else None
-
-
-def _save(figure, path: Path) -> None:
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

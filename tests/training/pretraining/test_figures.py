@@ -3,7 +3,6 @@
 import warnings
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 
 from training.pretraining import figures
@@ -26,7 +25,7 @@ HISTORY = [
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
     """Draws without closing the figure, and gives its axes."""
-    monkeypatch.setattr(figures, "_save", lambda figure, path: None)
+    monkeypatch.setattr(figures, "save", lambda figure, path: None)
 
     def draw(function, *arguments):
         with warnings.catch_warnings():
@@ -63,8 +62,3 @@ def test_an_empty_picture_is_not_drawn(tmp_path):
     with pytest.raises(ValueError, match="nothing to draw"):
         figures.draw_ranks([line(10, 1)], 20, tmp_path / "effective_rank.png")
     assert not (tmp_path / "effective_rank.png").exists()
-
-
-def test_entropy_has_a_unit(drawn):
-    (axes,) = drawn(figures.draw_entropy, np.linspace(0, 3, 100), 100)
-    assert "bits" in axes.get_xlabel() and axes.get_ylabel() == "frames, share per bit"

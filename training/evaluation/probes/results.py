@@ -3,14 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
-from training.common.drawing import caption
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from training.common.figures import caption, save
 
 
 def short_names(checkpoints: Sequence[str]) -> list[str]:
@@ -110,5 +106,4 @@ def draw(results: dict, path: Path) -> None:
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_ylabel("accuracy (%)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)

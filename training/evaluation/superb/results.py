@@ -4,16 +4,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
 from sjepa_hf.saving import files_written_aside
 from sjepa_hf.scores import short_names
-from training.common.drawing import caption
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from training.common.figures import caption, save
 
 
 def earlier_results(directory: Path, task: str, settings: dict) -> list[dict]:
@@ -123,5 +119,4 @@ def draw_layer_weights(results: list[dict], directory: Path) -> None:
         )
         axes.title.set_fontsize(10)
     with files_written_aside(directory) as aside:
-        figure.savefig(aside / f"{results[0]['task']}_layer_weights.png", dpi=120)
-    plt.close(figure)
+        save(figure, aside / f"{results[0]['task']}_layer_weights.png")

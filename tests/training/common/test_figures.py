@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.study.report import draw as draw_study
 from training.analyze import Utterance, draw_utterance
-from training.common.drawing import caption
+from training.common.figures import caption, draw_entropy
 from training.evaluation.probes.results import draw as draw_probes
 from training.evaluation.superb.results import draw_layer_weights
 from training.finetuning.result import draw_learning_curve
@@ -160,6 +160,15 @@ def test_a_grid_has_readable_proportions(drawn, tmp_path, scores):
     width, height = figure.get_size_inches()
     assert 0.4 < height / width < 2.5
     assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "mean of control"
+
+
+def test_entropy_has_a_unit_and_its_marks(drawn, tmp_path):
+    draw_entropy(np.linspace(0, 3, 100), 100, tmp_path / "entropy.png")
+    ((_, figure),) = drawn
+    check(figure)
+    (axes,) = panels(figure)
+    assert "bits" in axes.get_xlabel() and axes.get_ylabel() == "frames, share per bit"
+    assert [text.get_text() for text in axes.texts] == ["83 % above 0.5", "66 % above 1", "33 % above 2"]
 
 
 def test_captions():
