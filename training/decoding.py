@@ -17,7 +17,7 @@ from pathlib import Path
 from sjepa_hf.command import command
 from sjepa_hf.saving import write_text_aside
 from training.common.device import default_device
-from training.common.heartbeat import Heartbeat
+from training.common.progress import Heartbeat
 from training.data.labelled import open_labelled
 from training.finetuning.beam_search import ALPHA, BEAM_WIDTH, BETA, BeamSearchDecoder, check_language_model
 from training.finetuning.data import TEXT_COLUMNS, choose_column, read_sentences

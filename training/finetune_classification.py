@@ -21,8 +21,8 @@ from pathlib import Path
 from transformers import AutoModelForAudioClassification, Wav2Vec2FeatureExtractor, set_seed
 
 from sjepa_hf.command import command
-from training.common.heartbeat import Heartbeat
 from training.common.learned import judge_classes
+from training.common.progress import Heartbeat
 from training.data.labelled import LabelledClips
 from training.finetuning.arguments import FineTuningArguments, parse_finetuning
 from training.finetuning.classification import ClassificationCollator, accuracy_and_f1, check_labels, class_names

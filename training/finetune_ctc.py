@@ -21,8 +21,8 @@ from pathlib import Path
 from transformers import AutoModelForCTC, Wav2Vec2Processor, set_seed
 
 from sjepa_hf.command import command
-from training.common.heartbeat import Heartbeat
 from training.common.learned import judge_texts
+from training.common.progress import Heartbeat
 from training.data.labelled import LabelledClips
 from training.finetuning.arguments import FineTuningArguments, parse_finetuning
 from training.finetuning.beam_search import ALPHA, BEAM_WIDTH, BETA, BeamSearchDecoder, check_language_model

@@ -28,7 +28,7 @@ from sjepa_hf.command import command
 from sjepa_hf.saving import files_written_aside
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
-from training.common.heartbeat import Heartbeat
+from training.common.progress import Heartbeat
 from training.common.ranges import check_ranges
 from training.data.labelled import open_labelled
 from training.evaluation.encoders import open_encoder

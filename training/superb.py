@@ -34,7 +34,7 @@ import torch
 from sjepa_hf.command import command
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
-from training.common.heartbeat import Heartbeat
+from training.common.progress import Heartbeat
 from training.data.labelled import LabelledClips, open_labelled
 from training.evaluation.encoders import open_encoder
 from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, clip_keys

@@ -34,7 +34,7 @@ from sjepa_hf.measures import entropy_bits
 from sjepa_hf.opening import open_config, open_model
 from sjepa_hf.saving import write_text_aside
 from training.common.command_line import parse_dataclasses
-from training.common.heartbeat import Heartbeat
+from training.common.progress import Heartbeat
 from training.data.labelled import LabelledClips, open_labelled
 from training.evaluation.alignment import phones_at_frames, read_alignment
 from training.evaluation.rows import readable_clips

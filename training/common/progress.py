@@ -1,6 +1,12 @@
-"""Nothing that takes long is silent: a log line every few seconds, and how long a phase will take."""
+"""Progress: nothing that takes long is silent in the log.
+
+- `Progress`: whoever does the work says how far it is.
+- `Heartbeat`: where nobody says anything, what is being done.
+- `Forecast`: once, how long the rest of a phase will take.
+"""
 
 import logging
+import threading
 import time
 from collections.abc import Iterable, Iterator
 
@@ -8,6 +14,7 @@ from collections.abc import Iterable, Iterator
 logger = logging.getLogger(__name__)
 
 SILENCE = 5.0  # seconds between two lines about the same work
+LONGEST_SILENCE = 10.0  # seconds without any line, after which there is a sign of life
 MEASURED_STEPS = 20  # steps whose time says how long a phase will take
 LONG_ENOUGH = 60.0  # seconds after which fewer steps will do
 
@@ -38,6 +45,51 @@ class Progress:
             seconds += batch["seconds"]
             self(f"{seconds * ranks / 3600:.2f} h of audio read")
             yield batch
+
+
+class Heartbeat(logging.Handler):
+    """
+    Says what a process is doing when it has logged nothing for ten seconds.
+
+    with Heartbeat("opening the data") as heartbeat:
+        heartbeat.doing = "training"
+
+    Attributes:
+        doing (`str`): what to say.
+    """
+
+    def __init__(self, doing: str, silence: float = LONGEST_SILENCE):
+        super().__init__()
+        self.doing = doing
+        self.silence = silence
+        self._last = self._begin = time.monotonic()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Any line of the log counts."""
+        self._last = time.monotonic()
+
+    def over(self, items: Iterable, doing: str, total: int) -> Iterator:
+        """The items, while `doing` counts them."""
+        for number, item in enumerate(items):
+            self.doing = f"{doing}: {number} of {total}"
+            yield item
+
+    def __enter__(self) -> "Heartbeat":
+        logging.getLogger().addHandler(self)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._done.set()
+        logging.getLogger().removeHandler(self)
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(self.silence / 10):
+            if time.monotonic() - self._last >= self.silence:
+                logger.info("... %s (%.0f s since the start)", self.doing, time.monotonic() - self._begin)
 
 
 class Forecast:

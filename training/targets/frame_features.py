@@ -1,4 +1,4 @@
-"""MFCC features of the first phase's mixture: 13 coefficients with deltas and delta-deltas for each frame."""
+"""Frame features of the first phase's mixture: MFCC or log-mel bands, with deltas and delta-deltas, for each frame."""
 
 import math
 from functools import partial
@@ -21,13 +21,11 @@ class MfccFeatures(nn.Module):
     The values are those of `torchaudio.transforms.MFCC` (16 kHz, 13 coefficients, 23 mel bands, 25 ms window, 20 ms
     hop) and `torchaudio.functional.compute_deltas`, applied once and twice, on *each clip alone*: neither other clips
     nor padding reach the deltas, which repeat the last frame, or the floor 80 dB under the loudest mel power, which
-    torchaudio would take over a whole `(batch_size, num_samples)` input. Always computed in float32.
+    torchaudio would take over a whole `(batch_size, num_samples)` input. Frames are exactly the encoder's, over the
+    same samples; the released code centres them on multiples of the hop, 12.5 ms earlier. Always computed in float32.
 
     Args:
-        center: False gives exactly the encoder's frames, over the same samples. True centres the windows on multiples
-            of the hop, with the clip mirrored at its ends, as the released code does: `samples // 320 + 1` frames,
-            12.5 ms early against the encoder's; cut off those beyond the encoder's count.
-        subtract_mean: subtract each clip's own mean, which takes off much of speaker and channel.
+        subtract_mean (`bool`): subtract each clip's own mean, which takes off much of speaker and channel.
 
     Buffers (not saved):
         window `(400,)`, mel_bands `(201, 23)`, cosines `(23, 13)`.
@@ -35,9 +33,8 @@ class MfccFeatures(nn.Module):
 
     num_features = 3 * NUM_COEFFICIENTS
 
-    def __init__(self, center: bool = False, subtract_mean: bool = False):
+    def __init__(self, subtract_mean: bool = False):
         super().__init__()
-        self.center = center
         self.subtract_mean = subtract_mean
         mel_bands = mel_filter_bank(WINDOW // 2 + 1, NUM_MELS, 0.0, SAMPLING_RATE / 2, SAMPLING_RATE, mel_scale="htk")
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
@@ -71,10 +68,7 @@ class MfccFeatures(nn.Module):
             lengths = torch.full((batch_size,), num_samples, device=input_values.device)
         with torch.autocast(input_values.device.type, enabled=False):
             input_values, lengths = input_values.float(), lengths.to(input_values.device)
-            num_frames = frame_lengths(lengths)
-            if self.center:
-                input_values, num_frames = _mirror_ends(input_values, lengths), lengths // HOP + 1
-            return self._features(input_values, num_frames)
+            return self._features(input_values, frame_lengths(lengths))
 
     def _features(self, input_values: Tensor, num_frames: Tensor) -> Tensor:
         spectrum = torch.stft(input_values, WINDOW, HOP, window=self.window, center=False, return_complex=True)
@@ -135,12 +129,3 @@ def _deltas(features: Tensor, last_frame: Tensor) -> Tensor:
         return features.gather(1, index[..., None].expand_as(features))
 
     return (shifted(1) - shifted(-1) + 2.0 * (shifted(2) - shifted(-2))) / 10.0
-
-
-def _mirror_ends(input_values: Tensor, lengths: Tensor) -> Tensor:
-    """Extend each clip by half a window on both sides, mirrored at its own first and last sample; zeros follow."""
-    half = WINDOW // 2
-    last = (lengths - 1).clamp(min=0)[:, None]
-    position = torch.arange(-half, input_values.shape[1] + half, device=input_values.device)
-    index = last - (last - position.abs()).abs()  # [B, S + 400]
-    return input_values.gather(1, index.clamp(min=0)) * (position < lengths[:, None] + half)

@@ -1,13 +1,14 @@
 """What a long piece of work says while it lasts, and how long a phase is said to take."""
 
 import logging
+import time
 
 import pytest
 import torch
 
 from sjepa_hf import DiagonalGaussianMixture
 from training.common import progress
-from training.common.progress import Forecast, Progress, duration
+from training.common.progress import Forecast, Heartbeat, Progress, duration
 
 
 @pytest.fixture
@@ -102,3 +103,24 @@ def test_a_short_phase_is_not_forecast(clock, said):
 )
 def test_durations_in_words(seconds, words):
     assert duration(seconds) == words
+
+
+def test_silence_is_broken_and_speech_is_not(caplog):
+    caplog.set_level("INFO")
+    with Heartbeat("counting", silence=0.05) as heartbeat:
+        heartbeat.doing = "counting: 3 of 9"
+        deadline = time.monotonic() + 20
+        while "counting: 3 of 9" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "... counting: 3 of 9" in caplog.text
+    assert heartbeat not in logging.getLogger().handlers
+
+
+def test_a_line_in_the_log_counts_as_a_sign(caplog):
+    caplog.set_level("INFO")
+    heartbeat = Heartbeat("waiting", silence=1e9)
+    with heartbeat:
+        before = heartbeat._last
+        logging.getLogger("anything").info("a line")
+        assert heartbeat._last > before
+    assert "waiting" not in caplog.text

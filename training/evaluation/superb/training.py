@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.common.heartbeat import Heartbeat
 from training.common.learned import Verdict, judge_classes, judge_texts
+from training.common.progress import Heartbeat
 from training.evaluation.frozen_features import FrozenFeatures
 from training.evaluation.superb.heads import CtcHead, PooledHead
 from training.evaluation.superb.labels import ClassLabels, TokenLabels, score
