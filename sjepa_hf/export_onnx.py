@@ -38,11 +38,10 @@ from torch import nn
 from transformers import Wav2Vec2CTCTokenizer
 
 from .command import command
-from .configuration_sjepa import SJepaConfig
 from .frames import MIN_SAMPLES, SAMPLING_RATE
 from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel
 from .modeling_sjepa_heads import SJepaForCTC, SJepaForSequenceClassification
-from .opening import MissingWeights, open_config, open_model, open_pretrained
+from .opening import MissingWeights, open_pretrained, open_sjepa, open_sjepa_config
 from .saving import files_written_aside
 
 
@@ -75,16 +74,13 @@ def open_checkpoint(checkpoint: str | Path, task: str | None = None) -> tuple[SJ
     """
     if task is not None and task not in TASKS:
         raise ValueError(f"`task` is {task}; it must be one of {', '.join(TASKS)}.")
-    config = open_config(checkpoint)
-    if not isinstance(config, SJepaConfig):
-        raise ValueError(f"{checkpoint} is of type {config.model_type}; only S-JEPA checkpoints are exported here.")
-    saved = (config.architectures or ["?"])[0]
+    saved = (open_sjepa_config(checkpoint).architectures or ["?"])[0]
     if task is None:
         task = TASK_OF_CLASS.get(saved)
         if task is None:
             raise ValueError(f"{checkpoint} was saved as {saved}: say with `task` what to export: {', '.join(TASKS)}.")
     try:
-        model = open_model(TASKS[task], checkpoint, dtype=torch.float32, attn_implementation="eager")
+        model = open_sjepa(TASKS[task], checkpoint, attn_implementation="eager")
     except MissingWeights as error:
         raise ValueError(
             f"{checkpoint} was saved as {saved} and lacks weights that `task` {task} needs"

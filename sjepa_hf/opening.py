@@ -1,16 +1,27 @@
 """Open what a user names as a checkpoint, or say in one sentence why it does not open."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers import (
+    AutoConfig,
+    AutoModelForCTC,
+    AutoModelForPreTraining,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
 
 from .command import first_line
 
+
+logger = logging.getLogger(__name__)
 
 MAY_BE_FRESH = ("masked_spec_embed",)  # SpecAugment's vector, which encoders are published without
 LFS_POINTER = b"version https://git-lfs"
@@ -53,7 +64,8 @@ def open_model(auto_class: Any, checkpoint: str | Path, *, fresh_head: bool = Fa
     A model all of whose weights are the checkpoint's: Transformers alone would fill what is absent with fresh weights.
 
     Args:
-        fresh_head: whether what is not the encoder may be fresh: absent from the checkpoint, or of another size.
+        fresh_head: whether what is not the encoder may be fresh: absent from the checkpoint, or of another size. The
+            log says what is.
         options: of `from_pretrained`.
 
     Raises:
@@ -85,10 +97,73 @@ def open_model(auto_class: Any, checkpoint: str | Path, *, fresh_head: bool = Fa
             f"{checkpoint}: {name} has the shape {found}, but its config.json makes it {wanted}: the two files do not"
             " belong together."
         )
+    fresh = {name.partition(".")[0] for name in (*loading["missing_keys"], *shapes) if not name.endswith(MAY_BE_FRESH)}
+    if fresh:
+        logger.info("%s has no weights for %s: they are fresh.", checkpoint, ", ".join(sorted(fresh)))
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{checkpoint}: {name} holds NaN or infinite weights: it is damaged, or of a failed run.")
     return model
+
+
+def open_sjepa_config(checkpoint: str | Path) -> PreTrainedConfig:
+    """The configuration of an S-JEPA checkpoint. Raises ValueError if it is of another type or cannot be opened."""
+    config = open_config(checkpoint)
+    if config.model_type != "sjepa":
+        raise ValueError(f"{checkpoint} is of type {config.model_type}, not an S-JEPA checkpoint.")
+    return config
+
+
+def open_sjepa(auto_class: Any, checkpoint: str | Path, **options) -> PreTrainedModel:
+    """
+    [`open_model`] for an S-JEPA checkpoint, in fp32 however it was saved.
+
+    Raises:
+        ValueError: as there, or if it is of another type.
+    """
+    open_sjepa_config(checkpoint)
+    return open_model(auto_class, checkpoint, dtype=torch.float32, **options)
+
+
+def open_pretraining(checkpoint: str | Path) -> PreTrainedModel | None:
+    """
+    The whole model of pretraining, or None for an S-JEPA checkpoint without the cluster head: fine-tuned, or the
+    encoder alone.
+
+    Raises:
+        ValueError: as [`open_sjepa`] does.
+    """
+    try:
+        return open_sjepa(AutoModelForPreTraining, checkpoint)
+    except MissingWeights as error:
+        if any(name.startswith("cluster_head.") for name in error.names):
+            return None
+        raise
+
+
+def open_recogniser(checkpoint: str | Path) -> tuple[Any, PreTrainedModel]:
+    """
+    Processor and model, in fp32, of a CTC checkpoint of any type.
+
+    Raises:
+        ValueError: if it cannot be opened, or has no CTC head or no tokenizer that belongs to it.
+    """
+    try:
+        model = open_model(AutoModelForCTC, checkpoint, dtype=torch.float32)
+    except MissingWeights as error:
+        if any(name.startswith("lm_head.") for name in error.names):
+            raise ValueError(
+                f"{checkpoint} has no CTC head, which transcripts need: give the result of a fine-tuning with CTC."
+            ) from None
+        raise
+    processor = open_processor(checkpoint)
+    outputs, labels = model.config.vocab_size, len(processor.tokenizer)
+    if outputs > labels:
+        raise ValueError(
+            f"{checkpoint} has {outputs} outputs, but its tokenizer only {labels} labels: the two do not belong"
+            " together."
+        )
+    return processor, model
 
 
 def open_processor(checkpoint: str | Path) -> Any:
@@ -134,12 +209,12 @@ def why(error: Exception) -> str:
 @contextmanager
 def unreported() -> Iterator[None]:
     """Without Transformers' table of missing and unexpected weights: what matters of it is checked here."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        transformers_logging.set_verbosity(before)
 
 
 def undownloaded(checkpoint: str | Path) -> str | None:

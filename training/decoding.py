@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sjepa_hf.command import command
+from sjepa_hf.opening import open_recogniser
 from sjepa_hf.saving import write_text_aside
 from training.common.device import default_device
 from training.common.progress import Heartbeat
@@ -23,7 +24,7 @@ from training.finetuning.beam_search import ALPHA, BEAM_WIDTH, BETA, BeamSearchD
 from training.finetuning.data import TEXT_COLUMNS, choose_column, read_sentences
 from training.finetuning.ngram import NGram, estimate
 from training.finetuning.text import TextNormalizer
-from training.finetuning.transcribe import evaluate_clips, examples, open_recogniser
+from training.finetuning.transcribe import evaluate_clips, examples
 
 
 def parser() -> argparse.ArgumentParser:

@@ -31,7 +31,7 @@ from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from sjepa_hf.command import command
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.measures import entropy_bits
-from sjepa_hf.opening import open_config, open_model
+from sjepa_hf.opening import open_sjepa
 from sjepa_hf.saving import write_text_aside
 from training.common.command_line import parse_dataclasses
 from training.common.progress import Heartbeat
@@ -206,10 +206,7 @@ def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat |
         BadAudioError: if too much audio cannot be decoded.
     """
     heartbeat = heartbeat or Heartbeat("measuring")
-    kind = open_config(checkpoint).model_type
-    if kind != "sjepa":
-        raise ValueError(f"{checkpoint} is of type {kind}, not an S-JEPA checkpoint.")
-    encoder = open_model(SJepaModel, checkpoint, dtype=torch.float32).eval().to(Accelerator().device)
+    encoder = open_sjepa(SJepaModel, checkpoint).eval().to(Accelerator().device)
     unlabelled = open_labelled(arguments.train_data, (), audio_column=arguments.audio_column)
     aligned = open_labelled(arguments.data, ("phones", "phone_ends"), audio_column=arguments.audio_column)
     aligned, frame_counts = readable_clips(aligned, arguments.max_clips, arguments.seed)

@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoModelForPreTraining
+from transformers import AutoFeatureExtractor, AutoModel
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.clusters import order_clusters
 from sjepa_hf.frames import SAMPLING_RATE, WINDOW
 from sjepa_hf.measures import effective_rank, entropy_bits
-from sjepa_hf.opening import open_config, open_pretrained, open_processor
+from sjepa_hf.opening import open_pretrained, open_pretraining, open_recogniser, open_sjepa, open_sjepa_config
 from training.data.waveforms import BadAudio, audio_length, read_audio
 
 
@@ -126,10 +126,7 @@ class Recogniser:
 
     def __init__(self, checkpoint: str, device: str):
         """Raises ValueError if there is no CTC head or no tokenizer."""
-        model, loading = open_pretrained(AutoModelForCTC, checkpoint, dtype=torch.float32, output_loading_info=True)
-        if any(key.startswith("lm_head.") for key in loading["missing_keys"]):
-            raise ValueError(f"{checkpoint} has no CTC head, which transcripts need: give one that was fine-tuned.")
-        self.processor = open_processor(checkpoint)
+        self.processor, model = open_recogniser(checkpoint)
         self.model, self.device = model.eval().to(device), device
 
     @torch.inference_mode()
@@ -167,22 +164,14 @@ class Listener:
             raise ValueError(
                 f"there is no directory {checkpoint}: choose another with --checkpoint, or make one by `make demo`."
             )
-        self.config = open_config(checkpoint)
-        if self.config.model_type != "sjepa":
-            raise ValueError(f"{checkpoint} holds a {self.config.model_type} model, not S-JEPA.")
-        model, loading = open_pretrained(
-            AutoModelForPreTraining, checkpoint, dtype=torch.float32, output_loading_info=True
-        )
+        self.config = open_sjepa_config(checkpoint)
         self.extractor = open_pretrained(AutoFeatureExtractor, checkpoint)
-        if any(key.startswith("sjepa.") for key in loading["missing_keys"]):
-            raise ValueError(f"{checkpoint} holds no whole S-JEPA encoder.")
-        if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
-            raise ValueError(f"{checkpoint} holds weights that are NaN or infinite: its training has diverged.")
-        pretraining = not any(key.startswith("cluster_head.") for key in loading["missing_keys"])
-        self.encoder = model.sjepa.eval().to(self.device)
-        self.cluster_head = model.cluster_head.eval().to(self.device) if pretraining else None
-        self.cluster_places = order_clusters(model.mixture.means) if pretraining else None
-        if asr is None and any(key.startswith("lm_head.") for key in loading["unexpected_keys"]):
+        model = open_pretraining(checkpoint)
+        encoder = open_sjepa(AutoModel, checkpoint) if model is None else model.sjepa
+        self.encoder = encoder.eval().to(self.device)
+        self.cluster_head = None if model is None else model.cluster_head.eval().to(self.device)
+        self.cluster_places = None if model is None else order_clusters(model.mixture.means)
+        if asr is None and self.config.architectures == ["SJepaForCTC"]:
             asr = checkpoint
         self.asr_name = asr
         self.recogniser = None if asr is None else Recogniser(asr, self.device)

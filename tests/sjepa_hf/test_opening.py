@@ -6,10 +6,19 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCTC, HubertConfig, HubertModel
+from transformers import AutoModel, AutoModelForCTC, HubertConfig, HubertModel, Wav2Vec2CTCTokenizer, Wav2Vec2Processor
 
-from sjepa_hf import SJepaForPreTraining
-from sjepa_hf.opening import MissingWeights, build_model, open_config, open_model
+from sjepa_hf import SJepaForCTC, SJepaForPreTraining, SJepaModel
+from sjepa_hf.opening import (
+    MissingWeights,
+    build_model,
+    open_config,
+    open_model,
+    open_pretraining,
+    open_recogniser,
+    open_sjepa,
+)
+from sjepa_hf.saving import feature_extractor
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +104,10 @@ def test_a_damaged_checkpoint_is_refused(originals, tmp_path, kind, damage, mess
 
 
 @pytest.mark.parametrize("kind", ["sjepa", "hubert"])
-def test_a_head_is_fresh_only_where_it_may_be(originals, kind):
+def test_a_head_is_fresh_only_where_it_may_be(originals, kind, caplog):
+    caplog.set_level("INFO")
     model = open_model(AutoModelForCTC, originals / kind, fresh_head=True)
+    assert f"{kind} has no weights for lm_head: they are fresh" in caplog.text
     weights = load_file(originals / kind / "model.safetensors")
     name = next(name for name in weights if name.endswith("encoder.layers.0.attention.q_proj.weight"))
     full = name if name.startswith(model.base_model_prefix) else f"{model.base_model_prefix}.{name}"
@@ -111,3 +122,38 @@ def test_a_configuration_that_makes_no_network(originals):
     config.num_attention_heads = 0
     with pytest.raises(ValueError, match="The configuration of .*hubert makes no network: ZeroDivisionError"):
         build_model(AutoModel, config, originals / "hubert")
+
+
+def test_only_sjepa_is_opened_as_sjepa_and_in_fp32(originals, make_config, tmp_path):
+    with pytest.raises(ValueError, match="hubert is of type hubert, not an S-JEPA checkpoint"):
+        open_sjepa(AutoModel, originals / "hubert")
+    SJepaModel(make_config("log_mel")).bfloat16().save_pretrained(tmp_path)
+    assert {p.dtype for p in open_sjepa(AutoModel, tmp_path).parameters()} == {torch.float32}
+
+
+def test_a_model_of_pretraining_is_whole_or_none(originals, make_config, tmp_path):
+    assert type(open_pretraining(originals / "sjepa")) is SJepaForPreTraining
+    SJepaForCTC(make_config("log_mel")).save_pretrained(tmp_path / "asr")
+    assert open_pretraining(tmp_path / "asr") is None
+    shutil.copytree(originals / "sjepa", tmp_path / "torn")
+    edit_weights(without_a_layer)(tmp_path / "torn")
+    with pytest.raises(MissingWeights, match="torn lacks"):
+        open_pretraining(tmp_path / "torn")
+
+
+def test_a_recogniser_has_a_head_and_a_tokenizer_that_belong_together(originals, make_config, tmp_path):
+    with pytest.raises(ValueError, match="sjepa has no CTC head, which transcripts need"):
+        open_recogniser(originals / "sjepa")
+    SJepaForCTC(make_config("log_mel", vocab_size=12)).save_pretrained(tmp_path)
+    feature_extractor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no tokenizer that opens"):
+        open_recogniser(tmp_path)
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ABC"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    tokenizer = Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"))
+    Wav2Vec2Processor(feature_extractor=feature_extractor(), tokenizer=tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has 12 outputs, but its tokenizer only 8 labels"):
+        open_recogniser(tmp_path)
+    SJepaForCTC(make_config("log_mel", vocab_size=8)).save_pretrained(tmp_path)
+    processor, model = open_recogniser(tmp_path)
+    assert len(processor.tokenizer) == model.config.vocab_size == 8

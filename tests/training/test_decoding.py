@@ -257,11 +257,11 @@ def test_no_frames_and_special_tokens():
     assert decoder.decode(frames) == "A", "the best label that is"
 
 
-def test_decode_wants_a_model_with_a_tokenizer(make_config, tmp_path):
+def test_decode_wants_a_model_with_a_ctc_head(make_config, tmp_path):
     SJepaForPreTraining(make_config("log_mel")).save_pretrained(tmp_path)
     feature_extractor().save_pretrained(tmp_path)
     with pytest.raises(
-        SystemExit, match="error: .* has no tokenizer that opens, .*: give the result of a fine-tuning"
+        SystemExit, match="error: .* has no CTC head, which transcripts need: give the result of a fine-tuning"
     ):
         decoding.main(["decode", "--model", str(tmp_path), "--data", str(tmp_path)])
 

@@ -109,22 +109,6 @@ class LabelledClips(torch.utils.data.Dataset):
         labels = {name: [values[n] for n in numbers] for name, values in self.labels.items()}
         return LabelledClips(self.sources, places, labels, self._monitor.max_bad_fraction)
 
-    @property
-    def recordings(self) -> list[list[int]]:
-        """Numbers of the clips of each recording: what is held out must not be pieces of what is trained on."""
-        found: dict[int, list[int]] = {}
-        for number, place in enumerate(self.places):
-            found.setdefault(place.recording, []).append(number)
-        return list(found.values())
-
-    def separable(self) -> list[list[int]]:
-        """`recordings`, or every clip by itself, with a warning, where all are pieces of a single recording."""
-        recordings = self.recordings
-        if len(recordings) > 1 or len(self) == 1:
-            return recordings
-        logger.warning("All clips are pieces of one recording: what is held out of it is like what is trained on.")
-        return [[number] for number in range(len(self))]
-
     def groups(self, apart: str | None = None) -> np.ndarray:
         """
         Numbers `(num_clips,)` that clips share where a hold-out must not part them: pieces of one recording and, given

@@ -5,30 +5,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from transformers import AutoModelForCTC
 
-from sjepa_hf.opening import open_model, open_processor
 from training.common.metrics import load_metric
 from training.data.labelled import LabelledClips, pad_waveforms
 from training.finetuning.beam_search import BeamSearchDecoder, greedy_decode
-
-
-def open_recogniser(checkpoint: str) -> tuple:
-    """
-    The processor and the model of a CTC checkpoint.
-
-    Raises:
-        ValueError: if it is none, or damaged.
-    """
-    processor = open_processor(checkpoint)
-    model = open_model(AutoModelForCTC, checkpoint)
-    outputs, labels = model.config.vocab_size, len(processor.tokenizer)
-    if outputs > labels:
-        raise ValueError(
-            f"`model` {checkpoint} has {outputs} outputs, but its tokenizer only {labels} labels: the two do not"
-            " belong together."
-        )
-    return processor, model
 
 
 def evaluate_clips(

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedModel
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel
-from sjepa_hf.opening import open_config, open_pretrained
+from sjepa_hf.opening import open_sjepa
 from training.pretraining.arguments import Arguments, RunArguments, TargetArguments, check_model
 from training.targets.frame_features import num_features
 from training.targets.layer_choice import LayerChoice
@@ -27,7 +26,7 @@ def build_model(arguments: Arguments, resumed: Path | None, accelerator: Acceler
     checkpoint = resumed or settings.initial_checkpoint
     if checkpoint:
         with accelerator.main_process_first():
-            model = open_checkpoint(SJepaForPreTraining, checkpoint, **attention)
+            model = open_sjepa(SJepaForPreTraining, checkpoint, fresh_head=not resumed, **attention)
         check_model(arguments, model.config)
     else:
         model = SJepaForPreTraining._from_config(arguments.sjepa_config(), **attention)
@@ -46,19 +45,6 @@ def build_model(arguments: Arguments, resumed: Path | None, accelerator: Acceler
     if settings.torch_compile:
         model.compile(dynamic=True)  # every batch has a length of its own
     return model
-
-
-def open_checkpoint(model_class: type[PreTrainedModel], checkpoint: str | Path, **options) -> PreTrainedModel:
-    """
-    A model of a checkpoint, in fp32 however it was saved.
-
-    Raises:
-        ValueError: if it cannot be opened, or is not S-JEPA.
-    """
-    kind = open_config(checkpoint).model_type
-    if kind != "sjepa":
-        raise ValueError(f"{checkpoint} is of type {kind}, not an S-JEPA checkpoint.")
-    return open_pretrained(model_class, checkpoint, dtype=torch.float32, **options)
 
 
 def build_optimizer(model: SJepaForPreTraining, run: RunArguments) -> torch.optim.AdamW:
