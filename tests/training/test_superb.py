@@ -1,12 +1,10 @@
 import csv
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from torch import nn
 
 from sjepa_hf import SJepaModel
 from sjepa_hf.saving import feature_extractor
@@ -14,15 +12,9 @@ from training import superb
 from training.data.labelled import open_labelled
 from training.evaluation.encoders import TransformersEncoder, open_encoder
 from training.evaluation.frozen_features import FeatureStore, FrozenFeatures
-from training.evaluation.superb import training as superb_training
-from training.evaluation.superb.heads import CtcHead, LayerSum, PooledHead, spec_augment
-from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon, recognised_slots, score, slots
-from training.evaluation.superb.results import merge, table
+from training.evaluation.superb.results import merge
 from training.evaluation.superb.tasks import TASKS
 from training.superb import choose_task, main, open_splits, parse_arguments
-
-
-SLOTTED = "A B-size very large E-size cup B-drink tea E-drink"
 
 
 @pytest.fixture
@@ -69,184 +61,6 @@ def call(tmp_path, folder):
     return run
 
 
-# The table
-
-
-def test_settings_are_the_toolkit_s():
-    found = {t.name: (t.head, t.learning_rate, t.batch_size, t.max_steps, t.eval_steps) for t in TASKS.values()}
-    assert found == {
-        "asr": ("recurrent_ctc", 1e-4, 32, 200_000, 2_000),
-        "pr": ("linear_ctc", 1e-2, 32, 100_000, 1_000),
-        "ks": ("pooled", 1e-4, 32, 200_000, 5_000),
-        "ic": ("pooled", 1e-4, 32, 200_000, 5_000),
-        "sid": ("pooled", 1e-4, 32, 200_000, 5_000),
-        "er": ("pooled", 1e-4, 32, 30_000, 1_000),
-        "sf": ("recurrent_ctc", 1e-4, 32, 200_000, 2_000),
-    }
-    assert all("s3prl" in task.source for task in TASKS.values())
-    assert [t.name for t in TASKS.values() if t.spec_augment] == ["asr", "sf"]
-
-
-# Heads
-
-
-def test_the_mean_may_come_before_the_projection():
-    """What SUPERB does, frame by frame, against the means that are kept: the same logits."""
-    layers, head = torch.randn(3, 11, 8), PooledHead(LayerSum(3), 8, [4, 2])
-    nn.init.normal_(head.layer_sum.scores)
-    weighted = (head.layer_sum.scores.softmax(-1)[:, None, None] * layers).sum(0)
-    by_frame = head.classifier(head.projector(weighted).mean(0))
-    by_mean = torch.cat(head.logits([layers.mean(1)]), dim=-1)[0]
-    torch.testing.assert_close(by_mean, by_frame, rtol=1e-5, atol=1e-5)
-
-
-def test_layer_sum_starts_even_and_learns():
-    layers = LayerSum(4)
-    assert layers.weights.tolist() == [0.25] * 4
-    x = torch.randn(4, 5, 6)
-    torch.testing.assert_close(layers(x), x.mean(0))
-    layers(x).square().sum().backward()
-    assert layers.scores.grad.abs().min() > 0
-
-
-def test_statistics_norm_each_dimension():
-    x = torch.randn(1, 200, 3) * torch.tensor([1.0, 50.0, 0.1]) + torch.tensor([0.0, -200.0, 1.0])
-    normed = LayerSum(1, (x.mean(1), x.std(1, correction=0)))(x)
-    torch.testing.assert_close(normed.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(normed.std(0, correction=0), torch.ones(3), atol=1e-4, rtol=0)
-
-
-def test_pooled_loss_sums_over_columns():
-    head = PooledHead(LayerSum(2), 8, [3, 5])
-    features, targets = [torch.randn(2, 8) for _ in range(4)], [torch.tensor([i % 3, i]) for i in range(4)]
-    one, other = head.logits(features)
-    wanted = nn.functional.cross_entropy(one, torch.tensor([0, 1, 2, 0]))
-    wanted = wanted + nn.functional.cross_entropy(other, torch.arange(4))
-    torch.testing.assert_close(head.loss(features, targets), wanted)
-
-
-@pytest.mark.parametrize("recurrent", [True, False])
-def test_padding_does_not_reach_a_clip(recurrent):
-    head = CtcHead(LayerSum(2), 8, 5, recurrent, augment=True, units=6).eval()
-    clips = [torch.randn(2, length, 8) for length in (30, 7, 19)]
-    together, lengths = head.logits(clips)
-    assert lengths.tolist() == [30, 7, 19]
-    for i, clip in enumerate(clips):
-        torch.testing.assert_close(together[i, : clip.shape[1]], head.logits([clip])[0][0], rtol=1e-4, atol=1e-5)
-    assert head.predict(clips) == [head.predict([clip])[0] for clip in clips]
-
-
-def test_ctc_prediction_leaves_out_repeats_and_blanks(monkeypatch):
-    head = CtcHead(LayerSum(1), 8, 4, recurrent=False)
-    frames = torch.tensor([[2, 2, 0, 2, 3, 3, 1], [1, 1, 1, 3, 2, 2, 2]])
-    logits = nn.functional.one_hot(frames, 4).float(), torch.tensor([7, 3])
-    monkeypatch.setattr(head, "logits", lambda features: logits)
-    assert head.predict([]) == [[2, 2, 3, 1], [1]]
-
-
-@pytest.mark.parametrize("recurrent", [True, False])
-def test_ctc_heads_learn(recurrent):
-    head = CtcHead(LayerSum(2), 8, 3, recurrent, units=12)
-    features, targets = [torch.randn(2, 6, 8) for _ in range(3)], [torch.tensor(t) for t in ([1, 2], [2], [1])]
-    optimizer = torch.optim.Adam(head.parameters(), 0.02)
-    losses = []
-    for _ in range(40):
-        optimizer.zero_grad()
-        losses.append(head.loss(features, targets))
-        losses[-1].backward()
-        optimizer.step()
-    assert losses[-1] < 0.5 * losses[0]
-    assert head.layer_sum.weights.std() > 0.01
-
-
-def test_spec_augment_warps_and_masks_in_training_only():
-    frames = torch.arange(1.0, 401)[:, None].expand(400, 768).contiguous()
-    augmented = [spec_augment(frames) for _ in range(20)]
-    assert all(x.shape == frames.shape for x in augmented)
-    hidden = torch.stack([(x == 0).float() for x in augmented])
-    assert 0 < hidden.all(2).float().mean() < 0.2 and 0 < hidden.all(1).float().mean() < 0.26
-    shift = max((x[x[:, k] > 0] - frames[x[:, k] > 0])[:, k].abs().max() for x in augmented for k in (0, 767))
-    assert 0.5 < shift < 6.5
-    assert spec_augment(torch.ones(1, 4)).shape == (1, 4)
-    head = CtcHead(LayerSum(1), 8, 4, recurrent=False, augment=True)
-    x = [torch.randn(1, 60, 8)]
-    assert not torch.equal(head.train().logits(x)[0], head.logits(x)[0])
-    assert torch.equal(head.eval().logits(x)[0], head.logits(x)[0])
-
-
-# Labels and metrics
-
-
-def test_class_labels():
-    labels = ClassLabels({"action": ["on", "off", "on"], "object": ["lamp", "lamp", "fan"]})
-    assert labels.sizes == [2, 2]
-    seen = {"action": ["off", "up"], "object": ["fan", "fan"]}
-    assert [t.tolist() for t in labels.encode(seen)] == [[0, 0], [-100, 0]]
-    assert labels.decode([0, 0]) == labels.references(seen)[0] == "off | fan"
-
-
-def test_slot_columns_become_slots():
-    labels = ClassLabels({"size": ["big", "", "small"], "number of shots": ["", "two", ""]}, slots=True)
-    texts = labels.references({"size": ["big", ""], "number of shots": ["two", ""]})
-    assert [slots(text) for text in texts] == [[("size", "big"), ("number_of_shots", "two")], []]
-    assert labels.decode([labels.values["size"].index(""), 1]) == "B-number_of_shots two E-number_of_shots"
-
-
-@pytest.mark.parametrize(
-    ("kind", "text", "normalised", "length"),
-    [
-        ("characters", "it's  a b", "IT'S A B", 8),
-        ("phones", "sil HH AY1 sp DH spn", "HH AY1 DH", 3),
-        ("slot_characters", SLOTTED, "A B-size VERY LARGE E-size CUP B-drink TEA E-drink", 24),
-    ],
-)
-def test_texts_survive_their_tokens(kind, text, normalised, length):
-    labels = TokenLabels({"text": [text, text]}, kind)
-    (tokens, _) = labels.encode({"text": [text, text]})
-    assert labels.references({"text": [text]}) == [normalised]
-    assert labels.decode(tokens.tolist()) == normalised and len(tokens) == length and 0 not in tokens
-
-
-def test_tokens_that_training_lacks_are_left_out():
-    labels = TokenLabels({"text": ["ab a"]}, "characters")
-    assert labels.decode(labels.encode({"text": ["abc a"]})[0].tolist()) == "AB A"
-
-
-def test_slot_values_of_imperfect_output():
-    assert recognised_slots("A B-size BIG E-size B-drink TEA") == [("size", "BIG")]
-    assert recognised_slots("B-size B-drink BIG E-size") == [("size", "BIG")]
-    assert recognised_slots("B-size BIG E-size B-size E-size") == [("size", "BIG")]
-
-
-def test_words_with_a_hyphen_are_no_slots():
-    labels = TokenLabels({"text": ["an e-mail B-size big E-size", "b-side"]}, "slot_characters")
-    text = labels.references({"text": ["an e-mail b-side"]})[0]
-    assert text == "AN E-MAIL B-SIDE" and labels.decode(labels.encode({"x": [text]})[0]) == text
-    assert {token for token in labels.tokens if len(token) > 1} >= {"B-size", "E-size"}
-    assert not {"E-MAIL", "B-SIDE"} & set(labels.tokens)
-
-
-def test_lexicon(tmp_path):
-    (tmp_path / "lexicon.txt").write_text("A AH0\nA EY1\ncab K AE1 B\n\n")
-    lexicon = read_lexicon([str(tmp_path / "lexicon.txt")])
-    assert lexicon == {"A": "AH0", "CAB": "K AE1 B"}
-    assert TokenLabels({"text": ["a cab"]}, "phones", lexicon).references({"text": ["a cab"]}) == ["AH0 K AE1 B"]
-    with pytest.raises(ValueError, match="lacks the word 'TAXI'"):
-        TokenLabels({"text": ["a taxi"]}, "phones", lexicon)
-    with pytest.raises(ValueError, match="--lexicon nowhere.txt"):
-        read_lexicon(["nowhere.txt"])
-
-
-def test_scores():
-    assert score(("accuracy",), ["a", "b", "c", "a"], ["a", "b", "d", "b"]) == {"accuracy": 0.5}
-    assert score(("per",), ["K AE1", "B"], ["K AE1 B", "B"]) == {"per": 0.25}
-    found = score(("slot_type_f1", "slot_value_cer"), ["B-size bug E-size"], ["B-size big E-size B-x y E-x"])
-    assert found == {"slot_type_f1": pytest.approx(2 / 3), "slot_value_cer": 0.5}
-
-
-# Splits and batches
-
-
 @pytest.mark.parametrize(("given", "sizes"), [("", (24, 8, 8)), ("eval", (32, 40, 8)), ("test", (32, 8, 40))])
 def test_what_is_not_given_is_held_out(folder, given, sizes):
     options = [f"--{given}_data", folder] if given else []
@@ -276,48 +90,12 @@ def test_texts_are_held_out_by_whole_recordings(folder, tmp_path):
     assert not files["train"] & files["dev"] and not files["dev"] & files["test"]
 
 
-def test_balanced_batches_draw_all_classes_alike():
-    classes = [(0,)] * 90 + [(1,)] * 10
-    drawn = superb_training.batches(TASKS["ks"], [1] * 100, classes, seed=0)
-    share = np.mean([i >= 90 for _ in range(100) for i in next(drawn)])
-    assert 0.45 < share < 0.55
-    plain = superb_training.batches(TASKS["sid"], [1] * 100, [], seed=0)
-    assert sorted(i for _ in range(4) for i in next(plain)) == list(range(100))
-
-
-def test_sequences_of_similar_length_go_together():
-    lengths = np.random.default_rng(0).integers(1, 1000, 640).tolist()
-    drawn = superb_training.batches(TASKS["asr"], lengths, [], seed=0)
-    first = [next(drawn) for _ in range(20)]
-    assert sorted(i for batch in first for i in batch) == list(range(640))
-    assert np.mean([np.ptp([lengths[i] for i in batch]) for batch in first]) < 100
-
-
-def test_the_best_step_is_that_of_the_dev_set(monkeypatch):
-    head, task = PooledHead(LayerSum(1), 4, [2]), replace(TASKS["sid"], columns=("who",), max_steps=5, eval_steps=1)
-    dev, seen = [0.2, 0.7, 0.7, 0.6, 0.1], []
-
-    def evaluate(head, *_):
-        seen.append(head.classifier.weight.detach().clone())
-        return {"accuracy": dev[len(seen) - 1]}, 3
-
-    class Clips:
-        labels, num_samples = {"who": ["a", "b", "a"]}, [1, 1, 1]
-
-    class Features:
-        clips = Clips
-
-        def __getitem__(self, indices):
-            return [torch.ones(1, 4) * (i + 1) for i in indices]
-
-    monkeypatch.setattr(superb_training, "evaluate", evaluate)
-    features = {"train": Features(), "dev": Features()}
-    step, metrics = superb_training.train(head, task, features, ClassLabels(Clips.labels), seed=0)
-    assert (step, metrics) == (2, {"accuracy": 0.7})
-    assert torch.equal(head.classifier.weight, seen[1]) and not torch.equal(seen[1], seen[4])
-
-
-# Whole runs
+def test_too_few_clips(folder, tmp_path):
+    rows = [{"audio_filepath": f"{folder}/{i}.wav", "who": "xy"[i]} for i in range(2)]
+    (tmp_path / "two.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ["--task", "sid", "--label_column", "who", "--train_data", str(tmp_path / "two.jsonl")]
+    with pytest.raises(SystemExit, match="error: All 1 clips belong together: none of them can be held out"):
+        main(["--model", "mfcc", *options])
 
 
 def test_pooled_task_with_several_subjects(call, checkpoint, capsys, tmp_path, monkeypatch):
@@ -417,19 +195,6 @@ def test_unseen_labels_count_as_errors(tmp_path, folder, caplog, call):
     assert "test: 5 clips have a tone that no training clip has, so that no answer is right: new." in caplog.text
 
 
-def test_table_gives_mean_and_deviation():
-    result = {
-        "task": "sid", "title": "t", "encoder": "e", "metrics": {"accuracy": 0.5}, "layer_weights": [0.4, 0.6],
-        "clips": dict(train=3, dev=2, test=1), "hours": dict(train=0.3, dev=0.2, test=0.1),
-        "hyperparameters": dict(max_steps=9, batch_size=2, learning_rate=0.1),
-    }  # fmt: skip
-    text = table([result, result | {"metrics": {"accuracy": 0.7}}])
-    assert "0.6000 ± 0.1414 | 2     | 1 of 0 to 1 (0.60)" in text
-
-
-# Arguments
-
-
 def test_a_recipe_can_hold_any_field(tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("task: sid\nmodel: [a, b]\nmax_steps: 5000\nseeds: [1, 2]\n")
@@ -474,11 +239,6 @@ def test_what_cannot_work_gets_a_sentence(folder, options, message):
         main(["--model", "mfcc", *options])
 
 
-def test_one_label_only(folder):
-    with pytest.raises(ValueError, match="Column 'who' has the one value 'x'"):
-        ClassLabels({"who": ["x", "x"]})
-
-
 def test_real_digits(speech, tmp_path):
     """MFCC tell two digits of two speakers apart."""
     with open(speech / "digits_8khz" / "metadata.csv") as file:
@@ -500,24 +260,6 @@ def test_nothing_but_real_frames_is_read(folder, checkpoint, tmp_path):
     together = FrozenFeatures(encoder, clips, FeatureStore(tmp_path / "a", 1), pooled=True)
     alone = FrozenFeatures(encoder, clips.select([5]), FeatureStore(tmp_path / "b", 1), pooled=True)
     torch.testing.assert_close(together[[5]][0], alone[[0]][0], rtol=1e-4, atol=1e-5)
-
-
-# What SUPERB's toolkit does
-
-
-def test_slot_values_are_cut_as_the_toolkit_cuts_them():
-    """Within a value, slot tokens go between words; at its outer edges they stay, where references keep all."""
-    for text, value in (
-        ("B-size B-drink BIG E-size", "BIG"),
-        ("B-size BIG E-drink E-size", "BIG"),
-        ("B-size BIG B-drink ONE E-size", "BIG ONE"),
-        ("B-size E-drink BIG E-size", "E-drink BIG"),
-        ("B-size BIG B-drink E-size", "BIG B-drink"),
-    ):
-        assert recognised_slots(text) == [("size", value)], text
-    assert slots("B-size B-drink BIG E-size") == [("size", "B-drink BIG")]
-    found = score(("slot_value_cer",), ["B-size E-x BIG E-size"], ["B-size BIG E-size"])
-    assert found == {"slot_value_cer": pytest.approx(4 / 3)}
 
 
 def test_background_noise_is_cut_into_seconds(tmp_path, folder):

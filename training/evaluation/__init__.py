@@ -1,0 +1,12 @@
+"""Evaluation: what a frozen encoder knows. A file each:
+
+encoders.py         what is evaluated: a checkpoint, the same network untrained, MFCC
+frozen_features.py  hidden states of clips, computed once and kept on disk
+rows.py             features of chosen frames, or means over clips, from every layer
+alignment.py        phones of a clip in time, and at the centres of frames
+bimodality.py       the dip test, and two Gaussians: has a sample one mode or two?
+probes/             tasks, classifiers and results of `training/probe.py`
+superb/             tasks, labels, heads, their training and results of `training/superb.py`
+
+`training/analyze.py` and `training/target_information.py` stand on these too.
+"""

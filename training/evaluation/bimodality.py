@@ -1,9 +1,11 @@
-"""Has a sample one mode or two? Hartigan's dip test, and how far apart the halves of a two-component fit lie.
+"""Bimodality: has a sample one mode or two? Hartigan's dip test, and how far apart the parts of a mixture of two lie.
 
 The dip asks for nothing but unimodality, so that a skewed sample is not taken for a mixture; comparing one Gaussian
 with two (by BIC, say) would take it for one, since two Gaussians fit any skewed sample better than one does. Where the
 modes are, and how well they part, is read off a two-component fit; those figures mean something only once the dip says
 that there are two.
+
+The package diptest computes the same dip (to 1e-10 over samples of 2,000) thirty times as fast, but is under the GPL.
 """
 
 import numpy as np

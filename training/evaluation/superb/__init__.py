@@ -1,1 +1,8 @@
-"""What `training/superb.py` is made of: tasks, frozen features, heads, labels, the training of a head, results."""
+"""SUPERB, which `training/superb.py` runs, a file each:
+
+tasks.py     the seven tasks: heads, hyperparameters, metrics, data sets, and known differences from the toolkit
+labels.py    what label columns become, and back; metrics over texts and slots
+heads.py     the learned average of layers, and what is trained on top of it
+training.py  the loop that all tasks share, and the answers of a trained head
+results.py   JSON lines, table, picture of the layer weights
+"""

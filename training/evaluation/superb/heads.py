@@ -1,4 +1,4 @@
-"""What SUPERB trains on top of a frozen encoder: a learned average of its layers, and a light head.
+"""Heads of SUPERB on a frozen encoder: a learned average of its layers, and a light network on top.
 
 All heads take a list of features, one tensor per clip, and have `loss(features, targets)` and `predict(features)`.
 """

@@ -1,4 +1,4 @@
-"""What label columns become, and back: classes, phones, characters, slots; and the metrics over them."""
+"""Labels of SUPERB: what columns become, and back: classes, phones, characters, slots; and the metrics over them."""
 
 import re
 from collections.abc import Sequence

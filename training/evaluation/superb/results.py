@@ -1,4 +1,4 @@
-"""What an evaluation writes: one JSON object for each subject and seed, a table, and the learned layer weights."""
+"""Results of SUPERB: one JSON object for each subject and seed, a table, and the learned layer weights."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The tasks of SUPERB (arXiv 2105.01051): heads, hyperparameters, metrics and data sets, as in its toolkit, s3prl.
+"""Tasks of SUPERB (arXiv 2105.01051): heads, hyperparameters, metrics and data sets, as in its toolkit, s3prl.
 
 All tasks: Adam without weight decay or schedule, gradients clipped to a norm of 1, and the weights of the layer sum
 start at zero, before the softmax. Where the toolkit accumulates gradients, `batch_size` is the product. The published

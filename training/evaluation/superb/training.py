@@ -1,4 +1,4 @@
-"""Training a head on frozen features, and scoring it: the loop that all tasks of SUPERB share."""
+"""Training of a head on frozen features, and its answers: the loop that all tasks of SUPERB share."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -1,0 +1,89 @@
+import pytest
+import torch
+from torch import nn
+
+from training.evaluation.superb.heads import CtcHead, LayerSum, PooledHead, spec_augment
+
+
+def test_the_mean_may_come_before_the_projection():
+    """What SUPERB does, frame by frame, against the means that are kept: the same logits."""
+    layers, head = torch.randn(3, 11, 8), PooledHead(LayerSum(3), 8, [4, 2])
+    nn.init.normal_(head.layer_sum.scores)
+    weighted = (head.layer_sum.scores.softmax(-1)[:, None, None] * layers).sum(0)
+    by_frame = head.classifier(head.projector(weighted).mean(0))
+    by_mean = torch.cat(head.logits([layers.mean(1)]), dim=-1)[0]
+    torch.testing.assert_close(by_mean, by_frame, rtol=1e-5, atol=1e-5)
+
+
+def test_layer_sum_starts_even_and_learns():
+    layers = LayerSum(4)
+    assert layers.weights.tolist() == [0.25] * 4
+    x = torch.randn(4, 5, 6)
+    torch.testing.assert_close(layers(x), x.mean(0))
+    layers(x).square().sum().backward()
+    assert layers.scores.grad.abs().min() > 0
+
+
+def test_statistics_norm_each_dimension():
+    x = torch.randn(1, 200, 3) * torch.tensor([1.0, 50.0, 0.1]) + torch.tensor([0.0, -200.0, 1.0])
+    normed = LayerSum(1, (x.mean(1), x.std(1, correction=0)))(x)
+    torch.testing.assert_close(normed.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(normed.std(0, correction=0), torch.ones(3), atol=1e-4, rtol=0)
+
+
+def test_pooled_loss_sums_over_columns():
+    head = PooledHead(LayerSum(2), 8, [3, 5])
+    features, targets = [torch.randn(2, 8) for _ in range(4)], [torch.tensor([i % 3, i]) for i in range(4)]
+    one, other = head.logits(features)
+    wanted = nn.functional.cross_entropy(one, torch.tensor([0, 1, 2, 0]))
+    wanted = wanted + nn.functional.cross_entropy(other, torch.arange(4))
+    torch.testing.assert_close(head.loss(features, targets), wanted)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_padding_does_not_reach_a_clip(recurrent):
+    head = CtcHead(LayerSum(2), 8, 5, recurrent, augment=True, units=6).eval()
+    clips = [torch.randn(2, length, 8) for length in (30, 7, 19)]
+    together, lengths = head.logits(clips)
+    assert lengths.tolist() == [30, 7, 19]
+    for i, clip in enumerate(clips):
+        torch.testing.assert_close(together[i, : clip.shape[1]], head.logits([clip])[0][0], rtol=1e-4, atol=1e-5)
+    assert head.predict(clips) == [head.predict([clip])[0] for clip in clips]
+
+
+def test_ctc_prediction_leaves_out_repeats_and_blanks(monkeypatch):
+    head = CtcHead(LayerSum(1), 8, 4, recurrent=False)
+    frames = torch.tensor([[2, 2, 0, 2, 3, 3, 1], [1, 1, 1, 3, 2, 2, 2]])
+    logits = nn.functional.one_hot(frames, 4).float(), torch.tensor([7, 3])
+    monkeypatch.setattr(head, "logits", lambda features: logits)
+    assert head.predict([]) == [[2, 2, 3, 1], [1]]
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_ctc_heads_learn(recurrent):
+    head = CtcHead(LayerSum(2), 8, 3, recurrent, units=12)
+    features, targets = [torch.randn(2, 6, 8) for _ in range(3)], [torch.tensor(t) for t in ([1, 2], [2], [1])]
+    optimizer = torch.optim.Adam(head.parameters(), 0.02)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        losses.append(head.loss(features, targets))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[0]
+    assert head.layer_sum.weights.std() > 0.01
+
+
+def test_spec_augment_warps_and_masks_in_training_only():
+    frames = torch.arange(1.0, 401)[:, None].expand(400, 768).contiguous()
+    augmented = [spec_augment(frames) for _ in range(20)]
+    assert all(x.shape == frames.shape for x in augmented)
+    hidden = torch.stack([(x == 0).float() for x in augmented])
+    assert 0 < hidden.all(2).float().mean() < 0.2 and 0 < hidden.all(1).float().mean() < 0.26
+    shift = max((x[x[:, k] > 0] - frames[x[:, k] > 0])[:, k].abs().max() for x in augmented for k in (0, 767))
+    assert 0.5 < shift < 6.5
+    assert spec_augment(torch.ones(1, 4)).shape == (1, 4)
+    head = CtcHead(LayerSum(1), 8, 4, recurrent=False, augment=True)
+    x = [torch.randn(1, 60, 8)]
+    assert not torch.equal(head.train().logits(x)[0], head.logits(x)[0])
+    assert torch.equal(head.eval().logits(x)[0], head.logits(x)[0])

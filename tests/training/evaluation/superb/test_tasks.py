@@ -1,0 +1,16 @@
+from training.evaluation.superb.tasks import TASKS
+
+
+def test_settings_are_the_toolkit_s():
+    found = {t.name: (t.head, t.learning_rate, t.batch_size, t.max_steps, t.eval_steps) for t in TASKS.values()}
+    assert found == {
+        "asr": ("recurrent_ctc", 1e-4, 32, 200_000, 2_000),
+        "pr": ("linear_ctc", 1e-2, 32, 100_000, 1_000),
+        "ks": ("pooled", 1e-4, 32, 200_000, 5_000),
+        "ic": ("pooled", 1e-4, 32, 200_000, 5_000),
+        "sid": ("pooled", 1e-4, 32, 200_000, 5_000),
+        "er": ("pooled", 1e-4, 32, 30_000, 1_000),
+        "sf": ("recurrent_ctc", 1e-4, 32, 200_000, 2_000),
+    }
+    assert all("s3prl" in task.source for task in TASKS.values())
+    assert [t.name for t in TASKS.values() if t.spec_augment] == ["asr", "sf"]

@@ -1,0 +1,50 @@
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from training.evaluation.superb import training as superb_training
+from training.evaluation.superb.heads import LayerSum, PooledHead
+from training.evaluation.superb.labels import ClassLabels
+from training.evaluation.superb.tasks import TASKS
+
+
+def test_balanced_batches_draw_all_classes_alike():
+    classes = [(0,)] * 90 + [(1,)] * 10
+    drawn = superb_training.batches(TASKS["ks"], [1] * 100, classes, seed=0)
+    share = np.mean([i >= 90 for _ in range(100) for i in next(drawn)])
+    assert 0.45 < share < 0.55
+    plain = superb_training.batches(TASKS["sid"], [1] * 100, [], seed=0)
+    assert sorted(i for _ in range(4) for i in next(plain)) == list(range(100))
+
+
+def test_sequences_of_similar_length_go_together():
+    lengths = np.random.default_rng(0).integers(1, 1000, 640).tolist()
+    drawn = superb_training.batches(TASKS["asr"], lengths, [], seed=0)
+    first = [next(drawn) for _ in range(20)]
+    assert sorted(i for batch in first for i in batch) == list(range(640))
+    assert np.mean([np.ptp([lengths[i] for i in batch]) for batch in first]) < 100
+
+
+def test_the_best_step_is_that_of_the_dev_set(monkeypatch):
+    head, task = PooledHead(LayerSum(1), 4, [2]), replace(TASKS["sid"], columns=("who",), max_steps=5, eval_steps=1)
+    dev, seen = [0.2, 0.7, 0.7, 0.6, 0.1], []
+
+    def evaluate(head, *_):
+        seen.append(head.classifier.weight.detach().clone())
+        return {"accuracy": dev[len(seen) - 1]}, 3
+
+    class Clips:
+        labels, num_samples = {"who": ["a", "b", "a"]}, [1, 1, 1]
+
+    class Features:
+        clips = Clips
+
+        def __getitem__(self, indices):
+            return [torch.ones(1, 4) * (i + 1) for i in indices]
+
+    monkeypatch.setattr(superb_training, "evaluate", evaluate)
+    features = {"train": Features(), "dev": Features()}
+    step, metrics = superb_training.train(head, task, features, ClassLabels(Clips.labels), seed=0)
+    assert (step, metrics) == (2, {"accuracy": 0.7})
+    assert torch.equal(head.classifier.weight, seen[1]) and not torch.equal(seen[1], seen[4])
