@@ -1,0 +1,15 @@
+"""
+Common: what every command needs besides its subject.
+
+- `command_line`, `ranges`: settings from recipes and the command line, and whether they can work
+- `device`: where a command computes
+- `processes`, `signals`: several processes of a run, and ending it early and in order
+- `progress`: what the log says while something takes long
+- `seeds`: one for each random choice of a run
+- `memory`: how it is taken from the system
+- `metrics`: accuracy, error rates, F1 and others of predictions
+- `learned`: whether a model does better than chance
+- `figures`: pictures that several rooms draw
+- `naming`: what a user wrote, as it stands in messages
+- `run_record`, `publishing`: what a run leaves, and its way to the Hub
+"""

@@ -1,4 +1,4 @@
-"""Dataclasses of settings from a recipe and the command line."""
+"""Command line: dataclasses of settings, from a recipe and what the user writes."""
 
 import argparse
 from collections.abc import Sequence

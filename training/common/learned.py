@@ -1,4 +1,4 @@
-"""Has a model learned anything from its labels? Its answers are held against what chance gives.
+"""Learned anything at all? A model's answers are held against what chance gives.
 
 A text is compared with texts that know nothing of the clip: the same characters in random order, and the texts of
 other clips of like length. A class is compared with what as many answers of each class would hit if they fell on the

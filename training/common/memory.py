@@ -1,4 +1,4 @@
-"""How this process gets memory from the system."""
+"""Memory: how this process gets it from the system."""
 
 import ctypes
 

@@ -1,4 +1,4 @@
-"""How files and values that a user wrote stand in messages: on one line, and in characters that any terminal takes."""
+"""Naming in messages what a user wrote, files and values: on one line, and in characters that any terminal takes."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Whether settings lie where they can work, with one sentence that names the first that does not."""
+"""Ranges of settings: whether each lies where it can work, with one sentence that names the first that does not."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Ending a run early and in order: a signal is kept until the step is done, or ends a wait at once."""
+"""Signals that end a run early and in order: a signal is kept until the step is done, or ends a wait at once."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Tar archives of audio files (the WebDataset format) on this machine: read from front to back, and not trusted.
+"""Archives (tar, the WebDataset format) of audio files on this machine: read from front to back, and not trusted.
 
 An archive is a chain of blocks of 512 bytes: a header for each member, then its content. After a broken header reading
 goes on at the next whole one. What cannot be read is named, and counts as the clips that it probably held.

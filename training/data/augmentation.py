@@ -1,4 +1,4 @@
-"""Denoising augmentation: what the encoder hears is disturbed, while the targets come from the clean audio."""
+"""Augmentation (denoising): what the encoder hears is disturbed, while the targets come from the clean audio."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Audio behind a URL: which addresses are asked, for how many bytes, and for how long.
+"""Fetching audio behind a URL: which addresses are asked, for how many bytes, and for how long.
 
 Paths come out of manifests, Parquet files and archives that others wrote. Only remote storage is asked, never what
 this machine holds (`file://`, `memory://`, chains of file systems that end there), and an answer without end is cut.

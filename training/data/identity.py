@@ -1,4 +1,4 @@
-"""Whether data are the same as before, cheaply: names and sizes of files, and samples of what is in them.
+"""Identity of data, to tell cheaply whether they are as before: names and sizes of files, samples of what is in them.
 
 What a copy to another disk changes (folders, times) does not count. Rows of manifests and shards that are reordered or
 replaced are noticed; in a folder of audio a file that is replaced by one of the same name and size is not.

@@ -1,4 +1,4 @@
-"""Pretraining data: any sources behind one loader of ready batches.
+"""Loader of pretraining: any sources behind one stream of ready batches.
 
 args = DataArguments(train_data=["/data/librivox", "openslr/librispeech_asr::clean::train.100"])
 for batch in build_loader(args, mask=SpanMask(prob=0.65, span=10), seed=0): ...

@@ -1,4 +1,4 @@
-"""JSONL manifests as sequences of rows: found by one scan of the file, read from it when asked for, never copied."""
+"""Manifests (JSONL) as sequences of rows: found by one scan of the file, read from it when asked for, never copied."""
 
 import codecs
 import json

@@ -1,4 +1,4 @@
-"""The clips of all sources in random order, a section at a time: what each reader is given, and where to go on from.
+"""Order of the clips of all sources, random, a section at a time: what each reader is given, and where it goes on.
 
 A reader is one worker of one rank; `reader` is its number. It reads its share of an epoch in sections of a fixed size.
 Any section can be asked for without reading those before it: a resumed run begins where it stopped.

@@ -1,4 +1,4 @@
-"""A random order of any number of items that is never written down: element by element, in constant memory."""
+"""Permutation of any number of items that is never written down: element by element, in constant memory."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Audio files whose headers do not say how long they are: what is written to a pipe, or put together from pieces.
+"""Unsized audio files, whose headers do not say how long they are: written to a pipe, or put together from pieces.
 
 libsndfile takes such a header at its word, or guesses: it stops early, in silence, or says 2**63 - 1 frames.
 """

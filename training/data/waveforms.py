@@ -1,4 +1,4 @@
-"""The gate that all audio comes through: any file soundfile reads -> 16 kHz mono float32 within limits, or `BadAudio`.
+"""Waveforms: any file that soundfile reads -> 16 kHz mono float32 within limits, or `BadAudio`. All audio comes here.
 
 Nothing here, nor in `unsized.py`, needs the rest of `training`: the page in `model_cards/space` takes both
 files along to a Space.

@@ -1,4 +1,4 @@
-"""The processes that read audio: what they need before they start, and what becomes of one that stops or dies."""
+"""Workers, the processes that read audio: what they need to start, and what becomes of one that stops or dies."""
 
 import logging
 import multiprocessing.queues

@@ -1,212 +1,43 @@
-"""Decoding: rates, crops and segments are exact, and every kind of bad file is told apart."""
-
-import csv
-from pathlib import Path
+"""What a row of a source becomes: a name to tell, and what is to be decoded."""
 
 import numpy as np
 import pytest
-import soundfile
+from clip_streams import as_source, write_clips
 
-from sjepa_hf.frames import SAMPLING_RATE
-from training.data.waveforms import BadAudio, audio_length, read_audio
-
-
-def noise(seconds: float, rate: int = SAMPLING_RATE, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * rate)).astype(np.float32)
+from training.data.clips import Clip, Source
+from training.data.waveforms import BadAudio
 
 
-def ramp(tmp_path: Path, seconds: float, rate: int = SAMPLING_RATE, name: str = "ramp.wav") -> Path:
-    """A file whose sample values say where they are: value * 2**18 is the position."""
-    samples = np.arange(round(seconds * rate), dtype=np.float32) / 2**18
-    soundfile.write(tmp_path / name, samples, rate, subtype="FLOAT")
-    return tmp_path / name
+@pytest.fixture
+def clips(tmp_path):
+    return write_clips(tmp_path, 2)
 
 
-def write_bad(path: Path, kind: str) -> None:
-    samples = noise(1.0)
-    if kind == "corrupt":
-        path.write_bytes(b"these bytes are no audio file" * 100)
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "no_samples":
-        soundfile.write(path, samples[:0], SAMPLING_RATE)
-    elif kind == "too_short":
-        soundfile.write(path, samples[:399], SAMPLING_RATE)
-    elif kind in ("nan", "inf", "loud"):
-        samples[500] = {"nan": np.nan, "inf": -np.inf, "loud": 20000.0}[kind]
-        soundfile.write(path, samples, SAMPLING_RATE, subtype="FLOAT")
-    elif kind in ("silent", "constant"):
-        soundfile.write(path, 0 * samples + {"silent": 0.0, "constant": 0.25}[kind], SAMPLING_RATE)
-    elif kind == "slow":
-        soundfile.write(path, samples, 100)
-    elif kind == "header_only":
-        soundfile.write(path, samples, SAMPLING_RATE)
-        path.write_bytes(path.read_bytes()[:30])
+def test_a_row_of_a_list_is_a_file_or_a_part_of_one(clips):
+    source = as_source(clips)
+    whole = source.clip({"path": clips[0], "offset": None, "duration": None}, 0)
+    assert whole == Clip(clips[0], clips[0])
+    part = source.clip({"path": clips[0], "offset": 0.025, "duration": 0.05}, 0)
+    np.testing.assert_array_equal(part.read(), whole.read()[400:1200])
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"),
+    "audio, name",
     [
-        ("absent", "missing"),
-        ("corrupt", "corrupt"),
-        ("header_only", "corrupt"),
-        ("loud", "corrupt"),
-        ("slow", "corrupt"),
-        ("empty", "empty"),
-        ("no_samples", "empty"),
-        ("too_short", "too_short"),
-        ("nan", "non_finite"),
-        ("inf", "non_finite"),
-        ("silent", "silent"),
-        ("constant", "silent"),
+        ({"path": "a.wav", "bytes": b"RIFF"}, "a.wav"),
+        ({"path": None, "bytes": b"RIFF"}, "corpus[7]"),
+        (b"RIFF", "corpus[7]"),
+        ("b.wav", "b.wav"),
+        ({"path": "line\nbreak.wav", "bytes": b"RIFF"}, r"line\nbreak.wav"),
     ],
 )
-def test_bad_audio_is_told_apart(tmp_path, kind, reason):
-    path = tmp_path / "bad.wav"
-    write_bad(path, kind)
-    with pytest.raises(BadAudio) as caught:
-        read_audio(path)
-    assert caught.value.reason == reason
-    if kind != "absent":
-        with pytest.raises(BadAudio) as caught:
-            read_audio(path.read_bytes())
-        assert caught.value.reason == reason
+def test_a_row_of_a_column_has_bytes_or_a_path(audio, name):
+    clip = Source("corpus", [], "audio").clip({"audio": audio}, 7)
+    assert clip.name == name and clip.audio == ("b.wav" if audio == "b.wav" else b"RIFF")
 
 
-@pytest.mark.parametrize("name", ["", "a" * 300 + ".wav", "nul\0.wav", "\ud800.wav"])
-def test_a_folder_and_impossible_names_are_missing(tmp_path, name):
-    with pytest.raises(BadAudio) as caught:
-        read_audio(f"{tmp_path}/{name}")
-    assert caught.value.reason == "missing"
-
-
-def test_a_soft_clip_is_not_silent(tmp_path):
-    soundfile.write(tmp_path / "soft.flac", noise(1.0) * 4e-4, SAMPLING_RATE)  # 16 bit, a few steps
-    assert 1e-4 < np.abs(read_audio(tmp_path / "soft.flac")).max() < 3e-4
-
-
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
-def test_a_cut_off_file_gives_what_is_left_or_is_bad(tmp_path, suffix):
-    path = tmp_path / f"cut.{suffix}"
-    soundfile.write(path, noise(3.0), SAMPLING_RATE)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    for seed in range(5):
-        try:
-            samples = read_audio(path, max_seconds=1.0, rng=np.random.default_rng(seed))
-        except BadAudio as error:
-            assert error.reason in ("corrupt", "empty", "too_short")
-        else:
-            assert 400 <= len(samples) <= SAMPLING_RATE and np.isfinite(samples).all()
-
-
-@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000, 44056, 47999])
-def test_any_rate_becomes_16_khz(tmp_path, rate):
-    time = np.arange(rate) / rate
-    soundfile.write(tmp_path / "tone.wav", 0.5 * np.sin(2 * np.pi * 440 * time), rate, subtype="FLOAT")
-    samples = read_audio(tmp_path / "tone.wav")
-    assert abs(len(samples) - SAMPLING_RATE) <= 1 and samples.dtype == np.float32
-    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(SAMPLING_RATE) / SAMPLING_RATE)
-    middle = slice(1000, 15000)
-    np.testing.assert_allclose(samples[middle], expected[middle], atol=0.03 if rate == 47999 else 2e-3)
-
-
-@pytest.mark.parametrize("rate", [8000, 16000, 44100])
-def test_channels_are_averaged(tmp_path, rate):
-    left, right = noise(0.5, rate, 1), noise(0.5, rate, 2)
-    soundfile.write(tmp_path / "stereo.wav", np.stack([left, right], axis=1), rate, subtype="FLOAT")
-    soundfile.write(tmp_path / "mono.wav", (left + right) / 2, rate, subtype="FLOAT")
-    np.testing.assert_allclose(read_audio(tmp_path / "stereo.wav"), read_audio(tmp_path / "mono.wav"), atol=1e-6)
-
-
-def test_bytes_and_path_give_the_same(tmp_path):
-    path = ramp(tmp_path, 1.0)
-    np.testing.assert_array_equal(read_audio(path), read_audio(path.read_bytes()))
-    assert audio_length(path) == audio_length(path.read_bytes()) == SAMPLING_RATE
-
-
-@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100])
-@pytest.mark.parametrize(("offset", "duration"), [(0.0, None), (0.3, None), (0.3, 0.4), (0.9, 5.0)])
-def test_header_length_is_the_decoded_length(tmp_path, rate, offset, duration):
-    path = ramp(tmp_path, 1.0, rate)
-    length = audio_length(path, offset=offset, duration=duration)
-    assert length == len(read_audio(path, offset=offset, duration=duration))
-    assert length == pytest.approx(min(duration or 9.0, 1.0 - offset) * SAMPLING_RATE, abs=2)
-
-
-def test_segment_starts_and_ends_where_asked(tmp_path):
-    positions = read_audio(ramp(tmp_path, 2.0), offset=0.5, duration=0.25) * 2**18
-    np.testing.assert_array_equal(positions, np.arange(8000, 12000))
-
-
-@pytest.mark.parametrize(("offset", "duration", "reason"), [(2.0, None, "empty"), (0.0, 0.0, "empty")])
-def test_segment_outside_the_file_is_empty(tmp_path, offset, duration, reason):
-    path = ramp(tmp_path, 2.0)
-    for read in (read_audio, audio_length):
-        with pytest.raises(BadAudio) as caught:
-            read(path, offset=offset, duration=duration)
-        assert caught.value.reason == reason
-
-
-def test_min_seconds(tmp_path):
-    path = ramp(tmp_path, 0.5)
-    assert len(read_audio(path, min_seconds=0.5)) == 8000
-    with pytest.raises(BadAudio) as caught:
-        read_audio(path, min_seconds=0.51)
-    assert caught.value.reason == "too_short"
-
-
-def test_crop_is_random_reproducible_and_inside_the_segment(tmp_path):
-    path = ramp(tmp_path, 4.0)
-    starts = []
-    for seed in range(40):
-        crops = [
-            read_audio(path, offset=1.0, duration=2.0, max_seconds=1.0, rng=np.random.default_rng(seed)) * 2**18
-            for _ in range(2)
-        ]
-        np.testing.assert_array_equal(crops[0], crops[1])
-        np.testing.assert_array_equal(crops[0], crops[0][0] + np.arange(16000))
-        starts.append(crops[0][0])
-    assert 16000 <= min(starts) < 20000 and 28000 < max(starts) <= 32000
-    assert len(set(starts)) > 35
-    assert read_audio(path, max_seconds=1.0)[0] == 0  # without a generator: the beginning
-
-
-def test_crop_of_another_rate_is_exact_in_length(tmp_path):
-    for rate in (8000, 11025, 44100):
-        crop = read_audio(ramp(tmp_path, 3.0, rate), max_seconds=1.001, rng=np.random.default_rng(0))
-        assert abs(len(crop) - 16016) <= 1
-
-
-def test_only_the_crop_is_decoded(tmp_path, monkeypatch):
-    paths = [ramp(tmp_path, 10.0), tmp_path / "long.flac"]
-    soundfile.write(paths[1], noise(10.0), SAMPLING_RATE)
-    decoded = []
-    original = soundfile.SoundFile.read
-
-    def read(self, *args, **kwargs):
-        decoded.append(original(self, *args, **kwargs))
-        return decoded[-1]
-
-    monkeypatch.setattr(soundfile.SoundFile, "read", read)
-    for path in paths:
-        read_audio(path, max_seconds=1.0, rng=np.random.default_rng(0))
-    assert [len(samples) for samples in decoded] == [16000, 16000]
-
-
-@pytest.mark.parametrize("folder", ["coffee_orders", "digits_8khz", "keywords", "librispeech_251_speakers"])
-def test_real_speech_has_the_listed_duration(speech, folder):
-    with open(speech / folder / "metadata.csv", newline="") as file:
-        rows = list(csv.DictReader(file))[::150][:5]
-    for row in rows:
-        samples = read_audio(speech / folder / row["file_name"])
-        assert len(samples) / SAMPLING_RATE == pytest.approx(float(row["duration"]), abs=0.02)
-        assert 0.005 < np.abs(samples).max() < 2.0
-
-
-def test_crop_of_real_opus_is_a_piece_of_the_whole(speech):
-    path = max((speech / "librispeech_251_speakers").glob("*.opus"), key=lambda path: path.stat().st_size)
-    whole = read_audio(path)
-    for seed in range(3):
-        start = int(np.random.default_rng(seed).integers(len(whole) - 32000 + 1))
-        crop = read_audio(path, max_seconds=2.0, rng=np.random.default_rng(seed))
-        np.testing.assert_allclose(crop, whole[start : start + 32000], atol=1e-3)
+def test_a_bad_clip_of_a_source_says_why(clips):
+    source = as_source(clips[:2])
+    clip = source.clip({"path": "x", "offset": None, "duration": None, "bad_line": BadAudio("bad_line", "line 3")}, 0)
+    with pytest.raises(BadAudio, match="line 3"):
+        clip.read()

@@ -15,7 +15,6 @@ from training.data.batches import BatchStream
 from training.data.clips import Source
 from training.data.order import ClipIndex, ClipStream, Position
 from training.data.sources import open_source
-from training.data.waveforms import BadAudio
 
 
 OPTIONS = {"seed": 0, "batch_seconds": 2.0, "section_size": 20, "max_seconds": 1.0, "min_seconds": 0.1}
@@ -180,10 +179,3 @@ def test_a_stream_with_fewer_clips_than_readers_is_an_error(clips):
     corpus = ClipStream([streamed(clips[:1], 1)], None, 0, buffer_size=10)
     with pytest.raises(RuntimeError, match="lower num_workers"):
         next(iter(BatchStream(corpus, rank=1, world_size=2, **OPTIONS)))
-
-
-def test_a_bad_clip_of_a_source_says_why(clips):
-    source = as_source(clips[:2])
-    clip = source.clip({"path": "x", "offset": None, "duration": None, "bad_line": BadAudio("bad_line", "line 3")}, 0)
-    with pytest.raises(BadAudio, match="line 3"):
-        clip.read()

@@ -1,6 +1,6 @@
-"""The gate: a length that no header gives, limits of rate, channels, length and memory, and files that lie."""
+"""Waveforms: rates, crops and segments are exact, bad files are told apart, limits hold, and files may lie."""
 
-import io
+import csv
 import os
 import pickle
 import socket
@@ -13,129 +13,214 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from encoded_audio import encoded, piped_flac, reason, wander
 
 import sjepa_hf.resampling
 import training.data.waveforms
 from benchmarks.fuzz_audio import mutated, originals
 from sjepa_hf.frames import SAMPLING_RATE
-from training.data.unsized import BIT_RATES
 from training.data.waveforms import LONGEST, RATES, BadAudio, audio_length, check_samples, read_audio
 
 
-def wander(seconds: float, rate: int = SAMPLING_RATE, seed: int = 0) -> np.ndarray:
-    """Noise that swells from nothing: every place of it is different, and no coder gives it a constant bit rate."""
-    time = np.arange(round(seconds * rate)) / rate
-    noise = np.random.default_rng(seed).uniform(-0.5, 0.5, len(time))
-    return (noise * (1 - np.exp(-time))).astype(np.float32)
+def noise(seconds: float, rate: int = SAMPLING_RATE, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * rate)).astype(np.float32)
 
 
-def encoded(samples: np.ndarray, kind: str, subtype: str | None = None, rate: int = SAMPLING_RATE) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate, format=kind, subtype=subtype)
-    return file.getvalue()
+def ramp(tmp_path: Path, seconds: float, rate: int = SAMPLING_RATE, name: str = "ramp.wav") -> Path:
+    """A file whose sample values say where they are: value * 2**18 is the position."""
+    samples = np.arange(round(seconds * rate), dtype=np.float32) / 2**18
+    soundfile.write(tmp_path / name, samples, rate, subtype="FLOAT")
+    return tmp_path / name
 
 
-def piped_flac(samples: np.ndarray, frames: int = 0, rate: int = SAMPLING_RATE) -> bytes:
-    """As an encoder leaves it that cannot go back to write the number of frames."""
-    content = bytearray(encoded(samples, "FLAC", rate=rate))
-    content[21] = content[21] & 0xF0 | frames >> 32
-    content[22:26] = struct.pack(">I", frames & 0xFFFFFFFF)
-    return bytes(content)
-
-
-def piped_wav(samples: np.ndarray, size: int) -> bytes:
-    content = bytearray(encoded(samples, "WAV", "PCM_16"))
-    place = content.find(b"data")
-    content[4:8] = content[place + 4 : place + 8] = struct.pack("<I", size)
-    return bytes(content)
-
-
-def piped_mp3(samples: np.ndarray) -> bytes:
-    """Of variable bit rate, without the first frame, which tells how many follow."""
-    content = encoded(samples, "MP3")
-    assert b"Xing" in content[:100] or b"Info" in content[:100]
-    return content[72_000 * BIT_RATES[False][(content[2] >> 4) - 1] // SAMPLING_RATE + (content[2] >> 1 & 1) :]
-
-
-def chained_ogg(*pieces: np.ndarray) -> bytes:
-    content = [encoded(piece, "OGG", "VORBIS") for piece in pieces]
-    assert len({part[14:18] for part in content}) == len(pieces)  # each stream has a number of its own
-    return b"".join(content)
-
-
-def reason(source, **options) -> str:
-    with pytest.raises(BadAudio) as caught:
-        read_audio(source, **options)
-    return caught.value.reason
-
-
-@pytest.mark.parametrize("frames", [0, 1 << 35, (1 << 36) - 1])
-@pytest.mark.parametrize("rate", [8000, 16000, 44100])
-def test_flac_of_a_pipe_is_read_like_any_other(tmp_path, rate, frames):
-    samples = wander(3.0, rate)
-    (tmp_path / "piped.flac").write_bytes(piped_flac(samples, frames, rate))
-    (tmp_path / "whole.flac").write_bytes(encoded(samples, "FLAC", rate=rate))
-    options = [{}, {"offset": 1.2}, {"offset": 0.5, "duration": 1.0}, {"max_seconds": 1.0}]
-    options += [{"max_seconds": 0.5, "offset": 0.25, "rng": 7}, {"max_seconds": 1.0, "rng": 1}]
-    for option in options:
-        found = []
-        for source in ("whole.flac", "piped.flac", "piped.flac as bytes"):
-            path = tmp_path / source.split()[0]
-            given = option | ({"rng": np.random.default_rng(option["rng"])} if "rng" in option else {})
-            found.append(read_audio(path.read_bytes() if "bytes" in source else path, **given))
-        np.testing.assert_array_equal(found[0], found[1])
-        np.testing.assert_array_equal(found[0], found[2])
-    for source in (tmp_path / "piped.flac", (tmp_path / "piped.flac").read_bytes()):
-        assert audio_length(source) == 48000
-        assert audio_length(source, offset=1.0) == 32000
-        assert reason(source, offset=3.5) == "empty"
+def write_bad(path: Path, kind: str) -> None:
+    samples = noise(1.0)
+    if kind == "corrupt":
+        path.write_bytes(b"these bytes are no audio file" * 100)
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "no_samples":
+        soundfile.write(path, samples[:0], SAMPLING_RATE)
+    elif kind == "too_short":
+        soundfile.write(path, samples[:399], SAMPLING_RATE)
+    elif kind in ("nan", "inf", "loud"):
+        samples[500] = {"nan": np.nan, "inf": -np.inf, "loud": 20000.0}[kind]
+        soundfile.write(path, samples, SAMPLING_RATE, subtype="FLOAT")
+    elif kind in ("silent", "constant"):
+        soundfile.write(path, 0 * samples + {"silent": 0.0, "constant": 0.25}[kind], SAMPLING_RATE)
+    elif kind == "slow":
+        soundfile.write(path, samples, 100)
+    elif kind == "header_only":
+        soundfile.write(path, samples, SAMPLING_RATE)
+        path.write_bytes(path.read_bytes()[:30])
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("kind", "reason"),
     [
-        pytest.param(lambda samples: piped_wav(samples, 0), id="wav, 0"),
-        pytest.param(lambda samples: piped_wav(samples, 0xFFFFFFFF), id="wav, -1"),
-        pytest.param(lambda samples: piped_wav(samples, 0x7FFFFFFF), id="wav, 2 GB"),
-        pytest.param(piped_mp3, id="mp3"),
-        pytest.param(lambda samples: piped_mp3(samples[::-1].copy()), id="mp3, loud first"),
-        pytest.param(lambda samples: chained_ogg(samples[:30000], samples[30000:]), id="chained ogg"),
+        ("absent", "missing"),
+        ("corrupt", "corrupt"),
+        ("header_only", "corrupt"),
+        ("loud", "corrupt"),
+        ("slow", "corrupt"),
+        ("empty", "empty"),
+        ("no_samples", "empty"),
+        ("too_short", "too_short"),
+        ("nan", "non_finite"),
+        ("inf", "non_finite"),
+        ("silent", "silent"),
+        ("constant", "silent"),
     ],
 )
-def test_nothing_of_a_file_without_a_length_is_lost(tmp_path, content):
-    samples = wander(4.0)
-    content = content(samples)
-    (tmp_path / "clip").write_bytes(content)
-    for source in (content, tmp_path / "clip"):
-        whole = read_audio(source)
-        assert len(whole) == audio_length(source) == pytest.approx(64000, abs=2500)
-        start = int(np.random.default_rng(5).integers(len(whole) - 16000 + 1))
-        crop = read_audio(source, max_seconds=1.0, rng=np.random.default_rng(5))
-        np.testing.assert_allclose(crop, whole[start : start + 16000], atol=1e-4)
+def test_bad_audio_is_told_apart(tmp_path, kind, reason):
+    path = tmp_path / "bad.wav"
+    write_bad(path, kind)
+    with pytest.raises(BadAudio) as caught:
+        read_audio(path)
+    assert caught.value.reason == reason
+    if kind != "absent":
+        with pytest.raises(BadAudio) as caught:
+            read_audio(path.read_bytes())
+        assert caught.value.reason == reason
 
 
-def test_a_wav_file_that_holds_nothing_but_a_title_is_empty():
-    content = piped_wav(wander(0.1), 0)
-    place = content.find(b"data") + 8
-    title = b"LIST" + struct.pack("<I", 400) + b"INFOINAM" + bytes(392)
-    assert reason(content[:place]) == reason(content[:place] + title) == "empty"
+@pytest.mark.parametrize("name", ["", "a" * 300 + ".wav", "nul\0.wav", "\ud800.wav"])
+def test_a_folder_and_impossible_names_are_missing(tmp_path, name):
+    with pytest.raises(BadAudio) as caught:
+        read_audio(f"{tmp_path}/{name}")
+    assert caught.value.reason == "missing"
 
 
-def test_a_length_is_counted_once(tmp_path, monkeypatch):
-    (tmp_path / "piped.flac").write_bytes(piped_flac(wander(2.0)))
-    opened = []
-    original = training.data.waveforms._Forward.__init__
-    monkeypatch.setattr(
-        training.data.waveforms._Forward,
-        "__init__",
-        lambda self, *given: opened.append(given) or original(self, *given),
-    )
-    for source in (tmp_path / "piped.flac", (tmp_path / "piped.flac").read_bytes()):
-        opened.clear()
-        assert [audio_length(source) for _ in range(3)] == [32000] * 3
-        assert len(opened) == 1
-    (tmp_path / "piped.flac").write_bytes(piped_flac(wander(1.0)))
-    assert audio_length(tmp_path / "piped.flac") == 16000, "another file of that name"
+def test_a_soft_clip_is_not_silent(tmp_path):
+    soundfile.write(tmp_path / "soft.flac", noise(1.0) * 4e-4, SAMPLING_RATE)  # 16 bit, a few steps
+    assert 1e-4 < np.abs(read_audio(tmp_path / "soft.flac")).max() < 3e-4
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_a_cut_off_file_gives_what_is_left_or_is_bad(tmp_path, suffix):
+    path = tmp_path / f"cut.{suffix}"
+    soundfile.write(path, noise(3.0), SAMPLING_RATE)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for seed in range(5):
+        try:
+            samples = read_audio(path, max_seconds=1.0, rng=np.random.default_rng(seed))
+        except BadAudio as error:
+            assert error.reason in ("corrupt", "empty", "too_short")
+        else:
+            assert 400 <= len(samples) <= SAMPLING_RATE and np.isfinite(samples).all()
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000, 44056, 47999])
+def test_any_rate_becomes_16_khz(tmp_path, rate):
+    time = np.arange(rate) / rate
+    soundfile.write(tmp_path / "tone.wav", 0.5 * np.sin(2 * np.pi * 440 * time), rate, subtype="FLOAT")
+    samples = read_audio(tmp_path / "tone.wav")
+    assert abs(len(samples) - SAMPLING_RATE) <= 1 and samples.dtype == np.float32
+    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(SAMPLING_RATE) / SAMPLING_RATE)
+    middle = slice(1000, 15000)
+    np.testing.assert_allclose(samples[middle], expected[middle], atol=0.03 if rate == 47999 else 2e-3)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+def test_channels_are_averaged(tmp_path, rate):
+    left, right = noise(0.5, rate, 1), noise(0.5, rate, 2)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([left, right], axis=1), rate, subtype="FLOAT")
+    soundfile.write(tmp_path / "mono.wav", (left + right) / 2, rate, subtype="FLOAT")
+    np.testing.assert_allclose(read_audio(tmp_path / "stereo.wav"), read_audio(tmp_path / "mono.wav"), atol=1e-6)
+
+
+def test_bytes_and_path_give_the_same(tmp_path):
+    path = ramp(tmp_path, 1.0)
+    np.testing.assert_array_equal(read_audio(path), read_audio(path.read_bytes()))
+    assert audio_length(path) == audio_length(path.read_bytes()) == SAMPLING_RATE
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100])
+@pytest.mark.parametrize(("offset", "duration"), [(0.0, None), (0.3, None), (0.3, 0.4), (0.9, 5.0)])
+def test_header_length_is_the_decoded_length(tmp_path, rate, offset, duration):
+    path = ramp(tmp_path, 1.0, rate)
+    length = audio_length(path, offset=offset, duration=duration)
+    assert length == len(read_audio(path, offset=offset, duration=duration))
+    assert length == pytest.approx(min(duration or 9.0, 1.0 - offset) * SAMPLING_RATE, abs=2)
+
+
+def test_segment_starts_and_ends_where_asked(tmp_path):
+    positions = read_audio(ramp(tmp_path, 2.0), offset=0.5, duration=0.25) * 2**18
+    np.testing.assert_array_equal(positions, np.arange(8000, 12000))
+
+
+@pytest.mark.parametrize(("offset", "duration", "reason"), [(2.0, None, "empty"), (0.0, 0.0, "empty")])
+def test_segment_outside_the_file_is_empty(tmp_path, offset, duration, reason):
+    path = ramp(tmp_path, 2.0)
+    for read in (read_audio, audio_length):
+        with pytest.raises(BadAudio) as caught:
+            read(path, offset=offset, duration=duration)
+        assert caught.value.reason == reason
+
+
+def test_min_seconds(tmp_path):
+    path = ramp(tmp_path, 0.5)
+    assert len(read_audio(path, min_seconds=0.5)) == 8000
+    with pytest.raises(BadAudio) as caught:
+        read_audio(path, min_seconds=0.51)
+    assert caught.value.reason == "too_short"
+
+
+def test_crop_is_random_reproducible_and_inside_the_segment(tmp_path):
+    path = ramp(tmp_path, 4.0)
+    starts = []
+    for seed in range(40):
+        crops = [
+            read_audio(path, offset=1.0, duration=2.0, max_seconds=1.0, rng=np.random.default_rng(seed)) * 2**18
+            for _ in range(2)
+        ]
+        np.testing.assert_array_equal(crops[0], crops[1])
+        np.testing.assert_array_equal(crops[0], crops[0][0] + np.arange(16000))
+        starts.append(crops[0][0])
+    assert 16000 <= min(starts) < 20000 and 28000 < max(starts) <= 32000
+    assert len(set(starts)) > 35
+    assert read_audio(path, max_seconds=1.0)[0] == 0  # without a generator: the beginning
+
+
+def test_crop_of_another_rate_is_exact_in_length(tmp_path):
+    for rate in (8000, 11025, 44100):
+        crop = read_audio(ramp(tmp_path, 3.0, rate), max_seconds=1.001, rng=np.random.default_rng(0))
+        assert abs(len(crop) - 16016) <= 1
+
+
+def test_only_the_crop_is_decoded(tmp_path, monkeypatch):
+    paths = [ramp(tmp_path, 10.0), tmp_path / "long.flac"]
+    soundfile.write(paths[1], noise(10.0), SAMPLING_RATE)
+    decoded = []
+    original = soundfile.SoundFile.read
+
+    def read(self, *args, **kwargs):
+        decoded.append(original(self, *args, **kwargs))
+        return decoded[-1]
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", read)
+    for path in paths:
+        read_audio(path, max_seconds=1.0, rng=np.random.default_rng(0))
+    assert [len(samples) for samples in decoded] == [16000, 16000]
+
+
+@pytest.mark.parametrize("folder", ["coffee_orders", "digits_8khz", "keywords", "librispeech_251_speakers"])
+def test_real_speech_has_the_listed_duration(speech, folder):
+    with open(speech / folder / "metadata.csv", newline="") as file:
+        rows = list(csv.DictReader(file))[::150][:5]
+    for row in rows:
+        samples = read_audio(speech / folder / row["file_name"])
+        assert len(samples) / SAMPLING_RATE == pytest.approx(float(row["duration"]), abs=0.02)
+        assert 0.005 < np.abs(samples).max() < 2.0
+
+
+def test_crop_of_real_opus_is_a_piece_of_the_whole(speech):
+    path = max((speech / "librispeech_251_speakers").glob("*.opus"), key=lambda path: path.stat().st_size)
+    whole = read_audio(path)
+    for seed in range(3):
+        start = int(np.random.default_rng(seed).integers(len(whole) - 32000 + 1))
+        crop = read_audio(path, max_seconds=2.0, rng=np.random.default_rng(seed))
+        np.testing.assert_allclose(crop, whole[start : start + 32000], atol=1e-3)
 
 
 def with_rate(rate: int, seconds: float = 1.0) -> bytes:
