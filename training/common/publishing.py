@@ -1,4 +1,4 @@
-"""Publishing on the Hub: a run's repo is opened before the first step, checkpoints go up meanwhile, the result last."""
+"""Publishing on the Hub: the repo is opened before the first step, checkpoints go up meanwhile, the result last."""
 
 import logging
 import os
