@@ -1,10 +1,12 @@
 """Small fine-tunings on seconds of tones, a pitch for each letter."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
 import soundfile
+from transformers import TrainerCallback
 
 
 SIZES = dict(
@@ -20,6 +22,8 @@ SIZES = dict(
 
 FAST = ["--dataloader_num_workers", "0", "--dataloader_persistent_workers", "false", "--disable_tqdm", "true"]
 FAST += ["--use_cpu", "true"]
+
+SHORT = ("--max_steps", "2")
 
 
 PITCH = {"A": 300.0, "B": 900.0, " ": 0.0}
@@ -61,3 +65,18 @@ def sentence(script, checkpoint, data, output, *options) -> str:
     with pytest.raises(SystemExit) as caught:
         script.main([*required, *FAST, *options])
     return str(caught.value)
+
+
+class At(TrainerCallback):
+    """Sends a signal to this process at a step, or in the evaluation after it."""
+
+    def __init__(self, step: int, number: int, evaluating: bool = False):
+        self.step, self.number, self.evaluating = step, number, evaluating
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step and not self.evaluating:
+            os.kill(os.getpid(), self.number)
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step and self.evaluating:
+            os.kill(os.getpid(), self.number)

@@ -1,29 +1,33 @@
 """What fine-tunings of tests begin from: tones that spell texts, classes, a small checkpoint."""
 
+import signal
+
 import numpy as np
 import pytest
 import soundfile
 import torch
-from finetuning_runs import SIZES, sing, write_clips
+from finetuning_runs import SIZES, At, prepare, run, sing, write_clips
 
 from sjepa_hf import SJepaConfig, SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor
+from training import finetune_ctc
+from training.finetuning.ngram import estimate
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def texts():
     rng = np.random.default_rng(1)
     words = ["A", "B", "AB", "BA", "ABA"]
     return [" ".join(rng.choice(words, 4)) for _ in range(20)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mine(tmp_path_factory, texts):
     """What a new user has: 20 clips in a folder with metadata.csv."""
     return write_clips(tmp_path_factory.mktemp("mine"), texts)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A pretraining checkpoint, tiny and untrained."""
     folder = tmp_path_factory.mktemp("checkpoint")
@@ -34,7 +38,7 @@ def checkpoint(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def classes(tmp_path_factory):
     """Two classes of sound, a folder each, no metadata.csv."""
     folder, rng = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
@@ -43,3 +47,25 @@ def classes(tmp_path_factory):
         (folder / name).mkdir(exist_ok=True)
         soundfile.write(folder / name / f"{number}.wav", sing(name * 6, rng), 16000)
     return folder
+
+
+@pytest.fixture(scope="session")
+def recogniser(tmp_path_factory, checkpoint, mine, texts):
+    """The default recipe but for the number of epochs, with a language model."""
+    output = tmp_path_factory.mktemp("ctc")
+    estimate(texts, 2).save(output / "lm.arpa")
+    options = ("--num_train_epochs", "20", "--logging_steps", "1", "--lm", str(output / "lm.arpa"))
+    options += ("--mask_time_prob", "0", "--dropout", "0")
+    options += ("--learning_rate", "3e-3", "--head_learning_rate", "1e-2")
+    return run(finetune_ctc, checkpoint, mine, output, *options)
+
+
+@pytest.fixture
+def stopped(checkpoint, mine, tmp_path):
+    """A CTC run that SIGTERM has ended after its third step; its folder of output."""
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "run", "--max_steps", "6")
+    ready.trainer.add_callback(At(3, signal.SIGTERM))
+    with pytest.raises(SystemExit) as caught:
+        finetune_ctc.train(ready)
+    assert caught.value.code == 143
+    return tmp_path / "run"

@@ -1,0 +1,61 @@
+import pytest
+import torch
+from finetuning_runs import SIZES, prepare, run, sentence
+from peft import PeftModel
+from transformers import (
+    AutoModelForCTC,
+    HubertConfig,
+    HubertForCTC,
+    WavLMConfig,
+    WavLMForCTC,
+)
+
+from sjepa_hf import SJepaConfig, SJepaForCTC
+from training import finetune_ctc
+from training.finetuning.model import with_adapters
+
+
+def test_the_top_layers_can_start_afresh(checkpoint, mine, tmp_path):
+    old = AutoModelForCTC.from_pretrained(checkpoint).state_dict()
+    model = prepare(finetune_ctc, checkpoint, mine, tmp_path, "--reinit_layers", "1").trainer.model
+    weights = {name: value for name, value in model.state_dict().items() if name.startswith("sjepa")}
+    changed = {name for name, value in weights.items() if not value.equal(old[name])}
+    top = {name for name in weights if name.startswith("sjepa.encoder.layers.1.") and name.endswith("weight")}
+    assert changed == {name for name in top if "norm" not in name}
+    assert weights["sjepa.encoder.layers.1.attention.q_proj.weight"].std() > 0.01
+    message = sentence(finetune_ctc, checkpoint, mine, tmp_path / "b", "--reinit_layers", "3")
+    assert "`reinit_layers` is 3, but the encoder has 2 layers" in message
+
+
+def test_adapters_are_saved_with_the_head_and_merged(checkpoint, mine, tmp_path):
+    _, final = run(finetune_ctc, checkpoint, mine, tmp_path, "--lora_rank", "2", "--num_train_epochs", "1")
+    merged = AutoModelForCTC.from_pretrained(final).eval()
+    base = AutoModelForCTC.from_pretrained(checkpoint, vocab_size=merged.config.vocab_size)
+    adapted = PeftModel.from_pretrained(base, final / "adapter").eval()
+    waveform = torch.randn(1, 8000)
+    expected = merged(waveform).logits
+    assert torch.allclose(adapted(waveform).logits, expected, atol=1e-5)
+    with adapted.disable_adapter():
+        assert not torch.allclose(adapted(waveform).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config"),
+    [(SJepaForCTC, SJepaConfig), (HubertForCTC, HubertConfig), (WavLMForCTC, WavLMConfig)],
+    ids=["sjepa", "hubert", "wavlm"],
+)
+def test_every_adapter_has_a_gradient(model_class, config):
+    model = with_adapters(model_class(config(**SIZES, vocab_size=7, layerdrop=0.0)), rank=2).train()
+    model(torch.randn(2, 8000), labels=torch.tensor([[5, 6], [6, 5]])).loss.backward()
+    adapters = {name: p for name, p in model.named_parameters() if "lora_B" in name}  # A has none before B moves
+    assert len(adapters) >= 4 and all(p.grad is not None and p.grad.any() for p in adapters.values())
+    head = [p for name, p in model.named_parameters() if "lm_head.modules_to_save" in name]
+    assert len(head) == 2 and all(p.requires_grad for p in head)
+
+
+def test_from_scratch_keeps_the_sizes_and_forgets_the_weights(checkpoint, mine, tmp_path):
+    trained = prepare(finetune_ctc, checkpoint, mine, tmp_path).trainer.model.state_dict()
+    fresh = prepare(finetune_ctc, checkpoint, mine, tmp_path, "--from_scratch", "true").trainer.model
+    name = "sjepa.encoder.layers.0.attention.q_proj.weight"
+    assert fresh.state_dict()[name].shape == trained[name].shape and not fresh.state_dict()[name].equal(trained[name])
+    assert all(p.requires_grad for p in fresh.parameters())

@@ -1,0 +1,79 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+from finetuning_runs import SHORT, prepare, run, sentence
+from transformers import pipeline
+
+from training import finetune_classification, finetune_ctc
+from training.data.waveforms import read_audio
+
+
+def test_the_checkpoint_of_a_stopped_run_opens_and_goes_on(stopped, checkpoint, mine):
+    folder = stopped / "checkpoint-3"
+    assert not (stopped / "final").exists()
+    recognise = pipeline("automatic-speech-recognition", str(folder), device="cpu")
+    assert isinstance(recognise({"raw": read_audio(mine / "0.wav"), "sampling_rate": 16000})["text"], str)
+    assert (folder / "text_normalization.json").is_file()
+    for word in ("True", "auto", "latest", str(folder)):
+        ready = prepare(finetune_ctc, checkpoint, mine, stopped, "--max_steps", "6", "--resume_from_checkpoint", word)
+        assert ready.trainer.args.resume_from_checkpoint == str(folder)
+    finetune_ctc.train(ready)
+    assert json.loads((stopped / "final" / "results.json").read_text())["steps"] == 6
+    history = [entry["step"] for entry in ready.trainer.state.log_history if "eval_cer" in entry]
+    assert history.count(0) == 1 and history[-1] == 6
+
+
+def rewritten(mine: Path, folder: Path, change) -> Path:
+    """The clips with other transcripts."""
+    shutil.copytree(mine, folder)
+    rows = list(csv.reader(open(folder / "metadata.csv")))
+    with open(folder / "metadata.csv", "w", newline="") as file:
+        csv.writer(file).writerows([rows[0], *([name, change(text)] for name, text in rows[1:])])
+    return folder
+
+
+def test_going_on_with_other_transcripts_is_refused(stopped, checkpoint, mine, tmp_path):
+    options = ("--max_steps", "6", "--resume_from_checkpoint", "latest")
+    shifted = rewritten(mine, tmp_path / "shifted", lambda text: text.replace("b", "z"))
+    message = sentence(finetune_ctc, checkpoint, shifted, stopped, *options)
+    assert "the character 'Z' is new, the character 'B' is gone" in message and "checkpoint-3" in message
+    more = rewritten(mine, tmp_path / "more", lambda text: text + " c d")
+    assert "the characters 'C', 'D' are new" in sentence(finetune_ctc, checkpoint, more, stopped, *options)
+    message = sentence(finetune_ctc, checkpoint, mine, stopped, *options, "--space_characters", "-")
+    assert "normalised with `spaces`" in message
+    message = sentence(finetune_ctc, checkpoint, mine, stopped, *options, "--lora_rank", "2")
+    assert "holds whole weights, not adapters" in message
+
+
+def test_going_on_with_other_classes_or_another_model_is_refused(checkpoint, classes, tmp_path, make_config):
+    from sjepa_hf import SJepaForPreTraining
+    from sjepa_hf.saving import feature_extractor
+
+    out = tmp_path / "out"
+    run(finetune_classification, checkpoint, classes, out, *SHORT)
+    options = (*SHORT, "--resume_from_checkpoint", "auto")
+    shutil.copytree(classes, tmp_path / "renamed")
+    (tmp_path / "renamed" / "B").rename(tmp_path / "renamed" / "C")
+    message = sentence(finetune_classification, checkpoint, tmp_path / "renamed", out, *options)
+    assert "the class 'C' is new, the class 'B' is gone" in message
+    SJepaForPreTraining(make_config("log_mel")).save_pretrained(tmp_path / "other")
+    feature_extractor().save_pretrained(tmp_path / "other")
+    message = sentence(finetune_classification, str(tmp_path / "other"), classes, out, *options)
+    assert "checkpoint-2 is of another model" in message
+
+
+def test_torn_checkpoints_are_passed_over(stopped, checkpoint, mine, caplog):
+    torn = stopped / "checkpoint-5"
+    shutil.copytree(stopped / "checkpoint-3", torn)
+    options = ("--max_steps", "6", "--resume_from_checkpoint")
+    whole = (torn / "model.safetensors").read_bytes()
+    for name, content in (("model.safetensors", whole[: len(whole) // 2]), ("trainer_state.json", b"{")):
+        (torn / name).write_bytes(content)
+        ready = prepare(finetune_ctc, checkpoint, mine, stopped, *options, "latest")
+        assert ready.trainer.args.resume_from_checkpoint == str(stopped / "checkpoint-3")
+        assert f"{torn} is passed over: {name}" in caplog.text
+    assert "cannot be gone on from" in sentence(finetune_ctc, checkpoint, mine, stopped, *options, str(torn))
+    (stopped / "checkpoint-3" / "optimizer.pt").unlink()
+    assert "None of the checkpoints" in sentence(finetune_ctc, checkpoint, mine, stopped, *options, "latest")

@@ -1,0 +1,102 @@
+import json
+import shutil
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+from finetuning_runs import SHORT, At, prepare
+from transformers import (
+    AutoModelForAudioClassification,
+    AutoModelForCTC,
+    pipeline,
+)
+
+from sjepa_hf import SJepaForPreTraining
+from sjepa_hf.opening import open_model
+from training import finetune_classification, finetune_ctc
+
+
+def test_the_encoder_is_frozen_first(checkpoint, mine, tmp_path):
+    options = ("--freeze_encoder_steps", "2", "--eval_strategy", "no", "--load_best_model_at_end", "false")
+    for steps, moved in ((2, False), (3, True)):
+        ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / str(steps), *options, "--max_steps", str(steps))
+        before = {name: value.clone() for name, value in ready.trainer.model.state_dict().items()}
+        finetune_ctc.train(ready)
+        changed = {name for name, value in ready.trainer.model.state_dict().items() if not value.equal(before[name])}
+        assert "lm_head.weight" in changed
+        assert any(name.startswith("sjepa.encoder") for name in changed) == moved
+
+
+def test_head_and_encoder_have_learning_rates_of_their_own(checkpoint, mine, tmp_path):
+    options = ("--learning_rate", "1e-5", "--head_learning_rate", "1e-3", "--mask_time_prob", "0.3")
+    options += ("--dropout", "0.2")
+    trainer = prepare(finetune_ctc, checkpoint, mine, tmp_path, *options).trainer
+    trainer.create_optimizer()
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            assert rates.pop(id(parameter)) == (1e-3 if name.startswith("lm_head") else 1e-5), name
+    assert not rates and trainer.model.config.mask_time_prob == 0.3
+    assert trainer.model.config.hidden_dropout == trainer.model.dropout.p == 0.2
+
+
+def test_a_frozen_encoder_stays_as_it_is(checkpoint, classes, tmp_path):
+    options = ("--frozen", "true", "--num_train_epochs", "1")
+    ready = prepare(finetune_classification, checkpoint, classes, tmp_path, *options)
+    whole, modes = ready.trainer.model, set()
+    whole.sjepa.register_forward_pre_hook(lambda encoder, _: modes.add((whole.training, encoder.training)))
+    finetune_classification.train(ready)
+    assert modes == {(True, False), (False, False)}, "the head trains on features without dropout"
+    final = tmp_path / "final"
+    before = SJepaForPreTraining.from_pretrained(checkpoint).sjepa.state_dict()
+    model = AutoModelForAudioClassification.from_pretrained(final)
+    assert model.config.use_weighted_layer_sum and model.layer_weights.unique().numel() > 1
+    assert all(value.equal(before[name]) for name, value in model.sjepa.state_dict().items())
+
+
+def test_only_evaluations_that_show_something_learned_are_candidates(checkpoint, mine, tmp_path):
+    trainer = prepare(finetune_ctc, checkpoint, mine, tmp_path, *SHORT).trainer
+    trainer.state.global_step = 5
+    assert not trainer._determine_best_metric({"eval_cer": 0.1, "eval_learned": 0.0}, None)
+    assert trainer.state.best_metric is None and trainer.state.best_global_step is None
+    assert trainer._determine_best_metric({"eval_cer": 0.9, "eval_learned": 1.0}, None)
+    assert trainer._determine_best_metric({"eval_cer": 0.8}, None), "too few clips to tell"
+    assert not trainer._determine_best_metric({"eval_cer": 0.85, "eval_learned": 1.0}, None)
+
+
+def test_a_signal_in_an_evaluation_loses_no_step(checkpoint, mine, tmp_path):
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path, "--max_steps", "6", "--eval_steps", "2")
+    ready.trainer.add_callback(At(4, signal.SIGINT, evaluating=True))
+    with pytest.raises(SystemExit) as caught:
+        finetune_ctc.train(ready)
+    assert caught.value.code == 130 and (tmp_path / "checkpoint-4" / "trainer_state.json").is_file()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_checkpoints_with_adapters_hold_the_merged_model_and_go_on(checkpoint, mine, tmp_path):
+    options = ("--lora_rank", "2", "--max_steps", "4", "--eval_steps", "2", "--save_total_limit", "5")
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path, *options)
+    ready.trainer.add_callback(At(2, signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        finetune_ctc.train(ready)
+    folder = tmp_path / "checkpoint-2"
+    assert pipeline("automatic-speech-recognition", str(folder / "merged"), device="cpu").tokenizer is not None
+    adapted = ready.trainer.model.eval()
+    waveform = torch.randn(1, 8000)
+    merged = AutoModelForCTC.from_pretrained(folder / "merged").eval()
+    assert torch.allclose(merged(waveform).logits, adapted(waveform).logits, atol=1e-5)
+    with pytest.raises(ValueError, match="holds adapters, not a whole model: .*`merged`"):
+        open_model(AutoModelForCTC, folder)
+    finetune_ctc.train(prepare(finetune_ctc, checkpoint, mine, tmp_path, *options, "--resume_from_checkpoint", "true"))
+    assert json.loads((tmp_path / "final" / "results.json").read_text())["steps"] == 4
+
+
+def test_batches_that_shared_memory_cannot_hold_are_refused(checkpoint, mine, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**16))
+    options = ("--max_steps", "2", "--dataloader_num_workers", "2")
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "out", *options)
+    with pytest.raises(
+        ValueError, match="0 MiB free, but 2 workers .*--shm-size=1g, or lower `dataloader_num_workers`"
+    ):
+        finetune_ctc.train(ready)

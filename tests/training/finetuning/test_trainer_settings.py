@@ -1,0 +1,77 @@
+import pytest
+from finetuning_runs import SHORT, prepare, run, sentence
+
+from training import finetune_classification, finetune_ctc
+from training.finetuning.trainer_settings import interval, with_equal_intervals
+
+
+def test_few_clips_train_for_enough_steps(checkpoint, mine, tmp_path):
+    """20 clips, 2 held out, 8 a batch: 3 steps an epoch; what the user asks for stays."""
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "a")
+    assert ready.trainer.args.num_train_epochs == 334
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "b", "--min_steps", "60")
+    assert ready.trainer.args.num_train_epochs == 30
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "c", "--num_train_epochs", "2")
+    assert ready.trainer.args.num_train_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--label_smoothing_factor 0.1", "`label_smoothing_factor` has no meaning for CTC"),
+        ("--prediction_loss_only true", "`prediction_loss_only` True does not go"),
+        ("--batch_eval_metrics true", "`batch_eval_metrics`"),
+        ("--eval_do_concat_batches false", "`eval_do_concat_batches`"),
+        ("--neftune_noise_alpha 5", "`neftune_noise_alpha`"),
+        ("--fp16_full_eval true", "`fp16_full_eval`"),
+        ("--debug underflow_overflow", "`debug`"),
+        ("--fp16 true", "`fp16` needs a GPU"),
+        ("--fsdp full_shard", "`fsdp`"),
+        ("--deepspeed /nowhere.json", "deepspeed"),
+        ("--remove_unused_columns true", "`remove_unused_columns`"),
+        ("--metric_for_best_model bleu", "choose cer, wer, loss"),
+        ("--metric_for_best_model cer --greater_is_better true", "would keep the worst cer"),
+        ("--eval_strategy no", "With --load_best_model_at_end false"),
+        ("--do_train false", "--dry_run"),
+        ("--train_sampling_strategy batch_rebalance", "group_by_length"),
+        ("--optim lomo", "`optim` lomo cannot be used"),
+        ("--lr_scheduler_type cosine_with_min_lr", "`lr_scheduler_kwargs`"),
+        ("--report_to nonsense", "`report_to` nonsense is unknown"),
+        ("--max_steps 0", "no step would be trained"),
+        ("--max_steps -1 --num_train_epochs 0", "no step would be trained"),
+        ("--learning_rate -1", "`learning_rate` is -1.0"),
+        ("--head_learning_rate -1", "`head_learning_rate` is -1.0"),
+        ("--per_device_train_batch_size 0", "`per_device_train_batch_size` is 0"),
+        ("--gradient_accumulation_steps 0", "`gradient_accumulation_steps` is 0"),
+        ("--seed -1", "`seed` is -1"),
+        ("--resume_from_checkpoint /nowhere", "/nowhere is no directory"),
+    ],
+)
+def test_what_the_trainer_cannot_do_is_refused_before_data_are_read(options, message, tmp_path):
+    """Neither the checkpoint nor the data exist: the setting is refused first."""
+    nowhere = tmp_path / "nowhere"
+    assert message in sentence(finetune_ctc, str(nowhere), nowhere, tmp_path / "out", *options.split())
+
+
+def test_a_batch_larger_than_the_data_is_refused_where_it_would_be_dropped(checkpoint, mine, tmp_path):
+    options = ("--dataloader_drop_last", "true", "--per_device_train_batch_size", "64")
+    message = sentence(finetune_ctc, checkpoint, mine, tmp_path / "out", *options)
+    assert "18 clips do not fill one of 64: no step would be trained" in message
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "out", *options[2:])
+    assert ready.trainer.args.num_train_epochs == 1000  # a step an epoch
+
+
+@pytest.mark.parametrize("options", ["--label_smoothing_factor 0.1", "--metric_for_best_model loss"])
+def test_what_the_trainer_can_do_works(options, checkpoint, classes, tmp_path):
+    ready, final = run(finetune_classification, checkpoint, classes, tmp_path, *SHORT, *options.split())
+    assert (final / "results.json").is_file()
+    assert ready.trainer.args.greater_is_better is ("loss" not in options)
+
+
+def test_evaluations_keep_their_distance():
+    assert [interval(0.05, total) for total in (100, 300, 1000, 8)] == [25, 25, 50, 2]
+    assert interval(7, 100) == 7 and interval(None, 100) is None
+    assert with_equal_intervals(["--eval_steps", "10"]) == ["--eval_steps", "10", "--save_steps", "10"]
+    assert with_equal_intervals(["--save_strategy=epoch"]) == ["--save_strategy=epoch", "--eval_strategy", "epoch"]
+    both = ["--eval_steps", "10", "--save_steps", "20", "--eval_strategy", "no"]
+    assert with_equal_intervals(both) == both

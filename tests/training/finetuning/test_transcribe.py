@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+import torch
+
+from training.data.labelled import open_labelled
+from training.finetuning.text import build_tokenizer
+from training.finetuning.transcribe import error_rates, evaluate_clips, examples, frame_log_probs
+
+
+ROWS = [{"clip": f"{n}.wav", "reference": "A B", "greedy": heard} for n, heard in enumerate(["A B", "", "A A", "A B"])]
+
+
+def test_the_worst_come_first_and_others_are_drawn():
+    lines = examples(ROWS, 1)
+    assert lines[:3] == ["1.wav (worst)", "  said   A B", "  heard  "] and "drawn at random" in lines[3]
+    assert len(lines) == 6 and lines == examples(ROWS, 1) and examples([], 3) == []
+    assert examples([row | {"lm": "B"} for row in ROWS], 1)[2] == "  heard  B"
+
+
+def test_error_rates():
+    assert error_rates(["A B", "A"], ["A B", "A B"]) == {"wer": 0.25, "cer": pytest.approx(1 / 3)}
+
+
+def test_clips_are_read_longest_first_and_without_padding(mine, checkpoint):
+    from transformers import AutoModelForCTC, Wav2Vec2Processor
+
+    from sjepa_hf.saving import feature_extractor
+
+    tokenizer = build_tokenizer(["AB"])
+    processor = Wav2Vec2Processor(feature_extractor=feature_extractor(), tokenizer=tokenizer)
+    model = AutoModelForCTC.from_pretrained(checkpoint, vocab_size=len(tokenizer)).eval()
+    clips = open_labelled([str(mine)], ["text"]).select(range(5))
+    found = dict(frame_log_probs(model, processor, clips, batch_size=3))
+    lengths = [clips.num_samples[i] for i in found]
+    assert sorted(found) == list(range(5)) and lengths == sorted(lengths, reverse=True)
+    for i, values in found.items():
+        with torch.no_grad():
+            alone = model(torch.from_numpy(clips[i]["input_values"])[None]).logits[0].log_softmax(-1).numpy()
+        assert values.shape == alone.shape and np.abs(values - alone).max() < 1e-3
+    scores, rows = evaluate_clips(model, processor, clips, ["A"] * 5)
+    assert scores["clips"] == len(rows) == 5 and scores.keys() == {"clips", "greedy"}

@@ -1,0 +1,40 @@
+import json
+
+from finetuning_runs import run, sentence, write_clips
+from transformers import (
+    pipeline,
+)
+
+from training import finetune_classification
+from training.data.waveforms import read_audio
+
+
+def test_classification(checkpoint, classes, tmp_path):
+    options = (
+        "--num_train_epochs",
+        "6",
+        "--learning_rate",
+        "1e-3",
+        "--eval_fraction",
+        "0.25",
+        "--mask_time_prob",
+        "0",
+    )
+    _, final = run(finetune_classification, checkpoint, classes, tmp_path, *options)
+    scores = json.loads((final / "results.json").read_text())["scores"]["held out"]
+    assert scores == {"clips": 6, "accuracy": 1.0, "macro_f1": 1.0} and (final / "learning_curve.png").is_file()
+    classify = pipeline("audio-classification", str(final), device="cpu")
+    for name in "AB":
+        audio = {"raw": read_audio(next((classes / name).iterdir())), "sampling_rate": 16000}
+        assert classify(audio)[0]["label"] == name
+
+
+def test_classification_refuses_with_a_sentence(checkpoint, classes, tmp_path, texts):
+    one = write_clips(tmp_path / "one", texts[:4], "label", label=lambda i: "A")
+    assert "have the label 'A'" in sentence(finetune_classification, checkpoint, one, tmp_path / "out")
+    new = write_clips(tmp_path / "new", texts[:4], "label", label=lambda i: "AC"[i % 2])
+    options = ("--eval_data", str(new))
+    message = sentence(finetune_classification, checkpoint, classes, tmp_path / "out", *options)
+    assert "has labels that train_data has not: 'C'" in message
+    message = sentence(finetune_classification, checkpoint, classes, tmp_path / "out", "--epochs_of_what", "3")
+    assert "--epochs_of_what" in message
