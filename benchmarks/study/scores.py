@@ -20,7 +20,7 @@ from sjepa_hf.contents import RESULTS
 
 
 PROBES = {  # what is probed for -> the folder it is read off, and how
-    "digits": (DIGITS, ["--utterance_labels", "digit"]),
+    "digits": (DIGITS, ["--utterance_labels", "digit", "--split_by", "speaker_id"]),
     "phones": (PHONES, ["--phones", "--max_frames", "15000"]),
 }
 CROPS, CROP_SECONDS = 3, 0.5  # of each clip, for the speakers: whole clips give every encoder full marks

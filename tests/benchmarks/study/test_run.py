@@ -35,13 +35,7 @@ def study(tmp_path_factory):
         "recipe": str(here / "recipe.yaml"),
         "baseline": "control",
         "seeds": [0, 1],
-        "shared": {
-            "phase1_steps": 4,
-            "phase2_steps": 4,
-            "phase1_schedule": "constant",
-            "save_steps": 2,
-            "num_workers": 0,
-        },
+        "shared": {"phase1_steps": 4, "phase2_steps": 4, "phase1_schedule": "constant", "save_steps": 2},
         "trunk": {"phase2_steps": 0},
         "variants": {
             "control": {"phase1_steps": 8, "phase2_steps": 0, "phase1_schedule": "linear", "phase1_decay_steps": 4},
