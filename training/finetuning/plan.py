@@ -1,4 +1,4 @@
-"""What a fine-tuning is about to do, told before it does it."""
+"""Plan of a fine-tuning: what it is about to do, told before it does it."""
 
 import logging
 from collections.abc import Mapping

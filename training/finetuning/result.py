@@ -1,4 +1,4 @@
-"""What fine-tuning leaves: the model with its scores, the record of the run, the learning curve, and all of it on the
+"""Result of a fine-tuning: the model with its scores, the record of the run, the learning curve, and all of it on the
 Hub where that is asked for."""
 
 import json

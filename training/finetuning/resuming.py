@@ -1,4 +1,4 @@
-"""Going on with a fine-tuning: which checkpoint, and whether it is of the same task."""
+"""Resuming a fine-tuning: from which checkpoint, and whether it is of the same task."""
 
 import json
 import logging

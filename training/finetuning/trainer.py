@@ -1,4 +1,4 @@
-"""The Trainer of both fine-tunings, what it tells while it runs, and how it ends."""
+"""Trainer of both fine-tunings, what it tells while it runs, and how it ends."""
 
 import copy
 import logging
