@@ -31,6 +31,7 @@ from safetensors import safe_open
 
 from .command import command
 from .contents import CARD, CONFIG, EVAL_RESULTS, PICTURES, RECORD, RESULTS, read_json, unfit
+from .durations import audio_amount
 from .facts import Facts
 from .saving import files_written_aside
 from .scores import LOWER_IS_BETTER, Score, data_name, grouped, read_scores
@@ -182,15 +183,6 @@ def on_the_hub(name: Any) -> str | None:
     return name
 
 
-def duration(hours: float) -> str:
-    """A time in the unit that suits it."""
-    if hours >= 1:
-        return f"{hours:,.1f} hours"
-    if hours >= 1 / 60:
-        return f"{60 * hours:.1f} minutes"
-    return f"{3600 * hours:.0f} seconds"
-
-
 def enumeration(names: Sequence[str], most: int = 12) -> str:
     """Names with commas between; of many, the first."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
@@ -261,7 +253,7 @@ def training_lines(config: dict, record: dict, facts: Facts) -> list[str]:
     lines = [f"Data: {facts.data}"] if facts.data else []
     known = record.get("data", {})
     if known:
-        hours = f", {duration(known['hours'])}" if known.get("hours") is not None else ""
+        hours = f", {audio_amount(known['hours'])}" if known.get("hours") is not None else ""
         clips = f", {known['clips']:,} clips" if known.get("clips") is not None else ""
         lines.append(f"Sources: {enumeration([data_name(source) for source in known['sources']])}{clips}{hours}")
     if record.get("base_checkpoint"):
@@ -269,12 +261,12 @@ def training_lines(config: dict, record: dict, facts: Facts) -> list[str]:
         how = "Pretraining continued" if record.get("kind") == "pretraining" else "Fine-tuned"
         lines.append(f"{how} {start} {plain(record['base_checkpoint'])}")
     if "hours_heard" in record:
-        heard = duration(record["hours_heard"])
+        heard = audio_amount(record["hours_heard"])
         lines.append(f"Heard {heard} of audio (repeats counted) in {record['steps']:,} steps")
     elif "steps" in record:
         lines.append(f"{record['steps']:,} steps")
     if record.get("hours_taken") is not None:
-        lines.append(f"Took {duration(record['hours_taken'])} on {plain(record['hardware'])}")
+        lines.append(f"Took {audio_amount(record['hours_taken'])} on {plain(record['hardware'])}")
     if "software" in record:
         lines.append("Software: " + plain(", ".join(f"{name} {found}" for name, found in record["software"].items())))
     if facts.authors:

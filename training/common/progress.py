@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
+from sjepa_hf.durations import duration
+
 
 logger = logging.getLogger(__name__)
 
@@ -132,16 +134,3 @@ class Forecast:
 def seconds_of(seconds: float) -> str:
     """A short time in words."""
     return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def duration(seconds: float) -> str:
-    """A long time in words: "40 seconds", "12 minutes", "3 h 20 min", "5 days 4 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} minutes"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} days {hours % 24} h"

@@ -14,10 +14,11 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from sjepa_hf.durations import duration
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.saving import share_mode_of
 from training.common.memory import keep_freed_memory
-from training.common.progress import Heartbeat, duration
+from training.common.progress import Heartbeat
 from training.common.signals import Interrupted, Interruption
 from training.data.workers import check_shared_memory, die_when_stuck
 from training.finetuning.arguments import FineTuningArguments

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf import SJepaForPreTraining
+from sjepa_hf.durations import audio_amount
 from sjepa_hf.frames import SAMPLING_RATE
 from training.common.run_record import hardware
 from training.data.batches import BatchStream, cut_batches
@@ -153,7 +154,11 @@ def about_data(arguments: Arguments, stream: BatchStream, found: Survey | None) 
     largest = sorted(range(len(sources)), key=lambda n: -sizes[n])
     parts = named([f"{sizes[n]:,} of {sources[n]}" if len(sources) > 1 else sources[n] for n in largest])
     text = f"Data: {sum(sizes):,} clip{'s' * (sum(sizes) > 1)}, "
-    text += amount(found.hours) if found.exact else f"about {amount(found.hours)} (judged by {found.sampled} of them)"
+    text += (
+        audio_amount(found.hours)
+        if found.exact
+        else f"about {audio_amount(found.hours)} (judged by {found.sampled} of them)"
+    )
     text += f": {parts}"
     if found.unusable >= 0.005:
         seconds = f"{stream.min_seconds:g} s"
@@ -202,9 +207,10 @@ def about_steps(arguments: Arguments, processes: int, found: Survey | None, step
     text = f"Steps: {done}{max(run.phase1_steps - step, 0):,} of phase 1"
     text += f", {min(run.phase2_steps, left):,} of phase 2, {micro_batches} batch{'es' * (micro_batches > 1)} each"
     if found is None or not found.batches:
-        return f"{text}: {amount(left * micro_batches * arguments.data.batch_seconds / 3600)} of audio heard at most."
+        most = left * micro_batches * arguments.data.batch_seconds / 3600
+        return f"{text}: {audio_amount(most)} of audio heard at most."
     heard, passes = left * micro_batches * found.batch_seconds / 3600, left * micro_batches / found.batches
-    return f"{text}: about {amount(heard)} of audio heard, {passes:,.1f} passes over the data."
+    return f"{text}: about {audio_amount(heard)} of audio heard, {passes:,.1f} passes over the data."
 
 
 def about_targets(arguments: Arguments) -> str:
@@ -213,7 +219,7 @@ def about_targets(arguments: Arguments) -> str:
     if run.phase1_steps:
         parts.append(
             f"{targets.phase1_components} clusters of {targets.phase1_features}, fitted to at most"
-            f" {amount(targets.fit_hours)} of audio"
+            f" {audio_amount(targets.fit_hours)} of audio"
         )
     if run.phase2_steps:
         layers = targets.target_layers or [targets.start_layer]
@@ -259,13 +265,6 @@ def named(parts: list[str]) -> str:
     """The first few of several things, and how many there are beside them."""
     text = ", ".join(parts[:NAMED_SOURCES])
     return text + f" and {len(parts) - NAMED_SOURCES} more" * (len(parts) > NAMED_SOURCES)
-
-
-def amount(hours: float) -> str:
-    """An amount of audio in words."""
-    if hours < 1:
-        return f"{3600 * hours:.2g} seconds" if hours < 1 / 60 else f"{60 * hours:.2g} minutes"
-    return f"{hours:,.1f} hours" if hours < 100 else f"{hours:,.0f} hours"
 
 
 def millions(count: int) -> str:

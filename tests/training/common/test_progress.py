@@ -8,7 +8,7 @@ import torch
 
 from sjepa_hf import DiagonalGaussianMixture
 from training.common import progress
-from training.common.progress import Forecast, Heartbeat, Progress, duration
+from training.common.progress import Forecast, Heartbeat, Progress
 
 
 @pytest.fixture
@@ -95,14 +95,6 @@ def test_a_short_phase_is_not_forecast(clock, said):
         clock[0] += 1
         forecast.step(step, 1)
     assert said() == []
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(40, "40 seconds"), (600, "10 minutes"), (7500, "2 h 5 min"), (2 * 86400 + 3 * 3600, "2 days 3 h")],
-)
-def test_durations_in_words(seconds, words):
-    assert duration(seconds) == words
 
 
 def test_silence_is_broken_and_speech_is_not(caplog):
