@@ -43,7 +43,7 @@ def read(trouble, last: int = 5) -> Reading:
             dataset, batch_size=None, collate_fn=_as_is, num_workers=1, worker_init_fn=_start_worker, prefetch_factor=1
         )
 
-    return Reading(open_loader, ranks=1)
+    return Reading(open_loader, processes=1)
 
 
 def numbers(batches: Reading) -> list[int]:
