@@ -53,6 +53,6 @@ def assert_same(first: list[dict], second: list[dict]) -> None:
             assert torch.equal(value, other[key]) if torch.is_tensor(value) else value == other[key], key
 
 
-def after(batches: list[dict], world_size: int = 1) -> DataPosition:
-    """Where one rank stands after its batches."""
-    return DataPosition(0, {batch["reader"]: batch["position"] for batch in batches}, len(batches) * world_size)
+def after(batches: list[dict], num_processes: int = 1) -> DataPosition:
+    """Where one process stands after its batches."""
+    return DataPosition(0, {batch["reader"]: batch["position"] for batch in batches}, len(batches) * num_processes)

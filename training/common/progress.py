@@ -40,12 +40,12 @@ class Progress:
             logger.info("%s: %s.", self.work, done)
             self._last = time.monotonic()
 
-    def hours(self, batches: Iterable[dict], ranks: int = 1) -> Iterator[dict]:
-        """The same batches, while it says how many hours of audio they were; `ranks` read as much each."""
+    def hours(self, batches: Iterable[dict], processes: int = 1) -> Iterator[dict]:
+        """The same batches, while it says how many hours of audio they were; `processes` read as much each."""
         seconds = 0.0
         for batch in batches:
             seconds += batch["seconds"]
-            self(f"{seconds * ranks / 3600:.2f} h of audio read")
+            self(f"{seconds * processes / 3600:.2f} h of audio read")
             yield batch
 
 

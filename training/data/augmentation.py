@@ -104,7 +104,7 @@ def augment(
 def augmented(batch: dict, p_mix: float, p_noise: float) -> Tensor:
     """
     The waveforms of a batch of the loader, disturbed, by its `noise` where it has some; as they are where both
-    probabilities are 0. Seeded by the batch, so that a resumed run draws the same, and another number of ranks too.
+    probabilities are 0. Seeded by the batch, so that a resumed run draws the same, on any number of processes.
     """
     audio = batch["input_values"]
     if p_mix + p_noise == 0:

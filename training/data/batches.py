@@ -1,6 +1,6 @@
 """Batches of similar clips: planned from headers, decoded when due, padded and masked on the CPU.
 
-A reader (one worker of one rank) takes a section of its clips of an epoch at a time, sorts it by length and cuts it
+A reader (one worker of one process) takes a section of its clips of an epoch at a time, sorts it by length and cuts it
 into batches. Every batch says where its reader goes on after it, so a resumed run plans that section once more.
 """
 
@@ -101,16 +101,16 @@ def collate(clips: list[np.ndarray], mask: Mask, generator: torch.Generator) -> 
 
 
 class BatchStream(IterableDataset):
-    """Ready batches of one rank, epoch after epoch, the same for the same seed and number of readers.
+    """Ready batches of one process, epoch after epoch, the same for the same seed and number of readers.
 
-    An epoch takes every clip of this rank once. Ranks and workers only decide who reads: micro-batch number m of all
-    ranks together comes from reader `m % num_readers`, so that 2 ranks with 2 workers read in each step what 1 rank
-    with 4 workers reads in two micro-batches. A batch all of whose clips turn out bad is left out.
+    An epoch takes every clip of this process once. Processes and workers only decide who reads: micro-batch number m of
+    all processes together comes from reader `m % num_readers`, so that 2 processes with 2 workers read in each step what
+    1 process with 4 workers reads in two micro-batches. A batch all of whose clips turn out bad is left out.
 
     Args:
         corpus: the clips.
         seed: decides order, crops and masks.
-        rank, world_size: the share of the clips that this process reads.
+        process_index, num_processes: the share of the clips that this process reads.
         position: where the readers go on; None begins.
         max_epochs: None never ends.
         batch_seconds: padded seconds a batch may hold.
@@ -135,8 +135,8 @@ class BatchStream(IterableDataset):
         corpus: ClipIndex | ClipStream,
         *,
         seed: int,
-        rank: int = 0,
-        world_size: int = 1,
+        process_index: int = 0,
+        num_processes: int = 1,
         position: DataPosition | None = None,
         max_epochs: int | None = None,
         batch_seconds: float,
@@ -150,8 +150,8 @@ class BatchStream(IterableDataset):
         super().__init__()
         self.corpus = corpus
         self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+        self.process_index = process_index
+        self.num_processes = num_processes
         self.position = position
         self.max_epochs = max_epochs
         self.max_batch = round(batch_seconds * SAMPLING_RATE)
@@ -168,8 +168,8 @@ class BatchStream(IterableDataset):
         info = get_worker_info()
         workers, worker = (info.num_workers, info.id) if info else (1, 0)
         # The loader asks worker 0 first: let it stand in for the worker whose turn it is.
-        role = (worker + (self.position.batches // self.world_size if self.position else 0)) % workers
-        reader, num_readers = self.rank + self.world_size * role, self.world_size * workers
+        role = (worker + (self.position.batches // self.num_processes if self.position else 0)) % workers
+        reader, num_readers = self.process_index + self.num_processes * role, self.num_processes * workers
         at = Position(epoch=self.corpus.first_epoch)
         if self.position:
             at = self.position.positions.get(reader, at)
@@ -282,7 +282,7 @@ class BatchStream(IterableDataset):
         count = unusable.total()
         if count == 0 and self.max_epochs is None:
             raise BadAudioError(
-                f"Epoch {epoch} has no clip for one of {num_readers} readers (ranks x workers): lower num_workers."
+                f"Epoch {epoch} has no clip for one of {num_readers} readers (processes x workers): lower num_workers."
             )
         if count >= HOPELESS or (count and num_readers == 1):
             reasons = ", ".join(f"{number} {reason}" for reason, number in unusable.most_common())

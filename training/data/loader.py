@@ -89,7 +89,7 @@ class DataArguments:
         default=1000, metadata={"help": "Streaming: clips per worker and source held, still encoded, for shuffling."}
     )
     num_workers: int = field(
-        default=4, metadata={"help": "Processes that decode, per rank. 0: in the training process."}
+        default=4, metadata={"help": "Processes that decode, per process. 0: in the training process."}
     )
     cache_gb: float = field(
         default=0.0,
@@ -156,7 +156,7 @@ def moved(position: DataPosition, readers: int, settings: dict) -> tuple[DataPos
     Where the order of the clips is the same, the new readers begin at the first place of the epoch that not all clips
     before have been read: none is lost, a few come again. Else a new epoch begins.
     """
-    changed = "the number of readers (ranks x workers)" if position.readers != readers else "a data setting"
+    changed = "the number of readers (processes x workers)" if position.readers != readers else "a data setting"
     ats = [position.positions.get(n, Position(position.first[0])) for n in range(position.readers)]
     known = position.settings.get("identities", settings["identities"])
     other = [number for number, (a, b) in enumerate(zip(known, settings["identities"]), start=1) if a != b]
@@ -188,24 +188,24 @@ def build_loader(
     mask: Mask = PUBLISHED_MASK,
     noise: Noise | None = None,
     seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
+    process_index: int = 0,
+    num_processes: int = 1,
     position: DataPosition | None = None,
     max_epochs: int | None = None,
     pin_memory: bool = False,
     identities: list[str] | None = None,
 ) -> DataLoader:
-    """Open the sources and give the loader of one rank's batches; `loader.dataset.position` is where it begins.
+    """Open the sources and give the loader of one process's batches; `loader.dataset.position` is where it begins.
 
-    The batches depend on `seed`, `world_size * args.num_workers` and the data alone; each call is an independent pass.
-    See `BatchStream` for what a batch holds.
+    The batches depend on `seed`, `num_processes * args.num_workers` and the data alone; each call is an independent
+    pass. See `BatchStream` for what a batch holds.
 
     Args:
         args: sources and batch shape.
         mask: draws the masks, as `SpanMask` does.
         noise: what augmentation may add to the clips. It changes neither their order nor their masks.
         seed: non-negative; decides order, crops and masks.
-        rank, world_size: this process and their number; ranks share no clip.
+        process_index, num_processes: this process and their number; processes share no clip.
         position: where an earlier run has stopped; with as many readers and the same data settings its batches go on
             exactly, else as `moved` says, which is logged.
         max_epochs: passes over the data; None never ends.
@@ -219,33 +219,34 @@ def build_loader(
     for source in sources:
         if hasattr(source.dataset, "__len__") and not len(source.dataset):
             raise ValueError(f"train_data '{source.name}' holds no clip.")
-    readers = world_size * max(1, args.num_workers)
+    readers = num_processes * max(1, args.num_workers)
     if args.streaming:
         corpus = ClipStream(sources, args.train_data_weights, seed, args.shuffle_buffer_size)
     else:
         corpus = ClipIndex(sources, args.train_data_weights, seed, fixed_readers=args.cache_gb > 0)
         if max_epochs is None and corpus.size < readers:
             raise ValueError(
-                f"train_data holds {corpus.size} clips for {readers} readers (ranks x num_workers): lower num_workers."
+                f"train_data holds {corpus.size} clips for {readers} readers (processes x num_workers): lower"
+                " num_workers."
             )
     settings, heard = reading_settings(args, corpus, seed, identities), noise.identities if noise else []
     if position is None:
         position = DataPosition(readers, settings=settings)
     else:
         before = {name: value for name, value in position.settings.items() if name != "noise"}
-        if position.settings.get("noise", []) != heard and rank == 0:
+        if position.settings.get("noise", []) != heard and process_index == 0:
             logger.warning("Data: `noise_data` is another than before: the noise is drawn from it from here on.")
         if (position.readers, before) != (readers, settings):
             position, note = moved(position, readers, settings)
-            if rank == 0:
+            if process_index == 0:
                 logger.warning("Data: %s.", note)
     position = replace(position, settings=settings | ({"noise": heard} if heard else {}))
     corpus.first_epoch, corpus.first_place = position.first
     batches = BatchStream(
         corpus,
         seed=seed,
-        rank=rank,
-        world_size=world_size,
+        process_index=process_index,
+        num_processes=num_processes,
         position=position,
         max_epochs=max_epochs,
         batch_seconds=args.batch_seconds,

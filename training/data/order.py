@@ -1,7 +1,7 @@
 """Order of the clips of all sources, random, a section at a time: what each reader is given, and where it goes on.
 
-A reader is one worker of one rank; `reader` is its number. It reads its share of an epoch in sections of a fixed size.
-Any section can be asked for without reading those before it: a resumed run begins where it stopped.
+A reader is one worker of one process; `reader` is its number. It reads its share of an epoch in sections of a fixed
+size. Any section can be asked for without reading those before it: a resumed run begins where it stopped.
 """
 
 from collections import deque
@@ -51,9 +51,9 @@ class DataPosition:
     Where all readers of a run stand in its data: what a resumed run needs to read on.
 
     Args:
-        readers (`int`): ranks times workers.
+        readers (`int`): processes times workers.
         positions (`dict[int, Position]`): where each reader goes on; missing ones have not given a batch.
-        batches (`int`): micro-batches of all ranks so far.
+        batches (`int`): micro-batches of all processes so far.
         first (`tuple[int, int]`): epoch and place in it where the readers began, as `ClipIndex` takes them.
         settings (`dict`): what the meaning of a position depends on: `reading_settings` of `training/data/loader.py`.
     """
@@ -156,8 +156,8 @@ class ClipIndex:
             starts = np.cumsum(sizes) - sizes
             source = np.searchsorted(starts + sizes, numbers, side="right")
             return source, numbers - starts[source], np.zeros_like(numbers)
-        source, rank = _mixed(places, int(sizes.sum()), self.weights * (sizes > 0), (*words, MIX))
-        repetition, item = np.divmod(rank, sizes[source])
+        source, number = _mixed(places, int(sizes.sum()), self.weights * (sizes > 0), (*words, MIX))
+        repetition, item = np.divmod(number, sizes[source])
         for n, again in np.unique(np.stack([source, repetition]), axis=1).T.tolist():
             here = (source == n) & (repetition == again)
             item[here] = Permutation(int(sizes[n]), *words, n, again)(item[here])
@@ -173,17 +173,17 @@ def _mixed(
     """
     counts = np.random.default_rng(words).multinomial(MIX_BLOCK, weights / weights.sum(), size=-(-total // MIX_BLOCK))
     earlier = np.cumsum(counts, axis=0) - counts  # [blocks, sources]
-    source, rank = np.empty_like(places), np.empty_like(places)
+    source, number = np.empty_like(places), np.empty_like(places)
     for block in np.unique(places // MIX_BLOCK):
         drawn = np.random.default_rng([*words, block + 1]).permutation(
             np.repeat(np.arange(len(weights)), counts[block])
         )
-        ranks = np.empty_like(drawn)
+        numbers = np.empty_like(drawn)
         for n in range(len(weights)):
-            ranks[drawn == n] = earlier[block, n] + np.arange(counts[block, n])
+            numbers[drawn == n] = earlier[block, n] + np.arange(counts[block, n])
         here = places // MIX_BLOCK == block
-        source[here], rank[here] = drawn[places[here] % MIX_BLOCK], ranks[places[here] % MIX_BLOCK]
-    return source, rank
+        source[here], number[here] = drawn[places[here] % MIX_BLOCK], numbers[places[here] % MIX_BLOCK]
+    return source, number
 
 
 class ClipStream:

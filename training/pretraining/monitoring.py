@@ -150,7 +150,7 @@ class Monitor:
         self.forecast.pause()
 
     def averages(self, device: torch.device) -> dict[str, float]:
-        """Frame means over all ranks since the last call, and an empty slate."""
+        """Frame means over all processes since the last call, and an empty slate."""
         names = sorted(self._sums)
         dtype = torch.float32 if device.type == "mps" else torch.float64
         values = torch.tensor([float(self._sums[name]) for name in names], dtype=dtype, device=device)

@@ -250,8 +250,10 @@ def test_a_run_stops_when_torn_archives_lose_too_much(tmp_path, num_readers):
         torn.write_bytes(torn.read_bytes()[:30_000])
     corpus = ClipStream([open_source(f"{tmp_path}/*.tar", streaming=True)], None, 0, 10)
     monitor, seen = BadAudioMonitor(max_bad_fraction=0.05), 0
-    for rank in range(num_readers):
-        for batch in BatchStream(corpus, rank=rank, world_size=num_readers, max_epochs=1, **OPTIONS):
+    for process_index in range(num_readers):
+        for batch in BatchStream(
+            corpus, process_index=process_index, num_processes=num_readers, max_epochs=1, **OPTIONS
+        ):
             monitor.update(len(batch["lengths"]), batch["skipped"])
             seen += len(batch["lengths"])
     assert seen == 2 * 40 + 2 * 6

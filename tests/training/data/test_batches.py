@@ -89,12 +89,14 @@ def test_a_batch_holds_whole_clips_within_the_bound(clips):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
 @pytest.mark.parametrize("cache_gb", [0.0, 0.1])
-def test_an_epoch_is_every_clip_once_over_ranks_and_workers(clips, world_size, num_workers, cache_gb):
+def test_an_epoch_is_every_clip_once_over_processes_and_workers(clips, num_processes, num_workers, cache_gb):
     seen = []
-    for rank in range(world_size):
-        batches = stream(clips, rank=rank, world_size=world_size, max_epochs=2, cache_gb=cache_gb)
+    for process_index in range(num_processes):
+        batches = stream(
+            clips, process_index=process_index, num_processes=num_processes, max_epochs=2, cache_gb=cache_gb
+        )
         seen += [number for batch in loader(batches, num_workers) for number in numbers(batch)]
     assert sorted(seen) == sorted(2 * list(range(NUM_CLIPS)))
 
@@ -113,29 +115,32 @@ def test_positions_continue_where_a_run_stopped(tmp_path, clips, num_workers, ca
     # Crops (max_seconds), a partly filled cache and bad clips must all come out as in the uninterrupted run.
     bad = str(tmp_path / "bad.wav")
     soundfile.write(bad, np.zeros(5000), SAMPLING_RATE)
-    options = {"max_seconds": 0.25, "batch_seconds": 0.8, "cache_gb": cache_gb, "rank": 1, "world_size": 2}
+    options = {"max_seconds": 0.25, "batch_seconds": 0.8, "cache_gb": cache_gb, "process_index": 1, "num_processes": 2}
     options["section_size"] = 8
     paths = clips + [bad, str(tmp_path / "absent.wav")]
     whole = take(loader(stream(paths, **options), num_workers), 40)
     assert {batch["position"].epoch for batch in whole} >= {0, 1, 2}
     assert {batch["position"].section for batch in whole} >= {0, 1}
     for start in (1, 2, 7, 24, 33):
-        position = after(whole[:start], world_size=2)
+        position = after(whole[:start], num_processes=2)
         resumed = take(loader(stream(paths, position=position, **options), num_workers), 40 - start)
         assert_same(whole[start:], resumed)
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0]])
-def test_ranks_and_workers_only_decide_who_reads(clips, weights):
-    """Micro-batch m of all ranks is the same for 1 x 4, 2 x 2 and 4 x 1 ranks and workers."""
+def test_processes_and_workers_only_decide_who_reads(clips, weights):
+    """Micro-batch m of all processes is the same for 1 x 4, 2 x 2 and 4 x 1 processes and workers."""
     paths = [clips[:10], clips[10:]]
     together = take(loader(stream(paths, weights=weights), 4), 24)
-    for world_size, num_workers in ((2, 2), (4, 0)):
-        ranks = [
-            take(loader(stream(paths, weights=weights, rank=r, world_size=world_size), num_workers), 24 // world_size)
-            for r in range(world_size)
+    for num_processes, num_workers in ((2, 2), (4, 0)):
+        streams = [
+            take(
+                loader(stream(paths, weights=weights, process_index=r, num_processes=num_processes), num_workers),
+                24 // num_processes,
+            )
+            for r in range(num_processes)
         ]
-        assert_same(together, [batch for step in zip(*ranks) for batch in step])
+        assert_same(together, [batch for step in zip(*streams) for batch in step])
 
 
 def test_crops_are_random_each_epoch_and_masks_each_batch(tmp_path):

@@ -315,7 +315,7 @@ def test_empty_manifest_and_too_few_clips(tmp_path, monkeypatch):
         build_loader(DataArguments(train_data=["org/none"]))
     manifest.write_text('{"wav_path": "a.wav"}\n' * 3)
     with pytest.raises(ValueError, match="3 clips for 8 readers.*lower num_workers"):
-        build_loader(DataArguments(train_data=[str(manifest)], num_workers=4), world_size=2)
+        build_loader(DataArguments(train_data=[str(manifest)], num_workers=4), num_processes=2)
 
 
 @pytest.mark.parametrize(
@@ -390,13 +390,16 @@ def numbers(batches) -> list[int]:
     return [n for batch in batches for n in (batch["input_values"][:, 0] * 100).round().int().tolist()]
 
 
-def consume(args: DataArguments, count: int, world_size: int, position: DataPosition | None):
-    """`count` batches of each rank, and the position after them, by way of JSON."""
-    loaders = [build_loader(args, rank=r, world_size=world_size, position=position) for r in range(world_size)]
+def consume(args: DataArguments, count: int, num_processes: int, position: DataPosition | None):
+    """`count` batches of each process, and the position after them, by way of JSON."""
+    loaders = [
+        build_loader(args, process_index=r, num_processes=num_processes, position=position)
+        for r in range(num_processes)
+    ]
     batches = [batch for loader in loaders for batch, _ in zip(loader, range(count))]
     start = loaders[0].dataset.position
     ends = {batch["reader"]: batch["position"] for batch in batches}
-    end = replace(start, positions=start.positions | ends, batches=start.batches + count * world_size)
+    end = replace(start, positions=start.positions | ends, batches=start.batches + count * num_processes)
     return batches, DataPosition.from_dict(json.loads(json.dumps(end.to_dict())))
 
 
@@ -410,7 +413,7 @@ def test_another_number_of_readers_loses_no_clip_of_the_pass(tmp_path, caplog):
     second, position = consume(args, 4, 3, position)
     assert "no clip is left out, at most 16 come again" in caplog.text
     assert position.first == (0, 32)
-    rest = [build_loader(args, rank=r, world_size=3, position=position) for r in range(3)]
+    rest = [build_loader(args, process_index=r, num_processes=3, position=position) for r in range(3)]
     last = [list(takewhile(lambda batch: batch["position"].epoch == 0, loader)) for loader in rest]
     seen = Counter(numbers(first) + numbers(second) + [n for part in last for n in numbers(part)])
     assert sorted(seen) == list(range(90)) and seen.total() <= 90 + 16

@@ -84,9 +84,12 @@ def test_a_resumed_run_hears_the_same(speech_folder, hiss):
     assert_same(*([{k: v for k, v in b.items() if k != "skipped"} for b in part] for part in (whole[13:], rest)))
 
 
-def test_ranks_and_workers_only_decide_who_reads(speech_folder, hiss):
+def test_processes_and_workers_only_decide_who_reads(speech_folder, hiss):
     one = take(loader(speech_folder, open_noise([str(hiss)], 0.5), 2), 6)
-    two = [take(loader(speech_folder, open_noise([str(hiss)], 0.5), 0, rank=r, world_size=2), 3) for r in (0, 1)]
+    two = [
+        take(loader(speech_folder, open_noise([str(hiss)], 0.5), 0, process_index=r, num_processes=2), 3)
+        for r in (0, 1)
+    ]
     for batch, other in zip(one, [batch for pair in zip(*two) for batch in pair]):
         assert numbers(batch) == numbers(other) and torch.equal(batch["noise"], other["noise"])
 

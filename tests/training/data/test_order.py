@@ -85,13 +85,15 @@ def streamed(paths: list[str], num_shards: int) -> Source:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
 @pytest.mark.parametrize("num_shards", [1, 5, 20])
-def test_a_streamed_epoch_is_every_clip_once_too(clips, num_shards, world_size, num_workers):
+def test_a_streamed_epoch_is_every_clip_once_too(clips, num_shards, num_processes, num_workers):
     corpus = ClipStream([streamed(clips[:40], num_shards), as_source(clips[40:])], None, 0, buffer_size=10)
     seen = []
-    for rank in range(world_size):
-        batches = BatchStream(corpus, rank=rank, world_size=world_size, max_epochs=2, **OPTIONS)
+    for process_index in range(num_processes):
+        batches = BatchStream(
+            corpus, process_index=process_index, num_processes=num_processes, max_epochs=2, **OPTIONS
+        )
         seen += [number for batch in loader(batches, num_workers) for number in numbers(batch)]
     assert sorted(seen) == sorted(2 * list(range(NUM_CLIPS)))
 
@@ -110,8 +112,8 @@ def test_a_stream_continues_where_a_run_stopped(clips, num_shards, weights, num_
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
-@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (2, 2), (3, 2)])
-def test_files_of_shards_are_read_once_an_epoch(tmp_path, clips, kind, world_size, num_workers):
+@pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 0), (2, 2), (3, 2)])
+def test_files_of_shards_are_read_once_an_epoch(tmp_path, clips, kind, num_processes, num_workers):
     files = []
     for number in range(9):
         own = clips[number::9]
@@ -127,8 +129,10 @@ def test_files_of_shards_are_read_once_an_epoch(tmp_path, clips, kind, world_siz
         [open_source(f"{tmp_path}/*.{'parquet' if kind == 'parquet' else 'tar'}", streaming=True)], None, 0, 10
     )
     seen = []
-    for rank in range(world_size):
-        batches = BatchStream(corpus, rank=rank, world_size=world_size, max_epochs=1, **OPTIONS)
+    for process_index in range(num_processes):
+        batches = BatchStream(
+            corpus, process_index=process_index, num_processes=num_processes, max_epochs=1, **OPTIONS
+        )
         seen += [number for batch in loader(batches, num_workers) for number in numbers(batch)]
     assert sorted(seen) == list(range(NUM_CLIPS))
 
@@ -178,4 +182,4 @@ def test_streamed_sources_with_weights(clips):
 def test_a_stream_with_fewer_clips_than_readers_is_an_error(clips):
     corpus = ClipStream([streamed(clips[:1], 1)], None, 0, buffer_size=10)
     with pytest.raises(RuntimeError, match="lower num_workers"):
-        next(iter(BatchStream(corpus, rank=1, world_size=2, **OPTIONS)))
+        next(iter(BatchStream(corpus, process_index=1, num_processes=2, **OPTIONS)))

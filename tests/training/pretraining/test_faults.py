@@ -125,10 +125,10 @@ def test_a_corrupt_file_in_a_shard_is_skipped_and_counted(command, noise, tmp_pa
 def test_a_killed_rank_takes_the_others_down_with_a_word(command, tmp_path):
     process = start(command("--num_workers", "0", "--phase2_steps", "3000"), processes=2)
     wait_for_checkpoint(process, tmp_path / "out" / "checkpoint-4")
-    ranks = [child for child in children(process.pid) if "pretrain.py" in child[1]]
-    assert len(ranks) == 2
+    started = [child for child in children(process.pid) if "pretrain.py" in child[1]]
+    assert len(started) == 2
     killed = time.monotonic()
-    os.kill(ranks[1][0], signal.SIGKILL)
+    os.kill(started[1][0], signal.SIGKILL)
     errors = process.communicate(timeout=120)[1]
     assert process.returncode != 0 and time.monotonic() - killed < 60
     assert "error: another process of this run has died" in errors or "SIGTERM: saving the last" in errors
@@ -250,8 +250,8 @@ def test_a_signal_to_one_rank_ends_all_in_order(command, tmp_path):
     out = tmp_path / "out"
     process = start(command("--num_workers", "0", "--phase2_steps", "3000"), processes=2)
     wait_for_checkpoint(process, out / "checkpoint-4")
-    ranks = [child for child in children(process.pid) if "pretrain.py" in child[1]]
-    os.kill(ranks[1][0], signal.SIGTERM)
+    started = [child for child in children(process.pid) if "pretrain.py" in child[1]]
+    os.kill(started[1][0], signal.SIGTERM)
     errors = process.communicate(timeout=120)[1]
     assert (out / "interrupted").read_text() == "SIGTERM came\n", errors[-2000:]
     assert damage(checkpoints(out)[-1]) is None
@@ -282,16 +282,16 @@ def stopping(*args):
 pretrain.main()
 """)
     process = start(command("--num_workers", "0", "--phase2_steps", "300"), processes=2, script=script)
-    ranks = []
-    while len(ranks) < 2 and process.poll() is None:
+    started = []
+    while len(started) < 2 and process.poll() is None:
         time.sleep(0.1)
-        ranks = [number for number, line in children(process.pid) if "script.py" in line]
+        started = [number for number, line in children(process.pid) if "script.py" in line]
     errors = ""
     for line in process.stderr:
         errors += line
         if "error: " in line:
             break
-    for rank in ranks:  # the launcher would wait half a minute for one that is stopped
-        os.kill(rank, signal.SIGKILL)
+    for number in started:  # the launcher would wait half a minute for one that is stopped
+        os.kill(number, signal.SIGKILL)
     process.communicate(timeout=120)
     assert said in line, errors[-3000:]

@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere goes on to the very weights of one that is not; two ranks give what one gives."""
+"""A run that is stopped anywhere goes on to the very weights of one that is not; two processes give what one gives."""
 
 import errno
 import json

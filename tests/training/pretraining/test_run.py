@@ -36,7 +36,7 @@ def without_dropout(command, *options, out):
 
 
 def test_two_processes_give_what_one_gives_with_accumulation(command, tmp_path):
-    """Also a second time, resumed on the other number of ranks."""
+    """Also a second time, resumed on the other number of processes."""
     two = start(without_dropout(command, "--num_workers", "1", out="two"), processes=2)
     in_one_thread(without_dropout(command, "--gradient_accumulation_steps", "2", out="one"))
     errors = two.communicate(timeout=300)[1]
