@@ -103,9 +103,9 @@ def collate(clips: list[np.ndarray], mask: Mask, generator: torch.Generator) -> 
 class BatchStream(IterableDataset):
     """Ready batches of one process, epoch after epoch, the same for the same seed and number of readers.
 
-    An epoch takes every clip of this process once. Processes and workers only decide who reads: micro-batch number m of
-    all processes together comes from reader `m % num_readers`, so that 2 processes with 2 workers read in each step what
-    1 process with 4 workers reads in two micro-batches. A batch all of whose clips turn out bad is left out.
+    An epoch takes every clip of this process once. Processes and workers only decide who reads: micro-batch number m
+    of all processes together comes from reader `m % num_readers`, so that 2 processes with 2 workers read in each step
+    what 1 process with 4 workers reads in two micro-batches. A batch all of whose clips turn out bad is left out.
 
     Args:
         corpus: the clips.
