@@ -27,6 +27,7 @@ What happens to checkpoints:
 
 What page, training and evaluation share:
     command.py                      the shell of every command: log lines, one sentence for what is wrong
+    durations.py                    amounts of audio and times to wait, in words
     frames.py                       16 kHz, a frame of 25 ms every 20 ms: the one place of these numbers
     resampling.py                   any rate to 16 kHz
     measures.py                     effective rank, entropy
