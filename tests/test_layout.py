@@ -20,33 +20,23 @@ MAY_IMPORT = {  # beside itself: everything a room stands on
 }
 TARGETS_FOR_EVALUATION = {"training.targets.frame_features"}  # MFCC, its baseline
 
-TESTED_ELSEWHERE = {  # modules without a test file of their name, and the one that reaches them
-    "sjepa_hf.auto_classes": "sharing",
-    "sjepa_hf.configuration_sjepa": "modeling",
-    "sjepa_hf.facts": "model_card",
-    "sjepa_hf.gradient_checkpointing": "modeling",
-    "sjepa_hf.modeling_sjepa": "modeling",
-    "sjepa_hf.modeling_sjepa_heads": "modeling_heads",
-    "sjepa_hf.modeling_sjepa_pretraining": "modeling_pretraining",
-    "training.common.metrics.classification": "metrics",
-    "training.common.metrics.slots": "metrics",
-    "training.common.metrics.speech": "metrics",
-    "training.common.naming": "metadata",
-    "training.common.publishing": "training",
-    "training.common.ranges": "arguments",
-    "training.common.run_record": "training",
-    "training.data.folders": "metadata",
-    "training.data.sources": "clips",
-    "training.data.unsized": "waveforms",
-    "training.data.workers": "training_data",
-    "training.evaluation.bimodality": "analyze",
-    "training.evaluation.probes.results": "probe",
-    "training.evaluation.superb.heads": "superb",
-    "training.evaluation.superb.labels": "superb",
-    "training.evaluation.superb.results": "superb",
-    "training.pretraining.model": "pretrain",
+TESTED_ELSEWHERE = {  # modules without a test file of their name and place, and the file that tests them
+    "sjepa_hf.auto_classes": "sjepa_hf/test_sharing",
+    "sjepa_hf.configuration_sjepa": "sjepa_hf/test_modeling_sjepa",
+    "sjepa_hf.contents": "hub/test_contents",
+    "sjepa_hf.gradient_checkpointing": "sjepa_hf/test_modeling_sjepa",
+    "sjepa_hf.push": "hub/test_push",
+    "training.common.metrics.classification": "training/common/test_metrics",
+    "training.common.metrics.slots": "training/common/test_metrics",
+    "training.common.metrics.speech": "training/common/test_metrics",
+    "training.common.naming": "training/data/test_metadata",
+    "training.common.publishing": "hub/test_training",
+    "training.common.ranges": "training/pretraining/test_arguments",
+    "training.common.run_record": "hub/test_training",
+    "training.evaluation.probes.results": "training/test_probe",
+    "training.finetuning.classification": "training/test_finetune_classification",
+    "training.finetuning.ctc": "training/test_finetune_ctc",
 }
-ROOMS_TESTED_BY_THEIR_COMMANDS = ("training.finetun",)  # test_finetune.py, test_finetune_runs.py, test_decoding.py
 
 
 def modules() -> dict[str, Path]:
@@ -134,12 +124,15 @@ def test_no_module_is_longer_than_a_reader_likes():
     assert {module: length for module, length in lengths.items() if length >= LONGEST} == {}
 
 
-def test_each_module_has_a_test_file_of_its_name():
-    names = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
+def place_of_tests(module: str) -> Path:
+    """Where the tests of a module are looked for."""
+    *folders, name = module.split(".")
+    return ROOT.joinpath("tests", *folders, f"test_{name}.py")
+
+
+def test_each_module_has_a_test_file_of_its_name_and_place():
     code = [
         name for name, path in MODULES.items() if name.startswith(("sjepa_hf.", "training.")) and path.stem[0] != "_"
     ]
-    missing = {name for name in code if MODULES[name].stem not in names}
-    missing = {name for name in missing if not name.startswith(ROOMS_TESTED_BY_THEIR_COMMANDS)}
-    assert missing - TESTED_ELSEWHERE.keys() == set()
-    assert {file for file in TESTED_ELSEWHERE.values() if file not in names} == set()
+    assert {name for name in code if not place_of_tests(name).is_file()} == TESTED_ELSEWHERE.keys()
+    assert [file for file in TESTED_ELSEWHERE.values() if not (ROOT / "tests" / f"{file}.py").is_file()] == []

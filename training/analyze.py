@@ -9,8 +9,8 @@ entropy    of the prediction at every frame of some 500 clips, in bits, without 
 utterance  one clip in time: spectrogram, phones, most likely cluster, three largest posteriors, entropy.
 rank       effective rank of every layer over 2,000 random frames, beside the same encoder with fresh weights.
 
-Writes `analysis.json`, `entropy.png`, `utterance.png` and `rank.png`. Layer 0 is what enters the first Transformer
-layer (layer k of the pretraining targets is layer k + 1 here).
+Writes `analysis.json`, `entropy.png`, `utterance.png` and `rank.png`. Layers are numbered as in `hidden_states`: 0
+is what enters the first Transformer layer.
 """
 
 import json

@@ -10,8 +10,8 @@ one clip are on both sides, as splits of single frames have it, scores come out 
 splits its 3 are. Phones count as they are written, stress and silences included. `--split_by speaker_id` keeps voices
 apart too: scores are then those of voices that no classifier was fitted to.
 
-Beside the checkpoints, always: MFCC, and the same encoder with fresh weights. Layer 0 is what enters the first
-Transformer layer (layer k of the pretraining targets is layer k + 1 here). `probes.json`, `probes.png` and the table
+Beside the checkpoints, always: MFCC, and the same encoder with fresh weights. Layers are numbered as in
+`hidden_states`: 0 is what enters the first Transformer layer. `probes.json`, `probes.png` and the table
 that is printed give mean and standard deviation over the splits.
 """
 

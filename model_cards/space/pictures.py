@@ -12,7 +12,7 @@ from sjepa_hf.clusters import draw_clusters
 from sjepa_hf.frames import HOP, SAMPLING_RATE, frame_centres
 
 
-BLUE, SKY, ORANGE, VERMILLION, INK = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#22303c"
+BLUE, SKY, VERMILLION, INK = "#0072B2", "#56B4E9", "#D55E00", "#22303c"
 STYLE = {"loc": "left", "fontsize": 10.5, "color": INK, "fontweight": "bold", "pad": 5}
 INCHES_A_SECOND = 0.9  # at least; a longer clip gets a wider picture
 DPI, MOST_PIXELS = 140, 16_000  # WebP ends at 16,383

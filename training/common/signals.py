@@ -70,6 +70,8 @@ class Interruption:
             if self.stop is not None:
                 raise Interrupted
             yield
+            if self.stop is not None:  # Python drops what is raised in a destructor or a callback
+                raise Interrupted
         except (UserError, ValueError, OSError, MemoryError) as error:
             self.ask(1, str(sentence(error)).rstrip("."))
             raise Interrupted from error

@@ -7,9 +7,13 @@ import pickle
 import numpy as np
 import pytest
 import soundfile
+from source_files import found, write_clip
 
 import training.data.manifest
+import training.data.sources
+from sjepa_hf.frames import SAMPLING_RATE
 from training.data.labelled import open_labelled
+from training.data.loader import DataArguments, build_loader
 from training.data.manifest import STRIDE, JsonLines
 from training.data.sources import open_source
 from training.data.waveforms import BadAudio, audio_length
@@ -200,3 +204,53 @@ def test_what_is_no_manifest_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(training.data.manifest, "BLOCK", 100)
     with pytest.raises(ValueError, match="it is no JSONL manifest"):
         write(tmp_path / "list.jsonl", json.dumps([{"wav_path": "a.wav"}] * 100))
+
+
+def test_manifest_takes_relative_paths_and_segments(tmp_path):
+    write_clip(tmp_path / "in" / "1.wav", 1)
+    write_clip(tmp_path / "2.flac", 2, rate=8000)
+    ramp = np.arange(1, 64001) / 2**17
+    soundfile.write(tmp_path / "in" / "ramp.wav", ramp, SAMPLING_RATE, subtype="FLOAT")
+    entries = [
+        {"wav_path": "1.wav", "text": "one", "duration": 0.25},
+        {"audio_filepath": str(tmp_path / "2.flac"), "text": 2, "more": {"x": []}},
+        {"audio_filepath": "ramp.wav", "offset": 1.5, "duration": 0.5},
+        {"audio_filepath": "ramp.wav", "offset": 2, "duration": None},
+    ]
+    manifest = tmp_path / "in" / "list.jsonl"
+    manifest.write_text("\n\n".join(json.dumps(entry) for entry in entries) + "\n")
+    batches = list(build_loader(DataArguments(train_data=[str(manifest)], num_workers=0), max_epochs=1))
+    rows = {n: row[:n].numpy() for b in batches for row, n in zip(b["input_values"], b["lengths"].tolist())}
+    assert sorted(len(row) for row in rows.values()) == [4000, 8000, 32000]
+    assert sum(len(batch["lengths"]) for batch in batches) == 4
+    np.testing.assert_allclose(rows[8000], ramp[24000:32000], atol=1e-6)
+    np.testing.assert_allclose(rows[32000], ramp[32000:], atol=1e-6)
+
+
+def test_manifest_is_not_copied_and_follows_changes(tmp_path):
+    manifest = tmp_path / "list.jsonl"
+    for last in (3, 5):
+        entries = [{"wav_path": str(write_clip(tmp_path / f"{n}.wav", n)), "text": "t"} for n in range(1, last)]
+        manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        row = open_source(str(manifest)).dataset[1]
+        assert row == {"path": str(tmp_path / "2.wav"), "offset": None, "duration": None}
+        assert found(str(manifest)) == list(range(1, last))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"wav_path": "a.wav"', "line 3 is not valid JSON"),
+        ('{"path": "a.wav"}', "line 3 has neither wav_path nor audio_filepath"),
+        ('["a.wav"]', "line 3 has neither"),
+        ('{"wav_path": "a.wav", "offset": "1"}', "line 3: offset must be seconds"),
+        ('{"wav_path": "a.wav", "duration": -1}', "line 3: duration must be seconds"),
+    ],
+)
+def test_bad_manifest_line_is_named(tmp_path, line, message):
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text('{"wav_path": "a.wav"}\n\n' + line + "\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        open_source(str(manifest))
+    assert str(manifest) in str(caught.value)

@@ -1,11 +1,9 @@
 """Waiting for batches: workers that die, stop or hang, signals that come meanwhile, too little shared memory."""
 
 import os
-import shutil
 import signal
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from training.data import workers
 from training.data.bad_audio import BadAudioError
 from training.data.loader import _as_is, _start_worker
 from training.data.order import DataPosition, Position
-from training.data.workers import check_shared_memory
 from training.pretraining import training_data
 from training.pretraining.training_data import Reading
 
@@ -129,16 +126,3 @@ def test_what_is_wrong_with_the_data_ends_a_wait_with_its_sentence():
     interruption.stop = None
     with pytest.raises(KeyError), interruption.waiting():
         raise KeyError("ours")
-
-
-def test_shared_memory_is_compared_with_what_batches_need(monkeypatch, tmp_path):
-    monkeypatch.setattr(workers, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * 2**20))
-    with pytest.raises(ValueError, match=r"64 MiB free, but 8 workers hand .* may need 88\d MiB: .*--shm-size=2g"):
-        check_shared_memory(360.0, 8, 1)
-    with pytest.raises(ValueError, match="2 workers of 8 processes each"):
-        check_shared_memory(60.0, 2, 8)
-    check_shared_memory(60.0, 2, 1)
-    check_shared_memory(360.0, 0, 1)
-    monkeypatch.setattr(workers, "SHARED_MEMORY", tmp_path / "absent")  # not Linux
-    check_shared_memory(360.0, 8, 1)

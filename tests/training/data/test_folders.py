@@ -1,0 +1,71 @@
+"""Folders of audio: every format, names of any kind, a list in metadata.csv."""
+
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import datasets
+import pytest
+from source_files import found, write_clip, write_parquet
+
+from training.data.sources import open_source
+
+
+def test_folder_is_searched_for_every_format(tmp_path):
+    for number, name in enumerate(["a.wav", "b/c.flac", "b/c/d.WAV", "e.ogg", "f.mp3"], start=10):
+        write_clip(tmp_path / "in" / name, number)
+    (tmp_path / "in" / "notes.txt").write_text("no audio")
+    write_clip(tmp_path / "in" / "._a.wav", 30)  # what macOS leaves behind
+    os.symlink(tmp_path / "in", tmp_path / "in" / "b" / "circle")
+    clips = open_source(str(tmp_path / "in"))
+    assert [Path(row["path"]).name for row in clips.dataset] == ["a.wav", "c.flac", "d.WAV", "e.ogg", "f.mp3"]
+    assert len(found(str(tmp_path / "in"))) == 5
+
+
+def test_brackets_in_names_are_no_patterns(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "my [old] clips? *"
+    write_clip(folder / "audio" / "1.wav", 1)
+    assert found(str(folder / "audio")) == [1]
+    (folder / "list[1].jsonl").write_text(json.dumps({"wav_path": "audio/1.wav"}))
+    assert found(str(folder / "list[1].jsonl")) == [1]
+    write_parquet(folder / "data" / "a[0].parquet", range(2, 4))
+    write_parquet(folder / "data" / "b.parquet", range(4, 5))
+    shutil.rmtree(folder / "data" / "clips", ignore_errors=True)
+    for streaming in (False, True):
+        assert found(str(folder / "data" / "a[0].parquet"), streaming=streaming) == [2, 3]
+        assert found(str(folder / "data" / "*.parquet"), streaming=streaming) == [2, 3, 4]
+        assert found(str(folder / "data"), streaming=streaming) == [2, 3, 4]
+    with tarfile.open(folder / "x[1].tar", "w") as archive:
+        archive.add(folder / "audio" / "1.wav", "1.wav")
+    assert found(str(folder / "x[1].tar"), streaming=True) == found(str(folder / "x*.tar"), streaming=True) == [1]
+    with pytest.raises(ValueError, match="matches 0 files"):
+        open_source(str(folder / "c*.parquet"))
+
+
+def test_file_names_that_are_not_utf8_are_read(tmp_path, caplog):
+    for number, name in enumerate([b"caf\xe9.wav", b"day\nlight.wav", b"\xff\xfe.wav"], start=1):
+        path = write_clip(tmp_path / "plain.wav", number)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        os.rename(path, os.path.join(os.fsencode(tmp_path / "in"), name))
+    (tmp_path / "in" / "bad.wav").touch()
+    os.rename(tmp_path / "in" / "bad.wav", os.path.join(os.fsencode(tmp_path / "in"), b"bad\xe9.wav"))
+    source = open_source(str(tmp_path / "in"))
+    names = [Path(source.clip(row, n).name).name for n, row in enumerate(source.dataset)]
+    assert sorted(names) == ["\\udcff\\udcfe.wav", "bad\\udce9.wav", "caf\\udce9.wav", "day\\nlight.wav"]
+    assert found(str(tmp_path / "in")) == [1, 2, 3]
+    with pytest.raises(ValueError, match="is a table: name the folder"):
+        (tmp_path / "list.csv").write_text("file_name\n")
+        open_source(str(tmp_path / "list.csv"))
+
+
+def test_metadata_csv_is_the_list(tmp_path):
+    for number in range(1, 5):
+        write_clip(tmp_path / "sub" / f"{number}.wav", number)
+    rows = "transcription,file_name\none,sub/1.wav\n,sub/3.wav\n"
+    (tmp_path / "metadata.csv").write_text(rows)
+    assert found(str(tmp_path)) == [1, 3]
+    (tmp_path / "metadata.csv").write_text("LJ001|some text, and more\n")  # another project's metadata
+    assert found(str(tmp_path)) == [1, 2, 3, 4]

@@ -1,0 +1,143 @@
+"""Sources of every kind open, give their clips, and say in one sentence what is wrong with them."""
+
+import json
+import shutil
+import sys
+import tarfile
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from source_files import found, write_clip, write_parquet
+
+import training.data.sources
+from training.data.sources import open_source
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("hf", "by_path"), [(True, False), (True, True), (False, False), (False, True)])
+def test_parquet_file_folder_and_glob(tmp_path, streaming, hf, by_path):
+    write_parquet(tmp_path / "data" / "part-0.parquet", range(1, 4), hf=hf, by_path=by_path)
+    write_parquet(tmp_path / "data" / "part-1.parquet", range(4, 6), hf=hf, by_path=by_path)
+    assert found(str(tmp_path / "data" / "part-0.parquet"), streaming=streaming) == [1, 2, 3]
+    assert found(str(tmp_path / "data" / "*.parquet"), streaming=streaming) == [1, 2, 3, 4, 5]
+    if not by_path:
+        assert found(str(tmp_path / "data"), streaming=streaming) == [1, 2, 3, 4, 5]
+
+
+def test_parquet_folder_keeps_splits_apart(tmp_path):
+    for number, split in enumerate(["train", "validation"], start=1):
+        write_parquet(tmp_path / "in" / "data" / f"{split}-00000-of-00001.parquet", range(number, number + 1))
+    shutil.rmtree(tmp_path / "in" / "clips")
+    assert found(str(tmp_path / "in")) == [1]
+    assert found(f"{tmp_path}/in::::validation") == [2]
+    with pytest.raises(ValueError, match=r"in::::tset.*tset"):
+        open_source(f"{tmp_path}/in::::tset")
+
+
+def test_audio_column_is_found_or_named(tmp_path):
+    write_parquet(tmp_path / "speech.parquet", range(1, 4), column="speech")
+    assert found(str(tmp_path / "speech.parquet")) == [1, 2, 3]
+    write_parquet(tmp_path / "bare.parquet", range(1, 4), column="speech", hf=False)
+    with pytest.raises(ValueError, match="no audio column among speaker, speech: name it with audio_column"):
+        open_source(str(tmp_path / "bare.parquet"))
+    assert found(str(tmp_path / "bare.parquet"), audio_column="speech") == [1, 2, 3]
+    with pytest.raises(ValueError, match="no column 'wave'"):
+        open_source(str(tmp_path / "bare.parquet"), audio_column="wave")
+    schema = datasets.Features({name: datasets.Audio() for name in ("near", "far")}).arrow_schema
+    pq.write_table(pa.table({"near": [None], "far": [None]}).cast(schema), tmp_path / "two.parquet")
+    with pytest.raises(ValueError, match="several audio columns among near, far"):
+        open_source(str(tmp_path / "two.parquet"))
+    pq.write_table(pa.table({"audio": [[0.1, 0.2]]}), tmp_path / "numbers.parquet")
+    with pytest.raises(ValueError, match="column 'audio' holds .*, not audio files"):
+        open_source(str(tmp_path / "numbers.parquet"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_name_config_and_split_are_handed_on(tmp_path, monkeypatch, streaming):
+    write_parquet(tmp_path / "speech.parquet", range(1, 4), column="speech")
+    asked = []
+
+    def load_dataset(*what, **options):
+        asked.append((*what, options["split"], options["streaming"]))
+        return datasets.load_dataset(
+            "parquet", data_files=str(tmp_path / "speech.parquet"), split="train", streaming=options["streaming"]
+        )
+
+    monkeypatch.setattr(training.data.sources, "load_dataset", load_dataset)
+    assert found("org/name::clean::train.100", streaming=streaming) == [1, 2, 3]
+    assert found("org/name", streaming=streaming) == [1, 2, 3]
+    assert asked == [("org/name", "clean", "train.100", streaming), ("org/name", None, "train", streaming)]
+
+
+def test_a_data_set_that_is_a_script_gets_a_sentence(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("Dataset scripts are no longer supported, but found superb.py")
+
+    monkeypatch.setattr(training.data.sources, "load_dataset", refuse)
+    with pytest.raises(ValueError, match="'some/superb::ks' cannot be opened .*scripts are no longer supported"):
+        open_source("some/superb::ks")
+
+
+def test_streamed_folders_and_archives_of_the_hub_need_no_torchcodec(tmp_path, monkeypatch):
+    for number in range(1, 4):
+        write_clip(tmp_path / "in" / f"{number}.wav", number)
+    with tarfile.open(tmp_path / "in.tar", "w") as archive:
+        for path in sorted((tmp_path / "in").iterdir()):
+            archive.add(path, path.name)
+    builders = {
+        "org/folder": {"path": "audiofolder", "data_dir": str(tmp_path / "in")},
+        "org/archive": {"path": "webdataset", "data_files": str(tmp_path / "in.tar")},
+    }
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    monkeypatch.setattr(
+        training.data.sources,
+        "load_dataset",
+        lambda name, config, **kwargs: datasets.load_dataset(**builders[name], **kwargs),
+    )
+    for name in builders:
+        assert found(name, streaming=True) == [1, 2, 3]
+        with pytest.raises(ValueError, match=f"'{name}' is not Parquet: set streaming"):
+            open_source(name)
+
+
+def test_sources_of_all_kinds_together(tmp_path):
+    write_clip(tmp_path / "folder" / "1.wav", 1)
+    write_clip(tmp_path / "2.wav", 2)
+    (tmp_path / "list.jsonl").write_text(json.dumps({"wav_path": "2.wav"}))
+    write_parquet(tmp_path / "data" / "x.parquet", range(3, 6))
+    specs = [str(tmp_path / "folder"), str(tmp_path / "list.jsonl"), str(tmp_path / "data" / "x.parquet")]
+    assert found(*specs) == [1, 2, 3, 4, 5]
+    assert found(*specs, streaming=True) == [1, 2, 3, 4, 5]
+    assert len(found(*specs, train_data_weights=[1, 1, 2])) == 5
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("{tmp}/absent", "there is no file or folder"),
+        ("./absent.jsonl", "there is no file or folder"),
+        ("{tmp}/empty", "the folder has no audio"),
+        ("{tmp}/*.parquet", "matches 0 files"),
+        ("{tmp}/full/*", "must match Parquet files or tar archives only"),
+        ("{tmp}/full/1.wav", "single audio file"),
+        ("{tmp}/full::clean", "no configs or splits"),
+        ("{tmp}/full::::test", "no configs or splits"),
+        ("a::b::c::d", "not of the form"),
+        ("", "not of the form"),
+        ("org/absent-data-set", "cannot be opened as a local path or on the Hub"),
+        ("{tmp}/bad.parquet", "cannot be opened as Parquet"),
+    ],
+)
+def test_what_cannot_be_opened_is_named(tmp_path, spec, message):
+    (tmp_path / "empty").mkdir()
+    write_clip(tmp_path / "full" / "1.wav", 1)
+    (tmp_path / "bad.parquet").write_bytes(b"no parquet")
+    if "bad" in spec:
+        spec = "{tmp}/bad.parquet"
+    elif "*.parquet" in spec:
+        (tmp_path / "bad.parquet").unlink()
+    with pytest.raises(ValueError, match=message) as caught:
+        open_source(spec.format(tmp=tmp_path))
+    assert spec.format(tmp=tmp_path) in str(caught.value)

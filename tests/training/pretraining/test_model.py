@@ -1,0 +1,31 @@
+"""Model of a run that starts from the weights of another."""
+
+import pytest
+from pretraining_runs import command
+from transformers import AutoModelForPreTraining
+
+from training import pretrain
+
+
+def test_a_run_starts_from_the_weights_of_another(finished, noise, tmp_path):
+    """Sizes and weights are the checkpoint's; mixture and last layer are made anew, as this run's settings say."""
+    final = finished[0] / "final"
+    begin = ["--initial_checkpoint", str(final), "--phase1_components", "5", "--report_to", "none"]
+    begin += ["--model_config", '{"hidden_size": 64}']
+    run = pretrain.begin(pretrain.parse_arguments(command(noise, tmp_path, *begin)))
+    run.lock.release()
+    theirs = AutoModelForPreTraining.from_pretrained(final).state_dict()
+    ours = run.model.state_dict()
+    assert ours.keys() == theirs.keys() and run.state.step == 0
+    others = {name for name in ours if not ours[name].equal(theirs[name])}
+    named = {"cluster_head.output.weight", "cluster_head.output.bias"}
+    assert others == named | {f"mixture.{name}" for name in ("weights", "means", "variances", "variance_floor")}
+    assert run.model.mixture.means.shape == (5, 39) and ours["cluster_head.output.weight"].shape == (5, 32)
+    assert not ours["cluster_head.output.weight"].equal(theirs["cluster_head.output.weight"][:5])
+    for options, sentence in (
+        (["--start_layer", "4"], "`start_layer` names layer 4, but the model has layers 1 to 3"),
+        (["--phase1_steps", "0", "--frozen_weight", "0.5"], "there are none: `phase1_steps` is 0"),
+        (["--initial_checkpoint", str(tmp_path / "absent")], "absent cannot be opened"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
+            pretrain.main(command(noise, tmp_path, *begin, *options))
