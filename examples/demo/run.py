@@ -1,4 +1,4 @@
-"""The demo from end to end: speech -> pretraining -> probes. About nine minutes on two CPU cores.
+"""The demo from end to end: speech -> pretraining -> probes. Under twenty minutes on two CPU cores.
 
     python -m examples.demo.run                      # synthesises its own speech (or: make demo)
     python -m examples.demo.run --speech my_audio/   # your own (or: make demo SPEECH=my_audio/)
