@@ -45,12 +45,13 @@ def run_cells() -> dict:
     """Run every code cell in order in one namespace, which is returned."""
     matplotlib.use("Agg")
     names = {}
-    for number, cell in enumerate(CELLS):
-        if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), f"{NOTEBOOK.name}, cell {number}", "exec"), names)
-    for number in plt.get_fignums():
-        plt.figure(number).savefig("picture.png")
-    plt.close("all")
+    with matplotlib.rc_context():  # what it sets is its own
+        for number, cell in enumerate(CELLS):
+            if cell["cell_type"] == "code":
+                exec(compile("".join(cell["source"]), f"{NOTEBOOK.name}, cell {number}", "exec"), names)
+        for number in plt.get_fignums():
+            plt.figure(number).savefig("picture.png")
+        plt.close("all")
     return names
 
 
