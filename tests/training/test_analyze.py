@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from checkpoints import save
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining
 from sjepa_hf.measures import effective_rank
-from sjepa_hf.saving import feature_extractor
 from training.analyze import find_utterance, main, open_predictor
 from training.data.labelled import open_labelled
 
@@ -25,12 +25,6 @@ def folder(tmp_path):
         writer.writerow(["file_name", "text", "phones", "phone_ends"])
         writer.writerows([f"clip{i}.wav", f"text {i}", "sil AH0 T", "0.2 0.5 0.8"] for i in range(4))
     return path
-
-
-def save(model, path) -> str:
-    model.save_pretrained(path)
-    feature_extractor().save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@ import json
 
 import numpy as np
 import pytest
+from checkpoints import save
 from voices import write_voices
 
 from sjepa_hf import SJepaForPreTraining
-from sjepa_hf.saving import feature_extractor
 from training.evaluation.probes.results import short_names
 from training.probe import main
 
@@ -18,12 +18,6 @@ def folder(tmp_path):
 @pytest.fixture
 def checkpoint(tmp_path, make_config):
     return save(SJepaForPreTraining(make_config("log_mel")), tmp_path / "sjepa")
-
-
-def save(model, path) -> str:
-    model.save_pretrained(path)
-    feature_extractor().save_pretrained(path)
-    return str(path)
 
 
 def test_all_probes_of_a_checkpoint(folder, checkpoint, tmp_path, capsys):

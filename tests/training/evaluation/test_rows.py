@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
+from checkpoints import save
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 from voices import write_voices
 
 from sjepa_hf import SJepaForPreTraining
-from sjepa_hf.saving import feature_extractor
 from training.data.labelled import open_labelled
 from training.evaluation.encoders import open_encoder
 from training.evaluation.rows import WHOLE_CLIP, Rows, features_at, features_of_layers
@@ -18,12 +18,6 @@ def folder(tmp_path):
 @pytest.fixture
 def checkpoint(tmp_path, make_config):
     return save(SJepaForPreTraining(make_config("log_mel")), tmp_path / "sjepa")
-
-
-def save(model, path) -> str:
-    model.save_pretrained(path)
-    feature_extractor().save_pretrained(path)
-    return str(path)
 
 
 def test_features_of_frames_and_of_whole_clips(folder, checkpoint):
