@@ -50,7 +50,7 @@ def open_pretrained(auto_class: Any, checkpoint: str | Path, **options) -> Any:
     try:
         return auto_class.from_pretrained(checkpoint, **options)
     except Exception as error:
-        reason = undownloaded(checkpoint) or why(error)
+        reason = absent(checkpoint) or undownloaded(checkpoint) or why(error)
         raise ValueError(f"{checkpoint} cannot be opened as a directory or a name on the Hub: {reason}") from error
 
 
@@ -215,6 +215,17 @@ def unreported() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(before)
+
+
+def absent(checkpoint: str | Path) -> str | None:
+    """What to say of a path where no checkpoint lies; None where one does, and for what may be a name on the Hub."""
+    folder = Path(checkpoint)
+    if folder.is_dir():
+        if (folder / "config.json").is_file():
+            return None
+        return f"it has no config.json{'; give its `final`' * (folder / 'final' / 'config.json').is_file()}."
+    is_path = folder.is_absolute() or str(checkpoint)[0] in ".~" or len(folder.parts) > 2
+    return "there is no such directory." if is_path else None
 
 
 def undownloaded(checkpoint: str | Path) -> str | None:

@@ -25,6 +25,7 @@ import numpy as np
 import transformers
 
 from sjepa_hf.command import command
+from sjepa_hf.opening import open_config
 from sjepa_hf.saving import files_written_aside
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
@@ -133,6 +134,8 @@ def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat 
         ValueError: if a label cannot be probed for, or a checkpoint cannot be opened.
     """
     heartbeat = heartbeat or Heartbeat("probing")
+    for checkpoint in checkpoints:
+        open_config(checkpoint)  # a wrong name is told before features are read
     alignment = ("phones", "phone_ends") if arguments.phones else ()
     split_by = (arguments.split_by,) if arguments.split_by else ()
     clips = open_labelled(

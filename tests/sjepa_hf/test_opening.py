@@ -103,6 +103,20 @@ def test_a_damaged_checkpoint_is_refused(originals, tmp_path, kind, damage, mess
             open_model(auto_class, tmp_path / kind, **options)
 
 
+def test_what_is_no_checkpoint_is_told_without_asking_the_hub(originals, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="nowhere cannot be opened .*: there is no such directory"):
+        open_config(tmp_path / "nowhere")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match=r"run cannot be opened .*: it has no config.json\.$"):
+        open_config(tmp_path / "run")
+    shutil.copytree(originals / "sjepa", tmp_path / "run" / "final")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="^run cannot be opened .*: it has no config.json; give its `final`"):
+        open_config("run")
+    with pytest.raises(ValueError, match="^run/a/final cannot be opened .*: there is no such directory"):
+        open_config("run/a/final")
+
+
 @pytest.mark.parametrize("kind", ["sjepa", "hubert"])
 def test_a_head_is_fresh_only_where_it_may_be(originals, kind, caplog):
     caplog.set_level("INFO")

@@ -57,6 +57,11 @@ def test_voices_are_kept_apart_on_request(folder, checkpoint, tmp_path, capsys):
     assert "voice kept apart" in capsys.readouterr().out
 
 
+def test_a_wrong_checkpoint_is_told_before_any_data_are_read(tmp_path):
+    with pytest.raises(SystemExit, match="error: .*nowhere cannot be opened .*: there is no such directory"):
+        main([str(tmp_path / "nowhere"), "--data", str(tmp_path / "no-data"), "--utterance_labels", "voice"])
+
+
 def test_checkpoints_of_one_shape_share_the_untrained_encoder(folder, checkpoint, make_config, tmp_path):
     other = save(SJepaForPreTraining(make_config("log_mel")), tmp_path / "other")
     larger = save(SJepaForPreTraining(make_config("log_mel", num_hidden_layers=4)), tmp_path / "larger")

@@ -61,7 +61,7 @@ def list_folder(folder: Path, labels: Sequence[str], classes: bool = False) -> F
 
     Args:
         labels: columns of the metadata to keep beside the files. Where the folder has none, but its subfolders have,
-            those are read.
+            those are read; else that of the folder above, where this is a part of a data set ("train").
         classes: the name of each file's folder may serve as a single label where there is no metadata at all.
 
     Raises:
@@ -88,7 +88,8 @@ def list_folder(folder: Path, labels: Sequence[str], classes: bool = False) -> F
         raise no_list
     if nested:
         return _listed(_read_nested(folder, labels, paths, nested), labels)
-    return _by_class(folder, labels, paths, classes)
+    above = _read_above(folder, labels)
+    return _listed(above, labels) if above else _by_class(folder, labels, paths, classes)
 
 
 def _listed(rows: Sequence[Listed], labels: Sequence[str]) -> Files:
@@ -105,7 +106,11 @@ def _tell_of_parts(folder: Path, metadata: Path, rows: Sequence[Listed]) -> None
         logger.warning("%s is the list: the metadata of %s is not read.", printable(metadata), several(unread))
     parts = _splits(folder, folders)
     if len(parts) > 1:
-        logger.warning("%s names files in %s: all are used alike.", printable(metadata), several(parts.values()))
+        said = f"{printable(metadata)} names files in {several(parts.values())}: all are used alike."
+        first = next(iter(parts.values()))
+        if os.sep not in first:
+            said += f" To take one alone, name it: {printable(os.path.join(folder, first))}."
+        logger.warning("%s", said)
 
 
 def _read_nested(folder: Path, labels: Sequence[str], paths: Sequence[str], nested: Sequence[str]) -> list[Listed]:
@@ -122,6 +127,19 @@ def _read_nested(folder: Path, labels: Sequence[str], paths: Sequence[str], nest
             several(left_out),
         )
     return rows
+
+
+def _read_above(folder: Path, labels: Sequence[str]) -> list[Listed]:
+    """The rows of a part of a data set, if its name says that it is one and the list of all parts lies above it."""
+    whole = Path(os.path.abspath(folder))
+    metadata = find_metadata(whole.parent) if _split(whole.name) else None
+    if metadata is None:
+        return []
+    try:
+        rows = read_metadata(metadata, labels)
+    except NoFileColumn:  # of another kind
+        return []
+    return [row for row in rows if row.path is not None and row.path.startswith(os.path.join(whole, ""))]
 
 
 def _by_class(folder: Path, labels: Sequence[str], paths: Sequence[str], classes: bool) -> Files:
@@ -141,7 +159,8 @@ def _by_class(folder: Path, labels: Sequence[str], paths: Sequence[str], classes
     depths = {len(Path(os.path.relpath(name, folder)).parts) for name in folders}
     names = {os.path.basename(name) for name in folders}
     if len(depths) > 1 or len(names) == 1 or all(map(_split, names)):
-        found = several(sorted(os.path.relpath(name, folder) for name in folders))
+        found = sorted(os.path.relpath(name, folder) for name in folders)
+        found = several("the folder itself" if name == "." else name for name in found)
         raise ValueError(
             f"{write}, nor a subfolder for each {labels[0]}, all equally deep: make one of them. It has audio in"
             f" {found}."

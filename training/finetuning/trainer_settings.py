@@ -158,12 +158,12 @@ def one_line(error: Exception) -> str:
 
 def interval(share_or_steps: float | None, total: int) -> float | None:
     """
-    Steps between two evaluations. A share of the run (below 1) is at least `EVALUATIONS_APART` steps, but never more
-    than a quarter of the run.
+    Steps between two evaluations. A share of the run (below 1) is at least `EVALUATIONS_APART` steps: a shorter run is
+    evaluated at its end alone.
     """
     if share_or_steps is None or not 0 < share_or_steps < 1:
         return share_or_steps
-    return max(math.ceil(share_or_steps * total), min(EVALUATIONS_APART, math.ceil(total / 4)))
+    return max(math.ceil(share_or_steps * total), min(EVALUATIONS_APART, total))
 
 
 def total_steps(training: TrainingArguments, num_clips: int) -> tuple[int, int]:

@@ -206,7 +206,24 @@ def test_lists_of_subfolders_are_read_but_not_those_of_splits(tmp_path, caplog):
     (tmp_path / "metadata.csv").write_text("file_name,text\ntrain-clean/a.wav,X\ntest/deep/b.wav,Y\n")
     assert texts(tmp_path) == {"train-clean/a.wav": "X", "test/deep/b.wav": "Y"}
     assert "metadata.csv names files in train-clean, test: all are used alike" in caplog.text
+    assert f"To take one alone, name it: {tmp_path}/train-clean." in caplog.text
     assert "is the list: the metadata of" in caplog.text
+
+
+def test_a_part_of_a_data_set_is_read_from_the_list_above_it(tmp_path, monkeypatch):
+    write_clips(tmp_path, "train/a.wav", "train/yes/b.wav", "test/c.wav", "other/d.wav")
+    rows = "train/a.wav,A\ntrain/yes/b.wav,B\ntest/c.wav,C\nother/d.wav,D\n"
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + rows)
+    assert texts(tmp_path / "train") == {"a.wav": "A", "yes/b.wav": "B"}
+    monkeypatch.chdir(tmp_path / "test")
+    assert [open_labelled([name], ["text"]).labels["text"] for name in (".", "../test/")] == [["C"], ["C"]]
+    with pytest.raises(MissingColumn, match="metadata.csv' has no column 'label'; it has file_name, text"):
+        open_labelled([str(tmp_path / "train")], ["label"], classes=True)
+    with pytest.raises(ValueError, match="other has no metadata.csv"):  # its name says nothing
+        texts(tmp_path / "other")
+    (tmp_path / "metadata.csv").write_text("LJ001|some text\n")
+    with pytest.raises(ValueError, match="train has no metadata.csv"):
+        texts(tmp_path / "train")
 
 
 @pytest.mark.parametrize(
@@ -219,6 +236,7 @@ def test_lists_of_subfolders_are_read_but_not_those_of_splits(tmp_path, caplog):
         (["yes/a.wav", "no/anna/b.wav"], "all equally deep"),
         (["train/a.wav", "train_2/b.wav"], "nor a subfolder"),
         (["yes/a.wav"], "nor a subfolder"),
+        (["a.wav", "b.wav"], "It has audio in the folder itself\\."),
     ],
 )
 def test_folder_names_that_are_no_classes(tmp_path, names, message):

@@ -69,7 +69,7 @@ def test_what_the_trainer_can_do_works(options, checkpoint, classes, tmp_path):
 
 
 def test_evaluations_keep_their_distance():
-    assert [interval(0.05, total) for total in (100, 300, 1000, 8)] == [25, 25, 50, 2]
+    assert [interval(0.05, total) for total in (100, 300, 1000, 8)] == [25, 25, 50, 8]
     assert interval(7, 100) == 7 and interval(None, 100) is None
     assert with_equal_intervals(["--eval_steps", "10"]) == ["--eval_steps", "10", "--save_steps", "10"]
     assert with_equal_intervals(["--save_strategy=epoch"]) == ["--save_strategy=epoch", "--eval_strategy", "epoch"]
