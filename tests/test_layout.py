@@ -17,6 +17,7 @@ MAY_IMPORT = {  # beside itself: everything a room stands on
     "finetuning": {"sjepa_hf", "common", "data"},
     "evaluation": {"sjepa_hf", "common", "data", "targets"},
     "commands": {"sjepa_hf", "common", "data", "targets", "pretraining", "finetuning", "evaluation", "commands"},
+    "model_cards": {"sjepa_hf", "data"},
 }
 TARGETS_FOR_EVALUATION = {"training.targets.frame_features"}  # MFCC, its baseline
 
@@ -40,9 +41,9 @@ TESTED_ELSEWHERE = {  # modules without a test file of their name and place, and
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package, the training code, the benchmarks and the examples, by its dotted name."""
+    """Every module of the package, of training, benchmarks, examples and the page, by its dotted name."""
     found = {}
-    for folder in ("sjepa_hf", "training", "benchmarks", "examples"):
+    for folder in ("sjepa_hf", "training", "benchmarks", "examples", "model_cards"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
@@ -131,8 +132,7 @@ def place_of_tests(module: str) -> Path:
 
 
 def test_each_module_has_a_test_file_of_its_name_and_place():
-    code = [
-        name for name, path in MODULES.items() if name.startswith(("sjepa_hf.", "training.")) and path.stem[0] != "_"
-    ]
+    rooms = ("sjepa_hf.", "training.", "model_cards.")
+    code = [name for name, path in MODULES.items() if name.startswith(rooms) and path.stem[0] != "_"]
     assert {name for name in code if not place_of_tests(name).is_file()} == TESTED_ELSEWHERE.keys()
     assert [file for file in TESTED_ELSEWHERE.values() if not (ROOT / "tests" / f"{file}.py").is_file()] == []

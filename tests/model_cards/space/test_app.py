@@ -1,0 +1,177 @@
+"""The page: its answers as HTML, what it is given, and what a Space needs."""
+
+import base64
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from checkpoints import save
+from huggingface_hub import RepoCard
+from listening import Listener, read_clip
+from PIL import Image
+from tones import speechlike, write_two_hours
+from transformers import BertConfig
+
+from sjepa_hf import SJepaForCTC
+
+
+pytest.importorskip("gradio", reason="the page needs gradio")
+
+import app
+
+
+def images(page: str) -> list[np.ndarray]:
+    """The pictures of an answer, `(height, width, 3)` each."""
+    found = re.findall(r'src="data:image/webp;base64,([^"]+)"', page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB")) for image in found]
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"<[^>]*>", " ", page)
+
+
+def test_bad_files_get_a_notice(bad_files, pretrained):
+    listener = Listener(pretrained[0])
+    for path, sentence in bad_files.items():
+        page = app.show_clip(listener, str(path))
+        assert 'class="notice"' in page and not images(page)
+        assert re.search(sentence, page) and re.search(sentence, app.show_pair(listener, str(path), str(path), 1))
+
+
+def test_the_page_runs_from_what_a_space_is_given(space, tmp_path, clip_path):
+    """From the files that README.md uploads, without the rest of the package."""
+    root = space.parents[1]
+    uploads = re.findall(r"^hf upload NAME/\S+ (\S+) (\S+) (.*)$", (space / "README.md").read_text(), re.MULTILINE)
+    assert len(uploads) == 3
+    for source, target, options in uploads:
+        included = re.findall(r"--include (\S+)", options)
+        for file in (root / source).rglob("*.*"):
+            name = file.relative_to(root / source)
+            if file.is_file() and (not included or name.as_posix() in included):
+                (tmp_path / target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, tmp_path / target / name)
+    code = f"""
+import sys, listening, training.data.waveforms
+assert listening.read_clip({clip_path!r}).seconds == 1.5
+assert training.data.waveforms.__file__ == {str(tmp_path / "training" / "data" / "waveforms.py")!r}
+assert "training.data.clips" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0
+
+
+def test_of_two_hours_the_first_minute_is_shown(tmp_path, pretrained):
+    write_two_hours(tmp_path / "long.wav")
+    page = app.show_clip(Listener(pretrained[0]), str(tmp_path / "long.wav"))
+    assert "its first 60 s are shown" in text_of(page)
+    picture = images(page)[0]
+    assert picture.shape[1] > 5 * picture.shape[0]  # wide enough to see the sounds
+
+
+def test_the_page_of_a_pretrained_checkpoint(pretrained, clip_path):
+    page = app.show_clip(Listener(pretrained[0]), clip_path)
+    pictures_of_page = images(page)
+    assert len(pictures_of_page) == 2 and all(picture.std() > 20 for picture in pictures_of_page)
+    assert "74 frames of 25 ms" in page and "of 10 clusters" in page and "bits" in page
+    assert "notice" not in page and "transcript" not in page
+    audio = re.search(r'src="data:audio/wav;base64,([^"]+)"', page)[1]
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(audio)))
+    assert rate == 16000 and samples == pytest.approx(read_clip(clip_path).samples, abs=1e-4)
+
+
+def test_the_page_of_a_fine_tuned_checkpoint_says_what_is_absent(fine_tuned, clip_path):
+    page = app.show_clip(Listener(fine_tuned[0]), clip_path)
+    assert "this checkpoint has no cluster head of pretraining" in page
+    assert 'class="transcript"' in page and len(images(page)) == 2 and "clusters are" not in page
+
+
+def test_a_second_checkpoint_adds_the_transcript(pretrained, fine_tuned, clip_path):
+    alone = images(app.show_clip(Listener(pretrained[0]), clip_path))[0]
+    listener = Listener(pretrained[0], asr=fine_tuned[0])
+    page = app.show_clip(listener, clip_path)
+    assert 'class="transcript"' in page and "of 10 clusters" in page and "notice" not in page
+    assert images(page)[0].shape[0] > alone.shape[0]  # a row of words
+    assert fine_tuned[0] in app.describe(listener)
+
+
+def test_two_clips(pretrained, clip_path, tmp_path):
+    listener = Listener(pretrained[0])
+    soundfile.write(tmp_path / "other.wav", speechlike(0.7), 16000)
+    pages = [app.show_pair(listener, clip_path, str(tmp_path / "other.wav"), layer) for layer in (0, 3)]
+    assert all(page.count("<audio") == 2 and len(images(page)) == 1 for page in pages)
+    assert not np.array_equal(images(pages[0])[0], images(pages[1])[0])
+    assert 'class="hint"' in app.show_pair(listener, clip_path, None, 1)
+
+
+def test_file_names_are_text(pretrained, tmp_path):
+    path = tmp_path / "<img onerror=alert(1)>.wav"
+    soundfile.write(path, speechlike(0.3), 16000)
+    assert "<img onerror" not in app.show_clip(Listener(pretrained[0]), str(path))
+
+
+def test_a_wider_picture_shows_the_same_time_in_more_detail(pretrained, clip_path):
+    listener = Listener(pretrained[0])
+    whole, wide = (images(app.show_clip(listener, clip_path, zoom)) for zoom in (1, 4))
+    assert wide[0].shape[1] == pytest.approx(4 * whole[0].shape[1], rel=0.01)
+    assert wide[0].shape[0] == pytest.approx(whole[0].shape[0], abs=2) and wide[1].shape == whole[1].shape
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--port", "70000"], "`port` must lie between 1 and 65535, got 70000"),
+        (["--port", "-1"], "`port` must lie between 1 and 65535, got -1"),
+        (["--host", "203.0.113.1"], "The page cannot be served at 203.0.113.1, port any: "),
+        (["--host", "x" * 70], "The page cannot be served at x+, port any: "),
+        (["--port", "TAKEN"], "The page cannot be served at 127.0.0.1, port .*: Address already in use"),
+    ],
+)
+def test_addresses_that_cannot_be_served_at(options, sentence, monkeypatch):
+    monkeypatch.delenv("GRADIO_SERVER_NAME", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = [str(taken.getsockname()[1]) if option == "TAKEN" else option for option in options]
+        with pytest.raises(SystemExit, match=f"error: {sentence}"):
+            app.main(["--checkpoint", "unread", *options])
+
+
+def test_checkpoints_that_cannot_be_shown(pretrained, tmp_path, make_config, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    BertConfig().save_pretrained(tmp_path / "bert")
+    mute = save(SJepaForCTC(make_config("log_mel")), tmp_path / "mute")
+    for arguments, sentence in (
+        (["--checkpoint", str(tmp_path / "nowhere")], r"error: there is no directory .*nowhere.*make demo"),
+        (["--checkpoint", "name/nowhere"], r"error: name/nowhere cannot be opened"),
+        (["--checkpoint", str(tmp_path / "bert")], "bert is of type bert, not an S-JEPA checkpoint"),
+        (["--checkpoint", mute], "mute has no tokenizer that opens, .*: give the result"),
+        (["--checkpoint", pretrained[0], "--asr", pretrained[0]], "has no CTC head, which transcripts need"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            app.main(arguments)
+
+
+def test_the_space_is_in_the_hubs_form(space):
+    card = RepoCard.load(space / "README.md")
+    assert card.data.sdk == "gradio" and (space / card.data.app_file).is_file() and card.data.license == "apache-2.0"
+    assert len(card.data.short_description) <= 60
+    required = set(re.findall(r"^(\w+)", (space / "requirements.txt").read_text(), re.MULTILINE))
+    code = "".join(path.read_text() for path in space.glob("*.py"))
+    imported = set(re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)) - set(sys.stdlib_module_names)
+    assert imported - {"sjepa_hf", "training", "listening", "pictures", "example_clips"} <= required
+    package = "".join(path.read_text() for path in (space.parents[1] / "sjepa_hf").glob("modeling*.py"))
+    assert "torch" in required and set(re.findall(r"^from (\w+)", package, re.MULTILINE)) <= required | {
+        "collections",
+        "dataclasses",
+        "typing",
+    }
+
+
+def test_real_speech(speech, pretrained):
+    page = app.show_clip(Listener(pretrained[0]), str(speech / "ljspeech_phones" / "LJ001-0002.opus"))
+    assert "94 frames" in page and "LJ001-0002.opus" in page and len(images(page)) == 2

@@ -1,0 +1,33 @@
+"""The pictures of the page: time where the page says that it runs, sizes that WebP can hold."""
+
+import io
+
+import numpy as np
+import pytest
+from listening import Clip, Heard
+from pictures import draw_clip
+from PIL import Image
+from tones import speechlike
+
+
+@pytest.mark.parametrize(("seconds", "components"), [(0.1, 2), (0.5, 3), (18, 10)])
+def test_the_time_axis_fills_the_box_that_the_line_runs_in(seconds, components):
+    """In short and in wide pictures: where the box says that time begins and ends, the spectrogram does."""
+    samples = speechlike(seconds)
+    posteriors = np.random.default_rng(0).dirichlet(np.ones(components), (len(samples) - 400) // 320 + 1)
+    heard = Heard([], posteriors.astype(np.float32), [])
+    picture = draw_clip(Clip(samples, seconds), heard, np.linspace(0, 1, components))
+    image = np.asarray(Image.open(io.BytesIO(picture.webp)).convert("L")).astype(int)
+    left, top, width, height = picture.box
+    row = image[round((top + 0.1 * height) * image.shape[0])]
+    dark = np.flatnonzero(row < 200)
+    inside = dark[(dark > (left - 0.002) * len(row)) & (dark < (left + width + 0.002) * len(row))]
+    assert inside[0] == pytest.approx(left * len(row), abs=3)
+    assert inside[-1] == pytest.approx((left + width) * len(row), abs=0.01 * len(row))
+
+
+def test_the_widest_picture_is_one_that_webp_can_hold():
+    samples = np.zeros(60 * 16000, np.float32)
+    samples[::100] = 0.1
+    picture = draw_clip(Clip(samples, 60.0), Heard([], None, None), None, zoom=4)
+    assert Image.open(io.BytesIO(picture.webp)).width <= 16383 and picture.inches == pytest.approx(216)
