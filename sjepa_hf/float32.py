@@ -79,8 +79,7 @@ class _MaskedGroupNorm(torch.autograd.Function):
     """
     `(x - mean) / sqrt(variance + eps) * weight + bias` with statistics weighted by `share` `(batch_size, frames)`.
 
-    Written out because the first convolution's output is the largest tensor of the model: autograd would keep four
-    copies of it and pass over it twice as often.
+    Written out so that a backward pass inside autocast stays in fp32, and to keep one copy of the frames, not four.
     """
 
     @staticmethod

@@ -12,88 +12,255 @@ from transformers.activations import ACT2FN
 from transformers.audio_utils import mel_filter_bank
 
 from .configuration_sjepa import SJepaConfig
-from .float32 import Float32Buffers, SJepaGroupNorm, without_autocast
+from .float32 import Float32Buffers, SJepaGroupNorm, at_least_float32, without_autocast
 from .gradient_checkpointing import CheckpointedLayer
 
 
-def strided_convolution(
-    hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int
-) -> torch.Tensor:
-    """
-    One-dimensional convolution of channels that lie side by side in memory, as matrix products: `stride` taps at a
-    time read frames that lie side by side too. Forward and backward take two thirds of the time of `conv1d` in fp32
-    and two fifths in bf16 (on a CPU, 512 channels), which would transpose its input and its gradient.
+FRAMES_AT_ONCE = 3000  # of all clips together, where no gradient is asked for: a minute of audio
+WINDOWS_AT_ONCE = 2**18
 
-    Args:
-        hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, in_channels)`): input.
-        weight (`torch.Tensor` of shape `(out_channels, in_channels, kernel_size)`): as `nn.Conv1d` has it.
 
-    Returns:
-        `torch.Tensor` of shape `(batch_size, (sequence_length - kernel_size) // stride + 1, out_channels)`.
+class RowConvolution(torch.autograd.Function):
     """
-    if torch.compiler.is_exporting():  # the lengths below are too much for its symbolic shapes
-        hidden_states = hidden_states.transpose(1, 2).contiguous()
-        return nn.functional.conv1d(hidden_states, weight, bias, stride).transpose(1, 2).contiguous()
-    batch_size, sequence_length, in_channels = hidden_states.shape
-    kernel_size = weight.shape[-1]
-    num_frames = (sequence_length - kernel_size) // stride + 1
-    whole = kernel_size - kernel_size % stride  # taps in groups of `stride`; those that are left come one by one
-    output = None
-    for first in (*range(0, whole, stride), *range(whole, kernel_size)):
-        if first < whole:
-            taps = weight[:, :, first : first + stride].transpose(1, 2).flatten(1)
-            rows = hidden_states[:, first : first + num_frames * stride]
-            rows = rows.reshape(batch_size, num_frames, stride * in_channels)
-        else:
-            taps = weight[:, :, first]
-            rows = hidden_states[:, first : first + (num_frames - 1) * stride + 1 : stride]
-        product = nn.functional.linear(rows, taps, bias if first == 0 else None)
-        output = product if output is None else output + product
-    return output
+    Strided convolution without padding over rows of channels, as matrix products over views.
+
+    Rows of all clips lie one after the other, so that the taps of a frame, `stride` at a time, are one row of a wider
+    view: nothing is copied, forward or backward. An output whose taps reach past its clip reads the next one's rows,
+    and the last such outputs lack taps: only frames that lie within their clip may be read.
+
+    `apply(rows, weight, stride)` with `rows` `(num_rows, in_channels)`, where `num_rows` is a multiple of `stride`,
+    and `weight` `(out_channels, in_channels, kernel_size)` as `nn.Conv1d` has it, of the same dtype, gives
+    `(num_rows // stride, out_channels)`.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, weight: torch.Tensor, stride: int) -> torch.Tensor:
+        ctx.save_for_backward(rows, weight)
+        ctx.stride = stride
+        wide = rows.reshape(-1, stride * rows.shape[1])  # [N, stride * C]
+        output = None
+        for shift, taps in enumerate(weight.split(stride, dim=2)):
+            taps = taps.permute(2, 1, 0).flatten(0, 1)  # [taps * C, O]
+            read = wide[shift:, : len(taps)]
+            if output is None:
+                output = torch.mm(read, taps)
+            else:
+                output[: len(read)].addmm_(read, taps)
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient):
+        rows, weight = ctx.saved_tensors
+        stride, (_, in_channels, _) = ctx.stride, weight.shape
+        wide = rows.reshape(-1, stride * in_channels)
+        grad_wide, grad_taps = None, []
+        with without_autocast(gradient.device):
+            for shift, taps in enumerate(weight.split(stride, dim=2)):
+                num_taps = taps.shape[2]
+                taps = taps.permute(0, 2, 1).flatten(1)  # [O, taps * C]
+                given = gradient[: len(gradient) - shift]
+                if ctx.needs_input_grad[0]:
+                    if shift == 0 and num_taps == stride:
+                        grad_wide = torch.mm(given, taps)
+                    else:
+                        grad_wide = torch.zeros_like(wide) if grad_wide is None else grad_wide
+                        grad_wide[shift:, : taps.shape[1]].addmm_(given, taps)
+                if ctx.needs_input_grad[1]:
+                    product = torch.mm(given.mT, wide[shift:, : taps.shape[1]])  # [O, taps * C]
+                    grad_taps.append(product.unflatten(1, (num_taps, in_channels)).mT)
+        grad_rows = None if grad_wide is None else grad_wide.view_as(rows)
+        return grad_rows, torch.cat(grad_taps, dim=2) if grad_taps else None, None
 
 
 class SJepaConvLayer(CheckpointedLayer):
-    """One convolution of the waveform front end; the first one is followed by the group norm."""
+    """A later convolution of the waveform front end, over rows of channels."""
 
     def __init__(self, config: SJepaConfig, layer_id: int):
         super().__init__()
-        in_channels = config.conv_dim[layer_id - 1] if layer_id > 0 else 1
         self.conv = nn.Conv1d(
-            in_channels,
+            config.conv_dim[layer_id - 1],
             config.conv_dim[layer_id],
             kernel_size=config.conv_kernel[layer_id],
             stride=config.conv_stride[layer_id],
             bias=config.conv_bias,
         )
-        self.layer_norm = SJepaGroupNorm(config.conv_dim[0]) if layer_id == 0 else None
         self.activation = ACT2FN[config.feat_extract_activation]
 
-    def forward(self, hidden_states: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """`(num_rows, in_channels) -> (num_rows // stride, out_channels)`, as [`RowConvolution`] has them."""
+        output = RowConvolution.apply(rows, self.conv.weight.to(rows.dtype), *self.conv.stride)
+        if self.conv.bias is not None:
+            output = output + self.conv.bias.to(rows.dtype)
+        return self.activation(output)
+
+    def plain(self, hidden_states: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         """`(batch_size, sequence_length, in_channels) -> (batch_size, new_sequence_length, out_channels)`"""
-        (kernel_size,), (stride,) = self.conv.kernel_size, self.conv.stride
-        if self.layer_norm is None:
-            hidden_states = strided_convolution(hidden_states, self.conv.weight, self.conv.bias, stride)
-        else:
-            windows = hidden_states[:, :, 0].unfold(1, kernel_size, stride).contiguous()  # [B, T, kernel_size]
-            hidden_states = nn.functional.linear(windows, self.conv.weight[:, 0], self.conv.bias)
-            if lengths is not None:
-                lengths = (lengths - kernel_size) // stride + 1
-            hidden_states = self.layer_norm(hidden_states, lengths)
-        return self.activation(hidden_states)
+        return self.activation(self.conv(hidden_states.mT.contiguous()).mT.contiguous())
 
 
-class SJepaWaveformFrontEnd(nn.Module):
-    """Convolutions over the waveform: `(batch_size, num_samples) -> (batch_size, sequence_length, conv_dim[-1])`."""
+class SJepaFirstConvLayer(CheckpointedLayer):
+    """
+    The convolution over samples and the group norm after it, in one product.
+
+    The convolution is linear, so mean and variance of all that it gives, channels and frames together, follow from
+    the first and second moments of the waveform's windows: `fold` makes the norm part of the weights, of each clip
+    its own, and nothing but the product ever passes over the largest tensor of the model.
+    """
 
     def __init__(self, config: SJepaConfig):
         super().__init__()
-        self.conv_layers = nn.ModuleList([SJepaConvLayer(config, i) for i in range(len(config.conv_dim))])
+        self.conv = nn.Conv1d(
+            1, config.conv_dim[0], config.conv_kernel[0], stride=config.conv_stride[0], bias=config.conv_bias
+        )
+        self.layer_norm = SJepaGroupNorm(config.conv_dim[0])
+        self.activation = ACT2FN[config.feat_extract_activation]
+
+    def fold(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        """
+        Weights and biases of each clip's convolution with its norm, in fp32 (float64 for such weights).
+
+        Args:
+            waveforms (`torch.Tensor` of shape `(batch_size, num_samples)`): samples, zero where they are padding.
+            lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): real samples; without it, all are.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, kernel_size + 1, conv_dim[0])`; the bias comes last.
+        """
+        with without_autocast(waveforms.device):
+            weight = at_least_float32(self.conv.weight[:, 0])  # [C, k]
+            bias = weight.new_zeros(len(weight)) if self.conv.bias is None else at_least_float32(self.conv.bias)
+            window_mean, window_covariance = window_moments(
+                waveforms.to(weight.dtype), lengths, weight.shape[1], *self.conv.stride
+            )
+            channel_means = (window_mean[:, None] * weight).sum(2) + bias  # [B, C]
+            mean = channel_means.mean(1, keepdim=True)  # [B, 1]
+            squares = (weight[:, :, None] * weight[:, None]).mean(0)  # [k, k]
+            within = (window_covariance * squares).sum((1, 2))
+            variance = within[:, None] + (channel_means - mean).square().mean(1, keepdim=True)
+            scale = torch.rsqrt(variance + self.layer_norm.eps) * self.layer_norm.weight.to(weight.dtype)  # [B, C]
+            bias = self.layer_norm.bias.to(weight.dtype) + scale * (bias - mean)
+            return torch.cat([weight.mT * scale[:, None], bias[:, None]], dim=1)
+
+    def forward(self, folded: torch.Tensor, waveforms: torch.Tensor, num_rows: int) -> torch.Tensor:
+        """
+        Args:
+            folded (`torch.Tensor` of shape `(batch_size, kernel_size + 1, conv_dim[0])`): of `fold`.
+            waveforms (`torch.Tensor` of shape `(batch_size, (num_rows - 1) * stride + kernel_size)`): samples.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size * num_rows, conv_dim[0])`, in the dtype of products.
+        """
+        dtype = product_dtype(self.conv.weight)
+        windows = waveforms.to(dtype).unfold(1, *self.conv.kernel_size, *self.conv.stride)  # [B, num_rows, k]
+        # A column of ones for the bias, and zeros up to a width that the matrix units read well.
+        width = -(-folded.shape[1] // 8) * 8
+        rest = [0.0] * (width - folded.shape[1])
+        ones = windows.new_tensor([1.0, *rest]).expand(*windows.shape[:2], -1)
+        folded = nn.functional.pad(folded.to(dtype), (0, 0, 0, len(rest)))
+        return self.activation(torch.bmm(torch.cat([windows, ones], dim=2), folded).flatten(0, 1))
+
+    def plain(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        """`(batch_size, num_samples) -> (batch_size, sequence_length, conv_dim[0])`: convolution, then norm."""
+        (kernel_size,), (stride,) = self.conv.kernel_size, self.conv.stride
+        windows = waveforms.unfold(1, kernel_size, stride).contiguous()
+        hidden_states = nn.functional.linear(windows, self.conv.weight[:, 0], self.conv.bias)
+        if lengths is not None:
+            lengths = (lengths - kernel_size) // stride + 1
+        return self.activation(self.layer_norm(hidden_states, lengths))
+
+
+def window_moments(
+    waveforms: torch.Tensor, lengths: torch.Tensor | None, kernel_size: int, stride: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Mean `(batch_size, kernel_size)` and covariance `(batch_size, kernel_size, kernel_size)` of all windows of
+    `waveforms` `(batch_size, num_samples)` that hold real samples alone: those below `lengths`, beyond which all
+    samples are zero.
+    """
+    windows = waveforms.unfold(1, kernel_size, stride)  # [B, T, k]
+    num_windows = windows.shape[1]
+    # Windows are taken less the clip's own mean: the difference of large squares would lose the digits.
+    if lengths is None:
+        count, real = num_windows, None
+        offset = waveforms.mean(1)[:, None, None]
+    else:
+        count = ((lengths - kernel_size) // stride + 1).clamp(min=1)[:, None].to(waveforms.dtype)
+        real = torch.arange(num_windows, device=waveforms.device) < count
+        offset = (waveforms.sum(1) / lengths.clamp(min=1))[:, None, None]
+    total = products = 0
+    for first in range(0, num_windows, num_windows if torch.compiler.is_compiling() else WINDOWS_AT_ONCE):
+        piece = windows[:, first : first + WINDOWS_AT_ONCE] if num_windows > WINDOWS_AT_ONCE else windows
+        piece = piece - offset
+        if real is not None:
+            piece = piece * real[:, first : first + piece.shape[1], None]
+        total = total + piece.sum(1)
+        products = products + torch.bmm(piece.mT, piece)
+    mean = total / count
+    covariance = products / (count if lengths is None else count[:, :, None]) - mean[:, :, None] * mean[:, None]
+    return mean + offset[:, 0], covariance
+
+
+def product_dtype(weight: torch.Tensor) -> torch.dtype:
+    """The dtype in which products with a weight are formed: its own, or that of autocast."""
+    kind = weight.device.type
+    if weight.dtype == torch.float32 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype
+
+
+class SJepaWaveformFrontEnd(nn.Module):
+    """
+    Convolutions over the waveform: `(batch_size, num_samples) -> (batch_size, sequence_length, conv_dim[-1])`.
+
+    Every clip takes as many rows as its frames and one or two more read, so that the later convolutions read one
+    another's rows and no clip's frames those of another. The norm's statistics are known before the first product:
+    without gradients, frames are made piece by piece, and an hour takes no more memory than a minute.
+    """
+
+    def __init__(self, config: SJepaConfig):
+        super().__init__()
+        later = (SJepaConvLayer(config, i) for i in range(1, len(config.conv_dim)))
+        self.conv_layers = nn.ModuleList([SJepaFirstConvLayer(config), *later])
         self.output_size = config.conv_dim[-1]
+        self.receptive_field, self.hop = config.receptive_field, config.inputs_to_logits_ratio
 
     def forward(self, input_values: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        hidden_states = input_values[:, :, None].to(self.conv_layers[0].conv.weight.dtype)  # [B, S, 1]
-        for conv_layer in self.conv_layers:
-            hidden_states = conv_layer(hidden_states, lengths)
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # convolutions are what other runtimes do well
+            return self.plain(input_values, lengths)
+        if lengths is not None:
+            real = torch.arange(input_values.shape[1], device=input_values.device) < lengths[:, None]
+            input_values = input_values.masked_fill(~real, 0.0)
+        folded = self.conv_layers[0].fold(input_values, lengths)
+        num_frames = (input_values.shape[1] - self.receptive_field) // self.hop + 1
+        at_once = max(FRAMES_AT_ONCE // len(input_values), 64)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or num_frames <= at_once:
+            return self.frames(folded, input_values, num_frames)
+        pieces = [
+            self.frames(folded, input_values[:, first * self.hop :], min(at_once, num_frames - first))
+            for first in range(0, num_frames, at_once)
+        ]
+        return torch.cat(pieces, dim=1)
+
+    def frames(self, folded: torch.Tensor, waveforms: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """The first `num_frames` frames of `waveforms`, `(batch_size, num_frames, conv_dim[-1])`."""
+        first, *later = self.conv_layers
+        (kernel_size,), (stride,) = first.conv.kernel_size, first.conv.stride
+        # Frames for which there are rows: beside those that are read, as many as make up for what one reads.
+        allocated = num_frames - 1 + -(-(self.receptive_field - kernel_size + stride) // self.hop)
+        num_samples = allocated * self.hop - stride + kernel_size
+        waveforms = waveforms[:, :num_samples]
+        missing = max(num_samples - (num_frames - 1) * self.hop - self.receptive_field, 0)  # at most
+        waveforms = nn.functional.pad(waveforms, (0, missing))[:, :num_samples]
+        rows = first(folded, waveforms, allocated * self.hop // stride)
+        for layer in later:
+            rows = layer(rows)
+        return rows.unflatten(0, (-1, allocated))[:, :num_frames]
+
+    def plain(self, input_values: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """The same one step after the other, as the paper has it: what `forward` is held against, and what exports."""
+        hidden_states = input_values.to(self.conv_layers[0].conv.weight.dtype)
+        for layer in self.conv_layers:
+            hidden_states = layer.plain(hidden_states, lengths)
         return hidden_states
 
 

@@ -428,7 +428,10 @@ def attention_mask_4d(config: SJepaConfig, hidden_states: torch.Tensor, frame_ma
     # A clip without a single real frame attends to its first one, so that no softmax runs over nothing. The mask is
     # always made: asking whether it could be left out would wait for the device.
     frame_mask = frame_mask | (torch.arange(frame_mask.shape[1], device=frame_mask.device) == 0)
-    return create_bidirectional_mask(config, hidden_states, frame_mask, allow_is_bidirectional_skip=False)
+    mask = create_bidirectional_mask(config, hidden_states, frame_mask, allow_is_bidirectional_skip=False)
+    if isinstance(mask, torch.Tensor) and mask.ndim == 4:
+        mask = mask[:, :, :1]  # one row for all queries: an attention over an hour has 32 billion pairs of frames
+    return mask
 
 
 def check_input(config: SJepaConfig, input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
