@@ -21,7 +21,8 @@ What happens to checkpoints:
     push.py                         command: publish one on the Hub
     contents.py                     what of a directory may be published
     model_card.py                   command: the model card
-    facts.py, scores.py             what people and evaluations put into the card
+    facts.py                        what people put into the card
+    scores.py                       what evaluations put into their results files, and the card takes from them
     export_onnx.py                  command: ONNX, fp32 and int8
     convert_original.py             command: from the authors' checkpoints
 

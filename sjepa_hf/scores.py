@@ -1,58 +1,210 @@
-"""Scores of a checkpoint, read from the files that the evaluation commands wrote."""
+"""Scores: the rows that every evaluation writes into its results file under the key `scores`, read for a card.
+
+results.json  beside a fine-tuned model, by `training.finetune_ctc` and `training.finetune_classification`
+TASK.json     by `training.superb`, such as ks.json
+probes.json   by `training.probe`
+"""
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from .command import first_line
 
 
 LOWER_IS_BETTER = ("wer", "cer", "per", "eer", "slot_value_cer")
-KINDS = {"mfcc": "MFCC", "fbank": "FBANK", "untrained": "untrained"}  # subjects of training.superb without a path
 SPLITS = ("train", "validation", "valid", "dev", "test")
+THIS_MODEL = "this model"  # subject of a file that lies beside the model which it tells of
+MFCC, UNTRAINED = "mfcc", "untrained:"  # subjects that are no checkpoint; UNTRAINED is followed by one
+TEXTS = ("subject", "task", "task_type", "data", "split", "metric")
+WRITERS = {
+    "results.json": "`python -m training.finetune_ctc` or `training.finetune_classification`",
+    "probes.json": "`python -m training.probe`",
+}
+ALL_WRITERS = "`python -m training.superb` (TASK.json), `training.probe` (probes.json) or a fine-tuning (results.json)"
 
 
 @dataclass
 class Score:
     """
-    One measured figure.
+    One figure of one subject: a row of a results file.
 
     Args:
-        task: what was measured, in words.
+        subject: what was scored, as it was named: a checkpoint, "untrained:CHECKPOINT", "mfcc" or "this model".
+        task: what was measured, in words, and by what: "phones, linear probe".
         task_type: the Hub's name of the task, such as automatic-speech-recognition.
-        data: name of the source that was scored, or of all of them with " + " between.
+        data: name of the source that was scored, or of all of them with " + " between, without folders above it.
+        split: the part of it: "test", "validation", or "held-out" for a share of the training clips.
         metric: its name.
-        value: its mean over the runs.
+        value: its mean over the runs; in a file null if it is not finite, and NaN when that is read.
         deviation: standard deviation over the runs; None for a single one.
         runs: how many, and of what: "3 seeds".
-        protocol: how it was measured.
-        baselines: the same figure of other subjects in the same evaluation.
+        values: of each run, where there can be several.
+        protocol: how it was measured, in words.
+        clips: how many were scored, or take part in the probe's splits.
+        layer: of the encoder that was read off, as in `hidden_states`; None where there is no choice.
+
+    Raises:
+        ValueError: if a field has another type.
     """
 
+    subject: str
     task: str
     task_type: str
     data: str
+    split: str
     metric: str
     value: float
     deviation: float | None = None
     runs: str = "1 seed"
+    values: list[float] = field(default_factory=list)
     protocol: str = ""
-    baselines: dict[str, str] = field(default_factory=dict)
+    clips: int | None = None
+    layer: int | None = None
 
     def __post_init__(self):
-        if not isinstance(self.value, int | float):
-            raise TypeError(f"{self.metric} is {self.value!r}, no number")
+        for name in (*TEXTS, "runs", "protocol"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}, no text")
+        if not is_number(self.value):
+            raise ValueError(f"`value` is {self.value!r}, no number")
+        if self.deviation is not None and not is_number(self.deviation):
+            raise ValueError(f"`deviation` is {self.deviation!r}, no number")
+        if not isinstance(self.values, list) or not all(map(is_number, self.values)):
+            raise ValueError(f"`values` is {self.values!r}, no list of numbers")
+        for name in ("clips", "layer"):
+            number = getattr(self, name)
+            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
+                raise ValueError(f"`{name}` is {number!r}, no number from 0")
 
     @property
     def text(self) -> str:
-        """The figure with its deviation."""
-        return figure(self.value, self.deviation)
+        """The figure with its deviation, to three places."""
+        return f"{self.value:.3f}" + ("" if self.deviation is None else f" ± {self.deviation:.3f}")
+
+    @property
+    def merit(self) -> float:
+        """Larger for what is better; least for what is not finite."""
+        if not math.isfinite(self.value):
+            return -math.inf
+        return -self.value if self.metric in LOWER_IS_BETTER else self.value
 
 
-def figure(value: float, deviation: float | None) -> str:
-    """A figure with its deviation, to three places."""
-    return f"{value:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
+@dataclass
+class ComparedScore(Score):
+    """
+    A checkpoint's own score, of its best layer where several were scored.
+
+    Args:
+        baselines: the same figure of the other subjects, each by its short name.
+    """
+
+    baselines: dict[str, str] = field(default_factory=dict)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number; a truth value is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, in which numbers that are not finite are null, since JSON has none."""
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: finite(item) for key, item in part.items()}
+        if isinstance(part, list | tuple):
+            return [finite(item) for item in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def number_or_nan(value: Any) -> Any:
+    """What `json_text` was given: null stands for a number that is not finite."""
+    return math.nan if value is None else value
+
+
+def write_scores(path: Path, scores: Sequence[Score], **facts: Any) -> None:
+    """Write a results file: what else is known of the evaluation, then the scores without fields that are unset."""
+    rows = [
+        {name: value for name, value in asdict(score).items() if value is not None and value != []} for score in scores
+    ]
+    path.write_text(json_text(facts | {"scores": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def read_scores(path: str | Path) -> list[Score]:
+    """
+    All scores of a results file.
+
+    Raises:
+        ValueError: if it is none, in a sentence with the command that writes it.
+    """
+    path = Path(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = found.get("scores") if isinstance(found, dict) else None
+        if not isinstance(rows, list):
+            raise ValueError("no list under the key `scores`")
+        return [read_row(row, number) for number, row in enumerate(rows, 1)]
+    except (OSError, ValueError, RecursionError) as error:
+        if path.suffix == ".jsonl":
+            way_out = f"give {path.stem}.json beside it, which `python -m training.superb` writes anew"
+        else:
+            way_out = f"{WRITERS.get(path.name, ALL_WRITERS)} writes it anew"
+        raise ValueError(f"{path} is no file of scores ({first_line(error)}): {way_out}.") from None
+
+
+def read_row(row: Any, number: int) -> Score:
+    """A score from its row. Raises a ValueError that names the row's number and the field that is wrong."""
+    known = {f.name for f in fields(Score)}
+    if not isinstance(row, dict):
+        raise ValueError(f"score {number} is {row!r}, no object")
+    for name in (*TEXTS, "value"):
+        if name not in row:
+            raise ValueError(f"score {number} has no `{name}`")
+    for name in row:
+        if name not in known:
+            raise ValueError(f"score {number} has a field `{name}`, which is unknown")
+    restored = row | {"value": number_or_nan(row["value"])}
+    if isinstance(row.get("values"), list):
+        restored["values"] = list(map(number_or_nan, row["values"]))
+    try:
+        return Score(**restored)
+    except ValueError as error:
+        raise ValueError(f"score {number}: {error}") from None
+
+
+def scores_of(checkpoint: Path, path: Path) -> list[ComparedScore]:
+    """
+    A checkpoint's scores in a results file, one for each task, data and metric: of several layers the best, beside the
+    best of the other subjects.
+
+    Raises:
+        ValueError: if the file is none, or has no score of the checkpoint.
+    """
+    path, rows = Path(path), read_scores(path)
+    short = short_names(score.subject for score in rows)
+    own = [name for name in short if same(path.parent if name == THIS_MODEL else Path(name), checkpoint)]
+    if not own:
+        names = [str(path.parent) if name == THIS_MODEL else name for name in short]
+        raise ValueError(f"{path}: no score of {checkpoint}, only of {', '.join(names) or 'nothing'}.")
+    found = []
+    for group in grouped(rows, lambda row: (row.task, row.data, row.split, row.metric)).values():
+        best = {
+            name: max(scores, key=lambda score: score.merit)
+            for name, scores in grouped(group, lambda row: row.subject).items()
+        }
+        if own[0] in best:
+            score = best[own[0]]
+            task = score.task if score.layer is None else f"{score.task} of layer {score.layer} (the best)"
+            baselines = {short[name]: other.text for name, other in best.items() if name not in own}
+            shown = {"task": task, "data": data_names(score.data.split(" + "))}  # of a row made by hand no path either
+            found.append(ComparedScore(**asdict(score) | shown, baselines=baselines))
+    return found
 
 
 def data_name(source: str) -> str:
@@ -76,120 +228,7 @@ def data_names(sources: list[str]) -> str:
     return " + ".join(map(data_name, sources))
 
 
-def read_scores(path: Path, checkpoint: Path) -> list[Score]:
-    """
-    All scores of a checkpoint in a file: results.json of a fine-tuning, a task's JSON lines of `training.superb`, or
-    probes.json of `training.probe`.
-
-    Raises:
-        ValueError: if the file is none of these, or has no score of the checkpoint.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines()]
-            return superb_scores(rows, checkpoint)
-        found = json.loads(text)
-        return probe_scores(found, checkpoint) if "protocol" in found else finetuning_scores(found)
-    except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} holds no results: give results.json of a fine-tuning, a .jsonl of training.superb or probes.json"
-            f" of training.probe ({type(error).__name__}: {error})."
-        ) from None
-    except LookupError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def finetuning_scores(found: dict) -> list[Score]:
-    """Scores of a fine-tuning on every source that it was given to score."""
-    scores = []
-    for source, values in found["scores"].items():
-        best = found["best_step"]
-        chosen = "last checkpoint" if best is None else f"best checkpoint by held-out clips (step {best})"
-        protocol = f"{values['clips']} clips, {chosen}"
-        if "greedy" in values:
-            task, task_type = "speech recognition", "automatic-speech-recognition"
-            decodings = {"greedy": "greedy decoding", "lm": "beam search with an n-gram"}
-            parts = [(f"{how}; {protocol}", values[name]) for name, how in decodings.items() if name in values]
-        else:
-            task, task_type = "classification", "audio-classification"
-            parts = [(protocol, {name: value for name, value in values.items() if name != "clips"})]
-        scores += [
-            Score(task, task_type, data_name(source), metric, value, protocol=how)
-            for how, metrics in parts
-            for metric, value in metrics.items()
-        ]
-    return scores
-
-
-def superb_scores(rows: list[dict], checkpoint: Path) -> list[Score]:
-    """Scores of a frozen encoder on a SUPERB task, over the seeds, beside the other subjects."""
-    own = grouped(rows, lambda row: row["encoder"])
-    name = own_name(own, checkpoint)
-    short = short_names(own)
-    first = own[name][0]
-    used, clips = first["hyperparameters"], first["clips"]
-    sources = used["test_data"] or used["train_data"]
-    held_out = "" if used["test_data"] else ", a share held out at random"
-    kind = "automatic-speech-recognition" if used["head"] == "recurrent_ctc" else "audio-classification"
-    scores = []
-    for metric in first["metrics"]:
-        values = {subject: [row["metrics"][metric] for row in found] for subject, found in own.items()}
-        deviations = {subject: np.std(v, ddof=1) if len(v) > 1 else None for subject, v in values.items()}
-        scores.append(
-            Score(
-                task=f"{first['title']}, frozen encoder, learned layer sum",
-                task_type=kind,
-                data=data_names(sources),
-                metric=metric,
-                value=float(np.mean(values[name])),
-                deviation=deviations[name],
-                runs=f"{len(values[name])} seed{'s' * (len(values[name]) > 1)}",
-                protocol=f"{clips['test']} test clips{held_out}; {used['max_steps']} steps; {first['protocol']}",
-                baselines={
-                    short[subject]: figure(float(np.mean(v)), deviations[subject])
-                    for subject, v in values.items()
-                    if subject != name
-                },
-            )
-        )
-    return scores
-
-
-def probe_scores(found: dict, checkpoint: Path) -> list[Score]:
-    """The best layer's score of every probe, beside the baselines' best."""
-    subjects = {name: path for name, path in found["checkpoints"].items() if same(path, checkpoint)}
-    if not subjects:
-        raise LookupError(f"no score of {checkpoint}, only of {', '.join(found['checkpoints'])}")
-    name = next(iter(subjects))
-    short = short_names(found["checkpoints"])
-    scores = []
-    for (label, classifier), rows in grouped(found["scores"], lambda row: (row["label"], row["classifier"])).items():
-        best = {s: max(r, key=lambda row: row["mean"]) for s, r in grouped(rows, lambda row: row["subject"]).items()}
-        task, own = found["tasks"][label], best.pop(name)
-        unit = "frames" if task["level"] == "frame" else "clips"
-        scores.append(
-            Score(
-                task=f"{label}, {classifier} probe of layer {own['layer']} (the best)",
-                task_type="audio-classification",
-                data=data_names(found["data"]),
-                metric="accuracy",
-                value=own["mean"],
-                deviation=own["deviation"] if task["splits"] > 1 else None,
-                runs=f"{task['splits']} split{'s' * (task['splits'] > 1)}",
-                protocol=f"{task['classes']} classes, {task['rows']} {unit}, random 80/20 splits of the recordings",
-                baselines={
-                    short[s] if Path(s).is_absolute() else s: figure(
-                        row["mean"], row["deviation"] if task["splits"] > 1 else None
-                    )
-                    for s, row in best.items()
-                },
-            )
-        )
-    return scores
-
-
-def grouped(rows: list[dict], key: Callable) -> dict:
+def grouped(rows: Iterable, key: Callable) -> dict:
     """Rows by what `key` says of them, in their order."""
     groups = {}
     for row in rows:
@@ -197,25 +236,31 @@ def grouped(rows: list[dict], key: Callable) -> dict:
     return groups
 
 
-def own_name(groups: dict, checkpoint: Path) -> str:
-    """The subject that is the checkpoint."""
-    for name in groups:
-        if same(name, checkpoint):
-            return name
-    raise LookupError(f"no score of {checkpoint}, only of {', '.join(groups)}")
-
-
-def same(name: str, checkpoint: Path) -> bool:
-    """Whether a name in a results file is that directory."""
-    return Path(name).expanduser().resolve() == Path(checkpoint).resolve()
+def same(path: Path, checkpoint: Path) -> bool:
+    """Whether a path is that directory."""
+    return path.expanduser().resolve() == Path(checkpoint).resolve()
 
 
 def short_names(subjects: Iterable[str]) -> dict[str, str]:
-    """Subjects of `training.superb` without their paths; those of one name are told apart by number."""
+    """
+    Subjects as tables name them: MFCC, the last name of a checkpoint's path, "untrained"; where several are alike,
+    more of the path, and last their number.
+    """
+    forms = {subject: forms_of(subject) for subject in subjects}
     short = {}
-    for subject in subjects:
-        kind, _, _ = subject.partition(":")
-        name = KINDS[kind] if kind in KINDS else Path(subject).name
-        same_name = sum(other == name or other.startswith(f"{name} (") for other in short.values())
-        short[subject] = f"{name} ({same_name + 1})" if same_name else name
+    for subject, own in forms.items():
+        others = {form for other, theirs in forms.items() if other != subject for form in theirs}
+        name = next((form for form in own if form not in others), own[-1])
+        number = 1 + sum(other == name or other.startswith(f"{name} (") for other in short.values())
+        short[subject] = name if number == 1 else f"{name} ({number})"
     return short
+
+
+def forms_of(subject: str) -> list[str]:
+    """Names that a subject may have in a table, from short to long; none tells the folder of the user."""
+    if subject in (MFCC, THIS_MODEL):
+        return [subject.upper() if subject == MFCC else subject]
+    path = Path(subject.removeprefix(UNTRAINED))
+    parents = [] if path.parent == Path.home() else [path.parent.name]
+    names = [path.name or str(path), *(f"{parent}/{path.name}" for parent in parents if parent)]
+    return ["untrained", *(f"untrained {name}" for name in names)] if subject.startswith(UNTRAINED) else names

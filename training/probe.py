@@ -15,7 +15,6 @@ Beside the checkpoints, always: MFCC, and the same encoder with fresh weights. L
 that is printed give mean and standard deviation over the splits.
 """
 
-import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ import transformers
 from sjepa_hf.command import command
 from sjepa_hf.opening import open_config
 from sjepa_hf.saving import files_written_aside
+from sjepa_hf.scores import MFCC, UNTRAINED, Score, data_names, short_names, write_scores
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.progress import Heartbeat
@@ -34,7 +34,7 @@ from training.common.ranges import check_ranges
 from training.data.labelled import open_labelled
 from training.evaluation.encoders import open_encoder
 from training.evaluation.probes.classifiers import accuracies
-from training.evaluation.probes.results import draw, report, short_names
+from training.evaluation.probes.results import draw, report
 from training.evaluation.probes.tasks import phone_task, utterance_task
 from training.evaluation.rows import FeatureExtractor, features_at, features_of_layers, readable_clips
 
@@ -101,24 +101,20 @@ class ProbeArguments:
 
 def subjects(
     checkpoints: list[str], layers: list[int] | None, baselines: bool, seed: int
-) -> Iterator[tuple[str, str, FeatureExtractor]]:
-    """Name, kind ("mfcc", "untrained" or "checkpoint") and features of all that is probed, opened one at a time."""
+) -> Iterator[tuple[str, FeatureExtractor]]:
+    """Each subject ("mfcc", "untrained:CHECKPOINT", a checkpoint) with its features, opened one at a time."""
     device = default_device()
     if baselines:
-        yield "MFCC", "mfcc", features_of_layers(open_encoder("mfcc", device))
+        yield MFCC, features_of_layers(open_encoder(MFCC, device))
     seen = []
-    for checkpoint, name in zip(checkpoints, short_names(checkpoints)):
+    for checkpoint in dict.fromkeys(checkpoints):
         encoder = open_encoder(checkpoint, device)
         shapes = [(key, tuple(tensor.shape)) for key, tensor in encoder.model.named_parameters()]
         if baselines and shapes not in seen:  # one untrained encoder serves all checkpoints of its shape
             seen.append(shapes)
-            untrained = open_encoder(f"untrained:{checkpoint}", device, untrained_seed=seed)
-            yield (
-                "untrained" if len(seen) == 1 else f"untrained {name}",
-                "untrained",
-                features_of_layers(untrained, layers),
-            )
-        yield name, "checkpoint", features_of_layers(encoder, layers)
+            untrained = f"{UNTRAINED}{checkpoint}"
+            yield untrained, features_of_layers(open_encoder(untrained, device, untrained_seed=seed), layers)
+        yield checkpoint, features_of_layers(encoder, layers)
 
 
 def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat | None = None) -> dict | None:
@@ -126,9 +122,9 @@ def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat 
     All probes of all subjects.
 
     Returns:
-        What `probes.json` holds: `tasks` (numbers of clips, rows, classes), and `scores`, a list of label,
-        classifier, subject, kind, layer (None for MFCC), mean, deviation (None for a single split), and the accuracy
-        of every split. None with `dry_run`.
+        What `probes.json` holds: data, protocol, `tasks` (label, classifier, numbers of clips, rows and classes, by
+        the `task` of a score), and `scores`, a `Score` for each subject, task and layer (None for MFCC), with the
+        accuracy of every split. None with `dry_run`.
 
     Raises:
         ValueError: if a label cannot be probed for, or a checkpoint cannot be opened.
@@ -164,38 +160,55 @@ def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat 
     if arguments.dry_run:
         return None
     scores, numbers = [], arguments.layer_numbers
-    for name, kind, extract in subjects(checkpoints, numbers, arguments.baselines, seed):
+    described = {
+        f"{label}, {classifier} probe": {"label": label, "classifier": classifier, **task.describe()}
+        for label, task in tasks.items()
+        for classifier in task.classifiers
+    }
+    for subject, extract in subjects(checkpoints, numbers, arguments.baselines, seed):
+        name = short_names([subject])[subject]
         heartbeat.doing = f"reading the features of {name}"
         features = features_at(extract, clips, rows, name)
-        for label, task in tasks.items():
-            for classifier in task.classifiers:
-                heartbeat.doing = f"fitting {label}, {classifier}, {name}: {features[label].shape[0]} layers"
-                found = accuracies(task, classifier, features[label], seed, arguments.n_jobs)
-                logger.info("%s, %s, %s: %s", label, classifier, name, np.round(100 * found.mean(1), 1).tolist())
-                for position, values in enumerate(found):
-                    layer = position if numbers is None else numbers[position]
-                    scores.append(
-                        {
-                            "label": label,
-                            "classifier": classifier,
-                            "subject": name,
-                            "kind": kind,
-                            "layer": None if kind == "mfcc" else layer,
-                            "mean": values.mean(),
-                            "deviation": values.std() if len(values) > 1 else None,
-                            "accuracies": values.tolist(),
-                        }
+        for title, known in described.items():
+            label, classifier = known["label"], known["classifier"]
+            heartbeat.doing = f"fitting {label}, {classifier}, {name}: {features[label].shape[0]} layers"
+            found = accuracies(tasks[label], classifier, features[label], seed, arguments.n_jobs)
+            logger.info("%s, %s, %s: %s", label, classifier, name, np.round(100 * found.mean(1), 1).tolist())
+            for position, values in enumerate(found):
+                layer = position if numbers is None else numbers[position]
+                scores.append(
+                    Score(
+                        subject=subject,
+                        task=title,
+                        task_type="audio-classification",
+                        data=data_names(arguments.data),
+                        split="test",
+                        metric="accuracy",
+                        value=float(values.mean()),
+                        deviation=float(values.std()) if len(values) > 1 else None,
+                        runs=f"{len(values)} split{'s' * (len(values) > 1)}",
+                        values=values.tolist(),
+                        protocol=in_words(known),
+                        clips=known["clips"],
+                        layer=None if subject == MFCC else layer,
                     )
+                )
     return {
-        "checkpoints": dict(zip(short_names(checkpoints), checkpoints)),
         "data": list(arguments.data),
         "clips": len(clips),
         "hours": round(clips.hours, 3),
         "seed": seed,
         "protocol": PROTOCOL,
-        "tasks": {label: task.describe() for label, task in tasks.items()},
+        "tasks": described,
         "scores": scores,
     }
+
+
+def in_words(task: dict) -> str:
+    """How a task was probed for."""
+    unit, apart = "frames" if task["level"] == "frame" else "clips", task["apart"]
+    splits = "of the recordings" if apart == "recordings" else f"by {apart}"
+    return f"{task['classes']} classes, {task['rows']} {unit}, random 80/20 splits {splits}"
 
 
 @command
@@ -212,8 +225,8 @@ def main(argv: list[str] | None = None) -> None:
     if results is None:
         return
     with files_written_aside(arguments.output) as aside:
-        (aside / "probes.json").write_text(json.dumps(results, indent=1) + "\n")
-        draw(results, aside / "probes.png")
+        write_scores(aside / "probes.json", **results)
+        draw(results["scores"], aside / "probes.png")
     print(report(results))
     print(f"\nwritten: {arguments.output}/probes.json, probes.png")
 

@@ -16,7 +16,8 @@ tokens), and a classification of each slot's value with `--slot_columns size roa
 comparable with SUPERB's figures.
 
 The best step is chosen on the dev set; the figures are the test set's. Written to `output_dir`: `TASK.jsonl`, one
-object for each subject and seed, `TASK.md`, the printed table, and `TASK_layer_weights.png`.
+object for each subject and seed; made from it, `TASK.json`, the scores over the seeds as a model card takes them,
+`TASK.md`, the printed table, and `TASK_layer_weights.png`.
 """
 
 import hashlib

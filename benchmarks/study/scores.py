@@ -17,6 +17,7 @@ from benchmarks.study.grid import as_flags
 from benchmarks.study.speech_manifest import DIGITS, LIBRISPEECH, PHONES, manifest_rows
 from sjepa_hf.command import UserError
 from sjepa_hf.contents import RESULTS
+from sjepa_hf.scores import UNTRAINED, Score, grouped, read_scores
 
 
 PROBES = {  # what is probed for -> the folder it is read off, and how
@@ -99,23 +100,21 @@ class Scorer:
         found = defaultdict(dict)
         for task, (folder, how) in PROBES.items():
             rows = manifest_rows(self.speech, folder, scored=True)
-            own = iter(checkpoints)
-            for scores in self._run_probe(checkpoints, directory, task, rows, how).values():
-                kind = scores[0]["kind"]
-                name = str(next(own)) if kind == "checkpoint" else kind
-                found[name].setdefault(task, [score["mean"] for score in scores])
+            for subject, scores in self._run_probe(checkpoints, directory, task, rows, how).items():
+                name = "untrained" if subject.startswith(UNTRAINED) else subject
+                found[name].setdefault(task, [score.value for score in scores])
         return dict(found)
 
     def _speakers(self, checkpoint: Path, directory: Path, seed: int) -> dict:
         rows = crops(self.speech / LIBRISPEECH / "validation")
         how = ["--utterance_labels", "speaker_id", "--baselines", "false"]
         (scores,) = self._run_probe([checkpoint], directory, "speakers", rows, how).values()
-        means = [score["mean"] for score in scores]
+        means = [score.value for score in scores]
         return {"speakers": max(means), "speakers_by_layer": means}
 
     def _run_probe(
         self, checkpoints: list[Path], directory: Path, name: str, rows: list[dict], how: list[str]
-    ) -> dict[str, list[dict]]:
+    ) -> dict[str, list[Score]]:
         """Scores of the linear probe by `training.probe`, by subject and in order of layers, unless they are there."""
         found = directory / name / "probes.json"
         if not found.is_file():
@@ -123,11 +122,8 @@ class Scorer:
             data.write_text("".join(json.dumps(row) + "\n" for row in rows))
             command = ["-m", "training.probe", *checkpoints, "--data", data, *how, "--output", found.parent]
             self._run(command, directory / f"{name}.log")
-        by_subject = defaultdict(list)
-        for score in json.loads(found.read_text())["scores"]:
-            if score["classifier"] == "linear":
-                by_subject[score["subject"]].append(score)
-        return by_subject
+        linear = [score for score in read_scores(found) if score.task.endswith(", linear probe")]
+        return grouped(linear, lambda score: score.subject)
 
     def _ctc(self, checkpoint: Path, directory: Path, seed: int) -> dict:
         output = directory / "ctc"
@@ -136,9 +132,9 @@ class Scorer:
             command = ["-m", "training.finetune_ctc", "--model_name_or_path", checkpoint]
             command += ["--train_data", clips / "train", "--test_data", clips / "validation", "--output_dir", output]
             self._run([*command, *as_flags({**self.ctc, "seed": seed})], directory / "ctc.log")
-        scores = json.loads((output / "final" / RESULTS).read_text())["scores"]
-        greedy = next(values["greedy"] for name, values in scores.items() if "validation" in name)
-        return {"cer": greedy["cer"], "wer": greedy["wer"]}
+        scores = read_scores(output / "final" / RESULTS)
+        found = {s.metric: s.value for s in scores if s.split == "test" and s.task.endswith("greedy decoding")}
+        return {"cer": found["cer"], "wer": found["wer"]}
 
     def _run(self, command: list, log: Path) -> None:
         run_logged([sys.executable, *map(str, command)], log, self.environment)

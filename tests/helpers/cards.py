@@ -1,15 +1,15 @@
 """Model cards as the command writes them, and the files that it reads."""
 
-import json
-
 import yaml
 from huggingface_hub import ModelCard
 
 from sjepa_hf import model_card
+from sjepa_hf.scores import write_scores
+from training.evaluation.superb.results import score_rows
 
 
 def superb_rows(checkpoint, task="ks", **changes):
-    """What `training.superb` writes: two seeds of the checkpoint, and a baseline."""
+    """Results of `training.superb`: two seeds of the checkpoint, and a baseline."""
     row = {
         "task": task,
         "title": "keyword spotting",
@@ -23,8 +23,9 @@ def superb_rows(checkpoint, task="ks", **changes):
     return [row | {"encoder": name, "seed": seed, "metrics": {"accuracy": value}} for name, seed, value in found]
 
 
-def write_lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def write_superb(path, rows):
+    """The file of scores that `training.superb` makes of its results."""
+    write_scores(path, score_rows(rows))
     return path
 
 

@@ -14,6 +14,7 @@ import sjepa_hf
 from sjepa_hf.configuration_sjepa import MODEL_CODE
 from sjepa_hf.contents import contents, reduce_paths
 from sjepa_hf.push import push as push_from_python
+from sjepa_hf.scores import THIS_MODEL, Score, write_scores
 
 
 FOREIGN = """
@@ -74,7 +75,7 @@ def test_a_push_names_some_of_what_stays(hub, pretrained, caplog):
 @pytest.mark.parametrize("name", ["README.md", "training.json", "results.json", "loss.png", "LICENSE"])
 def test_no_link_is_followed_whatever_its_name(hub, pretrained, tmp_path, name):
     """Neither published nor read for the card: to a file elsewhere, to one here that would not go, and to itself."""
-    secret = {"steps": 4321, "scores": {}, "settings": {"key": "a secret of ada's"}}
+    secret = {"steps": 4321, "scores": [], "settings": {"key": "a secret of ada's"}}
     (tmp_path / "elsewhere").write_text(json.dumps(secret))
     (pretrained / ".env").write_text(json.dumps(secret))
     for target in (tmp_path / "elsewhere", ".env", name):
@@ -135,14 +136,15 @@ def test_paths_of_this_machine_do_not_go_along(hub, pretrained):
         "id2label": {"0": "/m/09x0r", "1": "/m/05zppz"},
     }
     (pretrained / "config.json").write_text(json.dumps(config))
-    scores = {"/home/ada/a/clips": {"clips": 2, "accuracy": 1.0}, "/home/ada/b/clips": {"clips": 2, "accuracy": 0.5}}
-    (pretrained / "results.json").write_text(json.dumps({"best_step": 1, "scores": scores}))
+    row = Score(THIS_MODEL, "classification", "audio-classification", "/home/ada/a/clips", "test", "accuracy", 1.0)
+    write_scores(pretrained / "results.json", [row], verdicts={"/home/ada/a/clips": 1, "/home/ada/b/clips": 2})
     assert push(pretrained, "encoder") == ""
     files = hub.files("ada/encoder")
     assert not any(b"/home/ada" in content for content in files.values())
     published = json.loads(files["config.json"])
     assert published["_name_or_path"] == "final" and published["id2label"] == config["id2label"]
-    assert json.loads(files["results.json"])["scores"].keys() == {"clips (1)", "clips (2)"}
+    results = json.loads(files["results.json"])
+    assert results["verdicts"].keys() == {"clips (1)", "clips (2)"} and results["scores"][0]["data"] == "clips"
     assert json.loads((pretrained / "config.json").read_text()) == config, "here they stay"
 
 

@@ -3,7 +3,7 @@
 import datetime
 
 import pytest
-from cards import card, facts_of, superb_rows, write_lines
+from cards import card, facts_of, superb_rows, write_superb
 from huggingface_hub import metadata_load
 
 from sjepa_hf import model_card
@@ -40,7 +40,7 @@ def test_facts_of_any_type_make_a_card_that_can_be_read_again(checkpoint, tmp_pa
         "limits": [datetime.date(2026, 1, 2), None, "---"][::2],
         "result_data": {"words": {"name": "W | {{ x }}\n| a |", "dataset_id": "ada/words"}},
     }
-    path = write_lines(tmp_path / "ks.jsonl", superb_rows(checkpoint))
+    path = write_superb(tmp_path / "ks.json", superb_rows(checkpoint))
     written = card(checkpoint, "--facts", facts_of(tmp_path, facts), "--results", path)
     text = (checkpoint / "README.md").read_text()
     found = metadata_load(checkpoint / "README.md")

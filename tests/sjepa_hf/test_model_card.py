@@ -6,10 +6,13 @@ import re
 
 import pytest
 import yaml
-from cards import card, facts_of, superb_rows, write_lines
+from cards import card, facts_of, superb_rows, write_superb
 from transformers import HubertConfig, HubertForCTC
 
 import sjepa_hf
+from sjepa_hf.scores import write_scores
+from training.finetuning.arguments import FineTuningArguments
+from training.finetuning.result import Outcome, score_rows
 
 
 def test_what_was_not_measured_does_not_appear(checkpoint):
@@ -23,7 +26,7 @@ def test_what_was_not_measured_does_not_appear(checkpoint):
 
 
 def test_scores_stand_beside_their_baselines(checkpoint, tmp_path):
-    path = write_lines(tmp_path / "ks.jsonl", superb_rows(checkpoint))
+    path = write_superb(tmp_path / "ks.json", superb_rows(checkpoint))
     written = card(checkpoint, "--results", path)
     assert "| metric | this model | MFCC | untrained |" in written.text
     assert "| accuracy | **0.850 ± 0.071** | 0.500 | 0.600 |" in written.text
@@ -36,9 +39,9 @@ def test_a_recogniser_tells_its_error_rates_and_where_it_comes_from(make_config,
     directory = tmp_path / "asr"
     sjepa_hf.SJepaForCTC(make_config()).save_pretrained(directory)
     rates = {"greedy": {"wer": 0.5, "cer": 0.2}, "lm": {"wer": 0.4, "cer": 0.19}}
-    (directory / "results.json").write_text(
-        json.dumps({"steps": 90, "best_step": 60, "scores": {"/data/libri/test": {"clips": 7} | rates}})
-    )
+    outcome = Outcome(90, 60, True, "better than chance", {"/data/libri/test": {"clips": 7} | rates})
+    arguments = FineTuningArguments(model_name_or_path="ada/encoder", train_data=["/data/libri/train"])
+    write_scores(directory / "results.json", score_rows(outcome, arguments))
     record = {
         "kind": "fine-tuning",
         "base_model": "ada/encoder",
@@ -58,7 +61,8 @@ def test_a_recogniser_tells_its_error_rates_and_where_it_comes_from(make_config,
         "- Fine-tuned from ada/encoder",
         "- Took 15 minutes on 1 x H200",
         "| learning_rate | 0.0001 |",
-        "on libri/test (greedy decoding; 7 clips, best checkpoint by held-out clips (step 60); 1 seed)",
+        "**Speech recognition, greedy decoding**, on libri/test (7 test clips, best checkpoint by held-out clips",
+        "n-gram**, on libri/test (7 test clips, best checkpoint by held-out clips (step 60); 1 seed):",
         "| wer (lower is better) | **0.400** |",
         'pipeline("automatic-speech-recognition", "ada/asr", trust_remote_code=True)',
     ):
@@ -93,7 +97,7 @@ def test_facts_and_results_on_data_sets_of_the_hub(checkpoint, tmp_path):
         "result_data": {"words": {"name": "Words", "dataset_id": "some/words", "task_id": "test"}},
     }
     (tmp_path / "facts.yaml").write_text(yaml.safe_dump(facts))
-    path = write_lines(tmp_path / "ks.jsonl", superb_rows(checkpoint))
+    path = write_superb(tmp_path / "ks.json", superb_rows(checkpoint))
     written = card(checkpoint, "--facts", tmp_path / "facts.yaml", "--results", path)
     assert written.data.license == "apache-2.0" and "# Tiny" in written.text
     assert "- Data: 10 h of LibriSpeech (CC BY 4.0)" in written.text and "- Heard read English alone." in written.text
@@ -113,7 +117,7 @@ def test_names_in_results_and_records_mean_nothing_to_markdown_and_html(checkpoi
     }
     settings = {"a|b": "x\ny | z", "kwargs": {"a": [1, None]}, "lm": "<b>"}
     (checkpoint / "training.json").write_text(json.dumps(record | {"settings": settings}))
-    written = card(checkpoint, "--results", write_lines(tmp_path / "ks.jsonl", rows))
+    written = card(checkpoint, "--results", write_superb(tmp_path / "ks.json", rows))
     assert "<script>" not in written.text and "&lt;script>" in written.text and r"**A \| b \[c](java" in written.text
     assert r"| a\|b | x y \| z |" in written.text and "| kwargs | {'a': \\[1, None]} |" in written.text
     assert r"- Sources: 0\*, 1\*" in written.text and "and 28 more, 5.4 minutes" in written.text
@@ -130,8 +134,8 @@ def test_figures_that_are_not_finite_stay_out_of_the_metadata(checkpoint, tmp_pa
     rows = superb_rows(checkpoint)
     rows[0]["metrics"]["accuracy"] = float("nan")
     facts = facts_of(tmp_path, {"result_data": {"words": {"dataset_id": "ada/words"}}})
-    written = card(checkpoint, "--facts", facts, "--results", write_lines(tmp_path / "ks.jsonl", rows))
-    assert "**nan ± nan**" in written.text and written.data.eval_results is None
+    written = card(checkpoint, "--facts", facts, "--results", write_superb(tmp_path / "ks.json", rows))
+    assert "**nan**" in written.text and written.data.eval_results is None
     assert not (checkpoint / ".eval_results").exists()
 
 
@@ -139,8 +143,8 @@ def test_subjects_of_one_name_all_stand_in_the_table(checkpoint, tmp_path):
     rows = superb_rows(checkpoint)
     others = ("/a/final", "/b/final", "untrained:/a", "untrained:/b", "mfcc")
     rows = rows[:1] + [rows[2] | {"encoder": name, "metrics": {"accuracy": n / 10}} for n, name in enumerate(others)]
-    text = card(checkpoint, "--results", write_lines(tmp_path / "ks.jsonl", rows)).text
-    assert "| metric | this model | final | final (2) | untrained | untrained (2) | MFCC |" in text
+    text = card(checkpoint, "--results", write_superb(tmp_path / "ks.json", rows)).text
+    assert "| metric | this model | a/final | b/final | untrained a | untrained b | MFCC |" in text
     assert "| accuracy | **0.900** | 0.000 | 0.100 | 0.200 | 0.300 | 0.400 |" in text
 
 
@@ -152,8 +156,8 @@ def test_subjects_of_one_name_all_stand_in_the_table(checkpoint, tmp_path):
         ("training.json", '{"data": {"hours": 2}}', "training.json of .* is not as it was written"),
         ("training.json", '{"data": {"sources": ["x"], "hours": "2"}}', "is not as it was written"),
         ("config.json", '{"model_type": "sjepa"}', "config.json or training.json of .* is not as it was written"),
-        ("results.json", '{"scores": [1], "best_step": 2}', "results.json holds no results"),
-        ("results.json", '{"scores": {"x": {"clips": 1, "accuracy": "a"}}, "best_step": 2}', "holds no results"),
+        ("results.json", '{"scores": [1]}', r"results.json is no file of scores \(score 1 is 1, no object\)"),
+        ("results.json", '{"scores": {"x": {"clips": 1, "accuracy": 1}}}', "results.json is no file of scores"),
     ],
 )
 def test_files_edited_by_hand_are_named(checkpoint, name, content, sentence):

@@ -1,10 +1,9 @@
-import json
-
 from finetuning_runs import run, sentence, write_clips
 from transformers import (
     pipeline,
 )
 
+from sjepa_hf.scores import read_scores
 from training import finetune_classification
 from training.data.waveforms import read_audio
 
@@ -21,8 +20,10 @@ def test_classification(checkpoint, classes, tmp_path):
         "0",
     )
     _, final = run(finetune_classification, checkpoint, classes, tmp_path, *options)
-    scores = json.loads((final / "results.json").read_text())["scores"]["held out"]
-    assert scores == {"clips": 6, "accuracy": 1.0, "macro_f1": 1.0} and (final / "learning_curve.png").is_file()
+    scores = read_scores(final / "results.json")
+    assert [(s.metric, s.value) for s in scores] == [("accuracy", 1.0), ("macro_f1", 1.0)]
+    assert {(s.subject, s.data, s.split, s.clips) for s in scores} == {("this model", classes.name, "held-out", 6)}
+    assert (final / "learning_curve.png").is_file()
     classify = pipeline("audio-classification", str(final), device="cpu")
     for name in "AB":
         audio = {"raw": read_audio(next((classes / name).iterdir())), "sampling_rate": 16000}

@@ -14,7 +14,7 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from sjepa_hf.scores import data_name
+from sjepa_hf.scores import data_name, read_scores
 from training import finetune_ctc
 from training.finetuning.text import build_tokenizer
 
@@ -26,10 +26,13 @@ def test_the_loss_falls_and_the_best_checkpoint_is_kept(recogniser):
     results = json.loads((final / "results.json").read_text())
     assert results["steps"] == 60 and results["best_step"] == ready.trainer.state.best_global_step
     assert results["learned"] is True and "by chance" in results["verdict"]
-    scores = results["scores"]["held out"]
-    assert scores["clips"] == 2 and scores["greedy"].keys() == scores["lm"].keys() == {"wer", "cer"}
+    scores = {(score.task, score.metric): score for score in read_scores(final / "results.json")}
+    greedy, lm = "speech recognition, greedy decoding", "speech recognition, beam search with an n-gram"
+    assert list(scores) == [(greedy, "wer"), (greedy, "cer"), (lm, "wer"), (lm, "cer")]
+    told = f"2 held-out clips, best checkpoint by held-out clips (step {results['best_step']})"
+    assert {(score.clips, score.split, score.protocol) for score in scores.values()} == {(2, "held-out", told)}
     # Evaluated in padded batches while training, clip by clip at the end: the same.
-    assert scores["greedy"]["cer"] == pytest.approx(ready.trainer.state.best_metric)
+    assert scores[greedy, "cer"].value == pytest.approx(ready.trainer.state.best_metric)
     assert {path.name for path in final.iterdir()} >= {"learning_curve.png", "text_normalization.json", "config.json"}
     rows = [json.loads(line) for line in (final / "transcripts.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(set(row["reference"]) <= set("AB ") for row in rows)
@@ -46,7 +49,7 @@ def test_other_encoders_and_a_given_tokenizer(mine, tmp_path):
     model = AutoModelForCTC.from_pretrained(final)
     assert model.config.vocab_size == 10 and model.config.model_type == "wav2vec2"
     assert model.config.ctc_zero_infinity and model.config.ctc_loss_reduction == "mean"
-    assert json.loads((final / "results.json").read_text())["scores"]["held out"]["clips"] == 2
+    assert {score.clips for score in read_scores(final / "results.json")} == {2}
 
 
 def test_clips_that_cannot_be_learnt_are_named(checkpoint, tmp_path, texts, caplog):
@@ -62,7 +65,8 @@ def test_clips_that_cannot_be_learnt_are_named(checkpoint, tmp_path, texts, capl
     assert re.search(r"1 clips have more characters than frames and are left out: \S+/0\.wav", caplog.text)
     assert re.search(r"1 clips have an empty transcript and are left out: \S+/1\.wav", caplog.text)
     assert "2.wav: non_finite" in caplog.text
-    assert json.loads((final / "results.json").read_text())["scores"][data_name(dev)]["clips"] == 2
+    scored = {(score.data, score.split, score.clips) for score in read_scores(final / "results.json")}
+    assert scored == {(data_name(dev), "validation", 2)}
 
 
 def test_ctc_refuses_with_a_sentence(checkpoint, mine, tmp_path, texts):

@@ -6,7 +6,7 @@ from checkpoints import save
 from voices import write_voices
 
 from sjepa_hf import SJepaForPreTraining
-from training.evaluation.probes.results import short_names
+from sjepa_hf.scores import read_scores
 from training.probe import main
 
 
@@ -26,25 +26,29 @@ def test_all_probes_of_a_checkpoint(folder, checkpoint, tmp_path, capsys):
     main([*command, "--utterance_splits", "4", "--phone_splits", "2", "--output", str(out)])
     assert sorted(path.name for path in out.iterdir()) == ["probes.json", "probes.png"]
     results = json.loads((out / "probes.json").read_text())
-    voice = results["tasks"]["voice"]
+    voice = results["tasks"]["voice, linear probe"]
     assert (voice["clips"], voice["classes"], voice["splits"]) == (14, 2, 4)
     assert (voice["clips_without_label"], voice["classes_left_out"]) == (1, 1)
-    assert results["tasks"]["phones"]["level"] == "frame" and results["tasks"]["phones"]["clips"] == 16
+    phones = results["tasks"]["phones, mlp probe"]
+    assert (phones["label"], phones["classifier"], phones["level"], phones["clips"]) == ("phones", "mlp", "frame", 16)
+    assert results["data"] == [str(folder)] and results["protocol"]
 
-    scores = {(s["label"], s["classifier"], s["subject"], s["layer"]): s for s in results["scores"]}
-    name = short_names([checkpoint])[0]
-    for subject in ("untrained", name):
-        assert [key[3] for key in scores if key[:3] == ("voice", "linear", subject)] == [0, 1, 2, 3]
-    assert scores["voice", "linear", "MFCC", None]["mean"] == 1.0
-    assert scores["mood", "linear", "MFCC", None]["mean"] < 0.9  # there is nothing to be read
-    assert scores["phones", "linear", "MFCC", None]["mean"] > 0.85
-    assert scores["phones", "mlp", name, 3]["mean"] > scores["mood", "linear", name, 3]["mean"]
-    one = scores["phones", "linear", name, 0]
-    assert len(one["accuracies"]) == 2
-    assert one["mean"] == pytest.approx(np.mean(one["accuracies"]))
-    assert one["deviation"] == pytest.approx(np.std(one["accuracies"]))
+    scores = {(s.task, s.subject, s.layer): s for s in read_scores(out / "probes.json")}
+    for subject in (f"untrained:{checkpoint}", checkpoint):
+        assert [key[2] for key in scores if key[:2] == ("voice, linear probe", subject)] == [0, 1, 2, 3]
+    assert scores["voice, linear probe", "mfcc", None].value == 1.0
+    assert scores["mood, linear probe", "mfcc", None].value < 0.9  # there is nothing to be read
+    assert scores["phones, linear probe", "mfcc", None].value > 0.85
+    found = [scores[task, checkpoint, 3].value for task in ("phones, mlp probe", "mood, linear probe")]
+    assert found[0] > found[1]
+    one = scores["phones, linear probe", checkpoint, 0]
+    assert len(one.values) == 2 and one.runs == "2 splits" and (one.data, one.split) == ("clips", "test")
+    assert one.value == pytest.approx(np.mean(one.values)) and one.deviation == pytest.approx(np.std(one.values))
+    assert (
+        one.protocol == f"{phones['classes']} classes, {phones['rows']} frames, random 80/20 splits of the recordings"
+    )
     table = capsys.readouterr().out
-    assert "1 classes with a single recording were left out" in table and f"{100 * one['mean']:.1f} ±" in table
+    assert "1 classes with a single recording were left out" in table and f"{100 * one.value:.1f} ±" in table
     assert "Best layer: MFCC 100.0 ± 0.0; untrained " in table
 
 
@@ -52,8 +56,12 @@ def test_voices_are_kept_apart_on_request(folder, checkpoint, tmp_path, capsys):
     command = [checkpoint, "--data", str(folder), "--utterance_labels", "voice", "--phones", "--split_by", "voice"]
     options = ["--layers", "1", "--utterance_splits", "2", "--phone_splits", "2", "--no_baselines"]
     main([*command, *options, "--output", str(tmp_path / "out")])
-    tasks = json.loads((tmp_path / "out" / "probes.json").read_text())["tasks"]
-    assert {label: task["apart"] for label, task in tasks.items()} == {"voice": "recordings", "phones": "voice"}
+    results = json.loads((tmp_path / "out" / "probes.json").read_text())
+    apart = {task["label"]: task["apart"] for task in results["tasks"].values()}
+    assert apart == {"voice": "recordings", "phones": "voice"}
+    told = {score.task: score.protocol for score in read_scores(tmp_path / "out" / "probes.json")}
+    assert told["voice, linear probe"].endswith("splits of the recordings")
+    assert told["phones, mlp probe"].endswith("splits by voice")
     assert "voice kept apart" in capsys.readouterr().out
 
 
@@ -62,18 +70,20 @@ def test_a_wrong_checkpoint_is_told_before_any_data_are_read(tmp_path):
         main([str(tmp_path / "nowhere"), "--data", str(tmp_path / "no-data"), "--utterance_labels", "voice"])
 
 
-def test_checkpoints_of_one_shape_share_the_untrained_encoder(folder, checkpoint, make_config, tmp_path):
+def test_checkpoints_of_one_shape_share_the_untrained_encoder(folder, checkpoint, make_config, tmp_path, capsys):
     other = save(SJepaForPreTraining(make_config("log_mel")), tmp_path / "other")
     larger = save(SJepaForPreTraining(make_config("log_mel", num_hidden_layers=4)), tmp_path / "larger")
     command = [checkpoint, other, larger, "--data", str(folder), "--utterance_labels", "voice"]
     main(
         [*command, "--utterance_splits", "1", "--layers", "3", "--max_clips", "12", "--output", str(tmp_path / "out")]
     )
-    results = json.loads((tmp_path / "out" / "probes.json").read_text())
-    names = [f"{tmp_path.name}/{name}" for name in ("sjepa", "other", "larger")]
-    subjects = [s["subject"] for s in results["scores"]]
-    assert subjects == ["MFCC", "untrained", names[0], names[1], f"untrained {names[2]}", names[2]]
-    assert {s["layer"] for s in results["scores"][1:]} == {3} and results["clips"] == 12
+    scores = read_scores(tmp_path / "out" / "probes.json")
+    fresh = [f"untrained:{checkpoint}", f"untrained:{larger}"]
+    assert [s.subject for s in scores] == ["mfcc", fresh[0], checkpoint, other, fresh[1], larger]
+    assert {s.layer for s in scores[1:]} == {3}
+    assert json.loads((tmp_path / "out" / "probes.json").read_text())["clips"] == 12
+    (head,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("layer ")]
+    assert head == ["layer", "untrained", "sjepa", "sjepa", "other", "untrained", "larger", "larger"]
 
 
 @pytest.mark.parametrize(
@@ -107,8 +117,9 @@ def test_a_deviation_needs_two_splits(folder, checkpoint, tmp_path, capsys):
     main([checkpoint, *options, "--utterance_splits", "1"])
     printed = capsys.readouterr().out
     assert "±" not in printed and "over 1 split;" in printed
-    scores = json.loads((tmp_path / "out" / "probes.json").read_text())["scores"]
-    assert {score["deviation"] for score in scores} == {None} and (tmp_path / "out" / "probes.png").is_file()
+    scores = read_scores(tmp_path / "out" / "probes.json")
+    assert {(score.deviation, score.runs) for score in scores} == {(None, "1 split")}
+    assert (tmp_path / "out" / "probes.png").is_file()
 
 
 def test_a_dry_run_writes_nothing(folder, checkpoint, tmp_path, caplog):
@@ -132,5 +143,5 @@ def test_a_recipe_gives_what_the_command_line_does_not(folder, checkpoint, tmp_p
     recipe = tmp_path / "probe.yaml"
     recipe.write_text(f"data: [{folder}]\nutterance_labels: [voice]\nutterance_splits: 7\nbaselines: false\n")
     main([checkpoint, "--config", str(recipe), "--utterance_splits", "2", "--output", str(tmp_path / "out")])
-    results = json.loads((tmp_path / "out" / "probes.json").read_text())
-    assert results["tasks"]["voice"]["splits"] == 2 and {s["kind"] for s in results["scores"]} == {"checkpoint"}
+    scores = read_scores(tmp_path / "out" / "probes.json")
+    assert {(score.runs, score.subject) for score in scores} == {("2 splits", checkpoint)}

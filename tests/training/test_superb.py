@@ -8,6 +8,7 @@ import torch
 
 from sjepa_hf import SJepaModel
 from sjepa_hf.saving import feature_extractor
+from sjepa_hf.scores import read_scores
 from training import superb
 from training.data.labelled import open_labelled
 from training.evaluation.encoders import TransformersEncoder, open_encoder
@@ -114,6 +115,15 @@ def test_pooled_task_with_several_subjects(call, checkpoint, capsys, tmp_path, m
     printed = capsys.readouterr().out
     assert "± " in printed and checkpoint in printed and "train 24 clips" in printed
     assert (tmp_path / "out" / "ks.md").read_text().strip() == printed.strip()
+    scores = read_scores(tmp_path / "out" / "ks.json")
+    assert [(score.subject, score.runs) for score in scores] == [(name, "2 seeds") for name in subjects]
+    assert scores[0].values == [result["metrics"]["accuracy"] for result in results[:2]]
+    assert (
+        scores[0].protocol.startswith("8 test clips, a share held out at random; 40 steps; s3prl")
+        and scores[0].clips == 8
+    )
+    assert scores[0].value == pytest.approx(np.mean(scores[0].values))
+    assert scores[0].deviation == pytest.approx(np.std(scores[0].values, ddof=1))
     assert (tmp_path / "out" / "ks_layer_weights.png").stat().st_size > 1000
     assert not list((tmp_path / "out").glob("*incomplete*"))
 
@@ -125,13 +135,15 @@ def test_pooled_task_with_several_subjects(call, checkpoint, capsys, tmp_path, m
     assert again[0]["metrics"].keys() == {"accuracy"}
 
 
-def test_results_join_those_of_earlier_calls(call, checkpoint):
+def test_results_join_those_of_earlier_calls(call, checkpoint, tmp_path):
     options = ["--label_column", "tone", "--max_steps", "4", "--batch_size", "8"]
     first = call("ks", "--model", "mfcc", f"untrained:{checkpoint}", *options, "--seeds", "0", "1")
     both = call("ks", "--model", checkpoint, *options)
     assert both[:4] == first and [(r["encoder"], r["seed"]) for r in both[4:]] == [(checkpoint, 0)]
     again = call("ks", "--model", "mfcc", *options, "--seeds", "1")
     assert [(r["encoder"], r["seed"]) for r in again][-1] == ("mfcc", 1) and len(again) == 5
+    scores = {score.subject: score.runs for score in read_scores(tmp_path / "out" / "ks.json")}
+    assert scores == {"mfcc": "2 seeds", f"untrained:{checkpoint}": "2 seeds", checkpoint: "1 seed"}
     with pytest.raises(SystemExit, match="error: .*ks.jsonl holds results with `max_steps` 4, not 5: choose another"):
         call("ks", "--model", "mfcc", *options, "--max_steps", "5")
     changed = [row | {"encoder_digest": "new", "encoder": checkpoint, "seed": 7} for row in both[:1]]

@@ -19,6 +19,7 @@ from training.finetuning.text import TextNormalizer
 logger = logging.getLogger(__name__)
 
 TEXT_COLUMNS = ("transcription", "text", "sentence", "transcript")
+HELD_OUT = "held out"  # name of the clips for evaluation where they are a share of the training clips
 LABEL_COLUMNS = ("label", "keyword", "class", "category", "intent", "command", "emotion", "language")
 
 
@@ -80,7 +81,7 @@ def open_splits(
         if len(train) < 2:
             raise ValueError("`train_data` has a single usable clip: none can be held out. Give `eval_data`.")
         train, held_out = train.hold_out(arguments.eval_fraction)
-        evaluation = {"held out": held_out}
+        evaluation = {HELD_OUT: held_out}
         logger.warning(
             "No eval_data: %d of %d clips are held out at random, so their speakers may be heard in training too.",
             len(held_out),

@@ -1,10 +1,9 @@
 """Result of a fine-tuning: the model with its scores, the record of the run, the learning curve, and all of it on the
 Hub where that is asked for."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import matplotlib
@@ -12,11 +11,12 @@ from torch import nn
 
 from sjepa_hf.contents import RESULTS
 from sjepa_hf.saving import written_aside
-from sjepa_hf.scores import data_name
+from sjepa_hf.scores import THIS_MODEL, Score, data_name, data_names, grouped, write_scores
 from training.common.learned import Verdict
 from training.common.publishing import publish
 from training.common.run_record import base_of, write_record
 from training.finetuning.arguments import FineTuningArguments
+from training.finetuning.data import HELD_OUT
 from training.finetuning.trainer import FineTuner
 
 
@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt
 logger = logging.getLogger(__name__)
 
 CURVES = {"loss": "training loss", "eval_loss": "loss on held-out clips", "eval_wer": "WER", "eval_cer": "CER"}
+DECODINGS = {"greedy": "greedy decoding", "lm": "beam search with an n-gram"}
 TRAINER_SETTINGS = (
     "learning_rate lr_scheduler_type warmup_steps weight_decay per_device_train_batch_size gradient_accumulation_steps"
     " max_grad_norm bf16 fp16 seed"
@@ -43,7 +44,7 @@ class Outcome:
         best_step: of the evaluation that chose the result; None: the result is that of the last step.
         learned: whether the result does better than chance on the clips that it was chosen by; None: not to be told.
         verdict: why.
-        scores: of each source.
+        scores: of each source: `clips`, their number, and metrics, of CTC for each way of decoding.
     """
 
     steps: int
@@ -104,9 +105,6 @@ def save_output(
         NotPushed: if the result is written, but did not reach the Hub.
     """
     final = Path(trainer.args.output_dir) / "final"
-    names = {source: data_name(source) for source in outcome.scores}
-    if len(set(names.values())) == len(names):
-        outcome.scores = {names[source]: values for source, values in outcome.scores.items()}
     with written_aside(final) as directory:
         if hasattr(model, "merge_and_unload"):
             model.save_pretrained(directory / "adapter")
@@ -114,15 +112,55 @@ def save_output(
             model = model.merge_and_unload()
         model.save_pretrained(directory)
         save_others(directory)
-        (directory / RESULTS).write_text(json.dumps(asdict(outcome), indent=2, ensure_ascii=False) + "\n")
+        found = {name: value for name, value in vars(outcome).items() if name != "scores"}
+        write_scores(directory / RESULTS, score_rows(outcome, arguments), **found)
         write_record(directory, trainer.accelerator, **run_record(trainer, arguments))
         draw_learning_curve(trainer.state.log_history, metrics, directory / "learning_curve.png")
     for source, values in outcome.scores.items():
-        logger.info("%s: %s.", source, in_words(values))
+        logger.info("%s: %s.", data_name(source), in_words(values))
     outcome.tell()
     logger.info("Written to %s.", final)
     if arguments.hub:
         publish(final, **arguments.hub)
+
+
+def score_rows(outcome: Outcome, arguments: FineTuningArguments) -> list[Score]:
+    """Rows of `results.json`: a figure of the model on a source, without folders of this machine."""
+    names = {
+        source: data_names(arguments.train_data) if source == HELD_OUT else data_name(source)
+        for source in outcome.scores
+    }
+    for sources in grouped(names, names.get).values():
+        if len(sources) > 1:  # of one name: told apart by number
+            names |= {source: f"{names[source]} ({number})" for number, source in enumerate(sources, 1)}
+    chosen = "last checkpoint"
+    if outcome.best_step is not None:
+        chosen = f"best checkpoint by held-out clips (step {outcome.best_step})"
+    rows = []
+    for source, values in outcome.scores.items():
+        split = "held-out" if source == HELD_OUT else "validation" if source in (arguments.eval_data or ()) else "test"
+        if "greedy" in values:
+            task_type = "automatic-speech-recognition"
+            found = {f"speech recognition, {how}": values[kind] for kind, how in DECODINGS.items() if kind in values}
+        else:
+            task_type = "audio-classification"
+            found = {"classification": {name: value for name, value in values.items() if name != "clips"}}
+        rows += [
+            Score(
+                subject=THIS_MODEL,
+                task=task,
+                task_type=task_type,
+                data=names[source],
+                split=split,
+                metric=metric,
+                value=value,
+                protocol=f"{values['clips']} {split} clips, {chosen}",
+                clips=values["clips"],
+            )
+            for task, metrics in found.items()
+            for metric, value in metrics.items()
+        ]
+    return rows
 
 
 def in_words(values: dict) -> str:

@@ -14,7 +14,11 @@ from benchmarks.study.scores import Scorer, crops
 from benchmarks.study.speech_manifest import DIGITS, LIBRISPEECH, PHONES
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor
+from sjepa_hf.scores import write_scores
 from training import probe
+from training.finetuning.arguments import FineTuningArguments
+from training.finetuning.data import HELD_OUT
+from training.finetuning.result import Outcome, score_rows
 
 
 def write_folder(folder: Path, rows: list[dict], seconds: float) -> None:
@@ -82,6 +86,22 @@ def test_several_checkpoints_are_told_apart(collection, checkpoint, started, tmp
     found = Scorer(collection, None, {}, {}).layers([checkpoint, other], tmp_path / "scored", untrained=True)
     assert found.keys() == {"mfcc", "untrained", str(checkpoint), str(other)}
     assert found[str(checkpoint)] == found[str(other)] and len(found["mfcc"]["phones"]) == 1
+
+
+def test_error_rates_are_the_greedy_ones_of_the_validation_speakers(monkeypatch, tmp_path):
+    def fine_tuned(command, log, environment):
+        test_data = command[command.index("--test_data") + 1]
+        arguments = FineTuningArguments(model_name_or_path="a", train_data=["b"], test_data=[test_data])
+        rates = {"clips": 2, "greedy": {"wer": 0.5, "cer": 0.2}, "lm": {"wer": 0.4, "cer": 0.1}}
+        other = {"clips": 1, "greedy": {"wer": 0.9, "cer": 0.8}}
+        outcome = Outcome(4, None, True, "", {HELD_OUT: other, test_data: rates})
+        final = Path(command[command.index("--output_dir") + 1]) / "final"
+        final.mkdir(parents=True)
+        write_scores(final / "results.json", score_rows(outcome, arguments))
+
+    monkeypatch.setattr(scores, "run_logged", fine_tuned)
+    found = Scorer(tmp_path / "speech", None, {}, {}).score("ctc", tmp_path / "final", tmp_path / "scored", seed=0)
+    assert found == {"cer": 0.2, "wer": 0.5}
 
 
 def test_a_folder_that_is_not_there_is_named_before_anything_is_trained(collection):

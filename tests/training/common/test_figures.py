@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.study.report import draw as draw_study
+from sjepa_hf.scores import Score
 from training.analyze import Utterance, draw_utterance
 from training.common.figures import caption, draw_entropy
 from training.evaluation.probes.results import draw as draw_probes
@@ -109,26 +110,18 @@ def test_a_run_that_logged_nothing_has_no_learning_curve(tmp_path):
 
 def test_probes_of_many_labels_and_odd_names(drawn, tmp_path):
     scores = [
-        {
-            "label": label,
-            "classifier": kind,
-            "subject": name,
-            "kind": "checkpoint",
-            "layer": layer,
-            "mean": 0.5,
-            "deviation": 0,
-        }
+        Score(name, f"{label}, {kind} probe", "audio-classification", "clips", "test", "accuracy", 0.5, layer=layer)
         for label in ("speaker", "$x^{$", "l" * 200)
         for kind in ("linear", "mlp")
         for name in ODD
         for layer in range(3)
     ]
-    draw_probes({"scores": scores}, tmp_path / "probes.png")
+    draw_probes(scores, tmp_path / "probes.png")
     ((_, figure),) = drawn
     check(figure)
     assert len(panels(figure)) == 6 and max(figure.get_size_inches()) < 16
     assert len(figure.legends[0].get_texts()) == len(ODD), "a leading underscore hides nothing"
-    draw_probes({"scores": []}, tmp_path / "none.png")
+    draw_probes([], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 

@@ -6,57 +6,47 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+from sjepa_hf.scores import MFCC, UNTRAINED, Score, grouped, short_names
 from training.common.figures import caption, save
-
-
-def short_names(checkpoints: Sequence[str]) -> list[str]:
-    """The last two parts of each path, where that tells them apart."""
-    short = ["/".join(Path(checkpoint).parts[-2:]) for checkpoint in checkpoints]
-    return short if len(set(short)) == len(short) else list(checkpoints)
-
-
-def panels(results: dict) -> list[tuple[str, str]]:
-    """Label and classifier of each table and each panel of the picture."""
-    return list(dict.fromkeys((score["label"], score["classifier"]) for score in results["scores"]))
 
 
 def report(results: dict) -> str:
     """
     One table for each label and classifier: a row per layer, a column per encoder, accuracy in percent; below it, the
     best layer of each.
+
+    Args:
+        results: what `training.probe.run` returns.
     """
     blocks = []
-    for label, classifier in panels(results):
-        task = results["tasks"][label]
-        scores = [s for s in results["scores"] if (s["label"], s["classifier"]) == (label, classifier)]
-        cells = {(s["subject"], s["layer"]): percent(s["mean"], s["deviation"]) for s in scores}
-        names = list(dict.fromkeys(s["subject"] for s in scores if s["kind"] != "mfcc"))
-        layers = sorted({s["layer"] for s in scores if s["kind"] != "mfcc"})
+    short = short_names(score.subject for score in results["scores"])
+    for title, scores in grouped(results["scores"], lambda score: score.task).items():
+        task = results["tasks"][title]
+        cells = {(s.subject, s.layer): percent(s) for s in scores}
+        subjects = list(dict.fromkeys(s.subject for s in scores if s.subject != MFCC))
+        layers = sorted({s.layer for s in scores if s.subject != MFCC})
         head = (
-            f"{label}, {classifier}: accuracy in % over {task['splits']} split{'s' * (task['splits'] > 1)};"
+            f"{title}: accuracy in % over {task['splits']} split{'s' * (task['splits'] > 1)};"
             f" {task['classes']} classes, {task['clips']} clips, {task['rows']} rows, commonest class"
             f" {100 * task['commonest_class_share']:.1f}, {task['apart']} kept apart"
         )
-        if ("MFCC", None) in cells:
-            head += f"; MFCC {cells['MFCC', None]}"
-        width = max(len("layer"), *map(len, names), 12)
-        lines = [head, "  ".join(["layer", *(name.rjust(width) for name in names)])]
+        if (MFCC, None) in cells:
+            head += f"; MFCC {cells[MFCC, None]}"
+        width = max(12, *(len(short[subject]) for subject in subjects))
+        lines = [head, "  ".join(["layer", *(short[subject].rjust(width) for subject in subjects)])]
         for layer in layers:
-            lines.append("  ".join([f"{layer:5d}", *(cells.get((name, layer), "").rjust(width) for name in names)]))
-        best = {}
-        for score in scores:
-            if score["subject"] not in best or score["mean"] > best[score["subject"]]["mean"]:
-                best[score["subject"]] = score
-        lines.append(
-            "Best layer: "
-            + "; ".join(
-                f"{name} {percent(score['mean'], score['deviation'])}"
-                + ("" if score["layer"] is None else f" (layer {score['layer']})")
-                for name, score in best.items()
-            )
-            + "."
+            row = (cells.get((subject, layer), "").rjust(width) for subject in subjects)
+            lines.append("  ".join([f"{layer:5d}", *row]))
+        best = {
+            subject: max(own, key=lambda score: score.merit)
+            for subject, own in grouped(scores, lambda score: score.subject).items()
+        }
+        told = (
+            f"{short[subject]} {percent(score)}" + ("" if score.layer is None else f" (layer {score.layer})")
+            for subject, score in best.items()
         )
-        idle = [name for name in names if best[name]["mean"] <= task["commonest_class_share"]]
+        lines.append(f"Best layer: {'; '.join(told)}.")
+        idle = [short[subject] for subject in subjects if best[subject].value <= task["commonest_class_share"]]
         if idle:
             lines.append(f"No layer does better than always answering the commonest class: {', '.join(idle)}.")
         if task["classes_left_out"]:
@@ -68,39 +58,41 @@ def report(results: dict) -> str:
     return "\n\n".join(blocks)
 
 
-def percent(mean: float, deviation: float | None) -> str:
+def percent(score: Score) -> str:
     """A share in percent, with its deviation where there are several values."""
-    return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+    return f"{100 * score.value:.1f}" + ("" if score.deviation is None else f" ± {100 * score.deviation:.1f}")
 
 
-def draw(results: dict, path: Path) -> None:
+def draw(scores: Sequence[Score], path: Path) -> None:
     """
     Accuracy over layers, one panel for each label and classifier; baselines as broken lines. Without a score, no
     picture.
     """
-    shown = panels(results)
+    shown = grouped(scores, lambda score: score.task)
     if not shown:
         return
+    short = short_names(score.subject for score in scores)
     columns, rows = min(len(shown), 4), -(-len(shown) // 4)
     size = (1 + 3.6 * columns, 0.6 + 3.6 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for panel in axes.flat[len(shown) :]:
         panel.set_axis_off()
-    for panel, (label, classifier) in zip(axes.flat, shown):
-        scores = [s for s in results["scores"] if (s["label"], s["classifier"]) == (label, classifier)]
-        colours = iter(f"C{n}" for n in range(len(scores)))
-        greys = iter(("0.45", "0.6", "0.7", "0.8") * len(scores))
-        for number, name in enumerate(dict.fromkeys(s["subject"] for s in scores)):
-            points = [s for s in scores if s["subject"] == name]
-            means, deviations = (100 * np.array([s[key] or 0.0 for s in points]) for key in ("mean", "deviation"))
-            if points[0]["kind"] == "mfcc":
-                panel.axhline(means[0], color="k", ls=":", label=caption(name, 40))
+    for panel, (title, of_task) in zip(axes.flat, shown.items()):
+        colours = iter(f"C{n}" for n in range(len(of_task)))
+        greys = iter(("0.45", "0.6", "0.7", "0.8") * len(of_task))
+        by_subject = grouped(of_task, lambda score: score.subject)
+        for number, (subject, points) in enumerate(by_subject.items()):
+            name = caption(short[subject], 40)
+            means = 100 * np.array([score.value for score in points])
+            if subject == MFCC:
+                panel.axhline(means[0], color="k", ls=":", label=name)
                 continue
-            trained = points[0]["kind"] == "checkpoint"
-            style = dict(color=next(colours), ls="-") if trained else dict(color=next(greys), ls="--")
-            layers = [s["layer"] + 0.04 * number for s in points]  # bars beside one another
-            panel.errorbar(layers, means, deviations, marker="o", ms=4, capsize=2, label=caption(name, 40), **style)
-        panel.set(xlabel="layer (0: Transformer input)", title=caption(f"{label}, {classifier}", 40))
+            fresh = subject.startswith(UNTRAINED)
+            style = dict(color=next(greys), ls="--") if fresh else dict(color=next(colours), ls="-")
+            deviations = 100 * np.array([score.deviation or 0.0 for score in points])
+            layers = [score.layer + 0.04 * number for score in points]  # bars beside one another
+            panel.errorbar(layers, means, deviations, marker="o", ms=4, capsize=2, label=name, **style)
+        panel.set(xlabel="layer (0: Transformer input)", title=caption(title, 40))
         lowest, highest = panel.get_ylim()
         panel.set_ylim(min(lowest, 95), min(highest, 100.5))  # where all is perfect, flat lines at the top
         panel.xaxis.get_major_locator().set_params(integer=True)

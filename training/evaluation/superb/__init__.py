@@ -4,5 +4,5 @@ tasks.py     the seven tasks: heads, hyperparameters, metrics, data sets, and kn
 labels.py    what label columns become, and back; metrics over texts and slots
 heads.py     the learned average of layers, and what is trained on top of it
 training.py  the loop that all tasks share, and the answers of a trained head
-results.py   JSON lines, table, picture of the layer weights
+results.py   JSON lines, scores over the seeds, table, picture of the layer weights
 """

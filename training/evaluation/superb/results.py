@@ -1,4 +1,4 @@
-"""Results of SUPERB: one JSON object for each subject and seed, a table, and the learned layer weights."""
+"""Results of SUPERB: JSON lines, one for each subject and seed; from them scores, a table and the layer weights."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from sjepa_hf.saving import files_written_aside
-from sjepa_hf.scores import short_names
+from sjepa_hf.scores import MFCC, Score, data_names, grouped, json_text, number_or_nan, short_names, write_scores
 from training.common.figures import caption, save
 
 
@@ -22,7 +22,7 @@ def earlier_results(directory: Path, task: str, settings: dict) -> list[dict]:
     path = directory / f"{task}.jsonl"
     if not path.is_file():
         return []
-    results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    results = [with_nan(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     settings = json.loads(json.dumps(settings))
     for result in results:
         theirs = result["hyperparameters"]
@@ -33,6 +33,15 @@ def earlier_results(directory: Path, task: str, settings: dict) -> list[dict]:
                     " `output_dir`, or delete it."
                 )
     return results
+
+
+def with_nan(result: dict) -> dict:
+    """A result as it was before it became JSON: figures that are not finite are null there."""
+    metrics = {
+        part: {name: number_or_nan(value) for name, value in result[part].items()}
+        for part in ("metrics", "dev_metrics")
+    }
+    return result | metrics | {"layer_weights": list(map(number_or_nan, result["layer_weights"]))}
 
 
 def merge(earlier: list[dict], new: list[dict]) -> list[dict]:
@@ -49,13 +58,42 @@ def merge(earlier: list[dict], new: list[dict]) -> list[dict]:
 
 
 def write(results: list[dict], directory: Path) -> None:
-    """Results and table of a task, written aside and renamed."""
+    """Results of a task, their scores and their table, written aside and renamed."""
     name = results[0]["task"]
     with files_written_aside(directory) as aside:
-        (aside / f"{name}.jsonl").write_text(
-            "".join(json.dumps(result) + "\n" for result in results), encoding="utf-8"
-        )
+        (aside / f"{name}.jsonl").write_text("".join(json_text(result) + "\n" for result in results), encoding="utf-8")
+        write_scores(aside / f"{name}.json", score_rows(results))
         (aside / f"{name}.md").write_text(table(results) + "\n", encoding="utf-8")
+
+
+def score_rows(results: list[dict]) -> list[Score]:
+    """Rows of `TASK.json`: each subject's mean and standard deviation (of n - 1) of each metric over the seeds."""
+    rows = []
+    for subject, own in grouped(results, lambda result: result["encoder"]).items():
+        first = own[0]
+        used, clips = first["hyperparameters"], first["clips"]["test"]
+        held_out = "" if used["test_data"] else ", a share held out at random"
+        for metric in first["metrics"]:
+            values = [result["metrics"][metric] for result in own]
+            rows.append(
+                Score(
+                    subject=subject,
+                    task=f"{first['title']}, frozen encoder, learned layer sum",
+                    task_type=(
+                        "automatic-speech-recognition" if used["head"] == "recurrent_ctc" else "audio-classification"
+                    ),
+                    data=data_names(used["test_data"] or used["train_data"]),
+                    split="test",
+                    metric=metric,
+                    value=float(np.mean(values)),
+                    deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                    runs=f"{len(values)} seed{'s' * (len(values) > 1)}",
+                    values=values,
+                    protocol=f"{clips} test clips{held_out}; {used['max_steps']} steps; {first['protocol']}",
+                    clips=clips,
+                )
+            )
+    return rows
 
 
 def table(results: list[dict]) -> str:
@@ -87,7 +125,7 @@ def table(results: list[dict]) -> str:
     title += "; shares of 1" + (", ± the standard deviation over seeds" if max(seeds.values()) > 1 else "")
     idle = [f"{result['encoder']}, seed {result['seed']}" for result in results if result.get("learned") is False]
     notes = [f"No better than chance: {'; '.join(idle)}."] if idle else []
-    if any(result["encoder"] == "mfcc" for result in results):
+    if any(result["encoder"] == MFCC for result in results):
         notes.append("mfcc is normed over the training set; SUPERB's own baseline is FBANK, normed by utterance.")
     return "\n".join([title, "", *lines, *([""] if notes else []), *notes])
 

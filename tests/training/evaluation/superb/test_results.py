@@ -1,11 +1,47 @@
-from training.evaluation.superb.results import table
+"""Results of SUPERB: their table, and that no figure is lost on the way to the files and back."""
+
+import json
+import math
+
+from sjepa_hf.scores import read_scores
+from training.evaluation.superb.results import earlier_results, table, write
+
+
+RESULT = {
+    "task": "sid", "title": "t", "encoder": "e", "encoder_digest": "d", "seed": 0, "metrics": {"accuracy": 0.5},
+    "dev_metrics": {"accuracy": 0.4}, "layer_weights": [0.4, 0.6], "protocol": "p",
+    "clips": dict(train=3, dev=2, test=1), "hours": dict(train=0.3, dev=0.2, test=0.1),
+    "hyperparameters": dict(
+        head="pooled", max_steps=9, batch_size=2, learning_rate=0.1, train_data=["/a/b"], test_data=[]
+    ),
+}  # fmt: skip
 
 
 def test_table_gives_mean_and_deviation():
-    result = {
-        "task": "sid", "title": "t", "encoder": "e", "metrics": {"accuracy": 0.5}, "layer_weights": [0.4, 0.6],
-        "clips": dict(train=3, dev=2, test=1), "hours": dict(train=0.3, dev=0.2, test=0.1),
-        "hyperparameters": dict(max_steps=9, batch_size=2, learning_rate=0.1),
-    }  # fmt: skip
-    text = table([result, result | {"metrics": {"accuracy": 0.7}}])
+    text = table([RESULT, RESULT | {"metrics": {"accuracy": 0.7}}])
     assert "0.6000 ± 0.1414 | 2     | 1 of 0 to 1 (0.60)" in text
+
+
+def test_figures_that_are_not_finite_are_null_in_the_files_and_come_back(tmp_path):
+    lost = RESULT | {"metrics": {"accuracy": math.nan}, "layer_weights": [math.nan, math.nan], "seed": 1}
+    write([RESULT, lost], tmp_path)
+    assert "NaN" not in (tmp_path / "sid.jsonl").read_text() + (tmp_path / "sid.json").read_text()
+    first, second = earlier_results(tmp_path, "sid", RESULT["hyperparameters"])
+    assert (
+        first == RESULT and math.isnan(second["metrics"]["accuracy"]) and all(map(math.isnan, second["layer_weights"]))
+    )
+    (score,) = read_scores(tmp_path / "sid.json")
+    assert math.isnan(score.value) and score.values[0] == 0.5 and math.isnan(score.values[1])
+    write([RESULT, second], tmp_path)
+    assert "nan" in (tmp_path / "sid.md").read_text(), "the table of a later run is made of both"
+
+
+def test_scores_say_what_was_scored(tmp_path):
+    other = RESULT["hyperparameters"] | {"head": "recurrent_ctc", "test_data": ["/data/c", "/data/d"]}
+    write([RESULT, RESULT | {"encoder": "mfcc", "hyperparameters": other}], tmp_path)
+    held_out, given = read_scores(tmp_path / "sid.json")
+    assert (held_out.subject, held_out.data, held_out.deviation, held_out.runs) == ("e", "b", None, "1 seed")
+    assert held_out.protocol == "1 test clips, a share held out at random; 9 steps; p"
+    assert (given.data, given.protocol, given.clips) == ("c + d", "1 test clips; 9 steps; p", 1)
+    assert (held_out.task_type, given.task_type) == ("audio-classification", "automatic-speech-recognition")
+    assert json.loads((tmp_path / "sid.jsonl").read_text().splitlines()[0]) == RESULT
