@@ -155,7 +155,9 @@ def read_scores(path: str | Path) -> list[Score]:
             way_out = f"give {path.stem}.json beside it, which `python -m training.superb` writes anew"
         else:
             way_out = f"{WRITERS.get(path.name, ALL_WRITERS)} writes it anew"
-        raise ValueError(f"{path} is no file of scores ({first_line(error)}): {way_out}.") from None
+        no_json = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+        why = "not one JSON object" if no_json else first_line(error)
+        raise ValueError(f"{path} is no file of scores ({why}): {way_out}.") from None
 
 
 def read_row(row: Any, number: int) -> Score:

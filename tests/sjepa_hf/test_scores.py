@@ -92,7 +92,7 @@ def test_a_row_with_a_wrong_field_is_named(tmp_path, change, why):
         ("ks.jsonl", '{"task": "ks"}\n{"task": "ks"}\n', "give ks.json beside it, which `python -m training.superb`"),
         ("ks.jsonl", '{"task": "ks"}\n', "give ks.json beside it, which `python -m training.superb`"),
         ("x.json", "not json", "`python -m training.superb` (TASK.json), `training.probe` (probes.json) or a fine-"),
-        ("x.json", "", "(probes.json)"),
+        ("x.json", "", "is no file of scores (not one JSON object): `python"),
         ("x.json", "[1]", "(probes.json)"),
         ("x.json", "[" * 100_000, "(probes.json)"),
         ("x.json", {"some": "thing"}, "(no list under the key `scores`)"),
@@ -113,7 +113,7 @@ def test_probes_give_the_best_layer(checkpoint, tmp_path):
     data = "c/dev + /home/ada/d/dev"
     mine = [
         replace(ROW, subject=str(checkpoint), data=data, layer=n, value=v, deviation=0.01, runs="3 splits")
-        for n, v in enumerate((0.4, 0.6, 0.5, math.nan))
+        for n, v in enumerate((math.nan, 0.6, 0.5, 0.4))
     ]
     others = [replace(ROW, subject="mfcc", data=data, value=0.3, deviation=0.01)]
     others += [replace(ROW, subject="untrained:x/y", data=data, layer=n, value=v) for n, v in enumerate((0.2, 0.1))]
