@@ -4,6 +4,7 @@ docs/measured.md what was found.
 
 Speed:
     step.py                  a pretraining step: throughput, parts, memory, utilisation; a plain step and HuBERT's
+    traffic.py               its bytes, FLOP and operations by part, and HuBERT's, counted without a GPU
     loader.py                the pretraining loader beside bare decoding
     manifest.py              opening and reading a manifest of ten million rows
     mixture.py               one update of the mixture beside its plain forms
@@ -25,7 +26,9 @@ The study (study/README.md), on speech that is no part of this repository:
 What commands are made of:
     steps/candidates.py      the steps that step.py lets take turns: ours and HuBERT's
     steps/naive.py           the step written plainly, the reference of ours
-    steps/flops.py           operations of a step
+    steps/flops.py           floating-point operations of a step, from the configuration
+    steps/operations.py      bytes and FLOP of all that is dispatched, by part of the model
+    steps/cuda_rules.py      what a GPU would run where fake tensors stand in for it
     study/grid.py            what a grid's file says
     study/scores.py          how a checkpoint is scored
 """

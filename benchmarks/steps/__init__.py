@@ -1,1 +1,1 @@
-"""The steps that `benchmarks.step` compares: ours and HuBERT's, a plain one as reference, operations counted."""
+"""The steps that `benchmarks.step` compares and `benchmarks.traffic` counts: ours, HuBERT's, a plain one."""

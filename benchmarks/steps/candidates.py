@@ -5,8 +5,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 from transformers import HubertConfig, HubertModel
 
 from benchmarks.steps.flops import BatchShape, step_flops
@@ -89,8 +91,8 @@ class Batches:
 
     def __init__(self, arguments: StepArguments, mask: SpanMask):
         self.mask, self.generator = mask, torch.Generator().manual_seed(0)
-        samples = int(SAMPLING_RATE * arguments.seconds)
-        self.clips = [torch.randn(samples, generator=self.generator).mul(0.1).numpy() for _ in range(arguments.clips)]
+        shape = arguments.clips, int(SAMPLING_RATE * arguments.seconds)
+        self.clips = list(0.1 * np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
         self.device = torch.device(arguments.device)
 
     def __call__(self) -> dict:
@@ -120,7 +122,7 @@ class SJepaStep:
         self.accelerator, self.device = accelerator, torch.device(arguments.device)
         attention = recipe.get("attn_implementation")
         self.model = SJepaForPreTraining._from_config(self.config, attn_implementation=attention)
-        self.model.to(self.device).train()
+        moved_to(self.device, self.model).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, fused=True)
         if self.phase == 1:
             self.targets = MfccTargets(self.model.mixture)
@@ -210,19 +212,30 @@ class HubertStep:
         self.model = HubertModel._from_config(
             HubertConfig(**sizes, apply_spec_augment=False), attn_implementation=ours.config._attn_implementation
         )
-        self.model.to(ours.device).train()
+        moved_to(ours.device, self.model).train()
         if compiled:
             self.model.compile(dynamic=True)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, fused=True)
         self.batches, self.accelerator = ours.batches, ours.accelerator
 
     def __call__(self) -> None:
-        batch = self.batches()
-        with self.accelerator.autocast():
+        self.train_on(self.batches())
+
+    def train_on(self, batch: dict, part: Callable = nullcontext) -> None:
+        """One step on a batch that is there."""
+        with part("forward"), self.accelerator.autocast():
             output = self.model(batch["input_values"], attention_mask=batch["attention_mask"]).last_hidden_state
-        output.float().square().mean().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            loss = output.float().square().mean()
+        with part("backward"):
+            loss.backward()
+        with part("optimizer"):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+def moved_to(device: torch.device, model: nn.Module) -> nn.Module:
+    """The model on a device; one of fake tensors can be moved nowhere, and has to stay on the CPU."""
+    return model if device.type == "cpu" else model.to(device)
 
 
 def recipe_path(config: str) -> str:
