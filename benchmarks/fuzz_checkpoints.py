@@ -10,7 +10,8 @@ edited ones with a files.json that agrees with them, as a hostile hand would lea
 - where that finds nothing wrong, all that a run restores from it;
 - `open_pretrained` and `open_config` on the directory.
 
-Any exception but ValueError, and any trial of more than a minute, is a fault. Prints what became of the trials.
+Any exception but ValueError, and any trial of more than a minute, is a fault. Prints what became of the trials; the
+exit status is 1 where there was a fault.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import json
 import logging
 import random
 import shutil
+import sys
 import tempfile
 import time
 import traceback
@@ -184,6 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     for end, count in sorted(total.items()):
         print(f"{count:5d}  {end}")
     print(f"{arguments.damages} damages, {len(foreign)} foreign exceptions, {len(slow)} above {LIMIT:.0f} s")
+    sys.exit(1 if foreign or slow else 0)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import transformers
 from tqdm.auto import tqdm
-from transformers import AutoFeatureExtractor, AutoModelForPreTraining
+from transformers import AutoFeatureExtractor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
@@ -34,7 +34,7 @@ from sjepa_hf.clusters import draw_clusters, order_clusters
 from sjepa_hf.command import command
 from sjepa_hf.frames import SAMPLING_RATE, WINDOW, frame_centres
 from sjepa_hf.measures import effective_rank, entropy_bits
-from sjepa_hf.opening import MissingWeights, open_config, open_model, open_pretrained
+from sjepa_hf.opening import open_config, open_pretrained, open_pretraining
 from sjepa_hf.saving import files_written_aside
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
@@ -104,13 +104,7 @@ def open_predictor(checkpoint: str, device: str) -> tuple[Predictor, np.ndarray]
     Raises:
         ValueError: if the checkpoint cannot be opened or holds no pretraining head.
     """
-    is_sjepa = open_config(checkpoint).model_type == "sjepa"
-    try:
-        model = open_model(AutoModelForPreTraining, checkpoint, dtype=torch.float32) if is_sjepa else None
-    except MissingWeights as error:
-        if not any(name.startswith("cluster_head.") for name in error.names):
-            raise
-        model = None
+    model = open_pretraining(checkpoint) if open_config(checkpoint).model_type == "sjepa" else None
     if model is None:
         raise ValueError(
             f"{checkpoint} holds no S-JEPA pretraining head, which entropy and utterance need: give a checkpoint of"
