@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from benchmarks.kill_and_resume import ENVIRONMENT, ROOT, SETTINGS, STEPS
 from sjepa_hf.command import command
 from training import pretrain
+from training.data.batches import attention_mask
 from training.pretraining.arguments import parse_arguments
 from training.pretraining.monitoring import HISTORY, read_history
 from training.pretraining.training_data import TrainingData
@@ -35,6 +36,7 @@ DROPOUTS = ("hidden", "activation", "attention", "feat_proj", "predictor")
 def joined(batches: list[dict]) -> dict:
     """Micro-batches as one: clips in order, padded to the longest."""
     longest = max(batch["input_values"].shape[1] for batch in batches)
+    lengths = torch.cat([batch["lengths"] for batch in batches])
     frames = max(batch["mask_time_indices"].shape[1] for batch in batches)
 
     def stacked(name: str, width: int) -> torch.Tensor:
@@ -49,9 +51,9 @@ def joined(batches: list[dict]) -> dict:
         first += len(batch["lengths"])
     return batches[0] | {
         "input_values": stacked("input_values", longest),
-        "attention_mask": stacked("attention_mask", longest),
+        "attention_mask": attention_mask(lengths),
         "mask_time_indices": stacked("mask_time_indices", frames),
-        "lengths": torch.cat([batch["lengths"] for batch in batches]),
+        "lengths": lengths,
         "longest_visible": max(batch["longest_visible"] for batch in batches),
         "seconds": sum(batch["seconds"] for batch in batches),
         **{name: torch.cat(found) for name, found in positions.items()},

@@ -119,7 +119,7 @@ def batch_of(samples: np.ndarray, draw: int) -> dict:
     """One clip as a batch."""
     return {
         "input_values": torch.from_numpy(samples)[None],
-        "attention_mask": torch.ones(1, len(samples), dtype=torch.bool),
+        "attention_mask": None,
         "lengths": torch.tensor([len(samples)]),
         "seconds": len(samples) / SAMPLING_RATE,
         "draw": draw,

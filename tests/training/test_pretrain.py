@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from pretraining_runs import command, start, write_noise
+from pretraining_runs import assert_equal_weights, command, start, write_noise
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
@@ -57,6 +57,24 @@ def test_the_history_tells_the_whole_run(finished):
     assert decays[8] == 0.999 and decays[10] == 0.9999
     rates = {m["step"]: m["learning_rate"] for m in history}
     assert rates[1] == 5e-4 and rates[2] == 1e-3 and rates[14] == 1e-3
+
+
+def test_without_padding_no_attention_mask_trains_as_one_that_hides_nothing(tmp_path, monkeypatch):
+    (tmp_path / "noise").mkdir()
+    write_noise(tmp_path / "noise", count=8, shortest=2.9)  # all are cropped to two seconds
+    short = ["--phase1_steps", "2", "--phase2_steps", "2", "--report_to", "none", "--logging_steps", "1"]
+    losses = []
+    for name in ("none", "ones"):
+        (tmp_path / name).mkdir()
+        pretrain.main(command(tmp_path / "noise", tmp_path / name, *short))
+        losses.append([line["masked_kl"] for line in read_history(tmp_path / name / "out" / "metrics.jsonl")])
+        monkeypatch.setattr("training.data.batches.attention_mask", hides_nothing)
+    assert len(losses[0]) == 4 and losses[0] == losses[1]
+    assert_equal_weights(*(tmp_path / name / "out" / "final" for name in ("none", "ones")))
+
+
+def hides_nothing(lengths):
+    return torch.ones(len(lengths), int(lengths.max()), dtype=torch.bool)
 
 
 def test_the_checkpoints_hold_the_loop_state(finished):

@@ -74,30 +74,42 @@ def collate(clips: list[np.ndarray], mask: Mask, generator: torch.Generator) -> 
         generator: source of randomness of the masks.
 
     Returns:
-        `input_values` float32 and `attention_mask` bool `(batch_size, num_samples)`, `lengths` int64 `(batch_size,)`
-        in samples, `mask_time_indices` bool `(batch_size, num_frames)`, and `masked_positions` and
-        `visible_positions`, int64, the ascending flat indices `clip * num_frames + frame` of masked and of visible
-        real frames, and `longest_visible`, the most visible frames of any clip.
+        `input_values` float32 `(batch_size, num_samples)`, `attention_mask` bool of that shape, or None where nothing
+        is padded, `lengths` int64 `(batch_size,)` in samples, `mask_time_indices` bool `(batch_size, num_frames)`, and
+        `masked_positions` and `visible_positions`, int64, the ascending flat indices `clip * num_frames + frame` of
+        masked and of visible real frames, and `longest_visible`, the most visible frames of any clip.
     """
     lengths = torch.tensor([len(clip) for clip in clips])
     input_values = np.empty((len(clips), int(lengths.max())), dtype=np.float32)  # [B, S]
-    attention_mask = np.zeros(input_values.shape, dtype=bool)
-    for row, real, clip in zip(input_values, attention_mask, clips):
+    for row, clip in zip(input_values, clips):
         row[: len(clip)], row[len(clip) :] = clip, 0.0
-        real[: len(clip)] = True
     frames = frame_lengths(lengths)
     num_frames = int(frames.max())
     masked = mask(frames, num_frames, generator)  # [B, T]
     real = torch.arange(num_frames) < frames[:, None]
     return {
         "input_values": torch.from_numpy(input_values),
-        "attention_mask": torch.from_numpy(attention_mask),
+        "attention_mask": attention_mask(lengths),
         "lengths": lengths,
         "mask_time_indices": masked,
         "masked_positions": masked.flatten().nonzero()[:, 0],
         "visible_positions": (real & ~masked).flatten().nonzero()[:, 0],
         "longest_visible": int((real & ~masked).sum(1).max()),
     }
+
+
+def attention_mask(lengths: Tensor) -> Tensor | None:
+    """
+    Which samples of clips of `lengths`, int64 `(batch_size,)`, are real: bool `(batch_size, longest)`. None where all
+    are: without a mask, attention takes its fast kernels.
+    """
+    longest = int(lengths.max())
+    if bool((lengths == longest).all()):
+        return None
+    real = np.empty((len(lengths), longest), dtype=bool)
+    for row, length in zip(real, lengths.tolist()):
+        row[:length], row[length:] = True, False
+    return torch.from_numpy(real)
 
 
 class BatchStream(IterableDataset):

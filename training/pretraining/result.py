@@ -14,6 +14,7 @@ from sjepa_hf.scores import data_name
 from training.common.progress import Progress
 from training.common.run_record import base_of, write_record
 from training.common.seeds import Purpose
+from training.data.batches import to_device
 from training.pretraining import figures
 from training.pretraining.checkpointing import save
 from training.pretraining.resuming import FINAL
@@ -76,11 +77,10 @@ def predictor_entropy(
     progress = Progress("Predictor entropy", accelerator.is_main_process)
     found, frames = [], 0
     for batch in batches:
+        batch = to_device(batch, accelerator.device)
         with accelerator.autocast():
-            logits = model(
-                batch["input_values"].to(accelerator.device), batch["attention_mask"].to(accelerator.device)
-            ).logits
-        positions = torch.cat([batch["masked_positions"], batch["visible_positions"]]).to(logits.device)
+            logits = model(batch["input_values"], batch["attention_mask"]).logits
+        positions = torch.cat([batch["masked_positions"], batch["visible_positions"]])
         found.append(entropy_bits(logits.flatten(0, 1)[positions].float().softmax(-1)).cpu())
         frames += len(positions)
         progress(f"{frames:,} of {num_frames:,} frames")

@@ -9,7 +9,7 @@ import torch
 from clip_streams import NUM_CLIPS, after, as_source, assert_same, loader, numbers, take, write_clips
 
 from sjepa_hf.frames import SAMPLING_RATE
-from training.data.batches import BatchStream, collate, cut_batches
+from training.data.batches import BatchStream, attention_mask, collate, cut_batches
 from training.data.clips import Clip
 from training.data.masking import SpanMask
 from training.data.order import ClipIndex, Position
@@ -77,6 +77,18 @@ def test_collate_pads_and_tells_masked_from_visible_frames():
     for key in ("masked_positions", "visible_positions"):
         assert batch[key].dtype == torch.int64 and (batch[key].diff() > 0).all()
     assert 0.5 < masked[0].float().mean() < 0.9
+
+
+def test_there_is_an_attention_mask_only_where_something_is_padded():
+    assert attention_mask(torch.tensor([800])) is None and attention_mask(torch.tensor([800, 800])) is None
+    assert attention_mask(torch.tensor([3, 4, 1])).int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    samples = [np.ones(8000, np.float32)] * 3
+    masks = [
+        collate(part, SpanMask(0.65, 10), torch.Generator())["attention_mask"]
+        for part in (samples, [*samples, samples[0][:-1]])
+    ]
+    assert masks[0] is None
+    assert masks[1].dtype == torch.bool and masks[1].sum(1).tolist() == [8000] * 3 + [7999]
 
 
 def test_a_batch_holds_whole_clips_within_the_bound(clips):
