@@ -1,4 +1,4 @@
-"""What fine-tunings of tests begin from: tones that spell texts, classes, a small checkpoint."""
+"""What several rooms' tests begin from: tones that spell texts, classes, two voices, a small checkpoint."""
 
 import signal
 
@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from finetuning_runs import SIZES, At, prepare, run, sing, write_clips
+from voices import write_voices
 
 from sjepa_hf import SJepaConfig, SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor
@@ -47,6 +48,12 @@ def classes(tmp_path_factory):
         (folder / name).mkdir(exist_ok=True)
         soundfile.write(folder / name / f"{number}.wav", sing(name * 6, rng), 16000)
     return folder
+
+
+@pytest.fixture
+def two_voices(tmp_path):
+    """The folder of `voices.write_voices`, to be changed at will."""
+    return write_voices(tmp_path / "clips")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 from checkpoints import save
-from voices import write_voices
 
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.scores import read_scores
@@ -11,18 +10,13 @@ from training.probe import main
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return write_voices(tmp_path / "clips")
-
-
-@pytest.fixture
 def checkpoint(tmp_path, make_config):
     return save(SJepaForPreTraining(make_config("log_mel")), tmp_path / "sjepa")
 
 
-def test_all_probes_of_a_checkpoint(folder, checkpoint, tmp_path, capsys):
+def test_all_probes_of_a_checkpoint(two_voices, checkpoint, tmp_path, capsys):
     out = tmp_path / "out"
-    command = [checkpoint, "--data", str(folder), "--utterance_labels", "voice", "mood", "--phones"]
+    command = [checkpoint, "--data", str(two_voices), "--utterance_labels", "voice", "mood", "--phones"]
     main([*command, "--utterance_splits", "4", "--phone_splits", "2", "--output", str(out)])
     assert sorted(path.name for path in out.iterdir()) == ["probes.json", "probes.png"]
     results = json.loads((out / "probes.json").read_text())
@@ -31,7 +25,7 @@ def test_all_probes_of_a_checkpoint(folder, checkpoint, tmp_path, capsys):
     assert (voice["clips_without_label"], voice["classes_left_out"]) == (1, 1)
     phones = results["tasks"]["phones, mlp probe"]
     assert (phones["label"], phones["classifier"], phones["level"], phones["clips"]) == ("phones", "mlp", "frame", 16)
-    assert results["data"] == [str(folder)] and results["protocol"]
+    assert results["data"] == [str(two_voices)] and results["protocol"]
 
     scores = {(s.task, s.subject, s.layer): s for s in read_scores(out / "probes.json")}
     for subject in (f"untrained:{checkpoint}", checkpoint):
@@ -52,8 +46,8 @@ def test_all_probes_of_a_checkpoint(folder, checkpoint, tmp_path, capsys):
     assert "Best layer: MFCC 100.0 ± 0.0; untrained " in table
 
 
-def test_voices_are_kept_apart_on_request(folder, checkpoint, tmp_path, capsys):
-    command = [checkpoint, "--data", str(folder), "--utterance_labels", "voice", "--phones", "--split_by", "voice"]
+def test_voices_are_kept_apart_on_request(two_voices, checkpoint, tmp_path, capsys):
+    command = [checkpoint, "--data", str(two_voices), "--utterance_labels", "voice", "--phones", "--split_by", "voice"]
     options = ["--layers", "1", "--utterance_splits", "2", "--phone_splits", "2", "--no_baselines"]
     main([*command, *options, "--output", str(tmp_path / "out")])
     results = json.loads((tmp_path / "out" / "probes.json").read_text())
@@ -70,10 +64,10 @@ def test_a_wrong_checkpoint_is_told_before_any_data_are_read(tmp_path):
         main([str(tmp_path / "nowhere"), "--data", str(tmp_path / "no-data"), "--utterance_labels", "voice"])
 
 
-def test_checkpoints_of_one_shape_share_the_untrained_encoder(folder, checkpoint, make_config, tmp_path, capsys):
+def test_checkpoints_of_one_shape_share_the_untrained_encoder(two_voices, checkpoint, make_config, tmp_path, capsys):
     other = save(SJepaForPreTraining(make_config("log_mel")), tmp_path / "other")
     larger = save(SJepaForPreTraining(make_config("log_mel", num_hidden_layers=4)), tmp_path / "larger")
-    command = [checkpoint, other, larger, "--data", str(folder), "--utterance_labels", "voice"]
+    command = [checkpoint, other, larger, "--data", str(two_voices), "--utterance_labels", "voice"]
     main(
         [*command, "--utterance_splits", "1", "--layers", "3", "--max_clips", "12", "--output", str(tmp_path / "out")]
     )
@@ -97,16 +91,16 @@ def test_checkpoints_of_one_shape_share_the_untrained_encoder(folder, checkpoint
         (["--utterance_labels", "voice", "--phone_splits", "0"], "`phone_splits` must be at least 1"),
     ],
 )
-def test_what_cannot_work_gets_a_sentence(folder, checkpoint, tmp_path, options, message):
+def test_what_cannot_work_gets_a_sentence(two_voices, checkpoint, tmp_path, options, message):
     with pytest.raises(SystemExit, match=message):
-        main([checkpoint, "--data", str(folder), "--output", str(tmp_path / "out"), *options])
+        main([checkpoint, "--data", str(two_voices), "--output", str(tmp_path / "out"), *options])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_deviation_needs_two_splits(folder, checkpoint, tmp_path, capsys):
+def test_a_deviation_needs_two_splits(two_voices, checkpoint, tmp_path, capsys):
     options = [
         "--data",
-        str(folder),
+        str(two_voices),
         "--utterance_labels",
         "voice",
         "--output",
@@ -122,13 +116,13 @@ def test_a_deviation_needs_two_splits(folder, checkpoint, tmp_path, capsys):
     assert (tmp_path / "out" / "probes.png").is_file()
 
 
-def test_a_dry_run_writes_nothing(folder, checkpoint, tmp_path, caplog):
+def test_a_dry_run_writes_nothing(two_voices, checkpoint, tmp_path, caplog):
     caplog.set_level("INFO")
     main(
         [
             checkpoint,
             "--data",
-            str(folder),
+            str(two_voices),
             "--utterance_labels",
             "voice",
             "--output",
@@ -139,9 +133,9 @@ def test_a_dry_run_writes_nothing(folder, checkpoint, tmp_path, caplog):
     assert "linear on 10 splits" in caplog.text and not (tmp_path / "out").exists()
 
 
-def test_a_recipe_gives_what_the_command_line_does_not(folder, checkpoint, tmp_path):
+def test_a_recipe_gives_what_the_command_line_does_not(two_voices, checkpoint, tmp_path):
     recipe = tmp_path / "probe.yaml"
-    recipe.write_text(f"data: [{folder}]\nutterance_labels: [voice]\nutterance_splits: 7\nbaselines: false\n")
+    recipe.write_text(f"data: [{two_voices}]\nutterance_labels: [voice]\nutterance_splits: 7\nbaselines: false\n")
     main([checkpoint, "--config", str(recipe), "--utterance_splits", "2", "--output", str(tmp_path / "out")])
     scores = read_scores(tmp_path / "out" / "probes.json")
     assert {(score.runs, score.subject) for score in scores} == {("2 splits", checkpoint)}

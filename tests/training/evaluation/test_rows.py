@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from checkpoints import save
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
-from voices import write_voices
 
 from sjepa_hf import SJepaForPreTraining
 from training.data.labelled import open_labelled
@@ -11,17 +10,12 @@ from training.evaluation.rows import WHOLE_CLIP, Rows, features_at, features_of_
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return write_voices(tmp_path / "clips")
-
-
-@pytest.fixture
 def checkpoint(tmp_path, make_config):
     return save(SJepaForPreTraining(make_config("log_mel")), tmp_path / "sjepa")
 
 
-def test_features_of_frames_and_of_whole_clips(folder, checkpoint):
-    clips = open_labelled([str(folder)], [])
+def test_features_of_frames_and_of_whole_clips(two_voices, checkpoint):
+    clips = open_labelled([str(two_voices)], [])
     encoder = open_encoder(checkpoint)
     rows = Rows(np.array([2, 0, 2, 2]), np.array([WHOLE_CLIP, 3, 5, 0]))
     found = features_at(features_of_layers(encoder, [1, 3]), clips, {"x": rows}, "")["x"]

@@ -2,20 +2,15 @@ import json
 
 import numpy as np
 import pytest
-from voices import edit, write_voices
+from voices import edit
 
 from training.data.labelled import open_labelled
 from training.evaluation.probes.tasks import phone_task, utterance_task
 from training.evaluation.rows import readable_clips
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return write_voices(tmp_path / "clips")
-
-
-def test_splits_are_by_clip_and_frames_are_bounded(folder):
-    clips, counts = readable_clips(open_labelled([str(folder)], ["phones", "phone_ends"]), None, 0)
+def test_splits_are_by_clip_and_frames_are_bounded(two_voices):
+    clips, counts = readable_clips(open_labelled([str(two_voices)], ["phones", "phone_ends"]), None, 0)
     task = phone_task(clips, counts, num_splits=3, max_frames=100, seed=0)
     assert len(task.classes) == 100 and set(task.classes) == {"LO", "HI"}
     for fit, score in task.splits:
@@ -24,9 +19,9 @@ def test_splits_are_by_clip_and_frames_are_bounded(folder):
     assert any(set(fit) != set(task.splits[0][0]) for fit, _ in task.splits[1:])
 
 
-def test_pieces_of_a_recording_are_on_one_side(folder, tmp_path):
+def test_pieces_of_a_recording_are_on_one_side(two_voices, tmp_path):
     rows = [
-        {"audio_filepath": str(folder / f"{i}.wav"), "offset": o, "duration": 0.1, "voice": "ab"[i % 2]}
+        {"audio_filepath": str(two_voices / f"{i}.wav"), "offset": o, "duration": 0.1, "voice": "ab"[i % 2]}
         for i in range(12)
         for o in (0.0, 0.1)
     ]
@@ -39,8 +34,8 @@ def test_pieces_of_a_recording_are_on_one_side(folder, tmp_path):
         utterance_task(alone, "voice", 3, 0)
 
 
-def test_labels_that_cannot_be_probed(folder):
-    clips = open_labelled([str(folder)], [], optional=["voice", "mood"])
+def test_labels_that_cannot_be_probed(two_voices):
+    clips = open_labelled([str(two_voices)], [], optional=["voice", "mood"])
     clips.labels["mood"] = ["x"] * 16
     with pytest.raises(ValueError, match="`mood` has 1 class.*needs two"):
         utterance_task(clips, "mood", 3, 0)
@@ -58,16 +53,16 @@ def test_labels_that_cannot_be_probed(folder):
         ({"phones": "", "phone_ends": ""}, "`phones`: none of the clips has any"),
     ],
 )
-def test_alignments_that_make_no_sense(folder, columns, message):
-    edit(folder, **columns)
-    clips, counts = readable_clips(open_labelled([str(folder)], [], optional=["phones", "phone_ends"]), 5, 0)
+def test_alignments_that_make_no_sense(two_voices, columns, message):
+    edit(two_voices, **columns)
+    clips, counts = readable_clips(open_labelled([str(two_voices)], [], optional=["phones", "phone_ends"]), 5, 0)
     with pytest.raises(ValueError, match=message.replace("0.wav", r"\d+.wav")):
         phone_task(clips, counts, 3, None, 0)
 
 
-def test_a_column_is_kept_apart_in_all_probes_but_its_own(folder):
+def test_a_column_is_kept_apart_in_all_probes_but_its_own(two_voices):
     columns = ["voice", "mood", "phones", "phone_ends"]
-    clips, counts = readable_clips(open_labelled([str(folder)], [], optional=columns), None, 0)
+    clips, counts = readable_clips(open_labelled([str(two_voices)], [], optional=columns), None, 0)
     voices = np.array(clips.labels["voice"])
     phones = phone_task(clips, counts, num_splits=6, max_frames=None, seed=0, split_by="voice")
     mood = utterance_task(clips, "mood", 6, 0, split_by="voice")
