@@ -10,6 +10,9 @@ what differs by device is put in its place here:
 - clipping takes tensors on CUDA all at once, fake ones by themselves;
 - on a CPU the model asks whether nothing is padded; on a GPU it does not, and takes some to be: every question of the
   host has the answer no.
+
+One difference stays: groups whose channels are no multiple of 16 (`small` has 24, `base` 48) take the positional
+convolution of a CPU, in fp32.
 """
 
 from collections.abc import Iterator

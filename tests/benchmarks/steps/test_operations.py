@@ -74,6 +74,7 @@ def test_what_is_broadcast_or_overlaps_counts_with_its_memory():
     assert counted(torch.add, a, torch.randn(100)).bytes == 2 * 4000 + 400
     assert counted(torch.add, a, torch.randn(100).expand(10, 100)).bytes == 2 * 4000 + 400
     assert counted(torch.mul, a, a).bytes == 2 * 4000
+    assert counted(torch.add, a, torch.randn(200)[::2].expand(10, 100)).bytes == 2 * 4000 + 400  # with gaps
     windows = torch.randn(1000).unfold(0, 10, 5)  # 199 windows
     assert counted(windows.contiguous).bytes == 4 * (1000 + 199 * 10)
 
@@ -104,14 +105,15 @@ def test_a_slice_in_backward_is_zeros_and_a_copy():
     assert a.grad[:, 20:40].eq(1).all() and a.grad.sum() == 200
 
 
-def test_gradients_of_a_grouped_convolution_cost_a_forward_pass_each():
+@pytest.mark.parametrize("both", [True, False])
+def test_each_gradient_of_a_grouped_convolution_costs_a_forward_pass(both):
     layer = nn.Conv1d(16, 16, 5, groups=4)
     with OperationCounter() as counter:
-        output = layer(torch.randn(2, 16, 50, requires_grad=True))
+        output = layer(torch.randn(2, 16, 50, requires_grad=both))
         forward = counter.counts["", "", "convolution"].flops
         output.sum().backward()
     assert forward == 2 * 2 * 46 * 5 * 4 * 16
-    assert counter.counts["", "", "convolution_backward"].flops == 2 * forward
+    assert counter.counts["", "", "convolution_backward"].flops == (1 + both) * forward
 
 
 def test_fused_adam_reads_four_tensors_and_writes_three():
