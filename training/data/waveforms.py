@@ -1,14 +1,15 @@
 """Waveforms: any file that soundfile reads -> 16 kHz mono float32 within limits, or `BadAudio`. All audio comes here.
 
-Nothing here, nor in `unsized.py`, needs the rest of `training`: the page in `model_cards/space` takes both
-files along to a Space.
+Nothing here, nor in `plain_wav.py` and `unsized.py`, needs the rest of `training`: the page in `model_cards/space`
+takes these files along to a Space.
 """
 
 import hashlib
 import io
 import math
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import soundfile
 
 from sjepa_hf.frames import MIN_SAMPLES, SAMPLING_RATE
 from sjepa_hf.resampling import resample
+from training.data.plain_wav import PlainWav, open_plain_wav
 from training.data.unsized import is_doubtful, is_right_after_all, parts
 
 
@@ -74,7 +76,7 @@ def read_audio(
     duration: float | None = None,
     max_seconds: float | None = None,
     min_seconds: float = MIN_SAMPLES / SAMPLING_RATE,
-    rng: np.random.Generator | None = None,
+    rng: np.random.Generator | Sequence[int] | None = None,
 ) -> np.ndarray:
     """Decode a clip, or a crop of it, to 16 kHz mono.
 
@@ -87,7 +89,7 @@ def read_audio(
         max_seconds: a longer clip is cropped to this length, at a random place if there is a `rng`, else at its start.
             None reads the whole clip, which may last an hour.
         min_seconds: a shorter clip is bad; at least 400 samples, one frame of the encoder.
-        rng: source of randomness of the crop.
+        rng: source of randomness of the crop, or its seed.
 
     Returns:
         Samples `(num_samples,)` in float32.
@@ -103,7 +105,7 @@ def read_audio(
         if max_seconds is not None and frames > max_seconds * rate:
             crop = max(1, round(max_seconds * rate))
             if rng is not None:
-                start += int(rng.integers(frames - crop + 1))
+                start += int(np.random.default_rng(rng).integers(frames - crop + 1))
             frames = crop
         elif frames > min(LONGEST * rate, MOST_FRAMES):
             raise BadAudio("too_long", f"{frames / rate:.0f} s at {rate} Hz: give a part of it by offset and duration")
@@ -133,13 +135,17 @@ class _Recording:
         if isinstance(source, bytes):
             size = len(source)
         else:
-            if not os.path.isfile(source):  # nor a device, a pipe or a folder
+            try:
+                status = os.stat(source)
+            except (OSError, ValueError):  # ValueError: a name that no file can have
+                status = None
+            if status is None or not stat.S_ISREG(status.st_mode):  # a device, a pipe or a folder
                 raise BadAudio("missing", f"{source} is no file")
-            size = os.path.getsize(source)
+            size = status.st_size
         if size == 0:
             raise BadAudio("empty", "no bytes")
         self._source, self._forward = source, False
-        self._file = _open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        self._file = _open(source)
         self.rate, self.frames = self._file.samplerate, self._file.frames
         try:
             if is_doubtful(self._file, source, size):
@@ -237,11 +243,16 @@ class _decoding:
             raise BadAudio("corrupt", getattr(error, "error_string", "") or str(error)) from error
 
 
-def _open(content, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> soundfile.SoundFile:
-    if isinstance(content, str | Path):
-        content = os.fsencode(content)  # soundfile refuses names that are not UTF-8
+def _open(content, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> soundfile.SoundFile | PlainWav:
+    """What a path, bytes or a file in memory hold. Raises BadAudio."""
     with _decoding():
-        file = kind(content)
+        file = open_plain_wav(content) if kind is soundfile.SoundFile else None
+        if file is None:
+            if isinstance(content, bytes):
+                content = io.BytesIO(content)
+            elif isinstance(content, str | Path):
+                content = os.fsencode(content)  # soundfile refuses names that are not UTF-8
+            file = kind(content)
     wrong = None
     if not RATES[0] <= file.samplerate <= RATES[1]:
         wrong = f"sampling rate {file.samplerate} Hz"
@@ -253,7 +264,7 @@ def _open(content, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> sou
     return file
 
 
-def _blocks(file: soundfile.SoundFile, frames: int | None) -> Iterator[np.ndarray]:
+def _blocks(file: soundfile.SoundFile | PlainWav, frames: int | None) -> Iterator[np.ndarray]:
     """The next `frames` frames of a file, or all, as blocks `(num_frames,)` of the mean of the channels."""
     longest = BLOCK // file.channels
     while frames is None or frames > 0:

@@ -64,6 +64,7 @@ def test_a_wav_file_that_holds_nothing_but_a_title_is_empty():
 
 def test_a_length_is_counted_once(tmp_path, monkeypatch):
     (tmp_path / "piped.flac").write_bytes(piped_flac(wander(2.0)))
+    monkeypatch.setattr(training.data.waveforms, "_lengths", {})
     opened = []
     original = training.data.waveforms._Forward.__init__
     monkeypatch.setattr(
