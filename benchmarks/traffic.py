@@ -7,8 +7,8 @@
 The step is that of `benchmarks.step`, run once on fake tensors, which have shapes and dtypes and no values
 (`steps/operations.py` says what counts, `steps/cuda_rules.py` how a GPU is stood in for). "roof" is the time on an
 H100 if each operation took the longer of bytes / 2.7 TB/s and FLOP / 550 TFLOP/s (50 in fp32): what the eager step
-cannot get below without other operations. All clips have one length, so nothing is padded. Rows follow the step; "front
-end: first layer" is its product alone, and the norm that is folded into it is part of "front end".
+cannot get below without other operations. All clips have one length, so nothing is padded. Rows follow the step;
+"front end: first layer" is its product alone, and the norm that is folded into it is part of "front end".
 """
 
 import argparse
