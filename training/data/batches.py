@@ -21,7 +21,7 @@ from training.data.clips import Clip
 from training.data.masking import PUBLISHED_MASK, Mask
 from training.data.noise import Noise
 from training.data.order import BUCKET, CROP, DRAW, MASK, NOISE, ClipIndex, ClipStream, DataPosition, Position
-from training.data.waveforms import BadAudio, audio_length, check_samples
+from training.data.waveforms import BadAudio, check_samples
 
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ def _random_state(*words: int) -> int:
 class _Planned(NamedTuple):
     key: int
     item: object
-    length: int  # samples of the whole clip, as the header says
+    length: int  # samples of the whole clip, as manifest or header say
+    clip: Clip | None  # unless it holds its audio, or was not looked at
 
 
 def cut_batches(lengths: np.ndarray, max_samples: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -174,7 +175,7 @@ class BatchStream(IterableDataset):
         self.cache = _ClipCache(cache_gb) if cache_gb > 0 else None
         self.mask = mask
         self.noise = noise
-        self._lengths: np.ndarray | None = None  # of clips whose header was read, by number; 0: not yet
+        self._lengths: np.ndarray | None = None  # of clips whose header had to be read, by number; 0: not yet
 
     def __iter__(self) -> Iterator[dict]:
         info = get_worker_info()
@@ -185,7 +186,7 @@ class BatchStream(IterableDataset):
         at = Position(epoch=self.corpus.first_epoch)
         if self.position:
             at = self.position.positions.get(reader, at)
-        self._lengths = np.zeros(self.corpus.size, dtype=np.int32)
+        self._lengths = None
         skipped: list[tuple[str, str]] = []
         unusable = Counter()  # since the last usable clip
         for epoch in count(at.epoch):
@@ -223,17 +224,17 @@ class BatchStream(IterableDataset):
         """A section as batches, and name and reason of what is unusable by its header; reads headers only."""
         planned, skipped = [], []
         for key, item in clips:
-            length = int(self._lengths[key % self.corpus.size]) if self.corpus.size else 0
+            length, clip = 0 if self._lengths is None else int(self._lengths[key % self.corpus.size]), None
             if not length:
                 clip = self.corpus.get(item)
                 try:
-                    length = self._header_length(clip)
+                    length = self._length(clip, key)
                 except BadAudio as error:
                     skipped.append((clip.name, error.reason))
                     continue
-                if self.corpus.size:
-                    self._lengths[key % self.corpus.size] = length
-            planned.append(_Planned(key, item, length))
+                if isinstance(clip.audio, bytes):
+                    clip = None
+            planned.append(_Planned(key, item, length, clip))
         if not planned:
             return [], skipped
         lengths = np.array([min(clip.length, self.max_samples) for clip in planned], dtype=np.int64)
@@ -255,36 +256,42 @@ class BatchStream(IterableDataset):
             "draw": _random_state(self.seed, DRAW, *place) >> 1,  # fits into a signed integer
         }, bad
 
-    def _header_length(self, clip: Clip) -> int:
-        if clip.duration is not None:  # no need to open the file
-            length = round(clip.duration * SAMPLING_RATE)
-        else:
-            length = audio_length(clip.audio, offset=clip.offset)
+    def _length(self, clip: Clip, key: int) -> int:
+        """Samples of a clip. Headers are read once: what they say is kept, which manifests with durations spare."""
+        length = clip.length() if clip.duration is None else round(clip.duration * SAMPLING_RATE)
         if length < self.min_seconds * SAMPLING_RATE:
             raise BadAudio("too_short")
-        return min(length, np.iinfo(np.int32).max)
+        length = min(length, np.iinfo(np.int32).max)
+        if clip.duration is None and self.corpus.size:
+            if self._lengths is None:
+                self._lengths = np.zeros(self.corpus.size, dtype=np.int32)
+            self._lengths[key % self.corpus.size] = length
+        return length
+
+    def _clip(self, planned: _Planned) -> Clip:
+        return planned.clip or self.corpus.get(planned.item)
 
     def _read(self, batch: list[_Planned], epoch: int) -> tuple[list[np.ndarray], list[tuple[str, str]]]:
         """Decode the clips of a batch; returns the good ones, and name and reason of the bad ones."""
         clips, bad = [], []
         for planned in batch:
             try:
-                clips.append(self._decode(planned, np.random.default_rng([self.seed, CROP, epoch, planned.key])))
+                clips.append(self._decode(planned, [self.seed, CROP, epoch, planned.key]))
             except BadAudio as error:
-                bad.append((self.corpus.get(planned.item).name, error.reason))
+                bad.append((self._clip(planned).name, error.reason))
         return clips, bad
 
-    def _decode(self, planned: _Planned, rng: np.random.Generator) -> np.ndarray:
+    def _decode(self, planned: _Planned, seed: list[int]) -> np.ndarray:
         limit = min(planned.length, self.max_samples)  # headers can promise less than comes
         if self.cache is None or planned.length > LONGEST_CACHED * self.max_samples:
-            clip = self.corpus.get(planned.item)
-            return clip.read(max_seconds=self.max_seconds, min_seconds=self.min_seconds, rng=rng)[:limit]
+            clip = self._clip(planned)
+            return clip.read(max_seconds=self.max_seconds, min_seconds=self.min_seconds, rng=seed)[:limit]
         # Every clip that could be cached is decoded this way, cached yet or not: a resumed run gets the same samples.
         index = planned.key % self.corpus.size
         stored = self.cache.get(index)
         if stored is None:
-            stored = self.cache.put(index, self.corpus.get(planned.item).read(min_seconds=self.min_seconds))
-        start = int(rng.integers(max(len(stored) - limit, 0) + 1))
+            stored = self.cache.put(index, self._clip(planned).read(min_seconds=self.min_seconds))
+        start = int(np.random.default_rng(seed).integers(max(len(stored) - limit, 0) + 1))
         samples = stored[start : start + limit].astype(np.float32) / 32767
         check_samples(samples)
         return samples

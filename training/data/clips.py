@@ -8,7 +8,7 @@ from datasets import Dataset, IterableDataset
 
 from training.common.naming import printable
 from training.data.fetching import fetch
-from training.data.waveforms import BadAudio, read_audio
+from training.data.waveforms import BadAudio, audio_length, read_audio
 
 
 if TYPE_CHECKING:
@@ -16,16 +16,24 @@ if TYPE_CHECKING:
 
 
 class Clip(NamedTuple):
-    """One clip: how to report it, a path, the encoded bytes or why there are none, and its place in the file."""
+    """A clip: how to report it, its path, URL or encoded bytes, or why there are none, and its place in the file."""
 
     name: str
     audio: str | bytes | BadAudio
     offset: float = 0.0
     duration: float | None = None
 
+    def content(self) -> str | bytes | BadAudio:
+        """A path, the bytes of the file, fetched where it lies behind a URL, or why there are none."""
+        return fetch(self.audio)
+
     def read(self, **options) -> np.ndarray:
         """`read_audio` of this clip."""
-        return read_audio(self.audio, offset=self.offset, duration=self.duration, **options)
+        return read_audio(self.content(), offset=self.offset, duration=self.duration, **options)
+
+    def length(self) -> int:
+        """`audio_length` of this clip: what its file says, whatever a manifest does."""
+        return audio_length(self.content(), offset=self.offset, duration=self.duration)
 
 
 class Source(NamedTuple):
@@ -41,8 +49,8 @@ class Source(NamedTuple):
     def clip(self, row: dict, number: int | str) -> Clip:
         if self.column is None:
             offset = 0.0 if row["offset"] is None else row["offset"]
-            return Clip(printable(row["path"]), row.get("bad_line") or fetch(row["path"]), offset, row["duration"])
+            return Clip(printable(row["path"]), row.get("bad_line") or row["path"], offset, row["duration"])
         audio = row[self.column]
         path, content = (audio.get("path"), audio.get("bytes")) if isinstance(audio, dict) else (None, audio)
         name = path or (content if isinstance(content, str) else f"{self.name}[{number}]")
-        return Clip(printable(name), fetch(path or "") if content is None else fetch(content))
+        return Clip(printable(name), (path or "") if content is None else content)

@@ -26,12 +26,12 @@ LONGEST = 300.0  # seconds for one file
 PIECE = 1 << 20  # bytes read at a time
 
 
-def fetch(audio: str | bytes) -> str | bytes | BadAudio:
+def fetch(audio: str | bytes | BadAudio) -> str | bytes | BadAudio:
     """
-    Local paths and bytes as they are, else the bytes behind a URL, or why there are none. A file in a ZIP archive at
-    one is `zip://NAME::URL`.
+    Local paths, bytes and bad audio as they are, else the bytes behind a URL, or why there are none. A file in a ZIP
+    archive at one is `zip://NAME::URL`.
     """
-    if isinstance(audio, bytes) or "://" not in audio:
+    if not isinstance(audio, str) or "://" not in audio:
         return audio
     try:
         return _fetch_in_time(audio)

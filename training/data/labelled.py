@@ -22,7 +22,7 @@ from training.data.bad_audio import BadAudioError, BadAudioMonitor
 from training.data.clips import Clip, Source
 from training.data.hold_out import held_out
 from training.data.sources import open_source
-from training.data.waveforms import BadAudio, audio_length
+from training.data.waveforms import BadAudio
 
 
 logger = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def open_labelled(
             try:
                 if unlabelled and "bad_line" not in row:
                     raise BadAudio(f"no {unlabelled[0]}")
-                length = audio_length(clip.audio, offset=clip.offset, duration=clip.duration)
+                length = clip.length()
                 if length < min_seconds * SAMPLING_RATE:
                     raise BadAudio("too_short")
             except BadAudio as error:

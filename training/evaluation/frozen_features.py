@@ -201,7 +201,8 @@ def clip_keys(clips: LabelledClips) -> list[str]:
 
 
 def _clip_key(clip: Clip, num_samples: int) -> str:
-    content = content_hash(clip.audio) if isinstance(clip.audio, bytes) else _file_hash(clip.audio)
+    audio = clip.content()
+    content = content_hash(audio) if isinstance(audio, bytes) else _file_hash(audio)
     return content_hash(content, repr((clip.offset, clip.duration, num_samples)))
 
 

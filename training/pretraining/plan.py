@@ -17,7 +17,7 @@ from sjepa_hf.frames import SAMPLING_RATE
 from training.common.run_record import hardware
 from training.data.batches import BatchStream, cut_batches
 from training.data.clips import Clip
-from training.data.waveforms import BadAudio, audio_length
+from training.data.waveforms import BadAudio
 from training.pretraining.arguments import Arguments
 
 
@@ -105,7 +105,7 @@ def header_seconds(clip: Clip) -> float:
     if clip.duration is not None:
         return clip.duration
     try:
-        return audio_length(clip.audio, offset=clip.offset) / SAMPLING_RATE
+        return clip.length() / SAMPLING_RATE
     except BadAudio:
         return 0.0
 

@@ -1,5 +1,6 @@
 """Batches: bounded, little padded, each clip once, the same again from the seed or from the middle."""
 
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from clip_streams import NUM_CLIPS, after, as_source, assert_same, loader, numbe
 
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.batches import BatchStream, attention_mask, collate, cut_batches
-from training.data.clips import Clip
+from training.data.clips import Clip, Source
 from training.data.masking import SpanMask
 from training.data.order import ClipIndex, Position
 
@@ -208,9 +209,7 @@ def test_readers_keep_their_clips_where_there_is_a_cache(clips):
 
 def test_header_decides_the_length_in_the_batch(tmp_path, clips, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "training.data.batches.audio_length", lambda *args, **kwargs: 2000
-        )  # files may hold more than they say
+        patch.setattr(Clip, "length", lambda self: 2000)  # files may hold more than they say
         batches = list(stream(clips, max_epochs=1))
     assert all(batch["input_values"].shape[1] <= 2000 and batch["input_values"].numel() <= 32000 for batch in batches)
     paths = write_clips(tmp_path, 1)
@@ -219,6 +218,46 @@ def test_header_decides_the_length_in_the_batch(tmp_path, clips, monkeypatch):
         soundfile.write(paths[-1], np.full(1599, 0.1) * np.arange(1599), SAMPLING_RATE)
     (batch,) = stream(paths, max_epochs=1, batch_seconds=0.5, max_seconds=0.5)  # short clips do not make batches
     assert numbers(batch) == [0] and len(batch["skipped"]) == 3
+
+
+def test_headers_are_read_once_and_not_where_the_duration_is_given(clips, monkeypatch):
+    read, length = [], Clip.length
+    monkeypatch.setattr(Clip, "length", lambda self: read.append(self.name) or length(self))
+    without = list(stream(clips, max_epochs=3))
+    assert sorted(read) == sorted(clips)
+    read.clear()
+    seconds = [soundfile.info(path).duration for path in clips]
+    rows = [{"path": path, "offset": None, "duration": duration} for path, duration in zip(clips, seconds)]
+    corpus = ClipIndex([Source("test", rows, None)], None, 0)
+    given = list(
+        BatchStream(corpus, seed=0, batch_seconds=2, section_size=20, max_seconds=1, min_seconds=0.1, max_epochs=3)
+    )
+    assert read == []
+    assert_same(without, given)
+
+
+class EndlessList:
+    """A manifest of so many rows, with the duration in each."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __len__(self) -> int:
+        return 50_000_000
+
+    def __getitem__(self, index: int) -> dict:
+        return {"path": self.path, "offset": None, "duration": 0.1}
+
+
+def test_memory_does_not_grow_with_a_list_that_gives_durations(clips):
+    corpus = ClipIndex([Source("test", EndlessList(clips[0]), None)], None, 0)
+    batches = BatchStream(corpus, seed=0, batch_seconds=2, section_size=20, max_seconds=1, min_seconds=0.1)
+    tracemalloc.start()
+    try:
+        assert len(take(batches, 5)) == 5
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_bad_clips_are_reported_once_an_epoch_and_left_out(tmp_path, clips):

@@ -90,7 +90,9 @@ def test_what_a_url_leads_to_is_fetched_with_one_request(server):
     assert fetch(f"zip://a/clip.wav::{server.url}/clips.zip") == server.files["/clip.wav"]
 
 
-@pytest.mark.parametrize("audio", ["a.wav", "/data/a.wav", b"RIFF", b"http://host/a.wav", "C:\\a.wav", "a::b"])
+@pytest.mark.parametrize(
+    "audio", ["a.wav", "/data/a.wav", b"RIFF", b"http://host/a.wav", "C:\\a.wav", "a::b", BadAudio("missing")]
+)
 def test_paths_and_bytes_stay_as_they_are(audio):
     assert fetch(audio) == audio
 
@@ -163,6 +165,18 @@ def test_no_host_at_all():
         start = time.monotonic()
         assert fetch(url).reason == "missing", url
         assert time.monotonic() - start < 60
+
+
+def test_what_a_list_says_the_length_of_is_fetched_once(server, tmp_path):
+    line = {"wav_path": f"{server.url}/clip.wav"}
+    for times, durations in ((1, {"duration": 1.0}), (2, {})):  # without, also for its header
+        server.asked.clear()
+        (tmp_path / f"{times}.jsonl").write_text(json.dumps(line | durations))
+        loader = build_loader(
+            DataArguments(train_data=[str(tmp_path / f"{times}.jsonl")], num_workers=0), max_epochs=1
+        )
+        assert server.asked == []
+        assert len(list(loader)) == 1 and server.asked == ["/clip.wav"] * times
 
 
 def test_sources_name_what_could_not_be_fetched(server, tmp_path):

@@ -9,6 +9,7 @@ import soundfile
 from pretraining_runs import RECIPE
 
 from training import pretrain
+from training.data.clips import Clip
 from training.pretraining import plan
 from training.pretraining.arguments import parse_arguments
 from training.pretraining.checkpoint_layout import STATE_DIRECTORY
@@ -100,7 +101,7 @@ def test_large_data_are_judged_by_a_sample(tmp_path, arguments, monkeypatch):
     for name, seconds, count in (("short", 1.0, 3000), ("long", 10.0, 1000)):
         row = json.dumps({"audio_filepath": "absent.wav", "duration": seconds})
         (tmp_path / f"{name}.jsonl").write_text(f"{row}\n" * count)
-    monkeypatch.setattr(plan, "audio_length", lambda *_, **__: pytest.fail("a header was read"))
+    monkeypatch.setattr(Clip, "length", lambda self: pytest.fail("a header was read"))
     both = [str(tmp_path / "short.jsonl"), str(tmp_path / "long.jsonl")]
     parsed = parse_arguments(arguments("--train_data", *both, "--batch_seconds", "8"))
     run = pretrain.begin(parsed)
