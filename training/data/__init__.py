@@ -4,7 +4,7 @@ Data: from a name on the command line to a batch. A new kind of source goes into
 
 - `sources`: what a user names, opened: folders, manifests, Parquet, archives, the Hub
 - `folders`, `metadata`: folders of audio, and the lists of files and labels in them
-- `manifest`: JSONL with a clip a line
+- `manifest`, `row_index`: JSONL with a clip a line, and where its lines begin
 - `archives`: tar archives, read from front to back
 - `fetching`: audio behind a URL
 - `clips`: what a clip and a source are

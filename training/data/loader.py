@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from sjepa_hf.frames import MIN_SAMPLES, SAMPLING_RATE
 from training.common.ranges import check_ranges
 from training.data.batches import BatchStream
+from training.data.clips import Source
 from training.data.identity import identity
 from training.data.masking import PUBLISHED_MASK, Mask
 from training.data.noise import Noise
@@ -132,6 +133,15 @@ class DataArguments:
             raise ValueError("cache_gb has no use with streaming: set one of them.")
 
 
+def open_sources(args: DataArguments) -> list[Source]:
+    """The sources of `train_data`. Raises ValueError if one cannot be opened, or has no audio."""
+    sources = [open_source(spec, streaming=args.streaming, audio_column=args.audio_column) for spec in args.train_data]
+    for source in sources:
+        if hasattr(source.dataset, "__len__") and not len(source.dataset):
+            raise ValueError(f"train_data '{source.name}' holds no clip.")
+    return sources
+
+
 def reading_settings(
     args: DataArguments, corpus: ClipIndex | ClipStream, seed: int, identities: list[str] | None = None
 ) -> dict:
@@ -193,9 +203,10 @@ def build_loader(
     position: DataPosition | None = None,
     max_epochs: int | None = None,
     pin_memory: bool = False,
+    sources: list[Source] | None = None,
     identities: list[str] | None = None,
 ) -> DataLoader:
-    """Open the sources and give the loader of one process's batches; `loader.dataset.position` is where it begins.
+    """The loader of one process's batches; `loader.dataset.position` is where it begins.
 
     The batches depend on `seed`, `num_processes * args.num_workers` and the data alone; each call is an independent
     pass. See `BatchStream` for what a batch holds.
@@ -210,15 +221,12 @@ def build_loader(
             exactly, else as `moved` says, which is logged.
         max_epochs: passes over the data; None never ends.
         pin_memory: as in `DataLoader`.
-        identities: of the sources, where they are known already.
+        sources, identities: what [`open_sources`] and [`reading_settings`] find, where it is known already.
 
     Raises:
         ValueError: if a source cannot be opened, has no audio, or has fewer clips than there are readers.
     """
-    sources = [open_source(spec, streaming=args.streaming, audio_column=args.audio_column) for spec in args.train_data]
-    for source in sources:
-        if hasattr(source.dataset, "__len__") and not len(source.dataset):
-            raise ValueError(f"train_data '{source.name}' holds no clip.")
+    sources = open_sources(args) if sources is None else sources
     readers = num_processes * max(1, args.num_workers)
     if args.streaming:
         corpus = ClipStream(sources, args.train_data_weights, seed, args.shuffle_buffer_size)

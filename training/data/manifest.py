@@ -1,6 +1,5 @@
-"""Manifests (JSONL) as sequences of rows: found by one scan of the file, read from it when asked for, never copied."""
+"""Manifests (JSONL) as sequences of rows, which are read from the file when they are asked for, and never copied."""
 
-import codecs
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -8,15 +7,11 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from training.common.naming import printable, several
+from training.data.row_index import STRIDE, index_rows
 from training.data.waveforms import BadAudio
 
 
-STRIDE = 32  # rows between two places that are kept: 5 MB for ten million rows
-BLOCK = 1 << 20  # bytes scanned at a time
-LONGEST_LINE = 1 << 26  # bytes; whatever has longer ones is no JSONL
 LONGEST_CLIP = 1e9  # seconds; far above any clip, and safe to multiply by any sampling rate
 AUDIO_KEYS = ("wav_path", "audio_filepath")
 CHECKED = 100_000  # rows that are parsed when a manifest is opened
@@ -31,8 +26,8 @@ class JsonLines(Sequence):
     Rows of a JSONL manifest: dicts of `path` (str), `offset` and `duration` (seconds, or None), and of the labels
     (str, or None). Relative paths start from the manifest's folder. Blank lines do not count.
 
-    Only the place of every 32nd row is held in memory, which is all that workers get. The first 100,000 rows are
-    checked at once. A bad line further down gives a row that names the line as its `path` and whose `bad_line` is
+    Only the place of every 32nd row is held, in a `RowIndex`, which is all that workers get. The first 100,000 rows
+    are checked at once. A bad line further down gives a row that names the line as its `path` and whose `bad_line` is
     a `BadAudio`: one more clip that cannot be used.
 
     Args:
@@ -51,18 +46,18 @@ class JsonLines(Sequence):
         self._folder = os.path.dirname(self.path)
         with open(self.path, "rb") as file:
             self._stamp = _stamp(file)
-            self._anchors, self._size = _scan(file, self.path)
+            self._index = index_rows(file, self.path)
         self._file = None  # each process opens its own, once it reads
-        if not self._size:
+        if not self._index.size:
             raise ValueError(f"{path} names no clip.")
         for number, line in islice(self._lines(), CHECKED):
             self._parse(number, line)
 
     def __len__(self) -> int:
-        return self._size
+        return self._index.size
 
     def __getitem__(self, index: int) -> dict:
-        block, place = divmod(range(self._size)[index], STRIDE)
+        block, place = divmod(range(self._index.size)[index], STRIDE)
         return self._row(*self._block(block)[place])
 
     def __iter__(self) -> Iterator[dict]:
@@ -72,14 +67,14 @@ class JsonLines(Sequence):
         return self.__dict__ | {"_file": None}
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        for block in range(len(self._anchors) - 1):
+        for block in range(self._index.num_blocks):
             yield from self._block(block)
 
     def _block(self, block: int) -> list[tuple[int, bytes]]:
-        """Line numbers, from 1, and content of the rows between two anchors."""
+        """Line numbers, from 1, and content of the rows of a block."""
         if self._file is None:
             self._file = open(self.path, "rb", buffering=0)
-        (start, first), (end, _) = self._anchors[block : block + 2].tolist()
+        start, end, first = self._index.block(block)
         content = os.pread(self._file.fileno(), end - start, start)  # keeps no position: forked processes may share it
         if _stamp(self._file) != self._stamp:
             raise ValueError(f"{self.path} has changed since it was opened: start again to read the new one.")
@@ -180,29 +175,3 @@ def local_path(folder: str, name: str, where: str) -> str:
 def _stamp(file: BinaryIO) -> tuple[int, int]:
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
-
-
-def _scan(file: BinaryIO, path: str) -> tuple[np.ndarray, int]:
-    """Place in the file and line number, from 1, of every `STRIDE`-th row and of the end; and the number of rows."""
-    anchors = []
-    num_rows, num_lines = 0, 0
-    position = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
-    file.seek(position)
-    while block := file.read(BLOCK):
-        rest = file.readline(LONGEST_LINE)  # blocks end where lines do
-        if len(rest) == LONGEST_LINE:
-            raise ValueError(f"{path} has lines of more than {LONGEST_LINE >> 20} MB: it is no JSONL manifest.")
-        block += rest
-        content = np.frombuffer(block, dtype=np.uint8)
-        starts = np.append(0, np.flatnonzero(content == ord("\n")) + 1)
-        starts = starts[starts < len(block)]
-        ends = np.append(starts[1:], len(block))
-        filled = content[starts] > ord(" ")
-        for line in np.flatnonzero(~filled):  # blank, or indented
-            filled[line] = bool(block[starts[line] : ends[line]].strip())
-        rows = np.flatnonzero(filled)
-        kept = rows[-num_rows % STRIDE :: STRIDE]
-        anchors.append(np.stack([position + starts[kept], num_lines + kept + 1], axis=1))
-        num_rows, num_lines, position = num_rows + len(rows), num_lines + len(starts), position + len(block)
-    anchors.append(np.array([[position, num_lines + 1]]))
-    return np.concatenate(anchors), num_rows

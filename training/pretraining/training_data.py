@@ -17,7 +17,7 @@ from training.common.processes import Meeting
 from training.common.seeds import Purpose, seed_for
 from training.data.bad_audio import BadAudioError, BadAudioMonitor
 from training.data.batches import BatchStream
-from training.data.loader import build_loader, start_reading
+from training.data.loader import build_loader, open_sources, start_reading
 from training.data.noise import open_noise
 from training.data.order import DataPosition
 from training.data.workers import SAMPLE_BYTES, Patience, check_shared_memory, end_stopped, one_has_died, why_died
@@ -162,7 +162,7 @@ class TrainingData:
         noise = open_noise(masking.noise_data, masking.p_noise) if masking.noise_data else None
         sample_bytes = SAMPLE_BYTES + (4 * masking.p_noise if noise else 0)
         check_shared_memory(data.batch_seconds, data.num_workers, local_processes(accelerator), sample_bytes)
-        self._identities: list[str] | None = None
+        self._sources, self._identities = open_sources(data), None  # once for all passes
         opener = self._opener(data, arguments.run.seed, noise=noise)
         self._reading = Reading(opener, accelerator.num_processes, position)
         self._identities = self._reading.position.settings["identities"]
@@ -268,6 +268,7 @@ class TrainingData:
                 num_processes=self.accelerator.num_processes,
                 pin_memory=self.accelerator.device.type == "cuda",
                 position=position,
+                sources=self._sources,
                 identities=self._identities,
                 **options,
             )

@@ -10,11 +10,13 @@ import soundfile
 from source_files import found, write_clip
 
 import training.data.manifest
+import training.data.row_index
 import training.data.sources
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.labelled import open_labelled
 from training.data.loader import DataArguments, build_loader
-from training.data.manifest import STRIDE, JsonLines
+from training.data.manifest import JsonLines
+from training.data.row_index import STRIDE
 from training.data.sources import open_source
 from training.data.waveforms import BadAudio, audio_length
 
@@ -56,7 +58,7 @@ def blanks(number: int) -> str:
     ids=lambda form: form[0],
 )
 def test_rows_are_those_of_a_plain_reading(tmp_path, monkeypatch, number, block, form):
-    monkeypatch.setattr(training.data.manifest, "BLOCK", block)
+    monkeypatch.setattr(training.data.row_index, "BLOCK", block)
     manifest = write(tmp_path / "list.jsonl", form[1](number))
     expected = [{"path": str(tmp_path / f"{n}.wav"), "offset": n / 4, "duration": n + 1.0} for n in range(number)]
     assert len(manifest) == number
@@ -200,8 +202,8 @@ def test_what_is_no_manifest_is_told(tmp_path, monkeypatch):
             write(tmp_path / "list.jsonl", nothing)
     with pytest.raises(ValueError, match="line 1: the byte 0xff is not UTF-8: save"):
         write(tmp_path / "list.jsonl", "\n".join(lines(3)).encode("utf-16"))
-    monkeypatch.setattr(training.data.manifest, "LONGEST_LINE", 1000)
-    monkeypatch.setattr(training.data.manifest, "BLOCK", 100)
+    monkeypatch.setattr(training.data.row_index, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(training.data.row_index, "BLOCK", 100)
     with pytest.raises(ValueError, match="it is no JSONL manifest"):
         write(tmp_path / "list.jsonl", json.dumps([{"wav_path": "a.wav"}] * 100))
 

@@ -11,6 +11,7 @@ from pretraining_runs import (
 )
 
 from training import pretrain
+from training.common.seeds import Purpose
 from training.pretraining.monitoring import read_history
 
 
@@ -25,6 +26,15 @@ def test_an_output_directory_belongs_to_one_run(command, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="error: .*cannot be written to"):
         pretrain.main(command(out="file/out"))
+
+
+def test_a_run_opens_its_sources_once(command, monkeypatch):
+    run = pretrain.begin(pretrain.parse_arguments(command("--num_workers", "0")))
+    run.lock.release()
+    monkeypatch.setattr("training.data.loader.open_source", lambda *_, **__: pytest.fail("opened again"))
+    for _ in range(2):
+        assert next(run.data.fresh_pass(Purpose.FIT_PASS))["reader"] == 0
+    assert run.data.next()["reader"] == 0
 
 
 NO_DROPOUT = ["hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "predictor_dropout"]
