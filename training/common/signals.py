@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from sjepa_hf.command import UserError, sentence
 
 
 logger = logging.getLogger(__name__)
+
+AGAIN = 0.05  # seconds after which a wait is ended once more where Python has dropped the first try
 
 
 @dataclass
@@ -37,6 +40,9 @@ class Interruption:
     Holds SIGTERM and Ctrl-C back while a step is made, and lets them end a wait; a second Ctrl-C ends the run at once.
     Processes that are forked meanwhile inherit the handler: there SIGTERM ends the process, and Ctrl-C does nothing.
 
+    A handler may be called in a destructor, or in what Python calls around a fork, where it drops whatever is raised:
+    the hook for such exceptions has the wait ended again a moment later.
+
     Attributes:
         stop (`Stop | None`): set by a signal, or by the run itself when it finds a fault; the first one stays.
     """
@@ -44,15 +50,19 @@ class Interruption:
     def __init__(self):
         self.stop: Stop | None = None
         self._waiting = False
-        self._before = {}
+        self._before, self._hook = {}, sys.unraisablehook
         self._process = os.getpid()
 
     def __enter__(self) -> "Interruption":
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._note)
+        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._end_wait)
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._dropped
         return self
 
     def __exit__(self, *exception) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -70,13 +80,13 @@ class Interruption:
             if self.stop is not None:
                 raise Interrupted
             yield
-            if self.stop is not None:  # Python drops what is raised in a destructor or a callback
+            if self.stop is not None:  # and dropped at the end of the wait
                 raise Interrupted
         except (UserError, ValueError, OSError, MemoryError) as error:
             self.ask(1, str(sentence(error)).rstrip("."))
             raise Interrupted from error
         finally:
-            self._waiting = outer
+            self._waiting = outer and self.stop is None
 
     def ask(self, status: int, reason: str) -> None:
         """Stop before the next step, unless something else has asked before."""
@@ -91,5 +101,18 @@ class Interruption:
             raise KeyboardInterrupt
         logger.warning("%s: saving the last finished step.", signal.Signals(number).name)
         self.ask(128 + number, f"{signal.Signals(number).name} came")
+        self._end_wait()
+
+    def _end_wait(self, *_) -> None:
+        """Raise [`Interrupted`] if the run waits: once, so that nothing disturbs it while it saves."""
         if self._waiting:
+            self._waiting = False
             raise Interrupted
+
+    def _dropped(self, unraisable) -> None:
+        """`sys.unraisablehook`: the wait goes on whose end was dropped."""
+        if unraisable.exc_type is not Interrupted:
+            self._hook(unraisable)
+        elif os.getpid() == self._process:
+            self._waiting = True
+            signal.setitimer(signal.ITIMER_REAL, AGAIN)

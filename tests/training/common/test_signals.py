@@ -1,9 +1,11 @@
 import os
 import signal
+import sys
+import time
 
 import pytest
 
-from training.common.signals import Interruption
+from training.common.signals import Interrupted, Interruption
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 0)])
@@ -25,3 +27,42 @@ def test_a_second_interrupt_ends_the_run_at_once():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Signalling:
+    """Sends SIGTERM from its destructor, where Python drops what the handler raises; as it does around a fork."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_stop_that_python_drops_ends_the_wait_all_the_same():
+    hook = sys.unraisablehook
+    with Interruption() as interruption:
+        with pytest.raises(Interrupted), interruption.waiting(), interruption.waiting():
+            Signalling()
+            time.sleep(20)
+            pytest.fail("waited on")
+        assert interruption.stop.status == 143
+        os.kill(os.getpid(), signal.SIGTERM)  # what is raised now would disturb the last save
+    assert sys.unraisablehook is hook and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+
+
+def test_a_stop_that_is_dropped_at_the_end_of_a_wait_is_told_once():
+    with Interruption() as interruption:
+        with pytest.raises(Interrupted), interruption.waiting():
+            Signalling()
+        time.sleep(0.2)  # the second try finds no wait
+
+
+def test_other_exceptions_that_python_drops_are_told_as_ever(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+
+    class Broken:
+        def __del__(self):
+            raise KeyError
+
+    with Interruption():
+        Broken()
+    assert [unraisable.exc_type for unraisable in told] == [KeyError]
