@@ -15,6 +15,7 @@ if Version(transformers.__version__).release < (5, 21):
         " `pip install --upgrade transformers`."
     )
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
@@ -342,8 +343,8 @@ class SJepaConfig(PreTrainedConfig):
     def num_frames(self, num_samples):
         """Frames of clips of `num_samples` samples (an `int` or an integer tensor); 0 for clips below one frame."""
         frames = (num_samples - self.receptive_field) // self.inputs_to_logits_ratio + 1
-        # Not `isinstance(frames, int)`: torch.export counts with integers of its own.
-        return frames.clamp(min=0) if hasattr(frames, "clamp") else max(frames, 0)
+        # Not `isinstance(frames, int)`: torch.compile and torch.export count with integers of their own.
+        return frames.clamp(min=0) if isinstance(frames, torch.Tensor) else max(frames, 0)
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoConfig"):

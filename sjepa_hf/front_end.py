@@ -16,7 +16,7 @@ from .float32 import Float32Buffers, SJepaGroupNorm, at_least_float32, without_a
 from .gradient_checkpointing import CheckpointedLayer
 
 
-FRAMES_AT_ONCE = 3000  # of all clips together, where no gradient is asked for: a minute of audio
+FRAMES_AT_ONCE = {"cpu": 3000, "cuda": 24000}  # of all clips together, where no gradient is asked for
 WINDOWS_AT_ONCE = 2**18
 
 
@@ -178,25 +178,29 @@ def window_moments(
     samples are zero.
     """
     windows = waveforms.unfold(1, kernel_size, stride)  # [B, T, k]
-    num_windows = windows.shape[1]
     # Windows are taken less the clip's own mean: the difference of large squares would lose the digits.
     if lengths is None:
-        count, real = num_windows, None
+        count = waveforms.new_full((len(waveforms), 1), windows.shape[1])
         offset = waveforms.mean(1)[:, None, None]
     else:
-        count = ((lengths - kernel_size) // stride + 1).clamp(min=1)[:, None].to(waveforms.dtype)
-        real = torch.arange(num_windows, device=waveforms.device) < count
+        count = ((lengths - kernel_size) // stride + 1).clamp(min=1)[:, None].to(waveforms.dtype)  # [B, 1]
         offset = (waveforms.sum(1) / lengths.clamp(min=1))[:, None, None]
-    total = products = 0
-    for first in range(0, num_windows, num_windows if torch.compiler.is_compiling() else WINDOWS_AT_ONCE):
-        piece = windows[:, first : first + WINDOWS_AT_ONCE] if num_windows > WINDOWS_AT_ONCE else windows
-        piece = piece - offset
-        if real is not None:
-            piece = piece * real[:, first : first + piece.shape[1], None]
-        total = total + piece.sum(1)
-        products = products + torch.bmm(piece.mT, piece)
+
+    def sums(first: int, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums of windows and of their products, of those from number `first` on."""
+        windows = windows - offset
+        if lengths is not None:
+            real = torch.arange(first, first + windows.shape[1], device=windows.device) < count
+            windows = windows * real[:, :, None]
+        return windows.sum(1), torch.bmm(windows.mT, windows)
+
+    if torch.compiler.is_compiling() or windows.shape[1] <= WINDOWS_AT_ONCE:
+        total, products = sums(0, windows)
+    else:
+        pieces = [sums(i * WINDOWS_AT_ONCE, piece) for i, piece in enumerate(windows.split(WINDOWS_AT_ONCE, 1))]
+        total, products = (torch.stack(parts).sum(0) for parts in zip(*pieces, strict=True))
     mean = total / count
-    covariance = products / (count if lengths is None else count[:, :, None]) - mean[:, :, None] * mean[:, None]
+    covariance = products / count[:, :, None] - mean[:, :, None] * mean[:, None]
     return mean + offset[:, 0], covariance
 
 
@@ -232,25 +236,25 @@ class SJepaWaveformFrontEnd(nn.Module):
             input_values = input_values.masked_fill(~real, 0.0)
         folded = self.conv_layers[0].fold(input_values, lengths)
         num_frames = (input_values.shape[1] - self.receptive_field) // self.hop + 1
-        at_once = max(FRAMES_AT_ONCE // len(input_values), 64)
+        at_once = max(FRAMES_AT_ONCE.get(input_values.device.type, FRAMES_AT_ONCE["cpu"]) // len(input_values), 64)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or num_frames <= at_once:
             return self.frames(folded, input_values, num_frames)
-        pieces = [
-            self.frames(folded, input_values[:, first * self.hop :], min(at_once, num_frames - first))
-            for first in range(0, num_frames, at_once)
-        ]
+        pieces = []
+        for first in range(0, num_frames, at_once):
+            count = min(at_once, num_frames - first)
+            read = slice(first * self.hop, (first + count - 1) * self.hop + self.receptive_field)
+            pieces.append(self.frames(folded, input_values[:, read], count))
         return torch.cat(pieces, dim=1)
 
     def frames(self, folded: torch.Tensor, waveforms: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """The first `num_frames` frames of `waveforms`, `(batch_size, num_frames, conv_dim[-1])`."""
+        """All frames of `waveforms`, `(batch_size, num_frames, conv_dim[-1])`."""
         first, *later = self.conv_layers
         (kernel_size,), (stride,) = first.conv.kernel_size, first.conv.stride
-        # Frames for which there are rows: beside those that are read, as many as make up for what one reads.
-        allocated = num_frames - 1 + -(-(self.receptive_field - kernel_size + stride) // self.hop)
-        num_samples = allocated * self.hop - stride + kernel_size
-        waveforms = waveforms[:, :num_samples]
-        missing = max(num_samples - (num_frames - 1) * self.hop - self.receptive_field, 0)  # at most
-        waveforms = nn.functional.pad(waveforms, (0, missing))[:, :num_samples]
+        # A clip's rows are those of whole frames: as many as the last frame reads take the place of one or two.
+        beyond = -(-(self.receptive_field - kernel_size + stride) // self.hop)
+        allocated = num_frames - 1 + beyond
+        missing = max(beyond * self.hop - stride + kernel_size - self.receptive_field, 0)  # samples, at most
+        waveforms = nn.functional.pad(waveforms, (0, missing))[:, : allocated * self.hop - stride + kernel_size]
         rows = first(folded, waveforms, allocated * self.hop // stride)
         for layer in later:
             rows = layer(rows)

@@ -142,7 +142,7 @@ def test_long_recordings_go_through_in_pieces(make_config, monkeypatch, lengths)
     calls = []
     frames_of = front_end.frames
     monkeypatch.setattr(front_end, "frames", lambda *given: calls.append(given[2]) or frames_of(*given))
-    monkeypatch.setattr(module, "FRAMES_AT_ONCE", 128)
+    monkeypatch.setitem(module.FRAMES_AT_ONCE, "cpu", 128)
     monkeypatch.setattr(module, "WINDOWS_AT_ONCE", 1000)
     with torch.no_grad():
         found = front_end(waveforms, lengths)

@@ -134,6 +134,46 @@ def test_compiles_into_one_graph(config, masked_batch, training, encode_visible_
         torch.testing.assert_close(output.loss, model(**inputs).loss)
 
 
+@pytest.mark.parametrize("part", ["student", "teacher"])
+def test_batches_of_all_sizes_share_one_graph(config, part):
+    """As training compiles both: whole, once for padded batches, whatever their clips and lengths."""
+    config.num_hidden_layers = 1
+    model = SJepaForPreTraining(config).train()
+    module = model if part == "student" else model.sjepa.eval()
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(module, dynamic=True, fullgraph=True, backend=count)
+    losses = []
+    for clips in (2, 3, 5, 4, 2):
+        for _ in range(4):
+            lengths = torch.randint(2000, 20000, (clips,))
+            longest = int(lengths.max())
+            waveforms, attention_mask = torch.randn(clips, longest), torch.arange(longest) < lengths[:, None]
+            if part == "teacher":
+                with torch.no_grad():
+                    compiled(waveforms, attention_mask, num_layers=1)
+                continue
+            real = torch.arange(config.num_frames(longest)) < config.num_frames(lengths)[:, None]
+            mask = real & (torch.rand(real.shape) < 0.3)
+            inputs = dict(
+                attention_mask=attention_mask,
+                mask_time_indices=mask,
+                target_posteriors=torch.rand(*mask.shape, config.num_mixture_components),
+                masked_positions=mask.flatten().nonzero().squeeze(1),
+                visible_positions=(real & ~mask).flatten().nonzero().squeeze(1),
+            )
+            losses.append(compiled(waveforms, **inputs).loss)
+            losses[-1].backward()
+    assert len(graphs) == 1
+    if part == "student":
+        torch.testing.assert_close(losses[-1], model.eval()(waveforms, **inputs).loss)
+
+
 def test_without_a_masked_frame_encoding_visible_ones_only_is_the_ordinary_encoder(config, padded_batch):
     waveforms, attention_mask, lengths = padded_batch
     model = SJepaForPreTraining(config).eval()
