@@ -16,7 +16,7 @@ from .float32 import Float32Buffers, SJepaGroupNorm, at_least_float32, without_a
 from .gradient_checkpointing import CheckpointedLayer
 
 
-FRAMES_AT_ONCE = {"cpu": 3000, "cuda": 24000}  # of all clips together, where no gradient is asked for
+FRAMES_AT_ONCE = {"cpu": 1500, "cuda": 24000}  # of all clips together, where no gradient is asked for
 WINDOWS_AT_ONCE = 2**18
 
 

@@ -148,10 +148,10 @@ def test_batches_of_all_sizes_share_one_graph(config, part):
 
     torch._dynamo.reset()
     compiled = torch.compile(module, dynamic=True, fullgraph=True, backend=count)
-    losses = []
+    losses, generator = [], torch.Generator().manual_seed(0)
     for clips in (2, 3, 5, 4, 2):
         for _ in range(4):
-            lengths = torch.randint(2000, 20000, (clips,))
+            lengths = torch.randint(2000, 20000, (clips,), generator=generator)
             longest = int(lengths.max())
             waveforms, attention_mask = torch.randn(clips, longest), torch.arange(longest) < lengths[:, None]
             if part == "teacher":
@@ -159,7 +159,7 @@ def test_batches_of_all_sizes_share_one_graph(config, part):
                     compiled(waveforms, attention_mask, num_layers=1)
                 continue
             real = torch.arange(config.num_frames(longest)) < config.num_frames(lengths)[:, None]
-            mask = real & (torch.rand(real.shape) < 0.3)
+            mask = real & (torch.arange(real.shape[1]) % 3 == 0)
             inputs = dict(
                 attention_mask=attention_mask,
                 mask_time_indices=mask,
