@@ -4,6 +4,7 @@ docs/measured.md what was found.
 
 Speed:
     step.py                  a pretraining step: throughput, parts, memory, utilisation; a plain step and HuBERT's
+    encode.py                features of clips, or of an hour in one call, beside HuBERT and WavLM
     traffic.py               its bytes, FLOP and operations by part, and HuBERT's, counted without a GPU
     loader.py                the pretraining loader beside bare decoding
     manifest.py              opening and reading a manifest of ten million rows
