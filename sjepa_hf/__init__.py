@@ -14,6 +14,7 @@ Pretraining and fine-tuning:
     mixture.py                      the diagonal Gaussian mixture: posteriors, EM, running statistics
     modeling_sjepa_heads.py         SJepaForCTC and the classifiers of clips, frames and speakers
     auto_classes.py                 where `auto_map` points: with it the files named so far travel with a checkpoint
+    hmm.py                          a hidden Markov model of the mixture's components: posteriors given the whole clip
 
 What happens to checkpoints:
     saving.py                       the feature extractor beside the weights; nothing is left half-written

@@ -94,6 +94,14 @@ class DiagonalGaussianMixture(Float32Buffers):
             rest = self.num_features * math.log(2 * math.pi) + moments[:, self.num_features :] @ shared  # [N]
             return self._scores(moments).sub_(0.5 * rest[:, None])
 
+    @torch.no_grad()
+    def log_likelihoods(self, features: torch.Tensor) -> torch.Tensor:
+        """`log N(x_n; mu_k, s2_k)` in nats for features `(N, num_features)`, weights apart: `(N, num_components)`."""
+        return self.log_joint(features).sub_(self._log_weights())
+
+    def _log_weights(self) -> torch.Tensor:
+        return self.weights.clamp_min(torch.finfo(torch.float32).tiny).log()
+
     def _offsets(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Means about the centre, precisions, and the part of the precisions that all components share."""
         precisions = self.variances.reciprocal()
@@ -110,9 +118,7 @@ class DiagonalGaussianMixture(Float32Buffers):
     def _scores(self, moments: torch.Tensor) -> torch.Tensor:
         offsets, precisions, shared = self._offsets()
         scaled = offsets * precisions
-        constants = self.weights.clamp_min(torch.finfo(torch.float32).tiny).log() - 0.5 * (
-            self.variances.log().sum(1) + (offsets * scaled).sum(1)
-        )
+        constants = self._log_weights() - 0.5 * (self.variances.log().sum(1) + (offsets * scaled).sum(1))
         coefficients = torch.cat([scaled, 0.5 * (shared - precisions)], dim=1)  # [K, 2D]
         return torch.addmm(constants, moments, coefficients.T)  # [N, K]
 
