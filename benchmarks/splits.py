@@ -31,6 +31,8 @@ from training.pretraining.training_data import TrainingData
 
 
 DROPOUTS = ("hidden", "activation", "attention", "feat_proj", "predictor")
+STILL = SETTINGS | {"p_mix": 0.0, "p_noise": 0.0, "layer_check_steps": 1000, "save_total_limit": 0}
+STILL["model_config"] = SETTINGS["model_config"] | {f"{name}_dropout": 0.0 for name in DROPOUTS} | {"layerdrop": 0.0}
 
 
 def joined(batches: list[dict]) -> dict:
@@ -89,12 +91,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--speech", type=Path, required=True, help="folder of audio files")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    config = SETTINGS["model_config"] | {f"{name}_dropout": 0.0 for name in DROPOUTS} | {"layerdrop": 0.0}
-    still = {"p_mix": 0.0, "p_noise": 0.0, "layer_check_steps": 1000, "model_config": config, "save_total_limit": 0}
     ways = ("accumulated", "two processes", "one batch")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(SETTINGS | still))
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(STILL))
         for how in ways:
             train(folder / "recipe.yaml", arguments.speech, folder / how, how)
         print(f"{'step':>4} {'split':14} {'loss':>9} {'gradient norm':>13} {'weights':>9} {'mixture':>9}")
