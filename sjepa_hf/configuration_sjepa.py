@@ -93,6 +93,7 @@ CHOICES = {
     "ctc_loss_reduction": ("mean", "sum", "none"),
     "hidden_act": tuple(ACT2FN),
     "feat_extract_activation": tuple(ACT2FN),
+    "predictor_positions": ("table", "convolution"),
 }
 LONGEST_LIST = 64  # convolutions, or time-delay layers
 LONGEST_WINDOW = 8000  # samples that a frame may read, and from one frame to the next: half a second
@@ -157,6 +158,13 @@ class SJepaConfig(PreTrainedConfig):
         encode_visible_only (`bool`, *optional*, defaults to `False`):
             Whether the Transformer layers of [`SJepaForPreTraining`] run over visible frames alone, as in masked
             autoencoders (our addition). Published: over all frames, the masked ones being zero at the input.
+        predictor_positions (`str`, *optional*, defaults to `"table"`):
+            How the predictor tells frames apart: `"table"` (as published) by learned absolute positions, up to
+            `predictor_max_positions`; `"convolution"` by a convolution like the encoder's, which looks at a frame's
+            neighbours from the first step on and knows no longest clip.
+        predictor_keeps_hidden (`bool`, *optional*, defaults to `False`):
+            Whether the predictor reads the encoder's own output at hidden frames beside its token, as HuBERT's and
+            data2vec's heads do, so that the encoder has to fill the blanks in; or the token alone (as published).
         predictor_num_hidden_layers (`int`, *optional*, defaults to 1):
             Transformer layers of the predictor.
         predictor_num_attention_heads (`int`, *optional*, defaults to 8):
@@ -249,6 +257,8 @@ class SJepaConfig(PreTrainedConfig):
     num_conv_pos_embeddings: int = 128
     num_conv_pos_embedding_groups: int = 16
     encode_visible_only: bool = False
+    predictor_positions: str = "table"
+    predictor_keeps_hidden: bool = False
     predictor_num_hidden_layers: int = 1
     predictor_num_attention_heads: int = 8
     predictor_intermediate_size: int = 1536
@@ -319,6 +329,11 @@ class SJepaConfig(PreTrainedConfig):
                 raise ValueError(
                     f"`hidden_size` ({self.hidden_size}) must be a multiple of `{divisor}` ({getattr(self, divisor)})."
                 )
+        if self.predictor_keeps_hidden and self.encode_visible_only:
+            raise ValueError(
+                "`predictor_keeps_hidden` reads the encoder's output at hidden frames, but `encode_visible_only` makes"
+                " none there: choose one of the two."
+            )
         if self.num_labels < 1:
             raise ValueError(f"`num_labels` (entries of `id2label`) is {self.num_labels}; it must be at least 1.")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:

@@ -15,6 +15,7 @@ from .float32 import at_least_float32
 from .mixture import DiagonalGaussianMixture
 from .modeling_sjepa import (
     SJepaModel,
+    SJepaPositionalConvEmbedding,
     SJepaPreTrainedModel,
     SJepaTransformerLayer,
     VisibleFrames,
@@ -58,15 +59,19 @@ class SJepaForPreTrainingOutput(ModelOutput):
 
 class SJepaPredictor(nn.Module):
     """
-    Fills the blanks in: replaces hidden frames by a learned token, adds learned positions and runs one small
-    Transformer layer and a linear layer. Only the frames at `positions` come out.
+    Fills the blanks in: a learned token stands at hidden frames, positions are added, and one small Transformer layer
+    and a linear layer follow. Only the frames at `positions` come out. Beyond the paper, the token may stand beside
+    the encoder's own output (`predictor_keeps_hidden`), and positions may come from a convolution over neighbours.
     """
 
     def __init__(self, config: SJepaConfig):
         super().__init__()
         self.config = config
         self.mask_token = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
-        self.position_embeddings = nn.Embedding(config.predictor_max_positions, config.hidden_size)
+        if config.predictor_positions == "table":
+            self.position_embeddings = nn.Embedding(config.predictor_max_positions, config.hidden_size)
+        else:
+            self.pos_conv_embed = SJepaPositionalConvEmbedding(config)
         self.layers = nn.ModuleList(
             [
                 SJepaTransformerLayer(
@@ -100,20 +105,30 @@ class SJepaPredictor(nn.Module):
         Returns:
             `torch.Tensor` of shape `(num_frames, hidden_size)`.
         """
-        sequence_length = hidden_states.shape[1]
-        if sequence_length > self.config.predictor_max_positions:
-            raise ValueError(
-                f"The predictor's table of positions ends at {self.config.predictor_max_positions} frames"
-                f" ({self.config.predictor_max_positions / 50:g} s), but a clip has {sequence_length}: crop it, or set"
-                " `predictor_max_positions` in the configuration."
-            )
-        token = self.mask_token.to(hidden_states.dtype)
-        hidden_states = torch.where(mask_time_indices[:, :, None], token, hidden_states)
-        hidden_states = hidden_states + self.position_embeddings.weight[:sequence_length].to(hidden_states.dtype)
+        token, hidden = self.mask_token.to(hidden_states.dtype), mask_time_indices[:, :, None]
+        if self.config.predictor_keeps_hidden:
+            hidden_states = hidden_states + token * hidden
+        else:
+            hidden_states = torch.where(hidden, token, hidden_states)
+        if self.config.predictor_positions == "table":
+            hidden_states = hidden_states + self.table_rows(hidden_states.shape[1]).to(hidden_states.dtype)
+        else:
+            real = hidden_states if frame_mask is None else hidden_states * frame_mask[:, :, None]
+            hidden_states = hidden_states + self.pos_conv_embed(real)
         attention_mask = attention_mask_4d(self.config, hidden_states, frame_mask)
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, attention_mask)
         return self.projection(self.layers[-1](hidden_states, attention_mask, positions))
+
+    def table_rows(self, sequence_length: int) -> torch.Tensor:
+        """The positions of a clip, `(sequence_length, hidden_size)`."""
+        if sequence_length > self.config.predictor_max_positions:
+            raise ValueError(
+                f"The predictor's table of positions ends at {self.config.predictor_max_positions} frames"
+                f" ({self.config.predictor_max_positions / 50:g} s), but a clip has {sequence_length}: crop it, or set"
+                " `predictor_max_positions` in the configuration (`predictor_positions: convolution` knows no end)."
+            )
+        return self.position_embeddings.weight[:sequence_length]
 
 
 class SJepaClusterHead(nn.Module):

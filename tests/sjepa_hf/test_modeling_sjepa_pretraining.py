@@ -6,6 +6,14 @@ from sjepa_hf import SJepaForPreTraining, SJepaModel
 from sjepa_hf.modeling_sjepa_pretraining import soft_target_divergence
 
 
+PREDICTORS = [
+    {},
+    {"predictor_positions": "convolution"},
+    {"predictor_keeps_hidden": True},
+    {"predictor_positions": "convolution", "predictor_keeps_hidden": True},
+]
+
+
 @pytest.fixture
 def masked_batch(padded_batch):
     """Inputs of a training step: the padded batch, a mask over real frames and random soft targets."""
@@ -74,9 +82,9 @@ def test_predictor_at_masked_frames_equals_the_full_length_computation(config, m
     torch.testing.assert_close(model.predictor(hidden, mask, positions), everywhere[positions], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("encode_visible_only", [False, True])
-def test_padding_changes_nothing(config, masked_batch, padded_batch, encode_visible_only):
-    config.encode_visible_only = encode_visible_only
+@pytest.mark.parametrize("changes", [*PREDICTORS, {"encode_visible_only": True}])
+def test_padding_changes_nothing(config, masked_batch, padded_batch, changes):
+    config = type(config)(**(config.to_dict() | changes))
     inputs, _ = masked_batch
     lengths = padded_batch[2]
     model = SJepaForPreTraining(config).eval()
@@ -95,6 +103,36 @@ def test_padding_changes_nothing(config, masked_batch, padded_batch, encode_visi
     torch.testing.assert_close(together.loss, sums / count, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+def test_what_the_predictor_reads_at_hidden_frames(make_config, keeps):
+    """The token alone, or the encoder's output beside it."""
+    predictor = SJepaForPreTraining(make_config(predictor_keeps_hidden=keeps)).eval().predictor
+    hidden, mask = torch.randn(1, 12, 48), torch.arange(12)[None] % 3 == 0
+    changed = torch.where(mask[:, :, None], torch.randn_like(hidden), hidden)
+    outputs = [predictor(states, mask, torch.arange(12)) for states in (hidden, changed)]
+    assert torch.equal(*outputs) != keeps
+
+
+def test_positions_by_convolution_are_relative_and_know_no_longest_clip(make_config):
+    """A clip between silent frames gives the same prediction wherever it begins; the table's would differ."""
+    found = {}
+    for positions in ("table", "convolution"):
+        config = make_config(predictor_positions=positions, predictor_max_positions=60)
+        predictor = SJepaForPreTraining(config).eval().predictor
+        clip, places = torch.randn(20, 48), []
+        for first in (10, 20):
+            hidden = torch.zeros(1, 60, 48)
+            hidden[0, first : first + 20] = clip
+            mask = (torch.arange(60) == first + 10)[None]
+            places.append(predictor(hidden, mask, torch.tensor([first + 10])))
+        found[positions] = (places[0] - places[1]).abs().max()
+        longer = torch.randn(1, 61, 48), torch.ones(1, 61, dtype=torch.bool), torch.arange(61)
+        if positions == "convolution":
+            assert predictor(*longer).shape == (61, 48)
+            assert not any("position_embeddings" in name for name, _ in predictor.named_parameters())
+    assert found["convolution"] < 1e-5 < 1e-3 < found["table"]
+
+
 def test_without_a_mask_the_encoder_predicts_every_frame(config):
     model = SJepaForPreTraining(config).eval()
     waveforms = torch.randn(2, 8000)
@@ -104,9 +142,9 @@ def test_without_a_mask_the_encoder_predicts_every_frame(config):
         model(waveforms, target_posteriors=torch.rand(2, 24, 10))
 
 
-@pytest.mark.parametrize("encode_visible_only", [False, True])
-def test_every_parameter_learns(config, masked_batch, encode_visible_only):
-    config.encode_visible_only = encode_visible_only
+@pytest.mark.parametrize("changes", [*PREDICTORS, {"encode_visible_only": True}])
+def test_every_parameter_learns(config, masked_batch, changes):
+    config = type(config)(**(config.to_dict() | changes))
     inputs, _ = masked_batch
     model = SJepaForPreTraining(config).train()
     model(**inputs).loss.backward()
