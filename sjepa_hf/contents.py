@@ -20,7 +20,7 @@ from .scores import data_name
 
 
 CARD, RECORD, RESULTS, EVAL_RESULTS = "README.md", "training.json", "results.json", ".eval_results"
-PICTURES = ("loss.png", "effective_rank.png", "predictor_entropy.png", "learning_curve.png")
+PICTURES = ("loss.png", "hidden_frames.png", "effective_rank.png", "predictor_entropy.png", "learning_curve.png")
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 SETTINGS = (CONFIG, "generation_config.json", "preprocessor_config.json", "processor_config.json")

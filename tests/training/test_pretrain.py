@@ -36,7 +36,7 @@ def test_the_result_opens_with_the_auto_classes(finished):
     extractor = AutoFeatureExtractor.from_pretrained(finished / "final")
     inputs = extractor([np.zeros(8000), np.zeros(4000)], sampling_rate=16000, padding=True, return_tensors="pt")
     assert inputs["attention_mask"].sum(-1).tolist() == [8000, 4000]
-    for picture in ("loss", "effective_rank", "predictor_entropy"):
+    for picture in ("loss", "hidden_frames", "effective_rank", "predictor_entropy"):
         assert (finished / "final" / f"{picture}.png").stat().st_size > 5000
 
 
@@ -45,10 +45,13 @@ def test_the_history_tells_the_whole_run(finished):
     assert [m["phase"] for m in history if m["step"] in (6, 8)] == [1, 2]
     for line in history:
         for name in (
-            "masked_kl", "baseline_kl", "target_entropy_bits", "predictor_entropy_bits", "mixture_perplexity",
+            "masked_kl", "baseline_kl", "clip_mean_kl", "gain_over_clip_mean",
+            "target_entropy_bits", "predictor_entropy_bits", "mixture_perplexity",
             "live_components", "learning_rate", "gradient_norm", "padded_share", "hours_seen",
         ):  # fmt: skip
             assert np.isfinite(line[name]), name
+        for name in ("masked_kl_by_distance", "clip_mean_kl_by_distance"):
+            assert len(line[name]) == 5 and np.isfinite(line[name][0])
         assert ("visible_kl" in line) == (line["step"] <= 10), "visible frames count until the middle of phase 2"
         assert ("active_layer" in line) == (line["phase"] == 2)
     ranks = [m["effective_ranks"] for m in history if "effective_ranks" in m]

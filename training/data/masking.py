@@ -1,10 +1,10 @@
-"""Masks: which frames of each utterance are hidden from the encoder. Random spans, as published."""
+"""Masks: which frames of each utterance are hidden from the encoder (random spans, as published), and how deep."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 Mask = Callable[[Tensor, int, torch.Generator | None], Tensor]
@@ -93,3 +93,20 @@ class SpanMask:
 
 
 PUBLISHED_MASK = SpanMask()
+
+
+def distance_to_visible(visible: Tensor, farthest: int) -> Tensor:
+    """
+    Frames from each frame to the nearest visible one of its clip: 0 at visible frames, at most `farthest`, which is
+    also the distance to nothing, in a clip without visible frames.
+
+    Args:
+        visible (`Tensor`): bool `(batch_size, num_frames)`, True at real frames that are not hidden.
+        farthest (`int`): the distance beyond which none is told apart, at least 1.
+
+    Returns:
+        Integers `(batch_size, num_frames)`, on the same device.
+    """
+    seen = visible.float()
+    near = [nn.functional.max_pool1d(seen, 2 * d + 1, stride=1, padding=d) for d in range(farthest)]  # within d frames
+    return farthest - torch.stack(near).sum(0).long()

@@ -1,4 +1,4 @@
-"""Figures of a run: losses, effective ranks, predictor entropy."""
+"""Figures of a run: losses, what is known at hidden frames, effective ranks, predictor entropy."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from training.common.figures import draw_entropy, save
+from training.pretraining.hidden_frames import FARTHEST
 from training.pretraining.monitoring import HISTORY, read_history
 
 
@@ -14,13 +15,14 @@ FEW = 12  # points of a curve up to which each is marked: a line through one or 
 
 def draw_losses(history: list[dict], phase1_steps: int, path: Path) -> None:
     """
-    Masked and visible KL over hours of audio seen, the constant guess beside them, and the phase boundary; below, the
-    entropy of the targets.
+    Masked and visible KL over hours of audio seen, beside them the guesses that know nothing of what is said (the
+    clip's mean, the mixture's weights), and the phase boundary; below, the entropy of the targets.
     """
     figure, (above, below) = plt.subplots(2, sharex=True, figsize=(8, 5.5), height_ratios=(3, 1), layout="constrained")
     lines = (
         (above, "masked_kl", "masked frames", "C0", "-"),
         (above, "visible_kl", "visible frames", "C2", "-"),
+        (above, "clip_mean_kl", "clip's mean guess", "C3", "--"),
         (above, "baseline_kl", "constant guess (mixture weights)", "0.5", "--"),
         (below, "target_entropy_bits", None, "C1", "-"),
     )
@@ -38,6 +40,44 @@ def draw_losses(history: list[dict], phase1_steps: int, path: Path) -> None:
     above.set(ylabel="KL(target || prediction), nats", title="Pretraining loss")
     below.set(xlabel="audio seen, hours", ylabel="target\nentropy, bits")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    save(figure, path)
+
+
+def draw_hidden_frames(history: list[dict], phase1_steps: int, path: Path) -> None:
+    """
+    How far the KL at hidden frames lies below that of the clip's mean guess, over hours of audio seen: a curve for
+    each distance to the nearest visible frame.
+
+    Raises:
+        ValueError: if the history holds no such figures.
+    """
+    measured = [m for m in history if "masked_kl_by_distance" in m]
+    if not measured:
+        raise ValueError("the history holds no KL by distance: nothing to draw.")
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    for index in range(FARTHEST):
+        label = f"{index + 1}{' or more' if index == FARTHEST - 1 else ''}"
+        for phase in (1, 2):
+            points = [
+                (m["hours_seen"], guess - masked)
+                for m in measured
+                for masked, guess in [(m["masked_kl_by_distance"][index], m["clip_mean_kl_by_distance"][index])]
+                if m["phase"] == phase and masked is not None and guess is not None
+            ]
+            if points:
+                colour = plt.cm.viridis(index / FARTHEST)
+                axes.plot(*zip(*points, strict=True), marker=_marker(points), color=colour, label=label, lw=1.2)
+                label = None
+    axes.axhline(0, color="C3", ls="--", lw=1.5)
+    axes.annotate("clip's mean guess", (1, 0), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    _mark_boundary(axes, history, phase1_steps)
+    axes.set(
+        xlabel="audio seen, hours",
+        ylabel="KL below the clip's mean guess, nats",
+        title="What the prediction knows at hidden frames beyond voice and channel",
+    )
+    axes.set_xlim(left=0)
+    figure.legend(title="frames to the\nnearest visible", loc="outside right center", frameon=False)
     save(figure, path)
 
 
@@ -82,6 +122,9 @@ def draw_run(
     drawn = ["loss.png", "predictor_entropy.png"]
     draw_losses(history, phase1_steps, directory / "loss.png")
     draw_entropy(entropy, num_components, directory / "predictor_entropy.png")
+    if any("masked_kl_by_distance" in m for m in history):
+        draw_hidden_frames(history, phase1_steps, directory / "hidden_frames.png")
+        drawn.append("hidden_frames.png")
     if any(m.get("effective_ranks") for m in history):
         draw_ranks(history, phase1_steps, directory / "effective_rank.png")
         drawn.append("effective_rank.png")

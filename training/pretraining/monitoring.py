@@ -16,6 +16,7 @@ from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
 from sjepa_hf.measures import entropy_bits
 from sjepa_hf.saving import write_text_aside
 from training.common.progress import Forecast
+from training.pretraining.hidden_frames import ClipMeanWatch, hidden_frame_metrics
 from training.pretraining.run import Run
 
 
@@ -123,6 +124,7 @@ class Monitor:
         self._run = run
         self._sums: dict[str, torch.Tensor | float] = {}
         self._since, self._seconds_then = time.monotonic(), None
+        self._watch = ClipMeanWatch(run.arguments.run)
 
     def count_step(self, losses: list[dict], norm: torch.Tensor, broken: torch.Tensor) -> None:
         """
@@ -185,6 +187,7 @@ class Monitor:
             "skipped_steps": run.steps_skipped(),
             **self.averages(run.accelerator.device),
             **target_metrics(run.model.mixture, posteriors, output, batch["masked_positions"]),
+            **hidden_frame_metrics(run.model.mixture, posteriors, output, batch),
         }
         if metrics["phase"] == 2:
             metrics |= {
@@ -199,7 +202,7 @@ class Monitor:
         return metrics
 
     def write(self, metrics: dict) -> None:
-        """One line of metrics: history, trackers, progress bar; and a loud word where something has collapsed."""
+        """One line of metrics: history, trackers, progress bar; and a word on collapse or where nothing is learned."""
         now, seconds_seen = time.monotonic(), 3600 * metrics["hours_seen"]
         if self._seconds_then is not None:
             metrics["audio_seconds_per_second"] = (seconds_seen - self._seconds_then) / (now - self._since)
@@ -215,10 +218,14 @@ class Monitor:
             logger.error("Metrics of step %d could not be written: %s.", metrics["step"], error)
         flat = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         flat |= {f"effective_rank/layer_{i}": rank for i, rank in enumerate(metrics.get("effective_ranks", []))}
+        for name in ("masked_kl", "clip_mean_kl"):
+            by_distance = enumerate(metrics.get(f"{name}_by_distance", []), 1)
+            flat |= {f"{name}_by_distance/{d}": value for d, value in by_distance if value is not None}
         self.accelerator.log(flat, step=metrics["step"])
         self.bar.set_description(f"phase {metrics['phase']}")
         shown = [
             ("masked_kl", "masked KL {:.3f} nats"),
+            ("clip_mean_kl", "clip's mean guess {:.3f}"),
             ("baseline_kl", "constant guess {:.3f}"),
             ("audio_seconds_per_second", "{:.0f} s of audio/s"),
         ]
@@ -226,6 +233,8 @@ class Monitor:
         self.bar.set_postfix_str(", ".join([*parts, f"{100 * metrics['padded_share']:.1f} % padding"]))
         for sentence in collapse_warnings(metrics, self._run.model.config.hidden_size):
             logger.warning("COLLAPSE at step %d: %s.", metrics["step"], sentence)
+        if sentence := self._watch.observe(metrics):
+            logger.warning("Step %d: %s.", metrics["step"], sentence)
 
 
 def resident_gib() -> float:

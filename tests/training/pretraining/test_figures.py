@@ -9,9 +9,10 @@ from training.pretraining import figures
 
 
 def line(step, phase, **more):
+    by_distance = {"masked_kl_by_distance": [step / 10, None, 2.5, 2.0, None], "clip_mean_kl_by_distance": [4.0] * 5}
     return {
-        "step": step, "phase": phase, "hours_seen": step / 100, "masked_kl": 3.0, "baseline_kl": 4.0,
-        "target_entropy_bits": 0.5, **more,
+        "step": step, "phase": phase, "hours_seen": step / 100, "masked_kl": 3.0, "clip_mean_kl": 3.5,
+        "baseline_kl": 4.0, **by_distance, "target_entropy_bits": 0.5, **more,
     }  # fmt: skip
 
 
@@ -46,7 +47,17 @@ def test_every_axis_of_the_losses_has_a_name_and_a_unit_and_every_value_is_seen(
     assert sum(len(curve.get_xdata()) for curve in masked) == len(history)
     assert all(curve.get_marker() == "." for curve in masked), "a single point would not be seen without"
     labels = [text.get_text() for legend in above.figure.legends for text in legend.get_texts()]
-    assert "masked frames" in labels and len(labels) == len(set(labels))
+    assert {"masked frames", "clip's mean guess"} <= set(labels)
+    assert len(labels) == len(set(labels))
+
+
+def test_knowledge_at_hidden_frames_is_drawn_by_distance(drawn):
+    (axes,) = drawn(figures.draw_hidden_frames, [*HISTORY, {"step": 40, "phase": 2, "hours_seen": 0.4}], 20)
+    assert axes.get_xlabel() == "audio seen, hours" and axes.get_ylabel().endswith(", nats")
+    labels = [text.get_text() for legend in axes.figure.legends for text in legend.get_texts()]
+    assert labels == ["1", "3", "4"], "where there are figures"
+    nearest = [curve for curve in axes.lines if curve.get_color() == plt.cm.viridis(0.0)]
+    assert [list(curve.get_ydata()) for curve in nearest] == [[3.0, 2.0], [1.0]], "a curve for each phase"
 
 
 def test_layers_are_numbered_from_the_input(drawn):
@@ -61,4 +72,6 @@ def test_layers_are_numbered_from_the_input(drawn):
 def test_an_empty_picture_is_not_drawn(tmp_path):
     with pytest.raises(ValueError, match="nothing to draw"):
         figures.draw_ranks([line(10, 1)], 20, tmp_path / "effective_rank.png")
-    assert not (tmp_path / "effective_rank.png").exists()
+    with pytest.raises(ValueError, match="nothing to draw"):
+        figures.draw_hidden_frames([{"step": 1, "phase": 1}], 20, tmp_path / "hidden_frames.png")
+    assert not list(tmp_path.iterdir())

@@ -59,11 +59,9 @@ def test_a_warning_quotes_the_figure_that_triggered_it(changed, sentence):
     assert sentence in found and "80.00" not in found
 
 
-def test_the_bar_and_the_rate_of_audio_leave_out_what_is_no_step(tmp_path, monkeypatch):
-    """The clock is a list of seconds; a fit of 1,000 s lies between two lines of metrics."""
-    now = [0.0]
-    monkeypatch.setattr("training.pretraining.monitoring.time.monotonic", lambda: now[0])
-    run = SimpleNamespace(
+@pytest.fixture
+def run(tmp_path):
+    return SimpleNamespace(
         accelerator=Accelerator(cpu=True),
         output_dir=tmp_path,
         schedule=SimpleNamespace(total_steps=10),
@@ -71,6 +69,12 @@ def test_the_bar_and_the_rate_of_audio_leave_out_what_is_no_step(tmp_path, monke
         state=SimpleNamespace(step=0),
         model=SimpleNamespace(config=SimpleNamespace(hidden_size=64)),
     )
+
+
+def test_the_bar_and_the_rate_of_audio_leave_out_what_is_no_step(run, tmp_path, monkeypatch):
+    """The clock is a list of seconds; a fit of 1,000 s lies between two lines of metrics."""
+    now = [0.0]
+    monkeypatch.setattr("training.pretraining.monitoring.time.monotonic", lambda: now[0])
     monitor = Monitor(run)
     line = {"step": 1, "phase": 1, "hours_seen": 5 / 3600, "padded_share": 0.0, "masked_kl": 2.0}
     monitor.write(dict(line))
@@ -81,6 +85,24 @@ def test_the_bar_and_the_rate_of_audio_leave_out_what_is_no_step(tmp_path, monke
     monitor.write(dict(line) | {"step": 2, "hours_seen": 205 / 3600})
     assert "20 s of audio/s" in monitor.bar.postfix
     assert read_history(tmp_path / "metrics.jsonl")[1]["audio_seconds_per_second"] == pytest.approx(20.0)
+
+
+def test_what_is_known_at_hidden_frames_is_shown_everywhere(run, tmp_path, monkeypatch, caplog):
+    """History, trackers, bar, and a word in the log where it is nothing."""
+    tracked = []
+    monkeypatch.setattr(run.accelerator, "log", lambda figures, step: tracked.append(figures))
+    monitor = Monitor(run)
+    line = {"phase": 1, "hours_seen": 0.1, "padded_share": 0.0, "masked_kl": 3.2, "clip_mean_kl": 3.0}
+    line |= {"gain_over_clip_mean": -0.2, "masked_kl_by_distance": [3.1, 3.2, None, None, 3.3]}
+    line |= {"clip_mean_kl_by_distance": [3.0, 3.0, None, None, 3.0]}
+    for step in range(1000, 3000, 100):
+        monitor.write(line | {"step": step})
+    assert "masked KL 3.200 nats, clip's mean guess 3.000" in monitor.bar.postfix
+    assert read_history(tmp_path / "metrics.jsonl")[0]["masked_kl_by_distance"] == [3.1, 3.2, None, None, 3.3]
+    by_distance = {name: value for name, value in tracked[0].items() if name.startswith("masked_kl_by_distance")}
+    assert by_distance == {f"masked_kl_by_distance/{d}": kl for d, kl in ((1, 3.1), (2, 3.2), (5, 3.3))}
+    told = [record.getMessage() for record in caplog.records if "0.20 nats above" in record.getMessage()]
+    assert len(told) == 1 and told[0].startswith("Step 1900: at hidden frames")
 
 
 def test_a_resumed_run_writes_its_lines_once(tmp_path):
