@@ -1,4 +1,4 @@
-"""Analyze a pretraining checkpoint: entropy, one utterance in time, effective rank.
+"""Analyze a pretraining checkpoint: entropy, an utterance in time, effective rank, hidden frames.
 
     python -m training.analyze runs/mine/final --data test/ --output analysis
     python -m training.analyze runs/mine/final --data aligned/ --utterance LJ001-0002.opus --only utterance \
@@ -8,6 +8,9 @@ entropy    of the prediction at every frame of some 500 clips, in bits, without 
            refutes a single mode (p < 0.05) and two Gaussians part cleanly (Ashman's D > 2).
 utterance  one clip in time: spectrogram, phones, most likely cluster, three largest posteriors, entropy.
 rank       effective rank of every layer over 2,000 random frames, beside the same encoder with fresh weights.
+hidden     (with --phones) what the prediction knows of the phone at hidden frames, by distance to the nearest visible
+           one: mutual information as a share of the phones' entropy, from posteriors as they are (soft) and from their
+           largest component alone (hard), and the KL from the targets of phase 1. Flat: the context is not read.
 
 Writes `analysis.json`, `entropy.png`, `utterance.png` and `rank.png`. Layers are numbered as in `hidden_states`: 0
 is what enters the first Transformer layer.
@@ -19,7 +22,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,14 +44,17 @@ from training.common.device import default_device
 from training.common.figures import caption, draw_entropy, save
 from training.common.ranges import check_ranges
 from training.data.labelled import LabelledClips, open_labelled
+from training.data.masking import SpanMask
 from training.data.waveforms import BadAudio, read_audio
 from training.evaluation.alignment import read_alignment
 from training.evaluation.bimodality import dip_test, two_gaussians
 from training.evaluation.encoders import open_encoder
+from training.evaluation.hidden_frames import hidden_frame_table, knowledge_at_hidden_frames
+from training.evaluation.phone_information import number_phones
 from training.evaluation.rows import Rows, features_at, features_of_layers, readable_clips
 
 
-ANALYSES = ("entropy", "utterance", "rank")
+ANALYSES = ("entropy", "utterance", "rank", "hidden")
 MARKS = (0.5, 1.0, 2.0)  # bits
 
 Predictor = Callable[[np.ndarray], np.ndarray]
@@ -64,7 +70,8 @@ class AnalysisArguments:
     )
     output: str = field(default="analysis", metadata={"help": "Where analysis.json and the pictures go."})
     only: list[str] | None = field(
-        default=None, metadata={"help": "Some of entropy, utterance and rank; without it, all three."}
+        default=None,
+        metadata={"help": "Some of entropy, utterance, rank, hidden; without it, all that the data allow."},
     )
     utterance: str | None = field(
         default=None,
@@ -75,7 +82,11 @@ class AnalysisArguments:
     )
     transcript: str | None = field(default=None, metadata={"help": "Column of the data with transcripts."})
     phones: bool = field(default=False, metadata={"help": "The data has columns phones and phone_ends."})
-    max_clips: int = field(default=500, metadata={"help": "Clips, drawn at random, for entropy and rank."})
+    mask_prob: float = field(default=0.65, metadata={"help": "Share of frames that are hidden, for hidden."})
+    phase1_features: Literal["mfcc", "mfcc_cmn", "log_mel"] = field(
+        default="mfcc", metadata={"help": "What the mixture of phase 1 is over, for hidden."}
+    )
+    max_clips: int = field(default=500, metadata={"help": "Clips, drawn at random, for entropy, rank and hidden."})
     rank_frames: int = field(default=2000, metadata={"help": "Random frames over which ranks are measured."})
     audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Parquet and Hub data."})
     seed: int = field(default=0, metadata={"help": "Seed of clips, frames and untrained weights."})
@@ -84,6 +95,11 @@ class AnalysisArguments:
         unknown = [name for name in self.only or () if name not in ANALYSES]
         if unknown:
             raise ValueError(f"`only` has '{unknown[0]}': choose among {', '.join(ANALYSES)}.")
+        if "hidden" in (self.only or ()) and not self.phones:
+            raise ValueError(
+                "`only` has 'hidden', which needs phones in time: give data with the columns phones and phone_ends,"
+                " and --phones."
+            )
         check_ranges(self, at_least_1="max_clips rank_frames")
 
 
@@ -337,6 +353,8 @@ def report(results: dict) -> str:
         for kind in ("trained", "untrained"):
             ranks = " ".join(f"{rank:.1f}" for rank in found[kind])
             lines.append(f"Effective rank by layer, {kind}: {ranks} (of {found['features']}).")
+    if "hidden" in results:
+        lines += ["Phones at hidden frames:", hidden_frame_table(results["hidden"])]
     return "\n".join(lines)
 
 
@@ -347,7 +365,7 @@ def run(checkpoint: str, arguments: AnalysisArguments, directory: Path) -> dict:
     Raises:
         ValueError: if something that an analysis needs is not there.
     """
-    chosen = arguments.only or ANALYSES
+    chosen = arguments.only or [name for name in ANALYSES if name != "hidden" or arguments.phones]
     results = {"checkpoint": checkpoint, "data": list(arguments.data), "seed": arguments.seed}
     device = default_device()
     predict, places = (None, None) if chosen == ["rank"] else open_predictor(checkpoint, device)
@@ -357,13 +375,19 @@ def run(checkpoint: str, arguments: AnalysisArguments, directory: Path) -> dict:
     if "utterance" in chosen:
         utterance = find_utterance(clips, arguments.utterance)
         results["utterance"] = analyze_utterance(predict, places, utterance, directory / "utterance.png")
-    if "entropy" in chosen or "rank" in chosen:
+    if set(chosen) - {"utterance"}:
         clips, frame_counts = readable_clips(clips, arguments.max_clips, arguments.seed)
     if "entropy" in chosen:
         results["entropy"] = analyze_entropy(predict, clips, arguments.seed, directory / "entropy.png")
     if "rank" in chosen:
         results["rank"] = analyze_rank(
             checkpoint, clips, frame_counts, arguments.rank_frames, arguments.seed, directory / "rank.png"
+        )
+    if "hidden" in chosen:
+        model, mask = open_pretraining(checkpoint).eval().to(device), SpanMask(arguments.mask_prob)
+        known, phones = number_phones(clips, frame_counts)
+        results["hidden"] = knowledge_at_hidden_frames(
+            model, clips, phones, len(known), mask, arguments.phase1_features, arguments.seed
         )
     return results
 
@@ -374,7 +398,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments, rest = parse_dataclasses(
         (AnalysisArguments,),
         sys.argv[1:] if argv is None else argv,
-        "The paper's three analyses of a pretraining checkpoint.",
+        "The paper's three analyses of a pretraining checkpoint, and its knowledge at hidden frames.",
         checkpoint=dict(help="What AutoModelForPreTraining opens: a directory or Hub name."),
     )
     with files_written_aside(arguments.output) as aside:

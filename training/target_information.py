@@ -30,13 +30,12 @@ from tqdm.auto import tqdm
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from sjepa_hf.command import command
 from sjepa_hf.frames import SAMPLING_RATE
-from sjepa_hf.measures import entropy_bits
 from sjepa_hf.opening import open_sjepa
 from sjepa_hf.saving import write_text_aside
 from training.common.command_line import parse_dataclasses
 from training.common.progress import Heartbeat
 from training.data.labelled import LabelledClips, open_labelled
-from training.evaluation.alignment import phones_at_frames, read_alignment
+from training.evaluation.phone_information import Information, JointCounts, number_phones
 from training.evaluation.rows import readable_clips
 from training.targets.frame_features import FRAME_FEATURES, num_features
 from training.targets.layer_choice import LayerChoice
@@ -69,50 +68,6 @@ class InformationArguments:
         for name in ("components", "frames", "em_iterations"):
             if np.min(getattr(self, name)) < 2:
                 raise ValueError(f"`{name}` must be at least 2, got {getattr(self, name)}.")
-
-
-class Information(NamedTuple):
-    """Figures of one kind of target."""
-
-    soft: float
-    hard: float
-    entropy_bits: float
-    components_used: float
-
-
-class JointCounts:
-    """
-    Sums over frames from which the information is computed.
-
-    Args:
-        num_phones (`int`), num_components (`int`): sizes of the table.
-    """
-
-    def __init__(self, num_phones: int, num_components: int):
-        self.soft, self.hard = (torch.zeros(num_phones, num_components, dtype=torch.float64) for _ in range(2))
-        self.entropy = 0.0  # bits
-
-    def add(self, phones: torch.Tensor, posteriors: torch.Tensor) -> None:
-        """Phones, integers `(num_frames,)`, and posteriors `(num_frames, num_components)` of some frames."""
-        posteriors = posteriors.double().cpu()
-        self.soft.index_add_(0, phones, posteriors)
-        ones = torch.ones(len(phones), dtype=torch.float64)
-        self.hard.index_put_((phones, posteriors.argmax(1)), ones, accumulate=True)
-        self.entropy += entropy_bits(posteriors).sum().item()
-
-    def result(self) -> Information:
-        frames = self.hard.sum()
-        return Information(
-            *(information_share(table / frames) for table in (self.soft, self.hard)),
-            entropy_bits=self.entropy / frames.item(),
-            components_used=torch.special.entr(self.soft.sum(0) / frames).sum().exp().item(),
-        )
-
-
-def information_share(joint: torch.Tensor) -> float:
-    """Mutual information of rows and columns of a joint distribution, as a share of the entropy of its rows."""
-    rows, columns, both = (torch.special.entr(part).sum() for part in (joint.sum(1), joint.sum(0), joint))
-    return ((rows + columns - both) / rows).item()
 
 
 def batch_of(samples: np.ndarray, draw: int) -> dict:
@@ -210,9 +165,7 @@ def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat |
     unlabelled = open_labelled(arguments.train_data, (), audio_column=arguments.audio_column)
     aligned = open_labelled(arguments.data, ("phones", "phone_ends"), audio_column=arguments.audio_column)
     aligned, frame_counts = readable_clips(aligned, arguments.max_clips, arguments.seed)
-    names = [phones_at_frames(*read_alignment(aligned, i), count) for i, count in enumerate(frame_counts.tolist())]
-    known, numbers = np.unique(np.concatenate(names).astype(str), return_inverse=True)
-    phones = list(torch.from_numpy(numbers).split([len(part) for part in names]))
+    known, phones = number_phones(aligned, frame_counts)
     logger.info(
         "Mixtures are fitted to %d frames of %d clips (%.2f h) and measured on %d frames of %d aligned clips with %d"
         " phones.",

@@ -66,6 +66,17 @@ def test_the_three_analyses(folder, model, tmp_path, capsys):
     assert "clip2.wav" in printed and f"mean {entropy.mean():.2f} bits" in printed and "Effective rank" in printed
 
 
+def test_knowledge_at_hidden_frames_is_a_table(folder, model, tmp_path, capsys):
+    model.replace_mixture(10, 39)
+    checkpoint, out = save(model, tmp_path / "sjepa"), tmp_path / "out"
+    main([checkpoint, "--data", str(folder), "--only", "hidden", "--phones", "--output", str(out)])
+    rows = json.loads((out / "analysis.json").read_text())["hidden"]
+    assert rows[0]["distance"] == "1" and rows[-1]["distance"] == "targets themselves"
+    assert all(0 <= row["soft"] < 0.5 for row in rows), "untrained, on noise"
+    printed = capsys.readouterr().out
+    assert "| distance to the nearest visible frame |" in printed and f"| {rows[0]['soft']:.3f} |" in printed
+
+
 def test_ranks_over_all_frames_are_those_of_the_encoder(folder, model, tmp_path):
     checkpoint, out = save(model, tmp_path / "sjepa"), tmp_path / "out"
     main([checkpoint, "--data", str(folder), "--only", "rank", "--output", str(out)])
@@ -93,6 +104,7 @@ def test_without_a_pretraining_head_there_are_ranks_alone(folder, make_config, t
     ("options", "message"),
     [
         (["--only", "entropy", "ranks"], "`only` has 'ranks'"),
+        (["--only", "hidden"], "`only` has 'hidden', which needs phones in time"),
         (["--max_clips", "0"], "`max_clips` must be at least 1"),
         (["--transcript", "words"], "no column 'words'"),
         (["--utterance", "9"], "`utterance` is '9': neither a number below 4"),

@@ -93,9 +93,10 @@ class SpanMask:
 
 
 PUBLISHED_MASK = SpanMask()
+FARTHEST = 5  # frames to the nearest visible one: so far and farther count as one distance
 
 
-def distance_to_visible(visible: Tensor, farthest: int) -> Tensor:
+def distance_to_visible(visible: Tensor, farthest: int = FARTHEST) -> Tensor:
     """
     Frames from each frame to the nearest visible one of its clip: 0 at visible frames, at most `farthest`, which is
     also the distance to nothing, in a clip without visible frames.

@@ -4,6 +4,8 @@ encoders.py         what is evaluated: a checkpoint, the same network untrained,
 frozen_features.py  hidden states of clips, computed once and kept on disk
 rows.py             features of chosen frames, or means over clips, from every layer
 alignment.py        phones of a clip in time, and at the centres of frames
+phone_information.py what posteriors over clusters know of phones
+hidden_frames.py    that, of predictions, by distance to the nearest visible frame
 bimodality.py       the dip test, and two Gaussians: has a sample one mode or two?
 probes/             tasks, classifiers and results of `training/probe.py`
 superb/             tasks, labels, heads, their training and results of `training/superb.py`

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from training.common.figures import draw_entropy, save
-from training.pretraining.hidden_frames import FARTHEST
+from training.data.masking import FARTHEST
 from training.pretraining.monitoring import HISTORY, read_history
 
 

@@ -7,11 +7,10 @@ import torch
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
 from sjepa_hf.modeling_sjepa_pretraining import soft_target_divergence
-from training.data.masking import distance_to_visible
+from training.data.masking import FARTHEST, distance_to_visible
 from training.pretraining.arguments import RunArguments
 
 
-FARTHEST = 5  # frames: so far and farther count as one distance
 PRIOR_FRAMES = 200  # as so many frames do the mixture's weights count in the mean of a clip
 FEWEST_STEPS = 1000  # of a phase after its warm-up, before a warning: until then nobody knows more than a clip's mean
 LINES = 10  # of metrics that the warning looks at together: one micro-batch is too noisy
@@ -53,7 +52,7 @@ def hidden_frame_metrics(
             soft_target_divergence(guesses.log()[positions // frames], hidden),
         ]
     ).float()  # [2, N]
-    distances = distance_to_visible(visible, FARTHEST).flatten()[positions]
+    distances = distance_to_visible(visible).flatten()[positions]
     at = (distances[:, None] == torch.arange(1, FARTHEST + 1, device=distances.device)).float()  # [N, distances]
     means = torch.cat([found.mean(1, keepdim=True), found @ at / at.sum(0)], dim=1)
     (masked, *by_distance), (guess, *guess_by_distance) = means.tolist()
@@ -97,7 +96,7 @@ class ClipMeanWatch:
             return None
         self._next = 2 * step
         return (
-            f"at hidden frames the prediction knows nothing of what is said: over the last {LINES} lines its KL lies"
-            f" {-sum(self._gains) / LINES:.2f} nats above that of the clip's mean guess (clip_mean_kl), which knows"
-            " voice and channel alone"
+            f"at hidden frames the prediction shows no knowledge of what is said: over the last {LINES} lines its KL"
+            f" lies {-sum(self._gains) / LINES:.2f} nats above that of the clip's mean guess (clip_mean_kl), which"
+            " knows voice and channel alone"
         )

@@ -1,0 +1,68 @@
+"""Knowledge at hidden frames, of a predictor of which it is known."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers.modeling_outputs import ModelOutput
+
+from sjepa_hf import DiagonalGaussianMixture
+from sjepa_hf.frames import frame_lengths
+from training.data.masking import SpanMask, distance_to_visible
+from training.evaluation import hidden_frames
+from training.evaluation.hidden_frames import TARGETS, hidden_frame_table, knowledge_at_hidden_frames
+
+
+PHONES = torch.tensor([0, 1, 1, 0, 1] * 8)  # of 40 frames
+
+
+class Neighbour:
+    """Says the phone at visible frames and those beside them, and nothing at others. 45 frames, 40 with a phone."""
+
+    device, config = torch.device("cpu"), SimpleNamespace(num_frames=frame_lengths)
+
+    def __init__(self, num_features):
+        self.mixture = DiagonalGaussianMixture(2, num_features)
+        self.mixture.means.copy_(torch.randn(2, num_features))
+
+    def __call__(self, audio, mask_time_indices=None):
+        if mask_time_indices is None:
+            mask_time_indices = torch.zeros(1, 45, dtype=torch.bool)
+        said = torch.nn.functional.one_hot(torch.cat([PHONES, PHONES[:5]]), 2) * 100.0
+        return ModelOutput(logits=said * (distance_to_visible(~mask_time_indices) < 2)[..., None])
+
+
+@pytest.fixture
+def table():
+    samples = np.random.default_rng(0).normal(size=400 + 44 * 320).astype(np.float32)
+
+    def measure(num_features=39):
+        torch.manual_seed(0)
+        clips = [{"input_values": samples}]
+        rows = knowledge_at_hidden_frames(Neighbour(num_features), clips, [PHONES], 2, SpanMask(0.6, 12), "mfcc", 0)
+        return {row["distance"]: row for row in rows}, rows
+
+    return measure
+
+
+def test_information_is_that_of_a_predictor_that_reads_its_neighbour(table):
+    found, rows = table()
+    assert list(found) == ["1", "2", "3", "4", "5 or more", "nothing hidden", TARGETS]
+    for name in ("1", "nothing hidden"):
+        assert found[name]["soft"] == pytest.approx(1) and found[name]["hard"] == pytest.approx(1)
+    for name in ("2", "3", "4", "5 or more"):
+        assert found[name]["soft"] == pytest.approx(0, abs=1e-9)
+        assert 0 <= found[name]["kl"] <= np.log(2) + 1e-6 < found["1"]["kl"], "a uniform guess against a certain one"
+    assert found[TARGETS]["kl"] == 0 and 0 <= found[TARGETS]["soft"] < 1
+    assert found["nothing hidden"]["frames"] == found[TARGETS]["frames"] == 40
+    masks = SpanMask(0.6, 12)(torch.full((hidden_frames.DRAWS,), 45), 45, torch.Generator().manual_seed(0))
+    assert sum(found[name]["frames"] for name in list(found)[:5]) == masks[:, :40].sum(), "none without a phone"
+    assert hidden_frame_table(rows).count("\n") == 1 + len(rows)
+
+
+def test_targets_of_phase_2_are_not_in_the_checkpoint(table):
+    found, rows = table(num_features=48)
+    assert TARGETS not in found and {row["kl"] for row in rows} == {None}
+    assert found["1"]["soft"] == pytest.approx(1)
+    assert hidden_frame_table(rows).endswith("|  |")

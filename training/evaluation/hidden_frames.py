@@ -1,0 +1,87 @@
+"""Hidden frames: what the prediction knows of the phone there, by distance to the nearest visible frame."""
+
+import torch
+from tqdm.auto import tqdm
+
+from sjepa_hf import SJepaForPreTraining
+from sjepa_hf.modeling_sjepa_pretraining import soft_target_divergence
+from training.data.labelled import LabelledClips
+from training.data.masking import FARTHEST, SpanMask, distance_to_visible
+from training.evaluation.phone_information import JointCounts
+from training.targets.frame_features import FRAME_FEATURES
+
+
+DRAWS = 10  # masks of each clip
+TARGETS = "targets themselves"
+
+
+@torch.inference_mode()
+def knowledge_at_hidden_frames(
+    model: SJepaForPreTraining,
+    clips: LabelledClips,
+    phones: list[torch.Tensor],
+    num_phones: int,
+    mask: SpanMask,
+    frame_features: str,
+    seed: int,
+) -> list[dict]:
+    """
+    Phone information of the prediction (a share of the phones' entropy), and its KL in nats from the targets.
+
+    Args:
+        model: a pretraining checkpoint, on its device.
+        clips: those that are aligned.
+        phones: for each clip the numbers of its frames' phones, integers `(<= num_frames,)`; later frames are not
+            counted.
+        num_phones: how many there are.
+        mask: how frames are hidden, `DRAWS` times in each clip.
+        frame_features: what the mixture of phase 1 is over. A mixture of another size is one of phase 2, whose targets
+            are not in the checkpoint: then there is neither KL nor the row of the targets.
+        seed: of the masks.
+
+    Returns:
+        A row for each distance that occurs (`frames`, `soft`, `hard`, `kl` or None), one for visible frames where
+        nothing is masked, and one for the targets themselves.
+    """
+    device, components = model.device, model.mixture.num_components
+    features = FRAME_FEATURES[frame_features]().to(device)
+    has_targets = features.num_features == model.mixture.num_features
+    names = [*(f"{d}{' or more' if d == FARTHEST else ''}" for d in range(1, FARTHEST + 1)), "nothing hidden", TARGETS]
+    counts = {name: JointCounts(num_phones, components) for name in names}
+    divergences, generator = dict.fromkeys(names, 0.0), torch.Generator().manual_seed(seed)
+    for index in tqdm(range(len(phones)), desc="hidden frames", leave=False, disable=None):
+        audio, said = torch.from_numpy(clips[index]["input_values"])[None].to(device), phones[index]
+        count = model.config.num_frames(audio.shape[1])
+        real = torch.arange(count) < len(said)
+        targets = None
+        if has_targets:
+            length = torch.tensor([audio.shape[1]], device=device)
+            targets = model.mixture.posterior(features(audio, length)[0]).float().cpu()
+            counts[TARGETS].add(said, targets[real])
+        logits = model(audio).logits[0].float().cpu()
+        found = [("nothing hidden", logits, real)]
+        masks = mask(torch.full((DRAWS,), count), count, generator)
+        distances = distance_to_visible(~masks)
+        for hidden, distance in zip(masks, distances, strict=True):
+            logits = model(audio, mask_time_indices=hidden[None].to(device)).logits[0].float().cpu()
+            found += [(name, logits, (distance == d) & real) for d, name in enumerate(names[:FARTHEST], 1)]
+        for name, logits, chosen in found:
+            counts[name].add(said[chosen[: len(said)]], logits[chosen].softmax(-1))
+            if has_targets:
+                divergences[name] += soft_target_divergence(logits[chosen], targets[chosen]).sum().item()
+    rows = []
+    for name, table in counts.items():
+        if frames := int(table.hard.sum()):
+            result = table.result()
+            kl = divergences[name] / frames if has_targets else None
+            rows.append({"distance": name, "frames": frames, "soft": result.soft, "hard": result.hard, "kl": kl})
+    return rows
+
+
+def hidden_frame_table(rows: list[dict]) -> str:
+    """Markdown."""
+    lines = ["| distance to the nearest visible frame | frames | soft | hard | KL, nats |", "|---|---|---|---|---|"]
+    for row in rows:
+        kl = "" if row["kl"] is None else f"{row['kl']:.2f}"
+        lines.append(f"| {row['distance']} | {row['frames']:,} | {row['soft']:.3f} | {row['hard']:.3f} | {kl} |")
+    return "\n".join(lines)
