@@ -97,9 +97,10 @@ class DiagonalGaussianMixture(Float32Buffers):
     @torch.no_grad()
     def log_likelihoods(self, features: torch.Tensor) -> torch.Tensor:
         """`log N(x_n; mu_k, s2_k)` in nats for features `(N, num_features)`, weights apart: `(N, num_components)`."""
-        return self.log_joint(features).sub_(self._log_weights())
+        return self.log_joint(features).sub_(self.log_weights())
 
-    def _log_weights(self) -> torch.Tensor:
+    def log_weights(self) -> torch.Tensor:
+        """`log pi_k`, `(num_components,)`."""
         return self.weights.clamp_min(torch.finfo(torch.float32).tiny).log()
 
     def _offsets(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -118,7 +119,7 @@ class DiagonalGaussianMixture(Float32Buffers):
     def _scores(self, moments: torch.Tensor) -> torch.Tensor:
         offsets, precisions, shared = self._offsets()
         scaled = offsets * precisions
-        constants = self._log_weights() - 0.5 * (self.variances.log().sum(1) + (offsets * scaled).sum(1))
+        constants = self.log_weights() - 0.5 * (self.variances.log().sum(1) + (offsets * scaled).sum(1))
         coefficients = torch.cat([scaled, 0.5 * (shared - precisions)], dim=1)  # [K, 2D]
         return torch.addmm(constants, moments, coefficients.T)  # [N, K]
 

@@ -4,7 +4,9 @@
 
 For every way to aim training (the frame features of phase 1; each layer, plain and normalised by clip, and the mean of
 all layers normalised by clip, as phase 2 would see them) a mixture is fitted to frames of `--train_data`, as training
-fits it. Its posteriors on the aligned clips then give, in one table,
+fits it. The mixtures of frame features are looked at under whole clips too, their components being the states of a
+hidden Markov model whose transitions are counted on `--train_data` ("given the clip"), then re-estimated twice by
+Baum-Welch. The posteriors on the aligned clips give, in one table,
 
 soft, hard   mutual information of component and phone as a share of the phones' entropy, from posteriors as they are
              and from their largest component alone (0: nothing, 1: all);
@@ -19,6 +21,7 @@ import json
 import logging
 import sys
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -29,21 +32,25 @@ from tqdm.auto import tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from sjepa_hf.command import command
-from sjepa_hf.frames import SAMPLING_RATE
+from sjepa_hf.frames import SAMPLING_RATE, frame_lengths
 from sjepa_hf.opening import open_sjepa
 from sjepa_hf.saving import write_text_aside
 from training.common.command_line import parse_dataclasses
 from training.common.progress import Heartbeat
+from training.data.batches import to_device
 from training.data.labelled import LabelledClips, open_labelled
 from training.evaluation.phone_information import Information, JointCounts, number_phones
 from training.evaluation.rows import readable_clips
 from training.targets.frame_features import FRAME_FEATURES, num_features
+from training.targets.hmm_targets import HmmTargets
 from training.targets.layer_choice import LayerChoice
 from training.targets.sampling import sample_frames
 from training.targets.targets import MfccTargets, OnlineTargets, fit_mixture
 
 
 logger = logging.getLogger(__name__)
+
+BAUM_WELCH = 2  # rounds after which targets under whole clips are measured again
 
 
 @dataclass
@@ -87,6 +94,16 @@ def random_batches(clips: LabelledClips, seed: int):
         example = clips[index]
         if example is not None:
             yield batch_of(example["input_values"], draw=seed + index)
+
+
+def some_batches(clips: LabelledClips, num_frames: int, seed: int):
+    """Batches of `random_batches` until they hold `num_frames` frames."""
+    held = 0
+    for batch in random_batches(clips, seed):
+        yield batch
+        held += int(frame_lengths(batch["lengths"]).sum())
+        if held >= num_frames:
+            return
 
 
 class Candidate(NamedTuple):
@@ -139,15 +156,32 @@ def fitted_targets(
     return targets
 
 
+def under_whole_clips(targets: MfccTargets, clips: LabelledClips, arguments: InformationArguments):
+    """Targets given the clip and what to call them: transitions counted, then after `BAUM_WELCH` rounds."""
+    device, found = targets.mixture.means.device, HmmTargets(targets)
+
+    def batches():
+        for batch in some_batches(clips, arguments.frames, arguments.seed):
+            yield to_device(batch, device)
+
+    found.count(batches())
+    yield "given the clip", found
+    for _ in range(BAUM_WELCH):
+        found.baum_welch(batches())
+    yield f"given the clip, {BAUM_WELCH} rounds", found
+
+
 def measure(
-    targets: MfccTargets | OnlineTargets, clips: LabelledClips, phones: list[torch.Tensor], num_phones: int
+    targets: MfccTargets | OnlineTargets | HmmTargets,
+    clips: LabelledClips,
+    phones: list[torch.Tensor],
+    num_phones: int,
 ) -> Information:
     """Information of the targets on aligned clips, whose frames' phones are given as integers `(num_frames,)`."""
     counts = JointCounts(num_phones, targets.mixture.num_components)
     device = targets.mixture.means.device
     for index, expected in enumerate(phones):
-        batch = batch_of(clips[index]["input_values"], draw=0)
-        batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
+        batch = to_device(batch_of(clips[index]["input_values"], draw=0), device)
         counts.add(expected, targets.posteriors(batch)[0, : len(expected)])
     return counts.result()
 
@@ -179,8 +213,13 @@ def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat |
             heartbeat.doing = f"{components} components, {candidate.name}"
             bar.set_description(heartbeat.doing)
             targets = fitted_targets(candidate, encoder, components, unlabelled, arguments)
-            found = measure(targets, aligned, phones, len(known))
-            rows.append({"targets": candidate.name, "components": components, **found._asdict()})
+            kinds = [(candidate.name, targets)]
+            if candidate.frame_features is not None:
+                clipwise = under_whole_clips(targets, unlabelled, arguments)
+                kinds = chain(kinds, ((f"{candidate.name}, {ending}", found) for ending, found in clipwise))
+            for name, kind in kinds:
+                found = measure(kind, aligned, phones, len(known))
+                rows.append({"targets": name, "components": components, **found._asdict()})
     return rows
 
 

@@ -33,8 +33,12 @@ def test_every_kind_of_target_is_measured(aligned, make_config, tmp_path, capsys
     main([*command, "--dims", "0", "4", "--frames", "400", "--output", str(tmp_path / "deep" / "found.json")])
     rows = json.loads((tmp_path / "deep" / "found.json").read_text())["rows"]
     layers = make_config("log_mel").num_hidden_layers
-    assert [row["targets"] for row in rows] == [c.name for c in candidates(layers, [0, 4])]
-    assert len(rows) == 3 + 2 * (2 * layers + 1)
+    kinds = ("", ", given the clip", ", given the clip, 2 rounds")
+    expected = [
+        c.name + kind for c in candidates(layers, [0, 4]) for kind in (kinds if c.frame_features else kinds[:1])
+    ]
+    assert [row["targets"] for row in rows] == expected
+    assert len(rows) == 3 * 3 + 2 * (2 * layers + 1)
     found = {row["targets"]: row for row in rows}
     assert found["mfcc"]["hard"] > 0.7, "two tones are told apart"
     assert all(0 < row["hard"] < 1.001 and 1 <= row["components_used"] <= 6 for row in rows)
