@@ -1,4 +1,4 @@
-"""Analyze a pretraining checkpoint: entropy, an utterance in time, effective rank, hidden frames.
+"""Analyze a checkpoint: entropy, an utterance in time, effective rank, hidden frames.
 
     python -m training.analyze runs/mine/final --data test/ --output analysis
     python -m training.analyze runs/mine/final --data aligned/ --utterance LJ001-0002.opus --only utterance \
