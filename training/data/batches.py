@@ -6,7 +6,8 @@ into batches. Every batch says where its reader goes on after it, so a resumed r
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from typing import NamedTuple
 
@@ -18,10 +19,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 from sjepa_hf.frames import SAMPLING_RATE, frame_lengths
 from training.data.bad_audio import BadAudioError
 from training.data.clips import Clip
+from training.data.handover import Handover
 from training.data.masking import PUBLISHED_MASK, Mask
 from training.data.noise import Noise
 from training.data.order import BUCKET, CROP, DRAW, MASK, NOISE, ClipIndex, ClipStream, DataPosition, Position
 from training.data.waveforms import BadAudio, check_samples
+from training.data.workers import SAMPLE_BYTES
 
 
 logger = logging.getLogger(__name__)
@@ -80,22 +83,26 @@ def collate(clips: list[np.ndarray], mask: Mask, generator: torch.Generator) -> 
         `masked_positions` and `visible_positions`, int64, the ascending flat indices `clip * num_frames + frame` of
         masked and of visible real frames, and `longest_visible`, the most visible frames of any clip.
     """
-    lengths = torch.tensor([len(clip) for clip in clips])
-    input_values = np.empty((len(clips), int(lengths.max())), dtype=np.float32)  # [B, S]
-    for row, clip in zip(input_values, clips):
+    input_values = torch.empty(len(clips), max(map(len, clips)))  # [B, S]
+    for row, clip in zip(input_values.numpy(), clips):
         row[: len(clip)], row[len(clip) :] = clip, 0.0
+    return with_masks(input_values, torch.tensor([len(clip) for clip in clips]), mask, generator)
+
+
+def with_masks(input_values: Tensor, lengths: Tensor, mask: Mask, generator: torch.Generator) -> dict[str, Tensor]:
+    """What [`collate`] returns, of clips that are padded already."""
     frames = frame_lengths(lengths)
     num_frames = int(frames.max())
     masked = mask(frames, num_frames, generator)  # [B, T]
-    real = torch.arange(num_frames) < frames[:, None]
+    visible = (torch.arange(num_frames) < frames[:, None]) & ~masked
     return {
-        "input_values": torch.from_numpy(input_values),
+        "input_values": input_values,
         "attention_mask": attention_mask(lengths),
         "lengths": lengths,
         "mask_time_indices": masked,
         "masked_positions": masked.flatten().nonzero()[:, 0],
-        "visible_positions": (real & ~masked).flatten().nonzero()[:, 0],
-        "longest_visible": int((real & ~masked).sum(1).max()),
+        "visible_positions": visible.flatten().nonzero()[:, 0],
+        "longest_visible": int(visible.sum(1).max()),
     }
 
 
@@ -133,6 +140,9 @@ class BatchStream(IterableDataset):
         cache_gb: GiB per worker for decoded clips.
         mask: draws the masks of a batch.
         noise: what augmentation may add; None gives none.
+
+    Attributes:
+        handover: what workers send their batches through; None: as torch does it.
 
     Yields:
         The tensors of `collate` and, with noise, of `Noise.for_batch`; `seconds` of real audio; `skipped`, the
@@ -175,7 +185,14 @@ class BatchStream(IterableDataset):
         self.cache = _ClipCache(cache_gb) if cache_gb > 0 else None
         self.mask = mask
         self.noise = noise
+        self.handover: Handover | None = None
         self._lengths: np.ndarray | None = None  # of clips whose header had to be read, by number; 0: not yet
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes that the tensors of a batch may take, unless its clips are extremely short."""
+        sample = SAMPLE_BYTES + (4 * self.noise.share if self.noise else 0)
+        return round(self.max_batch * sample) + 4 * self.max_samples
 
     def __iter__(self) -> Iterator[dict]:
         info = get_worker_info()
@@ -186,6 +203,9 @@ class BatchStream(IterableDataset):
         at = Position(epoch=self.corpus.first_epoch)
         if self.position:
             at = self.position.positions.get(reader, at)
+        room, pack = torch.empty, dict
+        if info and self.handover:
+            room, pack = partial(self.handover.room, worker), partial(self.handover.pack, worker)
         self._lengths = None
         skipped: list[tuple[str, str]] = []
         unusable = Counter()  # since the last usable clip
@@ -205,12 +225,13 @@ class BatchStream(IterableDataset):
                 for number, planned in enumerate(batches):
                     if number < at.batch:
                         continue
-                    read, bad = self._read(planned, epoch)
+                    input_values, lengths, bad = self._read(planned, epoch, room)
                     skipped += bad
                     unusable.update(reason for _, reason in bad)
-                    if read:
-                        batch, bad = self._batch(read, at._replace(batch=number), reader)
-                        yield batch | {"skipped": skipped + bad}
+                    if len(lengths):
+                        batch, bad = self._batch(input_values, lengths, at._replace(batch=number), reader)
+                        batch["skipped"] = skipped + bad
+                        yield pack(batch)
                         usable, skipped, unusable = True, [], Counter()
                 at = Position(epoch, at.section + 1, 0, cursor)
             if not usable:
@@ -240,17 +261,19 @@ class BatchStream(IterableDataset):
         lengths = np.array([min(clip.length, self.max_samples) for clip in planned], dtype=np.int64)
         return [[planned[i] for i in batch] for batch in cut_batches(lengths, self.max_batch, rng)], skipped
 
-    def _batch(self, clips: list[np.ndarray], at: Position, reader: int) -> tuple[dict, list[tuple[str, str]]]:
+    def _batch(
+        self, input_values: Tensor, lengths: Tensor, at: Position, reader: int
+    ) -> tuple[dict, list[tuple[str, str]]]:
         """What is yielded but for `skipped`, and name and reason of unusable noise."""
         place = (at.epoch, at.section, at.batch, reader)
         generator = torch.Generator().manual_seed(_random_state(self.seed, MASK, *place))
         noise, bad = {}, []
         if self.noise is not None:
             rng = np.random.default_rng([self.seed, NOISE, *place])
-            noise, bad = self.noise.for_batch(len(clips), max(map(len, clips)), rng)
-        batch = collate(clips, self.mask, generator) | noise
+            noise, bad = self.noise.for_batch(*input_values.shape, rng)
+        batch = with_masks(input_values, lengths, self.mask, generator) | noise
         return batch | {
-            "seconds": sum(map(len, clips)) / SAMPLING_RATE,
+            "seconds": int(lengths.sum()) / SAMPLING_RATE,
             "reader": reader,
             "position": at._replace(batch=at.batch + 1),
             "draw": _random_state(self.seed, DRAW, *place) >> 1,  # fits into a signed integer
@@ -271,15 +294,23 @@ class BatchStream(IterableDataset):
     def _clip(self, planned: _Planned) -> Clip:
         return planned.clip or self.corpus.get(planned.item)
 
-    def _read(self, batch: list[_Planned], epoch: int) -> tuple[list[np.ndarray], list[tuple[str, str]]]:
-        """Decode the clips of a batch; returns the good ones, and name and reason of the bad ones."""
-        clips, bad = [], []
+    def _read(
+        self, batch: list[_Planned], epoch: int, room: Callable[[int, int], Tensor]
+    ) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+        """Decode the clips of a batch: the good ones, padded, and their lengths; name and reason of the bad ones."""
+        memory = room(len(batch), max(min(planned.length, self.max_samples) for planned in batch))
+        rows, lengths, bad = memory.numpy(), [], []
         for planned in batch:
             try:
-                clips.append(self._decode(planned, [self.seed, CROP, epoch, planned.key]))
+                clip = self._decode(planned, [self.seed, CROP, epoch, planned.key])
             except BadAudio as error:
                 bad.append((self._clip(planned).name, error.reason))
-        return clips, bad
+                continue
+            row = rows[len(lengths)]
+            row[: len(clip)], row[len(clip) :] = clip, 0.0
+            lengths.append(len(clip))
+        # A copy only where all clips are shorter than their headers say.
+        return memory[: len(lengths), : max(lengths, default=0)].contiguous(), torch.tensor(lengths), bad
 
     def _decode(self, planned: _Planned, seed: list[int]) -> np.ndarray:
         limit = min(planned.length, self.max_samples)  # headers can promise less than comes

@@ -15,10 +15,12 @@ import fsspec.asyn
 import torch
 from torch.utils.data import DataLoader
 
+from sjepa_hf.command import first_line
 from sjepa_hf.frames import MIN_SAMPLES, SAMPLING_RATE
 from training.common.ranges import check_ranges
 from training.data.batches import BatchStream
 from training.data.clips import Source
+from training.data.handover import Handover
 from training.data.identity import identity
 from training.data.masking import PUBLISHED_MASK, Mask
 from training.data.noise import Noise
@@ -140,6 +142,28 @@ def open_sources(args: DataArguments) -> list[Source]:
         if hasattr(source.dataset, "__len__") and not len(source.dataset):
             raise ValueError(f"train_data '{source.name}' holds no clip.")
     return sources
+
+
+class BatchLoader(DataLoader):
+    """A `DataLoader` of a `BatchStream`, whose workers ignore signals from the beginning and send through slots."""
+
+    def __iter__(self) -> Iterator[dict]:
+        handover = None
+        if self.num_workers:
+            try:
+                handover = Handover(self.num_workers, self.dataset.batch_bytes, self.pin_memory)
+            except RuntimeError as error:  # shared memory may still suffice for one batch after another
+                logger.info("No shared memory is kept for batches: %s.", first_line(error))
+        self.dataset.handover = handover
+        # A new process begins with its parent's mask: what comes while one starts is held back until it ignores it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_BY_WORKERS)
+        try:
+            batches = super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            self.dataset.handover = None
+        batches.handover = handover  # which lives as long as they do: each pass has its own
+        return batches
 
 
 def reading_settings(
@@ -265,7 +289,7 @@ def build_loader(
         mask=mask,
         noise=noise,
     )
-    return DataLoader(
+    return BatchLoader(
         batches,
         batch_size=None,
         collate_fn=_as_is,
@@ -278,18 +302,6 @@ def build_loader(
 
 def _as_is(batch: dict) -> dict:
     return batch
-
-
-def start_reading(loader: torch.utils.data.DataLoader) -> Iterator[dict]:
-    """
-    `iter(loader)`. Signals that come while its workers start are held back from them until they ignore them: a new
-    process begins with its parent's mask.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_BY_WORKERS)
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(worker: int) -> None:

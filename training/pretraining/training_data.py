@@ -17,7 +17,7 @@ from training.common.processes import Meeting
 from training.common.seeds import Purpose, seed_for
 from training.data.bad_audio import BadAudioError, BadAudioMonitor
 from training.data.batches import BatchStream
-from training.data.loader import build_loader, open_sources, start_reading
+from training.data.loader import build_loader, open_sources
 from training.data.noise import open_noise
 from training.data.order import DataPosition
 from training.data.workers import SAMPLE_BYTES, Patience, check_shared_memory, end_stopped, one_has_died, why_died
@@ -110,7 +110,7 @@ class Reading:
             return
         if self._loader.num_workers:
             self._loader.timeout = POLL
-        self._batches = start_reading(self._loader)
+        self._batches = iter(self._loader)
         # torch would raise the death of a worker anywhere in a step; without this, where batches are read.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if self._loader.num_workers:

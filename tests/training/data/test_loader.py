@@ -21,7 +21,7 @@ from transformers import HfArgumentParser
 import training.data.sources
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.bad_audio import BadAudioMonitor
-from training.data.loader import DataArguments, build_loader, start_reading
+from training.data.loader import DataArguments, build_loader
 from training.data.masking import SpanMask
 from training.data.order import DataPosition
 from training.data.waveforms import read_audio
@@ -211,7 +211,7 @@ def test_a_signal_that_comes_while_workers_start_does_not_end_them(tmp_path, mon
         write_clip(tmp_path / f"{number}.wav", number + 1)
     loader = build_loader(DataArguments([str(tmp_path)], num_workers=2), max_epochs=1)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: time.sleep(0.5))  # a worker's first act
-    batches = start_reading(loader)
+    batches = iter(loader)
     for worker in batches._workers:
         os.kill(worker.pid, signal.SIGTERM)
     assert sum(len(batch["lengths"]) for batch in batches) == 8

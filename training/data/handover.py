@@ -1,0 +1,110 @@
+"""Handover of batches from workers to the process that trains, through shared memory that is used again and again.
+
+torch gives each tensor of each batch shared memory of its own. The system clears that anew, page by page, and both
+processes open and map it: more work than reading the WAV files that fill it.
+"""
+
+import itertools
+import math
+import weakref
+
+import torch
+from torch import Tensor
+
+from training.data.workers import AHEAD
+
+
+ALIGNED = 64  # bytes
+Slot = tuple[int, int]  # worker, number
+Place = tuple[int, torch.dtype, torch.Size]  # first byte in the slot
+
+
+class Handover:
+    """
+    Slots in shared memory, two for each worker. One is filled by its worker, travels by its number, and is free again
+    when the batch has been copied out of it. Make it before the workers start, and keep it as long as they run.
+
+    Args:
+        num_workers: of one pass over the data.
+        num_bytes: of the tensors of a batch. Those of a larger one are sent as torch does it.
+        pin_memory: copy into memory that a GPU reads by itself.
+
+    Raises:
+        RuntimeError: if there is too little shared memory.
+    """
+
+    def __init__(self, num_workers: int, num_bytes: int, pin_memory: bool = False):
+        size = _aligned(num_bytes)
+        memory = torch.UntypedStorage._new_shared(num_workers * AHEAD * size)
+        self._slots = torch.empty(0, dtype=torch.uint8).set_(memory, 0, (num_workers, AHEAD, size))
+        self._in_use = torch.zeros(num_workers, AHEAD, dtype=torch.bool).share_memory_()
+        self._number, self._pin_memory = next(_numbers), pin_memory
+        _open[self._number] = self
+
+    def room(self, worker: int, *shape: int) -> Tensor:
+        """Memory for the waveforms of a worker's next batch, float32: in a slot, if one is free and large enough."""
+        free = self._free(worker)
+        if free is None or 4 * math.prod(shape) > self._slots.shape[2]:
+            return torch.empty(shape)
+        return self._tensor(free, 0, torch.float32, torch.Size(shape))
+
+    def pack(self, worker: int, batch: dict) -> "Parcel | dict":
+        """A worker's batch as it is sent; the other side gets a dict of its own. Waveforms come first in it."""
+        places, end = {}, 0
+        for name, value in batch.items():
+            if torch.is_tensor(value):
+                places[name] = end, value.dtype, value.shape
+                end += _aligned(value.nbytes)
+        slot = self._slot_of(batch["input_values"]) or self._free(worker)
+        if slot is None or end > self._slots.shape[2]:
+            return batch
+        self._in_use[slot] = True
+        for name, place in places.items():
+            target = self._tensor(slot, *place)
+            if target.data_ptr() != batch[name].data_ptr():
+                target.copy_(batch[name])
+        return Parcel(self._number, slot, places, {name: batch[name] for name in batch if name not in places})
+
+    def unpack(self, slot: Slot, places: dict[str, Place], rest: dict) -> dict:
+        """The batch in a slot, which is free then."""
+        tensors = {
+            name: torch.empty(place[2], dtype=place[1], pin_memory=self._pin_memory) for name, place in places.items()
+        }
+        for name, place in places.items():
+            tensors[name].copy_(self._tensor(slot, *place))
+        self._in_use[slot] = False
+        return tensors | rest
+
+    def _free(self, worker: int) -> Slot | None:
+        return next(((worker, number) for number in range(AHEAD) if not self._in_use[worker, number]), None)
+
+    def _slot_of(self, tensor: Tensor) -> Slot | None:
+        """The slot that a tensor from `room` lies in."""
+        number = (tensor.data_ptr() - self._slots.data_ptr()) // self._slots.shape[2]
+        return divmod(number, AHEAD) if 0 <= number < self._in_use.numel() else None
+
+    def _tensor(self, slot: Slot, start: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+        return self._slots[slot][start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+
+
+class Parcel:
+    """A batch in a slot. Unpickled by the process that has made the handover, it is the batch itself."""
+
+    def __init__(self, handover: int, slot: Slot, places: dict[str, Place], rest: dict):
+        self._content = handover, slot, places, rest
+
+    def __reduce__(self):
+        return _unpack, self._content
+
+
+_numbers = itertools.count()
+_open: weakref.WeakValueDictionary[int, Handover] = weakref.WeakValueDictionary()
+
+
+def _unpack(handover: int, *content) -> dict | None:
+    found = _open.get(handover)
+    return None if found is None else found.unpack(*content)  # None: nobody waits for it any more
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNED) * ALIGNED
