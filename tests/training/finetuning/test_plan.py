@@ -11,7 +11,7 @@ def test_the_plan_is_told_and_a_dry_run_stops_there(checkpoint, mine, tmp_path, 
         r"27,767 of 27,895 parameters are trained, on cpu",
         "30 steps of 8 clips, 3 an epoch (10.0 epochs)",
         "of a batch is padding",
-        "Evaluation every 8 steps",
+        "Evaluation every 25 steps",
         f"{tmp_path}/out/final",
         "nothing is trained",
     ):
