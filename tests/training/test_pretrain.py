@@ -155,7 +155,7 @@ def test_a_compiled_run_trains_alike(finished, noise, tmp_path, monkeypatch):
 
     def compile_without_a_backend(function, **options):
         compiled.append(options)
-        return torch_compile(function, backend="aot_eager", **options)
+        return torch_compile(function, backend="eager", **options)
 
     monkeypatch.setattr(torch, "compile", compile_without_a_backend)
     pretrain.main(command(noise, tmp_path, "--torch_compile", "true"))
