@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from transformers import AutoFeatureExtractor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
+from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.clusters import draw_clusters, order_clusters
 from sjepa_hf.command import command
 from sjepa_hf.frames import SAMPLING_RATE, WINDOW, frame_centres
@@ -113,9 +113,9 @@ class Utterance(NamedTuple):
     phone_ends: np.ndarray | None = None
 
 
-def open_predictor(checkpoint: str, device: str) -> tuple[Predictor, np.ndarray]:
+def open_head(checkpoint: str, device: str) -> SJepaForPreTraining:
     """
-    The cluster head's posteriors over an unmasked clip, and the clusters' order (`sjepa_hf.clusters.order_clusters`).
+    The model of pretraining, on a device and without dropout.
 
     Raises:
         ValueError: if the checkpoint cannot be opened or holds no pretraining head.
@@ -126,13 +126,22 @@ def open_predictor(checkpoint: str, device: str) -> tuple[Predictor, np.ndarray]
             f"{checkpoint} holds no S-JEPA pretraining head, which entropy and utterance need: give a checkpoint of"
             " pretraining, or measure ranks alone with --only rank."
         )
+    return model.eval().to(device)
+
+
+def predictor_of(model: SJepaForPreTraining, checkpoint: str) -> tuple[Predictor, np.ndarray]:
+    """
+    The cluster head's posteriors over an unmasked clip, and the clusters' order (`sjepa_hf.clusters.order_clusters`).
+
+    Raises:
+        ValueError: if the checkpoint's feature extractor cannot be opened.
+    """
     extractor = open_pretrained(AutoFeatureExtractor, checkpoint)
-    model.eval().to(device)
 
     @torch.inference_mode()
     def predict(samples: np.ndarray) -> np.ndarray:
         inputs = extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_values
-        return model(inputs.to(device)).logits[0].float().softmax(-1).cpu().numpy()
+        return model(inputs.to(model.device)).logits[0].float().softmax(-1).cpu().numpy()
 
     return predict, order_clusters(model.mixture.means)
 
@@ -367,8 +376,10 @@ def run(checkpoint: str, arguments: AnalysisArguments, directory: Path) -> dict:
     """
     chosen = arguments.only or [name for name in ANALYSES if name != "hidden" or arguments.phones]
     results = {"checkpoint": checkpoint, "data": list(arguments.data), "seed": arguments.seed}
-    device = default_device()
-    predict, places = (None, None) if chosen == ["rank"] else open_predictor(checkpoint, device)
+    model = predict = places = None
+    if chosen != ["rank"]:
+        model = open_head(checkpoint, default_device())
+        predict, places = predictor_of(model, checkpoint)
     labels = (arguments.transcript,) if arguments.transcript else ()
     labels += ("phones", "phone_ends") if arguments.phones else ()
     clips = open_labelled(arguments.data, (), optional=labels, audio_column=arguments.audio_column)
@@ -384,7 +395,7 @@ def run(checkpoint: str, arguments: AnalysisArguments, directory: Path) -> dict:
             checkpoint, clips, frame_counts, arguments.rank_frames, arguments.seed, directory / "rank.png"
         )
     if "hidden" in chosen:
-        model, mask = open_pretraining(checkpoint).eval().to(device), SpanMask(arguments.mask_prob)
+        mask = SpanMask(arguments.mask_prob)
         known, phones = number_phones(clips, frame_counts)
         results["hidden"] = knowledge_at_hidden_frames(
             model, clips, phones, len(known), mask, arguments.phase1_features, arguments.seed

@@ -9,7 +9,7 @@ from checkpoints import save
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining
 from sjepa_hf.measures import effective_rank
-from training.analyze import find_utterance, main, open_predictor
+from training.analyze import find_utterance, main, open_head
 from training.data.labelled import open_labelled
 
 
@@ -119,7 +119,7 @@ def test_what_cannot_work_gets_a_sentence(folder, model, tmp_path, options, mess
 
 def test_a_checkpoint_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="nowhere cannot be opened"):
-        open_predictor(str(tmp_path / "nowhere"), "cpu")
+        open_head(str(tmp_path / "nowhere"), "cpu")
 
 
 def test_utterances_by_number_name_and_file(folder, tmp_path):

@@ -38,9 +38,8 @@ def target_metrics(
     targets = targets.flatten(0, 1)[positions]
     predictions = output.logits.flatten(0, 1)[positions].float().softmax(-1)
     weights = mixture.weights
-    log_weights = weights.clamp_min(torch.finfo(torch.float32).tiny).log()
     figures = {
-        "baseline_kl": -(torch.special.entr(targets).sum(-1) + targets @ log_weights).mean(),
+        "baseline_kl": -(torch.special.entr(targets).sum(-1) + targets @ mixture.log_weights()).mean(),
         "target_entropy_bits": entropy_bits(targets).mean(),
         "predictor_entropy_bits": entropy_bits(predictions).mean(),
         "target_perplexity": 2 ** entropy_bits(targets.mean(0)),
