@@ -407,8 +407,9 @@ def choose_precision(asked: str | None) -> str | None:
         return asked
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    # bf16 without matrix units is emulated, several times slower than fp32; with them (AMX) several times faster.
-    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "no"
+    # Without units for it bf16 is emulated, several times slower than fp32; with them it is faster (docs/measured.md).
+    able = torch.cpu.get_capabilities()
+    return "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "no"
 
 
 def check_model(arguments: Arguments, config: SJepaConfig) -> None:
