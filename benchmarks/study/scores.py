@@ -99,7 +99,7 @@ class Scorer:
     def _own_probe(self, checkpoints: list[Path], directory: Path) -> dict[str, dict[str, list[float]]]:
         found = defaultdict(dict)
         for task, (folder, how) in PROBES.items():
-            rows = manifest_rows(self.speech, folder, scored=True)
+            rows = manifest_rows(self.speech, folder, "test")
             for subject, scores in self._run_probe(checkpoints, directory, task, rows, how).items():
                 name = "untrained" if subject.startswith(UNTRAINED) else subject
                 found[name].setdefault(task, [score.value for score in scores])
