@@ -12,9 +12,9 @@ The encoder:
 Pretraining and fine-tuning:
     modeling_sjepa_pretraining.py   SJepaForPreTraining: predictor, cluster head, loss
     mixture.py                      the diagonal Gaussian mixture: posteriors, EM, running statistics
+    hmm.py                          its components as states of a hidden Markov model: posteriors given the whole clip
     modeling_sjepa_heads.py         SJepaForCTC and the classifiers of clips, frames and speakers
     auto_classes.py                 where `auto_map` points: with it the files named so far travel with a checkpoint
-    hmm.py                          a hidden Markov model of the mixture's components: posteriors given the whole clip
 
 What happens to checkpoints:
     saving.py                       the feature extractor beside the weights; nothing is left half-written

@@ -9,6 +9,7 @@ from .configuration_sjepa import SJepaConfig  # first: it says which transformer
 from .float32 import Float32Buffers  # noqa: F401  (an old transformers copies only the files that are named here)
 from .front_end import build_front_end  # noqa: F401
 from .gradient_checkpointing import CheckpointedLayer  # noqa: F401
+from .hmm import TransitionModel  # noqa: F401
 from .mixture import DiagonalGaussianMixture  # noqa: F401
 from .modeling_sjepa import SJepaModel
 from .modeling_sjepa_heads import (

@@ -38,6 +38,7 @@ MODEL_CODE = (
     "float32.py",
     "front_end.py",
     "gradient_checkpointing.py",
+    "hmm.py",
     "mixture.py",
     "modeling_sjepa.py",
     "modeling_sjepa_heads.py",
@@ -95,6 +96,7 @@ CHOICES = {
     "feat_extract_activation": tuple(ACT2FN),
     "predictor_positions": ("table", "convolution"),
 }
+MOST_STATES = 10**4  # of a hidden Markov model, whose transitions are the square of that
 LONGEST_LIST = 64  # convolutions, or time-delay layers
 LONGEST_WINDOW = 8000  # samples that a frame may read, and from one frame to the next: half a second
 
@@ -186,6 +188,9 @@ class SJepaConfig(PreTrainedConfig):
             the first phase where its loss is kept beside the online one. None by default.
         frozen_feature_size (`int`, *optional*, defaults to 39):
             Dimensions of the features that it models.
+        mixture_transitions (`bool`, *optional*, defaults to `False`):
+            Whether the components of both mixtures are states of a hidden Markov model, so that a target is the
+            posterior given the whole clip (our addition). Published: given the frame.
         ctc_loss_reduction (`str`, *optional*, defaults to `"mean"`):
             Reduction of the CTC loss.
         ctc_zero_infinity (`bool`, *optional*, defaults to `True`):
@@ -268,6 +273,7 @@ class SJepaConfig(PreTrainedConfig):
     mixture_feature_size: int | None = None
     num_frozen_components: int | None = None
     frozen_feature_size: int = 39
+    mixture_transitions: bool = False
     ctc_loss_reduction: str = "mean"
     ctc_zero_infinity: bool = True
     apply_spec_augment: bool = True
@@ -334,6 +340,13 @@ class SJepaConfig(PreTrainedConfig):
                 "`predictor_keeps_hidden` reads the encoder's output at hidden frames, but `encode_visible_only` makes"
                 " none there: choose one of the two."
             )
+        if self.mixture_transitions:
+            for name in ("num_mixture_components", "num_frozen_components"):
+                if (getattr(self, name) or 0) > MOST_STATES:
+                    raise ValueError(
+                        f"`{name}` is {getattr(self, name)}; with `mixture_transitions` it must lie between 2 and"
+                        f" {MOST_STATES:,}."
+                    )
         if self.num_labels < 1:
             raise ValueError(f"`num_labels` (entries of `id2label`) is {self.num_labels}; it must be at least 1.")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:

@@ -48,11 +48,14 @@ class ClipPosteriors(NamedTuple):
             Probability of each state at each frame given its whole clip: rows that sum to 1, zero in padding.
         log_likelihoods (`torch.Tensor` of shape `(batch_size,)`): of each clip, in nats; 0 for one without frames.
         statistics (`TransitionStatistics`, *optional*): the expected counts, if asked for.
+        scores (`torch.Tensor` of shape `(batch_size, sequence_length, num_states)`, *optional*):
+            Logarithms of the posteriors up to one constant per frame, none of them infinite, if asked for.
     """
 
     posteriors: torch.Tensor
     log_likelihoods: torch.Tensor
     statistics: TransitionStatistics | None
+    scores: torch.Tensor | None
 
 
 @torch.no_grad()
@@ -62,6 +65,7 @@ def forward_backward(
     transitions: torch.Tensor,
     lengths: torch.Tensor | None = None,
     count: bool = False,
+    scores: bool = False,
 ) -> ClipPosteriors:
     """
     Posterior of the states of a hidden Markov model at every frame, given all frames of its clip.
@@ -75,6 +79,7 @@ def forward_backward(
             impossible gets NaN.
         lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): real frames; without it, all are real.
         count (`bool`, *optional*, defaults to `False`): whether to form the expected counts too.
+        scores (`bool`, *optional*, defaults to `False`): whether to form the logarithms too.
 
     Returns:
         [`ClipPosteriors`] in the dtype of `transitions`. What stands beside a clip changes it by rounding alone.
@@ -84,7 +89,7 @@ def forward_backward(
     """
     _check(log_likelihoods, initial, transitions, lengths)
     with without_autocast(transitions.device):
-        return _forward_backward(log_likelihoods.to(transitions.dtype), initial, transitions, lengths, count)
+        return _forward_backward(log_likelihoods.to(transitions.dtype), initial, transitions, lengths, count, scores)
 
 
 def _forward_backward(
@@ -93,6 +98,7 @@ def _forward_backward(
     transitions: torch.Tensor,
     lengths: torch.Tensor | None,
     count: bool,
+    scores: bool,
 ) -> ClipPosteriors:
     # With `g_t = p(x_t | state) p(x_t+1 ... | state)`, the backward recursion in reversed time is the forward one with
     # the transitions transposed: both run side by side, as one batched product a step.
@@ -112,6 +118,10 @@ def _forward_backward(
         torch.sum(frame.mul_(prior), -1, keepdim=True, out=total)
         state = frame.div_(total)
 
+    logarithms = None
+    if scores:
+        logarithms = log_likelihoods.transpose(0, 1) + priors[:, 0].log() + _in_time(priors[:, 1], mirrored).log()
+        logarithms = logarithms.masked_fill_(~real[..., None], 0.0).transpose(0, 1).contiguous()
     evidence = (largest + totals[:, 0, :, 0].log()).masked_fill_(~real, 0.0).sum(0)  # [B]
     forward, backward = both[:, 0], _in_time(both[:, 1], mirrored)  # normed p(state | x_1..t), g_t: [T, B, K]
     backward.masked_fill_(~real[..., None], 0.0)
@@ -124,7 +134,7 @@ def _forward_backward(
         # `after` is zero in padding; `before` holds no padding where `after` does not.
         first = posteriors[0].sum(0) if num_frames else torch.zeros_like(initial)
         statistics = TransitionStatistics(first, transitions * (before.T @ after))
-    return ClipPosteriors(posteriors.transpose(0, 1).contiguous(), evidence, statistics)
+    return ClipPosteriors(posteriors.transpose(0, 1).contiguous(), evidence, statistics, logarithms)
 
 
 def _times(batch_size: int, num_frames: int, lengths: torch.Tensor | None, device: torch.device):
@@ -166,28 +176,11 @@ def _check(log_likelihoods, initial, transitions, lengths) -> None:
         )
 
 
-@torch.no_grad()
-def count_transitions(posteriors: torch.Tensor, lengths: torch.Tensor | None = None) -> TransitionStatistics:
-    """
-    Transitions between posteriors of consecutive frames, which take no heed of order: where Baum-Welch begins.
-
-    Args:
-        posteriors (`torch.Tensor` of shape `(batch_size, sequence_length, num_states)`): padding may hold anything.
-        lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): real frames; without it, all are real.
-    """
-    batch_size, num_frames, num_states = posteriors.shape
-    real, _ = _times(batch_size, num_frames, lengths, posteriors.device)
-    posteriors = posteriors.masked_fill(~real.T[..., None], 0.0)
-    with without_autocast(posteriors.device):
-        pairs = posteriors[:, :-1].flatten(0, 1).T @ posteriors[:, 1:].flatten(0, 1)
-    return TransitionStatistics(posteriors[:, :1].sum((0, 1)), pairs)
-
-
 class TransitionModel(Float32Buffers):
     """
     Transitions between the `num_states` components of a mixture, which make it a hidden Markov model.
 
-    A new one knows nothing of order: every state follows every other equally often.
+    A new one knows nothing of order, nor of weights: every state follows every other equally often.
 
     Args:
         num_states (`int`): K.
@@ -217,14 +210,44 @@ class TransitionModel(Float32Buffers):
         return initial / initial.sum(), pairs / pairs.sum(1, keepdim=True)
 
     def expectation(
-        self, log_likelihoods: torch.Tensor, lengths: torch.Tensor | None = None, count: bool = True
+        self,
+        log_likelihoods: torch.Tensor,
+        lengths: torch.Tensor | None = None,
+        count: bool = True,
+        scores: bool = False,
     ) -> ClipPosteriors:
         """
         Posteriors of a batch under its whole clips, and the expected counts: the E-step of Baum-Welch.
 
         Args: see [`forward_backward`]; a mixture gives them by [`DiagonalGaussianMixture.log_likelihoods`].
         """
-        return forward_backward(log_likelihoods, *self.probabilities(), lengths, count)
+        return forward_backward(log_likelihoods, *self.probabilities(), lengths, count, scores)
+
+    @torch.no_grad()
+    def forget_order(self, weights: torch.Tensor) -> None:
+        """
+        Make states independent of one another: each follows any other by its weight, `(num_states,)`. Posteriors are
+        then those of the mixture, and expected counts those of its posteriors at consecutive frames.
+        """
+        self.initial.copy_(weights)
+        self.pairs.copy_(weights[:, None] * weights)
+
+    @torch.no_grad()
+    def split(self, donors: torch.Tensor, heirs: torch.Tensor) -> None:
+        """
+        Put each heir in the place of one half of its donor: what follows it is what follows the donor, and it is
+        entered half of the times. But for `SMOOTHING`, paths through both are as probable as those through the donor
+        were; what was known of the heirs is lost.
+
+        Args:
+            donors, heirs (`torch.LongTensor` of shape `(num_splits,)`): states, each at most once.
+        """
+        origin, share = torch.arange(self.num_states, device=donors.device), torch.ones_like(self.initial)
+        origin[heirs] = donors
+        share[donors] = share[heirs] = 0.5
+        initial, pairs = self.initial[origin] * share, self.pairs[origin][:, origin] * share[:, None] * share
+        self.initial.copy_(initial / initial.sum())
+        self.pairs.copy_(pairs / pairs.sum())
 
     @torch.no_grad()
     def apply_statistics(self, statistics: TransitionStatistics, decay: float = 0.0) -> None:
@@ -243,4 +266,4 @@ class TransitionModel(Float32Buffers):
         for buffer, counts in zip((self.initial, self.pairs), statistics, strict=True):
             total = counts.sum()
             share = counts / total.clamp_min(torch.finfo(torch.float32).tiny)
-            buffer.copy_(torch.where(total > 0, buffer.lerp(share.to(buffer.dtype), 1 - decay), buffer))
+            buffer.copy_(torch.where(total == 0, buffer, buffer.lerp(share.to(buffer.dtype), 1 - decay)))

@@ -8,12 +8,15 @@ origin.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import reduce
+from operator import add
 from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from .float32 import Float32Buffers, without_autocast
+from .hmm import TransitionModel, TransitionStatistics
 
 
 class SufficientStatistics(NamedTuple):
@@ -25,6 +28,7 @@ class SufficientStatistics(NamedTuple):
         counts (`torch.Tensor` of shape `(num_components,)`): `sum_n q_nk`.
         sums (`torch.Tensor` of shape `(num_components, num_features)`): `sum_n q_nk (x_n - c)`.
         squares (`torch.Tensor` of shape `(num_components, num_features)`): `sum_n q_nk (x_n - c)^2`.
+        transitions (`TransitionStatistics`, *optional*): expected steps from component to component, of whole clips.
 
     `c` is the mean of the mixture, [`DiagonalGaussianMixture.centre`].
     """
@@ -32,9 +36,12 @@ class SufficientStatistics(NamedTuple):
     counts: torch.Tensor
     sums: torch.Tensor
     squares: torch.Tensor
+    transitions: TransitionStatistics | None = None
 
     def __add__(self, other: "SufficientStatistics") -> "SufficientStatistics":
-        return SufficientStatistics(*(a + b for a, b in zip(self, other, strict=True)))
+        frames = (a + b for a, b in zip(self[:3], other[:3], strict=True))
+        transitions = None if self.transitions is None else self.transitions + other.transitions
+        return SufficientStatistics(*frames, transitions)
 
 
 class DiagonalGaussianMixture(Float32Buffers):
@@ -44,6 +51,9 @@ class DiagonalGaussianMixture(Float32Buffers):
     Args:
         num_components (`int`): K.
         num_features (`int`): D.
+        transitions (`bool`, *optional*, defaults to `False`):
+            Whether the components are states of a hidden Markov model. The posteriors of clips
+            ([`~DiagonalGaussianMixture.clip_posteriors`]) then heed the whole clip; all else is of frames alone.
 
     Buffers (persistent, fp32 also after `model.half()`):
         weights (`(K,)`): component weights, summing to 1.
@@ -51,9 +61,10 @@ class DiagonalGaussianMixture(Float32Buffers):
         variances (`(K, D)`): component variances.
         variance_floor (`(D,)`): smallest variance that an update may leave. 1e-6 (published) until `fit` sets it
             relative to the variance of the data, which keeps digital silence from capturing its neighbours.
+        transitions: those of a [`TransitionModel`], where there is one.
     """
 
-    def __init__(self, num_components: int, num_features: int):
+    def __init__(self, num_components: int, num_features: int, transitions: bool = False):
         super().__init__()
         self.num_components = num_components
         self.num_features = num_features
@@ -62,6 +73,7 @@ class DiagonalGaussianMixture(Float32Buffers):
         self.register_buffer("means", torch.randn(num_components, num_features, **as_fp32))
         self.register_buffer("variances", torch.ones(num_components, num_features, **as_fp32))
         self.register_buffer("variance_floor", torch.full((num_features,), 1e-6, **as_fp32))
+        self.transitions = TransitionModel(num_components) if transitions else None
 
     def extra_repr(self) -> str:
         return f"num_components={self.num_components}, num_features={self.num_features}"
@@ -145,6 +157,27 @@ class DiagonalGaussianMixture(Float32Buffers):
         """
         return soften(self.scores(features), temperature)
 
+    @torch.no_grad()
+    def clip_posteriors(
+        self, features: torch.Tensor, lengths: torch.Tensor | None = None, temperature: float = 1.0
+    ) -> torch.Tensor:
+        """
+        Soft targets of clips: the posterior of each component given the whole clip where there are transitions, else
+        given its frame.
+
+        Args:
+            features (`torch.Tensor` of shape `(batch_size, sequence_length, num_features)`): frames of clips.
+            lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): real frames; without it, all are real.
+            temperature (`float`, *optional*, defaults to 1.0):
+                The logarithm of the posterior is divided by it; see [`~DiagonalGaussianMixture.posterior`].
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, sequence_length, num_components)`; padded frames hold anything.
+        """
+        if self.transitions is None:
+            return self.posterior(features.flatten(0, 1), temperature).unflatten(0, features.shape[:2])
+        return self._given_clips(features, lengths, temperature, count=False)[0]
+
     # Estimation
 
     @torch.no_grad()
@@ -182,6 +215,33 @@ class DiagonalGaussianMixture(Float32Buffers):
             counted = responsibilities if real is None else responsibilities * real[:, None]
             statistics = self._statistics(moments, counted)
             return (responsibilities if temperature == 1 else soften(scores, temperature)), statistics
+
+    @torch.no_grad()
+    def clip_expectation(
+        self, features: torch.Tensor, lengths: torch.Tensor | None = None, temperature: float = 1.0
+    ) -> tuple[torch.Tensor, SufficientStatistics]:
+        """
+        [`~DiagonalGaussianMixture.clip_posteriors`] and the statistics of their real frames, which always take the
+        plain posteriors: with transitions the E-step of Baum-Welch.
+        """
+        if self.transitions is not None:
+            return self._given_clips(features, lengths, temperature, count=True)
+        real = None
+        if lengths is not None:
+            real = (torch.arange(features.shape[1], device=lengths.device) < lengths[:, None]).flatten()
+        posteriors, statistics = self.expectation(features.flatten(0, 1), real, temperature)
+        return posteriors.unflatten(0, features.shape[:2]), statistics
+
+    def _given_clips(self, features: torch.Tensor, lengths: torch.Tensor | None, temperature: float, count: bool):
+        with without_autocast(features.device):
+            moments = self._moments(features.flatten(0, 1))
+            observed = self._scores(moments).sub_(self.log_weights()).unflatten(0, features.shape[:2])
+            found = self.transitions.expectation(observed, lengths, count, scores=temperature != 1)
+            statistics = None
+            if count:
+                statistics = self._statistics(moments, found.posteriors.flatten(0, 1))
+                statistics = statistics._replace(transitions=found.statistics)
+            return (found.posteriors if temperature == 1 else soften(found.scores, temperature)), statistics
 
     @torch.no_grad()
     def update(
@@ -222,12 +282,14 @@ class DiagonalGaussianMixture(Float32Buffers):
         `average="parameters"` averages weights, means and variances themselves, as the released code does; there a
         component that nobody visits drifts to the origin.
 
+        Transitions average their shares of all steps, where the statistics are of whole clips.
+
         Raises:
             ValueError: if `average` is neither of the two, or `decay` is not in [0, 1].
         """
         if not 0 <= decay <= 1:
             raise ValueError(f"`decay` is {decay}; it must lie between 0 and 1.")
-        counts, sums, squares = statistics
+        counts, sums, squares, transitions = statistics
         share = counts / counts.sum().clamp_min(torch.finfo(torch.float32).tiny)
         centre = self.centre
         if average == "statistics":
@@ -253,6 +315,8 @@ class DiagonalGaussianMixture(Float32Buffers):
             raise ValueError(f"`average` is {average!r}; choose 'statistics' or 'parameters'.")
         self.variances.copy_(torch.maximum(self.variances, self.variance_floor))
         self.weights.copy_(weights / weights.sum())
+        if transitions is not None:
+            self.transitions.apply_statistics(transitions, decay)
 
     @torch.no_grad()
     def fit(
@@ -266,7 +330,7 @@ class DiagonalGaussianMixture(Float32Buffers):
         progress: Callable[[str], None] = lambda done: None,
     ) -> list[float]:
         """
-        Fit from scratch: mini-batch k-means, then EM (paper, section 3).
+        Fit from scratch: mini-batch k-means, then EM (paper, section 3). Transitions know nothing of order after it.
 
         Args:
             features (`torch.Tensor` of shape `(N, num_features)`): frames, without padding, on any device.
@@ -312,7 +376,7 @@ class DiagonalGaussianMixture(Float32Buffers):
             self.statistics(chunk, nn.functional.one_hot(nearest(chunk, self.means), self.num_components))
             for chunk in chunks("nearest clusters of all frames")
         )
-        self.apply_statistics(_sum(hard), decay=0)
+        self.apply_statistics(reduce(add, hard), decay=0)
         history = []
         for iteration in range(num_iterations + 1):
             total, log_likelihood = None, 0.0
@@ -326,6 +390,8 @@ class DiagonalGaussianMixture(Float32Buffers):
             history.append(log_likelihood / len(features))
             if total is not None:
                 self.apply_statistics(total, decay=0)
+        if self.transitions is not None:
+            self.transitions.forget_order(self.weights)
         return history
 
     @torch.no_grad()
@@ -357,6 +423,8 @@ class DiagonalGaussianMixture(Float32Buffers):
         self.weights[donors] *= 0.5
         self.weights[heirs] = self.weights[donors]
         self.weights.div_(self.weights.sum())
+        if self.transitions is not None:
+            self.transitions.split(donors, heirs)
         return dead
 
     def _check(self, features: torch.Tensor) -> torch.Tensor:
@@ -425,10 +493,3 @@ def kmeans(
         centroids[empty] = features[fresh.to(features.device)].float()
         totals[empty] = 0
     return centroids
-
-
-def _sum(statistics) -> SufficientStatistics:
-    total = next(statistics)
-    for item in statistics:
-        total = total + item
-    return total

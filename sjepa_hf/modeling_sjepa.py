@@ -20,6 +20,7 @@ from .configuration_sjepa import SJepaConfig
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
 from .front_end import SJepaLogMelFrontEnd, build_front_end
 from .gradient_checkpointing import CheckpointedLayer
+from .hmm import TransitionModel
 from .mixture import DiagonalGaussianMixture
 from .spec_augment import spec_augment
 
@@ -302,6 +303,9 @@ class SJepaPreTrainedModel(PreTrainedModel):
             init.normal_(module.means)
             init.ones_(module.variances)
             init.constant_(module.variance_floor, 1e-6)
+        elif isinstance(module, TransitionModel):
+            init.constant_(module.initial, 1 / module.num_states)
+            init.constant_(module.pairs, module.num_states**-2)
         else:
             super()._init_weights(module)
 

@@ -166,9 +166,9 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         self.sjepa = SJepaModel(config)
         self.predictor = SJepaPredictor(config)
         self.cluster_head = SJepaClusterHead(config)
-        self.mixture = DiagonalGaussianMixture(config.num_mixture_components, config.mixture_feature_size)
+        self.mixture = new_mixture(config, config.num_mixture_components, config.mixture_feature_size)
         if config.num_frozen_components is not None:
-            self.frozen_mixture = DiagonalGaussianMixture(config.num_frozen_components, config.frozen_feature_size)
+            self.frozen_mixture = new_mixture(config, config.num_frozen_components, config.frozen_feature_size)
             self._keep_in_fp32_modules_strict = [*self._keep_in_fp32_modules_strict, "frozen_mixture"]
         self.post_init()
 
@@ -199,7 +199,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         self.config.num_mixture_components = num_components
         self.config.mixture_feature_size = num_features
         device, dtype = self.mixture.means.device, self.predictor.mask_token.dtype
-        self.mixture = DiagonalGaussianMixture(num_components, num_features).to(device, dtype)
+        self.mixture = new_mixture(self.config, num_components, num_features).to(device, dtype)
         self.cluster_head.output = nn.Linear(self.config.hidden_size, num_components).to(device, dtype)
         self.reset_last_layer()
 
@@ -333,6 +333,11 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def new_mixture(config: SJepaConfig, num_components: int, num_features: int) -> DiagonalGaussianMixture:
+    """An unfitted mixture, with transitions if the configuration has them."""
+    return DiagonalGaussianMixture(num_components, num_features, config.mixture_transitions)
 
 
 def sinusoids(num_positions: int, num_features: int) -> torch.Tensor:

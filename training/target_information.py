@@ -32,7 +32,8 @@ from tqdm.auto import tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from sjepa_hf.command import command
-from sjepa_hf.frames import SAMPLING_RATE, frame_lengths
+from sjepa_hf.frames import SAMPLING_RATE
+from sjepa_hf.hmm import TransitionModel
 from sjepa_hf.opening import open_sjepa
 from sjepa_hf.saving import write_text_aside
 from training.common.command_line import parse_dataclasses
@@ -42,10 +43,10 @@ from training.data.labelled import LabelledClips, open_labelled
 from training.evaluation.phone_information import Information, JointCounts, number_phones
 from training.evaluation.rows import readable_clips
 from training.targets.frame_features import FRAME_FEATURES, num_features
-from training.targets.hmm_targets import HmmTargets
 from training.targets.layer_choice import LayerChoice
 from training.targets.sampling import sample_frames
 from training.targets.targets import MfccTargets, OnlineTargets, fit_mixture
+from training.targets.transitions import fit_transitions
 
 
 logger = logging.getLogger(__name__)
@@ -96,16 +97,6 @@ def random_batches(clips: LabelledClips, seed: int):
             yield batch_of(example["input_values"], draw=seed + index)
 
 
-def some_batches(clips: LabelledClips, num_frames: int, seed: int):
-    """Batches of `random_batches` until they hold `num_frames` frames."""
-    held = 0
-    for batch in random_batches(clips, seed):
-        yield batch
-        held += int(frame_lengths(batch["lengths"]).sum())
-        if held >= num_frames:
-            return
-
-
 class Candidate(NamedTuple):
     """One kind of target: its name and what makes it (a frame feature, or layers of the encoder)."""
 
@@ -135,12 +126,13 @@ def fitted_targets(
 ) -> MfccTargets | OnlineTargets:
     """Targets of one kind, their mixture fitted to random frames of the clips."""
     accelerator, seed = Accelerator(), arguments.seed
-    batches, fit = random_batches(clips, seed), {"num_iterations": arguments.em_iterations}
+    fit = {"num_iterations": arguments.em_iterations}
     device = accelerator.device
     if candidate.frame_features is not None:
         mixture = DiagonalGaussianMixture(components, num_features(candidate.frame_features)).to(device)
         targets = MfccTargets(mixture, candidate.frame_features)
-        sample = sample_frames(targets.features, batches, arguments.frames, seed, accelerator, stop_when_full=True)
+        batches, count = random_batches(clips, seed), arguments.frames
+        sample = sample_frames(targets.features, batches, count, seed, accelerator, stop_when_full=True)
         fit_mixture(mixture, sample, seed, accelerator, **fit)
         return targets
     targets = OnlineTargets(
@@ -152,27 +144,32 @@ def fitted_targets(
         instance_norm=candidate.instance_norm,
         num_components=candidate.dims or None,
     )
-    targets.seed(batches, arguments.frames, seed, **fit)
+    targets.seed(lambda: random_batches(clips, seed), arguments.frames, seed, **fit)
     return targets
 
 
 def under_whole_clips(targets: MfccTargets, clips: LabelledClips, arguments: InformationArguments):
-    """Targets given the clip and what to call them: transitions counted, then after `BAUM_WELCH` rounds."""
-    device, found = targets.mixture.means.device, HmmTargets(targets)
-
-    def batches():
-        for batch in some_batches(clips, arguments.frames, arguments.seed):
-            yield to_device(batch, device)
-
-    found.count(batches())
-    yield "given the clip", found
-    for _ in range(BAUM_WELCH):
-        found.baum_welch(batches())
-    yield f"given the clip, {BAUM_WELCH} rounds", found
+    """
+    What to call the targets once their mixture has been given transitions: these counted, and after `BAUM_WELCH`
+    rounds more.
+    """
+    mixture = targets.mixture
+    mixture.transitions = TransitionModel(mixture.num_components).to(mixture.means.device)
+    mixture.transitions.forget_order(mixture.weights)
+    for passes, name in ((1, "given the clip"), (BAUM_WELCH, f"given the clip, {BAUM_WELCH} rounds")):
+        fit_transitions(
+            mixture,
+            targets.features,
+            lambda: random_batches(clips, arguments.seed),
+            arguments.frames,
+            passes,
+            Accelerator(),
+        )
+        yield name
 
 
 def measure(
-    targets: MfccTargets | OnlineTargets | HmmTargets,
+    targets: MfccTargets | OnlineTargets,
     clips: LabelledClips,
     phones: list[torch.Tensor],
     num_phones: int,
@@ -213,12 +210,12 @@ def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat |
             heartbeat.doing = f"{components} components, {candidate.name}"
             bar.set_description(heartbeat.doing)
             targets = fitted_targets(candidate, encoder, components, unlabelled, arguments)
-            kinds = [(candidate.name, targets)]
+            names = [candidate.name]
             if candidate.frame_features is not None:
                 clipwise = under_whole_clips(targets, unlabelled, arguments)
-                kinds = chain(kinds, ((f"{candidate.name}, {ending}", found) for ending, found in clipwise))
-            for name, kind in kinds:
-                found = measure(kind, aligned, phones, len(known))
+                names = chain(names, (f"{candidate.name}, {ending}" for ending in clipwise))
+            for name in names:
+                found = measure(targets, aligned, phones, len(known))
                 rows.append({"targets": name, "components": components, **found._asdict()})
     return rows
 

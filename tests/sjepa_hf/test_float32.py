@@ -153,16 +153,23 @@ def test_positional_convolution_under_autocast_on_a_cpu(make_config):
 
 
 def test_mixture_under_autocast():
-    mixture, twin = DiagonalGaussianMixture(20, 24), DiagonalGaussianMixture(20, 24)
+    mixture, twin = DiagonalGaussianMixture(20, 24, True), DiagonalGaussianMixture(20, 24, True)
     mixture.means.add_(10)
+    mixture.transitions.pairs.copy_(torch.rand(20, 20))
     twin.load_state_dict(mixture.state_dict())
     features = torch.randn(400, 24) + 10
+
+    def asked(mixture) -> tuple[torch.Tensor, ...]:
+        posteriors, statistics = mixture.clip_expectation(features.view(4, 100, 24), temperature=2.0)
+        frames = mixture.posterior(features), mixture.log_prob(features), *mixture.expectation(features)[1][:3]
+        return *frames, posteriors, *statistics[:3], *statistics.transitions
+
     with autocast():
-        found = mixture.posterior(features), mixture.log_prob(features), *mixture.expectation(features)[1]
+        found = asked(mixture)
         mixture.update(features, decay=0.5)
         mixture.update(features, decay=0.5, average="parameters")
         mixture.reseed_dead(min_share=0.5)
-    wanted = twin.posterior(features), twin.log_prob(features), *twin.expectation(features)[1]
+    wanted = asked(twin)
     twin.update(features, decay=0.5)
     twin.update(features, decay=0.5, average="parameters")
     twin.reseed_dead(min_share=0.5)
@@ -221,7 +228,7 @@ def kept(model, name: str) -> bool:
 
 @pytest.mark.parametrize("model_class", CLASSES)
 @pytest.mark.parametrize("front_end", ["waveform", "log_mel"])
-@pytest.mark.parametrize("changes", [{}, {"num_frozen_components": 4}])
+@pytest.mark.parametrize("changes", [{}, {"num_frozen_components": 4, "mixture_transitions": True}])
 def test_names_of_what_is_kept_exist_in_each_class(model_class, front_end, changes, make_config):
     model = model_class(make_config(front_end, **changes))
     names = list(model.state_dict())

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sjepa_hf import DiagonalGaussianMixture
-from sjepa_hf.hmm import SMOOTHING, TransitionModel, TransitionStatistics, count_transitions, forward_backward
+from sjepa_hf.hmm import SMOOTHING, TransitionModel, TransitionStatistics, forward_backward
 
 
 def random_model(num_states: int, sharpness: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,9 +123,14 @@ def test_without_knowledge_of_order_it_is_the_mixture():
     found = forward_backward(frames[None], mixture.weights, mixture.weights.expand(30, 30), count=True)
     torch.testing.assert_close(found.posteriors[0], mixture.posterior(features), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(found.log_likelihoods[0], mixture.log_prob(features).sum(), atol=0, rtol=1e-6)
-    counted = count_transitions(found.posteriors)
-    torch.testing.assert_close(found.statistics.pairs, counted.pairs, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(found.statistics.initial, counted.initial)
+    before, after = found.posteriors[0, :-1], found.posteriors[0, 1:]
+    torch.testing.assert_close(found.statistics.pairs, before.T @ after, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.statistics.initial, before[0])
+    model = TransitionModel(30)
+    model.forget_order(mixture.weights)
+    torch.testing.assert_close(
+        model.expectation(frames[None]).posteriors[0], mixture.posterior(features), atol=0.01, rtol=0
+    )
     new = TransitionModel(30).expectation(frames[None]).posteriors[0]
     torch.testing.assert_close(new, frames.softmax(-1), atol=1e-6, rtol=1e-5)
 
@@ -145,13 +150,45 @@ def test_a_clip_alone_is_as_in_a_batch():
     torch.testing.assert_close(together.statistics.initial, total.initial)
 
 
-def test_counts_of_consecutive_posteriors():
-    states = torch.tensor([[0, 1, 1, 2], [2, 0, 1, 1], [1, 0, 0, 0]])
-    posteriors = torch.eye(3)[states]
-    posteriors[1, 2:] = math.nan
-    found = count_transitions(posteriors, torch.tensor([4, 2, 1]))
-    assert found.initial.tolist() == [1, 1, 1]
-    assert found.pairs.tolist() == [[0, 1, 0], [0, 1, 1], [1, 0, 0]]
+def test_logarithms_of_posteriors_lose_nothing_where_these_are_zero():
+    torch.manual_seed(0)
+    initial, transitions = random_model(20)
+    lengths, frames = torch.tensor([30, 12]), 200 * torch.randn(2, 30, 20)
+    found = forward_backward(frames, initial, transitions, lengths, scores=True)
+    assert (found.posteriors[0] == 0).any() and found.scores.isfinite().all() and (found.scores[1, 12:] == 0).all()
+    for clip, length in enumerate(lengths.tolist()):
+        steps, (states,) = transitions.double().log(), initial.shape
+        forward, backward = [initial.double().log() + frames[clip, 0]], [torch.zeros(states, dtype=torch.float64)]
+        for frame in frames[clip, 1:length]:
+            forward.append(torch.logsumexp(forward[-1][:, None] + steps, 0) + frame)
+        for frame in frames[clip, 1:length].flip(0):
+            backward.append(torch.logsumexp(steps + frame + backward[-1], 1))
+        expected = (torch.stack(forward) + torch.stack(backward[::-1])).log_softmax(1)
+        torch.testing.assert_close(found.scores[clip, :length].double().log_softmax(1), expected, atol=1e-3, rtol=1e-6)
+    assert forward_backward(frames, initial, transitions, lengths).scores is None
+
+
+def test_halves_of_a_state_are_as_probable_together_as_it_was(monkeypatch):
+    monkeypatch.setattr("sjepa_hf.hmm.SMOOTHING", 0.0)
+    torch.manual_seed(0)
+    model, frames = TransitionModel(6), 3 * torch.randn(2, 40, 6)
+    model.initial.copy_(torch.rand(6))
+    model.pairs.copy_(torch.rand(6, 6))
+    for buffer in model.buffers():  # 4 and 5 are dead
+        buffer[..., 4:] = 0
+    model.pairs[4:] = 0
+    initial, transitions = model.probabilities()
+    transitions[4:] = 0.25
+    before = forward_backward(frames, initial, transitions)
+    model.split(torch.tensor([2, 0]), torch.tensor([5, 4]))
+    frames[..., 5], frames[..., 4] = frames[..., 2], frames[..., 0]
+    after = model.expectation(frames)
+    torch.testing.assert_close(after.log_likelihoods, before.log_likelihoods, atol=1e-4, rtol=1e-6)
+    for whole, half in ((2, 5), (0, 4)):
+        torch.testing.assert_close(after.posteriors[..., whole], after.posteriors[..., half])
+        torch.testing.assert_close(2 * after.posteriors[..., half], before.posteriors[..., whole], atol=1e-5, rtol=0)
+    torch.testing.assert_close(after.posteriors[..., [1, 3]], before.posteriors[..., [1, 3]], atol=1e-5, rtol=0)
+    assert model.pairs.sum() == pytest.approx(1) and model.initial.sum() == pytest.approx(1)
 
 
 def test_baum_welch_raises_the_likelihood_and_finds_the_transitions():
@@ -163,7 +200,6 @@ def test_baum_welch_raises_the_likelihood_and_finds_the_transitions():
     noisy = torch.eye(3)[states] + 0.7 * torch.randn(40, 100, 3)
     frames = -((noisy[..., None, :] - torch.eye(3)) ** 2).sum(-1) / (2 * 0.7**2)
     model = TransitionModel(3)
-    model.apply_statistics(count_transitions(frames.softmax(-1)))
     history = []
     for _ in range(30):
         found = model.expectation(frames)

@@ -25,7 +25,7 @@ def test_config_names_agree_with_hubert():
         "predictor_num_attention_heads", "predictor_intermediate_size", "predictor_max_positions",
         "predictor_positions", "predictor_keeps_hidden",
         "num_mixture_components", "mixture_feature_size", "encode_visible_only", "num_frozen_components",
-        "frozen_feature_size",
+        "frozen_feature_size", "mixture_transitions",
     }  # fmt: skip
     assert set(ours) - set(theirs) == own
 
@@ -45,6 +45,7 @@ NAN, INFINITY = float("nan"), float("inf")
         ({"conv_kernel": [1] * 7, "conv_stride": [1] * 7}, "make frames of 1 samples"),
         ({"num_mixture_components": 1}, "num_mixture_components"),
         ({"num_frozen_components": 0}, "num_frozen_components"),
+        ({"num_frozen_components": 10001, "mixture_transitions": True}, "num_frozen_components"),
         ({"tdnn_dim": [32]}, "tdnn_kernel"),
         ({"tdnn_kernel": [5, 3, 3, 1, -1]}, "`tdnn_kernel` holds -1"),
         ({"tdnn_dim": [8] * 1000, "tdnn_kernel": [1] * 1000, "tdnn_dilation": [1] * 1000}, "from 1 to 64"),

@@ -279,6 +279,32 @@ def test_replace_mixture_keeps_all_but_the_last_layer(config, masked_batch, tmp_
     assert torch.equal(again.mixture.means, model.mixture.means)
 
 
+def test_transitions_travel_with_their_mixture(make_config, tmp_path):
+    model = SJepaForPreTraining(make_config(mixture_transitions=True))
+    assert torch.equal(model.mixture.transitions.pairs, torch.full((10, 10), 0.01))
+    model.mixture.transitions.pairs.copy_(torch.rand(10, 10))
+    kept = model.mixture.transitions.pairs.clone()
+    model.replace_mixture(7, 5, keep_frozen=True)
+    assert model.frozen_mixture.transitions.pairs.equal(kept) and model.mixture.transitions.num_states == 7
+    model.mixture.transitions.pairs.copy_(torch.rand(7, 7))
+    model.save_pretrained(tmp_path)
+    again, loading = AutoModelForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16, output_loading_info=True)
+    assert not any(loading.values())
+    for name, tensor in model.state_dict().items():
+        if "mixture" in name:
+            assert again.state_dict()[name].equal(tensor) and tensor.dtype == torch.float32, name
+    _, loading = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading.values())
+
+
+def test_a_checkpoint_without_transitions_opens_with_new_ones(make_config, tmp_path):
+    SJepaForPreTraining(make_config()).save_pretrained(tmp_path)
+    assert not any("transitions" in name for name in SJepaForPreTraining.from_pretrained(tmp_path).state_dict())
+    model = SJepaForPreTraining.from_pretrained(tmp_path, mixture_transitions=True)
+    assert model.mixture.transitions.pairs.allclose(torch.tensor(0.01))
+    assert model.mixture.transitions.initial.allclose(torch.tensor(0.1))
+
+
 def test_frozen_targets_are_a_second_loss_from_a_second_last_layer(config, masked_batch, tmp_path):
     inputs, real = masked_batch
     model = SJepaForPreTraining(config).eval()

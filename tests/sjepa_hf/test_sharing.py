@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from processes import without_the_package
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor, pipeline
@@ -71,6 +72,20 @@ model = transformers.AutoModelForCTC.from_pretrained({str(again)!r}, trust_remot
     for path in (*asr_checkpoint.glob("*.py"), asr_checkpoint / "model.safetensors"):
         assert (again / path.name).read_bytes() == path.read_bytes()
     assert json.loads((again / "config.json").read_text())["auto_map"] == AUTO_MAP
+
+
+def test_transitions_work_without_the_package(make_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = sjepa_hf.SJepaForPreTraining(make_config(mixture_transitions=True))
+    model.mixture.transitions.pairs.copy_(torch.rand(10, 10))
+    model.save_pretrained(tmp_path / "mine")
+    printed = without_the_package(f"""
+import torch, transformers
+model = transformers.AutoModelForPreTraining.from_pretrained({str(tmp_path / "mine")!r}, trust_remote_code=True)
+print(*model.mixture.clip_posteriors(torch.linspace(-1, 1, 960).view(2, 10, 48), temperature=9.0)[1, 9].tolist())
+""")
+    expected = model.mixture.clip_posteriors(torch.linspace(-1, 1, 960).view(2, 10, 48), temperature=9.0)[1, 9]
+    torch.testing.assert_close(torch.tensor([float(number) for number in printed.split()]), expected)
 
 
 # What Transformers' own CTC script does: a tokenizer by the model's type, and a processor of parts saved one by one.

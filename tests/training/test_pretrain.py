@@ -112,6 +112,7 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(finished, noise, tm
         (4, ["--phase1_components", "9"], "`phase1_components` is 9, but the mixture of .* with 8"),
         (8, ["--phase1_steps", "12"], "`phase1_steps` is 12, but .*checkpoint-8 is of phase 2"),
         (8, ["--target_layers", "1", "2"], r"`target_layers` is \[1, 2\], but"),
+        (4, ["--target_transitions", "true"], "`target_transitions` is True, but the mixture of .* with False"),
         (8, ["--frozen_weight", "0.5"], "has not kept the mixture of phase 1"),
     ],
 )

@@ -122,6 +122,16 @@ class Meeting:
         return f"Process {', '.join(map(str, missing))}" if missing else "Another process of this run"
 
 
+def summed(tensors: Iterable[torch.Tensor], accelerator: Accelerator) -> list[torch.Tensor]:
+    """Sums over all processes, by one all-reduce, of tensors of one dtype that have the same shapes in each."""
+    tensors = list(tensors)
+    if accelerator.num_processes == 1:
+        return tensors
+    flat = accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduction="sum")
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
 class ProcessesDisagree(UserError):
     """The processes of a run hold different models or mixtures."""
 

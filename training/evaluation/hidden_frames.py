@@ -56,7 +56,7 @@ def knowledge_at_hidden_frames(
         targets = None
         if has_targets:
             length = torch.tensor([audio.shape[1]], device=device)
-            targets = model.mixture.posterior(features(audio, length)[0]).float().cpu()
+            targets = model.mixture.clip_posteriors(features(audio, length))[0].float().cpu()
             counts[TARGETS].add(said, targets[real])
         logits = model(audio).logits[0].float().cpu()
         found = [("nothing hidden", logits, real)]

@@ -142,6 +142,20 @@ class TargetArguments:
         default=None,
         metadata={"help": "Whitened principal components that the mixture sees. Default: all dimensions."},
     )
+    target_transitions: bool = field(
+        default=False,
+        metadata={
+            "help": "Targets given the whole clip: the mixtures' components are states of a hidden Markov model (our "
+            "addition)."
+        },
+    )
+    transition_passes: int = field(
+        default=3,
+        metadata={
+            "help": "With it: passes over fit_frames, seed_frames or reseed_frames of audio after a fit. The first "
+            "counts transitions, each later one is a round of Baum-Welch."
+        },
+    )
     frozen_weight: float = field(
         default=0.0, metadata={"help": "Share of the phase-1 targets in the loss at the start of phase 2."}
     )
@@ -174,7 +188,7 @@ class TargetArguments:
     def __post_init__(self):
         check_ranges(
             self,
-            at_least_1="kmeans_passes layer_check_steps ema_switch_steps target_dims",
+            at_least_1="kmeans_passes transition_passes layer_check_steps ema_switch_steps target_dims",
             at_least_2="phase1_components phase2_components",
             positive="fit_hours",
             not_negative="em_iterations relative_variance_floor phase1_temperature target_temperature",
@@ -367,6 +381,7 @@ class Arguments:
         else:
             size = self.targets.target_dims
             chosen |= {"num_mixture_components": self.targets.phase2_components, "mixture_feature_size": size}
+        chosen["mixture_transitions"] = self.targets.target_transitions
         known = {f.name for f in fields(SJepaConfig)} | SJepaConfig().to_dict().keys()
         if unknown := sorted(set(chosen) - known):
             raise ValueError(f"`model_config` holds unknown fields: {', '.join(unknown)}.")

@@ -31,14 +31,21 @@ def build_model(arguments: Arguments, resumed: Path | None, accelerator: Acceler
     else:
         model = SJepaForPreTraining._from_config(arguments.sjepa_config(), **attention)
     size = num_features(targets.phase1_features)
-    if not resumed and arguments.run.phase1_steps == 0:
-        if targets.keeps_frozen and (not checkpoint or model.mixture.num_features != size):
-            raise ValueError(
-                f"`frozen_weight` keeps the targets of phase 1, but there are none: `phase1_steps` is 0, and"
-                f" `initial_checkpoint` names no checkpoint with a mixture over {targets.phase1_features}."
-            )
-    elif not resumed and checkpoint:
-        model.replace_mixture(targets.phase1_components, size)
+    if not resumed:
+        if arguments.run.phase1_steps == 0 and targets.keeps_frozen:
+            if not checkpoint or model.mixture.num_features != size:
+                raise ValueError(
+                    f"`frozen_weight` keeps the targets of phase 1, but there are none: `phase1_steps` is 0, and"
+                    f" `initial_checkpoint` names no checkpoint with a mixture over {targets.phase1_features}."
+                )
+            if model.config.mixture_transitions != targets.target_transitions:
+                raise ValueError(
+                    f"`target_transitions` is {targets.target_transitions}, but the mixture of {checkpoint}, which"
+                    f" `frozen_weight` keeps, was fitted with {model.config.mixture_transitions}: set it to that."
+                )
+        model.config.mixture_transitions = targets.target_transitions
+        if checkpoint and arguments.run.phase1_steps > 0:
+            model.replace_mixture(targets.phase1_components, size)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.to(accelerator.device).train()

@@ -5,6 +5,7 @@ Phases: whose posteriors are predicted, and what becomes of model and optimizer 
 
 import logging
 import time
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -17,6 +18,7 @@ from training.pretraining.run import Run
 from training.targets.layer_choice import layer_ranks
 from training.targets.sampling import sample_frames
 from training.targets.targets import OnlineTargets, fit_mixture
+from training.targets.transitions import fit_transitions
 
 
 logger = logging.getLogger(__name__)
@@ -44,25 +46,25 @@ def fit(run: Run) -> float:
 
 
 def fit_mfcc_mixture(run: Run) -> float:
-    """The start: a mixture over a uniform sample of the corpus's MFCC frames, by k-means and EM; then it is frozen."""
+    """
+    The start: a mixture over a uniform sample of the corpus's MFCC frames, by k-means and EM, and the transitions
+    between its components, where they are to be heeded; then it is frozen.
+    """
     settings, began = run.arguments.targets, time.monotonic()
     logger.info("Reading up to %g hours for the MFCC mixture.", settings.fit_hours)
     progress = Progress("MFCC mixture", run.accelerator.is_main_process)
     seed = seed_for(run.arguments.run.seed, Purpose.FIT, run.state.step)
-    sample = sample_frames(
-        run.targets.features,
-        progress.hours(run.data.fresh_pass(Purpose.FIT_PASS, run.state.step), run.processes),
-        settings.fit_frames,
-        seed,
-        run.accelerator,
-        max_seconds=settings.fit_hours * 3600,
-        batches_a_round=run.data.readers_here,
-        meeting=run.meeting,
-    )
+    targets, read, frames = run.targets, fit_pass(run, progress), settings.fit_frames
+    bounds = {"max_seconds": settings.fit_hours * 3600, "batches_a_round": run.data.readers_here}
+    bounds["meeting"] = run.meeting
+    sample = sample_frames(targets.features, read(), frames, seed, run.accelerator, **bounds)
     with run.meeting.waiting():
         check_frames(run, len(sample))
     options = settings.fit_options() | {"progress": progress}
-    fit_mixture(run.targets.mixture, sample, seed, run.accelerator, run.meeting, **options)
+    fit_mixture(targets.mixture, sample, seed, run.accelerator, run.meeting, **options)
+    if settings.target_transitions:
+        passes = settings.transition_passes
+        fit_transitions(targets.mixture, targets.features, read, frames, passes, run.accelerator, **bounds)
     seconds = finished(run, began)
     run.fitted_phase, run.saved_step = 1, None
     return seconds
@@ -73,7 +75,7 @@ def begin_phase_2(run: Run) -> float:
     settings = run.arguments.targets
     size = settings.phase2_components, settings.target_dims or run.model.config.hidden_size
     with torch.random.fork_rng():
-        mixture = DiagonalGaussianMixture(*size).to(run.accelerator.device)
+        mixture = DiagonalGaussianMixture(*size, settings.target_transitions).to(run.accelerator.device)
     targets = online_targets(run.model.sjepa, mixture, run.arguments, run.layer_choice, run.accelerator)
     seconds = seed_mixture(run, targets, settings.seed_frames)
     run.model.replace_mixture(*size, keep_frozen=settings.keeps_frozen)
@@ -111,15 +113,21 @@ def seed_mixture(run: Run, targets: OnlineTargets, num_frames: int) -> float:
     logger.info("Seeding the mixture on features of layer %s.", ", ".join(map(str, layers)))
     progress = Progress("Mixture of phase 2", run.accelerator.is_main_process)
     targets.seed(
-        progress.hours(run.data.fresh_pass(Purpose.FIT_PASS, step), run.processes),
+        fit_pass(run, progress),
         num_frames,
         seed_for(run.arguments.run.seed, Purpose.FIT, step),
         batches_a_round=run.data.readers_here,
         meeting=run.meeting,
+        transition_passes=run.arguments.targets.transition_passes,
         progress=progress,
         **run.arguments.targets.fit_options(),
     )
     return finished(run, began)
+
+
+def fit_pass(run: Run, progress: Progress) -> Callable[[], Iterator[dict]]:
+    """What begins a pass over the data to fit a mixture; all that begin before the same step are alike."""
+    return lambda: progress.hours(run.data.fresh_pass(Purpose.FIT_PASS, run.state.step), run.processes)
 
 
 def restart_head(run: Run) -> None:

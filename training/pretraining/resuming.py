@@ -265,6 +265,7 @@ def check_same_targets(directory: Path, before: dict, settings: dict, phase: int
         kept: whether the run before has kept the mixture of phase 1 in phase 2.
         step: the checkpoint's.
     """
+    before = {"target_transitions": False} | before  # which earlier versions did not know
     in_phase_2, steps = has_teacher(directory), settings["phase1_steps"]
     if in_phase_2 and (phase == 1 or steps != before.get("phase1_steps", steps)):
         raise ValueError(f"`phase1_steps` is {steps}, but {directory} is of phase 2: leave it as it was.")
@@ -280,7 +281,7 @@ def check_same_targets(directory: Path, before: dict, settings: dict, phase: int
         names.append("phase1_features")
     if in_phase_2 and keeps and not kept:
         raise ValueError(f"`frozen_weight` is above 0, but {directory} has not kept the mixture of phase 1.")
-    for name in names:
+    for name in ["target_transitions", *names]:
         if name in before and before[name] != settings[name]:
             raise ValueError(
                 f"`{name}` is {settings[name]!r}, but the mixture of {directory} was fitted with {before[name]!r}:"

@@ -1,13 +1,17 @@
-"""Sampling of frames: uniform over a stream, in one pass and bounded memory, the same whoever reads the stream."""
+"""Sampling of frames: uniform over a stream, in one pass and bounded memory, the same whoever reads the stream.
+
+`bounded` is the pass, for those who need frames in their order.
+"""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
+from sjepa_hf.frames import frame_lengths
 from training.common.processes import Meeting
 from training.data.batches import real_frames, to_device
 
@@ -30,15 +34,11 @@ class FrameReservoir:
     Args:
         capacity (`int`): frames to keep.
         seed (`int`): seed of the choice.
-
-    Attributes:
-        seen (`int`): frames that were offered.
     """
 
     def __init__(self, capacity: int, seed: int = 0):
         self.capacity = capacity
         self.seed = seed
-        self.seen = 0
         self._numbers: list[np.ndarray] = []
         self._frames: list[np.ndarray] = []
         self._held, self._limit = 0, LAST
@@ -49,7 +49,6 @@ class FrameReservoir:
         kept = np.flatnonzero(numbers < self._limit)
         if len(kept) > self.capacity:
             kept = kept[np.argsort(numbers[kept])[: self.capacity]]
-        self.seen += len(frames)
         self._numbers.append(numbers[kept])
         self._frames.append(frames[torch.from_numpy(kept).to(frames.device)].float().cpu().numpy())
         self._held += len(kept)
@@ -71,6 +70,37 @@ class FrameReservoir:
             self._limit = int(numbers[order[-1]])
 
 
+def bounded(
+    batches: Iterable[dict],
+    accelerator: Accelerator,
+    *,
+    max_seconds: float = math.inf,
+    max_frames: float = math.inf,
+    batches_a_round: int = 1,
+    meeting: Meeting | None = None,
+) -> Iterator[dict]:
+    """
+    Batches of this process, on its device, until all processes together have read enough. They end after a whole round
+    of all readers, so that it does not matter how readers are shared out.
+
+    Args:
+        batches: of this process.
+        max_seconds, max_frames: how much is enough, over all processes.
+        batches_a_round: batches of this process between two looks at whether to end: its number of readers.
+        meeting: where the processes look; from it they may leave.
+    """
+    meeting = meeting or Meeting(accelerator)
+    seconds, frames, batches = 0.0, 0, iter(batches)
+    while True:
+        batch = None
+        for batch in islice(batches, batches_a_round):
+            seconds, frames = seconds + batch["seconds"], frames + int(frame_lengths(batch["lengths"]).sum())
+            yield to_device(batch, accelerator.device)
+        going, heard, seen = meeting.sum(float(batch is not None), seconds, float(frames))
+        if not going or heard >= max_seconds or seen >= max_frames:
+            return
+
+
 @torch.no_grad()
 def sample_frames(
     features: Callable[[dict], torch.Tensor],
@@ -87,31 +117,21 @@ def sample_frames(
     """
     Uniform sample of the frames of all processes, the same in each: `(at most num_frames, num_features)`. It depends
     on the batches alone, not on how they are shared out: each batch carries the `draw` that decides which of its
-    frames are taken, and reading stops after a whole round of all readers.
+    frames are taken.
 
     Args:
         features: function from a batch to `(batch_size, sequence_length, num_features)`.
         batches: of this process.
         num_frames: size of the sample over all processes.
         seed: seed of the sample.
-        max_seconds: stop after this much audio over all processes.
         stop_when_full: stop as soon as that many frames were seen, instead of reading all that there is.
-        batches_a_round: batches of this process between two looks at whether to stop: its number of readers.
-        meeting: where the processes look; from it they may leave.
+        max_seconds, batches_a_round, meeting: see [`bounded`].
     """
-    meeting = meeting or Meeting(accelerator)
     reservoir = FrameReservoir(num_frames, seed)
-    seconds, batches = 0.0, iter(batches)
-    while True:
-        batch = None
-        for batch in islice(batches, batches_a_round):
-            batch = to_device(batch, accelerator.device)
-            values = features(batch)
-            reservoir.add(values[real_frames(batch, values.shape[1])], batch["draw"])
-            seconds += batch["seconds"]
-        going, heard, seen = meeting.sum(float(batch is not None), seconds, float(reservoir.seen))
-        if not going or heard >= max_seconds or (stop_when_full and seen >= num_frames):
-            break
+    options = {"max_seconds": max_seconds, "batches_a_round": batches_a_round, "meeting": meeting}
+    for batch in bounded(batches, accelerator, max_frames=num_frames if stop_when_full else math.inf, **options):
+        values = features(batch)
+        reservoir.add(values[real_frames(batch, values.shape[1])], batch["draw"])
     return smallest(*reservoir.sample(), num_frames, accelerator).cpu()
 
 

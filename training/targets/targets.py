@@ -1,22 +1,25 @@
 """Targets: posteriors of a mixture that is fixed over MFCC (phase 1), then of one over an EMA encoder's features
-(phase 2). Both are computed from the clean audio, in fp32, outside autograd.
+(phase 2), given a frame or, where the mixture has transitions, the whole clip. Both are computed from the clean audio,
+in fp32, outside autograd.
 """
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel, SufficientStatistics
-from training.common.processes import Meeting
-from training.data.batches import real_frames
+from sjepa_hf.frames import frame_lengths
+from sjepa_hf.hmm import TransitionStatistics
+from training.common.processes import Meeting, summed
 from training.targets.encoder_features import TargetFeatures
 from training.targets.frame_features import FRAME_FEATURES
 from training.targets.layer_choice import LayerChoice
 from training.targets.sampling import sample_frames
+from training.targets.transitions import fit_transitions
 
 
 logger = logging.getLogger(__name__)
@@ -51,8 +54,7 @@ class MfccTargets:
     @torch.no_grad()
     def posteriors(self, batch: dict) -> torch.Tensor:
         """Soft targets `(batch_size, sequence_length, num_components)`; padded frames hold anything."""
-        features = self.features(batch)
-        return self.mixture.posterior(features.flatten(0, 1), self.temperature).unflatten(0, features.shape[:2])
+        return self.mixture.clip_posteriors(self.features(batch), frame_lengths(batch["lengths"]), self.temperature)
 
     def update(self, student: SJepaModel, ema_decay: float) -> None:
         """Nothing: the mixture is frozen."""
@@ -126,12 +128,10 @@ class OnlineTargets:
         Soft targets `(batch_size, sequence_length, num_components)`; padded frames hold anything. The statistics of
         the batch are kept for `update`, so every micro-batch of a step counts, once.
         """
-        features = self.features(batch)
-        frames = features.flatten(0, 1)  # [B * T, H]
-        real = real_frames(batch, features.shape[1]).flatten()
-        targets, statistics = self.mixture.expectation(frames, real, self.temperature)
+        lengths = frame_lengths(batch["lengths"])
+        targets, statistics = self.mixture.clip_expectation(self.features(batch), lengths, self.temperature)
         self._pending = statistics if self._pending is None else self._pending + statistics
-        return targets.unflatten(0, features.shape[:2])
+        return targets
 
     @torch.no_grad()
     def update(self, student: SJepaModel, ema_decay: float) -> None:
@@ -141,9 +141,11 @@ class OnlineTargets:
         """
         if self._pending is not None:
             before = [buffer.clone() for buffer in self.mixture.buffers()]
-            self.mixture.apply_statistics(
-                sum_over_processes(self._pending, self.accelerator), self.mixture_decay, self.average
+            counts, sums, squares, *steps = summed(
+                [*self._pending[:3], *(self._pending.transitions or ())], self.accelerator
             )
+            statistics = SufficientStatistics(counts, sums, squares, TransitionStatistics(*steps) if steps else None)
+            self.mixture.apply_statistics(statistics, self.mixture_decay, self.average)
             finite = torch.stack([buffer.isfinite().all() for buffer in self.mixture.buffers()]).all()
             for buffer, old in zip(self.mixture.buffers(), before, strict=True):
                 buffer.copy_(torch.where(finite, buffer, old))
@@ -157,50 +159,42 @@ class OnlineTargets:
     @torch.no_grad()
     def seed(
         self,
-        batches: Iterable[dict],
+        read: Callable[[], Iterable[dict]],
         num_frames: int,
         seed: int,
         batches_a_round: int = 1,
         meeting: Meeting | None = None,
+        transition_passes: int = 1,
         **fit,
     ) -> list[float]:
         """
-        Fit principal components (if any) and mixture to the active layer's features of some batches. Returns the
-        log-likelihoods of `fit`. Where it does not come to its end, both are as they were.
+        Fit principal components (if any) and mixture to the active layer's features of some frames, then transitions
+        (if any) to as many; `read` begins a pass over the batches of this process. Returns the log-likelihoods of
+        `fit`. Where it does not come to its end, all are as they were.
         """
         buffers = [*self.target_features.buffers(), *self.mixture.buffers()]
         before = [buffer.clone() for buffer in buffers]
         try:
-            return self._seed(batches, num_frames, seed, batches_a_round, meeting, **fit)
+            return self._seed(read, num_frames, seed, batches_a_round, meeting, transition_passes, **fit)
         except BaseException:
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(old)
             raise
 
-    def _seed(self, batches, num_frames: int, seed: int, batches_a_round: int, meeting, **fit) -> list[float]:
+    def _seed(self, read, num_frames, seed, batches_a_round, meeting, transition_passes, **fit) -> list[float]:
+        rounds = {"batches_a_round": batches_a_round, "meeting": meeting}
         sample = sample_frames(
-            self.full_features,
-            batches,
-            num_frames,
-            seed,
-            self.accelerator,
-            stop_when_full=True,
-            batches_a_round=batches_a_round,
-            meeting=meeting,
+            self.full_features, read(), num_frames, seed, self.accelerator, stop_when_full=True, **rounds
         )
         self._pending = None
         self.target_features.fit(sample, self.accelerator)
         sample = self.target_features.project(sample.to(self.accelerator.device)).cpu()
-        return fit_mixture(self.mixture, sample, seed, self.accelerator, meeting, **fit)
-
-
-def sum_over_processes(statistics: SufficientStatistics, accelerator: Accelerator) -> SufficientStatistics:
-    """Statistics of all processes together, by one all-reduce."""
-    if accelerator.num_processes == 1:
-        return statistics
-    flat = accelerator.reduce(torch.cat([part.flatten() for part in statistics]), reduction="sum")
-    parts = flat.split([part.numel() for part in statistics])
-    return SufficientStatistics(*(new.view_as(old) for new, old in zip(parts, statistics, strict=True)))
+        history = fit_mixture(self.mixture, sample, seed, self.accelerator, meeting, **fit)
+        if self.mixture.transitions is not None:
+            fit_transitions(
+                self.mixture, self.features, read, num_frames, transition_passes, self.accelerator, **rounds
+            )
+        return history
 
 
 def fit_mixture(

@@ -29,3 +29,16 @@ def test_a_run_starts_from_the_weights_of_another(finished, noise, tmp_path):
     ):
         with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
             pretrain.main(command(noise, tmp_path, *begin, *options))
+
+
+def test_a_run_with_transitions_starts_from_weights_without(finished, noise, tmp_path):
+    """Its mixture is new all the same; one that is kept must have been fitted as this run's are."""
+    begin = ["--target_transitions", "true", "--report_to", "none", "--initial_checkpoint"]
+    run = pretrain.begin(pretrain.parse_arguments(command(noise, tmp_path, *begin, str(finished[0] / "final"))))
+    run.lock.release()
+    assert run.model.config.mixture_transitions and run.model.mixture.transitions.num_states == 8
+    keeps = [*begin, str(finished[0] / "checkpoint-3"), "--phase1_steps", "0", "--frozen_weight", "0.5"]
+    with pytest.raises(
+        SystemExit, match="`target_transitions` is True, .* which `frozen_weight` keeps, .* with False"
+    ):
+        pretrain.main(command(noise, tmp_path, *keeps))

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from pretraining_runs import (
     assert_equal_weights,
     in_one_thread,
@@ -17,6 +18,7 @@ from pretraining_runs import (
     wait_for_checkpoint,
     weights,
 )
+from transformers import AutoConfig
 
 from training import pretrain
 from training.pretraining import resuming
@@ -58,6 +60,30 @@ def test_all_that_phase_2_can_be_aimed_at_is_resumed_too(command, tmp_path):
     in_one_thread(again)
     assert_equal_weights(tmp_path / "whole" / "final", tmp_path / "again" / "final")
     assert "frozen_mixture.means" in weights(tmp_path / "again" / "final")
+
+
+def test_transitions_are_resumed_too_and_are_the_same_in_two_processes(command, tmp_path):
+    """Of both mixtures: the frozen one and the online one, whose transitions follow every step."""
+    no_dropout = {f"{part}_dropout": 0.0 for part in ("hidden", "activation", "attention", "feat_proj", "predictor")}
+    given = ["--model_config", json.dumps(no_dropout | {"layerdrop": 0.0}), "--target_transitions", "true"]
+    given += ["--frozen_weight", "0.5", "--mixture_decay", "0.9", "--layer_check_steps", "5"]
+    two = start(command(*given, "--num_workers", "1", out="two"), processes=2)
+    in_one_thread(command(*given, "--gradient_accumulation_steps", "2", out="one"))
+    errors = two.communicate(timeout=300)[1]
+    assert two.returncode == 0, errors[-3000:]
+    one = weights(tmp_path / "one" / "final")
+    for name, tensor in weights(tmp_path / "two" / "final").items():
+        torch.testing.assert_close(tensor, one[name], atol=2e-6, rtol=1e-5, msg=name)
+    for step in (12, 16):
+        checkpoint, out = tmp_path / "one" / f"checkpoint-{step}", f"from-{step}"
+        resume = ["--resume_from_checkpoint", str(checkpoint), "--gradient_accumulation_steps", "2"]
+        in_one_thread(command(*given, *resume, out=out))
+        assert_equal_weights(tmp_path / "one" / "final", tmp_path / out / "final")
+    phase_1, amid = weights(tmp_path / "one" / "checkpoint-12"), weights(tmp_path / "one" / "checkpoint-16")
+    for name in ("pairs", "initial"):
+        assert one[f"frozen_mixture.transitions.{name}"].equal(phase_1[f"mixture.transitions.{name}"])
+        assert not one[f"mixture.transitions.{name}"].equal(amid[f"mixture.transitions.{name}"])
+    assert AutoConfig.from_pretrained(tmp_path / "one" / "final").mixture_transitions
 
 
 def test_a_torn_checkpoint_is_named_and_passed_over(command, tmp_path, caplog):

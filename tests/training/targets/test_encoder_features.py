@@ -86,7 +86,7 @@ def test_the_mixture_models_the_components_and_both_travel_in_the_state(encoder,
         return OnlineTargets(encoder, mixture, LayerChoice(2), accelerator, layers=(1, 2), num_components=8)
 
     targets = fresh()
-    history = targets.seed([batch] * 4, num_frames=200, seed=0, num_iterations=3)
+    history = targets.seed(lambda: [batch] * 4, num_frames=200, seed=0, num_iterations=3)
     assert history[-1] >= history[0]
     posteriors = targets.posteriors(batch)
     assert posteriors.shape == (2, 49, 4)

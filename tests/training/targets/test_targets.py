@@ -102,7 +102,61 @@ def test_teacher_is_an_average_of_students(online):
 
 def test_seeding_fits_the_active_layer(online):
     _, targets = online
-    history = targets.seed([make_batch(48000, 30000)], num_frames=200, seed=0, num_iterations=5)
+    history = targets.seed(lambda: [make_batch(48000, 30000)], num_frames=200, seed=0, num_iterations=5)
     assert len(history) == 6 and history[-1] > history[0]
     features = targets.features(make_batch(48000, 30000)).flatten(0, 1)
     assert targets.mixture.posterior(features).mean(0).max() < 0.9
+
+
+@pytest.fixture
+def given_clips(make_config, accelerator):
+    """Online targets whose components follow one another in some ways rather than in others."""
+    student = SJepaModel(make_config("log_mel")).train()
+    mixture = DiagonalGaussianMixture(6, 48, transitions=True)
+    targets = OnlineTargets(student, mixture, LayerChoice(2), accelerator, mixture_decay=0.9)
+    mixture.means.mul_(0.3)
+    mixture.variances.fill_(20.0)
+    mixture.transitions.pairs.copy_((2 * torch.randn(6, 6)).exp())
+    mixture.transitions.pairs.div_(mixture.transitions.pairs.sum())
+    return student, targets
+
+
+def test_with_transitions_the_step_is_stepwise_em_of_the_hidden_markov_model(given_clips):
+    student, targets = given_clips
+    batches, expected = [make_batch(16000, 7000), make_batch(5000)], copy.deepcopy(targets.mixture)
+    total = None
+    for batch, lengths in zip(batches, ([49, 21], [15]), strict=True):
+        features = targets.features(batch)
+        for clip, length in zip(features, lengths, strict=True):
+            posteriors, statistics = expected.clip_expectation(clip[None, :length])
+            total = statistics if total is None else total + statistics
+        torch.testing.assert_close(targets.posteriors(batch)[-1, :length], posteriors[0], atol=1e-5, rtol=1e-4)
+    expected.apply_statistics(total, decay=0.9)
+    targets.update(student, 0.9)
+    for name, value in expected.named_buffers():
+        torch.testing.assert_close(targets.mixture.get_buffer(name), value, atol=1e-5, rtol=1e-4, msg=name)
+    frames = targets.mixture.posterior(targets.features(batches[0]).flatten(0, 1)).view(2, 49, 6)
+    assert (targets.posteriors(batches[0]) - frames)[0].abs().max() > 0.1
+
+
+def test_broken_statistics_leave_transitions_too(given_clips):
+    student, targets = given_clips
+    before = copy.deepcopy(targets.mixture.state_dict())
+    targets.posteriors(make_batch(16000))
+    targets._pending.transitions.pairs[2, 3] = float("nan")
+    targets.update(student, 0.9)
+    assert all(torch.equal(before[k], v) for k, v in targets.mixture.state_dict().items())
+
+
+def test_seeding_finds_transitions_or_leaves_all_as_it_was(given_clips):
+    _, targets = given_clips
+    before = copy.deepcopy(targets.mixture.state_dict())
+
+    passes = iter([[make_batch(48000, 30000)]] * 2)  # one for the frames, one of two for transitions
+    options = {"num_frames": 200, "seed": 0, "num_iterations": 3}
+    with pytest.raises(StopIteration):
+        targets.seed(lambda: next(passes), transition_passes=2, **options)
+    assert all(torch.equal(before[k], v) for k, v in targets.mixture.state_dict().items())
+    targets.seed(lambda: [make_batch(48000, 30000)], transition_passes=2, **options)
+    pairs, weights = targets.mixture.transitions.pairs, targets.mixture.weights
+    assert (pairs - weights[:, None] * weights).abs().max() > 0.01, "order is known"

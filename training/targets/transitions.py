@@ -1,0 +1,65 @@
+"""Transitions of a mixture that is a hidden Markov model: estimated on audio, its Gaussians staying as they are."""
+
+import logging
+from collections.abc import Callable, Iterable
+
+import torch
+from accelerate import Accelerator
+
+from sjepa_hf import DiagonalGaussianMixture
+from sjepa_hf.frames import frame_lengths
+from sjepa_hf.hmm import TransitionStatistics
+from training.common.processes import summed
+from training.targets.sampling import bounded
+
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def fit_transitions(
+    mixture: DiagonalGaussianMixture,
+    features: Callable[[dict], torch.Tensor],
+    read: Callable[[], Iterable[dict]],
+    num_frames: int,
+    passes: int,
+    accelerator: Accelerator,
+    **options,
+) -> list[float]:
+    """
+    Baum-Welch over the transitions alone, the same in all processes. After [`DiagonalGaussianMixture.fit`] states are
+    independent: the first pass counts how posteriors of consecutive frames follow one another. The mixture's weights
+    become shares of frames given whole clips.
+
+    Args:
+        mixture: with `transitions`, where they begin.
+        features: function from a batch to `(batch_size, sequence_length, num_features)`.
+        read: begins a pass over the batches of this process, the same each time.
+        num_frames: frames over all processes after which a pass ends.
+        passes: how many.
+        options: of [`bounded`].
+
+    Returns:
+        Log-likelihood in nats per frame before each pass has changed anything.
+    """
+    history, transitions = [], mixture.transitions
+    for _ in range(passes):
+        counts = TransitionStatistics(torch.zeros_like(transitions.initial), torch.zeros_like(transitions.pairs))
+        likelihood = torch.zeros_like(transitions.initial[:1])
+        for batch in bounded(read(), accelerator, max_frames=num_frames, **options):
+            frames = features(batch)
+            observed = mixture.log_likelihoods(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+            found = transitions.expectation(observed, frame_lengths(batch["lengths"]))
+            counts, likelihood = counts + found.statistics, likelihood + found.log_likelihoods.sum()
+        initial, pairs, likelihood = summed([*counts, likelihood], accelerator)
+        visits = initial + pairs.sum(0)
+        transitions.apply_statistics(TransitionStatistics(initial, pairs))
+        mixture.weights.copy_(visits / visits.sum())
+        history.append((likelihood / visits.sum()).item())
+    logger.info(
+        "Transitions estimated in %d passes over %.0f frames: log-likelihood in nats per frame before each: %s",
+        passes,
+        visits.sum(),
+        " ".join(f"{value:.3f}" for value in history),
+    )
+    return history
