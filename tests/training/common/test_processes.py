@@ -1,15 +1,34 @@
-"""Processes that have drifted apart are found before anything is saved."""
+"""Processes sum what they hold, and those that have drifted apart are found before anything is saved."""
 
 import pytest
 import torch
 from torch import nn
 
 from training.common import processes
-from training.common.processes import ProcessesDisagree, bits, check_processes_agree
+from training.common.processes import ProcessesDisagree, bits, check_processes_agree, summed
 
 
 class TwoProcesses:
     num_processes = 2
+
+
+class Exchange(TwoProcesses):
+    """The other process holds the same, and all travels at once."""
+
+    def __init__(self):
+        self.times = 0
+
+    def reduce(self, values, reduction):
+        assert reduction == "sum"
+        self.times += 1
+        return 2 * values
+
+
+def test_tensors_of_any_shape_are_summed_at_once():
+    parts, exchange = [torch.randn(3), torch.randn(2, 4), torch.randn(())], Exchange()
+    for part, total in zip(parts, summed(iter(parts), exchange), strict=True):
+        assert total.equal(2 * part)
+    assert exchange.times == 1
 
 
 def checked(monkeypatch, other: nn.Module, other_layer: int = 1) -> None:

@@ -22,9 +22,12 @@ class Neighbour:
 
     device, config = torch.device("cpu"), SimpleNamespace(num_frames=frame_lengths)
 
-    def __init__(self, num_features):
-        self.mixture = DiagonalGaussianMixture(2, num_features)
-        self.mixture.means.copy_(torch.randn(2, num_features))
+    def __init__(self, num_features, transitions):
+        self.mixture = DiagonalGaussianMixture(2, num_features, transitions)
+        self.mixture.means.zero_()[:, 20] = torch.tensor([-1.0, 1.0])  # a delta: frames of noise lie on both sides
+        if transitions:
+            self.mixture.transitions.pairs.copy_(torch.eye(2) / 2)  # a clip stays where it is, as frames say little
+            self.mixture.variances.fill_(1e4)
 
     def __call__(self, audio, mask_time_indices=None):
         if mask_time_indices is None:
@@ -37,10 +40,11 @@ class Neighbour:
 def table():
     samples = np.random.default_rng(0).normal(size=400 + 44 * 320).astype(np.float32)
 
-    def measure(num_features=39):
+    def measure(num_features=39, transitions=False):
         torch.manual_seed(0)
         clips = [{"input_values": samples}]
-        rows = knowledge_at_hidden_frames(Neighbour(num_features), clips, [PHONES], 2, SpanMask(0.6, 12), "mfcc", 0)
+        model = Neighbour(num_features, transitions)
+        rows = knowledge_at_hidden_frames(model, clips, [PHONES], 2, SpanMask(0.6, 12), "mfcc", 0)
         return {row["distance"]: row for row in rows}, rows
 
     return measure
@@ -59,6 +63,11 @@ def test_information_is_that_of_a_predictor_that_reads_its_neighbour(table):
     masks = SpanMask(0.6, 12)(torch.full((hidden_frames.DRAWS,), 45), 45, torch.Generator().manual_seed(0))
     assert sum(found[name]["frames"] for name in list(found)[:5]) == masks[:, :40].sum(), "none without a phone"
     assert hidden_frame_table(rows).count("\n") == 1 + len(rows)
+
+
+def test_targets_are_given_the_clip_where_the_mixture_has_transitions(table):
+    assert table()[0][TARGETS]["hard"] > 0
+    assert table(transitions=True)[0][TARGETS]["hard"] == 0, "one component for the whole clip"
 
 
 def test_targets_of_phase_2_are_not_in_the_checkpoint(table):
