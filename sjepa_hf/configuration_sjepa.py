@@ -94,7 +94,6 @@ CHOICES = {
     "ctc_loss_reduction": ("mean", "sum", "none"),
     "hidden_act": tuple(ACT2FN),
     "feat_extract_activation": tuple(ACT2FN),
-    "predictor_positions": ("table", "convolution"),
 }
 MOST_STATES = 10**4  # of a hidden Markov model, whose transitions are the square of that
 LONGEST_LIST = 64  # convolutions, or time-delay layers
@@ -160,10 +159,6 @@ class SJepaConfig(PreTrainedConfig):
         encode_visible_only (`bool`, *optional*, defaults to `False`):
             Whether the Transformer layers of [`SJepaForPreTraining`] run over visible frames alone, as in masked
             autoencoders (our addition). Published: over all frames, the masked ones being zero at the input.
-        predictor_positions (`str`, *optional*, defaults to `"table"`):
-            How the predictor tells frames apart: `"table"` (as published) by learned absolute positions, up to
-            `predictor_max_positions`; `"convolution"` by a convolution like the encoder's, which looks at a frame's
-            neighbours from the first step on and knows no longest clip.
         predictor_keeps_hidden (`bool`, *optional*, defaults to `False`):
             Whether the predictor reads the encoder's own output at hidden frames beside its token, as HuBERT's and
             data2vec's heads do, so that the encoder has to fill the blanks in; or the token alone (as published).
@@ -262,7 +257,6 @@ class SJepaConfig(PreTrainedConfig):
     num_conv_pos_embeddings: int = 128
     num_conv_pos_embedding_groups: int = 16
     encode_visible_only: bool = False
-    predictor_positions: str = "table"
     predictor_keeps_hidden: bool = False
     predictor_num_hidden_layers: int = 1
     predictor_num_attention_heads: int = 8

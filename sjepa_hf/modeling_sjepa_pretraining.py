@@ -15,7 +15,6 @@ from .float32 import at_least_float32
 from .mixture import DiagonalGaussianMixture
 from .modeling_sjepa import (
     SJepaModel,
-    SJepaPositionalConvEmbedding,
     SJepaPreTrainedModel,
     SJepaTransformerLayer,
     VisibleFrames,
@@ -60,18 +59,15 @@ class SJepaForPreTrainingOutput(ModelOutput):
 class SJepaPredictor(nn.Module):
     """
     Fills the blanks in: a learned token stands at hidden frames, positions are added, and one small Transformer layer
-    and a linear layer follow. Only the frames at `positions` come out. Beyond the paper, the token may stand beside
-    the encoder's own output (`predictor_keeps_hidden`), and positions may come from a convolution over neighbours.
+    and a linear layer follow. Only the frames at `positions` come out. Beyond the paper, the token may be added to the
+    encoder's own output there (`predictor_keeps_hidden`) instead of standing in its place.
     """
 
     def __init__(self, config: SJepaConfig):
         super().__init__()
         self.config = config
         self.mask_token = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
-        if config.predictor_positions == "table":
-            self.position_embeddings = nn.Embedding(config.predictor_max_positions, config.hidden_size)
-        else:
-            self.pos_conv_embed = SJepaPositionalConvEmbedding(config)
+        self.position_embeddings = nn.Embedding(config.predictor_max_positions, config.hidden_size)
         self.layers = nn.ModuleList(
             [
                 SJepaTransformerLayer(
@@ -110,11 +106,7 @@ class SJepaPredictor(nn.Module):
             hidden_states = hidden_states + token * hidden
         else:
             hidden_states = torch.where(hidden, token, hidden_states)
-        if self.config.predictor_positions == "table":
-            hidden_states = hidden_states + self.table_rows(hidden_states.shape[1]).to(hidden_states.dtype)
-        else:
-            real = hidden_states if frame_mask is None else hidden_states * frame_mask[:, :, None]
-            hidden_states = hidden_states + self.pos_conv_embed(real)
+        hidden_states = hidden_states + self.table_rows(hidden_states.shape[1]).to(hidden_states.dtype)
         attention_mask = attention_mask_4d(self.config, hidden_states, frame_mask)
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, attention_mask)
@@ -126,7 +118,7 @@ class SJepaPredictor(nn.Module):
             raise ValueError(
                 f"The predictor's table of positions ends at {self.config.predictor_max_positions} frames"
                 f" ({self.config.predictor_max_positions / 50:g} s), but a clip has {sequence_length}: crop it, or set"
-                " `predictor_max_positions` in the configuration (`predictor_positions: convolution` knows no end)."
+                " `predictor_max_positions` in the configuration."
             )
         return self.position_embeddings.weight[:sequence_length]
 

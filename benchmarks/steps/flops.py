@@ -72,8 +72,6 @@ def step_flops(config: SJepaConfig, shape: BatchShape, teacher_layers: int | Non
     last = layer_flops(shape.clips, frames, hidden, inner, rows_read=shape.masked).total()
     earlier = layer_flops(shape.clips, frames, hidden, inner).total() * (config.predictor_num_hidden_layers - 1)
     parts["predictor"] = earlier + last + linear(shape.masked, hidden, hidden)
-    if config.predictor_positions == "convolution":
-        parts["predictor"] += parts["positional convolution"]
     read = shape.masked + shape.visible
     parts["cluster head"] = 2 * linear(read, hidden, hidden) + linear(read, hidden, config.num_mixture_components)
     # Gradients of weights and of inputs cost a forward pass each, but nothing flows into the waveform.

@@ -23,7 +23,7 @@ def test_config_names_agree_with_hubert():
     own = {
         "front_end", "num_mel_bins", "feature_grad_mult", "predictor_num_hidden_layers", "predictor_dropout",
         "predictor_num_attention_heads", "predictor_intermediate_size", "predictor_max_positions",
-        "predictor_positions", "predictor_keeps_hidden",
+        "predictor_keeps_hidden",
         "num_mixture_components", "mixture_feature_size", "encode_visible_only", "num_frozen_components",
         "frozen_feature_size", "mixture_transitions",
     }  # fmt: skip
@@ -71,7 +71,6 @@ NAN, INFINITY = float("nan"), float("inf")
         ({"pad_token_id": -1}, "pad_token_id"),
         ({"num_labels": 0}, "num_labels"),
         ({"predictor_keeps_hidden": True, "encode_visible_only": True}, "predictor_keeps_hidden.*encode_visible_only"),
-        ({"predictor_positions": "rotary"}, "predictor_positions.*table, convolution"),
     ],
 )
 def test_config_errors_name_the_field(make_config, changes, names):

@@ -440,7 +440,7 @@ def check_model(arguments: Arguments, config: SJepaConfig) -> None:
             if not 0 <= layer <= top:
                 raise ValueError(f"`{name}` names layer {layer}, but the model has layers 1 to {top} (0: the input).")
     frames = config.num_frames(int(arguments.data.max_seconds * SAMPLING_RATE))
-    if config.predictor_positions == "table" and frames > config.predictor_max_positions:
+    if frames > config.predictor_max_positions:
         raise ValueError(
             f"`max_seconds` ({arguments.data.max_seconds:g} s, {frames} frames) exceeds the predictor's table of"
             f" {config.predictor_max_positions} positions: crop shorter, or raise `predictor_max_positions` in"

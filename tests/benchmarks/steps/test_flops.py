@@ -19,8 +19,7 @@ from benchmarks.steps.operations import OperationCounter
 def test_analytic_flops_are_those_that_are_run(
     make_arguments, accelerator, front_end, phase, include_visible, encode_visible_only
 ):
-    positions = "convolution" if phase == 1 else "table"
-    sizes = dict(num_conv_pos_embedding_groups=4, predictor_num_hidden_layers=2, predictor_positions=positions)
+    sizes = dict(num_conv_pos_embedding_groups=4, predictor_num_hidden_layers=2)
     arguments = make_arguments(front_end, sizes, phase=phase, include_visible=include_visible, seconds=4.0)
     ours = SJepaStep(arguments, accelerator, encode_visible_only)
     with OperationCounter() as counter:
