@@ -328,7 +328,9 @@ def synthesize(folder: str | Path, minutes: float = 60.0, seed: int = 0, num_pro
     shutil.rmtree(staging, ignore_errors=True)
     speakers = plan_speakers(minutes, seed)
     tasks = [(speakers[n::NUM_SHARDS], staging) for n in range(NUM_SHARDS)]
-    with multiprocessing.get_context("spawn").Pool(min(num_processes, NUM_SHARDS), maxtasksperchild=1) as pool:
+    context = multiprocessing.get_context("forkserver")  # each shard gets a process of its own; one imports for all
+    context.set_forkserver_preload(["sjepa_hf.command", "scipy.signal", "soundfile"])
+    with context.Pool(min(num_processes, NUM_SHARDS), maxtasksperchild=1) as pool:
         results = [result for shard in pool.map(_run_shard, tasks, chunksize=1) for result in shard]
 
     split_minutes = {}

@@ -1,6 +1,8 @@
 """The demo: a labelled corpus spoken by eSpeak NG, and what the demo script decides by itself."""
 
 import csv
+import importlib
+import subprocess
 import sys
 
 import numpy as np
@@ -158,7 +160,20 @@ def test_what_is_probed_follows_from_the_labels(tmp_path, capsys, table, options
         assert f"Nothing to probe for: {tmp_path} has no metadata.csv" in capsys.readouterr().out
 
 
-def test_probes_that_fail_leave_the_model_and_say_why(tmp_path, capfd):
+def run_here(command, cwd):
+    """In place of `subprocess.run`, for a command of ours: in this process, which has imported it all."""
+    python, dash_m, module, *arguments = command
+    assert (python, dash_m, cwd) == (sys.executable, "-m", run.REPOSITORY)
+    try:
+        importlib.import_module(module).main(arguments)
+    except SystemExit as ended:
+        print(ended, file=sys.stderr)
+        return subprocess.CompletedProcess(command, 1)
+    return subprocess.CompletedProcess(command, 0)
+
+
+def test_probes_that_fail_leave_the_model_and_say_why(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(run.subprocess, "run", run_here)
     (tmp_path / "metadata.csv").write_text("file_name,phones,phone_ends\nabsent.wav,p t k,0.1 0.2\n")
     assert run.probe(tmp_path / "model", tmp_path, tmp_path / "probes") is False
     printed = capfd.readouterr()
@@ -168,7 +183,10 @@ def test_probes_that_fail_leave_the_model_and_say_why(tmp_path, capfd):
 
 def test_the_demo_from_end_to_end(tmp_path, monkeypatch, capfd):
     words = f"--output_dir {tmp_path} --minutes 2 --phase1_steps 3 --phase1_warmup_steps 1 --phase2_steps 0"
-    monkeypatch.setattr(run, "PROBE_FRAMES", 1000)
+    words += ' --num_workers 0 --start_layer 1 --model_config {"num_hidden_layers":1}'
+    monkeypatch.setattr(run, "PROBE_FRAMES", 500)
+    monkeypatch.setattr(run.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(run.subprocess, "run", run_here)
     monkeypatch.setattr(sys, "argv", ["run.py", *words.split()])
     run.main()
     printed, model = capfd.readouterr().out, tmp_path / "model"
@@ -180,6 +198,7 @@ def test_the_demo_from_end_to_end(tmp_path, monkeypatch, capfd):
 
 
 def test_what_is_wrong_with_the_user_s_options_is_not_buried(tmp_path, capfd):
+    """The command in a process of its own, as users run it."""
     (tmp_path / "speech").mkdir()
     with pytest.raises(UserError, match="exit code 1; its last lines above say why"):
         run.pretrain(tmp_path / "speech", tmp_path / "model", ["--phase1_steps", "-3"])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from pretraining_runs import assert_equal_weights, command, start, write_noise
+from pretraining_runs import TWO_RANKS, assert_equal_weights, command, start, write_noise
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
@@ -150,19 +150,24 @@ def test_the_waveform_front_end_and_gradient_accumulation(noise, tmp_path):
     assert AutoModel.from_pretrained(tmp_path / "out" / "final").config.front_end == "waveform"
 
 
-def test_a_compiled_run_trains_alike(finished, noise, tmp_path, monkeypatch):
+def test_a_compiled_run_trains_alike(noise, tmp_path, monkeypatch):
     """Student and EMA encoder are captured as graphs for any length, through both phases."""
-    compiled, torch_compile = [], torch.compile
+    compiled, torch_compile, histories = [], torch.compile, {}
 
     def compile_without_a_backend(function, **options):
         compiled.append(options)
         return torch_compile(function, backend="eager", **options)
 
     monkeypatch.setattr(torch, "compile", compile_without_a_backend)
-    pretrain.main(command(noise, tmp_path, "--torch_compile", "true"))
+    options = ["--phase1_steps", "2", "--phase2_steps", "2", "--phase1_warmup_steps", "1", "--report_to", "none"]
+    options += ["--logging_steps", "1", "--layer_check_steps", "100", "--model_config", '{"num_hidden_layers": 2}']
+    for torch_compile_too in ("false", "true"):
+        here = tmp_path / torch_compile_too
+        here.mkdir()
+        pretrain.main(command(noise, here, *options, "--torch_compile", torch_compile_too))
+        histories[torch_compile_too] = read_history(here / "out" / "metrics.jsonl")
     assert compiled == [{"dynamic": True}] * 2
-    expected = read_history(finished / "metrics.jsonl")
-    for line, other in zip(read_history(tmp_path / "out" / "metrics.jsonl"), expected, strict=True):
+    for line, other in zip(histories["true"], histories["false"], strict=True):
         assert line["masked_kl"] == pytest.approx(other["masked_kl"], rel=1e-3), line["step"]
 
 
@@ -207,7 +212,7 @@ def test_real_speech_is_predicted_better_than_by_a_constant_guess(speech, tmp_pa
 
 def test_two_processes_run_both_phases(noise, tmp_path):
     arguments = command(noise, tmp_path, "--report_to", "none", "--phase1_steps", "3", "--phase2_steps", "4")
-    process = start(arguments, processes=2)
+    process = start(arguments, launcher=TWO_RANKS)
     errors = process.communicate()[1]
     assert process.returncode == 0, errors[-2000:]
     state = load_loop_state(tmp_path / "out" / "final")

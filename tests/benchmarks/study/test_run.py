@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from pretraining_runs import RECIPE, write_noise
+from pretraining_runs import RECIPE, in_one_thread, write_noise
 
 from benchmarks.study import report, run
 
@@ -14,18 +15,37 @@ from benchmarks.study import report, run
 ROOT = Path(__file__).parents[3]
 YARDSTICK = """
 import argparse, json
-from transformers import AutoModel
-import sjepa_hf
+from safetensors.numpy import load_file
 p = argparse.ArgumentParser(); p.add_argument("checkpoint"); p.add_argument("--speech"); p.add_argument("--json")
 a = p.parse_args()
-weight = float(sum(w.abs().mean() for w in AutoModel.from_pretrained(a.checkpoint).parameters()))
+weight = float(sum(abs(w).mean() for w in load_file(f"{a.checkpoint}/model.safetensors").values()))
 flat = {"digits": [0.5, 0.6], "phones": [0.2]}
 json.dump({"mfcc": flat, a.checkpoint: {"digits": [0.1, weight % 1], "phones": [0.3]}}, open(a.json, "w"))
 """
 
 
+class HereAndNow:
+    """In place of the pool of threads: signals of a run in this process come to its main thread."""
+
+    def __init__(self, jobs: int):
+        self.map = map
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+
+def train_here(command, log, environment):
+    """In place of `run_logged`, for pretraining alone; its settings come last."""
+    assert command[1].endswith("training/pretrain.py") and environment["OMP_NUM_THREADS"]
+    in_one_thread(command[2:])
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
+    """A finished grid and its command; the runs were made in this process."""
     here = tmp_path_factory.mktemp("study")
     (here / "noise").mkdir()
     write_noise(here / "noise", count=12, shortest=0.5)
@@ -49,7 +69,10 @@ def study(tmp_path_factory):
     command += ["--quick_probe", str(here / "probe.py"), "--output_dir", str(here / "out")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
-        run.main([*command, "--seeds", "0"])
+        with patch.context() as here_and_now:
+            here_and_now.setattr(run, "run_logged", train_here)
+            here_and_now.setattr(run, "ThreadPoolExecutor", HereAndNow)
+            run.main([*command, "--seeds", "0"])
         yield here, command
 
 
@@ -72,8 +95,10 @@ def test_every_variant_hears_as_much_from_its_own_part_of_the_trunk(study):
     assert all(r["commit"] and r["hours_taken"] > 0 and r["scores"]["mfcc_digits"] == 0.6 for r in found.values())
 
 
-def test_what_is_done_is_not_done_again_and_more_seeds_join(study):
+def test_what_is_done_is_not_done_again_and_more_seeds_join(study, monkeypatch):
     here, command = study
+    monkeypatch.setattr(run, "run_logged", train_here)
+    monkeypatch.setattr(run, "ThreadPoolExecutor", HereAndNow)
     before = {path: path.stat().st_mtime_ns for path in here.glob("out/tiny/*-s0/run/final/model.safetensors")}
     assert len(before) == 5, "four variants and the trunk"
     run.main([*command, "--seeds", "0"])
@@ -90,7 +115,11 @@ def test_what_is_done_is_not_done_again_and_more_seeds_join(study):
 
 
 def test_a_failing_run_is_reported_and_the_others_go_on(study, tmp_path, caplog):
+    """In processes of their own; what is trained already is only scored."""
     here, command = study
+    unscored = shutil.ignore_patterns("result.json", "quick_probe*")
+    for name in ("trunk-s0", "control-s0"):
+        shutil.copytree(here / "out" / "tiny" / name, tmp_path / "out" / "bad" / name, ignore=unscored)
     grid = yaml.safe_load((here / "tiny.yaml").read_text())
     grid["variants"] = {"bad": {"target_dims": 1000}, "control": grid["variants"]["control"]}
     grid["seeds"] = [0]

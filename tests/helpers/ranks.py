@@ -1,0 +1,29 @@
+"""Processes of one run, forked from a process that has imported everything once, where a launcher would import anew.
+
+python tests/helpers/ranks.py COUNT SCRIPT ARGUMENTS: its exit status is the first one of theirs that is not 0.
+"""
+
+import os
+import runpy
+import socket
+import sys
+
+from training import pretrain  # noqa: F401  (what takes long to import)
+
+
+def main() -> None:
+    count, *sys.argv = int(sys.argv[1]), *sys.argv[2:]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    os.environ |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for rank in range(count):
+        if os.fork() == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            runpy.run_path(sys.argv[0], run_name="__main__")
+            return
+    statuses = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(count)]
+    sys.exit(next((abs(status) for status in statuses if status), 0))
+
+
+if __name__ == "__main__":
+    main()
