@@ -66,6 +66,12 @@ class SuperbArguments:
         default=0.2,
         metadata={"help": "Share of train_data, drawn evenly from all labels, for each of dev and test not given."},
     )
+    split_by: str | None = field(
+        default=None,
+        metadata={
+            "help": "A column, e.g. speaker_id: no value of it is both in train_data and in what is held out of it."
+        },
+    )
     label_column: list[str] = field(default_factory=list, metadata={"help": "Columns of the labels."})
     slot_columns: list[str] = field(
         default_factory=list,
@@ -74,6 +80,9 @@ class SuperbArguments:
     lexicon: list[str] = field(
         default_factory=list,
         metadata={"help": "Files of lines 'WORD PHONE PHONE ...': pr from transcripts in place of phones."},
+    )
+    stress: bool = field(
+        default=True, metadata={"help": "false: pr without the digit of a phone's stress, so that AH0 and AH1 are AH."}
     )
     audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Hub data and Parquet."})
     max_steps: int | None = field(default=None, metadata={"help": "Training steps of the head."})
@@ -122,8 +131,14 @@ def parse_arguments(argv: list[str] | None = None) -> SuperbArguments:
         raise ValueError("`slot_columns` belongs to --task sf; other tasks take --label_column.")
     if arguments.slot_columns and arguments.label_column:
         raise ValueError("`slot_columns` are the labels: leave out `label_column`.")
-    if arguments.lexicon and arguments.task != "pr":
-        raise ValueError("`lexicon` belongs to --task pr.")
+    if arguments.task != "pr" and (arguments.lexicon or not arguments.stress):
+        raise ValueError(f"`{'lexicon' if arguments.lexicon else 'stress'}` belongs to --task pr.")
+    if arguments.split_by and arguments.eval_data and arguments.test_data:
+        raise ValueError(
+            "`split_by` splits train_data, of which nothing is held out: leave out `split_by`, or a source."
+        )
+    if arguments.split_by and not arguments.train_data:
+        raise ValueError("`split_by` needs `train_data` beside it.")
     return arguments
 
 
@@ -161,28 +176,29 @@ def choose_task(arguments: SuperbArguments) -> Task:
 def open_splits(task: Task, arguments: SuperbArguments) -> dict[str, LabelledClips]:
     """
     "train", "dev" and "test". What has no source of its own is held out from the training clips, `eval_fraction` of
-    them each, whole recordings, drawn evenly from all labels.
+    them each, whole recordings and values of `split_by`, drawn evenly from all labels.
     """
     optional = task.columns if task.labels == "slots" else ()
     required = () if optional else task.columns
+    apart = arguments.split_by
 
-    def opened(sources: list[str]) -> LabelledClips:
+    def opened(sources: list[str], *more: str) -> LabelledClips:
         return open_labelled(
             sources,
-            required,
+            dict.fromkeys((*required, *more)),
             optional=optional,
             audio_column=arguments.audio_column,
             classes=task.labels == "classes",
         )
 
-    splits = {"train": opened(task.train_data)}
+    splits = {"train": opened(task.train_data, *filter(None, [apart]))}
     fraction = arguments.eval_fraction
     for name, sources in (("test", task.test_data), ("dev", task.eval_data)):
         if sources:
             splits[name] = opened(sources)
         else:
             evenly = task.columns if task.labels == "classes" else ()
-            splits["train"], splits[name] = splits["train"].hold_out(fraction, SPLIT_SEED, evenly=evenly)
+            splits["train"], splits[name] = splits["train"].hold_out(fraction, SPLIT_SEED, apart=apart, evenly=evenly)
             fraction /= 1 - fraction  # the next share is of what is left, and as large
     if task.silence is not None:
         for name in ("train", "dev"):
@@ -191,11 +207,11 @@ def open_splits(task: Task, arguments: SuperbArguments) -> dict[str, LabelledCli
     return splits
 
 
-def make_labels(task: Task, train: dict[str, list[str]], lexicon: dict[str, str] | None) -> Labels:
+def make_labels(task: Task, train: dict[str, list[str]], lexicon: dict[str, str] | None, stress: bool) -> Labels:
     """What the labels of the training clips become."""
     if task.labels in ("classes", "slots"):
         return ClassLabels(train, slots=task.labels == "slots")
-    return TokenLabels(train, task.labels, lexicon)
+    return TokenLabels(train, task.labels, lexicon, stress)
 
 
 def make_head(task: Task, layers: LayerSum, hidden_size: int, sizes: list[int], units: int) -> Head:
@@ -227,7 +243,9 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
     earlier = earlier_results(Path(arguments.output_dir), task.name, settings)
     device = arguments.device if arguments.device != "auto" else default_device()
     splits = open_splits(task, arguments)
-    labels = make_labels(task, {column: splits["train"].labels[column] for column in task.columns}, lexicon)
+    labels = make_labels(
+        task, {column: splits["train"].labels[column] for column in task.columns}, lexicon, arguments.stress
+    )
     for name, clips in splits.items():
         logger.info("%s: %d clips, %.2f hours.", name, len(clips), clips.hours)
         warn_of_unseen(name, clips, labels)
@@ -317,6 +335,10 @@ def hyperparameters(task: Task, arguments: SuperbArguments, lexicon: dict[str, s
     chosen |= {name: getattr(task, name) for name in ("train_data", "eval_data", "test_data")}
     if not (task.eval_data and task.test_data):
         chosen["eval_fraction"] = arguments.eval_fraction
+    if arguments.split_by:
+        chosen["split_by"] = arguments.split_by
+    if not arguments.stress:
+        chosen["stress"] = False
     if lexicon is not None:
         chosen["lexicon_digest"] = hashlib.sha256(json.dumps(lexicon).encode()).hexdigest()[:12]
     if task.silence is not None:

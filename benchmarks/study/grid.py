@@ -10,7 +10,7 @@ from training.common.command_line import read_recipe
 from training.pretraining.arguments import ARGUMENTS, RunArguments
 
 
-STAGES = ("probe", "speakers", "ctc")
+STAGES = ("probe", "speakers", "ctc", "phones_many", "keywords", "languages")
 """How a run can be scored, see `benchmarks.study.scores`."""
 
 

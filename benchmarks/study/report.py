@@ -35,8 +35,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 
-HIGHER_IS_BETTER = {"digits": True, "phones": True, "speakers": True, "cer": False, "wer": False}
-TITLES = {name: name.upper() if name in ("cer", "wer") else name for name in HIGHER_IS_BETTER}
+HIGHER_IS_BETTER = {
+    "digits": True,
+    "phones": True,
+    "speakers": True,
+    "cer": False,
+    "wer": False,
+    "phones_many": False,
+    "keywords": True,
+    "languages": True,
+}
+TITLES = {name: name.upper() if name in ("cer", "wer") else name.replace("_", ", ") for name in HIGHER_IS_BETTER}
 MEASURES = {name: "accuracy" if higher else "error rate" for name, higher in HIGHER_IS_BETTER.items()}
 CONFIDENCE = 0.95
 

@@ -83,6 +83,7 @@ class Study:
             known["scores"] |= self.scorer.score(stage, output / "final", here, seed)
             known["stages"] = [*known.get("stages", []), stage]
             write_text_aside(here / RESULT, json.dumps(known, indent=1) + "\n")
+        self.scorer.forget_features(here)
 
     def _check_unchanged(self, variant: str, here: Path, used: dict) -> None:
         """Raise a UserError where a variant was run with other settings than the grid now gives it."""

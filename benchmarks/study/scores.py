@@ -7,12 +7,14 @@ README do. The two differ in what they regularise and pool, so their scores are 
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.study.frozen import FROZEN
 from benchmarks.study.grid import as_flags
 from benchmarks.study.speech_manifest import DIGITS, LIBRISPEECH, PHONES, manifest_rows
 from sjepa_hf.command import UserError
@@ -24,6 +26,7 @@ PROBES = {  # what is probed for -> the folder it is read off, and how
     "digits": (DIGITS, ["--utterance_labels", "digit", "--split_by", "speaker_id"]),
     "phones": (PHONES, ["--phones", "--max_frames", "15000"]),
 }
+FEATURES = "features"
 CROPS, CROP_SECONDS = 3, 0.5  # of each clip, for the speakers: whole clips give every encoder full marks
 
 
@@ -44,7 +47,8 @@ class Scorer:
 
     def check(self, stages: list[str]) -> None:
         """Raise a ValueError if the collection lacks a folder that one of the stages reads."""
-        needed = {"probe": [] if self.quick_probe else [folder for folder, _ in PROBES.values()]}
+        needed = {stage: [score.folder] for stage, score in FROZEN.items()}
+        needed["probe"] = [] if self.quick_probe else [folder for folder, _ in PROBES.values()]
         for folder in (folder for stage in stages for folder in needed.get(stage, [f"{LIBRISPEECH}/validation"])):
             if not (self.speech / folder / "metadata.csv").is_file():
                 raise ValueError(
@@ -52,18 +56,42 @@ class Scorer:
                     " benchmarks/study/speech_manifest.py describes."
                 )
 
-    def score(self, stage: str, checkpoint: Path, directory: Path, seed: int) -> dict:
+    def score(self, stage: str, checkpoint: Path | str, directory: Path, seed: int) -> dict:
         """
         Scores of one stage; what they were read from stays in `directory` and is not made twice.
+
+        Args:
+            checkpoint: its directory; for the `FROZEN` scores also "mfcc" or "untrained:CHECKPOINT".
+            seed: of what is trained for the score; another one is not needed by the probes, which have several splits.
 
         Returns:
             "probe": `digits` and `phones`, accuracy of the best layer, `digits_by_layer`, `phones_by_layer`,
             `mfcc_digits`, `mfcc_phones` of the same run, and `probed_by`, the program; "speakers": `speakers`,
             accuracy of the best layer on half seconds of the validation speakers, and `speakers_by_layer`; "ctc":
-            `cer` and `wer`, greedy, on the validation speakers.
+            `cer` and `wer`, greedy, on the validation speakers; a stage of `FROZEN`: one score of its name.
         """
         directory.mkdir(parents=True, exist_ok=True)
+        if stage in FROZEN:
+            return self._frozen(stage, checkpoint, directory, seed)
         return getattr(self, f"_{stage}")(checkpoint, directory, seed)
+
+    def forget_features(self, directory: Path) -> None:
+        """Remove the features that the `FROZEN` scores of several seeds share: half a gigabyte."""
+        shutil.rmtree(directory / FEATURES, ignore_errors=True)
+
+    def _frozen(self, stage: str, checkpoint: Path | str, directory: Path, seed: int) -> dict:
+        score = FROZEN[stage]
+        output = directory / f"{stage}-s{seed}"
+        found = output / f"{score.task}.json"
+        if not found.is_file():
+            settings = {"task": score.task, "model": checkpoint, **score.settings, "seeds": seed}
+            for source, rows in score.rows(self.speech).items():
+                settings[source] = directory / f"{stage}_{source}.jsonl"
+                write_manifest(settings[source], rows)
+            settings |= {"output_dir": output, "cache_dir": directory / FEATURES}
+            self._run(["-m", "training.superb", *as_flags(settings)], directory / f"{stage}.log")
+        (own,) = read_scores(found)
+        return {stage: own.value}
 
     def _probe(self, checkpoint: Path, directory: Path, seed: int) -> dict:
         found = self.layers([checkpoint], directory)
@@ -119,7 +147,7 @@ class Scorer:
         found = directory / name / "probes.json"
         if not found.is_file():
             data = directory / f"{name}.jsonl"
-            data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_manifest(data, rows)
             command = ["-m", "training.probe", *checkpoints, "--data", data, *how, "--output", found.parent]
             self._run(command, directory / f"{name}.log")
         linear = [score for score in read_scores(found) if score.task.endswith(", linear probe")]
@@ -138,6 +166,11 @@ class Scorer:
 
     def _run(self, command: list, log: Path) -> None:
         run_logged([sys.executable, *map(str, command)], log, self.environment)
+
+
+def write_manifest(path: Path, rows: list[dict]) -> None:
+    """Rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def crops(folder: Path) -> list[dict]:

@@ -91,6 +91,39 @@ def test_texts_are_held_out_by_whole_recordings(folder, tmp_path):
     assert not files["train"] & files["dev"] and not files["dev"] & files["test"]
 
 
+@pytest.mark.parametrize("given", ["", "test"])
+def test_speakers_can_be_kept_apart(folder, given):
+    options = [f"--{given}_data", folder] if given else []
+    arguments = parse_arguments(
+        [
+            "--task",
+            "ks",
+            "--label_column",
+            "tone",
+            "--split_by",
+            "who",
+            "--model",
+            "mfcc",
+            "--train_data",
+            folder,
+            *options,
+        ]
+    )
+    splits = open_splits(choose_task(arguments), arguments)
+    who = {name: set(part.labels["who"]) for name, part in splits.items() if name != given}
+    assert sum(map(len, who.values())) == len(set.union(*who.values())) == 4
+    assert given not in splits or len(splits[given]) == 40
+
+
+@pytest.mark.parametrize(("option", "value"), [("split_by", "who"), ("stress", "false")])
+def test_other_splits_and_phones_are_other_results(call, option, value, tmp_path):
+    options = ["--model", "mfcc", "--max_steps", "4", "--batch_size", "8"]
+    (found,) = call("pr", *options, f"--{option}", value)
+    assert str(found["hyperparameters"][option]).lower() == value
+    with pytest.raises(SystemExit, match=f"pr.jsonl holds results with `{option}` .*, not None: choose another"):
+        call("pr", *options)
+
+
 def test_too_few_clips(folder, tmp_path):
     rows = [{"audio_filepath": f"{folder}/{i}.wav", "who": "xy"[i]} for i in range(2)]
     (tmp_path / "two.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -236,6 +269,16 @@ def test_hub_data_sets_are_the_default():
         (["--task", "pr"], "--task pr on LibriSpeech needs --lexicon"),
         (["--task", "ks", "--slot_columns", "size"], "`slot_columns` belongs to --task sf"),
         (["--task", "ks", "--lexicon", "x"], "`lexicon` belongs to --task pr"),
+        (["--task", "ks", "--stress", "false"], "`stress` belongs to --task pr"),
+        (["--task", "ks", "--split_by", "who"], "`split_by` needs `train_data` beside it"),
+        (
+            ["--task", "ks", "--split_by", "a", "--train_data", "b", "--eval_data", "c", "--test_data", "d"],
+            "`split_by` splits train_data, of which nothing is held out",
+        ),
+        (
+            ["--task", "ks", "--label_column", "tone", "--split_by", "age", "--train_data", "FOLDER"],
+            "no column 'age'; it has",
+        ),
         (["--task", "ks", "--max_steps", "0"], "`max_steps` must be positive, got 0"),
         (["--task", "ks", "--eval_fraction", "0.7"], "`eval_fraction` must lie between 0 and 0.5"),
         (["--task", "ks", "--test_data", "x"], "need `train_data` beside them"),

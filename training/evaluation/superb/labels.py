@@ -10,7 +10,7 @@ from torch import Tensor
 from training.common.metrics import load_metric
 
 
-SILENCES = {"", "sil", "sp", "spn"}  # of aligned phones; no part of what is recognised
+NO_PHONES = {"", "sil", "sp", "spn", "|"}  # silences, and bars between words: no part of what is recognised
 FIRST_CHARACTER = 0x4E00  # of a block that is large enough for any set of tokens
 SLOT_TOKEN = re.compile(r"\b[BE]-\S*[a-z]\S*")  # a word in capitals, such as E-MAIL, is none
 
@@ -61,13 +61,17 @@ class TokenLabels:
 
     Args:
         labels: the text column of the training clips, by its name.
-        kind: "characters" (in capitals), "phones" (between spaces, silences left out), or "slot_characters", where
-            words such as `B-size` and `E-size` are one token each, and stand around the value of a slot.
+        kind: "characters" (in capitals), "phones" (between spaces, without silences and the bars between words), or
+            "slot_characters", where words such as `B-size` and `E-size` are one token each, and stand around the value
+            of a slot.
         lexicon: phones of each word in capitals; "phones" are then looked up in it.
+        stress: phones keep the digit that says how they are stressed (ARPAbet); else AH0 and AH1 are AH.
     """
 
-    def __init__(self, labels: dict[str, list[str]], kind: str, lexicon: dict[str, str] | None = None):
-        self.kind, self.lexicon = kind, lexicon
+    def __init__(
+        self, labels: dict[str, list[str]], kind: str, lexicon: dict[str, str] | None = None, stress: bool = True
+    ):
+        self.kind, self.lexicon, self.stress = kind, lexicon, stress
         tokens = sorted({token for text in self.references(labels) for token in self._tokens(text)})
         self.tokens = ["<blank>", *tokens]
         if kind == "slot_characters" and not any(map(SLOT_TOKEN.fullmatch, tokens)):
@@ -109,9 +113,10 @@ class TokenLabels:
             unknown = [word for word in words if word not in self.lexicon]
             if unknown:
                 raise ValueError(f"The lexicon lacks the word '{unknown[0]}': add a line '{unknown[0]} PHONES ...'.")
-            return " ".join(self.lexicon[word] for word in words)
+            text = " ".join(self.lexicon[word] for word in words)
         if self.kind == "phones":
-            return " ".join(phone for phone in text.split() if phone.lower() not in SILENCES)
+            phones = [phone for phone in text.split() if phone.lower() not in NO_PHONES]
+            return " ".join(phones if self.stress else (phone.rstrip("012") for phone in phones))
         keep = SLOT_TOKEN.fullmatch if self.kind == "slot_characters" else (lambda word: None)
         return " ".join(word if keep(word) else word.upper() for word in text.split())
 

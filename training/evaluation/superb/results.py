@@ -26,11 +26,11 @@ def earlier_results(directory: Path, task: str, settings: dict) -> list[dict]:
     settings = json.loads(json.dumps(settings))
     for result in results:
         theirs = result["hyperparameters"]
-        for name in settings:
-            if theirs.get(name) != settings[name]:
+        for name in sorted((settings.keys() | theirs.keys()) - {"untrained_seed"}):
+            if theirs.get(name) != settings.get(name):
                 raise ValueError(
-                    f"{path} holds results with `{name}` {theirs.get(name)!r}, not {settings[name]!r}: choose another"
-                    " `output_dir`, or delete it."
+                    f"{path} holds results with `{name}` {theirs.get(name)!r}, not {settings.get(name)!r}: choose"
+                    " another `output_dir`, or delete it."
                 )
     return results
 
@@ -72,7 +72,8 @@ def score_rows(results: list[dict]) -> list[Score]:
     for subject, own in grouped(results, lambda result: result["encoder"]).items():
         first = own[0]
         used, clips = first["hyperparameters"], first["clips"]["test"]
-        held_out = "" if used["test_data"] else ", a share held out at random"
+        apart = f" by {used['split_by']}" if "split_by" in used else ""
+        held_out = "" if used["test_data"] else f", a share held out at random{apart}"
         for metric in first["metrics"]:
             values = [result["metrics"][metric] for result in own]
             rows.append(

@@ -26,6 +26,7 @@ def test_slot_columns_become_slots():
     [
         ("characters", "it's  a b", "IT'S A B", 8),
         ("phones", "sil HH AY1 sp DH spn", "HH AY1 DH", 3),
+        ("phones", "B EH0 R | AH0", "B EH0 R AH0", 4),
         ("slot_characters", SLOTTED, "A B-size VERY LARGE E-size CUP B-drink TEA E-drink", 24),
     ],
 )
@@ -34,6 +35,15 @@ def test_texts_survive_their_tokens(kind, text, normalised, length):
     (tokens, _) = labels.encode({"text": [text, text]})
     assert labels.references({"text": [text]}) == [normalised]
     assert labels.decode(tokens.tolist()) == normalised and len(tokens) == length and 0 not in tokens
+
+
+@pytest.mark.parametrize("lexicon", [None, {"AHA": "AH0 HH AA1", "OH": "OW0"}])
+def test_phones_without_their_stress(lexicon):
+    texts = {"phones": ["AH0 HH AA1 | OW0"] if lexicon is None else ["aha oh"]}
+    labels = TokenLabels(texts, "phones", lexicon, stress=False)
+    assert labels.tokens == ["<blank>", "AA", "AH", "HH", "OW"]
+    assert labels.references(texts) == ["AH HH AA OW"] == [labels.decode(labels.encode(texts)[0].tolist())]
+    assert TokenLabels(texts, "phones", lexicon).references(texts) == ["AH0 HH AA1 OW0"]
 
 
 def test_tokens_that_training_lacks_are_left_out():

@@ -1,0 +1,58 @@
+"""Scores of a frozen encoder by `training.superb`, many speakers each: what every score is read off, and how.
+
+Sizes, steps and rates are chosen so that a score takes two to three minutes of one core and tells MFCC, an untrained
+encoder and a pretrained one apart. No voice is in two of training, dev and test part.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.study.speech_manifest import COMMON_VOICE, KEYWORDS, LANGUAGES, PHONES_MANY, manifest_rows
+
+
+SOURCES = {"train": "train_data", "validation": "eval_data", "test": "test_data"}
+
+
+@dataclass(frozen=True)
+class FrozenScore:
+    """
+    Attributes:
+        folder: folder of the speech collection.
+        task: of `training.superb`.
+        settings: its settings.
+        every: of each part, in the order of the metadata, one clip in so many is used.
+    """
+
+    folder: str
+    task: str
+    settings: dict = field(default_factory=dict)
+    every: int = 1
+
+    def rows(self, speech: Path) -> dict[str, list[dict]]:
+        """Rows of a manifest for each source that `training.superb` is given, by its argument."""
+        found = {}
+        for part, source in SOURCES.items():
+            rows = manifest_rows(speech, self.folder, part)
+            if self.folder == COMMON_VOICE:
+                rows = [row for row in rows if row["language"] in LANGUAGES]
+            if rows:
+                found[source] = rows[:: self.every]
+        return found
+
+
+FROZEN = {
+    "phones_many": FrozenScore(
+        PHONES_MANY,
+        "pr",
+        dict(label_column="phones", stress=False, split_by="speaker", eval_fraction=0.1),
+        every=2,
+    ),
+    "keywords": FrozenScore(KEYWORDS, "ks", dict(label_column="keyword")),
+    "languages": FrozenScore(
+        COMMON_VOICE,
+        "sid",
+        dict(label_column="language", split_by="speaker", eval_fraction=0.1),
+    ),
+}
+"""The scores by name: phone error rate on 250 speakers of English as a second language, accuracy on 40 Arabic command
+words, and on the language of a clip of Common Voice."""

@@ -1,0 +1,42 @@
+"""What the scores of a frozen encoder are read off."""
+
+import pytest
+
+from benchmarks.study.frozen import FROZEN, FrozenScore
+from benchmarks.study.grid import as_flags
+from training.superb import choose_task, parse_arguments
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_settings_are_understood_and_no_voice_is_in_two_sources(name, speech, tmp_path):
+    """On the real collection: its columns have the names that the settings give."""
+    score = FROZEN[name]
+    rows = score.rows(speech)
+    heard = {source: {row["speaker"] for row in found} for source, found in rows.items()}
+    assert heard.keys() >= {"train_data", "test_data"}
+    assert sum(map(len, heard.values())) == len(set.union(*heard.values()))
+    if "eval_data" not in rows:
+        assert score.settings["split_by"] == "speaker"
+    label = score.settings["label_column"]
+    assert all(row[label] for found in rows.values() for row in found)
+    assert {row[label] for row in rows["test_data"]} <= {row[label] for row in rows["train_data"]} or label == "phones"
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_settings_are_those_of_the_command(name):
+    score = FROZEN[name]
+    flags = as_flags({"task": score.task, "model": "mfcc", "train_data": "x", **score.settings})
+    assert choose_task(parse_arguments(flags)).columns == (score.settings["label_column"],)
+
+
+def test_one_clip_in_so_many_is_used(tmp_path):
+    (tmp_path / "arabic_speech_commands").mkdir()
+    lines = [f"{part}{n}.opus,{part},1.0" for part in ("train", "validation", "test") for n in range(6)]
+    (tmp_path / "arabic_speech_commands" / "metadata.csv").write_text("\n".join(["file_name,split,duration", *lines]))
+    rows = FrozenScore("arabic_speech_commands", "ks", every=3).rows(tmp_path)
+    names = {source: [row["audio_filepath"].rpartition("/")[2] for row in found] for source, found in rows.items()}
+    assert names == {
+        "train_data": ["train0.opus", "train3.opus"],
+        "eval_data": ["validation0.opus", "validation3.opus"],
+        "test_data": ["test0.opus", "test3.opus"],
+    }
