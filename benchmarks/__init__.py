@@ -21,6 +21,7 @@ Exactness and faults:
 The study (study/README.md), on speech that is no part of this repository:
     study/speech_manifest.py the manifest of what is trained on, without what is scored
     study/run.py             a grid of pretrainings at equal audio, scored
+    study/score.py           scores of several checkpoints beside MFCC and an untrained encoder, one table
     study/report.py          tables and pictures of finished grids
     study/probe_curve.py     scores of a run's checkpoints over the hours heard
 
@@ -32,4 +33,5 @@ What commands are made of:
     steps/cuda_rules.py      what a GPU would run where fake tensors stand in for it
     study/grid.py            what a grid's file says
     study/scores.py          how a checkpoint is scored
+    study/frozen.py          the scores that training.superb makes, on many speakers
 """

@@ -84,6 +84,13 @@ class SuperbArguments:
     stress: bool = field(
         default=True, metadata={"help": "false: pr without the digit of a phone's stress, so that AH0 and AH1 are AH."}
     )
+    stacked_frames: int = field(
+        default=1,
+        metadata={
+            "help": "pr: neighbouring frames that the head takes as one; with 2 and more it has a hidden layer, which "
+            "is not SUPERB's, but tells small encoders apart."
+        },
+    )
     audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Hub data and Parquet."})
     max_steps: int | None = field(default=None, metadata={"help": "Training steps of the head."})
     eval_steps: int | None = field(
@@ -123,7 +130,7 @@ def parse_arguments(argv: list[str] | None = None) -> SuperbArguments:
         raise ValueError(f"There is no task '{arguments.task}': choose {', '.join(TASKS)}.")
     if not 0 < arguments.eval_fraction < 0.5:
         raise ValueError(f"`eval_fraction` must lie between 0 and 0.5, got {arguments.eval_fraction:g}.")
-    for name in ("max_steps", "eval_steps", "learning_rate", "batch_size", "rnn_units", "cache_gb"):
+    for name in ("max_steps", "eval_steps", "learning_rate", "batch_size", "rnn_units", "stacked_frames", "cache_gb"):
         value = getattr(arguments, name)
         if value is not None and (value < 0 if name == "cache_gb" else value <= 0):
             raise ValueError(f"`{name}` must be positive, got {value:g}.")
@@ -131,8 +138,13 @@ def parse_arguments(argv: list[str] | None = None) -> SuperbArguments:
         raise ValueError("`slot_columns` belongs to --task sf; other tasks take --label_column.")
     if arguments.slot_columns and arguments.label_column:
         raise ValueError("`slot_columns` are the labels: leave out `label_column`.")
-    if arguments.task != "pr" and (arguments.lexicon or not arguments.stress):
-        raise ValueError(f"`{'lexicon' if arguments.lexicon else 'stress'}` belongs to --task pr.")
+    of_phones = {
+        "lexicon": arguments.lexicon,
+        "stress": not arguments.stress,
+        "stacked_frames": arguments.stacked_frames > 1,
+    }
+    if arguments.task != "pr" and any(of_phones.values()):
+        raise ValueError(f"`{next(filter(of_phones.get, of_phones))}` belongs to --task pr.")
     if arguments.split_by and arguments.eval_data and arguments.test_data:
         raise ValueError(
             "`split_by` splits train_data, of which nothing is held out: leave out `split_by`, or a source."
@@ -214,11 +226,12 @@ def make_labels(task: Task, train: dict[str, list[str]], lexicon: dict[str, str]
     return TokenLabels(train, task.labels, lexicon, stress)
 
 
-def make_head(task: Task, layers: LayerSum, hidden_size: int, sizes: list[int], units: int) -> Head:
+def make_head(task: Task, layers: LayerSum, hidden_size: int, sizes: list[int], arguments: SuperbArguments) -> Head:
     """The task's head, with fresh weights."""
     if task.head == "pooled":
         return PooledHead(layers, hidden_size, sizes)
-    return CtcHead(layers, hidden_size, sizes[0], task.head == "recurrent_ctc", task.spec_augment, units)
+    recurrent, units, stacked = task.head == "recurrent_ctc", arguments.rnn_units, arguments.stacked_frames
+    return CtcHead(layers, hidden_size, sizes[0], recurrent, task.spec_augment, units, stacked)
 
 
 # The run
@@ -286,7 +299,7 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
             start = time.perf_counter()
             torch.manual_seed(seed)
             layers = LayerSum(example.shape[0], norm)
-            head = make_head(task, layers, example.shape[-1], labels.sizes, arguments.rnn_units).to(device)
+            head = make_head(task, layers, example.shape[-1], labels.sizes, arguments).to(device)
             step, dev_metrics = train(head, task, features, labels, seed, heartbeat)
             predicted, references = answers(head, task, features["test"], labels)
             metrics, num_clips = score(task.metrics, predicted, references), len(predicted)
@@ -339,6 +352,8 @@ def hyperparameters(task: Task, arguments: SuperbArguments, lexicon: dict[str, s
         chosen["split_by"] = arguments.split_by
     if not arguments.stress:
         chosen["stress"] = False
+    if arguments.stacked_frames > 1:
+        chosen["stacked_frames"] = arguments.stacked_frames
     if lexicon is not None:
         chosen["lexicon_digest"] = hashlib.sha256(json.dumps(lexicon).encode()).hexdigest()[:12]
     if task.silence is not None:

@@ -44,14 +44,23 @@ FROZEN = {
     "phones_many": FrozenScore(
         PHONES_MANY,
         "pr",
-        dict(label_column="phones", stress=False, split_by="speaker", eval_fraction=0.1),
-        every=2,
+        dict(
+            label_column="phones",
+            stress=False,
+            stacked_frames=2,
+            split_by="speaker",
+            eval_fraction=0.1,
+            max_steps=600,
+            learning_rate=2e-3,
+            batch_size=16,
+        ),
+        every=3,
     ),
-    "keywords": FrozenScore(KEYWORDS, "ks", dict(label_column="keyword")),
+    "keywords": FrozenScore(KEYWORDS, "ks", dict(label_column="keyword", max_steps=2000, learning_rate=1e-3)),
     "languages": FrozenScore(
         COMMON_VOICE,
         "sid",
-        dict(label_column="language", split_by="speaker", eval_fraction=0.1),
+        dict(label_column="language", split_by="speaker", eval_fraction=0.1, max_steps=2000, learning_rate=1e-3),
     ),
 }
 """The scores by name: phone error rate on 250 speakers of English as a second language, accuracy on 40 Arabic command

@@ -115,7 +115,7 @@ def test_speakers_can_be_kept_apart(folder, given):
     assert given not in splits or len(splits[given]) == 40
 
 
-@pytest.mark.parametrize(("option", "value"), [("split_by", "who"), ("stress", "false")])
+@pytest.mark.parametrize(("option", "value"), [("split_by", "who"), ("stress", "false"), ("stacked_frames", "2")])
 def test_other_splits_and_phones_are_other_results(call, option, value, tmp_path):
     options = ["--model", "mfcc", "--max_steps", "4", "--batch_size", "8"]
     (found,) = call("pr", *options, f"--{option}", value)
@@ -270,6 +270,8 @@ def test_hub_data_sets_are_the_default():
         (["--task", "ks", "--slot_columns", "size"], "`slot_columns` belongs to --task sf"),
         (["--task", "ks", "--lexicon", "x"], "`lexicon` belongs to --task pr"),
         (["--task", "ks", "--stress", "false"], "`stress` belongs to --task pr"),
+        (["--task", "asr", "--stacked_frames", "2"], "`stacked_frames` belongs to --task pr"),
+        (["--task", "pr", "--stacked_frames", "0"], "`stacked_frames` must be positive, got 0"),
         (["--task", "ks", "--split_by", "who"], "`split_by` needs `train_data` beside it"),
         (
             ["--task", "ks", "--split_by", "a", "--train_data", "b", "--eval_data", "c", "--test_data", "d"],

@@ -10,12 +10,13 @@ import pytest
 import soundfile
 
 from benchmarks.study import scores
+from benchmarks.study.frozen import FROZEN, FrozenScore
 from benchmarks.study.scores import Scorer, crops
-from benchmarks.study.speech_manifest import DIGITS, LIBRISPEECH, PHONES
+from benchmarks.study.speech_manifest import DIGITS, KEYWORDS, LIBRISPEECH, PHONES
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor
 from sjepa_hf.scores import write_scores
-from training import probe
+from training import probe, superb
 from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.data import HELD_OUT
 from training.finetuning.result import Outcome, score_rows
@@ -88,6 +89,38 @@ def test_several_checkpoints_are_told_apart(collection, checkpoint, started, tmp
     assert found[str(checkpoint)] == found[str(other)] and len(found["mfcc"]["phones"]) == 1
 
 
+def test_a_frozen_score_is_that_of_the_test_part(collection, checkpoint, monkeypatch, tmp_path):
+    commands = []
+
+    def run_here(command, log, environment):
+        commands.append(command)
+        assert command[1:3] == ["-m", "training.superb"]
+        superb.main(command[3:])
+
+    rows = [
+        {"file_name": f"{part}{n}.flac", "keyword": "ab"[n % 2], "split": part}
+        for part, count in (("train", 6), ("validation", 4), ("test", 3))
+        for n in range(count)
+    ]
+    write_folder(collection / KEYWORDS, rows, seconds=0.3)
+    settings = {"label_column": "keyword", "max_steps": 4, "batch_size": 2, "device": "cpu"}
+    monkeypatch.setattr(scores, "run_logged", run_here)
+    monkeypatch.setitem(FROZEN, "keywords", FrozenScore(KEYWORDS, "ks", settings))
+    scorer, directory = Scorer(collection, None, {}, {}), tmp_path / "scored"
+    scorer.check(["keywords"])
+    for subject in ("mfcc", checkpoint):
+        here = directory / Path(subject).name
+        found = scorer.score("keywords", subject, here, seed=3)
+        (result,) = map(json.loads, (here / "keywords-s3" / "ks.jsonl").read_text().splitlines())
+        assert result["clips"] == {"train": 6, "dev": 4, "test": 3} and result["seed"] == 3
+        assert found == {"keywords": result["metrics"]["accuracy"]}
+        assert scorer.score("keywords", subject, here, seed=3) == found
+        assert (here / "features").is_dir()
+        scorer.forget_features(here)
+        assert not (here / "features").exists()
+    assert len(commands) == 2, "what was scored is not scored again"
+
+
 def test_error_rates_are_the_greedy_ones_of_the_validation_speakers(monkeypatch, tmp_path):
     def fine_tuned(command, log, environment):
         test_data = command[command.index("--test_data") + 1]
@@ -107,6 +140,8 @@ def test_error_rates_are_the_greedy_ones_of_the_validation_speakers(monkeypatch,
 def test_a_folder_that_is_not_there_is_named_before_anything_is_trained(collection):
     with pytest.raises(ValueError, match=f"has no {LIBRISPEECH}/validation/metadata.csv: the study scores"):
         Scorer(collection, None, {}, {}).check(["probe", "speakers"])
+    with pytest.raises(ValueError, match="has no speechocean762/metadata.csv"):
+        Scorer(collection, None, {}, {}).check(["probe", "phones_many"])
 
 
 def test_speakers_are_told_by_pieces_that_lie_within_their_clips(tmp_path):

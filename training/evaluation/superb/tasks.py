@@ -15,7 +15,7 @@ sid   The toolkit trains on 8 s of each clip, here on all of it; its head has th
 er    The toolkit's dev set is a fifth of the utterances at random; here of the recordings, evenly from all labels.
 asr   The toolkit ends every transcript with a `|`, sorts batches into buckets of length and halves those with long
       clips; the time masks of its SpecAugment are drawn once for the padded batch, here for each clip. So in sf.
-pr    The toolkit's vocabulary is fixed, here it is that of the training data.
+pr    The toolkit's vocabulary is fixed, here it is that of the training data. `--stacked_frames` is none of it.
 sf    Slot type F1 and slot value CER are the toolkit's, to the spaces at the edges of a value.
 mfcc  Is not SUPERB's baseline: that is FBANK (80 bands every 10 ms, with deltas, normed by utterance), of which a mean
       over the frames keeps nothing. Here MFCC are normed over the training set, and a pooled head learns from them.

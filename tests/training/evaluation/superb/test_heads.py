@@ -40,14 +40,16 @@ def test_pooled_loss_sums_over_columns():
     torch.testing.assert_close(head.loss(features, targets), wanted)
 
 
-@pytest.mark.parametrize("recurrent", [True, False])
-def test_padding_does_not_reach_a_clip(recurrent):
-    head = CtcHead(LayerSum(2), 8, 5, recurrent, augment=True, units=6).eval()
+@pytest.mark.parametrize(
+    ("recurrent", "stacked", "frames"), [(True, 1, [30, 7, 19]), (False, 1, [30, 7, 19]), (False, 4, [8, 2, 5])]
+)
+def test_padding_does_not_reach_a_clip(recurrent, stacked, frames):
+    head = CtcHead(LayerSum(2), 8, 5, recurrent, augment=True, units=6, stacked_frames=stacked).eval()
     clips = [torch.randn(2, length, 8) for length in (30, 7, 19)]
     together, lengths = head.logits(clips)
-    assert lengths.tolist() == [30, 7, 19]
-    for i, clip in enumerate(clips):
-        torch.testing.assert_close(together[i, : clip.shape[1]], head.logits([clip])[0][0], rtol=1e-4, atol=1e-5)
+    assert lengths.tolist() == frames
+    for i, (clip, length) in enumerate(zip(clips, frames)):
+        torch.testing.assert_close(together[i, :length], head.logits([clip])[0][0], rtol=1e-4, atol=1e-5)
     assert head.predict(clips) == [head.predict([clip])[0] for clip in clips]
 
 
@@ -59,9 +61,20 @@ def test_ctc_prediction_leaves_out_repeats_and_blanks(monkeypatch):
     assert head.predict([]) == [[2, 2, 3, 1], [1]]
 
 
-@pytest.mark.parametrize("recurrent", [True, False])
-def test_ctc_heads_learn(recurrent):
-    head = CtcHead(LayerSum(2), 8, 3, recurrent, units=12)
+def test_stacked_frames_are_neighbours_and_read_by_more_than_a_linear_map():
+    head = CtcHead(LayerSum(1), 2, 3, recurrent=False, stacked_frames=2)
+    frames = torch.arange(10.0).view(5, 2)
+    assert head._stacked(frames).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 0]]
+    logits = [head.logits([scale * frames[None]])[0] for scale in (-1, 0, 1)]
+    assert not torch.allclose(logits[0] + logits[2], 2 * logits[1])
+    plain = CtcHead(LayerSum(1), 2, 3, recurrent=False)
+    logits = [plain.logits([scale * frames[None]])[0] for scale in (-1, 0, 1)]
+    torch.testing.assert_close(logits[0] + logits[2], 2 * logits[1])
+
+
+@pytest.mark.parametrize(("recurrent", "stacked"), [(True, 1), (False, 1), (False, 2)])
+def test_ctc_heads_learn(recurrent, stacked):
+    head = CtcHead(LayerSum(2), 8, 3, recurrent, units=12, stacked_frames=stacked)
     features, targets = [torch.randn(2, 6, 8) for _ in range(3)], [torch.tensor(t) for t in ([1, 2], [2], [1])]
     optimizer = torch.optim.Adam(head.parameters(), 0.02)
     losses = []
