@@ -50,11 +50,11 @@ FROZEN = {
             stacked_frames=2,
             split_by="speaker",
             eval_fraction=0.1,
-            max_steps=600,
+            max_steps=1000,
             learning_rate=2e-3,
             batch_size=16,
         ),
-        every=3,
+        every=2,
     ),
     "keywords": FrozenScore(KEYWORDS, "ks", dict(label_column="keyword", max_steps=2000, learning_rate=1e-3)),
     "languages": FrozenScore(
