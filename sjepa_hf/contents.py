@@ -42,6 +42,7 @@ IMAGES = {
     ".webp": (b"RIFF",),
 }
 SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
+PACKAGE = Path(__file__).parent
 LARGEST_BUT_WEIGHTS = 100e6  # bytes
 SHOWN = re.compile(r"!\[[^\]]*\]\(\s*<?([^)>\s]+)|<img[^>]+src=[\"']([^\"']+)")  # pictures of a Markdown text
 PATH = re.compile(r"(?:/|~|\.\./|file://)[^\n]*[^\n/]/[^\n]+")
@@ -75,8 +76,11 @@ def contents(checkpoint: Path) -> Contents:
     if not os.path.lexists(checkpoint / CONFIG):
         raise ValueError(f"{checkpoint} is no checkpoint: it has no {CONFIG}. Name the directory with the weights.")
     config = read_json(take(found, checkpoint, CONFIG, required=True))
-    for name in code_files(checkpoint, config):
-        take(found, checkpoint, name, required=True)
+    for name, path in code_files(checkpoint, config).items():
+        if path.parent == checkpoint:
+            take(found, checkpoint, name, required=True)
+        else:
+            found.files[name] = path
     take_weights(found, checkpoint)
     for name in (*SETTINGS, *TOKENIZER, *TEXTS, *TOKENIZER_MODELS, *ADAPTER, *PICTURES):
         if name not in found.files and os.path.lexists(checkpoint / name):
@@ -185,27 +189,29 @@ def check_tensors(path: Path, wanted: Sequence[str] = ()) -> None:
         raise ValueError(f"{path} lacks the tensor {shown(min(absent))}, which {INDEX} says is there.")
 
 
-def code_files(checkpoint: Path, config: dict) -> tuple[str, ...]:
+def code_files(checkpoint: Path, config: dict) -> dict[str, Path]:
     """
-    The model's code that has to go along.
+    The model's code that has to go along: that of the checkpoint, or this package's where it has none.
 
     Raises:
-        ValueError: for an S-JEPA model without it, and for code that is not ours.
+        ValueError: for an S-JEPA model with a part of it, and for code that is not ours.
     """
     if config.get("model_type") == "sjepa":
         absent = [name for name in MODEL_CODE if not os.path.lexists(checkpoint / name)]
+        if len(absent) == len(MODEL_CODE) and config.get("auto_map") == AUTO_MAP:
+            return {name: PACKAGE / name for name in MODEL_CODE}
         if absent or config.get("auto_map") != AUTO_MAP:
             raise ValueError(
                 f"{checkpoint} lacks the model's code ({', '.join(absent) or f'auto_map in {CONFIG}'}): open it with"
                 " `from_pretrained` and save it again."
             )
-        return MODEL_CODE
+        return {name: checkpoint / name for name in MODEL_CODE}
     if config.get("auto_map"):
         raise ValueError(
             f"{checkpoint} needs code that is not sjepa_hf's (`auto_map` in {CONFIG}): look through it and publish it"
             " with `hf upload`."
         )
-    return ()
+    return {}
 
 
 def check_contents(found: Contents) -> None:

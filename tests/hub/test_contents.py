@@ -110,6 +110,16 @@ def test_a_snapshot_of_the_hubs_cache_can_be_pushed(hub, pretrained):
     assert hub.files("ada/again") == hub.files("ada/encoder")
 
 
+def test_a_checkpoint_without_any_code_is_published_with_the_packages(hub, pretrained):
+    """As the checkpoints of this repository lie there: their code is that of `sjepa_hf/`, kept once."""
+    before = contents(pretrained).files
+    texts = {name: before[name].read_bytes() for name in MODEL_CODE}
+    for name in MODEL_CODE:
+        (pretrained / name).unlink()
+    assert push(pretrained, "encoder") == ""
+    assert {name: hub.files("ada/encoder")[name] for name in MODEL_CODE} == texts
+
+
 def test_a_pipe_is_not_waited_for(pretrained):
     os.mkfifo(pretrained / "README.md")
     assert contents(pretrained).left_out["README.md"] == "it is no regular file"
