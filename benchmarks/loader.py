@@ -2,26 +2,34 @@
 
     python -m benchmarks.loader --speech ../shared/speech/librispeech_train_clean_5/validation
 
-Speech is written as FLAC, Opus and WAV (16 kHz, mono) into a temporary folder. First table: hours of audio per second
-of one core (CPU time of this process), `soundfile.read` and the loader with no workers taking turns over one epoch;
-the source is the folder, whose headers are read, or a manifest that gives the durations. Second table: 10 s read out
-of one file of an hour, at a given offset and at a random place, against decoding that hour.
+Speech is written as FLAC, Opus, WAV and MP3 (16 kHz, mono), and of these FLAC and WAV files Parquet and tar archives,
+all in a temporary folder. First table: the time of one core for an hour of audio, `soundfile.read` and the loader
+taking turns, the loader's as a share of the other. It reads a folder (headers and all), a manifest that gives the
+durations, shards as a stream, or what it has cached. It does so in this process, and manifest or shards also in a
+worker, whose time is told apart from that of this process, which takes the batches. Last column: hours of audio a
+second that 16 such workers would feed if nothing held them up, an estimate. Second table: 10 s read out of one file of
+an hour, at a given offset and at a random place, against decoding that hour.
 """
 
 import argparse
 import cProfile
+import io
 import itertools
 import json
 import pstats
+import resource
 import statistics
+import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import datasets
 import numpy as np
 import soundfile
 import torch
+from torch.utils.data import DataLoader
 
 from sjepa_hf.command import command
 from sjepa_hf.frames import SAMPLING_RATE
@@ -38,6 +46,9 @@ FORMATS = {  # suffix: what soundfile calls it
     "mp3": {"format": "MP3"},
 }
 LONGEST = 60.0  # seconds; no clip is cropped
+CORES = 16  # that are estimated
+TURN = 4.0  # seconds of bare decoding for which a worker passes over the data, having been started once
+SHARDS = 4
 
 
 def write_audio(path: Path, samples: np.ndarray) -> None:
@@ -54,45 +65,89 @@ def write_manifest(folder: Path) -> Path:
     return manifest
 
 
+def write_shards(folder: Path) -> dict[str, str]:
+    """Parquet of the FLAC files and archives of the WAV files, by the names of their rows in the table."""
+    flac, wav = (sorted((folder / suffix).iterdir()) for suffix in ("flac", "wav"))
+    for number in range(SHARDS):
+        cells = [{"path": path.name, "bytes": path.read_bytes()} for path in flac[number::SHARDS]]
+        datasets.Dataset.from_dict({"audio": cells}).to_parquet(folder / f"{number}.parquet")
+        with tarfile.open(folder / f"{number}.tar", "w") as archive:
+            for path in wav[number::SHARDS]:
+                archive.add(path, path.name)
+    return {"flac in parquet": f"{folder}/*.parquet", "wav in tar": f"{folder}/*.tar"}
+
+
 def core_seconds(function: Callable, *values, **options) -> float:
     start = time.process_time()
     function(*values, **options)
     return time.process_time() - start
 
 
-def decode(paths: list[Path]) -> None:
-    for path in paths:
-        soundfile.read(path, dtype="float32")
+def decode(files: Sequence[Path | bytes]) -> None:
+    for file in files:
+        soundfile.read(io.BytesIO(file) if isinstance(file, bytes) else file, dtype="float32")
 
 
-def load(source: Path) -> None:
-    args = DataArguments([str(source)], max_seconds=LONGEST, num_workers=0)
-    for batch in build_loader(args, max_epochs=1):
+def loader_of(source: str, num_workers: int = 0, max_epochs: int = 1, cache_gb: float = 0.0) -> DataLoader:
+    streaming = source.endswith((".tar", ".parquet"))
+    args = DataArguments(
+        [source], max_seconds=LONGEST, num_workers=num_workers, streaming=streaming, cache_gb=cache_gb
+    )
+    return build_loader(args, max_epochs=max_epochs)
+
+
+def load(loader: DataLoader) -> None:
+    for batch in loader:
         if batch["skipped"]:
             raise ValueError(f"Not every clip was used: {batch['skipped']}")
 
 
+def worker_seconds(source: str, passes: int) -> tuple[float, float]:
+    """Seconds of a worker's core and of this one, for a pass over the data."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    here = core_seconds(load, loader_of(source, num_workers=1, max_epochs=passes))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # the worker has ended
+    there = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return there / passes, here / passes
+
+
+def ways_here(source: str, folder: Path | None = None) -> dict[str, Callable[[], None]]:
+    """Passes over the data in this process, by column of the table; those of a folder and its list, or of a stream."""
+    ways = {"listed": lambda: load(loader_of(source))}
+    if folder is not None:
+        cached = loader_of(source, cache_gb=100.0)
+        ways |= {"folder": lambda: load(loader_of(str(folder))), "cached": lambda: load(cached)}
+    return ways
+
+
 def compare_loader(folder: Path, repeats: int, profile: bool) -> None:
-    print(f"{'hours per core-second':22s} {'bare':>8s} {'folder':>8s} {'ratio':>6s} {'manifest':>8s} {'ratio':>6s}")
-    for suffix in ("flac", "opus", "wav"):
-        paths = sorted((folder / suffix).iterdir())
-        hours = sum(soundfile.info(path).duration for path in paths) / 3600
-        manifest = write_manifest(folder / suffix)
-        ways = {"bare": (decode, paths), "folder": (load, folder / suffix), "manifest": (load, manifest)}
-        seconds = {way: [] for way in ways}
+    print(f"{'':16s} {'bare,':>8s} here, as a share of bare   {'by a worker, and':>16s} {'16 cores,':>9s}")
+    columns = ("folder", "listed", "cached", "worker", "here")
+    print(f"{'':16s} {'ms/hour':>8s} {' '.join(f'{column:>8s}' for column in columns)} {'hours/s':>9s}")
+    shards = write_shards(folder)
+    for name in (*FORMATS, *shards):
+        files = sorted((folder / name.partition(" ")[0]).iterdir())
+        hours = sum(soundfile.info(file).duration for file in files) / 3600
+        if name in FORMATS:
+            source, bare = str(write_manifest(folder / name)), files
+            ways = ways_here(source, folder / name)
+        else:
+            source, bare = shards[name], [file.read_bytes() for file in files]
+            ways = ways_here(source)
+        passes = max(1, round(TURN / core_seconds(decode, bare)))
+        seconds = {column: [] for column in ("bare", *columns)}
         for turn in range(repeats + 1):
-            for way, call in ways.items():
-                spent = core_seconds(*call)
-                if turn:  # the first is to warm up
-                    seconds[way].append(spent)
-        rate = {way: hours / statistics.median(values) for way, values in seconds.items()}
-        line = f"{suffix:22s} {rate['bare']:8.3f}"
-        for way in ("folder", "manifest"):
-            line += f" {rate[way]:8.3f} {rate[way] / rate['bare']:6.2f}"
-        print(line, flush=True)
+            spent = {"bare": core_seconds(decode, bare)} | {way: core_seconds(call) for way, call in ways.items()}
+            spent["worker"], spent["here"] = worker_seconds(source, passes)
+            for column in spent if turn else ():  # the first is to warm up, and to fill the cache
+                seconds[column].append(spent[column])
+        median = {column: statistics.median(values) for column, values in seconds.items() if values}
+        shares = (f"{median[way] / median['bare']:8.2f}" if way in median else " " * 8 for way in columns)
+        line = f"{name:16s} {1000 * median['bare'] / hours:8.0f} {' '.join(shares)}"
+        print(f"{line} {CORES * hours / median['worker']:9.1f}", flush=True)
         if profile:
             profiler = cProfile.Profile()
-            profiler.runcall(load, manifest)
+            profiler.runcall(load, loader_of(source))
             pstats.Stats(profiler).sort_stats("tottime").print_stats(20)
 
 
@@ -126,7 +181,8 @@ def main(argv: list[str] | None = None) -> None:
     clips = [read_audio(path) for path in paths[: arguments.clips]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for suffix in ("flac", "opus", "wav"):
+        datasets.config.HF_DATASETS_CACHE = folder / "cache"
+        for suffix in FORMATS:
             (folder / suffix).mkdir()
             for number, clip in enumerate(clips):
                 write_audio(folder / suffix / f"{number:05d}.{suffix}", clip)

@@ -2,25 +2,32 @@
 
     python -m benchmarks.manifest --speech ../shared/speech/keywords [--rows 10000000] [--reads 100000]
 
-Writes both manifests, which name the audio files of the folder again and again, into a temporary folder. Opens and
-reads each in a process of its own, the file being in the page cache. Memory is the peak of the whole process.
+Writes both manifests, which name the audio files of the folder again and again and give durations, into a temporary
+folder. Opens each in two processes one after the other, the file being in the page cache: the second finds the index
+that the first has kept. Each reads rows at random places, and has two workers of the pretraining loader decode clips.
+Memory is what the process, or a worker, holds for itself.
 """
 
 import argparse
 import json
 import os
 import pickle
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import datasets
 import numpy as np
+import psutil
 
 from sjepa_hf.command import command
+from training.data.loader import DataArguments, build_loader
 from training.data.sources import AUDIO_SUFFIXES, open_source
+
+
+WORKERS = 2
 
 
 def write_manifest(path: Path, files: list[Path], num_rows: int) -> None:
@@ -28,16 +35,16 @@ def write_manifest(path: Path, files: list[Path], num_rows: int) -> None:
     with path.open("w") as manifest:
         for row in range(num_rows):
             file = str(files[row % len(files)])
-            entry = {"audio_filepath": file, "offset": row % 7 / 4, "duration": 2.0, "speaker": row % 1000}
+            entry = {"audio_filepath": file, "offset": row % 7 / 8, "duration": 0.5, "speaker": row % 1000}
             manifest.write(json.dumps(entry) + "\n")
 
 
-def measure(path: str, reads: int) -> dict[str, float]:
-    """Open a manifest and read rows at random places, in this process."""
+def measure(path: str, reads: int, clips: int) -> dict[str, float]:
+    """Open a manifest, read rows at random places, and clips by workers; from this process."""
     started = time.perf_counter()
     source = open_source(path)
     opened = time.perf_counter()
-    after_opening = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    after_opening = own_memory()
     order = np.random.default_rng(0).integers(len(source.dataset), size=reads)
     reading = time.perf_counter()
     for number in order:
@@ -45,11 +52,35 @@ def measure(path: str, reads: int) -> dict[str, float]:
     read = time.perf_counter()
     return {
         "seconds to open": opened - started,
-        "peak MiB after opening": after_opening,
-        "peak MiB after reading": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "MiB after opening": after_opening,
+        "MiB after reading": own_memory(),
         "pickled KiB": len(pickle.dumps(source)) / 1024,
         "random rows a second": reads / (read - reading),
+        "MiB of a worker": worker_memory(path, clips),
     }
+
+
+def worker_memory(path: str, clips: int) -> float:
+    """What each worker holds for itself, in MiB, when all have given so many clips."""
+    data = DataArguments([path], batch_seconds=30.0, num_workers=WORKERS)
+    batches, seen = iter(build_loader(data)), 0
+    while seen < clips:
+        seen += len(next(batches)["lengths"])
+    return sum(own_memory(worker.pid) for worker in batches._workers) / WORKERS
+
+
+def own_memory(process: int | None = None) -> float:
+    """What a process holds for itself, in MiB."""
+    return psutil.Process(process).memory_full_info().uss / 2**20
+
+
+def in_a_process(path: Path, cache: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    measured = ["--measure", str(path), "--cache", str(cache)]
+    counts = ["--reads", str(arguments.reads), "--clips", str(arguments.clips)]
+    answer = subprocess.run(
+        [sys.executable, "-m", "benchmarks.manifest", *measured, *counts], check=True, stdout=subprocess.PIPE
+    )
+    return json.loads(answer.stdout)
 
 
 @command
@@ -58,11 +89,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--speech", type=Path, help="folder with audio files to name")
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--reads", type=int, default=100_000, help="rows read at random places")
+    parser.add_argument("--clips", type=int, default=10_000, help="clips decoded by workers")
     parser.add_argument("--scratch", type=Path, help="where to write; 130 bytes a row are needed")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # the manifest that a process of its own measures
+    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.measure:
-        print(json.dumps(measure(arguments.measure, arguments.reads)))
+        datasets.config.HF_DATASETS_CACHE = arguments.cache
+        print(json.dumps(measure(arguments.measure, arguments.reads, arguments.clips)))
         return
     if not arguments.speech:
         parser.error("--speech is needed")
@@ -72,14 +106,14 @@ def main(argv: list[str] | None = None) -> None:
         for rows in (1000, arguments.rows):
             path = Path(folder) / f"{rows}.jsonl"
             write_manifest(path, files, rows)
-            command = [sys.executable, "-m", "benchmarks.manifest", "--measure", str(path)]
-            answer = subprocess.run([*command, "--reads", str(arguments.reads)], check=True, stdout=subprocess.PIPE)
-            found.append(json.loads(answer.stdout))
             print(f"{rows} rows, {os.path.getsize(path) / 2**20:.1f} MiB")
-    print(f"{'':24s} {1000:>12d} {arguments.rows:>12d} {'difference':>12s}")
+            first = in_a_process(path, Path(folder, "cache"), arguments)
+            again = in_a_process(path, Path(folder, "cache"), arguments)
+            found.append({"seconds to open first": first["seconds to open"]} | again)
+    print(f"{'':24s} {1000:>12d} {arguments.rows:>12d} {'difference':>12s} {'ratio':>8s}")
     for name, few in found[0].items():
         many = found[1][name]
-        print(f"{name:24s} {few:12.2f} {many:12.2f} {many - few:12.2f}")
+        print(f"{name:24s} {few:12.2f} {many:12.2f} {many - few:12.2f} {many / few:8.2f}")
 
 
 if __name__ == "__main__":
