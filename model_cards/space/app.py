@@ -1,6 +1,6 @@
 """A page to look and listen: what an S-JEPA checkpoint hears in speech that is recorded or uploaded.
 
-    python model_cards/space/app.py                                # the checkpoint of `make demo`
+    python model_cards/space/app.py                                # the weights of model_cards/tiny
     python model_cards/space/app.py --checkpoint runs/mine/final --asr runs/asr/final --examples clips/
     python model_cards/space/app.py --host 0.0.0.0 --port 8080
 
@@ -252,15 +252,15 @@ def check_address(host: str, port: int) -> None:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A page to look at and listen to what an S-JEPA checkpoint hears.")
-    default = os.environ.get("SJEPA_CHECKPOINT", "demo-output/model/final")
-    parser.add_argument("--checkpoint", default=default, help=f"directory or Hub name (default: {default})")
+    default = os.environ.get("SJEPA_CHECKPOINT", str(HERE.parent / "tiny"))
+    parser.add_argument("--checkpoint", default=default, help="directory or Hub name (default: model_cards/tiny)")
     parser.add_argument(
         "--asr", default=os.environ.get("SJEPA_ASR"), help="another one with a CTC head, for transcripts beside it"
     )
     parser.add_argument(
         "--examples",
         default=os.environ.get("SJEPA_EXAMPLES"),
-        help="folder of clips to try (default: those of `make demo`, or five vowels)",
+        help="folder of clips to try (default: one clip)",
     )
     parser.add_argument("--host", help="address to serve at (default: 127.0.0.1; 0.0.0.0: every one of this machine)")
     parser.add_argument("--port", type=int, help="(default: the first free one from 7860)")

@@ -161,9 +161,7 @@ class Listener:
     def __init__(self, checkpoint: str, asr: str | None = None):
         self.name, self.device = checkpoint, "cuda" if torch.cuda.is_available() else "cpu"
         if not Path(checkpoint).is_dir() and checkpoint.count("/") != 1:  # a name on the Hub has one
-            raise ValueError(
-                f"there is no directory {checkpoint}: choose another with --checkpoint, or make one by `make demo`."
-            )
+            raise ValueError(f"there is no directory {checkpoint}: choose another with --checkpoint.")
         self.config = open_sjepa_config(checkpoint)
         self.extractor = open_pretrained(AutoFeatureExtractor, checkpoint)
         model = open_pretraining(checkpoint)

@@ -146,7 +146,7 @@ def test_checkpoints_that_cannot_be_shown(pretrained, tmp_path, make_config, mon
     BertConfig().save_pretrained(tmp_path / "bert")
     mute = save(SJepaForCTC(make_config("log_mel")), tmp_path / "mute")
     for arguments, sentence in (
-        (["--checkpoint", str(tmp_path / "nowhere")], r"error: there is no directory .*nowhere.*make demo"),
+        (["--checkpoint", str(tmp_path / "nowhere")], r"error: there is no directory .*nowhere.*--checkpoint"),
         (["--checkpoint", "name/nowhere"], r"error: name/nowhere cannot be opened"),
         (["--checkpoint", str(tmp_path / "bert")], "bert is of type bert, not an S-JEPA checkpoint"),
         (["--checkpoint", mute], "mute has no tokenizer that opens, .*: give the result"),

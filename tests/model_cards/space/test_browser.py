@@ -203,8 +203,8 @@ def test_the_page_in_a_browser(address, browser, tmp_path):
     wait_for(browser, "#one h3", "audio.wav")
     assert colours(browser, "#one .sheet img") > 500
 
-    press(browser, "button", "Try vowels.wav")
-    wait_for(browser, "#one h3", "vowels.wav")
+    press(browser, "button", "Try clip.opus")
+    wait_for(browser, "#one h3", "clip.opus")
     width = "return document.querySelector('#one .sheet').clientWidth"
     before = browser.execute_script(width)
     press(browser, "#zoom label", "4 x")
