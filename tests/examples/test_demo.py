@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from accelerate.state import AcceleratorState
 
 from examples.demo import run, synthesize
 from sjepa_hf.command import UserError
@@ -164,11 +165,14 @@ def run_here(command, cwd):
     """In place of `subprocess.run`, for a command of ours: in this process, which has imported it all."""
     python, dash_m, module, *arguments = command
     assert (python, dash_m, cwd) == (sys.executable, "-m", run.REPOSITORY)
+    AcceleratorState._reset_state()  # it keeps the precision of the process's first run
     try:
         importlib.import_module(module).main(arguments)
     except SystemExit as ended:
         print(ended, file=sys.stderr)
         return subprocess.CompletedProcess(command, 1)
+    finally:
+        AcceleratorState._reset_state()
     return subprocess.CompletedProcess(command, 0)
 
 
