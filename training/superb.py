@@ -1,4 +1,4 @@
-"""SUPERB: what a frozen encoder is worth to seven tasks, under a light head.
+"""SUPERB: what a frozen encoder is worth to eight tasks, under a light head.
 
 On the benchmark's data, from the Hub (settings and data sets: `training/evaluation/superb/tasks.py`):
 
@@ -36,26 +36,26 @@ from sjepa_hf.command import command
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.progress import Heartbeat
-from training.data.labelled import LabelledClips, open_labelled
+from training.data.labelled import LabelledClips
 from training.evaluation.encoders import open_encoder
 from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, clip_keys
-from training.evaluation.superb.heads import CtcHead, LayerSum, PooledHead
-from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon, score
+from training.evaluation.superb.heads import CtcHead, LayerSum, PooledHead, XVectorHead
+from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon
 from training.evaluation.superb.results import draw_layer_weights, earlier_results, merge, table, write
+from training.evaluation.superb.splits import open_splits
 from training.evaluation.superb.tasks import TASKS, Task, slot_classification
-from training.evaluation.superb.training import Head, Labels, answers, statistics, train, verdict
+from training.evaluation.superb.training import Head, Labels, evaluate, statistics, train
+from training.evaluation.superb.verification import SpeakerLabels, heard_in_training, made_trials, read_trials
 
 
 logger = logging.getLogger(__name__)
-
-SPLIT_SEED = 0  # what is held out is the same for all seeds of a run
 
 
 @dataclass
 class SuperbArguments:
     """An evaluation. What is left out is the task's setting in `training/evaluation/superb/tasks.py`."""
 
-    task: Literal["asr", "pr", "ks", "ic", "sid", "er", "sf"] = field(metadata={"help": "The task."})
+    task: Literal["asr", "pr", "ks", "ic", "sid", "er", "sf", "asv"] = field(metadata={"help": "The task."})
     model: list[str] = field(
         metadata={"help": "Subjects: checkpoints (directories or Hub names), untrained:CHECKPOINT, mfcc."}
     )
@@ -91,6 +91,13 @@ class SuperbArguments:
             "is not SUPERB's, but tells small encoders apart."
         },
     )
+    trials: str | None = field(
+        default=None,
+        metadata={
+            "help": "asv: file of lines 'label a b', 1 for the same speaker, a and b the ends of paths in test_data; "
+            "else trials are made of the test clips."
+        },
+    )
     audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Hub data and Parquet."})
     max_steps: int | None = field(default=None, metadata={"help": "Training steps of the head."})
     eval_steps: int | None = field(
@@ -98,7 +105,10 @@ class SuperbArguments:
     )
     learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the head."})
     batch_size: int | None = field(default=None, metadata={"help": "Clips in a batch."})
-    rnn_units: int = field(default=1024, metadata={"help": "LSTM units of the asr and sf heads; fewer on a CPU."})
+    head_units: int | None = field(
+        default=None,
+        metadata={"help": "Units of the hidden layers of the asr, sf (1024) and asv (512) heads; fewer on a CPU."},
+    )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of the head and of the batches."})
     untrained_seed: int = field(default=0, metadata={"help": "Seed of the weights of untrained:CHECKPOINT."})
     output_dir: str = field(default="runs/superb", metadata={"help": "Where results go."})
@@ -130,7 +140,7 @@ def parse_arguments(argv: list[str] | None = None) -> SuperbArguments:
         raise ValueError(f"There is no task '{arguments.task}': choose {', '.join(TASKS)}.")
     if not 0 < arguments.eval_fraction < 0.5:
         raise ValueError(f"`eval_fraction` must lie between 0 and 0.5, got {arguments.eval_fraction:g}.")
-    for name in ("max_steps", "eval_steps", "learning_rate", "batch_size", "rnn_units", "stacked_frames", "cache_gb"):
+    for name in ("max_steps", "eval_steps", "learning_rate", "batch_size", "head_units", "stacked_frames", "cache_gb"):
         value = getattr(arguments, name)
         if value is not None and (value < 0 if name == "cache_gb" else value <= 0):
             raise ValueError(f"`{name}` must be positive, got {value:g}.")
@@ -145,6 +155,10 @@ def parse_arguments(argv: list[str] | None = None) -> SuperbArguments:
     }
     if arguments.task != "pr" and any(of_phones.values()):
         raise ValueError(f"`{next(filter(of_phones.get, of_phones))}` belongs to --task pr.")
+    if arguments.trials and arguments.task != "asv":
+        raise ValueError("`trials` belongs to --task asv.")
+    if arguments.trials and not arguments.test_data:
+        raise ValueError("`trials` names clips of `test_data`: give it, and `train_data`, too.")
     if arguments.split_by and arguments.eval_data and arguments.test_data:
         raise ValueError(
             "`split_by` splits train_data, of which nothing is held out: leave out `split_by`, or a source."
@@ -185,53 +199,38 @@ def choose_task(arguments: SuperbArguments) -> Task:
 # Data
 
 
-def open_splits(task: Task, arguments: SuperbArguments) -> dict[str, LabelledClips]:
-    """
-    "train", "dev" and "test". What has no source of its own is held out from the training clips, `eval_fraction` of
-    them each, whole recordings and values of `split_by`, drawn evenly from all labels.
-    """
-    optional = task.columns if task.labels == "slots" else ()
-    required = () if optional else task.columns
-    apart = arguments.split_by
-
-    def opened(sources: list[str], *more: str) -> LabelledClips:
-        return open_labelled(
-            sources,
-            dict.fromkeys((*required, *more)),
-            optional=optional,
-            audio_column=arguments.audio_column,
-            classes=task.labels == "classes",
-        )
-
-    splits = {"train": opened(task.train_data, *filter(None, [apart]))}
-    fraction = arguments.eval_fraction
-    for name, sources in (("test", task.test_data), ("dev", task.eval_data)):
-        if sources:
-            splits[name] = opened(sources)
-        else:
-            evenly = task.columns if task.labels == "classes" else ()
-            splits["train"], splits[name] = splits["train"].hold_out(fraction, SPLIT_SEED, apart=apart, evenly=evenly)
-            fraction /= 1 - fraction  # the next share is of what is left, and as large
-    if task.silence is not None:
-        for name in ("train", "dev"):
-            silent = [task.silence in values for values in zip(*splits[name].labels.values())]
-            splits[name] = splits[name].cut(silent, seconds=1.0)
-    return splits
-
-
-def make_labels(task: Task, train: dict[str, list[str]], lexicon: dict[str, str] | None, stress: bool) -> Labels:
-    """What the labels of the training clips become."""
+def make_labels(
+    task: Task, splits: dict[str, LabelledClips], lexicon: dict[str, str] | None, arguments: SuperbArguments
+) -> Labels:
+    """What the labels of the training clips become; of speakers, also the trials of the other splits."""
+    train = {column: splits["train"].labels[column] for column in task.columns}
+    if task.labels == "speakers":
+        (column,) = task.columns
+        trials = {}
+        for name in ("dev", "test"):
+            if name == "test" and arguments.trials:
+                trials[name] = read_trials(arguments.trials, splits[name])
+            else:
+                trials[name] = made_trials(splits[name].labels[column], name)
+                if heard := heard_in_training(train[column], splits[name].labels[column], name):
+                    logger.warning(heard)
+        return SpeakerLabels(train, trials)
     if task.labels in ("classes", "slots"):
         return ClassLabels(train, slots=task.labels == "slots")
-    return TokenLabels(train, task.labels, lexicon, stress)
+    return TokenLabels(train, task.labels, lexicon, arguments.stress)
 
 
 def make_head(task: Task, layers: LayerSum, hidden_size: int, sizes: list[int], arguments: SuperbArguments) -> Head:
     """The task's head, with fresh weights."""
     if task.head == "pooled":
         return PooledHead(layers, hidden_size, sizes)
-    recurrent, units, stacked = task.head == "recurrent_ctc", arguments.rnn_units, arguments.stacked_frames
-    return CtcHead(layers, hidden_size, sizes[0], recurrent, task.spec_augment, units, stacked)
+    units = {} if arguments.head_units is None else {"units": arguments.head_units}
+    if task.head == "xvector":
+        return XVectorHead(layers, hidden_size, sizes[0], **units)
+    recurrent = task.head == "recurrent_ctc"
+    return CtcHead(
+        layers, hidden_size, sizes[0], recurrent, task.spec_augment, stacked_frames=arguments.stacked_frames, **units
+    )
 
 
 # The run
@@ -255,10 +254,14 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
     settings = hyperparameters(task, arguments, lexicon)
     earlier = earlier_results(Path(arguments.output_dir), task.name, settings)
     device = arguments.device if arguments.device != "auto" else default_device()
-    splits = open_splits(task, arguments)
-    labels = make_labels(
-        task, {column: splits["train"].labels[column] for column in task.columns}, lexicon, arguments.stress
+    splits = open_splits(
+        task,
+        arguments.eval_fraction,
+        split_by=arguments.split_by,
+        audio_column=arguments.audio_column,
+        unlabelled_test=bool(arguments.trials),
     )
+    labels = make_labels(task, splits, lexicon, arguments)
     for name, clips in splits.items():
         logger.info("%s: %d clips, %.2f hours.", name, len(clips), clips.hours)
         warn_of_unseen(name, clips, labels)
@@ -301,9 +304,7 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
             layers = LayerSum(example.shape[0], norm)
             head = make_head(task, layers, example.shape[-1], labels.sizes, arguments).to(device)
             step, dev_metrics = train(head, task, features, labels, seed, heartbeat)
-            predicted, references = answers(head, task, features["test"], labels)
-            metrics, num_clips = score(task.metrics, predicted, references), len(predicted)
-            judged = verdict(task, labels, predicted, references)
+            metrics, num_clips, judged, scored = evaluate(head, task, features["test"], labels, "test")
             result = {
                 "task": task.name,
                 "title": task.title,
@@ -321,7 +322,7 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
                 "hyperparameters": settings | untrained,
                 "protocol": task.source,
                 "seconds": round(time.perf_counter() - start, 1),
-            }
+            } | ({"scored": scored} if scored else {})
             logger.info(
                 "%s, seed %d: %s on %d test clips with the head of step %d of %d (dev: %s on %d clips).",
                 *(subject, seed, in_words(metrics), num_clips),
@@ -358,8 +359,10 @@ def hyperparameters(task: Task, arguments: SuperbArguments, lexicon: dict[str, s
         chosen["lexicon_digest"] = hashlib.sha256(json.dumps(lexicon).encode()).hexdigest()[:12]
     if task.silence is not None:
         chosen["silence"] = "whole seconds"
-    if task.head == "recurrent_ctc":
-        chosen["rnn_units"] = arguments.rnn_units
+    if task.head in ("recurrent_ctc", "xvector"):
+        chosen["head_units"] = arguments.head_units
+    if arguments.trials:
+        chosen["trials"] = arguments.trials
     return chosen
 
 

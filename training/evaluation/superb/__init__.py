@@ -1,8 +1,10 @@
 """SUPERB, which `training/superb.py` runs, a file each:
 
-tasks.py     the seven tasks: heads, hyperparameters, metrics, data sets, and known differences from the toolkit
+tasks.py     the tasks: heads, hyperparameters, metrics, data sets, and known differences from the toolkit
 labels.py    what label columns become, and back; metrics over texts and slots
+splits.py    training, dev and test set
 heads.py     the learned average of layers, and what is trained on top of it
+verification.py  trials of two clips and the equal error rate
 training.py  the loop that all tasks share, and the answers of a trained head
 results.py   JSON lines, scores over the seeds, table, picture of the layer weights
 """

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
+from sjepa_hf.frames import FRAMES_PER_SECOND
+
 
 class LayerSum(nn.Module):
     """
@@ -145,6 +147,64 @@ class CtcHead(nn.Module):
         best = logits.argmax(-1).cpu()
         found = [tokens[:length].unique_consecutive() for tokens, length in zip(best, lengths)]
         return [tokens[tokens != 0].tolist() for tokens in found]
+
+
+class XVectorHead(nn.Module):
+    """
+    x-vectors: projection, five layers over 15 frames in all, mean and standard deviation over the frames, two linear
+    layers; trained as a classifier of speakers whose cosine must lead by a margin (AM-softmax).
+
+    Args:
+        num_speakers: of the training clips.
+        units: of all hidden layers but the fifth, which has about three times as many.
+    """
+
+    CONTEXT = 14  # frames that the layers take off a clip
+    LONGEST = round(8 * FRAMES_PER_SECOND)  # frames of a clip that are trained on at once
+    MARGIN, SCALE = 0.4, 30.0
+
+    def __init__(self, layer_sum: LayerSum, hidden_size: int, num_speakers: int, units: int = 512):
+        super().__init__()
+        self.layer_sum = layer_sum
+        self.projector = nn.Linear(hidden_size, units)
+        wide = round(units * 1500 / 512)
+        sizes = ((units, 5, 1), (units, 3, 2), (units, 3, 3), (units, 1, 1), (wide, 1, 1))  # width, kernel, dilation
+        layers = [
+            part
+            for width, kernel, dilation in sizes
+            for part in (nn.Conv1d(units, width, kernel, dilation=dilation), nn.ReLU())
+        ]
+        self.frame_layers = nn.Sequential(*layers)
+        self.embedding = nn.Linear(2 * wide, units)
+        self.last = nn.Linear(units, units)
+        self.speakers = nn.Parameter(nn.init.xavier_normal_(torch.empty(num_speakers, units)))
+
+    def embeddings(self, features: list[Tensor]) -> Tensor:
+        """Hidden states `(num_layers, num_frames, hidden_size)` of each clip -> `(batch_size, units)`."""
+        frames = [self.layer_sum(states) for states in features]
+        lengths = torch.tensor([max(len(clip) - self.CONTEXT, 2) for clip in frames])  # 2: to have a deviation
+        frames = self.projector(pad_sequence(frames, batch_first=True)).transpose(1, 2)  # [B, U, T]
+        missing = max(0, self.CONTEXT + 2 - frames.shape[-1])
+        frames = self.frame_layers(nn.functional.pad(frames, (0, missing)))  # [B, W, T - 14]
+        real = (torch.arange(frames.shape[-1]) < lengths[:, None])[:, None].to(frames.device)
+        lengths = lengths[:, None].to(frames.device)
+        mean = (frames * real).sum(-1) / lengths
+        squares = ((frames - mean[..., None]).square() * real).sum(-1) / (lengths - 1)
+        return self.embedding(torch.cat([mean, squares.clamp_min(1e-10).sqrt()], dim=-1)).relu()
+
+    def loss(self, features: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """Mean over the clips, at most 8 s of each drawn at random; `targets` are speaker numbers `(1,)`."""
+        starts = [int(torch.randint(max(1, x.shape[1] - self.LONGEST + 1), ())) for x in features]
+        vectors = self.last(self.embeddings([x[:, n : n + self.LONGEST] for x, n in zip(features, starts)])).relu()
+        targets = torch.cat(targets).to(vectors.device)
+        cosines = nn.functional.normalize(vectors, dim=-1) @ nn.functional.normalize(self.speakers, dim=-1).T
+        margins = self.MARGIN * nn.functional.one_hot(targets, cosines.shape[1])
+        return nn.functional.cross_entropy(self.SCALE * (cosines - margins), targets)
+
+    @torch.no_grad()
+    def predict(self, features: list[Tensor]) -> list[Tensor]:
+        """The first linear layer's values as an embedding with a norm of 1 of each whole clip, `(units,)`."""
+        return list(nn.functional.normalize(self.embeddings(features), dim=-1).cpu())
 
 
 def spec_augment(frames: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ def score_rows(results: list[dict]) -> list[Score]:
     for subject, own in grouped(results, lambda result: result["encoder"]).items():
         first = own[0]
         used, clips = first["hyperparameters"], first["clips"]["test"]
+        scored = first.get("scored", f"{clips} test clips")
         apart = f" by {used['split_by']}" if "split_by" in used else ""
         held_out = "" if used["test_data"] else f", a share held out at random{apart}"
         for metric in first["metrics"]:
@@ -90,7 +91,7 @@ def score_rows(results: list[dict]) -> list[Score]:
                     deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
                     runs=f"{len(values)} seed{'s' * (len(values) > 1)}",
                     values=values,
-                    protocol=f"{clips} test clips{held_out}; {used['max_steps']} steps; {first['protocol']}",
+                    protocol=f"{scored}{held_out}; {used['max_steps']} steps; {first['protocol']}",
                     clips=clips,
                 )
             )
@@ -120,7 +121,7 @@ def table(results: list[dict]) -> str:
     clips, hours, used = first["clips"], first["hours"], first["hyperparameters"]
     title = (
         f"{first['task']} ({first['title']}), test set; train {clips['train']} clips ({hours['train']:.2f} h), dev"
-        f" {clips['dev']} ({hours['dev']:.2f} h), test {clips['test']} ({hours['test']:.2f} h);"
+        f" {clips['dev']} ({hours['dev']:.2f} h), test {first.get('scored', clips['test'])} ({hours['test']:.2f} h);"
         f" {used['max_steps']} steps of {used['batch_size']} at {used['learning_rate']:g}"
     )
     title += "; shares of 1" + (", ± the standard deviation over seeds" if max(seeds.values()) > 1 else "")

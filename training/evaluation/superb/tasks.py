@@ -1,8 +1,8 @@
 """Tasks of SUPERB (arXiv 2105.01051): heads, hyperparameters, metrics and data sets, as in its toolkit, s3prl.
 
-All tasks: Adam without weight decay or schedule, gradients clipped to a norm of 1, and the weights of the layer sum
-start at zero, before the softmax. Where the toolkit accumulates gradients, `batch_size` is the product. The published
-figures of a model stand at the best of several learning rates, these are the toolkit's defaults.
+All tasks: Adam without schedule, and the weights of the layer sum start at zero, before the softmax. Where the toolkit
+accumulates gradients, `batch_size` is the product. The published figures of a model stand at the best of several
+learning rates, these are the toolkit's defaults.
 
 Known differences from the toolkit, beside whose figures these stand only with that said:
 
@@ -17,6 +17,9 @@ asr   The toolkit ends every transcript with a `|`, sorts batches into buckets o
       clips; the time masks of its SpecAugment are drawn once for the padded batch, here for each clip. So in sf.
 pr    The toolkit's vocabulary is fixed, here it is that of the training data. `--stacked_frames` is none of it.
 sf    Slot type F1 and slot value CER are the toolkit's, to the spaces at the edges of a value.
+asv   The loss is the toolkit's AM-softmax; SUPERB does not use its AAM-softmax. The toolkit takes silence out of all
+      clips, attenuates them by 3 dB, leaves out training clips of 2 s and less, and cuts 8 s of the waveform, here of
+      the frames. Of several checkpoints it reports the lowest rate on the test set; here the dev set chooses the step.
 mfcc  Is not SUPERB's baseline: that is FBANK (80 bands every 10 ms, with deltas, normed by utterance), of which a mean
       over the frames keeps nothing. Here MFCC are normed over the training set, and a pooled head learns from them.
 """
@@ -26,7 +29,14 @@ from typing import Literal
 
 
 TOOLKIT = "s3prl/s3prl@ec8064b, s3prl/downstream"
-HIGHER_IS_BETTER = {"accuracy": True, "slot_type_f1": True, "slot_value_cer": False, "wer": False, "per": False}
+HIGHER_IS_BETTER = {
+    "accuracy": True,
+    "slot_type_f1": True,
+    "slot_value_cer": False,
+    "wer": False,
+    "per": False,
+    "eer": False,
+}
 
 
 @dataclass(frozen=True)
@@ -35,13 +45,16 @@ class Task:
     A task.
 
     Attributes:
-        head: "pooled" (projection to 256, mean over frames, linear), "linear_ctc" (projection to 256, linear, CTC) or
-            "recurrent_ctc" (projection to 1024, two bidirectional LSTM layers of 1024 with dropout 0.2, linear, CTC).
+        head: "pooled" (projection to 256, mean over frames, linear), "linear_ctc" (projection to 256, linear, CTC),
+            "recurrent_ctc" (projection to 1024, two bidirectional LSTM layers of 1024, dropout 0.2, linear, CTC), or
+            "xvector" (x-vectors of 512, AM-softmax).
         labels: what the label columns hold: "classes" (one classifier each), "slots" (likewise, where empty means that
-            the slot is absent), "characters", "phones", or "slot_characters" (characters and slot tokens).
+            the slot is absent), "characters", "phones", "slot_characters" (characters and slot tokens), or "speakers",
+            of which those of the dev and test set are others than those trained on.
         columns: label columns of the data set on the Hub.
         metrics: the first one chooses the best step.
-        learning_rate, batch_size, max_steps: of the training of the head.
+        learning_rate, batch_size, max_steps, weight_decay: of the training of the head.
+        max_norm: to which gradients are clipped.
         eval_steps: steps between two looks at the dev set.
         balanced: classes are drawn equally often in training.
         silence: label of background noise, of which training and dev set take single seconds.
@@ -53,8 +66,8 @@ class Task:
 
     name: str
     title: str
-    head: Literal["pooled", "linear_ctc", "recurrent_ctc"]
-    labels: Literal["classes", "slots", "characters", "phones", "slot_characters"]
+    head: Literal["pooled", "linear_ctc", "recurrent_ctc", "xvector"]
+    labels: Literal["classes", "slots", "characters", "phones", "slot_characters", "speakers"]
     columns: tuple[str, ...]
     metrics: tuple[str, ...]
     source: str
@@ -62,6 +75,8 @@ class Task:
     batch_size: int = 32
     max_steps: int = 200_000
     eval_steps: int = 5_000
+    weight_decay: float = 0.0
+    max_norm: float = 1.0
     balanced: bool = False
     silence: str | None = None
     spec_augment: bool = False
@@ -165,6 +180,19 @@ TASKS = {
             f"{TOOLKIT}/ctc/snips.yaml",
             eval_steps=2_000,
             spec_augment=True,
+        ),
+        Task(
+            "asv",
+            "speaker verification",  # VoxCeleb1 has no data set of this form on the Hub
+            "xvector",
+            "speakers",
+            ("label",),
+            ("eer",),
+            f"{TOOLKIT}/sv_voxceleb1/configs/amsoftmax.yaml",  # batches of 10, gradients of 5
+            batch_size=50,
+            eval_steps=10_000,
+            weight_decay=0.01,
+            max_norm=1e3,
         ),
     )
 }

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,28 +12,46 @@ from tqdm import tqdm
 from training.common.learned import Verdict, judge_classes, judge_texts
 from training.common.progress import Heartbeat
 from training.evaluation.frozen_features import FrozenFeatures
-from training.evaluation.superb.heads import CtcHead, PooledHead
+from training.evaluation.superb.heads import CtcHead, PooledHead, XVectorHead
 from training.evaluation.superb.labels import ClassLabels, TokenLabels, score
 from training.evaluation.superb.tasks import HIGHER_IS_BETTER, Task
+from training.evaluation.superb.verification import SpeakerLabels
 
 
 BUCKET_BATCHES = 20  # batches among which clips are sorted by length
 
-Head = PooledHead | CtcHead
-Labels = ClassLabels | TokenLabels
+Head = PooledHead | CtcHead | XVectorHead
+Labels = ClassLabels | TokenLabels | SpeakerLabels
+
+
+class Outcome(NamedTuple):
+    """
+    What a head is worth on a split.
+
+    Attributes:
+        metrics: by name.
+        clips: number of those that could be decoded.
+        verdict: whether its answers have to do with their clips; None where the task cannot say.
+        scored: what the metrics are over, in words, where that is not the clips.
+    """
+
+    metrics: dict[str, float]
+    clips: int
+    verdict: Verdict | None = None
+    scored: str = ""
 
 
 def batches(task: Task, lengths: list[int], classes: list[tuple[int, ...]], seed: int) -> Iterator[list[int]]:
     """
     Endless batches of clip numbers. Each pass is a permutation, or, balanced, as many draws in which all classes are
-    equally likely. For sequences, the clips of a batch are of similar length.
+    equally likely. For texts, the clips of a batch are of similar length.
     """
     rng = np.random.default_rng(seed)
     counts = Counter(classes)
     weights = np.array([1 / counts[c] for c in classes]) / len(counts) if task.balanced else None
     while True:
         drawn = rng.permutation(len(lengths)) if weights is None else rng.choice(len(lengths), len(lengths), p=weights)
-        if task.head != "pooled":
+        if task.head in ("linear_ctc", "recurrent_ctc"):
             size = BUCKET_BATCHES * task.batch_size
             buckets = [drawn[i : i + size] for i in range(0, len(drawn), size)]
             drawn = np.concatenate([sorted(bucket, key=lambda i: lengths[i]) for bucket in buckets])
@@ -59,7 +78,7 @@ def train(
     targets = labels.encode({column: clips.labels[column] for column in task.columns})
     classes = [tuple(target.tolist()) for target in targets] if task.balanced else []
     drawn = batches(task, clips.num_samples, classes, seed)
-    optimizer = torch.optim.Adam(head.parameters(), lr=task.learning_rate)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=task.learning_rate, weight_decay=task.weight_decay)
     best, best_step, best_metrics = {}, 0, {}
     first = task.metrics[0]
     for step in tqdm(range(1, task.max_steps + 1), desc="training", leave=False, disable=None):
@@ -71,11 +90,11 @@ def train(
             loss = head.loss(*map(list, zip(*pairs)))
             optimizer.zero_grad()
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(head.parameters(), task.max_norm)
             if norm.isfinite():
                 optimizer.step()
         if step % task.eval_steps == 0 or step == task.max_steps:
-            metrics, _ = evaluate(head, task, features["dev"], labels)
+            metrics = evaluate(head, task, features["dev"], labels, "dev").metrics
             gain = metrics[first] - best_metrics[first] if best else 0.0
             if not best or (gain > 0 if HIGHER_IS_BETTER[first] else gain < 0):
                 best_step, best_metrics = step, metrics
@@ -84,26 +103,28 @@ def train(
     return best_step, best_metrics
 
 
-def evaluate(head: Head, task: Task, features: FrozenFeatures, labels: Labels) -> tuple[dict[str, float], int]:
-    """Metrics over all clips that can be decoded, and the number of those."""
-    predicted, references = answers(head, task, features, labels)
-    return score(task.metrics, predicted, references), len(predicted)
+def evaluate(head: Head, task: Task, features: FrozenFeatures, labels: Labels, split: str) -> Outcome:
+    """What the head is worth on a split, whose features are given."""
+    found = predictions(head, task, features)
+    if isinstance(labels, SpeakerLabels):
+        rate, trials = labels.equal_error_rate(found, split)
+        return Outcome({"eer": rate}, len(found), scored=f"{trials} trials of {len(found)} {split} clips")
+    references = labels.references({column: features.clips.labels[column] for column in task.columns})
+    answers, right = [labels.decode(answer) for answer in found.values()], [references[i] for i in found]
+    return Outcome(score(task.metrics, answers, right), len(found), verdict(task, labels, answers, right))
 
 
-def answers(head: Head, task: Task, features: FrozenFeatures, labels: Labels) -> tuple[list[str], list[str]]:
-    """What the head answers and what is right, of all clips that can be decoded, longest first."""
+def predictions(head: Head, task: Task, features: FrozenFeatures) -> dict[int, list[int] | Tensor]:
+    """What the head predicts of each clip that can be decoded, by its number, the longest clips first."""
     head.eval()
-    clips = features.clips
-    references = labels.references({column: clips.labels[column] for column in task.columns})
-    order = np.argsort(clips.num_samples)[::-1].tolist()
-    predicted: dict[int, str] = {}
+    order = np.argsort(features.clips.num_samples)[::-1].tolist()
+    found = {}
     for start in range(0, len(order), task.batch_size):
         batch = order[start : start + task.batch_size]
         pairs = [(i, x) for i, x in zip(batch, features[batch]) if x is not None]
         if pairs:
-            for (i, _), answer in zip(pairs, head.predict([x for _, x in pairs])):
-                predicted[i] = labels.decode(answer)
-    return list(predicted.values()), [references[i] for i in predicted]
+            found |= zip([i for i, _ in pairs], head.predict([x for _, x in pairs]))
+    return found
 
 
 def verdict(task: Task, labels: Labels, predicted: list[str], references: list[str]) -> Verdict | None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.evaluation.superb.heads import CtcHead, LayerSum, PooledHead, spec_augment
+from training.evaluation.superb.heads import CtcHead, LayerSum, PooledHead, XVectorHead, spec_augment
 
 
 def test_the_mean_may_come_before_the_projection():
@@ -100,3 +100,45 @@ def test_spec_augment_warps_and_masks_in_training_only():
     x = [torch.randn(1, 60, 8)]
     assert not torch.equal(head.train().logits(x)[0], head.logits(x)[0])
     assert torch.equal(head.eval().logits(x)[0], head.logits(x)[0])
+
+
+def test_an_x_vector_is_of_its_own_frames():
+    """Padding reaches no clip, and each frame layer reads what S3PRL's does: 15 frames in all."""
+    head = XVectorHead(LayerSum(2), 8, 3, units=6).eval()
+    clips = [torch.randn(2, length, 8) for length in (40, 17, 3)]
+    together = head.predict(clips)
+    for clip, vector in zip(clips, together):
+        assert vector.shape == (6,)
+        torch.testing.assert_close(vector.norm(), torch.tensor(1.0))
+        torch.testing.assert_close(vector, head.predict([clip])[0], rtol=1e-4, atol=1e-5)
+    assert head.frame_layers(torch.randn(1, 6, 15)).shape == (1, 18, 1), "1500 are to 512 as 18 to 6"
+
+
+def test_statistics_of_an_x_vector_by_hand():
+    head = XVectorHead(LayerSum(1), 4, 2, units=4).eval()
+    clip = torch.randn(1, 30, 4)
+    frames = head.frame_layers(head.projector(clip[0]).T[None])[0]  # [W, 16]
+    statistics = torch.cat([frames.mean(1), frames.std(1).clamp_min(1e-5)])
+    torch.testing.assert_close(head.embeddings([clip])[0], head.embedding(statistics).relu(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_right_speaker_must_lead_by_a_margin():
+    """Against AM-softmax as it is written in the paper (arXiv 1801.05599)."""
+    head = XVectorHead(LayerSum(1), 8, 3, units=6)
+    clips, speakers = [torch.randn(1, 20, 8) for _ in range(4)], [0, 2, 1, 1]
+    vectors = head.last(head.embeddings(clips)).relu()
+    wanted = 0.0
+    for vector, speaker in zip(vectors, speakers):
+        cosines = nn.functional.cosine_similarity(vector[None], head.speakers)
+        lead = (30 * (cosines[speaker] - 0.4)).exp()
+        wanted = wanted - (lead / (lead + sum((30 * cosines[i]).exp() for i in range(3) if i != speaker))).log() / 4
+    torch.testing.assert_close(head.loss(clips, [torch.tensor([i]) for i in speakers]), wanted)
+
+
+def test_long_clips_are_cut_at_random_in_training_alone():
+    head = XVectorHead(LayerSum(1), 4, 2, units=4)
+    clip, target = torch.randn(1, 900, 4), [torch.tensor([0])]
+    assert len({head.loss([clip], target).item() for _ in range(5)}) == 5
+    assert torch.equal(head.predict([clip])[0], head.predict([clip])[0])
+    short = clip[:, :400]
+    assert head.loss([short], target).item() == head.loss([short], target).item(), "8 s are taken whole"

@@ -11,6 +11,9 @@ def test_settings_are_the_toolkit_s():
         "sid": ("pooled", 1e-4, 32, 200_000, 5_000),
         "er": ("pooled", 1e-4, 32, 30_000, 1_000),
         "sf": ("recurrent_ctc", 1e-4, 32, 200_000, 2_000),
+        "asv": ("xvector", 1e-4, 50, 200_000, 10_000),
     }
     assert all("s3prl" in task.source for task in TASKS.values())
+    of_asv = ("asv", 0.01, 1e3)
+    assert {(t.name, t.weight_decay, t.max_norm) for t in TASKS.values() if t.max_norm != 1} == {of_asv}
     assert [t.name for t in TASKS.values() if t.spec_augment] == ["asr", "sf"]
