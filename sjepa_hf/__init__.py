@@ -8,10 +8,14 @@ The encoder:
     spec_augment.py                 spans of frames and features that are hidden in fine-tuning
     gradient_checkpointing.py       layers whose activations are computed anew in the backward pass
     float32.py                      norms, tables and mixtures that stay in fp32
+    frames.py                       16 kHz, a frame of 25 ms every 20 ms: the one place of these numbers
 
 Pretraining and fine-tuning:
     modeling_sjepa_pretraining.py   SJepaForPreTraining: predictor, cluster head, loss
     mixture.py                      the diagonal Gaussian mixture: posteriors, EM, running statistics
+    frame_features.py               what the first mixture is over: MFCC and log-mel frames
+    layer_features.py               what the second one is over: layers of the encoder
+    units.py                        clusters as numbers: units of frames, soft units, runs with times
     hmm.py                          its components as states of a hidden Markov model: posteriors given the whole clip
     modeling_sjepa_heads.py         SJepaForCTC and the classifiers of clips, frames and speakers
     auto_classes.py                 where `auto_map` points: with it the files named so far travel with a checkpoint
@@ -28,9 +32,10 @@ What happens to checkpoints:
     convert_original.py             command: from the authors' checkpoints
 
 What page, training and evaluation share:
+    encoding.py                     layers of any encoder of Transformers, each clip as if it were alone
+    fitted_units.py                 clusters fitted to such layers, in a directory that names what they belong to
     command.py                      the shell of every command: log lines, one sentence for what is wrong
     durations.py                    amounts of audio and times to wait, in words
-    frames.py                       16 kHz, a frame of 25 ms every 20 ms: the one place of these numbers
     resampling.py                   any rate to 16 kHz
     measures.py                     effective rank, entropy
     clusters.py                     clusters in pictures
@@ -71,6 +76,7 @@ from .modeling_sjepa_heads import (
     SJepaForXVector,
 )
 from .modeling_sjepa_pretraining import SJepaForPreTraining, SJepaForPreTrainingOutput
+from .units import SJepaUnitsOutput
 
 
 AutoConfig.register("sjepa", SJepaConfig, exist_ok=True)
@@ -94,5 +100,6 @@ __all__ = [
     "SJepaForXVector",
     "SJepaModel",
     "SJepaPreTrainedModel",
+    "SJepaUnitsOutput",
     "SufficientStatistics",
 ]

@@ -7,9 +7,12 @@ from transformers.models.auto import tokenization_auto
 
 from .configuration_sjepa import SJepaConfig  # first: it says which transformers is needed
 from .float32 import Float32Buffers  # noqa: F401  (an old transformers copies only the files that are named here)
+from .frame_features import FRAME_FEATURES  # noqa: F401
+from .frames import SAMPLING_RATE  # noqa: F401
 from .front_end import build_front_end  # noqa: F401
 from .gradient_checkpointing import CheckpointedLayer  # noqa: F401
 from .hmm import TransitionModel  # noqa: F401
+from .layer_features import read_layers  # noqa: F401
 from .mixture import DiagonalGaussianMixture  # noqa: F401
 from .modeling_sjepa import SJepaModel
 from .modeling_sjepa_heads import (
@@ -20,6 +23,7 @@ from .modeling_sjepa_heads import (
 )
 from .modeling_sjepa_pretraining import SJepaForPreTraining
 from .spec_augment import spec_augment  # noqa: F401
+from .units import SJepaUnitsOutput  # noqa: F401
 
 
 # Transformers' own CTC script asks for the tokenizer of the type "sjepa", which is looked for here alone.

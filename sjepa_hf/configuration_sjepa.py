@@ -36,14 +36,18 @@ MODEL_CODE = (
     "auto_classes.py",
     "configuration_sjepa.py",
     "float32.py",
+    "frame_features.py",
+    "frames.py",
     "front_end.py",
     "gradient_checkpointing.py",
     "hmm.py",
+    "layer_features.py",
     "mixture.py",
     "modeling_sjepa.py",
     "modeling_sjepa_heads.py",
     "modeling_sjepa_pretraining.py",
     "spec_augment.py",
+    "units.py",
 )
 
 
@@ -79,6 +83,8 @@ RANGES = {
     "mixture_feature_size": (1, 2**20),
     "num_frozen_components": (2, 10**6),
     "frozen_feature_size": (1, 2**20),
+    "mixture_layers": (0, 1000),
+    "mixture_temperature": (0, 10**6),
     "mask_time_prob": (0, 1),
     "mask_time_length": (1, 10**6),
     "mask_feature_prob": (0, 1),
@@ -95,6 +101,7 @@ CHOICES = {
     "hidden_act": tuple(ACT2FN),
     "feat_extract_activation": tuple(ACT2FN),
 }
+MIXTURE_FEATURES = ("mfcc", "mfcc_cmn", "log_mel", "encoder")  # what the mixture can be over
 MOST_STATES = 10**4  # of a hidden Markov model, whose transitions are the square of that
 LONGEST_LIST = 64  # convolutions, or time-delay layers
 LONGEST_WINDOW = 8000  # samples that a frame may read, and from one frame to the next: half a second
@@ -178,6 +185,17 @@ class SJepaConfig(PreTrainedConfig):
         mixture_feature_size (`int`, *optional*):
             Dimensions D of the features that the mixture models: 39 while it is fixed over MFCC; `hidden_size` when
             `None`.
+        mixture_features (`str`, *optional*):
+            What the mixture is over: `"mfcc"`, `"mfcc_cmn"` (less the clip's mean), `"log_mel"`, or layers of the
+            `"encoder"`. Pretraining writes it; `None` where nobody knows.
+        mixture_layers (`tuple[int]`, *optional*):
+            Layers of the encoder whose mean the mixture is over, numbered as in `hidden_states`.
+        mixture_instance_norm (`bool`, *optional*, defaults to `False`):
+            Whether these layers get mean 0 and variance 1 over each clip first.
+        mixture_whitened (`bool`, *optional*, defaults to `False`):
+            Whether the mixture is over whitened principal components of them, which the checkpoint then holds.
+        mixture_temperature (`float`, *optional*, defaults to 1.0):
+            Temperature of its posteriors where they are targets; 0 makes them one-hot.
         num_frozen_components (`int`, *optional*):
             Components of a second mixture that stays as it was fitted, with outputs of its own: the MFCC mixture of
             the first phase where its loss is kept beside the online one. None by default.
@@ -265,6 +283,11 @@ class SJepaConfig(PreTrainedConfig):
     predictor_max_positions: int = 750
     num_mixture_components: int = 500
     mixture_feature_size: int | None = None
+    mixture_features: str | None = None
+    mixture_layers: list[int] | tuple[int, ...] | None = None
+    mixture_instance_norm: bool = False
+    mixture_whitened: bool = False
+    mixture_temperature: float | int = 1.0
     num_frozen_components: int | None = None
     frozen_feature_size: int = 39
     mixture_transitions: bool = False
@@ -333,6 +356,20 @@ class SJepaConfig(PreTrainedConfig):
             raise ValueError(
                 "`predictor_keeps_hidden` reads the encoder's output at hidden frames, but `encode_visible_only` makes"
                 " none there: choose one of the two."
+            )
+        if self.mixture_features not in (None, *MIXTURE_FEATURES):
+            raise ValueError(
+                f"`mixture_features` is {self.mixture_features!r}; choose one of {', '.join(MIXTURE_FEATURES)}."
+            )
+        if (self.mixture_features == "encoder") != bool(self.mixture_layers):
+            raise ValueError(
+                f"`mixture_features` is {self.mixture_features!r} and `mixture_layers` {self.mixture_layers}: layers"
+                ' go with "encoder", and with nothing else.'
+            )
+        if self.mixture_layers and max(self.mixture_layers) > self.num_hidden_layers:
+            raise ValueError(
+                f"`mixture_layers` holds {max(self.mixture_layers)}, but the encoder has layers 0 to"
+                f" {self.num_hidden_layers}."
             )
         if self.mixture_transitions:
             for name in ("num_mixture_components", "num_frozen_components"):

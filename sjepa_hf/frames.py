@@ -1,8 +1,8 @@
 """Frames: of audio at 16 kHz, the encoder makes one for each 25 ms, every 20 ms. The one place of these numbers.
 
 They follow from the convolutions of the published configuration (`SJepaConfig.receptive_field`,
-`inputs_to_logits_ratio`), which all models that can be trained here share. The files that travel with a checkpoint
-(`MODEL_CODE`) take them from the configuration instead.
+`inputs_to_logits_ratio`), which all models that can be trained here share. What is the encoder's own takes
+them from its configuration instead.
 """
 
 from typing import TypeVar

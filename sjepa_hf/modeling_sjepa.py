@@ -26,7 +26,7 @@ from .spec_augment import spec_augment
 
 
 # Parts of a pretraining checkpoint that the encoder does without.
-PRETRAINING_ONLY = [r"^predictor\.", r"^cluster_head\.", r"^mixture\.", r"^frozen_mixture\."]
+PRETRAINING_ONLY = [r"^predictor\.", r"^cluster_head\.", r"^mixture\.", r"^mixture_whitening\.", r"^frozen_mixture\."]
 
 
 def eager_attention_forward(

@@ -1,6 +1,7 @@
 """S-JEPA pretraining model: encoder, predictor, cluster head, mixture and loss (arXiv 2606.19398, section 3)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import at_least_float32
+from .frame_features import FRAME_FEATURES
+from .layer_features import SJepaWhitening, read_layers
 from .mixture import DiagonalGaussianMixture
 from .modeling_sjepa import (
     SJepaModel,
@@ -24,6 +27,10 @@ from .modeling_sjepa import (
     nothing_padded,
     pick,
 )
+from .units import SJepaUnitsOutput, units_of
+
+
+SOURCES = ("mixture", "prediction")  # of units
 
 
 @dataclass
@@ -159,6 +166,8 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         self.predictor = SJepaPredictor(config)
         self.cluster_head = SJepaClusterHead(config)
         self.mixture = new_mixture(config, config.num_mixture_components, config.mixture_feature_size)
+        if config.mixture_whitened:
+            self.mixture_whitening = SJepaWhitening(config.hidden_size, config.mixture_feature_size)
         if config.num_frozen_components is not None:
             self.frozen_mixture = new_mixture(config, config.num_frozen_components, config.frozen_feature_size)
             self._keep_in_fp32_modules_strict = [*self._keep_in_fp32_modules_strict, "frozen_mixture"]
@@ -170,6 +179,9 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             init.normal_(module.mask_token, std=self.config.initializer_range)
         elif isinstance(module, nn.Embedding):  # the predictor's positions
             init.copy_(module.weight, sinusoids(*module.weight.shape))
+        elif isinstance(module, SJepaWhitening):
+            init.zeros_(module.mean)
+            init.zeros_(module.directions)
         else:
             super()._init_weights(module)
 
@@ -188,12 +200,115 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             self.config.num_frozen_components = None
             del self.frozen_mixture, self.cluster_head.frozen_output
             self._keep_in_fp32_modules_strict.discard("frozen_mixture")
+        self.describe_mixture(None)
         self.config.num_mixture_components = num_components
         self.config.mixture_feature_size = num_features
         device, dtype = self.mixture.means.device, self.predictor.mask_token.dtype
         self.mixture = new_mixture(self.config, num_components, num_features).to(device, dtype)
         self.cluster_head.output = nn.Linear(self.config.hidden_size, num_components).to(device, dtype)
         self.reset_last_layer()
+
+    def describe_mixture(
+        self,
+        features: str | None,
+        layers: Sequence[int] | None = None,
+        instance_norm: bool = False,
+        whitening: tuple[torch.Tensor, torch.Tensor] | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        """
+        Have the configuration say what the mixture is over, so that a checkpoint alone gives its posteriors.
+
+        Args:
+            features (`str`, *optional*): as `config.mixture_features`; `None`: nobody knows, or it is unfitted.
+            layers, instance_norm, temperature: as in the configuration, where their names begin with `mixture_`.
+            whitening: mean `(hidden_size,)` and directions `(hidden_size, num_components)` of principal components.
+        """
+        config = self.config
+        config.mixture_features, config.mixture_layers = features, None if layers is None else list(layers)
+        config.mixture_instance_norm, config.mixture_temperature = instance_norm, temperature
+        config.mixture_whitened = whitening is not None
+        if whitening is None:
+            self._modules.pop("mixture_whitening", None)
+            return
+        self.mixture_whitening = SJepaWhitening(*whitening[1].shape).to(whitening[1].device)
+        self.mixture_whitening.mean.copy_(whitening[0])
+        self.mixture_whitening.directions.copy_(whitening[1])
+
+    @torch.no_grad()
+    def units(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        source: str = "mixture",
+        top_k: int = 0,
+    ) -> SJepaUnitsOutput:
+        """
+        The cluster of each frame as a number, and on request the likeliest few with their posteriors.
+
+        Args:
+            input_values, attention_mask: as in [`~SJepaForPreTraining.forward`].
+            source (`str`, *optional*, defaults to `"mixture"`): see [`~SJepaForPreTraining.unit_posteriors`].
+            top_k (`int`, *optional*, defaults to 0): components to give for each frame with their posteriors.
+
+        Raises:
+            ValueError: as there, and for a `top_k` above the number of components.
+        """
+        posteriors = self.unit_posteriors(input_values, attention_mask, source)
+        lengths = None if attention_mask is None else self.config.num_frames(attention_mask.sum(-1).to(torch.long))
+        return units_of(posteriors, lengths, top_k)
+
+    @torch.no_grad()
+    def unit_posteriors(
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None, source: str = "mixture"
+    ) -> torch.Tensor:
+        """
+        Posterior of each cluster at each frame, `(batch_size, sequence_length, num_mixture_components)`, fp32; padded
+        frames hold anything.
+
+        Args:
+            source (`str`, *optional*, defaults to `"mixture"`):
+                `"mixture"`: of the mixture over what it was fitted to (`config.mixture_features`); with MFCC the
+                encoder does not run. In phase 2 targets are read from an EMA copy of the encoder, here from the
+                encoder itself; `sjepa_hf.opening.open_with_ema` puts the one in the other's place.
+                `"prediction"`: of the cluster head over the encoder, nothing being hidden.
+
+        Raises:
+            ValueError: if the configuration does not say what the mixture is over, or for another `source`.
+        """
+        config = self.config
+        if source not in SOURCES:
+            raise ValueError(f"`source` is {source!r}; choose one of {', '.join(SOURCES)}.")
+        check_input(config, input_values, attention_mask)
+        if source == "prediction":
+            return at_least_float32(self(input_values, attention_mask).logits).softmax(-1)
+        if config.mixture_features is None:
+            raise ValueError(
+                "The configuration does not say what the mixture is over (`mixture_features`), as in checkpoints"
+                " before there were units: set `model.config.mixture_features` to `phase1_features` of the run's"
+                ' training.json and save it anew, or take source="prediction".'
+            )
+        if attention_mask is not None and nothing_padded(attention_mask):
+            attention_mask = None
+        samples = None if attention_mask is None else attention_mask.sum(-1).to(torch.long)
+        num_frames = config.num_frames(input_values.shape[1])
+        if config.mixture_features == "encoder":
+            real = None
+            if config.mixture_instance_norm:
+                whole = torch.ones_like(input_values, dtype=torch.bool) if attention_mask is None else attention_mask
+                real = self._get_feature_vector_attention_mask(num_frames, whole)
+            features = read_layers(self.sjepa, input_values, attention_mask, config.mixture_layers, real)
+            if config.mixture_whitened:
+                features = self.mixture_whitening(features)
+        else:
+            features = FRAME_FEATURES[config.mixture_features]().to(input_values.device)(input_values, samples)
+        if features.shape[-1] != self.mixture.num_features:
+            raise ValueError(
+                f"`mixture_features` is {config.mixture_features!r}, which has {features.shape[-1]} values a frame,"
+                f" but the mixture is over {self.mixture.num_features}."
+            )
+        lengths = None if samples is None else config.num_frames(samples)
+        return self.mixture.clip_posteriors(features, lengths, config.mixture_temperature)
 
     @torch.no_grad()
     def reset_last_layer(self) -> None:

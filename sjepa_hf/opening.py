@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCTC,
@@ -24,6 +25,7 @@ from .command import first_line
 logger = logging.getLogger(__name__)
 
 MAY_BE_FRESH = ("masked_spec_embed",)  # SpecAugment's vector, which encoders are published without
+EMA_ENCODER = "training_state/teacher.safetensors"  # of a training checkpoint of phase 2
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -139,6 +141,25 @@ def open_pretraining(checkpoint: str | Path) -> PreTrainedModel | None:
         if any(name.startswith("cluster_head.") for name in error.names):
             return None
         raise
+
+
+def open_with_ema(checkpoint: str | Path) -> PreTrainedModel:
+    """
+    The model of a training checkpoint of phase 2 with the EMA encoder's weights in the encoder's place: what its
+    mixture was fitted to, so that `unit_posteriors` are the run's targets.
+
+    Raises:
+        ValueError: if there is no EMA encoder in it, or as [`open_sjepa`] does.
+    """
+    path = Path(checkpoint) / EMA_ENCODER
+    if not path.is_file():
+        raise ValueError(f"{checkpoint} has no EMA encoder ({EMA_ENCODER}): only training checkpoints of phase 2 do.")
+    model = open_sjepa(AutoModelForPreTraining, checkpoint)
+    try:
+        model.sjepa.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors has an error of its own, below Exception alone
+        raise ValueError(f"{path} cannot be read: {why(error)}.") from error
+    return model
 
 
 def open_recogniser(checkpoint: str | Path) -> tuple[Any, PreTrainedModel]:

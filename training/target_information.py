@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from sjepa_hf.command import command
+from sjepa_hf.frame_features import FRAME_FEATURES, num_features
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.hmm import TransitionModel
 from sjepa_hf.opening import open_sjepa
@@ -42,7 +43,6 @@ from training.data.batches import to_device
 from training.data.labelled import LabelledClips, open_labelled
 from training.evaluation.phone_information import Information, JointCounts, number_phones
 from training.evaluation.rows import readable_clips
-from training.targets.frame_features import FRAME_FEATURES, num_features
 from training.targets.layer_choice import LayerChoice
 from training.targets.sampling import sample_frames
 from training.targets.targets import MfccTargets, OnlineTargets, fit_mixture

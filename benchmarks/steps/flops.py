@@ -10,8 +10,8 @@ from collections import Counter
 from typing import NamedTuple
 
 from sjepa_hf import SJepaConfig
+from sjepa_hf.frame_features import NUM_COEFFICIENTS, NUM_MELS
 from sjepa_hf.frames import WINDOW
-from training.targets.frame_features import NUM_COEFFICIENTS, NUM_MELS
 
 
 # Dense bf16 operations per second with fp32 accumulation (half of what is quoted "with sparsity"), by what the name

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining
+from sjepa_hf.frame_features import MfccFeatures
 from sjepa_hf.frames import frame_lengths
-from training.targets.frame_features import MfccFeatures
 
 
 CHUNK = 500  # frames whose [N, K, D] differences are held at a time

@@ -12,9 +12,9 @@ from processes import without_the_package
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
 from sjepa_hf.contents import contents
+from sjepa_hf.frame_features import FRAME_FEATURES
 from training.data.masking import SpanMask
 from training.pretraining.hidden_frames import hidden_frame_metrics
-from training.targets.frame_features import FRAME_FEATURES
 
 
 ROOT = Path(__file__).parents[2]

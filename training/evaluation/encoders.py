@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel
 
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
+from sjepa_hf.frame_features import MfccFeatures
 from sjepa_hf.opening import build_model, open_config, open_model, open_pretrained
 from training.data.labelled import pad_waveforms
-from training.targets.frame_features import MfccFeatures
 
 
 NOT_IN_DIGEST = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")

@@ -4,11 +4,11 @@ import torch
 from tqdm.auto import tqdm
 
 from sjepa_hf import SJepaForPreTraining
+from sjepa_hf.frame_features import FRAME_FEATURES
 from sjepa_hf.modeling_sjepa_pretraining import soft_target_divergence
 from training.data.labelled import LabelledClips
 from training.data.masking import FARTHEST, SpanMask, distance_to_visible
 from training.evaluation.phone_information import JointCounts
-from training.targets.frame_features import FRAME_FEATURES
 
 
 DRAWS = 10  # masks of each clip

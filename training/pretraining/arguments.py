@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from sjepa_hf import SJepaConfig
+from sjepa_hf.frame_features import FRAME_FEATURES, num_features
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.opening import why
 from training.common.command_line import config_path, parse_dataclasses, read_recipe
@@ -14,7 +15,6 @@ from training.common.ranges import check_choice, check_ranges
 from training.data.loader import DataArguments
 from training.data.masking import SpanMask
 from training.pretraining.shortening import shortened
-from training.targets.frame_features import FRAME_FEATURES, num_features
 
 
 @dataclass

@@ -76,6 +76,10 @@ def save(run: Run, directory: Path) -> None:
         accumulation=run.arguments.run.gradient_accumulation_steps,
         data=run.data.position().to_dict(),
     )
+    if run.fitted_phase == 0 or run.state.seeding_due:  # the mixture is not, or no longer, over what is predicted
+        run.model.describe_mixture(None)
+    else:
+        run.targets.describe(run.model)
     random_states = gather_object([checkpoint_layout.random_state()])
     run.saved_step = run.state.step
     if run.accelerator.is_main_process:

@@ -6,9 +6,9 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel
+from sjepa_hf.frame_features import num_features
 from sjepa_hf.opening import open_sjepa
 from training.pretraining.arguments import Arguments, RunArguments, TargetArguments, check_model
-from training.targets.frame_features import num_features
 from training.targets.layer_choice import LayerChoice
 from training.targets.targets import MfccTargets, OnlineTargets
 

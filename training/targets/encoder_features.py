@@ -7,7 +7,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from sjepa_hf import SJepaModel
-from sjepa_hf.float32 import at_least_float32
+from sjepa_hf.frames import frame_lengths
+from sjepa_hf.layer_features import read_layers, whiten
 from training.data.batches import real_frames
 
 
@@ -45,20 +46,9 @@ class TargetFeatures(nn.Module):
 
     def full(self, batch: dict, active_layer: int) -> torch.Tensor:
         """Features before the principal components, `(batch_size, sequence_length, hidden_size)`, fp32."""
+        real = real_frames(batch, frame_lengths(batch["input_values"].shape[1])) if self.instance_norm else None
         layers = self.layers or (active_layer,)
-        several = len(layers) > 1
-        outputs = self._encoder[0](
-            batch["input_values"],
-            batch["attention_mask"],
-            num_layers=max(layers),
-            **({"output_hidden_states": True} if several else {}),
-        )
-        read = [outputs.hidden_states[layer] for layer in layers] if several else [outputs.last_hidden_state]
-        read = [at_least_float32(layer) for layer in read]
-        if self.instance_norm:
-            real = real_frames(batch, read[0].shape[1])
-            read = [instance_normalize(layer, real) for layer in read]
-        return torch.stack(read).mean(0) if several else read[0]
+        return read_layers(self._encoder[0], batch["input_values"], batch["attention_mask"], layers, real)
 
     def forward(self, batch: dict, active_layer: int) -> torch.Tensor:
         """What the mixture models, `(batch_size, sequence_length, num_features)`, fp32."""
@@ -66,10 +56,7 @@ class TargetFeatures(nn.Module):
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """Whitened principal components `(..., hidden_size) -> (..., num_features)`, where there are any."""
-        if not self.reduced:
-            return features
-        with torch.autocast(features.device.type, enabled=False):
-            return (features - self.mean) @ self.directions
+        return whiten(features, self.mean, self.directions) if self.reduced else features
 
     @torch.no_grad()
     def fit(self, sample: torch.Tensor, accelerator: Accelerator) -> None:
@@ -81,18 +68,6 @@ class TargetFeatures(nn.Module):
             if accelerator.num_processes > 1:  # other processors may round otherwise
                 for buffer in self.buffers():
                     torch.distributed.broadcast(buffer, src=0)
-
-
-def instance_normalize(features: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """
-    Each clip's features `(batch_size, sequence_length, H)` with mean 0 and variance 1 over its real frames
-    `(batch_size, sequence_length)`, per dimension; zero at the others.
-    """
-    real = real[:, :, None].to(features.dtype)  # [B, T, 1]
-    count = real.sum(1, keepdim=True).clamp_min(1)
-    centred = (features - (features * real).sum(1, keepdim=True) / count) * real
-    variance = centred.square().sum(1, keepdim=True) / count
-    return centred * (variance + 1e-5).rsqrt()
 
 
 def whitened_components(sample: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

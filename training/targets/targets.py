@@ -11,12 +11,12 @@ from contextlib import nullcontext
 import torch
 from accelerate import Accelerator
 
-from sjepa_hf import DiagonalGaussianMixture, SJepaModel, SufficientStatistics
+from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel, SufficientStatistics
+from sjepa_hf.frame_features import FRAME_FEATURES
 from sjepa_hf.frames import frame_lengths
 from sjepa_hf.hmm import TransitionStatistics
 from training.common.processes import Meeting, summed
 from training.targets.encoder_features import TargetFeatures
-from training.targets.frame_features import FRAME_FEATURES
 from training.targets.layer_choice import LayerChoice
 from training.targets.sampling import sample_frames
 from training.targets.transitions import fit_transitions
@@ -31,7 +31,7 @@ class MfccTargets:
 
     Args:
         mixture (`DiagonalGaussianMixture`): the mixture.
-        features (`str`): what it is over, a name in `training.targets.frame_features.FRAME_FEATURES`.
+        features (`str`): what it is over, a name in `sjepa_hf.frame_features.FRAME_FEATURES`.
         temperature (`float`): tempers the target; 0 makes it one-hot.
 
     Attributes:
@@ -45,6 +45,7 @@ class MfccTargets:
     def __init__(self, mixture: DiagonalGaussianMixture, features: str = "mfcc", temperature: float = 1.0):
         self.mixture = mixture
         self.temperature = temperature
+        self.feature_name = features
         self.frame_features = FRAME_FEATURES[features]().to(mixture.means.device)
 
     def features(self, batch: dict) -> torch.Tensor:
@@ -62,6 +63,10 @@ class MfccTargets:
     def reseed_dead(self) -> int:
         """Nothing: the mixture is frozen."""
         return 0
+
+    def describe(self, model: SJepaForPreTraining) -> None:
+        """Have a model's configuration say what its mixture is over."""
+        model.describe_mixture(self.feature_name, temperature=self.temperature)
 
 
 class OnlineTargets:
@@ -151,6 +156,17 @@ class OnlineTargets:
                 buffer.copy_(torch.where(finite, buffer, old))
             self._pending = None
         torch._foreach_lerp_(list(self.teacher.parameters()), list(student.parameters()), 1 - ema_decay)
+
+    def describe(self, model: SJepaForPreTraining) -> None:
+        """Have a model's configuration say what its mixture is over; principal components go along as buffers."""
+        features = self.target_features
+        model.describe_mixture(
+            "encoder",
+            layers=features.layers or (self.layer_choice.active,),
+            instance_norm=features.instance_norm,
+            whitening=(features.mean, features.directions) if features.reduced else None,
+            temperature=self.temperature,
+        )
 
     def reseed_dead(self) -> int:
         """Give components that nothing is assigned to a new place; returns how many."""

@@ -6,12 +6,12 @@ from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from sjepa_hf import SJepaModel
+from sjepa_hf.frame_features import MfccFeatures
 from sjepa_hf.saving import feature_extractor
 from training.data.labelled import open_labelled
 from training.evaluation import frozen_features
 from training.evaluation.encoders import open_encoder
 from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, clip_keys
-from training.targets.frame_features import MfccFeatures
 
 
 SECONDS = (0.5, 1.3, 0.3, 0.9)

@@ -4,8 +4,10 @@ import errno
 import re
 
 import pytest
+import torch
 from pretraining_runs import assert_equal_weights, in_one_thread
 
+from sjepa_hf.opening import open_sjepa_config, open_with_ema
 from training import pretrain
 from training.pretraining import checkpoint_layout, phases
 from training.pretraining.checkpoint_layout import damage
@@ -40,6 +42,28 @@ def test_a_disk_that_stays_full_ends_the_run(command, tmp_path, monkeypatch, cap
     fill_the_disk(monkeypatch, [4, 8, 12, 16])
     with pytest.raises(SystemExit, match="error: stopped at step .*3 checkpoints in a row could not be written"):
         in_one_thread(command("--num_workers", "0"))
+
+
+def test_a_checkpoint_says_what_its_mixture_is_over(command, tmp_path):
+    options = [
+        "--num_workers",
+        "0",
+        "--phase1_features",
+        "mfcc_cmn",
+        "--target_dims",
+        "4",
+        "--adaptive_layer",
+        "false",
+    ]
+    in_one_thread(command(*options, "--target_instance_norm", "true", "--target_temperature", "2"))
+    first, last = (tmp_path / "out" / name for name in ("checkpoint-4", "final"))
+    config = open_sjepa_config(first)
+    assert (config.mixture_features, config.mixture_layers, config.mixture_temperature) == ("mfcc_cmn", None, 1.0)
+    model = open_with_ema(last)
+    config = model.config
+    assert (config.mixture_features, config.mixture_layers, config.mixture_temperature) == ("encoder", [2], 2.0)
+    assert config.mixture_instance_norm and config.mixture_whitened and model.mixture_whitening.directions.any()
+    assert model.units(torch.randn(1, 8000)).units.shape == (1, 24)
 
 
 def test_a_long_fit_is_saved_at_once(command, tmp_path, monkeypatch):

@@ -5,11 +5,11 @@ import torch
 from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sjepa_hf.frame_features import FRAME_FEATURES, LogMelFeatures, MfccFeatures, num_features
 from sjepa_hf.frames import frame_lengths
-from training.targets.frame_features import FRAME_FEATURES, LogMelFeatures, MfccFeatures, num_features
 
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "reference_targets.safetensors"
+GOLDEN = Path(__file__).parents[1] / "golden" / "reference_targets.safetensors"
 
 
 def torchaudio_features(waveform: torch.Tensor) -> torch.Tensor:

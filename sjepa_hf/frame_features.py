@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from sjepa_hf.frames import HOP, SAMPLING_RATE, WINDOW, frame_lengths
+from .frames import HOP, SAMPLING_RATE, WINDOW, frame_lengths
 
 
 NUM_MELS = 23

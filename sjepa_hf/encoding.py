@@ -1,0 +1,87 @@
+"""Encoding: hidden states of chosen layers of any frozen audio encoder of Transformers, and a hash of its weights."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, PreTrainedModel
+
+from .opening import open_model
+
+
+def open_audio_encoder(checkpoint: str | Path, **options) -> PreTrainedModel:
+    """
+    The encoder of a checkpoint, in evaluation mode.
+
+    Raises:
+        ValueError: as [`sjepa_hf.opening.open_model`] does, or if it does not read waveforms.
+    """
+    model = open_model(AutoModel, checkpoint, **options).eval().requires_grad_(False)
+    if model.main_input_name != "input_values" or not hasattr(model, "_get_feat_extract_output_lengths"):
+        raise ValueError(f"{checkpoint} reads {model.main_input_name}: only encoders of waveforms can be read here.")
+    return model
+
+
+def check_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "layers") -> None:
+    """Raise a ValueError for a layer that an encoder does not have; they are numbered as in `hidden_states`."""
+    last = model.config.num_hidden_layers
+    for layer in layers:
+        if not 0 <= layer <= last:
+            raise ValueError(f"`{name}` has {layer}, but the encoder has layers 0 to {last}.")
+    if not layers:
+        raise ValueError(f"`{name}` is empty: name at least one layer from 0 to {last}.")
+
+
+@torch.no_grad()
+def hidden_layers(
+    model: PreTrainedModel,
+    input_values: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    layers: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Hidden states of a padded batch, each clip getting what it gets alone: encoders whose group norm reads padding too
+    (HuBERT and wav2vec 2.0 base) are given one clip at a time.
+
+    Args:
+        model: an encoder, in evaluation mode.
+        input_values, attention_mask (`(batch_size, num_samples)`): as the encoder takes them.
+        layers: numbered as in `hidden_states`; later ones do not run in S-JEPA.
+
+    Returns:
+        `(batch_size, len(layers), sequence_length, hidden_size)`, and real frames of each clip, `(batch_size,)`.
+    """
+    ours = model.config.model_type == "sjepa"
+    samples = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
+    if attention_mask is not None:
+        samples = attention_mask.sum(-1).to(torch.long)
+    lengths = model._get_feat_extract_output_lengths(samples)
+    padded = bool((samples < input_values.shape[1]).any())
+    if padded and not ours and getattr(model.config, "feat_extract_norm", "group") == "group":
+        alone = [
+            _read(model, clip[None, :size], None, layers)[0] for clip, size in zip(input_values, samples.tolist())
+        ]
+        states = alone[0].new_zeros(len(alone), len(layers), int(lengths.max()), alone[0].shape[-1])
+        for row, found in zip(states, alone):
+            row[:, : found.shape[1]] = found
+        return states, lengths
+    return _read(model, input_values, attention_mask if padded else None, layers), lengths
+
+
+def _read(model, input_values, attention_mask, layers: Sequence[int]) -> torch.Tensor:
+    ours = model.config.model_type == "sjepa"
+    few = {"num_layers": max(layers)} if ours else {}
+    if ours and len(layers) == 1:  # nothing is kept that is not asked for
+        return model(input_values, attention_mask, **few).last_hidden_state[:, None]
+    found = model(input_values, attention_mask, output_hidden_states=True, **few).hidden_states
+    return torch.stack([found[layer] for layer in layers], dim=1)
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """A hash of names, shapes and values of all weights and saved buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data if value.numel() else b"")
+    return digest.hexdigest()[:32]

@@ -1,0 +1,76 @@
+"""Layer features, what a mixture of phase 2 is over: one layer of the encoder or the mean of several, each clip
+normalised or not, all dimensions or their whitened principal components.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .float32 import Float32Buffers, at_least_float32, without_autocast
+
+
+def read_layers(
+    encoder: nn.Module,
+    input_values: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    layers: Sequence[int],
+    real: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Mean of layers of an [`SJepaModel`], `(batch_size, sequence_length, hidden_size)`, fp32; later layers do not run.
+
+    Args:
+        encoder (`SJepaModel`): the encoder.
+        input_values, attention_mask: of the batch, as the encoder takes them.
+        layers (`Sequence[int]`): numbered as in `hidden_states`.
+        real (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Real frames; given, each layer of each clip is normalised over them ([`instance_normalize`]).
+    """
+    several = len(layers) > 1
+    outputs = encoder(
+        input_values,
+        attention_mask,
+        num_layers=max(layers),
+        **({"output_hidden_states": True} if several else {}),
+    )
+    read = [outputs.hidden_states[layer] for layer in layers] if several else [outputs.last_hidden_state]
+    read = [at_least_float32(layer) for layer in read]
+    if real is not None:
+        read = [instance_normalize(layer, real) for layer in read]
+    return torch.stack(read).mean(0) if several else read[0]
+
+
+def instance_normalize(features: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """
+    Each clip's features `(batch_size, sequence_length, H)` with mean 0 and variance 1 over its real frames
+    `(batch_size, sequence_length)`, per dimension; zero at the others.
+    """
+    real = real[:, :, None].to(features.dtype)  # [B, T, 1]
+    count = real.sum(1, keepdim=True).clamp_min(1)
+    centred = (features - (features * real).sum(1, keepdim=True) / count) * real
+    variance = centred.square().sum(1, keepdim=True) / count
+    return centred * (variance + 1e-5).rsqrt()
+
+
+def whiten(features: torch.Tensor, mean: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """Whitened principal components `(..., H) -> (..., D)`, of `mean` `(H,)` and `directions` `(H, D)`."""
+    with without_autocast(features.device):
+        return (features - mean) @ directions
+
+
+class SJepaWhitening(Float32Buffers):
+    """
+    The whitened principal components that a mixture is over.
+
+    Buffers (persistent, fp32):
+        mean `(hidden_size,)`, directions `(hidden_size, num_components)`.
+    """
+
+    def __init__(self, hidden_size: int, num_components: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(hidden_size, dtype=torch.float32))
+        self.register_buffer("directions", torch.zeros(hidden_size, num_components, dtype=torch.float32))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return whiten(features, self.mean, self.directions)

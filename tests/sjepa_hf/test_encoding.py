@@ -1,0 +1,55 @@
+"""Layers of any encoder: each clip of a padded batch as if it were alone."""
+
+import pytest
+import torch
+from transformers import HubertConfig, HubertModel
+
+from sjepa_hf import SJepaModel
+from sjepa_hf.encoding import check_layers, hidden_layers, weights_hash
+
+
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=[16] * 7)
+SMALL |= dict(num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)
+
+
+def small_hubert(norm: str = "group") -> HubertModel:
+    return HubertModel(HubertConfig(**SMALL, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")).eval()
+
+
+@pytest.fixture(params=["sjepa", "hubert", "hubert with layer norm"])
+def encoder(request, make_config):
+    if request.param == "sjepa":
+        return SJepaModel(make_config("log_mel")).eval()
+    return small_hubert("layer" if "norm" in request.param else "group")
+
+
+def test_each_clip_gets_what_it_gets_alone(encoder):
+    waveforms, mask = torch.randn(2, 16000), torch.ones(2, 16000, dtype=torch.long)
+    waveforms[1, 7000:], mask[1, 7000:] = 0, 0
+    states, lengths = hidden_layers(encoder, waveforms, mask, [2, 0])
+    assert states.shape[:3] == (2, 2, 49) and lengths.tolist() == [49, 21]
+    with torch.no_grad():
+        alone = encoder(waveforms[1:, :7000], output_hidden_states=True).hidden_states
+    for found, layer in zip(states[1], (2, 0)):
+        torch.testing.assert_close(found[:21], alone[layer][0], atol=1e-4, rtol=1e-4)
+    one, _ = hidden_layers(encoder, waveforms, mask, [1])
+    several, _ = hidden_layers(encoder, waveforms, mask, [1, 2])
+    assert one[:, 0].equal(several[:, 0])
+
+
+def test_a_layer_that_does_not_exist_gets_a_sentence(encoder):
+    last = encoder.config.num_hidden_layers
+    for layer in (-1, last + 1):
+        with pytest.raises(ValueError, match=f"`layers` has {layer}, but the encoder has layers 0 to {last}"):
+            check_layers(encoder, [0, layer])
+    with pytest.raises(ValueError, match="`layers` is empty"):
+        check_layers(encoder, [])
+
+
+def test_the_hash_is_of_the_weights():
+    model = small_hubert()
+    before = weights_hash(model)
+    assert before == weights_hash(model)
+    with torch.no_grad():
+        model.encoder.layers[0].attention.k_proj.bias[0] += 1e-6
+    assert weights_hash(model) != before
