@@ -23,8 +23,9 @@ CARD, RECORD, RESULTS, EVAL_RESULTS = "README.md", "training.json", "results.jso
 PICTURES = ("loss.png", "hidden_frames.png", "effective_rank.png", "predictor_entropy.png", "learning_curve.png")
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+PRETRAINING = ("pretraining/config.json", "pretraining/model.safetensors")  # beside an encoder of another kind
 SETTINGS = (CONFIG, "generation_config.json", "preprocessor_config.json", "processor_config.json")
-SETTINGS += ("tokenizer_config.json", "special_tokens_map.json", RECORD, RESULTS, ADAPTER[0])
+SETTINGS += ("tokenizer_config.json", "special_tokens_map.json", RECORD, RESULTS, ADAPTER[0], PRETRAINING[0])
 TOKENIZER = ("added_tokens.json", "tokenizer.json", "vocab.json", "text_normalization.json")
 TEXTS = ("vocab.txt", "merges.txt", "LICENSE", "LICENSE.md", "LICENSE.txt", CARD)
 TOKENIZER_MODELS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
@@ -82,7 +83,7 @@ def contents(checkpoint: Path) -> Contents:
         else:
             found.files[name] = path
     take_weights(found, checkpoint)
-    for name in (*SETTINGS, *TOKENIZER, *TEXTS, *TOKENIZER_MODELS, *ADAPTER, *PICTURES):
+    for name in (*SETTINGS, *TOKENIZER, *TEXTS, *TOKENIZER_MODELS, *ADAPTER, *PRETRAINING, *PICTURES):
         if name not in found.files and os.path.lexists(checkpoint / name):
             take(found, checkpoint, name)
     if os.path.lexists(checkpoint / EVAL_RESULTS):
@@ -223,8 +224,9 @@ def check_contents(found: Contents) -> None:
     for name in (*SETTINGS, *TOKENIZER):
         if name in found.files:
             read_json(found.files[name])
-    if ADAPTER[1] in found.files:
-        check_tensors(found.files[ADAPTER[1]])
+    for name in (ADAPTER[1], PRETRAINING[1]):
+        if name in found.files:
+            check_tensors(found.files[name])
     if CARD in found.files:
         check_card(found.files[CARD])
 

@@ -124,7 +124,7 @@ def make_card(
     """The card, from the template."""
     architecture = (config.get("architectures") or [""])[0]
     pipeline = next((PIPELINES[end] for end in PIPELINES if architecture.endswith(end)), "feature-extraction")
-    is_sjepa = config.get("model_type") == "sjepa"
+    is_sjepa, pretrained = config.get("model_type") == "sjepa", record.get("kind") == "pretraining"
     name = facts.name or repo_id.split("/")[-1]
     index = [model_index_entry(score, facts) for score in scores if math.isfinite(score.value)]
     data = ModelCardData(
@@ -134,7 +134,7 @@ def make_card(
         language=facts.language or None,
         datasets=facts.datasets or None,
         base_model=on_the_hub(record.get("base_model")),
-        tags=["speech", "s-jepa", "self-supervised-learning"] if is_sjepa else ["speech"],
+        tags=["speech", "s-jepa", "self-supervised-learning"] if is_sjepa or pretrained else ["speech"],
         model_name=name if index else None,
         eval_results=index or None,
     )
@@ -143,9 +143,9 @@ def make_card(
         template_path=str(template()),
         mark=MARK,
         name=name,
-        summary=summary(config, checkpoint, pipeline),
+        summary=summary(config, checkpoint, pipeline, pretrained),
         usage=usage(repo_id, pipeline, is_sjepa),
-        is_sjepa=is_sjepa,
+        by_sjepa=is_sjepa or pretrained,
         limits=[*(facts.intended_use or LIMITS[pipeline]), *facts.limits, *GENERAL_LIMITS],
         training=training_lines(config, record, facts),
         settings=shown_settings(record.get("settings", {})),
@@ -190,9 +190,16 @@ def enumeration(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(map(plain, names[:most])) + more
 
 
-def summary(config: dict, checkpoint: Path, pipeline: str) -> str:
+def summary(config: dict, checkpoint: Path, pipeline: str, pretrained: bool) -> str:
     """What the model is, in two sentences."""
     if config.get("model_type") != "sjepa":
+        if pretrained:
+            return (
+                f"A {config.get('model_type')} encoder, whose pretraining was continued without labels by"
+                " [S-JEPA](https://arxiv.org/abs/2606.19398): it predicts, at hidden frames, the soft posterior of a"
+                f" Gaussian mixture. {parameters(checkpoint) / 1e6:.1f}M parameters; 16 kHz mono in, a vector every"
+                " 20 ms out."
+            )
         return f"A {config.get('model_type')} model for {pipeline.replace('-', ' ')}, fine-tuned with sjepa_hf."
     count = parameters(checkpoint)
     front = "log-mel frames" if config.get("front_end") == "log_mel" else "the waveform, by seven convolutions"

@@ -159,10 +159,11 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
     """
 
     _keep_in_fp32_modules_strict = [*SJepaPreTrainedModel._keep_in_fp32_modules_strict, "mixture"]
+    encoder_class: type[nn.Module] = SJepaModel  # a subclass may have another encoder
 
     def __init__(self, config: SJepaConfig):
         super().__init__(config)
-        self.sjepa = SJepaModel(config)
+        self.sjepa = self.encoder_class(config)
         self.predictor = SJepaPredictor(config)
         self.cluster_head = SJepaClusterHead(config)
         self.mixture = new_mixture(config, config.num_mixture_components, config.mixture_feature_size)

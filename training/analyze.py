@@ -52,6 +52,7 @@ from training.evaluation.encoders import open_encoder
 from training.evaluation.hidden_frames import hidden_frame_table, knowledge_at_hidden_frames
 from training.evaluation.phone_information import number_phones
 from training.evaluation.rows import Rows, features_at, features_of_layers, readable_clips
+from training.pretraining.other_pretraining import load_other
 
 
 ANALYSES = ("entropy", "utterance", "rank", "hidden")
@@ -120,7 +121,8 @@ def open_head(checkpoint: str, device: str) -> SJepaForPreTraining:
     Raises:
         ValueError: if the checkpoint cannot be opened or holds no pretraining head.
     """
-    model = open_pretraining(checkpoint) if open_config(checkpoint).model_type == "sjepa" else None
+    config = open_config(checkpoint)
+    model = open_pretraining(checkpoint) if config.model_type == "sjepa" else load_other(checkpoint, config)
     if model is None:
         raise ValueError(
             f"{checkpoint} holds no S-JEPA pretraining head, which entropy and utterance need: give a checkpoint of"

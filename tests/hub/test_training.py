@@ -1,5 +1,6 @@
 """`--push_to_hub` of the training scripts: the result with its card, checkpoints as revisions, and what goes wrong."""
 
+import copy
 import json
 import re
 
@@ -8,11 +9,15 @@ import pytest
 import soundfile
 import torch
 from huggingface_hub import ModelCard
+from other_encoders import KINDS, save_other
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCTC, pipeline
 
-from sjepa_hf.contents import ADAPTER
+from sjepa_hf.contents import ADAPTER, PRETRAINING
+from sjepa_hf.opening import open_config
 from training import finetune_classification, finetune_ctc, pretrain
+from training.pretraining.other_pretraining import load_other
 
 
 RECIPE = """
@@ -58,8 +63,8 @@ def clips(tmp_path):
     return folder
 
 
-def start_pretraining(clips, directory, *options) -> None:
-    (directory / "recipe.yaml").write_text(RECIPE)
+def start_pretraining(clips, directory, *options, recipe=RECIPE) -> None:
+    (directory / "recipe.yaml").write_text(recipe)
     fixed = ["--config", str(directory / "recipe.yaml"), "--train_data", str(clips)]
     pretrain.main([*fixed, "--output_dir", str(directory / "out"), "--push_to_hub", "true", *options])
 
@@ -82,6 +87,24 @@ def test_a_pretraining_run_publishes_checkpoints_and_result(hub, clips, tmp_path
     assert not (tmp_path / "out" / ".uploading").exists()
     published = hub.files("ada/encoder").values()
     assert not any(str(tmp_path).encode() in content for content in published), "no path of this machine"
+
+
+def test_an_encoder_of_another_kind_is_published_with_what_a_later_run_takes(hub, clips, tmp_path):
+    """Its card says what it is, and the pretraining goes on from its name on the Hub."""
+    theirs = save_other(copy.deepcopy(KINDS["hubert"]), tmp_path / "theirs")
+    start = ["--initial_checkpoint", str(theirs), "--hub_model_id", "ada/hubert"]
+    recipe = "model_config: {predictor_dropout: 0}\nmixed_precision" + RECIPE.partition("mixed_precision")[2]
+    start_pretraining(clips, tmp_path, *start, recipe=recipe)
+    files = hub.files("ada/hubert")
+    assert {"model.safetensors", "preprocessor_config.json", *PRETRAINING} <= files.keys()
+    assert not any(name.endswith(".py") for name in files)
+    text = ModelCard.load("ada/hubert").text
+    assert "A hubert encoder, whose pretraining was continued" in text and "Please cite the paper" in text
+    assert 'AutoModel.from_pretrained("ada/hubert").eval()' in text
+    assert AutoModel.from_pretrained("ada/hubert").config.model_type == "hubert"
+    model = load_other("ada/hubert", open_config("ada/hubert"))
+    final = load_file(tmp_path / "out" / "final" / PRETRAINING[1])
+    assert final.keys() and all(model.state_dict()[name].equal(final[name]) for name in final)
 
 
 def test_the_card_of_a_published_model_shows_code_that_runs(hub, clips, tmp_path):

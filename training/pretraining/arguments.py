@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass, field, fields
 
 import torch
+from transformers import PreTrainedConfig
 
 from sjepa_hf import SJepaConfig
 from sjepa_hf.frame_features import FRAME_FEATURES, num_features
@@ -15,6 +16,10 @@ from training.common.ranges import check_choice, check_ranges
 from training.data.loader import DataArguments
 from training.data.masking import SpanMask
 from training.pretraining.shortening import shortened
+
+
+# Of an encoder of another kind: what predictor and head take from it, and what the configuration checks it against.
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_conv_pos_embedding_groups")
 
 
 @dataclass
@@ -31,10 +36,14 @@ class ModelArguments:
     initial_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Pretraining checkpoint (directory or Hub name) whose weights and sizes start this run, in place "
-            "of model_config. Unlike with resume_from_checkpoint, mixture, the head's last layer, optimizer and step "
-            "counter start afresh."
+            "help": "Checkpoint (directory or Hub name) whose weights and sizes start this run, in place of "
+            "model_config: one of pretraining, or any encoder of wav2vec 2.0's family (HuBERT, WavLM, ...), which "
+            "leaves model_config the predictor_ fields. Unlike with resume_from_checkpoint, mixture, the head's last "
+            "layer, optimizer and step counter start afresh."
         },
+    )
+    freeze_feature_encoder: bool = field(
+        default=False, metadata={"help": "Whether the convolutions over the waveform stay as they are."}
     )
     attn_implementation: str | None = field(
         default=None,
@@ -162,11 +171,12 @@ class TargetArguments:
     frozen_weight_end: float = field(
         default=0.0, metadata={"help": "The same at the end of phase 2; between them it moves linearly."}
     )
-    start_layer: int = field(
+    start_layer: int | None = field(
         default=3,
         metadata={
             "help": "Layer whose features the second phase starts on. Layers are numbered as in hidden_states: 1 is "
-            "the first one's output, 0 its input. The default is the paper's layer 2, which counts the first as 0."
+            "the first one's output, 0 its input. The default is the paper's layer 2, which counts the first as 0; "
+            "null in a recipe: the one (from 1) of the highest effective rank when the phase begins."
         },
     )
     adaptive_layer: bool = field(
@@ -367,14 +377,30 @@ class Arguments:
         """All fields of all groups, flat, as a recipe holds them."""
         return {f.name: getattr(group, f.name) for group in vars(self).values() for f in fields(group)}
 
-    def sjepa_config(self) -> SJepaConfig:
+    def chosen_model(self) -> dict:
+        """The fields of `model_config`."""
+        return json.loads(self.model.model_config)
+
+    def sjepa_config(self, encoder: PreTrainedConfig | None = None) -> SJepaConfig:
         """
         The model's configuration. Where the model starts on MFCC targets, mixture and head have their sizes.
 
+        Args:
+            encoder: configuration of an encoder of another kind, whose sizes it takes.
+
         Raises:
-            ValueError: if `model_config` holds an unknown field or a value that the model refuses.
+            ValueError: if `model_config` holds an unknown field or a value that the model refuses, or one that an
+                encoder of another kind has already settled.
         """
-        chosen = json.loads(self.model.model_config)
+        chosen = self.chosen_model()
+        if encoder is not None:
+            if settled := sorted(name for name in chosen if not name.startswith("predictor_")):
+                raise ValueError(
+                    f"`model_config` sets {', '.join(settled)}, but the encoder is that of"
+                    f" {self.model.initial_checkpoint}, a {encoder.model_type}, and stays as it is: only fields of the"
+                    " predictor (predictor_...) can be set."
+                )
+            chosen |= {name: getattr(encoder, name) for name in SIZES}
         if self.run.phase1_steps > 0:
             size = num_features(self.targets.phase1_features)
             chosen |= {"num_mixture_components": self.targets.phase1_components, "mixture_feature_size": size}
@@ -437,7 +463,7 @@ def check_model(arguments: Arguments, config: SJepaConfig) -> None:
             )
         name = "target_layers" if targets.target_layers else "start_layer"
         for layer in targets.target_layers or [targets.start_layer]:
-            if not 0 <= layer <= top:
+            if layer is not None and not 0 <= layer <= top:
                 raise ValueError(f"`{name}` names layer {layer}, but the model has layers 1 to {top} (0: the input).")
     frames = config.num_frames(int(arguments.data.max_seconds * SAMPLING_RATE))
     if frames > config.predictor_max_positions:

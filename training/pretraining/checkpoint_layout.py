@@ -21,6 +21,7 @@ from training.data.order import DataPosition
 
 
 STATE_DIRECTORY = "training_state"
+EXTRACTOR = "preprocessor_config.json"
 FILES = "files.json"
 LOOP = "loop.json"
 ARGUMENTS = "arguments.json"
@@ -88,7 +89,8 @@ def save_checkpoint(
     """
     with written_aside(directory) as aside:
         model.save_pretrained(aside)
-        feature_extractor().save_pretrained(aside)
+        if not (aside / EXTRACTOR).exists():  # an encoder of another kind has saved its own
+            feature_extractor().save_pretrained(aside)
         inside = aside / STATE_DIRECTORY
         inside.mkdir()
         torch.save(optimizer.state_dict(), inside / OPTIMIZER)

@@ -59,11 +59,12 @@ def save(run: Run, directory: Path) -> None:
     parts = {"model": run.model.parameters(), "mixture": run.model.mixture.buffers()}
     if run.targets.teacher:
         parts["EMA encoder"] = run.targets.teacher.parameters()
-    check_processes_agree(run.accelerator, parts, run.layer_choice.active)
+    active_layer = run.layer_choice.active or 0  # 0: none is chosen yet
+    check_processes_agree(run.accelerator, parts, active_layer)
     clips_seen, clips_skipped = run.data.clips()
     state = replace(
         run.state,
-        active_layer=run.layer_choice.active,
+        active_layer=active_layer,
         layer_scores=run.layer_choice.scores,
         seconds=run.seconds_heard(),
         seconds_taken=run.seconds_taken(),

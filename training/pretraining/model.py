@@ -7,8 +7,9 @@ from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel
 from sjepa_hf.frame_features import num_features
-from sjepa_hf.opening import open_sjepa
+from sjepa_hf.opening import open_config, open_sjepa
 from training.pretraining.arguments import Arguments, RunArguments, TargetArguments, check_model
+from training.pretraining.other_pretraining import OtherForPreTraining, open_other
 from training.targets.layer_choice import LayerChoice
 from training.targets.targets import MfccTargets, OnlineTargets
 
@@ -26,7 +27,7 @@ def build_model(arguments: Arguments, resumed: Path | None, accelerator: Acceler
     checkpoint = resumed or settings.initial_checkpoint
     if checkpoint:
         with accelerator.main_process_first():
-            model = open_sjepa(SJepaForPreTraining, checkpoint, fresh_head=not resumed, **attention)
+            model = open_checkpoint(checkpoint, arguments, fresh_head=not resumed, **attention)
         check_model(arguments, model.config)
     else:
         model = SJepaForPreTraining._from_config(arguments.sjepa_config(), **attention)
@@ -46,12 +47,24 @@ def build_model(arguments: Arguments, resumed: Path | None, accelerator: Acceler
         model.config.mixture_transitions = targets.target_transitions
         if checkpoint and arguments.run.phase1_steps > 0:
             model.replace_mixture(targets.phase1_components, size)
+    if settings.freeze_feature_encoder:
+        model.sjepa.freeze_feature_encoder()
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.to(accelerator.device).train()
     if settings.torch_compile:
         model.compile(dynamic=True)  # every batch has a length of its own
     return model
+
+
+def open_checkpoint(
+    checkpoint: str | Path, arguments: Arguments, fresh_head: bool, **options
+) -> SJepaForPreTraining | OtherForPreTraining:
+    """A checkpoint of S-JEPA, or an encoder of another kind with what lies beside it. Raises ValueError as they do."""
+    config = open_config(checkpoint)
+    if config.model_type == "sjepa":
+        return open_sjepa(SJepaForPreTraining, checkpoint, fresh_head=fresh_head, **options)
+    return open_other(checkpoint, config, arguments, **options)
 
 
 def build_optimizer(model: SJepaForPreTraining, run: RunArguments) -> torch.optim.AdamW:

@@ -16,12 +16,14 @@ from training.common.seeds import Purpose, seed_for
 from training.pretraining.model import frozen_targets, online_targets
 from training.pretraining.run import Run
 from training.targets.layer_choice import layer_ranks
-from training.targets.sampling import sample_frames
+from training.targets.sampling import bounded, sample_frames
 from training.targets.targets import OnlineTargets, fit_mixture
 from training.targets.transitions import fit_transitions
 
 
 logger = logging.getLogger(__name__)
+
+MEASURED_FRAMES = 20_000  # of audio, out of which come the frames that the first layer is chosen by
 
 
 def fit_is_due(run: Run) -> bool:
@@ -73,6 +75,8 @@ def fit_mfcc_mixture(run: Run) -> float:
 def begin_phase_2(run: Run) -> float:
     """The boundary: EMA encoder := encoder, a new mixture seeded on its features, a new last layer of the head."""
     settings = run.arguments.targets
+    if run.layer_choice.active is None:
+        begin_on_highest_rank(run)
     size = settings.phase2_components, settings.target_dims or run.model.config.hidden_size
     with torch.random.fork_rng():
         mixture = DiagonalGaussianMixture(*size, settings.target_transitions).to(run.accelerator.device)
@@ -89,6 +93,19 @@ def begin_phase_2(run: Run) -> float:
     restart_head(run)
     run.wrap()
     return seconds
+
+
+def begin_on_highest_rank(run: Run) -> None:
+    """Choose the first layer of phase 2, where the settings name none: that of the highest effective rank."""
+    step = run.state.step
+    read = fit_pass(run, Progress("Effective ranks", run.accelerator.is_main_process))
+    rounds = {"batches_a_round": run.data.readers_here, "meeting": run.meeting}
+    batches = bounded(read(), run.accelerator, max_frames=MEASURED_FRAMES, **rounds)
+    seed = seed_for(run.arguments.run.seed, Purpose.LAYER_RANKS, step)
+    ranks = layer_ranks(run.model.sjepa, batches, run.accelerator, seed)
+    run.layer_choice.begin(ranks)
+    said = " ".join(f"{rank:.1f}" for rank in ranks)
+    logger.info("Effective ranks of the layers, 0 first: %s. Layer %d leads.", said, run.layer_choice.active)
 
 
 def follow_layer(run: Run) -> float:

@@ -19,6 +19,7 @@ from training.data.batches import BatchStream, cut_batches
 from training.data.clips import Clip
 from training.data.waveforms import BadAudio
 from training.pretraining.arguments import Arguments
+from training.pretraining.other_encoder import OtherEncoder
 
 
 logger = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ def plan(
         *about_noise(arguments, stream),
         about_batches(arguments, readers, found),
         about_model(model, accelerator),
+        *about_padding(model),
         about_steps(arguments, processes, found, step),
         about_targets(arguments),
         about_output(arguments, model),
@@ -189,15 +191,29 @@ def about_batches(arguments: Arguments, readers: int, found: Survey | None) -> s
 
 def about_model(model: SJepaForPreTraining, accelerator: Accelerator) -> str:
     config, encoder, gpus = model.config, model.sjepa.num_parameters(), torch.cuda.device_count()
+    front_end = f"{config.front_end} front end"
+    if isinstance(model.sjepa, OtherEncoder):
+        front_end = f"a {type(model.sjepa.model).__name__}"
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     return (
         f"Model: encoder of {millions(encoder)} parameters ({config.num_hidden_layers} layers of {config.hidden_size},"
-        f" {config.front_end} front end), predictor and head of {millions(model.num_parameters() - encoder)};"
+        f" {front_end}), predictor and head of {millions(model.num_parameters() - encoder)};"
         f" {precision} on {hardware(accelerator)}"
         + f" (of {gpus} GPUs here: `accelerate launch -m training.pretrain` takes all)"
         * (accelerator.num_processes < gpus)
         + "."
     )
+
+
+def about_padding(model: SJepaForPreTraining) -> list[str]:
+    """A sentence about what an encoder of another kind makes of padding, where it makes something of it."""
+    if not isinstance(model.sjepa, OtherEncoder) or not model.sjepa.norms_over_clips:
+        return []
+    return [
+        "Padding: the front end of this encoder norms over all samples of a clip (`feat_extract_norm` group), padding"
+        " included, so a padded clip is not what it would be alone; clips of like length stand in a batch"
+        " (`bucket_buffer_size`), and the share of padding is in the log."
+    ]
 
 
 def about_steps(arguments: Arguments, processes: int, found: Survey | None, step: int) -> str:
@@ -223,7 +239,10 @@ def about_targets(arguments: Arguments) -> str:
         )
     if run.phase2_steps:
         layers = targets.target_layers or [targets.start_layer]
-        text = f"{targets.phase2_components} clusters of layer {', '.join(map(str, layers))} of the EMA encoder"
+        which = (
+            f"layer {', '.join(map(str, layers))}" if None not in layers else "the layer of the highest effective rank"
+        )
+        text = f"{targets.phase2_components} clusters of {which} of the EMA encoder"
         if targets.follows_ranks:
             checks = (run.phase1_steps + run.phase2_steps - 1) // targets.layer_check_steps
             checks -= run.phase1_steps // targets.layer_check_steps

@@ -1,5 +1,6 @@
 """Layer choice: the layer that targets are read from, by effective rank smoothed over the run (paper, section 3.3)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,18 +21,23 @@ class LayerChoice:
     Smoothed effective rank of every layer, and the layer that leads.
 
     Args:
-        active (`int`): layer whose features make the targets, numbered as in `hidden_states`: 0 is the input of the
-            first Transformer layer, 1 its output.
+        active (`int`, *optional*): layer whose features make the targets, numbered as in `hidden_states`: 0 is the
+            input of the first Transformer layer, 1 its output. None: not chosen yet.
         decay (`float`): how much of the old score a new measure leaves. The first measure is taken whole: scores that
             start at zero would favour whichever layer is measured first.
         adaptive (`bool`): whether `active` follows the scores, from layer 1 on: the input is only ever chosen by hand.
         scores (`list[float]`): smoothed effective rank of each layer, 0 first; empty before the first measure.
     """
 
-    active: int
+    active: int | None
     decay: float = 0.37
     adaptive: bool = True
     scores: list[float] = field(default_factory=list)
+
+    def begin(self, ranks: list[float]) -> None:
+        """Choose the first layer by each layer's effective rank, 0 first; later measures go on from this one."""
+        self.scores = list(ranks)
+        self.active = self._leader()
 
     def observe(self, ranks: list[float]) -> bool:
         """Take in a new measure of each layer's effective rank, 0 first. Returns whether the active layer changed."""
@@ -40,28 +46,32 @@ class LayerChoice:
         else:
             pairs = zip(self.scores, ranks, strict=True)
             self.scores = [self.decay * score + (1 - self.decay) * rank for score, rank in pairs]
-        best = max(range(1, len(self.scores)), key=self.scores.__getitem__)
+        best = self._leader()
         changed = self.adaptive and best != self.active
         if changed:
             self.active = best
         return changed
 
+    def _leader(self) -> int:
+        return max(range(1, len(self.scores)), key=self.scores.__getitem__)
+
 
 @torch.no_grad()
-def layer_ranks(encoder: SJepaModel, micro_batches: list[dict], accelerator: Accelerator, seed: int) -> list[float]:
+def layer_ranks(
+    encoder: SJepaModel, micro_batches: Iterable[dict], accelerator: Accelerator, seed: int
+) -> list[float]:
     """
     Effective rank of the first Transformer layer's input and of every layer's output, as `hidden_states` has them, on
-    2,000 random real frames of a step's micro-batches (over all processes), from one forward pass each. The same
-    numbers in every process, and however the step is split.
+    2,000 random real frames of micro-batches (over all processes), from one forward pass each. The same numbers in
+    every process, and however the batches are split.
     """
     training = encoder.training
     encoder.eval()
-    reservoirs = None
+    reservoirs = [FrameReservoir(RANK_FRAMES, seed) for _ in range(encoder.config.num_hidden_layers + 1)]
     for batch in micro_batches:
         with accelerator.autocast():
             layers = encoder(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states
         real = real_frames(batch, layers[0].shape[1])
-        reservoirs = reservoirs or [FrameReservoir(RANK_FRAMES, seed) for _ in layers]
         for reservoir, layer in zip(reservoirs, layers, strict=True):
             reservoir.add(layer[real], batch["draw"])
     encoder.train(training)

@@ -16,6 +16,12 @@ def test_scores_start_from_the_first_measure():
     assert choice.scores == [10.0, 15.5, 12.0, 9.0] and choice.active == 1
 
 
+def test_the_first_layer_can_be_chosen_by_rank():
+    choice = LayerChoice(active=None, decay=0.5, adaptive=False)
+    choice.begin([20.0, 11.0, 12.0, 9.0])
+    assert choice.active == 2 and choice.scores == [20.0, 11.0, 12.0, 9.0]
+
+
 def test_a_single_outlier_does_not_move_a_heavily_smoothed_choice():
     choice = LayerChoice(active=1, decay=0.9)
     choice.observe([5.0, 10.0, 9.0])

@@ -1,0 +1,121 @@
+"""S-JEPA's pretraining over an encoder of another kind: the same predictor, cluster head, mixture and loss.
+
+A checkpoint of it is one of the encoder's own kind, which `AutoModel` opens where this package is not installed. What
+only pretraining needs lies beside it in `pretraining/`.
+"""
+
+import logging
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.utils import cached_file
+
+from sjepa_hf import SJepaConfig, SJepaForPreTraining
+from sjepa_hf.contents import PRETRAINING, read_json
+from sjepa_hf.opening import why
+from training.pretraining.arguments import Arguments
+from training.pretraining.other_encoder import OtherEncoder, check_kind, open_other_encoder
+
+
+logger = logging.getLogger(__name__)
+
+
+class OtherForPreTraining(SJepaForPreTraining):
+    """
+    [`SJepaForPreTraining`] whose `sjepa` is an [`OtherEncoder`].
+
+    Args:
+        config (`SJepaConfig`): of predictor, cluster head and mixture, with the sizes of the encoder.
+        encoder (`OtherEncoder`): the encoder; no weight of it is changed.
+    """
+
+    encoder_class = nn.Identity  # until it has the encoder
+
+    def __init__(self, config: SJepaConfig, encoder: OtherEncoder):
+        super().__init__(config)
+        self.sjepa = encoder
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Save the encoder as one of its own kind, and the rest in `pretraining/`."""
+        config, weights = (Path(directory) / name for name in PRETRAINING)
+        self.sjepa.save_pretrained(directory)
+        config.parent.mkdir(exist_ok=True)
+        self.config.to_json_file(config)
+        rest = {name: value.contiguous() for name, value in self.state_dict().items() if not is_encoder(name)}
+        save_file(rest, weights, metadata={"format": "pt"})
+
+
+def open_other(
+    checkpoint: str | Path, own_config: PreTrainedConfig, arguments: Arguments, **options
+) -> OtherForPreTraining:
+    """
+    The model of a run over an encoder of another kind; predictor, head and mixture are those of the checkpoint, or new
+    where it has none.
+
+    Args:
+        checkpoint: directory or Hub name.
+        own_config: the checkpoint's configuration.
+        arguments: of the run; `model_config` may set the predictor's fields.
+        options: of `from_pretrained`.
+
+    Raises:
+        ValueError: if the encoder cannot be gone on with, what lies beside it is damaged, or the settings want another
+            model.
+    """
+    check_kind(checkpoint, own_config)
+    config = arguments.sjepa_config(own_config)
+    model = load_other(checkpoint, own_config, **options)
+    if model is None:
+        logger.info(
+            "%s is a %s without predictor and cluster head: they are fresh.", checkpoint, own_config.model_type
+        )
+        encoder = open_other_encoder(checkpoint, own_config, **options)
+        return OtherForPreTraining._from_config(config, encoder=encoder, **options)
+    for name in arguments.chosen_model():
+        if getattr(model.config, name) != getattr(config, name):
+            raise ValueError(
+                f"`model_config` has {name} = {getattr(config, name)!r}, but the predictor of {checkpoint} has"
+                f" {getattr(model.config, name)!r} and goes on as it is: leave that out."
+            )
+    return model
+
+
+def load_other(checkpoint: str | Path, own_config: PreTrainedConfig, **options) -> OtherForPreTraining | None:
+    """
+    The whole model of pretraining over an encoder of another kind, or None where nothing lies beside the encoder.
+
+    Raises:
+        ValueError: as [`open_other`] does.
+    """
+    found = [beside(checkpoint, name) for name in PRETRAINING]
+    if None in found:
+        return None
+    try:
+        config = SJepaConfig(**read_json(found[0]))
+    except Exception as error:  # of whatever Transformers makes of a value in a field that it checks itself
+        raise ValueError(f"{found[0]} is no configuration: {why(error)}") from error
+    encoder = open_other_encoder(checkpoint, own_config, **options)
+    model = OtherForPreTraining._from_config(config, encoder=encoder, **options)
+    try:
+        weights = load_file(found[1])
+        unmatched = {name for name in model.state_dict() if not is_encoder(name)} ^ weights.keys()
+        if unmatched:
+            raise ValueError(f"it and {PRETRAINING[0]} do not agree on {min(unmatched)}")
+        model.load_state_dict(weights, strict=False)
+    except Exception as error:  # of safetensors, or of torch where a shape is another
+        raise ValueError(f"{found[1]} cannot be taken: {why(error)}") from error
+    return model
+
+
+def is_encoder(name: str) -> bool:
+    """Whether a weight of the whole model is the encoder's."""
+    return name.startswith("sjepa.")
+
+
+def beside(checkpoint: str | Path, name: str) -> Path | None:
+    """Where a file of a checkpoint, a directory or a repo on the Hub, lies; None where it has none of that name."""
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = cached_file(str(checkpoint), name, **quiet)
+    return Path(found) if found else None
