@@ -42,7 +42,7 @@ def written_aside(directory: str | Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     share_mode_of(aside)
-    _flush(aside)
+    flush(aside)
     if os.path.lexists(directory):
         remove(previous)
         os.replace(directory, previous)
@@ -67,7 +67,7 @@ def files_written_aside(directory: str | Path) -> Iterator[Path]:
         aside.mkdir()  # with the umask's mode, which that of a temporary directory is not
         yield aside
         share_mode_of(aside)
-        _flush(aside)
+        flush(aside)
         for file in sorted(aside.iterdir()):
             os.replace(file, directory / file.name)
 
@@ -96,7 +96,7 @@ def share_mode_of(directory: Path) -> None:
                 path.chmod(path.stat().st_mode | (allowed if path.is_dir() else allowed & 0o666))
 
 
-def _flush(directory: Path) -> None:
+def flush(directory: Path) -> None:
     """Have everything below a directory on disk before it gets its name: a power cut then leaves no torn file."""
     for path in directory.rglob("*"):
         if path.is_file():

@@ -16,7 +16,10 @@ MAY_IMPORT = {  # beside itself: everything a room stands on
     "pretraining": {"sjepa_hf", "common", "data", "targets"},
     "finetuning": {"sjepa_hf", "common", "data"},
     "evaluation": {"sjepa_hf", "common", "data"},
-    "commands": {"sjepa_hf", "common", "data", "targets", "pretraining", "finetuning", "evaluation", "commands"},
+    "corpus": {"sjepa_hf", "common", "data"},
+    "commands": {
+        *("sjepa_hf", "common", "data", "targets", "pretraining", "finetuning", "evaluation", "corpus", "commands"),
+    },
     "model_cards": {"sjepa_hf", "data"},
 }
 

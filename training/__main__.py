@@ -17,6 +17,8 @@ MENU = {
         "probe",
         "analyze",
         "target_information",
+        "units",
+        "fit_units",
     ),
     "sjepa_hf": ("push", "model_card", "export_onnx", "convert_original"),
 }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from checkpoints import save
 from finetuning_runs import SIZES, At, prepare, run, sing, write_clips
 from voices import write_voices
 
@@ -76,3 +77,32 @@ def stopped(checkpoint, mine, tmp_path):
         finetune_ctc.train(ready)
     assert caught.value.code == 143
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory):
+    """Eleven clips of noise, 0.5 to 3 s, with a label; one is empty, one is no audio."""
+    path, rng = tmp_path_factory.mktemp("corpus") / "clips", np.random.default_rng(0)
+    path.mkdir()
+    lines = ["file_name,speaker"]
+    for number in range(13):
+        name = f"{number:02d}.wav"
+        if number in (4, 9):
+            (path / name).write_bytes(b"" if number == 4 else b"no audio")
+        else:
+            soundfile.write(path / name, 0.1 * rng.standard_normal(int(16000 * rng.uniform(0.5, 3))), 16000)
+        lines.append(f"{name},s{number % 3}")
+    (path / "metadata.csv").write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def clustered(tmp_path_factory, make_config):
+    """A checkpoint whose mixture is over MFCC less the clip's mean, and is soft."""
+    torch.manual_seed(0)
+    model = SJepaForPreTraining(make_config("log_mel"))
+    model.replace_mixture(10, 39)
+    model.mixture.means.mul_(20)
+    model.mixture.variances.fill_(400.0)
+    model.describe_mixture("mfcc_cmn")
+    return save(model, tmp_path_factory.mktemp("clustered") / "model")

@@ -1,0 +1,62 @@
+"""The folder that is written: never mixed, never half."""
+
+import json
+
+import pytest
+
+from sjepa_hf.command import UserError
+from training.corpus.output import OutputFolder
+
+
+SETTINGS = {"what": "units", "checkpoint": "a", "weights": "1", "layers": [1]}
+FACTS = {"clips": 2, "seconds": 1.5, "bad": [["x.wav", "empty"]]}
+
+
+def write(output: OutputFolder, shard: int, text: str = "whole") -> None:
+    with output.shard(shard, FACTS) as folder:
+        (folder / f"{shard}.txt").write_text(text)
+
+
+def test_shards_count_once_they_are_whole(tmp_path):
+    output = OutputFolder(tmp_path / "out", SETTINGS)
+    write(output, 0)
+    with pytest.raises(KeyboardInterrupt), output.shard(1, FACTS) as folder:
+        (folder / "1.txt").write_text("ha")
+        raise KeyboardInterrupt
+    assert output.is_done(0) and not output.is_done(1) and not (tmp_path / "out" / "1.txt").exists()
+    assert output.finish(2) is None
+    output.close()
+    again = OutputFolder(tmp_path / "out", SETTINGS)
+    write(again, 1)
+    assert again.finish(2) == {"clips": 4, "seconds": 3.0, "bad_clips": {"empty": 2}, "bad": [["x.wav", "empty"]] * 2}
+    record = json.loads((tmp_path / "out" / "corpus.json").read_text())
+    assert record["complete"] and record["settings"] == SETTINGS
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".") == [
+        "0.txt",
+        "1.txt",
+        "corpus.json",
+    ]
+
+
+def test_other_contents_are_refused_and_a_moved_checkpoint_is_not(tmp_path):
+    OutputFolder(tmp_path / "out", SETTINGS).close()
+    with pytest.raises(ValueError, match=r"made with `layers` \[1\], now it is \[2\]: name another folder"):
+        OutputFolder(tmp_path / "out", SETTINGS | {"layers": [2]})
+    with pytest.raises(ValueError, match="holds units of a as it was, not of b as it is: its weights differ"):
+        OutputFolder(tmp_path / "out", SETTINGS | {"checkpoint": "b", "weights": "2"})
+    OutputFolder(tmp_path / "out", SETTINGS | {"checkpoint": "moved"}).close()
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds something else"):
+        OutputFolder(tmp_path / "else", SETTINGS)
+    with pytest.raises(ValueError, match="is a file"):
+        OutputFolder(tmp_path / "else" / "mine.txt", SETTINGS)
+
+
+def test_two_runs_do_not_write_at_once(tmp_path):
+    first = OutputFolder(tmp_path / "out", SETTINGS)
+    with pytest.raises(UserError, match="is being written by another run"):
+        OutputFolder(tmp_path / "out", SETTINGS)
+    OutputFolder(tmp_path / "out", SETTINGS, process_index=1).close()
+    first.close()
+    OutputFolder(tmp_path / "out", SETTINGS).close()

@@ -1,0 +1,38 @@
+"""Shards of the clips of any source, in their order."""
+
+import pytest
+from source_files import write_clip, write_parquet
+
+from training.corpus.reading import Corpus
+
+
+def numbers(corpus: Corpus) -> list[list[int]]:
+    """Peaks of the clips of each shard, which are their numbers."""
+    return [[round(float(row.clip.read()[0] * 100)) for row in rows] for _, rows in corpus.shards()]
+
+
+def test_shards_run_over_all_sources_and_say_what_is_what(tmp_path):
+    for number in range(5):
+        write_clip(tmp_path / "a" / f"{number}.wav", number + 1)
+    write_parquet(tmp_path / "b" / "train.parquet", range(10, 14))
+    corpus = Corpus([str(tmp_path / "a"), str(tmp_path / "b")], clips_per_shard=4)
+    assert corpus.size == 9 and numbers(corpus) == [[1, 2, 3, 4], [5, 10, 11, 12], [13]]
+    rows = dict(corpus.shards(lambda shard: shard == 1))
+    assert rows[0] is None and [row.number for row in rows[1]] == [4, 5, 6, 7]
+    assert [row.source for row in rows[1]] == [str(tmp_path / "a"), *[str(tmp_path / "b")] * 3]
+
+
+def test_streams_have_the_same_shards(tmp_path):
+    write_parquet(tmp_path / "b" / "train.parquet", range(10, 17))
+    spec = [str(tmp_path / "b")]
+    streamed = Corpus(spec, clips_per_shard=3, columns=("speaker",), streaming=True)
+    assert streamed.size is None and numbers(streamed) == numbers(Corpus(spec, clips_per_shard=3))
+    wanted = list(streamed.shards(lambda shard: shard == 2))
+    assert [rows is None for _, rows in wanted] == [True, True, False]
+    assert wanted[2][1][0].number == 6 and wanted[2][1][0].labels == {"speaker": "a"}
+
+
+def test_a_column_that_is_not_there_gets_a_sentence(tmp_path):
+    write_parquet(tmp_path / "b" / "train.parquet", range(2))
+    with pytest.raises(ValueError, match="has no column 'speakers'"):
+        Corpus([str(tmp_path / "b")], 3, columns=("speakers",))

@@ -1,0 +1,73 @@
+"""Tables of units and features, read back."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from training.corpus.extraction import Extracted
+from training.corpus.reading import Row
+from training.corpus.tables import write_features, write_units
+from training.data.clips import Clip
+
+
+ROWS = [Row(7 + i, "source", Clip(f"{i}.wav", ""), {"speaker": "ä"}) for i in range(3)]
+
+
+def units() -> Extracted:
+    found = {}
+    for place, values in ((0, [3, 3, 1]), (2, [2])):
+        top = torch.tensor([[value, 9] for value in values], dtype=torch.int32)
+        posteriors = torch.tensor([[0.75, 0.25]] * len(values)).half()
+        found[place] = {"units": torch.tensor(values).int(), "top_units": top, "posteriors": posteriors}
+    return Extracted(found, {0: 0.0725, 2: 0.03}, {1: ("1.wav", "empty")}, 0)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_units_come_back_with_runs_and_columns(tmp_path, kind):
+    write_units(tmp_path, "units-00000", kind, ROWS, units(), ["speaker"])
+    path = tmp_path / f"units-00000.{kind}"
+    rows = pq.read_table(path).to_pylist() if kind == "parquet" else list(map(json.loads, path.open(encoding="utf-8")))
+    first, second = rows
+    assert (first["number"], second["number"], second["name"], second["speaker"]) == (7, 9, "2.wav", "ä")
+    assert first["units"] == [3, 3, 1] and second["units"] == [2]
+    assert (first["run_units"], second["run_units"]) == ([3, 1], [2])
+    np.testing.assert_allclose(first["run_starts"], [0.0025, 0.0425], rtol=1e-6)
+    np.testing.assert_allclose(first["run_seconds"], [0.04, 0.02], rtol=1e-6)
+    assert first["top_units"] == [[3, 9], [3, 9], [1, 9]] and second["posteriors"] == [[0.75, 0.25]]
+
+
+def test_text_has_a_line_a_clip(tmp_path):
+    write_units(tmp_path, "units-00000", "text", ROWS, units(), [])
+    assert (tmp_path / "units-00000.txt").read_text() == "3 1\n2\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("npy", torch.float16), ("safetensors", torch.bfloat16), ("parquet", torch.float16)]
+)
+def test_features_come_back(tmp_path, kind, dtype):
+    values = {0: torch.randn(4, 2, 3).to(dtype), 2: torch.randn(5, 2, 3).to(dtype)}
+    extracted = Extracted({p: {"features": v} for p, v in values.items()}, {0: 0.1, 2: 0.2}, {}, 0)
+    write_features(tmp_path, "features-00000", kind, ROWS, extracted, ["speaker"])
+    if kind == "parquet":
+        rows = pq.read_table(tmp_path / "features-00000.parquet").to_pylist()
+        found = [torch.tensor(row["features"], dtype=dtype).view(row["shape"]) for row in rows]
+    else:
+        rows = pq.read_table(tmp_path / "features-00000.index.parquet").to_pylist()
+        if kind == "npy":
+            whole = torch.from_numpy(np.load(tmp_path / "features-00000.npy"))
+        else:
+            whole = load_file(tmp_path / "features-00000.safetensors")["features"]
+        found = [whole[row["first"] : row["first"] + row["rows"]] for row in rows]
+    assert all(a.equal(b) and a.dtype == dtype for a, b in zip(found, values.values()))
+    assert [row["speaker"] for row in rows] == ["ä", "ä"]
+
+
+def test_a_shard_without_a_usable_clip_is_an_empty_table(tmp_path):
+    empty = Extracted({}, {}, {0: ("0.wav", "empty")}, 0)
+    write_units(tmp_path, "units-00000", "parquet", ROWS, empty, ["speaker"])
+    write_features(tmp_path, "features-00000", "npy", ROWS, empty, ["speaker"])
+    assert pq.read_table(tmp_path / "units-00000.parquet").num_rows == 0

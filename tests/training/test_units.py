@@ -1,0 +1,96 @@
+"""The command: the same files however often it is killed and on however many processes; sentences."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from accelerate import PartialState
+
+from training import fit_units, units
+
+
+@pytest.fixture
+def command(corpus_folder, clustered, tmp_path):
+    def call(*options: str, out: str = "out") -> Path:
+        bad = ("--max_bad_fraction", "1", "--clips_per_shard", "3", "--batch_seconds", "4")
+        units.main([clustered, "--data", str(corpus_folder), "--output", str(tmp_path / out), *bad, *options])
+        return tmp_path / out
+
+    return call
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_files(command, monkeypatch, capsys):
+    """Killed before each renaming in turn: of a shard, of what says that it is done, of the record."""
+    options, replace = ("--top_k", "2", "--columns", "speaker"), os.replace
+    whole = contents(command(*options))
+    assert len(whole) == 6 and "11 clips" in capsys.readouterr().out
+    for last in range(1, 99):
+        moves = iter(range(1, 99))
+
+        def dying(*paths, moves=moves, last=last):
+            if next(moves) == last:
+                raise Killed
+            replace(*paths)
+
+        monkeypatch.setattr(os, "replace", dying)
+        try:
+            command(*options, out=f"killed-{last}")
+            break
+        except Killed:
+            monkeypatch.setattr(os, "replace", replace)
+        assert contents(command(*options, out=f"killed-{last}")) == whole, last
+    assert last == 13  # the record twice, five shards and their markers
+
+
+def test_two_processes_write_what_one_does(command, corpus_folder, clustered, tmp_path):
+    whole = contents(command())
+    arguments = ["--data", str(corpus_folder), "--output", str(tmp_path / "two"), "--max_bad_fraction", "1"]
+    arguments += ["--clips_per_shard", "3", "--batch_seconds", "4"]
+    (parsed, _) = units.parse_dataclasses((units.UnitArguments,), [clustered, *arguments], "", checkpoint={})
+    found = []
+    for index in (1, 0):
+
+        class State:
+            process_index, num_processes, device = index, 2, PartialState().device
+
+        found.append(units.run(clustered, parsed, State))
+    assert found[0] is None and found[1]["clips"] == 11
+    assert contents(tmp_path / "two") == whole
+    record = json.loads(whole["corpus.json"])
+    assert record["bad_clips"] == {"corrupt": 1, "empty": 1} and [Path(n).name for n, _ in record["bad"]] == [
+        "04.wav",
+        "09.wav",
+    ]
+
+
+def test_features_pooled(command):
+    assert "features-00004.safetensors" in contents(
+        command("--features", "1", "2", "--pooled", "true", "--format", "safetensors", "--dtype", "bfloat16")
+    )
+
+
+def test_what_cannot_be_gets_a_sentence(command, clustered, corpus_folder, tmp_path):
+    command()
+    for options, said in (
+        (("--clusters", "prediction"), 'made with `clusters` "mixture", now it is "prediction"'),
+        (("--features", "1"), "made with `what`|its weights differ"),
+        (("--features", "9"), "`layers` has 9, but the encoder has layers 0 to 3"),
+        (("--format", "npy"), "units are written as parquet, jsonl, text"),
+        (("--features", "1", "--dtype", "bfloat16"), "parquet does not know: take --format safetensors"),
+        (("--pooled", "true"), "are of features: name layers"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            command(*options)
+    fit = [clustered, "--data", str(corpus_folder), "--output", str(tmp_path / "fitted")]
+    with pytest.raises(SystemExit, match="Cannot fit 5000 components to .* frames: give more audio"):
+        fit_units.main([*fit, "--layers", "2", "--components", "5000"])
+    assert not (tmp_path / "fitted").exists()

@@ -1,0 +1,236 @@
+"""Extraction: units or features of the clips of a shard, batched by length and decoded ahead, long clips in pieces."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import AutoFeatureExtractor
+
+from sjepa_hf.encoding import check_layers, hidden_layers, open_audio_encoder, weights_hash
+from sjepa_hf.fitted_units import FittedUnits, is_fitted
+from sjepa_hf.frames import FRAMES_PER_SECOND, HOP, SAMPLING_RATE, WINDOW, frame_lengths
+from sjepa_hf.opening import EMA_ENCODER, open_config, open_pretrained, open_pretraining, open_with_ema
+from sjepa_hf.units import units_of
+from training.corpus.reading import Row
+from training.data.labelled import pad_waveforms
+from training.data.waveforms import BadAudio
+
+
+CONTEXT = 100  # frames (2 s) that a piece of a long clip reads beyond its ends, and does not give
+AHEAD = 2  # batches that are decoded while one is encoded
+
+Extract = Callable[[Sequence[np.ndarray]], list[dict[str, torch.Tensor]]]
+"""Waveforms `(num_samples,)` at 16 kHz -> for each clip tensors `(num_frames, ...)` by name."""
+
+
+class Extractor(NamedTuple):
+    """What makes something of clips, and what it is, for the record: plain values that say when two are the same."""
+
+    extract: Extract
+    description: dict
+
+
+def unit_extractor(checkpoint: str, source: str, top_k: int, device, precision: str = "fp32") -> Extractor:
+    """
+    Units of a pretraining checkpoint, or of a directory of [`FittedUnits`]: `units` `(T,)`, and with `top_k`
+    `top_units` and `posteriors` `(T, k)`.
+
+    Raises:
+        ValueError: if the checkpoint does not open, or has no clusters.
+    """
+    ema = False
+    if is_fitted(checkpoint):
+        fitted = FittedUnits.from_pretrained(checkpoint, device=device)
+        model, extractor, size = fitted.mixture, fitted.extractor, fitted.mixture.num_components
+        described = {"clusters": "fitted", "layers": fitted.layers, "encoder weights": fitted.description["weights"]}
+
+        def posteriors(values, mask):
+            return fitted.unit_posteriors(values, mask)[0]
+    else:
+        opened = open_pretraining(checkpoint) if open_config(checkpoint).model_type == "sjepa" else None
+        if opened is None:
+            raise ValueError(
+                f"{checkpoint} has no clusters: take a checkpoint of pretraining, or fit some to one of its layers"
+                " (python -m training.fit_units) and give their directory."
+            )
+        ema = source == "mixture" and opened.config.mixture_features == "encoder" and _has_ema(checkpoint)
+        model = (open_with_ema(checkpoint) if ema else opened).eval().to(device)
+        extractor, size = open_pretrained(AutoFeatureExtractor, checkpoint), model.mixture.num_components
+        described = {
+            "clusters": source,
+            "mixture features": model.config.mixture_features,
+            "layers": model.config.mixture_layers if source == "mixture" else None,
+        }
+
+        def posteriors(values, mask):
+            return model.unit_posteriors(values, mask, source)
+
+        posteriors(torch.zeros(1, WINDOW, device=device), None)  # what cannot be, is said at once
+    if not 0 <= top_k <= size:
+        raise ValueError(f"`top_k` is {top_k}; it must lie between 0 and the {size} components.")
+
+    @torch.inference_mode()
+    def extract(waveforms: Sequence[np.ndarray]) -> list[dict[str, torch.Tensor]]:
+        inputs = pad_waveforms(extractor, waveforms).to(device)
+        with autocast(device, precision):
+            found = posteriors(inputs["input_values"], inputs["attention_mask"])
+        lengths = torch.tensor([frame_lengths(len(waveform)) for waveform in waveforms], device=found.device)
+        units = units_of(found.float(), lengths, top_k)
+        rows = []
+        for number, length in enumerate(lengths.tolist()):
+            row = {"units": units.units[number, :length].int().cpu()}
+            if top_k:
+                row["top_units"] = units.top_units[number, :length].int().cpu()
+                row["posteriors"] = units.top_posteriors[number, :length].half().cpu()
+            rows.append(row)
+        return rows
+
+    known = {"checkpoint": checkpoint, "weights": weights_hash(model), **described, "components": size, "top_k": top_k}
+    return Extractor(extract, known | {"ema encoder": ema, "precision": precision})
+
+
+def _has_ema(checkpoint: str) -> bool:
+    try:
+        open(f"{checkpoint}/{EMA_ENCODER}", "rb").close()
+    except OSError:
+        return False
+    return True
+
+
+def feature_extractor(
+    checkpoint: str, layers: Sequence[int], mean: bool, pooled: bool, dtype: str, device, precision: str = "fp32"
+) -> Extractor:
+    """
+    Hidden states of layers of any encoder: `features` `(T, num_layers, hidden_size)`, or of their `mean`; `pooled` is
+    for the record, and done by [`extract_shard`].
+
+    Raises:
+        ValueError: if the encoder does not open or has no such layer.
+    """
+    model = open_audio_encoder(checkpoint).to(device)
+    check_layers(model, layers)
+    extractor, kind = open_pretrained(AutoFeatureExtractor, checkpoint), getattr(torch, dtype)
+
+    @torch.inference_mode()
+    def extract(waveforms: Sequence[np.ndarray]) -> list[dict[str, torch.Tensor]]:
+        inputs = pad_waveforms(extractor, waveforms).to(device)
+        with autocast(device, precision):
+            states, lengths = hidden_layers(model, inputs["input_values"], inputs["attention_mask"], layers)
+        states = states.float().mean(1, keepdim=True) if mean else states.float()
+        rows = []
+        for clip, length in zip(states, lengths.tolist()):
+            frames = clip[:, :length].transpose(0, 1)
+            rows.append({"features": (frames if pooled else frames.to(kind)).cpu()})
+        return rows
+
+    known = {"checkpoint": checkpoint, "weights": weights_hash(model), "layers": list(layers), "mean": mean}
+    return Extractor(extract, known | {"pooled": pooled, "dtype": dtype, "precision": precision})
+
+
+def autocast(device, precision: str):
+    """Half precision where it is asked for."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+class Extracted(NamedTuple):
+    """
+    What became of a shard: by place in it the tensors of each usable clip and its seconds, name and reason of the
+    others, and how many clips were read in pieces.
+    """
+
+    found: dict[int, dict[str, torch.Tensor]]
+    seconds: dict[int, float]
+    bad: dict[int, tuple[str, str]]
+    in_pieces: int
+
+
+def extract_shard(
+    extract: Extract,
+    rows: Sequence[Row],
+    batch_seconds: float,
+    max_seconds: float,
+    pooled: torch.dtype | None = None,
+    threads: int = 1,
+    progress: Callable[[int, float], None] = lambda clips, seconds: None,
+) -> Extracted:
+    """
+    Everything of a shard. Batches are a function of its clips alone.
+
+    Args:
+        extract: of an [`Extractor`].
+        rows: its clips.
+        batch_seconds: what a batch may hold, padding included.
+        max_seconds: longer clips are read in pieces of that length with 2 s more on either side.
+        pooled: the mean over a clip's frames in this dtype, in place of the frames.
+        threads: that decode, ahead of the encoder.
+        progress: told clips and seconds of each batch.
+    """
+    done = Extracted({}, {}, {}, 0)
+    lengths = {}
+    for place, row in enumerate(rows):
+        try:
+            lengths[place] = row.clip.length()
+        except BadAudio as error:
+            done.bad[place] = (row.clip.name, error.reason)
+    in_pieces = 0
+    with ThreadPoolExecutor(threads) as pool:
+        for places, decoded in _ahead(pool, rows, batches(lengths, batch_seconds)):
+            waveforms = {}
+            for place, future in zip(places, decoded):
+                try:
+                    waveforms[place] = future.result()
+                except BadAudio as error:
+                    done.bad[place] = (rows[place].clip.name, error.reason)
+            if not waveforms:
+                continue
+            if max(map(len, waveforms.values())) > max_seconds * SAMPLING_RATE:
+                found = [in_whole_pieces(extract, waveform, max_seconds) for waveform in waveforms.values()]
+                in_pieces += sum(len(waveform) > max_seconds * SAMPLING_RATE for waveform in waveforms.values())
+            else:
+                found = extract(list(waveforms.values()))
+            for (place, waveform), tensors in zip(waveforms.items(), found):
+                if pooled is not None:
+                    tensors = {name: value.mean(0, keepdim=True).to(pooled) for name, value in tensors.items()}
+                done.found[place], done.seconds[place] = tensors, len(waveform) / SAMPLING_RATE
+            progress(len(places), sum(map(len, waveforms.values())) / SAMPLING_RATE)
+    return done._replace(in_pieces=in_pieces)
+
+
+def batches(lengths: dict[int, int], batch_seconds: float) -> list[list[int]]:
+    """Places of clips of `lengths` in samples, longest first, in batches of at most `batch_seconds` with padding."""
+    found: list[list[int]] = []
+    for place in sorted(lengths, key=lambda place: (-lengths[place], place)):
+        if not found or (len(found[-1]) + 1) * lengths[found[-1][0]] > batch_seconds * SAMPLING_RATE:
+            found.append([])
+        found[-1].append(place)
+    return found
+
+
+def _ahead(pool: ThreadPoolExecutor, rows: Sequence[Row], groups: list[list[int]]) -> Iterator[tuple[list[int], list]]:
+    """Each batch with its clips, while the next ones are decoded."""
+    started = []
+    for number, places in enumerate(groups):
+        while len(started) < min(number + 1 + AHEAD, len(groups)):
+            started.append([pool.submit(rows[place].clip.read) for place in groups[len(started)]])
+        yield places, started[number]
+        started[number] = None
+
+
+def in_whole_pieces(extract: Extract, waveform: np.ndarray, max_seconds: float) -> dict[str, torch.Tensor]:
+    """
+    A long clip in pieces that meet without a gap: as many frames, at the same times, as the whole has. Their values
+    are those of a piece with 2 s around it, not of the whole: attention and norm reach no further.
+    """
+    total, size = frame_lengths(len(waveform)), round(max_seconds * FRAMES_PER_SECOND)
+    parts = []
+    for first in range(0, total, size):
+        last = min(first + size, total)
+        begin, end = max(0, first - CONTEXT), min(total, last + CONTEXT)
+        found = extract([waveform[begin * HOP : (end - 1) * HOP + WINDOW]])[0]
+        parts.append({name: value[first - begin : last - begin] for name, value in found.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,97 @@
+"""Clips of any source in their order, cut into shards of a fixed number."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from sjepa_hf.command import first_line
+from training.data.archives import TarArchives
+from training.data.clips import Clip, Source
+from training.data.sources import open_source
+
+
+class Row(NamedTuple):
+    """A clip of a corpus: its number in the order of all sources, the source's name, its labels."""
+
+    number: int
+    source: str
+    clip: Clip
+    labels: dict[str, str | None]
+
+
+class Corpus:
+    """
+    The clips of sources in their order, in shards of `clips_per_shard`.
+
+    Args:
+        specs, streaming, audio_column: as in `open_source`.
+        columns: columns of the sources that are carried along.
+        clips_per_shard: how many clips a shard has; the last one may have fewer.
+
+    Attributes:
+        size: number of clips; None for streams, which nobody has counted.
+
+    Raises:
+        ValueError: if a source cannot be opened, has no clip, or lacks a column.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[str],
+        clips_per_shard: int,
+        columns: Sequence[str] = (),
+        streaming: bool = False,
+        audio_column: str | None = None,
+    ):
+        options = {"streaming": streaming, "audio_column": audio_column, "labels": tuple(columns)}
+        self.specs, self.columns, self.clips_per_shard = list(specs), tuple(columns), clips_per_shard
+        self.sources = [open_source(spec, **options) for spec in specs]
+        sized = all(hasattr(source.dataset, "__len__") for source in self.sources)
+        self.size = sum(len(source.dataset) for source in self.sources) if sized else None
+        if self.size == 0:
+            raise ValueError(f"{', '.join(specs)} holds no clip.")
+
+    def shards(self, wanted: Callable[[int], bool] = lambda shard: True) -> Iterator[tuple[int, list[Row] | None]]:
+        """Number and rows of each shard in turn; None for those that are not wanted, of which nothing is decoded."""
+        if self.size is None:
+            rows = (row for source in self.sources for row in _streamed(source, self.columns))
+            number = 0
+            while taken := list(islice(rows, self.clips_per_shard)):
+                first = number * self.clips_per_shard
+                kept = [Row(first + i, *row) for i, row in enumerate(taken)] if wanted(number) else None
+                yield number, kept
+                number += 1
+            return
+        for number in range(-(-self.size // self.clips_per_shard)):
+            first = number * self.clips_per_shard
+            last = min(first + self.clips_per_shard, self.size)
+            yield number, list(map(self._row, range(first, last))) if wanted(number) else None
+
+    def _row(self, number: int) -> Row:
+        place = number
+        for source in self.sources:
+            if place < len(source.dataset):
+                row = source.dataset[place]
+                return Row(number, source.name, source.clip(row, place), {name: row[name] for name in self.columns})
+            place -= len(source.dataset)
+        raise IndexError(number)
+
+
+def _streamed(source: Source, columns: Sequence[str]) -> Iterator[tuple[str, Clip, dict]]:
+    """Source, clip and labels of each row of a source from front to back."""
+    dataset, count = source.dataset, 0
+    if isinstance(dataset, TarArchives):
+        for shard in range(dataset.num_shards):
+            for clip in dataset.clips(shard):
+                yield source.name, clip, {}
+        return
+    rows = iter(dataset)
+    while True:
+        try:
+            row = next(rows, None)
+        except Exception as error:  # of whatever library reads the format
+            raise ValueError(f"'{source.name}' cannot be read on after row {count}: {first_line(error)}") from error
+        if row is None:
+            return
+        yield source.name, source.clip(row, count), {name: row[name] for name in columns}
+        count += 1

@@ -1,0 +1,99 @@
+"""Fit clusters to layers of any encoder, HuBERT for one, to make units of them.
+
+    python -m training.fit_units facebook/hubert-base-ls960 --data my_audio/ --layers 6 --output hubert-l6
+    python -m training.units hubert-l6 --data my_audio/ --output units
+
+The folder names the encoder, its revision and a hash of its weights, the layers and the number of clusters; another
+encoder is refused when it is opened. Clips are drawn at random until there are `--frames` frames.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import transformers
+
+from sjepa_hf.command import command
+from sjepa_hf.fitted_units import FittedUnits
+from training.common.command_line import parse_dataclasses
+from training.common.device import default_device
+from training.common.progress import Heartbeat
+from training.common.ranges import check_ranges
+from training.data.bad_audio import BadAudioMonitor
+from training.data.sources import open_source
+from training.data.waveforms import BadAudio
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FitArguments:
+    """Which clusters, fitted to what."""
+
+    data: list[str] = field(metadata={"help": "Sources, as in pretraining; not streamed."})
+    layers: list[int] = field(metadata={"help": "Layers whose mean is clustered, numbered as in hidden_states."})
+    output: str = field(metadata={"help": "The folder to write; it must not be there."})
+    components: int = field(default=500, metadata={"help": "Clusters."})
+    method: Literal["kmeans", "mixture"] = field(default="kmeans", metadata={"help": "k-means, or Gaussians by EM."})
+    frames: int = field(default=200_000, metadata={"help": "Frames to fit to."})
+    revision: str | None = field(default=None, metadata={"help": "Of an encoder on the Hub."})
+    audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Parquet and Hub data."})
+    max_seconds: float = field(default=30.0, metadata={"help": "Longer clips are cropped to this."})
+    seed: int = field(default=0, metadata={"help": "Seed of clips and clusters."})
+
+    def __post_init__(self):
+        check_ranges(self, at_least_2="components frames", positive="max_seconds")
+
+
+def waveforms(arguments: FitArguments) -> Iterator[np.ndarray]:
+    """The clips of all sources in random order, `(num_samples,)` each, without those that cannot be used."""
+    sources = [open_source(spec, audio_column=arguments.audio_column) for spec in arguments.data]
+    sizes, monitor = np.cumsum([len(source.dataset) for source in sources]), BadAudioMonitor()
+    for number in np.random.default_rng(arguments.seed).permutation(sizes[-1]).tolist():
+        place = int(np.searchsorted(sizes, number, side="right"))
+        row = number - int(sizes[place - 1]) * (place > 0)
+        clip = sources[place].clip(sources[place].dataset[row], row)
+        try:
+            samples = clip.read(max_seconds=arguments.max_seconds, rng=[arguments.seed, number])
+        except BadAudio as error:
+            monitor.update(0, [(clip.name, error.reason)])
+            monitor.check()
+            continue
+        monitor.update(1, [])
+        yield samples
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    transformers.logging.set_verbosity_error()
+    arguments, rest = parse_dataclasses(
+        (FitArguments,),
+        sys.argv[1:] if argv is None else argv,
+        "Clusters over layers of any encoder.",
+        checkpoint=dict(help="What AutoModel opens: a directory or Hub name."),
+    )
+    if os.path.lexists(arguments.output):
+        raise ValueError(f"{arguments.output} is there already: name a folder that is not there.")
+    with Heartbeat("reading frames and fitting"):
+        units = FittedUnits.fit(
+            rest.checkpoint,
+            waveforms(arguments),
+            arguments.layers,
+            arguments.components,
+            arguments.method,
+            arguments.frames,
+            arguments.seed,
+            default_device(),
+            **({"revision": arguments.revision} if arguments.revision else {}),
+        )
+    units.save_pretrained(arguments.output)
+    print(f"{arguments.output}: {arguments.components} clusters of {units.description['frames']:,} frames")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Turn a corpus into units, or into features of layers, on disk.
+
+    python -m training.units runs/mine/final --data my_audio/ --output units
+    python -m training.units runs/mine/final --data list.jsonl --columns speaker --top_k 3 --format jsonl --output soft
+    python -m training.units facebook/hubert-base-ls960 --data my_audio/ --features 6 9 --format safetensors --output h
+    accelerate launch --num_processes 2 -m training.units runs/mine/final --data my_audio/ --output units
+
+Units are those of the checkpoint's mixture or of its prediction (`--clusters`), or of clusters that
+`training.fit_units` has fitted to any encoder. `--features` writes hidden states of layers instead, their `--mean`,
+or `--pooled` over each clip.
+
+The output is cut into shards of `--clips_per_shard` clips in the order of the data. A run that was killed goes on
+with the shards that are missing when the same command is given again; files are the same however often it was killed
+and on however many processes it ran. `corpus.json` says what was made, and names every clip that could not be read.
+Clips longer than `--max_seconds` are read in pieces with 2 s around them: as many frames, at the same times, but not
+the very numbers of one pass over the whole.
+"""
+
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # as in pretraining: batches have shapes of their own
+
+import torch
+import transformers
+from accelerate import PartialState
+
+from sjepa_hf.command import command
+from sjepa_hf.durations import audio_amount, duration
+from training.common.command_line import parse_dataclasses
+from training.common.memory import keep_freed_memory
+from training.common.progress import Progress
+from training.common.ranges import check_ranges
+from training.corpus.extraction import Extractor, extract_shard, feature_extractor, unit_extractor
+from training.corpus.output import OutputFolder
+from training.corpus.reading import Corpus
+from training.corpus.tables import FEATURE_FORMATS, UNIT_FORMATS, write_features, write_units
+from training.data.bad_audio import BadAudioMonitor
+from training.data.identity import identity
+
+
+logger = logging.getLogger(__name__)
+
+UNITS_A_SHARD, FRAMES_A_SHARD = 1000, 200  # clips in a shard of units or means, and of features by frame
+
+
+@dataclass
+class UnitArguments:
+    """What is made of which clips, and where it goes."""
+
+    data: list[str] = field(
+        metadata={"help": "Sources, as in pretraining: folders, JSONL manifests, Parquet, tar archives, Hub."}
+    )
+    output: str = field(metadata={"help": "The folder to write, or one to go on with."})
+    format: Literal["parquet", "jsonl", "text", "npy", "safetensors"] = field(
+        default="parquet",
+        metadata={"help": "Units: parquet, jsonl or text (a line a clip). Features: parquet, npy or safetensors."},
+    )
+    clusters: Literal["mixture", "prediction"] = field(
+        default="mixture", metadata={"help": "Units of the checkpoint's mixture, or of the cluster head's prediction."}
+    )
+    top_k: int = field(default=0, metadata={"help": "Also the k likeliest units of each frame, and their posteriors."})
+    features: list[int] | None = field(
+        default=None, metadata={"help": "Features of these layers in place of units, numbered as in hidden_states."}
+    )
+    mean: bool = field(default=False, metadata={"help": "Features: the mean of the layers."})
+    pooled: bool = field(default=False, metadata={"help": "Features: the mean over each clip's frames."})
+    dtype: Literal["float16", "bfloat16", "float32"] = field(
+        default="float16", metadata={"help": "Of features as they are written; bfloat16 in safetensors alone."}
+    )
+    columns: list[str] = field(default_factory=list, metadata={"help": "Columns of the data that are carried along."})
+    streaming: bool = field(default=False, metadata={"help": "Read from front to back: Hub, Parquet, tar archives."})
+    audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Parquet and Hub data."})
+    batch_seconds: float = field(default=60.0, metadata={"help": "Audio that is encoded at once, padding included."})
+    max_seconds: float = field(default=60.0, metadata={"help": "Longer clips are read in pieces of this length."})
+    clips_per_shard: int | None = field(
+        default=None,
+        metadata={"help": "Clips in a file; default: 1000, or 200 of features by frame. Held in memory."},
+    )
+    max_bad_fraction: float = field(default=0.05, metadata={"help": "Stop when more of the clips cannot be used."})
+    precision: Literal["fp32", "bf16", "fp16"] = field(default="fp32", metadata={"help": "In which the encoder runs."})
+    threads: int = field(default=1, metadata={"help": "Threads that decode audio ahead."})
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            positive="batch_seconds max_seconds",
+            at_least_1="clips_per_shard threads",
+            not_negative="top_k",
+            share="max_bad_fraction",
+        )
+        formats, what = (UNIT_FORMATS, "units") if self.features is None else (FEATURE_FORMATS, "features")
+        if self.format not in formats:
+            raise ValueError(f"`format` is {self.format!r}, but {what} are written as {', '.join(formats)}.")
+        if self.features is None and (self.mean or self.pooled):
+            raise ValueError("`mean` and `pooled` are of features: name layers with --features.")
+        if self.features is not None and self.dtype == "bfloat16" and self.format != "safetensors":
+            raise ValueError(f"`dtype` is 'bfloat16', which {self.format} does not know: take --format safetensors.")
+        if self.clips_per_shard is None:
+            by_frame = self.features is not None and not self.pooled
+            self.clips_per_shard = FRAMES_A_SHARD if by_frame else UNITS_A_SHARD
+
+
+def open_extractor(checkpoint: str, arguments: UnitArguments, device: torch.device) -> Extractor:
+    """What the command line asks for. Raises ValueError if the checkpoint does not have it."""
+    if arguments.features is None:
+        return unit_extractor(checkpoint, arguments.clusters, arguments.top_k, device, arguments.precision)
+    options = (arguments.mean, arguments.pooled, arguments.dtype, device, arguments.precision)
+    return feature_extractor(checkpoint, arguments.features, *options)
+
+
+def settings_of(arguments: UnitArguments, extractor: Extractor, corpus: Corpus) -> dict:
+    """What decides the contents of the output."""
+    return {
+        "what": "units" if arguments.features is None else "features",
+        **extractor.description,
+        "format": arguments.format,
+        "data": arguments.data,
+        "data as it was": [identity(spec, source) for spec, source in zip(corpus.specs, corpus.sources)],
+        "columns": arguments.columns,
+        "clips_per_shard": arguments.clips_per_shard,
+        "batch_seconds": arguments.batch_seconds,
+        "max_seconds": arguments.max_seconds,
+    }
+
+
+class Pace:
+    """Says how far the shards of this process are, and how long the rest will take."""
+
+    def __init__(self, size: int | None, speaks: bool):
+        self.left, self.clips, self.seconds, self.began = size, 0, 0.0, time.monotonic()
+        self._say = Progress("Corpus", speaks)
+
+    def __call__(self, clips: int, seconds: float) -> None:
+        self.clips, self.seconds = self.clips + clips, self.seconds + seconds
+        taken = time.monotonic() - self.began
+        said = f"{self.clips:,} clips, {audio_amount(self.seconds / 3600)}, {self.seconds / taken:.0f} times real time"
+        if self.left:
+            rest = taken * max(self.left - self.clips, 0) / self.clips
+            said += f"; of {self.left:,}, about {duration(rest)} left"
+        self._say(said)
+
+
+def run(checkpoint: str, arguments: UnitArguments, state: PartialState) -> dict | None:
+    """
+    Write the shards of this process that are not there yet.
+
+    Returns:
+        The totals of the corpus; None if shards of other processes are not done yet.
+
+    Raises:
+        ValueError: if checkpoint or data do not open, or the output holds something else.
+        BadAudioError: if too many clips cannot be used.
+    """
+    index, processes = state.process_index, state.num_processes
+    extractor = open_extractor(checkpoint, arguments, state.device)
+    corpus = Corpus(
+        arguments.data, arguments.clips_per_shard, arguments.columns, arguments.streaming, arguments.audio_column
+    )
+    output = OutputFolder(arguments.output, settings_of(arguments, extractor, corpus), index)
+    size, own = arguments.clips_per_shard, None
+    if corpus.size is not None:
+        numbers = [number for number in range(index, -(-corpus.size // size), processes) if not output.is_done(number)]
+        own = sum(min(size, corpus.size - number * size) for number in numbers)
+    pace, monitor = Pace(own, index == 0), BadAudioMonitor(arguments.max_bad_fraction)
+    write = write_units if arguments.features is None else write_features
+    name = "units" if arguments.features is None else "features"
+    pooled = getattr(torch, arguments.dtype) if arguments.pooled else None
+    count = 0
+    for number, rows in corpus.shards(lambda shard: shard % processes == index and not output.is_done(shard)):
+        count += 1
+        if rows is None:
+            continue
+        options = (arguments.batch_seconds, arguments.max_seconds, pooled, arguments.threads, pace)
+        extracted = extract_shard(extractor.extract, rows, *options)
+        bad = [extracted.bad[place] for place in sorted(extracted.bad)]
+        monitor.update(len(extracted.found), bad)
+        monitor.check()
+        facts = {
+            "clips": len(extracted.found),
+            "seconds": round(sum(extracted.seconds[place] for place in sorted(extracted.seconds)), 4),
+            "clips_in_pieces": extracted.in_pieces,
+            "bad": bad,
+        }
+        with output.shard(number, facts) as folder:
+            write(folder, f"{name}-{number:05d}", arguments.format, rows, extracted, arguments.columns)
+    totals = output.finish(count)
+    output.close()
+    if pace.clips and index == 0:
+        taken = time.monotonic() - pace.began
+        logger.info(
+            "This process read %s in %s, %.0f times real time.",
+            *(audio_amount(pace.seconds / 3600), duration(taken), pace.seconds / taken),
+        )
+    return totals
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    transformers.logging.set_verbosity_error()
+    keep_freed_memory()
+    arguments, rest = parse_dataclasses(
+        (UnitArguments,),
+        sys.argv[1:] if argv is None else argv,
+        "A corpus to units, or to features of layers.",
+        checkpoint=dict(help="A directory or Hub name; for units of pretraining, or one of training.fit_units."),
+    )
+    state = PartialState()
+    totals = run(rest.checkpoint, arguments, state)
+    if totals is None:
+        logger.info("The shards of this process are done; others are not.")
+        return
+    said = f"{arguments.output}: {totals['clips']:,} clips, {audio_amount(totals['seconds'] / 3600)}"
+    if totals["clips_in_pieces"]:
+        said += f"; {totals['clips_in_pieces']} longer than {arguments.max_seconds:g} s were read in pieces"
+    if totals["bad"]:
+        said += f"; {len(totals['bad'])} could not be used {totals['bad_clips']}: corpus.json names them"
+    print(said)
+
+
+if __name__ == "__main__":
+    main()
