@@ -19,6 +19,7 @@ MENU = {
         "target_information",
         "units",
         "fit_units",
+        "unit_quality",
     ),
     "sjepa_hf": ("push", "model_card", "export_onnx", "convert_original"),
 }

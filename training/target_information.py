@@ -9,7 +9,7 @@ hidden Markov model whose transitions are counted on `--train_data` ("given the 
 Baum-Welch. The posteriors on the aligned clips give, in one table,
 
 soft, hard   mutual information of component and phone as a share of the phones' entropy, from posteriors as they are
-             and from their largest component alone (0: nothing, 1: all);
+             and from their largest component alone (0: nothing, 1: all); `hard` is what others call PNMI;
 entropy      of the posteriors, in bits;
 components   that are really used: 2 to the entropy of their mean posterior, in bits.
 

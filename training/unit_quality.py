@@ -1,0 +1,234 @@
+"""Say how good units are: phones, ABX, bitrate, noise, speakers; MFCC and untrained beside.
+
+    python -m training.unit_quality runs/mine/final --data aligned/ --train_data my_audio/ --noise noise/ \\
+        --words keywords/ --word_label keyword --voices speech/ --speaker_label speaker_id --output quality.json
+
+Subjects: k-means of MFCC, of the untrained encoder and of the encoder at `--layers`, all with as many clusters as the
+checkpoint has (or `--components`), fitted to `--train_data`; the checkpoint's mixture and its prediction.
+
+purity       share of aligned frames whose phone is the commonest one of their unit
+PNMI         mutual information of unit and phone as a share of the phones' entropy (`hard` in target_information)
+ABX phones   error over triphones of one voice that differ in the middle (0.5: chance), `--data` being of one voice
+ABX words    the same over whole clips of `--words`, of one voice and across voices
+bits/s       of the runs of units, durations not sent
+noise, speed edit distance of the runs with noise at `--snr` dB, and 10 % faster, as a share of the runs
+speaker      accuracy of a linear probe for the speaker on the histogram of a clip's units (`--voices`)
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import transformers
+
+from sjepa_hf.command import command
+from sjepa_hf.frames import SAMPLING_RATE
+from sjepa_hf.mixture import kmeans, nearest
+from sjepa_hf.opening import open_config, open_pretraining
+from sjepa_hf.saving import write_text_aside
+from training.common.command_line import parse_dataclasses
+from training.common.device import default_device
+from training.common.progress import Heartbeat
+from training.common.ranges import check_ranges
+from training.corpus.extraction import unit_extractor
+from training.data.labelled import LabelledClips, open_labelled
+from training.evaluation.abx import Token, abx
+from training.evaluation.alignment import read_alignment
+from training.evaluation.encoders import open_encoder
+from training.evaluation.phone_information import JointCounts, number_phones
+from training.evaluation.probes.classifiers import accuracies
+from training.evaluation.probes.tasks import utterance_task
+from training.evaluation.rows import features_of_layers, readable_clips
+from training.evaluation.unit_measures import at_speed, bitrate, phone_tokens, purity, run_edits, with_noise
+
+
+logger = logging.getLogger(__name__)
+
+KMEANS_PASSES = 20
+SPEED = 1.1
+Units = Callable[[np.ndarray], np.ndarray]
+"""Samples `(num_samples,)` at 16 kHz -> units `(num_frames,)`."""
+
+
+@dataclass
+class QualityArguments:
+    """What is measured, on which clips."""
+
+    data: list[str] = field(metadata={"help": "Aligned sources with columns phones and phone_ends."})
+    train_data: list[str] = field(metadata={"help": "Sources that k-means is fitted to; labels are not read."})
+    layers: list[int] = field(default_factory=list, metadata={"help": "Layers of the encoder for k-means; none."})
+    components: int | None = field(default=None, metadata={"help": "Clusters of k-means; default: the checkpoint's."})
+    noise: str | None = field(default=None, metadata={"help": "A source of noise."})
+    snr: float = field(default=10.0, metadata={"help": "Decibels of speech above noise."})
+    words: list[str] = field(default_factory=list, metadata={"help": "Sources with a word in each clip, for ABX."})
+    word_label: str = field(default="keyword", metadata={"help": "Column of `words` with the word."})
+    voices: list[str] = field(default_factory=list, metadata={"help": "Sources of many speakers, for the probe."})
+    speaker_label: str = field(default="speaker", metadata={"help": "Column of `words` and `voices`."})
+    silences: list[str] = field(
+        default_factory=lambda: ["sil", "sp", "spn"], metadata={"help": "Phones that are none."}
+    )
+    frames: int = field(default=100_000, metadata={"help": "Frames that k-means is fitted to."})
+    max_clips: int | None = field(default=None, metadata={"help": "Clips of each source, drawn at random."})
+    output: str | None = field(default=None, metadata={"help": "A JSON file for the figures."})
+    seed: int = field(default=0, metadata={"help": "Seed of clips, clusters, noise and splits."})
+
+    def __post_init__(self):
+        check_ranges(self, at_least_2="components frames", at_least_1="max_clips")
+
+
+def clustered(name: str, layer: int, components: int, clips: LabelledClips, arguments: QualityArguments) -> Units:
+    """k-means over a layer of an encoder, fitted to random frames. Raises ValueError if there are too few."""
+    extract = features_of_layers(open_encoder(name, default_device(), untrained_seed=arguments.seed), [layer])
+    found, count = [], 0
+    for index in np.random.default_rng(arguments.seed).permutation(len(clips)).tolist():
+        if count >= arguments.frames:
+            break
+        if (example := clips[index]) is not None:
+            found.append(torch.from_numpy(extract(example["input_values"])[0]))
+            count += len(found[-1])
+    sample = torch.cat(found)[: arguments.frames]
+    if len(sample) < components:
+        raise ValueError(f"`components` is {components}, but train_data has {len(sample)} frames: give more audio.")
+    spread = sample.std(0).clamp_min(1e-6) if name == "mfcc" else torch.ones(sample.shape[1])
+    generator = torch.Generator().manual_seed(arguments.seed)
+    centroids = kmeans(sample / spread, components, KMEANS_PASSES, generator=generator)
+    return lambda samples: nearest(torch.from_numpy(extract(samples)[0]) / spread, centroids).numpy()
+
+
+def subjects(checkpoint: str, arguments: QualityArguments) -> Iterator[tuple[str, Units]]:
+    """Each kind of units by its name, made one at a time."""
+    model = open_pretraining(checkpoint) if open_config(checkpoint).model_type == "sjepa" else None
+    components = arguments.components or (model.mixture.num_components if model else 500)
+    clips = open_labelled(arguments.train_data, ())
+    layers = arguments.layers or [open_config(checkpoint).num_hidden_layers // 2]
+    yield f"k-means of MFCC, {components}", clustered("mfcc", 0, components, clips, arguments)
+    for kind, name in (("untrained", f"untrained:{checkpoint}"), ("encoder", checkpoint)):
+        for layer in layers:
+            units = clustered(name, layer, components, clips, arguments)
+            yield f"k-means of {kind}, layer {layer}, {components}", units
+    for source in ("mixture", "prediction") if model else ():
+        if source == "mixture" and model.config.mixture_features is None:
+            continue
+        extract = unit_extractor(checkpoint, source, 0, default_device()).extract
+        yield f"{source}, {model.mixture.num_components}", lambda samples, e=extract: e([samples])[0]["units"].numpy()
+
+
+class Material:
+    """The clips that all subjects are measured on: aligned ones, noise, words and voices."""
+
+    def __init__(self, arguments: QualityArguments):
+        limit, seed, label = arguments.max_clips, arguments.seed, arguments.speaker_label
+        aligned = open_labelled(arguments.data, ("phones", "phone_ends"))
+        self.aligned, counts = readable_clips(aligned, limit, seed)
+        self.known, self.phones = number_phones(self.aligned, counts)
+        self.words = self.voices = None
+        if arguments.words:
+            self.words = readable_clips(open_labelled(arguments.words, (arguments.word_label, label)), limit, seed)[0]
+        if arguments.voices:
+            self.voices = readable_clips(open_labelled(arguments.voices, (label,)), limit, seed)[0]
+        self.noise = None
+        if arguments.noise:
+            noise = open_labelled([arguments.noise], ())
+            self.noise = [noise[i]["input_values"] for i in range(len(noise))]
+
+
+def measure(units: Units, material: Material, arguments: QualityArguments) -> dict:
+    """All figures of one kind of units; None where there is nothing to measure them on."""
+    rng, clips = np.random.default_rng(arguments.seed), material.aligned
+    samples = [clips[i]["input_values"] for i in range(len(clips))]
+    clean = [units(each) for each in samples]
+    size = max(int(each.max()) for each in clean) + 1
+    counts, tokens = JointCounts(len(material.known), size), []
+    for number, (expected, found) in enumerate(zip(material.phones, clean)):
+        counts.add(
+            expected, torch.nn.functional.one_hot(torch.from_numpy(found[: len(expected)]).long(), size).float()
+        )
+        tokens += phone_tokens(found, *read_alignment(clips, number), arguments.silences)
+    result = {
+        "purity": purity(counts.hard),
+        "pnmi": counts.result().hard,
+        "abx_phones": _error(abx(tokens, across=False, seed=arguments.seed)),
+        "bits_a_second": bitrate(clean, sum(map(len, samples)) / SAMPLING_RATE),
+        "units_used": len(np.unique(np.concatenate(clean))),
+        "speed": run_edits(clean, [units(at_speed(each, SPEED)) for each in samples]),
+    }
+    if material.noise:
+        noisy = [
+            with_noise(s, material.noise[i % len(material.noise)], arguments.snr, rng) for i, s in enumerate(samples)
+        ]
+        result["noise"] = run_edits(clean, list(map(units, noisy)))
+    if material.words:
+        labels = material.words.labels
+        tokens = [
+            Token(units(material.words[i]["input_values"]), word, speaker)
+            for i, (word, speaker) in enumerate(zip(labels[arguments.word_label], labels[arguments.speaker_label]))
+        ]
+        result["abx_words_within"] = _error(abx(tokens, across=False, seed=arguments.seed))
+        result["abx_words_across"] = _error(abx(tokens, across=True, seed=arguments.seed))
+    if material.voices:
+        task = utterance_task(material.voices, arguments.speaker_label, 3, arguments.seed)
+        found = [units(material.voices[i]["input_values"]) for i in range(len(material.voices))]
+        size = max(int(each.max()) for each in found) + 1
+        shares = np.stack([np.bincount(each, minlength=size) / len(each) for each in found])
+        features = np.sqrt(shares[task.rows.clips]).astype(np.float32)[None]
+        result["speaker"] = float(accuracies(task, "linear", features, arguments.seed, 1).mean())
+        result["speaker_commonest"] = task.describe()["commonest_class_share"]
+    return result
+
+
+def _error(found) -> float | None:
+    return None if found is None else found.error
+
+
+COLUMNS = {
+    "purity": "purity",
+    "pnmi": "PNMI",
+    "abx_phones": "ABX phones",
+    "abx_words_within": "ABX words, one voice",
+    "abx_words_across": "ABX words, across",
+    "bits_a_second": "bits/s",
+    "noise": "noise",
+    "speed": "speed",
+    "speaker": "speaker",
+}
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown."""
+    shown = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
+    lines = [f"| units | {' | '.join(COLUMNS[name] for name in shown)} |", "|---" * (len(shown) + 1) + "|"]
+    for row in rows:
+        figures = [row.get(name) for name in shown]
+        texts = [
+            "" if f is None else f"{f:.0f}" if n == "bits_a_second" else f"{f:.3f}" for n, f in zip(shown, figures)
+        ]
+        lines.append(f"| {row['units']} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    transformers.logging.set_verbosity_error()
+    arguments, rest = parse_dataclasses(
+        (QualityArguments,),
+        sys.argv[1:] if argv is None else argv,
+        "How good units are.",
+        checkpoint=dict(help="An encoder: a directory or Hub name."),
+    )
+    with Heartbeat("opening the data") as heartbeat:
+        material, rows = Material(arguments), []
+        for name, units in subjects(rest.checkpoint, arguments):
+            heartbeat.doing = f"measuring {name}"
+            rows.append({"units": name, **measure(units, material, arguments)})
+            logger.info("%s: %s", name, {key: round(v, 3) for key, v in rows[-1].items() if isinstance(v, float)})
+    print(table(rows))
+    if arguments.output:
+        write_text_aside(arguments.output, json.dumps({"checkpoint": rest.checkpoint, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
