@@ -1,4 +1,4 @@
-"""Say how good units are: phones, ABX, bitrate, noise, speakers; MFCC and untrained beside.
+"""Say how good units are: phones, ABX, bitrate, noise, speakers; beside MFCC.
 
     python -m training.unit_quality runs/mine/final --data aligned/ --train_data my_audio/ --noise noise/ \\
         --words keywords/ --word_label keyword --voices speech/ --speaker_label speaker_id --output quality.json
