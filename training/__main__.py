@@ -20,6 +20,7 @@ MENU = {
         "units",
         "fit_units",
         "unit_quality",
+        "pack",
     ),
     "sjepa_hf": ("push", "model_card", "export_onnx", "convert_original"),
 }

@@ -1,0 +1,61 @@
+"""Packed clips come back: FLAC bit for bit, Opus at its length with a ratio to tell."""
+
+import json
+import tarfile
+
+import numpy as np
+import pytest
+
+from training.corpus.packing import pack_clip, pack_row, write_packed
+from training.corpus.reading import Row
+from training.data.clips import Clip
+from training.data.sources import open_source
+from training.data.waveforms import BadAudio, read_audio
+
+
+def voice(seconds=1.0):
+    time = np.arange(int(16000 * seconds)) / 16000
+    return (0.3 * np.sin(2 * np.pi * 180 * time) * np.sin(2 * np.pi * 3 * time)).astype(np.float32)
+
+
+def test_flac_is_exact_for_16_bits_and_rounds_what_has_more():
+    rounded = np.rint(voice() * 32768).astype(np.float32) / 32768
+    whole = pack_clip(rounded, "flac", 0)
+    assert whole.exact and whole.error == 0 and np.array_equal(read_audio(whole.content), rounded)
+    finer = pack_clip(rounded + 1e-6, "flac", 0)
+    assert not finer.exact and np.array_equal(read_audio(finer.content), rounded)
+    loud = pack_clip(4 * voice(), "flac", 0)
+    assert np.abs(read_audio(loud.content)).max() <= 1 and loud.error > 0
+
+
+def test_opus_is_smaller_at_lower_rates_and_worse():
+    low, high = (pack_clip(voice(4), "opus", kbits) for kbits in (12, 96))
+    assert len(low.content) < len(high.content) and low.error > high.error
+    assert len(read_audio(high.content)) == 64000 and high.energy / high.error > 100 and not high.exact
+
+
+def test_a_bad_clip_is_named():
+    found = pack_row(Row(0, "", Clip("a", BadAudio("missing", "gone")), {}), "flac", 0)
+    assert isinstance(found, BadAudio) and found.reason == "missing"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_shards_are_sources_again(tmp_path, kind):
+    rows = [Row(5 + n, "mine", Clip(f"{n}.wav", ""), {"text": f"words {n}"}) for n in range(3)]
+    packed = [pack_clip(voice(n + 1), "flac", 0) for n in range(3)]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_packed(tmp_path / folder, "train-00000", kind, "flac", rows, packed, ["text"])
+    first, second = ((tmp_path / folder / f"train-00000.{kind}").read_bytes() for folder in "ab")
+    assert first == second
+    source = open_source(str(tmp_path / "a"), streaming=kind == "tar", labels=("text",) if kind == "parquet" else ())
+    if kind == "parquet":
+        clips = [source.clip(row, 0) for row in source.dataset]
+        assert [row["text"] for row in source.dataset] == ["words 0", "words 1", "words 2"]
+    else:
+        clips = list(source.dataset.clips(0))
+        with tarfile.open(tmp_path / "a" / "train-00000.tar") as tar:
+            facts = json.load(tar.extractfile("000000006.json"))
+        assert facts == {"name": "1.wav", "source": "mine", "seconds": 2.0, "text": "words 1"}
+    for clip, each in zip(clips, packed, strict=True):
+        assert clip.content() == each.content

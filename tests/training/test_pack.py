@@ -1,0 +1,34 @@
+"""The command: packed data read as any other, and every clip accounted for."""
+
+import json
+
+import numpy as np
+import pytest
+
+from training import pack
+from training.corpus.reading import Corpus
+
+
+def test_what_was_packed_reads_back_bit_for_bit(corpus_folder, tmp_path, capsys):
+    options = ["--columns", "speaker", "--clips_per_shard", "5", "--max_bad_fraction", "1"]
+    pack.main(["--data", str(corpus_folder), "--output", str(tmp_path / "packed"), *options])
+    assert "11 clips" in capsys.readouterr().out
+    record = json.loads((tmp_path / "packed" / "corpus.json").read_text())
+    assert (record["clips"], record["exact"], record["shards"]) == (11, 11, 3) and len(record["bad"]) == 2
+    before = [row for _, rows in Corpus([str(corpus_folder)], 99, ("speaker",)).shards() for row in rows]
+    before = [row for row in before if row.number not in (4, 9)]
+    after = [row for _, rows in Corpus([str(tmp_path / "packed")], 99, ("speaker",)).shards() for row in rows]
+    assert [row.labels for row in before] == [row.labels for row in after]
+    for old, new in zip(before, after, strict=True):
+        assert np.array_equal(old.clip.read(), new.clip.read())
+    pack.main(["--data", str(tmp_path / "packed"), "--output", str(tmp_path / "opus"), "--codec", "opus"])
+    assert "lossy; signal to noise" in capsys.readouterr().out
+
+
+def test_other_settings_are_refused(corpus_folder, tmp_path):
+    arguments = ["--data", str(corpus_folder), "--output", str(tmp_path / "packed"), "--max_bad_fraction", "1"]
+    pack.main([*arguments, "--format", "tar"])
+    with pytest.raises(SystemExit, match='made with `format` "tar", now it is "parquet"'):
+        pack.main(arguments)
+    with pytest.raises(SystemExit, match="`kbits` must lie between 6 and 256"):
+        pack.main([*arguments, "--codec", "opus", "--kbits", "3"])

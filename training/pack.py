@@ -1,0 +1,137 @@
+"""Pack a corpus into shards: 16 kHz FLAC or Opus in Parquet or tar.
+
+    python -m training.pack --data my_audio/ --columns text speaker --output packed
+    python -m training.pack --data list.jsonl --codec opus --kbits 32 --format tar --output packed
+
+A million small files starve a GPU, and data sets on the Hub want Parquet: `--train_data packed` then reads few large
+ones (`--streaming true` in place; tar always so). FLAC holds 16-bit samples and is read back bit for bit after it was
+written; clips that are 16 kHz mono of 16 bits come out as they were. Opus is lossy: its signal-to-noise ratio is
+told. Shards are resumable as those of `training.units`; `corpus.json` has the counts and names each clip that could
+not be used.
+"""
+
+import logging
+import math
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+from accelerate import PartialState
+
+from sjepa_hf.command import command
+from sjepa_hf.durations import audio_amount
+from training.common.command_line import parse_dataclasses
+from training.common.progress import Progress
+from training.common.ranges import check_ranges
+from training.corpus.output import OutputFolder
+from training.corpus.packing import OPUS_RATES, pack_row, write_packed
+from training.corpus.reading import Corpus
+from training.data.bad_audio import BadAudioMonitor
+from training.data.identity import identity
+from training.data.waveforms import BadAudio
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PackArguments:
+    """What is packed, and how."""
+
+    data: list[str] = field(metadata={"help": "Sources, as in pretraining: folders, manifests, Parquet, tar, Hub."})
+    output: str = field(metadata={"help": "The folder to write, or one to go on with."})
+    format: Literal["parquet", "tar"] = field(default="parquet", metadata={"help": "Parquet, or tar for WebDataset."})
+    codec: Literal["flac", "opus"] = field(default="flac", metadata={"help": "FLAC of 16 bits, or Opus."})
+    kbits: float = field(default=32.0, metadata={"help": "Opus: kilobits a second, about; 6 to 256."})
+    columns: list[str] = field(default_factory=list, metadata={"help": "Columns of the data that are kept."})
+    streaming: bool = field(default=False, metadata={"help": "Read from front to back: Hub, Parquet, tar archives."})
+    audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Parquet and Hub data."})
+    clips_per_shard: int = field(default=1000, metadata={"help": "Clips in a file. Held in memory, encoded."})
+    max_bad_fraction: float = field(default=0.05, metadata={"help": "Stop when more of the clips cannot be used."})
+    threads: int = field(default=1, metadata={"help": "Clips that are decoded and encoded side by side."})
+
+    def __post_init__(self):
+        check_ranges(self, at_least_1="clips_per_shard threads", share="max_bad_fraction")
+        if not OPUS_RATES[0] <= self.kbits <= OPUS_RATES[1]:
+            raise ValueError(f"`kbits` must lie between {OPUS_RATES[0]} and {OPUS_RATES[1]}, got {self.kbits}.")
+
+
+def run(arguments: PackArguments, state: PartialState) -> dict | None:
+    """
+    Write the shards of this process that are not there yet; returns the totals, None while others are not done.
+
+    Raises:
+        ValueError: if the data do not open, or the output holds something else.
+        BadAudioError: if too many clips cannot be used.
+    """
+    index, processes = state.process_index, state.num_processes
+    corpus = Corpus(
+        arguments.data, arguments.clips_per_shard, arguments.columns, arguments.streaming, arguments.audio_column
+    )
+    settings = {"what": "packed audio", "format": arguments.format, "codec": arguments.codec}
+    settings |= {"kbits": arguments.kbits if arguments.codec == "opus" else None, "data": arguments.data}
+    settings["data as it was"] = [identity(spec, source) for spec, source in zip(corpus.specs, corpus.sources)]
+    settings |= {"columns": arguments.columns, "clips_per_shard": arguments.clips_per_shard}
+    output = OutputFolder(arguments.output, settings, index)
+    monitor, say, count, clips = BadAudioMonitor(arguments.max_bad_fraction), Progress("Packing", index == 0), 0, 0
+    began = time.monotonic()
+    for number, rows in corpus.shards(lambda shard: shard % processes == index and not output.is_done(shard)):
+        count += 1
+        if rows is None:
+            continue
+        kept, packed, bad = [], [], []
+        with ThreadPoolExecutor(arguments.threads) as pool:
+            for row, found in zip(rows, pool.map(lambda row: pack_row(row, arguments.codec, arguments.kbits), rows)):
+                clips += 1
+                pace = clips / (time.monotonic() - began)
+                say(f"{clips:,} clips of {corpus.size or 'a stream'}, {pace:.0f} a second")
+                if isinstance(found, BadAudio):
+                    bad.append((row.clip.name, found.reason))
+                else:
+                    kept.append(row)
+                    packed.append(found)
+        monitor.update(len(kept), bad)
+        monitor.check()
+        facts = {
+            "clips": len(kept),
+            "seconds": round(sum(each.seconds for each in packed), 4),
+            "bytes": sum(len(each.content) for each in packed),
+            "exact": sum(each.exact for each in packed),
+            "energy": sum(each.energy for each in packed),
+            "error": sum(each.error for each in packed),
+            "bad": bad,
+        }
+        with output.shard(number, facts) as folder:
+            name = f"{'train' if arguments.format == 'parquet' else 'clips'}-{number:05d}"
+            write_packed(folder, name, arguments.format, arguments.codec, kept, packed, arguments.columns)
+    totals = output.finish(count)
+    output.close()
+    return totals
+
+
+def decibels(totals: dict) -> float:
+    """Signal-to-noise ratio of all clips together; infinite where nothing was lost."""
+    return 10 * math.log10(totals["energy"] / totals["error"]) if totals["error"] else math.inf
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parse_dataclasses((PackArguments,), argv, "A corpus in few large files.")[0]
+    totals = run(arguments, PartialState())
+    if totals is None:
+        logger.info("The shards of this process are done; others are not.")
+        return
+    said = f"{arguments.output}: {totals['clips']:,} clips, {audio_amount(totals['seconds'] / 3600)}"
+    exact = "lossy" if arguments.codec == "opus" else f"{totals['exact']:,} sample for sample, the others rounded"
+    said += f", {totals['bytes'] / 1e6:,.1f} MB; {exact}"
+    said += f"; signal to noise {decibels(totals):.1f} dB"
+    if totals["bad"]:
+        said += f"; {len(totals['bad'])} could not be used {totals['bad_clips']}: corpus.json names them"
+    print(said)
+
+
+if __name__ == "__main__":
+    main()
