@@ -1,4 +1,4 @@
-"""SUPERB: what a frozen encoder is worth to eight tasks, under a light head.
+"""SUPERB: what a frozen encoder is worth to nine tasks, under a light head.
 
 On the benchmark's data, from the Hub (settings and data sets: `training/evaluation/superb/tasks.py`):
 
@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from sjepa_hf.command import command
@@ -41,10 +42,11 @@ from training.evaluation.encoders import open_encoder
 from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, clip_keys
 from training.evaluation.superb.heads import CtcHead, LayerSum, PooledHead, XVectorHead
 from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon
+from training.evaluation.superb.query_by_example import Search, make_search, maximum_term_weighted_value, search_scores
 from training.evaluation.superb.results import draw_layer_weights, earlier_results, merge, table, write
 from training.evaluation.superb.splits import open_splits
 from training.evaluation.superb.tasks import TASKS, Task, slot_classification
-from training.evaluation.superb.training import Head, Labels, evaluate, statistics, train
+from training.evaluation.superb.training import Head, Labels, Outcome, evaluate, statistics, train
 from training.evaluation.superb.verification import SpeakerLabels, heard_in_training, made_trials, read_trials
 
 
@@ -55,7 +57,7 @@ logger = logging.getLogger(__name__)
 class SuperbArguments:
     """An evaluation. What is left out is the task's setting in `training/evaluation/superb/tasks.py`."""
 
-    task: Literal["asr", "pr", "ks", "ic", "sid", "er", "sf", "asv"] = field(metadata={"help": "The task."})
+    task: Literal["asr", "pr", "ks", "ic", "sid", "er", "sf", "asv", "qbe"] = field(metadata={"help": "The task."})
     model: list[str] = field(
         metadata={"help": "Subjects: checkpoints (directories or Hub names), untrained:CHECKPOINT, mfcc."}
     )
@@ -182,7 +184,7 @@ def choose_task(arguments: SuperbArguments) -> Task:
             raise ValueError("--task pr on LibriSpeech needs --lexicon, such as its own librispeech-lexicon.txt.")
         columns = ["phones"]
     task = replace(task, columns=tuple(columns) or task.columns)
-    if arguments.train_data:
+    if arguments.train_data or (task.head == "dtw" and arguments.eval_data and arguments.test_data):
         return replace(
             task,
             train_data=arguments.train_data,
@@ -190,7 +192,8 @@ def choose_task(arguments: SuperbArguments) -> Task:
             test_data=arguments.test_data,
         )
     if arguments.eval_data or arguments.test_data:
-        raise ValueError("`eval_data` and `test_data` need `train_data` beside them.")
+        both = " or, for qbe, each other" if task.head == "dtw" else ""
+        raise ValueError(f"`eval_data` and `test_data` need `train_data` beside them{both}.")
     if not task.train_data:
         raise ValueError(f"There is no data set on the Hub for --task {task.name}: name a source with --train_data.")
     return task
@@ -220,17 +223,47 @@ def make_labels(
     return TokenLabels(train, task.labels, lexicon, arguments.stress)
 
 
-def make_head(task: Task, layers: LayerSum, hidden_size: int, sizes: list[int], arguments: SuperbArguments) -> Head:
-    """The task's head, with fresh weights."""
+def fresh_head(
+    task: Task, features: FrozenFeatures, labels: Labels, seed: int, subject: str, arguments: SuperbArguments
+) -> Head:
+    """The task's head on such features as those of the training clips, with fresh weights."""
+    example = next((x for i in range(len(features)) for x in features[[i]] if x is not None), None)
+    if example is None:
+        raise ValueError("None of the training clips can be decoded; the log names them.")
+    norm = statistics(features) if subject == "mfcc" else None
+    torch.manual_seed(seed)
+    layers, hidden_size = LayerSum(example.shape[0], norm), example.shape[-1]
     if task.head == "pooled":
-        return PooledHead(layers, hidden_size, sizes)
+        return PooledHead(layers, hidden_size, labels.sizes)
     units = {} if arguments.head_units is None else {"units": arguments.head_units}
+    (size,) = labels.sizes
     if task.head == "xvector":
-        return XVectorHead(layers, hidden_size, sizes[0], **units)
+        return XVectorHead(layers, hidden_size, size, **units)
     recurrent = task.head == "recurrent_ctc"
     return CtcHead(
-        layers, hidden_size, sizes[0], recurrent, task.spec_augment, stacked_frames=arguments.stacked_frames, **units
+        layers, hidden_size, size, recurrent, task.spec_augment, stacked_frames=arguments.stacked_frames, **units
     )
+
+
+def search(
+    features: dict[str, FrozenFeatures], searches: dict[str, Search], heartbeat: Heartbeat
+) -> tuple[list[float], dict[str, float], Outcome]:
+    """
+    Query by example with each layer; of the test set with the layer that does best on the dev set.
+
+    Returns:
+        1 for that layer and 0 for the others; the dev set's metrics there; the test set's outcome.
+    """
+    scores, found = {}, {}
+    for name in searches:
+        scores[name], found[name] = search_scores(features[name], searches[name], heartbeat)
+    values = [maximum_term_weighted_value(layer, found["dev"].hits) for layer in scores["dev"]]
+    best = int(np.argmax(values))
+    value = maximum_term_weighted_value(scores["test"][best], found["test"].hits)
+    queries, documents = len(found["test"].queries), len(found["test"].documents)
+    scored = f"{queries} queries in {documents} clips"
+    outcome = Outcome({"mtwv": value}, queries + documents, scored=scored)
+    return [float(layer == best) for layer in range(len(values))], {"mtwv": values[best]}, outcome
 
 
 # The run
@@ -261,25 +294,24 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
         audio_column=arguments.audio_column,
         unlabelled_test=bool(arguments.trials),
     )
-    labels = make_labels(task, splits, lexicon, arguments)
     for name, clips in splits.items():
         logger.info("%s: %d clips, %.2f hours.", name, len(clips), clips.hours)
-        warn_of_unseen(name, clips, labels)
+    if task.head == "dtw":
+        splits = {name: splits[name] for name in ("dev", "test")}
+        searches = {name: make_search(clips.labels[task.columns[0]], name) for name, clips in splits.items()}
+        labels, seeds = None, arguments.seeds[:1]
+        what = "nothing is trained"
+    else:
+        labels, seeds = make_labels(task, splits, lexicon, arguments), arguments.seeds
+        for name, clips in splits.items():
+            warn_of_unseen(name, clips, labels)
+        what = (
+            f"heads of {' + '.join(map(str, labels.sizes))} outputs are trained for {task.max_steps} steps of"
+            f" {task.batch_size} clips at {task.learning_rate:g} on {device} and scored every {task.eval_steps} steps"
+        )
     logger.info(
-        "%s (%s): %d subjects with %d seeds; heads of %s outputs are trained for %d steps of %d clips at %g on %s and"
-        " scored every %d steps; results go to %s, features to %s.",
-        task.name,
-        task.title,
-        len(arguments.model),
-        len(arguments.seeds),
-        " + ".join(map(str, labels.sizes)),
-        task.max_steps,
-        task.batch_size,
-        task.learning_rate,
-        device,
-        task.eval_steps,
-        arguments.output_dir,
-        arguments.cache_dir,
+        "%s (%s): %d subjects with %d seeds; %s; results go to %s, features to %s.",
+        *(task.name, task.title, len(arguments.model), len(seeds), what, arguments.output_dir, arguments.cache_dir),
     )
     if arguments.dry_run:
         return []
@@ -293,18 +325,18 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
             name: FrozenFeatures(encoder, clips, store, task.head == "pooled", keys[name])
             for name, clips in splits.items()
         }
-        example = next((x for i in range(len(splits["train"])) for x in features["train"][[i]] if x is not None), None)
-        if example is None:
-            raise ValueError("None of the training clips can be decoded; the log names them.")
-        norm = statistics(features["train"]) if subject == "mfcc" else None
         untrained = {"untrained_seed": arguments.untrained_seed} if subject.startswith("untrained:") else {}
-        for seed in arguments.seeds:
+        for seed in seeds:
             start = time.perf_counter()
-            torch.manual_seed(seed)
-            layers = LayerSum(example.shape[0], norm)
-            head = make_head(task, layers, example.shape[-1], labels.sizes, arguments).to(device)
-            step, dev_metrics = train(head, task, features, labels, seed, heartbeat)
-            metrics, num_clips, judged, scored = evaluate(head, task, features["test"], labels, "test")
+            if task.head == "dtw":
+                weights, dev_metrics, outcome = search(features, searches, heartbeat)
+                step = 0
+            else:
+                head = fresh_head(task, features["train"], labels, seed, subject, arguments).to(device)
+                step, dev_metrics = train(head, task, features, labels, seed, heartbeat)
+                weights = head.layer_sum.weights.tolist()
+                outcome = evaluate(head, task, features["test"], labels, "test")
+            metrics, num_clips, judged, scored = outcome
             result = {
                 "task": task.name,
                 "title": task.title,
@@ -316,7 +348,7 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
                 "dev_metrics": dev_metrics,
                 "best_step": step,
                 "learned": None if judged is None else judged.learned,
-                "layer_weights": head.layer_sum.weights.tolist(),
+                "layer_weights": weights,
                 "clips": {name: len(clips) for name, clips in splits.items()} | {"test": num_clips},
                 "hours": {name: round(clips.hours, 4) for name, clips in splits.items()},
                 "hyperparameters": settings | untrained,

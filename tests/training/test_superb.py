@@ -190,6 +190,30 @@ def test_speaker_verification(call, voices, tmp_path):
     assert wrong["metrics"]["eer"] > 0.8 and wrong["scored"] == "47 trials of 48 test clips"
 
 
+def test_query_by_example(checkpoint, tmp_path):
+    """Words of three tones are found among others. Nothing is trained, so one seed and no training clips."""
+    rng, rows = np.random.default_rng(0), []
+    for i in range(40):
+        tones = np.repeat([[300, 2500, 900], [2500, 900, 300], [900, 300, 2500], [300, 900, 2500]][i % 4], 2000)
+        audio = 0.3 * np.sin(2 * np.pi * np.cumsum(tones) / 16000) + 0.01 * rng.standard_normal(6000)
+        soundfile.write(tmp_path / f"{i}.wav", audio, 16000)
+        rows.append({"audio_filepath": str(tmp_path / f"{i}.wav"), "word": f"word {i % 4}"})
+    folder = str(tmp_path / "words.jsonl")
+    (tmp_path / "words.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ["--label_column", "word", "--model", "mfcc", checkpoint, "--seeds", "0", "1"]
+    data = ["--eval_data", folder, "--test_data", folder, "--output_dir", str(tmp_path / "out")]
+    main(["--task", "qbe", *options, *data, "--cache_dir", str(tmp_path / "features"), "--device", "cpu"])
+    results = [json.loads(line) for line in (tmp_path / "out" / "qbe.jsonl").read_text().splitlines()]
+    assert [(result["encoder"], result["seed"]) for result in results] == [("mfcc", 0), (checkpoint, 0)]
+    assert results[0]["metrics"] == results[0]["dev_metrics"] and results[0]["metrics"]["mtwv"] > 0.5
+    assert sorted(results[1]["layer_weights"]) == [0, 0, 1] and results[0]["scored"] == "12 queries in 28 clips"
+    row = read_scores(tmp_path / "out" / "qbe.json")[0]
+    assert row.merit == row.value and "12 queries in 28 clips; nothing trained" in row.protocol
+    assert "best layer" in row.task and not (tmp_path / "out" / "qbe_layer_weights.png").exists()
+    assert "nothing is trained" in (tmp_path / "out" / "qbe.md").read_text()
+    assert results[0]["hours"].keys() == {"dev", "test"}
+
+
 def test_a_lexicon_that_is_not_there_gets_a_sentence(call):
     with pytest.raises(SystemExit, match="error: --lexicon nowhere.txt: there is no such file"):
         call("pr", "--model", "mfcc", "--label_column", "text", "--lexicon", "nowhere.txt")
@@ -267,6 +291,11 @@ def test_hub_data_sets_are_the_default():
         (["--task", "ks", "--train_data", "FOLDER"], "no column 'label'; it has file_name, tone, who"),
         (["--task", "sf", "--train_data", "FOLDER"], "texts of column 'text' hold no slots"),
         (["--task", "asv"], "no data set on the Hub for --task asv"),
+        (["--task", "qbe", "--test_data", "x"], "need `train_data` beside them or, for qbe, each other"),
+        (
+            ["--task", "qbe", "--train_data", "FOLDER", "--label_column", "tone", "--eval_fraction", "0.03"],
+            "No word",
+        ),
         (["--task", "ks", "--trials", "x"], "`trials` belongs to --task asv"),
         (["--task", "asv", "--train_data", "FOLDER", "--trials", "x"], "`trials` names clips of `test_data`"),
         (["--task", "ks", "--config", "nowhere.yaml"], "no recipe nowhere.yaml"),

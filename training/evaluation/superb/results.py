@@ -73,6 +73,8 @@ def score_rows(results: list[dict]) -> list[Score]:
         first = own[0]
         used, clips = first["hyperparameters"], first["clips"]["test"]
         scored = first.get("scored", f"{clips} test clips")
+        how = "best layer" if used["head"] == "dtw" else "learned layer sum"
+        steps = "nothing trained" if used["head"] == "dtw" else f"{used['max_steps']} steps"
         apart = f" by {used['split_by']}" if "split_by" in used else ""
         held_out = "" if used["test_data"] else f", a share held out at random{apart}"
         for metric in first["metrics"]:
@@ -80,7 +82,7 @@ def score_rows(results: list[dict]) -> list[Score]:
             rows.append(
                 Score(
                     subject=subject,
-                    task=f"{first['title']}, frozen encoder, learned layer sum",
+                    task=f"{first['title']}, frozen encoder, {how}",
                     task_type=(
                         "automatic-speech-recognition" if used["head"] == "recurrent_ctc" else "audio-classification"
                     ),
@@ -91,7 +93,7 @@ def score_rows(results: list[dict]) -> list[Score]:
                     deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
                     runs=f"{len(values)} seed{'s' * (len(values) > 1)}",
                     values=values,
-                    protocol=f"{scored}{held_out}; {used['max_steps']} steps; {first['protocol']}",
+                    protocol=f"{scored}{held_out}; {steps}; {first['protocol']}",
                     clips=clips,
                 )
             )
@@ -119,15 +121,17 @@ def table(results: list[dict]) -> str:
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     first = results[0]
     clips, hours, used = first["clips"], first["hours"], first["hyperparameters"]
+    trained = used["head"] != "dtw"
+    train = f"train {clips['train']} clips ({hours['train']:.2f} h), " if trained else ""
+    steps = f"{used['max_steps']} steps of {used['batch_size']} at {used['learning_rate']:g}"
     title = (
-        f"{first['task']} ({first['title']}), test set; train {clips['train']} clips ({hours['train']:.2f} h), dev"
-        f" {clips['dev']} ({hours['dev']:.2f} h), test {first.get('scored', clips['test'])} ({hours['test']:.2f} h);"
-        f" {used['max_steps']} steps of {used['batch_size']} at {used['learning_rate']:g}"
+        f"{first['task']} ({first['title']}), test set; {train}dev {clips['dev']} ({hours['dev']:.2f} h), test"
+        f" {first.get('scored', clips['test'])} ({hours['test']:.2f} h); {steps if trained else 'nothing is trained'}"
     )
     title += "; shares of 1" + (", ± the standard deviation over seeds" if max(seeds.values()) > 1 else "")
     idle = [f"{result['encoder']}, seed {result['seed']}" for result in results if result.get("learned") is False]
     notes = [f"No better than chance: {'; '.join(idle)}."] if idle else []
-    if any(result["encoder"] == MFCC for result in results):
+    if trained and any(result["encoder"] == MFCC for result in results):
         notes.append("mfcc is normed over the training set; SUPERB's own baseline is FBANK, normed by utterance.")
     return "\n".join([title, "", *lines, *([""] if notes else []), *notes])
 
@@ -135,11 +139,12 @@ def table(results: list[dict]) -> str:
 def draw_layer_weights(results: list[dict], directory: Path) -> None:
     """
     The learned layer weights, a panel for each subject that has several layers: bars from the weight that all would
-    have if none was preferred to the mean over the seeds, and a dot for each seed. Without such a subject, no picture.
+    have if none was preferred to the mean over the seeds, and a dot for each seed. Without such a subject, or where
+    nothing is trained, no picture.
     """
     layers = {result["encoder"]: len(result["layer_weights"]) for result in results}
     subjects = {name: title for name, title in short_names(layers).items() if layers[name] > 1}
-    if not subjects:
+    if not subjects or results[0]["hyperparameters"]["head"] == "dtw":
         return
     size = (max(6, 2 + 0.32 * max(layers.values())), 0.4 + 2.2 * len(subjects))
     figure, rows = plt.subplots(len(subjects), figsize=size, squeeze=False, layout="constrained")

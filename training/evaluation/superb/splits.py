@@ -18,7 +18,7 @@ def open_splits(
     """
     "train", "dev" and "test". What has no source of its own is held out from the training clips, `fraction` of them
     each, whole recordings and values of `split_by`, drawn evenly from all labels. Speakers are always kept apart where
-    they are the labels.
+    they are the labels. Without training data, where nothing is trained, "dev" and "test" alone.
 
     Args:
         task: with its sources and columns.
@@ -43,7 +43,7 @@ def open_splits(
             classes=task.labels in ("classes", "speakers"),
         )
 
-    splits = {"train": opened(task.train_data, *filter(None, [apart]))}
+    splits = {"train": opened(task.train_data, *filter(None, [apart]))} if task.train_data else {}
     if task.labels == "speakers" and len(set(splits["train"].labels[task.columns[0]])) < 2:
         speakers = set(splits["train"].labels[task.columns[0]])
         raise ValueError(

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import torch
+
+from training.common.progress import Heartbeat
+from training.evaluation.superb.query_by_example import (
+    BETA,
+    Search,
+    make_search,
+    maximum_term_weighted_value,
+    query_scores,
+    search_scores,
+    subsequence_dtw,
+)
+
+
+def naive_distance(query, document):
+    """Cosine distances, normed by row, and DTW as they are written on paper, a cell at a time."""
+    cosines = query @ document.T / np.outer(np.linalg.norm(query, axis=1), np.linalg.norm(document, axis=1))
+    distances = np.exp(1 - cosines) - 1
+    low, high = distances.min(1, keepdims=True), distances.max(1, keepdims=True)
+    distances = (distances - low) / (high - low)
+    total = np.full(distances.shape, np.inf)
+    total[0] = distances[0]
+    for i in range(1, len(query)):
+        for j in range(len(document)):
+            total[i, j] = distances[i, j] + min(total[i - 1, k] for k in (j, j - 1, j - 2) if k >= 0)
+    return total[-1].min() / len(query)
+
+
+def test_scores_are_those_of_a_naive_search():
+    rng = np.random.default_rng(0)
+    query, documents = rng.standard_normal((9, 4)), [rng.standard_normal((n, 4)) for n in (3, 20, 11, 6)]
+    wanted = -np.array([naive_distance(query, document) for document in documents])
+    wanted = (wanted - wanted.mean()) / wanted.std()
+    normed = [torch.nn.functional.normalize(torch.from_numpy(x), dim=-1) for x in (query, *documents)]
+    np.testing.assert_allclose(query_scores(normed[0], normed[1:]), wanted, atol=1e-9)
+    assert query_scores(normed[0][:4], normed[1:]).tolist() == [0, 0, 0, 0], "too short to tell"
+
+
+def test_the_document_may_begin_and_end_anywhere():
+    distances = torch.ones(1, 3, 8)
+    distances[0, [0, 1, 2], [4, 5, 7]] = 0  # two frames on at most
+    assert subsequence_dtw(distances).tolist() == [0]
+    distances[0, 2, 7] = 1
+    assert subsequence_dtw(distances).item() == pytest.approx(1 / 3)
+
+
+def naive_mtwv(scores, hits):
+    values = [0.0]
+    for threshold in scores.ravel():
+        yes = scores >= threshold
+        miss = (hits & ~yes).sum(1) / hits.sum(1)
+        alarm = (~hits & yes).sum(1) / (~hits).sum(1)
+        values.append(1 - np.mean(miss + 12.49 * alarm))
+    return max(values)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_value_is_that_of_the_best_threshold(ties):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        hits = rng.random((6, 30)) < 0.2
+        hits[:, 0] = True
+        scores = rng.standard_normal(hits.shape) + 3 * hits
+        scores = scores.round(0) if ties else scores
+        assert maximum_term_weighted_value(scores, hits) == pytest.approx(naive_mtwv(scores, hits), abs=1e-9)
+    assert pytest.approx(12.49) == BETA
+
+
+def test_values_by_hand():
+    hits = np.array([[True, False, False], [False, True, False]])
+    assert maximum_term_weighted_value(hits * 1.0, hits) == pytest.approx(1)
+    assert maximum_term_weighted_value(1.0 - hits, hits) == 0, "always no"
+    assert maximum_term_weighted_value(np.array([[3.0, 1, 1], [1, 1, 1]]), hits) == pytest.approx(0.5)
+
+
+def test_queries_and_documents():
+    words = ["yes"] * 8 + ["no"] * 3 + ["Turn  it", "please turn it off", "unheard"]
+    search = make_search(words, "test")
+    assert search[:2] == make_search(words, "test")[:2]
+    assert sorted(words[q] for q in search.queries) == ["Turn  it", "no", "yes", "yes", "yes"]
+    assert sorted([*search.queries, *search.documents]) == list(range(14))
+    for row, query in zip(search.hits, search.queries):
+        found = {search.documents[n] for n in np.flatnonzero(row)}
+        same = {i for i in search.documents if words[i] == words[query]}
+        assert found == ({12} if words[query] == "Turn  it" else same)
+
+
+@pytest.mark.parametrize("words", [["a", "b", "ab"], ["a"], ["one two", "two one"]])
+def test_queries_that_occur_nowhere_get_a_sentence(words):
+    with pytest.raises(ValueError, match=f"No word of the {len(words)} dev clips occurs in two of them, so"):
+        make_search(words, "dev")
+
+
+class Features:
+    def __init__(self, clips):
+        self.clips = clips
+
+    def __getitem__(self, indices):
+        return [self.clips[i] for i in indices]
+
+
+def test_each_layer_is_searched_and_bad_clips_are_left_out():
+    """The second layer holds the words, the first noise."""
+    torch.manual_seed(0)
+    words = torch.randn(2, 12, 6)
+
+    def clip(word):
+        return torch.stack([torch.randn(20, 6), torch.cat([torch.randn(4, 6), words[word], torch.randn(4, 6)])])
+
+    clips = [clip(i % 2) for i in range(12)]
+    hits = np.array([[i % 2 == q for i in range(4, 12)] for q in (0, 1, 0)])
+    search, clips[2] = Search([0, 1, 2], list(range(4, 12)), hits), None
+    scores, kept = search_scores(Features(clips), search, Heartbeat(""))
+    assert scores.shape == (2, 2, 8) and kept.queries == [0, 1] and kept.hits.shape == (2, 8)
+    assert maximum_term_weighted_value(scores[1], kept.hits) == pytest.approx(1)
+    assert maximum_term_weighted_value(scores[0], kept.hits) < 0.9
+    with pytest.raises(ValueError, match="No query that can be decoded occurs in a document"):
+        search_scores(Features([None] * 12), search, Heartbeat(""))
