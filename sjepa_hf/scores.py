@@ -15,7 +15,7 @@ from typing import Any
 from .command import first_line
 
 
-LOWER_IS_BETTER = ("wer", "cer", "per", "eer", "slot_value_cer")
+LOWER_IS_BETTER = ("wer", "cer", "per", "eer", "der", "slot_value_cer")
 SPLITS = ("train", "validation", "valid", "dev", "test")
 THIS_MODEL = "this model"  # subject of a file that lies beside the model which it tells of
 MFCC, UNTRAINED = "mfcc", "untrained:"  # subjects that are no checkpoint; UNTRAINED is followed by one

@@ -1,4 +1,4 @@
-"""SUPERB: what a frozen encoder is worth to nine tasks, under a light head.
+"""SUPERB: what a frozen encoder is worth to the ten tasks, under a light head.
 
 On the benchmark's data, from the Hub (settings and data sets: `training/evaluation/superb/tasks.py`):
 
@@ -40,7 +40,8 @@ from training.common.progress import Heartbeat
 from training.data.labelled import LabelledClips
 from training.evaluation.encoders import open_encoder
 from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, clip_keys
-from training.evaluation.superb.heads import CtcHead, LayerSum, PooledHead, XVectorHead
+from training.evaluation.superb.diarization import ActivityLabels
+from training.evaluation.superb.heads import CtcHead, DiarizationHead, LayerSum, PooledHead, XVectorHead
 from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon
 from training.evaluation.superb.query_by_example import Search, make_search, maximum_term_weighted_value, search_scores
 from training.evaluation.superb.results import draw_layer_weights, earlier_results, merge, table, write
@@ -57,7 +58,9 @@ logger = logging.getLogger(__name__)
 class SuperbArguments:
     """An evaluation. What is left out is the task's setting in `training/evaluation/superb/tasks.py`."""
 
-    task: Literal["asr", "pr", "ks", "ic", "sid", "er", "sf", "asv", "qbe"] = field(metadata={"help": "The task."})
+    task: Literal["asr", "pr", "ks", "ic", "sid", "er", "sf", "asv", "sd", "qbe"] = field(
+        metadata={"help": "The task."}
+    )
     model: list[str] = field(
         metadata={"help": "Subjects: checkpoints (directories or Hub names), untrained:CHECKPOINT, mfcc."}
     )
@@ -109,7 +112,7 @@ class SuperbArguments:
     batch_size: int | None = field(default=None, metadata={"help": "Clips in a batch."})
     head_units: int | None = field(
         default=None,
-        metadata={"help": "Units of the hidden layers of the asr, sf (1024) and asv (512) heads; fewer on a CPU."},
+        metadata={"help": "Units of the hidden layers of the asr, sf (1024), asv and sd (512) heads; fewer on a CPU."},
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of the head and of the batches."})
     untrained_seed: int = field(default=0, metadata={"help": "Seed of the weights of untrained:CHECKPOINT."})
@@ -206,6 +209,8 @@ def make_labels(
     task: Task, splits: dict[str, LabelledClips], lexicon: dict[str, str] | None, arguments: SuperbArguments
 ) -> Labels:
     """What the labels of the training clips become; of speakers, also the trials of the other splits."""
+    if task.head == "diarization":
+        return ActivityLabels(splits)
     train = {column: splits["train"].labels[column] for column in task.columns}
     if task.labels == "speakers":
         (column,) = task.columns
@@ -237,6 +242,8 @@ def fresh_head(
         return PooledHead(layers, hidden_size, labels.sizes)
     units = {} if arguments.head_units is None else {"units": arguments.head_units}
     (size,) = labels.sizes
+    if task.head == "diarization":
+        return DiarizationHead(layers, hidden_size, **units)
     if task.head == "xvector":
         return XVectorHead(layers, hidden_size, size, **units)
     recurrent = task.head == "recurrent_ctc"
@@ -315,7 +322,7 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
     )
     if arguments.dry_run:
         return []
-    keys = {name: clip_keys(clips) for name, clips in splits.items()}
+    keys = {name: clips.keys() if task.head == "diarization" else clip_keys(clips) for name, clips in splits.items()}
     store = FeatureStore(arguments.cache_dir, arguments.cache_gb)
     results = []
     for subject in arguments.model:
@@ -391,7 +398,7 @@ def hyperparameters(task: Task, arguments: SuperbArguments, lexicon: dict[str, s
         chosen["lexicon_digest"] = hashlib.sha256(json.dumps(lexicon).encode()).hexdigest()[:12]
     if task.silence is not None:
         chosen["silence"] = "whole seconds"
-    if task.head in ("recurrent_ctc", "xvector"):
+    if task.head in ("recurrent_ctc", "xvector", "diarization"):
         chosen["head_units"] = arguments.head_units
     if arguments.trials:
         chosen["trials"] = arguments.trials

@@ -190,6 +190,16 @@ def test_speaker_verification(call, voices, tmp_path):
     assert wrong["metrics"]["eer"] > 0.8 and wrong["scored"] == "47 trials of 48 test clips"
 
 
+def test_diarization(call, voices, tmp_path):
+    """Tones tell who of two is heard; always saying that both are would be wrong in a good third."""
+    options = ["--label_column", "who", "--head_units", "16", "--max_steps", "60", "--learning_rate", "1e-2"]
+    (result,) = call("sd", *options, "--model", "mfcc", "--batch_size", "8", "--train_data", str(voices))
+    assert result["clips"] == {"train": 24, "dev": 12, "test": 12} and result["scored"] == "12 mixtures"
+    assert 0 < result["metrics"]["der"] < 0.6
+    (row,) = read_scores(tmp_path / "out" / "sd.json")
+    assert row.merit == -result["metrics"]["der"] and row.protocol.startswith("12 mixtures")
+
+
 def test_query_by_example(checkpoint, tmp_path):
     """Words of three tones are found among others. Nothing is trained, so one seed and no training clips."""
     rng, rows = np.random.default_rng(0), []

@@ -3,6 +3,7 @@
 tasks.py     the tasks: heads, hyperparameters, metrics, data sets, and known differences from the toolkit
 labels.py    what label columns become, and back; metrics over texts and slots
 splits.py    training, dev and test set
+diarization.py  mixtures of two speakers, and the error rate
 query_by_example.py  search of words by DTW, and MTWV
 heads.py     the learned average of layers, and what is trained on top of it
 verification.py  trials of two clips and the equal error rate

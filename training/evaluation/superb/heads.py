@@ -207,6 +207,40 @@ class XVectorHead(nn.Module):
         return list(nn.functional.normalize(self.embeddings(features), dim=-1).cpu())
 
 
+class DiarizationHead(nn.Module):
+    """
+    Who of two speaks: one LSTM layer that reads forwards, and a linear layer with an output for each speaker.
+
+    The loss does not care which output is whose: of both orders, the one that costs less counts.
+    """
+
+    def __init__(self, layer_sum: LayerSum, hidden_size: int, units: int = 512):
+        super().__init__()
+        self.layer_sum = layer_sum
+        self.rnn = nn.LSTM(hidden_size, units, batch_first=True)
+        self.classifier = nn.Linear(units, 2)
+
+    def logits(self, features: list[Tensor]) -> Tensor:
+        """Hidden states `(num_layers, num_frames, hidden_size)` of each clip -> `(batch_size, longest, 2)`."""
+        return self.classifier(self.rnn(pad_sequence([self.layer_sum(x) for x in features], batch_first=True))[0])
+
+    def loss(self, features: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """Mean over the real frames of the cross-entropy; `targets` are 0 or 1, `(num_frames, 2)` of each clip."""
+        logits = self.logits(features)
+        real = pad_sequence([torch.ones(len(x)) for x in targets], batch_first=True).to(logits.device)
+        targets = pad_sequence(targets, batch_first=True).to(logits.device)
+        costs = [
+            (nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").mean(-1) * real).sum(-1)
+            for x in (targets, targets.flip(-1))
+        ]
+        return torch.minimum(*costs).sum() / real.sum()
+
+    @torch.no_grad()
+    def predict(self, features: list[Tensor]) -> list[Tensor]:
+        """Logits `(num_frames, 2)` of each clip."""
+        return [x[: clip.shape[1]].cpu() for x, clip in zip(self.logits(features), features)]
+
+
 def spec_augment(frames: Tensor) -> Tensor:
     """
     SpecAugment (arXiv 1904.08779) of a clip's features `(num_frames, hidden_size)`, as s3prl's asr and snips have it:

@@ -1,6 +1,7 @@
 """Splits of a task's clips: training, dev and test set, what is not given being held out of the training clips."""
 
 from training.data.labelled import LabelledClips, open_labelled
+from training.evaluation.superb.diarization import Mixtures
 from training.evaluation.superb.tasks import Task
 
 
@@ -14,11 +15,12 @@ def open_splits(
     split_by: str | None = None,
     audio_column: str | None = None,
     unlabelled_test: bool = False,
-) -> dict[str, LabelledClips]:
+) -> dict[str, LabelledClips | Mixtures]:
     """
     "train", "dev" and "test". What has no source of its own is held out from the training clips, `fraction` of them
     each, whole recordings and values of `split_by`, drawn evenly from all labels. Speakers are always kept apart where
     they are the labels. Without training data, where nothing is trained, "dev" and "test" alone.
+    For diarization, mixtures of each.
 
     Args:
         task: with its sources and columns.
@@ -61,4 +63,6 @@ def open_splits(
         for name in ("train", "dev"):
             silent = [task.silence in values for values in zip(*splits[name].labels.values())]
             splits[name] = splits[name].cut(silent, seconds=1.0)
+    if task.head == "diarization":
+        return {name: Mixtures(clips, task.columns[0], name) for name, clips in splits.items()}
     return splits

@@ -22,6 +22,10 @@ asv   The loss is the toolkit's AM-softmax; SUPERB does not use its AAM-softmax.
       the frames. Of several checkpoints it reports the lowest rate on the test set; here the dev set chooses the step.
 qbe   The toolkit leaves the score to QUESST 2014's tool; here it is MTWV with that benchmark's costs, a document being
       one trial. It may take the best of several distances; here it is its default, the exponential of the cosine.
+sd    SUPERB's mixtures are Libri2Mix's, whose clips begin together; here clips of one speaker are mixed as they are
+      read, the second beginning anywhere in the first, and a clip counts as speech from end to end. The toolkit trains
+      on pieces of 2,000 frames, chooses the step by accuracy, and reports the lowest test figure of five thresholds
+      and two median filters; here mixtures are whole, the dev set's error rate chooses, and it is 0.5 and 11 frames.
 mfcc  Is not SUPERB's baseline: that is FBANK (80 bands every 10 ms, with deltas, normed by utterance), of which a mean
       over the frames keeps nothing. Here MFCC are normed over the training set, and a pooled head learns from them.
 """
@@ -38,6 +42,7 @@ HIGHER_IS_BETTER = {
     "wer": False,
     "per": False,
     "eer": False,
+    "der": False,
     "mtwv": True,
 }
 
@@ -50,7 +55,8 @@ class Task:
     Attributes:
         head: "pooled" (projection to 256, mean over frames, linear), "linear_ctc" (projection to 256, linear, CTC),
             "recurrent_ctc" (projection to 1024, two bidirectional LSTM layers of 1024, dropout 0.2, linear, CTC),
-            "xvector" (x-vectors of 512, AM-softmax), or "dtw", where nothing is trained.
+            "xvector" (x-vectors of 512, AM-softmax), "diarization" (one LSTM layer of
+            512, linear, best of both orders of the speakers), or "dtw", where nothing is trained.
         labels: what the label columns hold: "classes" (one classifier each), "slots" (likewise, where empty means that
             the slot is absent), "characters", "phones", "slot_characters" (characters and slot tokens), "speakers", of
             which those of the dev and test set are others than those trained on, or "words", to be found in others.
@@ -69,7 +75,7 @@ class Task:
 
     name: str
     title: str
-    head: Literal["pooled", "linear_ctc", "recurrent_ctc", "xvector", "dtw"]
+    head: Literal["pooled", "linear_ctc", "recurrent_ctc", "xvector", "diarization", "dtw"]
     labels: Literal["classes", "slots", "characters", "phones", "slot_characters", "speakers", "words"]
     columns: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -196,6 +202,17 @@ TASKS = {
             eval_steps=10_000,
             weight_decay=0.01,
             max_norm=1e3,
+        ),
+        Task(
+            "sd",
+            "diarization of two speakers",
+            "diarization",
+            "speakers",
+            ("speaker",),
+            ("der",),
+            f"{TOOLKIT}/diarization/config.yaml",  # batches of 8, gradients of 4
+            max_steps=30_000,
+            eval_steps=500,
         ),
         Task(
             "qbe",

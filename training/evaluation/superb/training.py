@@ -12,7 +12,8 @@ from tqdm import tqdm
 from training.common.learned import Verdict, judge_classes, judge_texts
 from training.common.progress import Heartbeat
 from training.evaluation.frozen_features import FrozenFeatures
-from training.evaluation.superb.heads import CtcHead, PooledHead, XVectorHead
+from training.evaluation.superb.diarization import ActivityLabels
+from training.evaluation.superb.heads import CtcHead, DiarizationHead, PooledHead, XVectorHead
 from training.evaluation.superb.labels import ClassLabels, TokenLabels, score
 from training.evaluation.superb.tasks import HIGHER_IS_BETTER, Task
 from training.evaluation.superb.verification import SpeakerLabels
@@ -20,8 +21,8 @@ from training.evaluation.superb.verification import SpeakerLabels
 
 BUCKET_BATCHES = 20  # batches among which clips are sorted by length
 
-Head = PooledHead | CtcHead | XVectorHead
-Labels = ClassLabels | TokenLabels | SpeakerLabels
+Head = PooledHead | CtcHead | XVectorHead | DiarizationHead
+Labels = ClassLabels | TokenLabels | SpeakerLabels | ActivityLabels
 
 
 class Outcome(NamedTuple):
@@ -109,6 +110,8 @@ def evaluate(head: Head, task: Task, features: FrozenFeatures, labels: Labels, s
     if isinstance(labels, SpeakerLabels):
         rate, trials = labels.equal_error_rate(found, split)
         return Outcome({"eer": rate}, len(found), scored=f"{trials} trials of {len(found)} {split} clips")
+    if isinstance(labels, ActivityLabels):
+        return Outcome({"der": labels.error_rate(found, split)}, len(found), scored=f"{len(found)} mixtures")
     references = labels.references({column: features.clips.labels[column] for column in task.columns})
     answers, right = [labels.decode(answer) for answer in found.values()], [references[i] for i in found]
     return Outcome(score(task.metrics, answers, right), len(found), verdict(task, labels, answers, right))

@@ -12,6 +12,7 @@ def test_settings_are_the_toolkit_s():
         "er": ("pooled", 1e-4, 32, 30_000, 1_000),
         "sf": ("recurrent_ctc", 1e-4, 32, 200_000, 2_000),
         "asv": ("xvector", 1e-4, 50, 200_000, 10_000),
+        "sd": ("diarization", 1e-4, 32, 30_000, 500),
         "qbe": ("dtw", 1e-4, 32, 0, 5_000),
     }
     assert all("s3prl" in task.source for task in TASKS.values())

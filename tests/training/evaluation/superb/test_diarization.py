@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+
+from training.evaluation.superb.diarization import ActivityLabels, Mixtures, active, diarization_error_rate
+
+
+class Clips:
+    """Clips of a constant each, of as many samples as `num_samples` says; the last cannot be decoded."""
+
+    def __init__(self, speakers):
+        self.labels = {"who": speakers}
+        self.num_samples = [8000 + 800 * i for i in range(len(speakers))]
+
+    def __len__(self):
+        return len(self.num_samples)
+
+    def __getitem__(self, i):
+        return None if i + 1 == len(self) else {"input_values": np.full(self.num_samples[i], i + 1.0, np.float32)}
+
+
+def test_mixtures_are_of_two_speakers_and_always_the_same():
+    speakers = list("aabbcc")
+    mixtures, again = Mixtures(Clips(speakers), "who", "dev"), Mixtures(Clips(speakers), "who", "dev")
+    assert len(mixtures) == 6 and mixtures.num_samples == again.num_samples
+    heard = 0
+    for i, other in enumerate(mixtures.others):
+        assert speakers[i] != speakers[other]
+        if 5 in (i, other):
+            assert mixtures[i] is None
+            continue
+        heard += 1
+        waveform, start = mixtures[i]["input_values"], mixtures.starts[i]
+        np.testing.assert_array_equal(waveform, again[i]["input_values"])
+        one, two = 10 ** (mixtures.loudness[i] / 20)
+        assert len(waveform) == mixtures.num_samples[i]
+        assert waveform[: min(start, 100)] == pytest.approx(one) and 0 <= start < mixtures.clips.num_samples[i]
+        both = slice(start, min(mixtures.clips.num_samples[i], start + mixtures.clips.num_samples[other]))
+        assert waveform[both] == pytest.approx(one + two)
+        activity = mixtures.activity(i)
+        level = activity.numpy() @ [one, two]  # a frame's own centre says who is heard
+        assert waveform[np.arange(len(activity)) * 320 + 200] == pytest.approx(level)
+    assert heard > 1 and len(ActivityLabels({"train": mixtures}).encode({})) == 6
+    with pytest.raises(ValueError, match="The 3 dev clips are all of the speaker 'a': mixtures need clips of two"):
+        Mixtures(Clips(list("aaa")), "who", "dev")
+
+
+def naive_error_rate(found, right):
+    errors, speech = 0, 0
+    for one, other in zip(found, right):
+        tries = []
+        for columns in ([0, 1], [1, 0]):
+            count = 0
+            for a, b in zip(one[:, columns], other):
+                matched = sum(x and y for x, y in zip(a, b))
+                missed, false = max(sum(b) - sum(a), 0), max(sum(a) - sum(b), 0)
+                count += missed + false + min(sum(a), sum(b)) - matched
+            tries.append(count)
+        errors, speech = errors + min(tries), speech + sum(map(sum, other))
+    return errors / speech
+
+
+def test_the_error_rate_is_that_of_a_naive_count():
+    rng = np.random.default_rng(0)
+    found, right = ([(rng.random((n, 2)) < 0.6).astype(int) for n in (40, 7, 90)] for _ in range(2))
+    assert diarization_error_rate(found, right) == pytest.approx(naive_error_rate(found, right))
+    assert diarization_error_rate([x[:, ::-1] for x in right], right) == 0
+    assert diarization_error_rate([np.zeros_like(x) for x in right], right) == 1
+
+
+def test_short_bursts_and_gaps_are_filtered():
+    logits = torch.full((60, 2), -3.0)
+    logits[20:40, 0], logits[30, 0], logits[10:14, 1] = 3.0, -3.0, 3.0
+    found = active(logits)
+    assert found[20:40, 0].all() and found[:, 0].sum() == 20 and not found[:, 1].any()
