@@ -57,9 +57,9 @@ PHASE_2 = (
     "--config training/recipes/adapt.yaml --phase1_steps 0 --phase2_components 500 --seed_frames 50000"
     " --reseed_frames 20000 --layer_check_steps 500 --ema_switch_steps 500"
 )
-PROBES = {
+PROBES = {  # by label
     "phones": ["--phones", "--max_clips", "100", "--max_frames", "10000"],
-    "words": ["--utterance_labels", "keyword", "--split_by", "speaker"],
+    "keyword": ["--utterance_labels", "keyword", "--split_by", "speaker"],
 }
 
 
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     unheard = [row for part in ("validation", "test") for row in manifest_rows(speech, KEYWORDS, part)]
     probed = {
         "phones": write_manifest(out / "phones.jsonl", manifest_rows(speech, PHONES, "train")),
-        "words": write_manifest(out / "words.jsonl", unheard),
+        "keyword": write_manifest(out / "keyword.jsonl", unheard),
     }
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -101,9 +101,15 @@ def main(argv: list[str] | None = None) -> None:
             flags = (PHASE_1 if phase == 1 else PHASE_2).split()
             flags += [f"--phase{phase}_steps", str(steps), f"--phase{phase}_warmup_steps", str(steps // 20)]
             flags += [f"--phase{phase}_learning_rate", str(rate), "--seed", str(seed), "--train_data", str(data)]
-            if not (start / "pretraining").is_dir() or phase == 1:
-                flags += ["--model_config", json.dumps(PREDICTOR)]
-            flags += ["--initial_checkpoint", str(start), "--output_dir", str(result), *SHARED]
+            flags += [
+                "--model_config",
+                json.dumps(PREDICTOR),
+                "--initial_checkpoint",
+                str(start),
+                "--output_dir",
+                str(result),
+                *SHARED,
+            ]
             run_logged([sys.executable, "-m", "training.pretrain", *flags], out / f"{result.name}.log", environment)
         return result / "final"
 
@@ -122,12 +128,8 @@ def main(argv: list[str] | None = None) -> None:
                 flags = [*map(str, found.values()), "--data", str(data), *PROBES[name], "--output", str(folder)]
                 run_logged([sys.executable, "-m", "training.probe", *flags], out / f"{name}-s{seed}.log", environment)
             text = (out / f"{name}-s{seed}.log").read_text()
-            logger.info(
-                "%s, seed %d:\n%s",
-                name,
-                seed,
-                text[text.index(f"{name if name != 'words' else 'keyword'}, linear probe: ") :],
-            )
+            table = text[text.index(f"{name}, linear probe: ") :]
+            logger.info("Seed %d (%s):\n%s", seed, ", ".join(found), table)
 
 
 if __name__ == "__main__":
