@@ -26,14 +26,14 @@ import logging
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
+import yaml
 
-from sjepa_hf.command import command
+from sjepa_hf.command import command, first_line
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.progress import Heartbeat
@@ -43,11 +43,12 @@ from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, cl
 from training.evaluation.superb.diarization import ActivityLabels
 from training.evaluation.superb.heads import CtcHead, DiarizationHead, LayerSum, PooledHead, XVectorHead
 from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon
-from training.evaluation.superb.query_by_example import Search, make_search, maximum_term_weighted_value, search_scores
+from training.evaluation.superb.query_by_example import make_search, search_splits
 from training.evaluation.superb.results import draw_layer_weights, earlier_results, merge, table, write
 from training.evaluation.superb.splits import open_splits
+from training.evaluation.superb.summary import write_summary
 from training.evaluation.superb.tasks import TASKS, Task, slot_classification
-from training.evaluation.superb.training import Head, Labels, Outcome, evaluate, statistics, train
+from training.evaluation.superb.training import Head, Labels, evaluate, statistics, train
 from training.evaluation.superb.verification import SpeakerLabels, heard_in_training, made_trials, read_trials
 
 
@@ -58,11 +59,18 @@ logger = logging.getLogger(__name__)
 class SuperbArguments:
     """An evaluation. What is left out is the task's setting in `training/evaluation/superb/tasks.py`."""
 
-    task: Literal["asr", "pr", "ks", "ic", "sid", "er", "sf", "asv", "sd", "qbe"] = field(
-        metadata={"help": "The task."}
+    task: Literal["asr", "pr", "ks", "ic", "sid", "er", "sf", "asv", "sd", "qbe", "all"] = field(
+        metadata={"help": "The task; all: those of the file tasks."}
     )
     model: list[str] = field(
         metadata={"help": "Subjects: checkpoints (directories or Hub names), untrained:CHECKPOINT, mfcc."}
+    )
+    tasks: str | None = field(
+        default=None,
+        metadata={
+            "help": "YAML file for --task all: of each task the options that are its own, such as train_data and "
+            "label_column. What is in output_dir already is not run again."
+        },
     )
     train_data: list[str] = field(default_factory=list, metadata={"help": "Sources of training clips."})
     eval_data: list[str] = field(default_factory=list, metadata={"help": "Sources of the dev set."})
@@ -126,10 +134,15 @@ class SuperbArguments:
 @command
 def main(argv: list[str] | None = None) -> None:
     """Run the evaluation that the command line asks for."""
+    arguments = parse_arguments(argv)
     with Heartbeat("opening the data") as heartbeat:
-        results = run(parse_arguments(argv), heartbeat)
-    if results:
-        print(table(results))
+        if arguments.task == "all":
+            text = run_all(arguments, heartbeat)
+        else:
+            results = run(arguments, heartbeat)
+            text = table(results) if results else ""
+    if text:
+        print(text)
 
 
 def parse_arguments(argv: list[str] | None = None) -> SuperbArguments:
@@ -141,8 +154,15 @@ def parse_arguments(argv: list[str] | None = None) -> SuperbArguments:
     """
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse_dataclasses((SuperbArguments,), argv, "SUPERB-style evaluation of frozen encoders.")[0]
+    if (arguments.task == "all") != (arguments.tasks is not None):
+        raise ValueError("`tasks` belongs to --task all, which needs it.")
+    return arguments if arguments.task == "all" else checked(arguments)
+
+
+def checked(arguments: SuperbArguments) -> SuperbArguments:
+    """The arguments of a task. Raises a ValueError for settings that cannot work."""
     if arguments.task not in TASKS:
-        raise ValueError(f"There is no task '{arguments.task}': choose {', '.join(TASKS)}.")
+        raise ValueError(f"There is no task '{arguments.task}': choose {', '.join(TASKS)} or all.")
     if not 0 < arguments.eval_fraction < 0.5:
         raise ValueError(f"`eval_fraction` must lie between 0 and 0.5, got {arguments.eval_fraction:g}.")
     for name in ("max_steps", "eval_steps", "learning_rate", "batch_size", "head_units", "stacked_frames", "cache_gb"):
@@ -252,27 +272,6 @@ def fresh_head(
     )
 
 
-def search(
-    features: dict[str, FrozenFeatures], searches: dict[str, Search], heartbeat: Heartbeat
-) -> tuple[list[float], dict[str, float], Outcome]:
-    """
-    Query by example with each layer; of the test set with the layer that does best on the dev set.
-
-    Returns:
-        1 for that layer and 0 for the others; the dev set's metrics there; the test set's outcome.
-    """
-    scores, found = {}, {}
-    for name in searches:
-        scores[name], found[name] = search_scores(features[name], searches[name], heartbeat)
-    values = [maximum_term_weighted_value(layer, found["dev"].hits) for layer in scores["dev"]]
-    best = int(np.argmax(values))
-    value = maximum_term_weighted_value(scores["test"][best], found["test"].hits)
-    queries, documents = len(found["test"].queries), len(found["test"].documents)
-    scored = f"{queries} queries in {documents} clips"
-    outcome = Outcome({"mtwv": value}, queries + documents, scored=scored)
-    return [float(layer == best) for layer in range(len(values))], {"mtwv": values[best]}, outcome
-
-
 # The run
 
 
@@ -336,7 +335,7 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
         for seed in seeds:
             start = time.perf_counter()
             if task.head == "dtw":
-                weights, dev_metrics, outcome = search(features, searches, heartbeat)
+                weights, dev_metrics, outcome = search_splits(features, searches, heartbeat)
                 step = 0
             else:
                 head = fresh_head(task, features["train"], labels, seed, subject, arguments).to(device)
@@ -374,6 +373,62 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
             write(merged, Path(arguments.output_dir))
     draw_layer_weights(merged, Path(arguments.output_dir))
     return merged
+
+
+def run_all(arguments: SuperbArguments, heartbeat: Heartbeat) -> str:
+    """
+    Evaluate all subjects on all tasks of the file `tasks`, less what `output_dir` holds already, with a table and a
+    picture of all results there, `all.md` and `all.png`.
+
+    Returns:
+        the table.
+
+    Raises:
+        ValueError: for a file that cannot be read or names what is unknown, and as `run` does. All tasks are looked at
+            before the first one is run.
+    """
+    each = [checked(one) for one in arguments_of_tasks(arguments)]
+    results = {}
+    for one in each:
+        task = choose_task(one)
+        lexicon = read_lexicon(one.lexicon) if one.lexicon else None
+        there = earlier_results(Path(one.output_dir), task.name, hyperparameters(task, one, lexicon))
+        known = {(result["encoder"], result["seed"]) for result in there}
+        seeds = one.seeds[:1] if task.head == "dtw" else one.seeds
+        missing = [name for name in one.model if not known.issuperset((name, seed) for seed in seeds)]
+        if missing:
+            logger.info("%s: %d of %d subjects are to be evaluated.", task.name, len(missing), len(one.model))
+            there = run(replace(one, model=missing), heartbeat)
+        results[task.name] = [result for result in there if result["encoder"] in one.model]
+    if arguments.dry_run:
+        return ""
+    return write_summary(results, Path(arguments.output_dir))
+
+
+def arguments_of_tasks(arguments: SuperbArguments) -> list[SuperbArguments]:
+    """The arguments of each task of the file `tasks`: those given, with the file's own in their place."""
+    path = Path(arguments.tasks)
+    if not path.is_file():
+        raise ValueError(f"--tasks {arguments.tasks}: there is no such file.")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {first_line(error)}") from None
+    if not isinstance(found, dict) or not found or not all(isinstance(own, dict | None) for own in found.values()):
+        raise ValueError(f"{path} does not name tasks with their options, such as `ks: {{train_data: [speech/]}}`.")
+    kinds = {known.name: known for known in fields(SuperbArguments)}
+    shared = {"task", "tasks", "model", "output_dir", "dry_run"}
+    each = []
+    for name, own in found.items():
+        for option in own or {}:
+            if option not in kinds or option in shared:
+                raise ValueError(f"{path}: task {name} cannot have the option `{option}`.")
+        own = {
+            option: [value] if kinds[option].default_factory is not MISSING and not isinstance(value, list) else value
+            for option, value in (own or {}).items()
+        }
+        each.append(replace(arguments, task=name, tasks=None, **own))
+    return each
 
 
 def in_words(metrics: dict[str, float]) -> str:

@@ -224,6 +224,34 @@ def test_query_by_example(checkpoint, tmp_path):
     assert results[0]["hours"].keys() == {"dev", "test"}
 
 
+def test_all_tasks_in_one_command(folder, tmp_path, monkeypatch, capsys):
+    """A second call runs nothing, and a third what is new alone."""
+    (tmp_path / "tasks.yaml").write_text(
+        f"sid: {{train_data: {folder}, label_column: who}}\nks: {{train_data: [{folder}], label_column: tone}}\n"
+    )
+    options = ["--task", "all", "--tasks", str(tmp_path / "tasks.yaml"), "--max_steps", "4", "--batch_size", "8"]
+    options += ["--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "features"), "--model", "mfcc"]
+    main(options)
+    text = (tmp_path / "out" / "all.md").read_text()
+    assert text.startswith("| encoder | sid accuracy ↑ | ks accuracy ↑ |") and capsys.readouterr().out == text
+    ran, run = [], superb.run
+    monkeypatch.setattr(superb, "run", lambda one, *more: ran.append((one.task, one.model)) or run(one, *more))
+    main(options)
+    assert ran == [] and (tmp_path / "out" / "all.md").read_text() == text
+    (tmp_path / "out" / "ks.jsonl").unlink()
+    main(options)
+    assert ran == [("ks", ["mfcc"])]
+    for content, message in {
+        "ks: {colour: red}": "task ks cannot have the option `colour`",
+        "xx: {train_data: a}": "There is no task 'xx'",
+        "ks": "does not name tasks with their options",
+        "{": "is no YAML",
+    }.items():
+        (tmp_path / "tasks.yaml").write_text(content)
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+            main(options)
+
+
 def test_a_lexicon_that_is_not_there_gets_a_sentence(call):
     with pytest.raises(SystemExit, match="error: --lexicon nowhere.txt: there is no such file"):
         call("pr", "--model", "mfcc", "--label_column", "text", "--lexicon", "nowhere.txt")
@@ -306,6 +334,8 @@ def test_hub_data_sets_are_the_default():
             ["--task", "qbe", "--train_data", "FOLDER", "--label_column", "tone", "--eval_fraction", "0.03"],
             "No word",
         ),
+        (["--task", "all"], "`tasks` belongs to --task all, which needs it"),
+        (["--task", "all", "--tasks", "nowhere.yaml"], "--tasks nowhere.yaml: there is no such file"),
         (["--task", "ks", "--trials", "x"], "`trials` belongs to --task asv"),
         (["--task", "asv", "--train_data", "FOLDER", "--trials", "x"], "`trials` names clips of `test_data`"),
         (["--task", "ks", "--config", "nowhere.yaml"], "no recipe nowhere.yaml"),

@@ -15,6 +15,7 @@ from torch import Tensor
 from training.common.naming import several
 from training.common.progress import Heartbeat
 from training.evaluation.frozen_features import FrozenFeatures
+from training.evaluation.superb.training import Outcome
 
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,27 @@ def search_scores(features: FrozenFeatures, search: Search, heartbeat: Heartbeat
         documents = [normed[i] for i in kept.documents]
         found.append(np.stack([query_scores(normed[i], documents) for i in kept.queries]))
     return np.stack(found), kept
+
+
+def search_splits(
+    features: dict[str, FrozenFeatures], searches: dict[str, Search], heartbeat: Heartbeat
+) -> tuple[list[float], dict[str, float], Outcome]:
+    """
+    Query by example with each layer; of the test set with the layer that does best on the dev set.
+
+    Returns:
+        1 for that layer and 0 for the others; the dev set's metrics there; the test set's outcome.
+    """
+    scores, found = {}, {}
+    for name in searches:
+        scores[name], found[name] = search_scores(features[name], searches[name], heartbeat)
+    values = [maximum_term_weighted_value(layer, found["dev"].hits) for layer in scores["dev"]]
+    best = int(np.argmax(values))
+    value = maximum_term_weighted_value(scores["test"][best], found["test"].hits)
+    queries, documents = len(found["test"].queries), len(found["test"].documents)
+    scored = f"{queries} queries in {documents} clips"
+    outcome = Outcome({"mtwv": value}, queries + documents, scored=scored)
+    return [float(layer == best) for layer in range(len(values))], {"mtwv": values[best]}, outcome
 
 
 def query_scores(query: Tensor, documents: Sequence[Tensor]) -> np.ndarray:

@@ -1,0 +1,73 @@
+"""Summary of several tasks of SUPERB: one table and one picture, a row and a bar for each encoder."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from sjepa_hf.saving import files_written_aside
+from sjepa_hf.scores import grouped, short_names
+from training.common.figures import save
+from training.evaluation.superb.tasks import HIGHER_IS_BETTER
+
+
+def write_summary(results: dict[str, list[dict]], directory: Path) -> str:
+    """
+    Write `all.md` and `all.png`.
+
+    Args:
+        results: of each task by its name, as in its JSON lines.
+
+    Returns:
+        the table.
+    """
+    figures = means(results)
+    text = summary_table(figures)
+    with files_written_aside(directory) as aside:
+        (aside / "all.md").write_text(text + "\n", encoding="utf-8")
+        draw(figures, aside / "all.png")
+    return text
+
+
+def means(results: dict[str, list[dict]]) -> dict[tuple[str, str], dict[str, float]]:
+    """Mean over the seeds of each subject, by task and metric."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for task, rows in results.items():
+        for subject, own in grouped(rows, lambda row: row["encoder"]).items():
+            for metric in own[0]["metrics"]:
+                value = float(np.mean([row["metrics"][metric] for row in own]))
+                found.setdefault((task, metric), {})[subject] = value
+    return found
+
+
+def arrow(metric: str) -> str:
+    """Which way is better."""
+    return "↑" if HIGHER_IS_BETTER.get(metric, False) else "↓"  # cer stands beside wer
+
+
+def summary_table(figures: dict[tuple[str, str], dict[str, float]]) -> str:
+    """One row a subject, one column a metric of a task, in Markdown; shares of 1, means over the seeds."""
+    subjects = list(dict.fromkeys(subject for own in figures.values() for subject in own))
+    lines = ["| encoder | " + " | ".join(f"{task} {metric} {arrow(metric)}" for task, metric in figures) + " |"]
+    lines.append("|---" * (1 + len(figures)) + "|")
+    for subject in subjects:
+        cells = [f"{own[subject]:.4f}" if subject in own else "" for own in figures.values()]
+        lines.append(f"| {subject} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(figures: dict[tuple[str, str], dict[str, float]], path: Path) -> None:
+    """A panel for each metric of a task, a bar for each subject."""
+    columns = min(4, len(figures))
+    rows = -(-len(figures) // columns)
+    names = short_names(dict.fromkeys(subject for own in figures.values() for subject in own))
+    size = (3.2 * columns, (0.9 + 0.3 * len(names)) * rows + 0.3)
+    figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axes in panels.flat[len(figures) :]:
+        axes.set_axis_off()
+    for axes, ((task, metric), own) in zip(panels.flat, figures.items()):
+        axes.barh([names[subject] for subject in own], list(own.values()), color="C0", alpha=0.7)
+        axes.invert_yaxis()
+        axes.set_title(f"{task}: {metric} {arrow(metric)}", fontsize=10)
+        axes.tick_params(labelsize=8)
+    save(figure, path)
