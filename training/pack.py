@@ -127,7 +127,8 @@ def main(argv: list[str] | None = None) -> None:
     said = f"{arguments.output}: {totals['clips']:,} clips, {audio_amount(totals['seconds'] / 3600)}"
     exact = "lossy" if arguments.codec == "opus" else f"{totals['exact']:,} sample for sample, the others rounded"
     said += f", {totals['bytes'] / 1e6:,.1f} MB; {exact}"
-    said += f"; signal to noise {decibels(totals):.1f} dB"
+    if totals["error"]:
+        said += f"; signal to noise {decibels(totals):.1f} dB"
     if totals["bad"]:
         said += f"; {len(totals['bad'])} could not be used {totals['bad_clips']}: corpus.json names them"
     print(said)

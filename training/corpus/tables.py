@@ -85,7 +85,7 @@ def write_features(
     if kind == "parquet":
         table["shape"] = listed([np.array(each.shape, np.int32) for each in found])
         table["features"] = listed([each.flatten().numpy() for each in found])
-        pq.write_table(pa.table(table), folder / f"{name}.parquet", compression="zstd")
+        pq.write_table(pa.table(table), folder / f"{name}.parquet", compression="none")
         return
     counts = np.array([len(each) for each in found], dtype=np.int64)
     table |= {"first": pa.array(np.cumsum(counts) - counts), "rows": pa.array(counts)}
