@@ -68,6 +68,7 @@ RANGES = {
     "initializer_range": (0, 10),
     "layer_norm_eps": (1e-12, 1),
     "num_mel_bins": (1, 2**12),
+    "stem_kernel_size": (0, 1000),
     "feature_grad_mult": (0, 100),
     "conv_dim": (1, 2**16),
     "conv_stride": (1, 1000),
@@ -147,6 +148,11 @@ class SJepaConfig(PreTrainedConfig):
             samples, with the same number of frames, for those who pretrain on little.
         num_mel_bins (`int`, *optional*, defaults to 64):
             Mel bins of the `"log_mel"` front end.
+        log_mel_cmn (`bool`, *optional*, defaults to `False`):
+            Whether each mel bin loses its mean over the clip (cepstral mean normalisation, of log-mel frames).
+        stem_kernel_size (`int`, *optional*, defaults to 0):
+            Frames (an odd number) that each of two convolutions over the log-mel frames reads, ahead of the
+            projection (our addition); 0: there are none.
         feat_extract_activation (`str`, *optional*, defaults to `"gelu"`):
             Activation of the convolutions and of the positional convolution.
         feature_grad_mult (`float`, *optional*, defaults to 0.1):
@@ -266,6 +272,8 @@ class SJepaConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     front_end: str = "waveform"
     num_mel_bins: int = 64
+    log_mel_cmn: bool = False
+    stem_kernel_size: int = 0
     feat_extract_activation: str = "gelu"
     feature_grad_mult: float | int = 0.1
     conv_dim: list[int] | tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512)
@@ -346,6 +354,13 @@ class SJepaConfig(PreTrainedConfig):
             raise ValueError(
                 f"`num_mel_bins` is {self.num_mel_bins}, but the spectrum of {self.receptive_field} samples has only"
                 f" {self.receptive_field // 2 + 1} bins: choose fewer."
+            )
+        if self.log_mel_cmn and self.front_end != "log_mel":
+            raise ValueError(f'`log_mel_cmn` goes with `front_end` "log_mel", but that is {self.front_end!r}.')
+        if self.stem_kernel_size and (self.front_end != "log_mel" or self.stem_kernel_size % 2 == 0):
+            raise ValueError(
+                f"`stem_kernel_size` is {self.stem_kernel_size} with `front_end` {self.front_end!r}: it is an odd"
+                ' number of frames, and goes with "log_mel" alone.'
             )
         for divisor in ("num_attention_heads", "predictor_num_attention_heads", "num_conv_pos_embedding_groups"):
             if self.hidden_size % getattr(self, divisor):

@@ -273,7 +273,8 @@ class SJepaLogMelFrontEnd(Float32Buffers):
     Log-mel frames: `(batch_size, num_samples) -> (batch_size, sequence_length, num_mel_bins)`.
 
     The spectrum is a product with a table of windowed cosines and sines, in fp32: it compiles and exports like any
-    other layer. Energies are floored at 1e-10 before the logarithm, so that quiet recordings keep their spectrum.
+    other layer. Energies are floored at 1e-10 before the logarithm, so that quiet recordings keep their spectrum. With
+    `log_mel_cmn` each bin loses its mean over the clip, and with it what the channel adds.
 
     Buffers (not saved; functions of the configuration):
         fourier (`(400, 402)`): Hann-windowed cosines and sines.
@@ -289,6 +290,7 @@ class SJepaLogMelFrontEnd(Float32Buffers):
         fourier, mel_filters = self.tables()
         self.register_buffer("fourier", fourier, persistent=False)
         self.register_buffer("mel_filters", mel_filters, persistent=False)
+        self.subtracts_mean = config.log_mel_cmn
         self.layer_norm = SJepaGroupNorm(config.num_mel_bins)
 
     def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -312,7 +314,54 @@ class SJepaLogMelFrontEnd(Float32Buffers):
             log_mel = energy.clamp_min(self.energy_floor).log()
             if lengths is not None:
                 lengths = (lengths - self.window_size) // self.hop + 1
+            if self.subtracts_mean:
+                log_mel = log_mel - clip_mean(log_mel, lengths)
             return self.layer_norm(log_mel, lengths)
+
+
+def clip_mean(frames: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the first `lengths` frames of each clip, `(batch_size, sequence_length, C) -> (batch_size, 1, C)`."""
+    if lengths is None:
+        return frames.mean(1, keepdim=True)
+    real = torch.arange(frames.shape[1], device=frames.device) < lengths[:, None]
+    total = (frames * real[:, :, None]).sum(1, keepdim=True)
+    return total / lengths.clamp_min(1)[:, None, None]
+
+
+class SJepaStem(nn.Module):
+    """
+    Two convolutions over log-mel frames, added to them: what the frames around say of a frame, before anything else.
+
+    Hidden and padded frames are zero at its input, so that it reads visible ones alone.
+    """
+
+    def __init__(self, config: SJepaConfig):
+        super().__init__()
+        width, size = config.stem_kernel_size, config.hidden_size
+        self.conv1 = nn.Conv1d(config.num_mel_bins, size, width, padding=width // 2)
+        self.conv2 = nn.Conv1d(size, size, width, padding=width // 2)
+        self.projection = nn.Conv1d(size, config.num_mel_bins, 1)
+        self.activation = ACT2FN[config.feat_extract_activation]
+
+    def forward(
+        self, log_mel: torch.Tensor, frame_mask: torch.Tensor | None, mask_time_indices: torch.Tensor | None
+    ) -> torch.Tensor:
+        """
+        Args:
+            log_mel (`torch.Tensor` of shape `(batch_size, sequence_length, num_mel_bins)`): frames.
+            frame_mask, mask_time_indices (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                True for real frames, and for hidden ones.
+
+        Returns:
+            `torch.Tensor` of the shape of `log_mel`.
+        """
+        if mask_time_indices is not None:
+            log_mel = log_mel * ~mask_time_indices[:, :, None]
+        real = None if frame_mask is None else frame_mask[:, None]  # [B, 1, T]
+        channels = log_mel.mT if real is None else log_mel.mT * real
+        inner = self.activation(self.conv1(channels))
+        inner = self.activation(self.conv2(inner if real is None else inner * real))  # past a clip's end there is zero
+        return log_mel + self.projection(inner).mT
 
 
 def build_front_end(config: SJepaConfig) -> nn.Module:

@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
-from .front_end import SJepaLogMelFrontEnd, build_front_end
+from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
 from .gradient_checkpointing import CheckpointedLayer
 from .hmm import TransitionModel
 from .mixture import DiagonalGaussianMixture
@@ -336,6 +336,7 @@ class SJepaModel(SJepaPreTrainedModel):
     def __init__(self, config: SJepaConfig):
         super().__init__(config)
         self.feature_extractor = build_front_end(config)
+        self.stem = SJepaStem(config) if config.stem_kernel_size else None
         self.feature_projection = SJepaFeatureProjection(config, self.feature_extractor.output_size)
         self.encoder = SJepaEncoder(config)
         self.post_init()
@@ -352,6 +353,7 @@ class SJepaModel(SJepaPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         mask_time_indices: torch.Tensor | None = None,
         mask_feature_indices: torch.Tensor | None = None,
+        mask_mel_indices: torch.Tensor | None = None,
         num_layers: int | None = None,
         visible_frames: VisibleFrames | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -368,6 +370,8 @@ class SJepaModel(SJepaPreTrainedModel):
             mask_feature_indices (`torch.BoolTensor` of shape `(batch_size, hidden_size)`, *optional*):
                 True for the dimensions of the projected features that are hidden in all frames (fine-tuning only).
                 Drawn together with the frames where neither is given.
+            mask_mel_indices (`torch.BoolTensor` of shape `(batch_size, sequence_length, num_mel_bins)`, *optional*):
+                True for what is hidden of the log-mel frames themselves; `"log_mel"` front end only.
             num_layers (`int`, *optional*):
                 Run only the first `num_layers` Transformer layers; `last_hidden_state` is then theirs.
             visible_frames (`VisibleFrames`, *optional*):
@@ -389,26 +393,35 @@ class SJepaModel(SJepaPreTrainedModel):
         if self.training and self.config.feature_grad_mult != 1:
             scale = self.config.feature_grad_mult
             extract_features = extract_features * scale + extract_features.detach() * (1 - scale)
-        # The model's dtype is that of its convolutions: quantised linear layers hold integers, or no weight at all.
-        dtype = self.encoder.pos_conv_embed.conv.bias.dtype
-        hidden_states = self.feature_projection(extract_features.to(dtype))  # [B, T, H]
-
-        sequence_length = hidden_states.shape[1]
+        batch_size, sequence_length, _ = extract_features.shape
         frame_mask = None
         if attention_mask is not None:
             frame_mask = self._get_feature_vector_attention_mask(sequence_length, attention_mask)
-            hidden_states = hidden_states * frame_mask[:, :, None].to(hidden_states.dtype)
         if self.training and self.config.apply_spec_augment and mask_time_indices is None:
-            whole = torch.full((len(hidden_states),), sequence_length, device=hidden_states.device)
+            whole = torch.full((batch_size,), sequence_length, device=extract_features.device)
             real = whole if frame_mask is None else frame_mask.sum(-1)
             mask_time_indices, dimensions = spec_augment(self.config, real, sequence_length)
             mask_feature_indices = dimensions if mask_feature_indices is None else mask_feature_indices
-        batch_size, _, hidden_size = hidden_states.shape
         if mask_time_indices is not None:
             check_mask("mask_time_indices", mask_time_indices, (batch_size, sequence_length), "frames")
+
+        # The model's dtype is that of its convolutions: quantised linear layers hold integers, or no weight at all.
+        features = extract_features.to(self.encoder.pos_conv_embed.conv.bias.dtype)
+        if mask_mel_indices is not None:
+            if self.config.front_end != "log_mel":
+                raise ValueError('`mask_mel_indices` go with `front_end` "log_mel": this model reads the waveform.')
+            check_mask("mask_mel_indices", mask_mel_indices, features.shape, "frames, num_mel_bins")
+            features = features * ~mask_mel_indices
+        if self.stem is not None:
+            features = self.stem(features, frame_mask, mask_time_indices)
+        hidden_states = self.feature_projection(features)  # [B, T, H]
+        if frame_mask is not None:
+            hidden_states = hidden_states * frame_mask[:, :, None].to(hidden_states.dtype)
+        if mask_time_indices is not None:
             hidden_states = hidden_states * ~mask_time_indices[:, :, None]
         if mask_feature_indices is not None:
-            check_mask("mask_feature_indices", mask_feature_indices, (batch_size, hidden_size), "hidden_size")
+            shape = batch_size, self.config.hidden_size
+            check_mask("mask_feature_indices", mask_feature_indices, shape, "hidden_size")
             hidden_states = hidden_states * ~mask_feature_indices[:, None, :]
         hidden_states = self.encoder(hidden_states, frame_mask, num_layers, visible_frames, **kwargs)
         return Wav2Vec2BaseModelOutput(last_hidden_state=hidden_states, extract_features=extract_features)

@@ -352,6 +352,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
                 *optional*): posteriors of the frozen mixture, a second target beside `target_posteriors`.
             frozen_weight (`float`, *optional*, defaults to 0.0):
                 Their share in the loss, from 0 to 1.
+            kwargs: go to the encoder, `mask_mel_indices` of [`SJepaModel`] among them.
 
         Raises:
             ValueError: for input that [`SJepaModel`] refuses, for targets of another shape than frames and clusters

@@ -35,6 +35,7 @@ from training.common.processes import is_lost_connection
 from training.common.signals import Interrupted, Stop
 from training.data.augmentation import augmented
 from training.data.batches import to_device
+from training.data.masking import MelMask
 from training.pretraining.arguments import Arguments, parse_arguments
 from training.pretraining.checkpointing import restore, save_step
 from training.pretraining.monitoring import Monitor, loss_sums
@@ -158,7 +159,12 @@ def frame_count(run: Run, micro_batches: list[dict]) -> int:
 def predict(run: Run, batch: dict, posteriors: torch.Tensor) -> SJepaForPreTrainingOutput:
     """Masked prediction from the augmented audio, and its divergence from the targets' posteriors."""
     masking, schedule, step = run.arguments.masking, run.schedule, run.state.step
-    audio = batch["input_values"] if schedule.late(step) else augmented(batch, masking.p_mix, masking.p_noise)
+    disturbed = not schedule.late(step)
+    audio = augmented(batch, masking.p_mix, masking.p_noise) if disturbed else batch["input_values"]
+    bands = {}
+    if disturbed and masking.mel_mask:
+        mask = MelMask(masking.mel_mask, run.model.config.num_mel_bins)
+        bands["mask_mel_indices"] = mask.of_batch(batch)
     frozen = {}
     if run.frozen_targets is not None:
         frozen = {
@@ -175,6 +181,7 @@ def predict(run: Run, batch: dict, posteriors: torch.Tensor) -> SJepaForPreTrain
             masked_positions=batch["masked_positions"],
             visible_positions=batch["visible_positions"],
             longest_visible=batch["longest_visible"],
+            **bands,
             **frozen,
         )
 

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, HubertConfig, WavLMConfig
 
 from sjepa_hf import SJepaConfig, SJepaForCTC, SJepaForPreTraining, SJepaModel
 from sjepa_hf.configuration_sjepa import RANGES
+from sjepa_hf.frames import frame_lengths
 from sjepa_hf.opening import open_config, open_pretrained
 
 
@@ -21,11 +22,12 @@ def test_base_model_has_the_published_size():
 def test_config_names_agree_with_hubert():
     ours, theirs = SJepaConfig().to_dict(), HubertConfig().to_dict() | WavLMConfig().to_dict()
     own = {
-        "front_end", "num_mel_bins", "feature_grad_mult", "predictor_num_hidden_layers", "predictor_dropout",
-        "predictor_num_attention_heads", "predictor_intermediate_size", "predictor_max_positions",
-        "predictor_keeps_hidden",
-        "num_mixture_components", "mixture_feature_size", "encode_visible_only", "num_frozen_components",
-        "frozen_feature_size", "mixture_transitions",
+        "front_end", "num_mel_bins", "log_mel_cmn", "stem_kernel_size", "feature_grad_mult", "encode_visible_only",
+        "predictor_num_hidden_layers", "predictor_num_attention_heads", "predictor_intermediate_size",
+        "predictor_dropout", "predictor_max_positions", "predictor_keeps_hidden",
+        "num_mixture_components", "mixture_feature_size", "mixture_features", "mixture_layers", "mixture_temperature",
+        "mixture_instance_norm", "mixture_whitened", "mixture_transitions", "num_frozen_components",
+        "frozen_feature_size",
     }  # fmt: skip
     assert set(ours) - set(theirs) == own
 
@@ -67,6 +69,9 @@ NAN, INFINITY = float("nan"), float("inf")
         ({"hidden_act": "geluu"}, "hidden_act"),
         ({"ctc_loss_reduction": "average"}, "ctc_loss_reduction"),
         ({"front_end": "log_mel", "num_mel_bins": 500}, "201 bins"),
+        ({"front_end": "log_mel", "stem_kernel_size": 4}, "`stem_kernel_size` is 4.*odd number"),
+        ({"stem_kernel_size": 5}, "`stem_kernel_size` is 5.*log_mel"),
+        ({"log_mel_cmn": True}, "`log_mel_cmn` goes with `front_end`.*waveform"),
         ({"pad_token_id": 32}, "`pad_token_id` is 32, but `vocab_size` 32"),
         ({"pad_token_id": -1}, "pad_token_id"),
         ({"num_labels": 0}, "num_labels"),
@@ -193,6 +198,7 @@ def test_eager_equals_sdpa(config, padded_batch):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("config", ["waveform", "stem"], indirect=True)
 @pytest.mark.parametrize("training", [False, True])
 def test_compiles_into_one_graph(config, padded_batch, training):
     waveforms, attention_mask, _ = padded_batch
@@ -248,6 +254,7 @@ def test_layers_over_frozen_ones_learn_with_gradient_checkpointing(make_config, 
     assert not model(torch.randn(2, 8000)).last_hidden_state.requires_grad
 
 
+@pytest.mark.parametrize("config", ["waveform", "stem"], indirect=True)
 def test_compiles_into_one_graph_with_gradient_checkpointing(config):
     model = SJepaModel(config).train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -332,6 +339,46 @@ def test_log_mel_is_the_textbook_one(make_config):
     expected = (spectrum.abs().square().transpose(1, 2) @ model.mel_filters).clamp_min(1e-10).log()
     expected = (expected - expected.mean()) / (expected.var(correction=0) + 1e-5).sqrt()
     torch.testing.assert_close(model(waveform), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_without_the_clip_s_mean_a_channel_s_colour_is_gone(make_config):
+    front_end, plain = (
+        SJepaModel(make_config("log_mel", log_mel_cmn=on)).feature_extractor.double() for on in (True, False)
+    )
+    waveforms, lengths = torch.randn(2, 8000, dtype=torch.float64), torch.tensor([8000, 5000])
+    frames = front_end(waveforms, lengths)
+    assert frames[0].mean(0).abs().max() < 1e-6 and frames[1, : frame_lengths(5000)].mean(0).abs().max() < 1e-6
+    assert plain(waveforms, lengths)[0].mean(0).abs().max() > 1e-2
+    # Other mel filters of the same bands are another colour: bins that are some decibels louder or quieter.
+    gains = torch.logspace(-2, 2, front_end.output_size, dtype=torch.float64)
+    front_end.mel_filters *= gains
+    torch.testing.assert_close(front_end(waveforms, lengths), frames)
+
+
+def test_hidden_frames_and_bins_are_hidden_from_the_stem_too(make_config):
+    model = SJepaModel(make_config("log_mel", stem_kernel_size=3, feature_grad_mult=1.0)).double().eval()
+    frames, given = {}, model.feature_extractor.forward
+
+    def read(*args):
+        frames["read"] = given(*args).detach().requires_grad_()
+        return frames["read"]
+
+    model.feature_extractor.forward = read
+    waveforms, shape = torch.randn(2, 8000), (2, frame_lengths(8000))
+    hidden = torch.rand(shape) < 0.4
+    bins = torch.rand(*shape, model.config.num_mel_bins) < 0.3
+    output = model(waveforms, mask_time_indices=hidden, mask_mel_indices=bins).last_hidden_state
+    gradient = torch.autograd.grad(output.square().sum(), frames["read"])[0]
+    gone = hidden[:, :, None] | bins
+    assert (gradient[gone] == 0).all() and (gradient[~gone] != 0).all()
+
+
+def test_hidden_bins_need_log_mel_frames(make_config):
+    waveforms, bins = torch.randn(1, 4000), torch.zeros(1, frame_lengths(4000), 64, dtype=torch.bool)
+    with pytest.raises(ValueError, match="`mask_mel_indices` go with `front_end` .log_mel."):
+        SJepaModel(make_config())(waveforms, mask_mel_indices=bins)
+    with pytest.raises(ValueError, match=r"`mask_mel_indices` must be bool.*\(batch_size, frames, num_mel_bins\)"):
+        SJepaModel(make_config("log_mel"))(waveforms, mask_mel_indices=bins[:, :, 1:])
 
 
 def test_initialisation(make_config):

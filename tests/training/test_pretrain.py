@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from pretraining_runs import TWO_RANKS, assert_equal_weights, command, start, write_noise
+from pretraining_runs import TWO_RANKS, assert_equal_weights, command, in_one_thread, start, weights, write_noise
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
-from sjepa_hf import SJepaModel
+from sjepa_hf import SJepaForPreTraining, SJepaModel
 from training import pretrain
 from training.pretraining.checkpoint_layout import damage, load_loop_state
 from training.pretraining.monitoring import read_history
@@ -150,6 +150,34 @@ def test_the_waveform_front_end_and_gradient_accumulation(noise, tmp_path):
     assert AutoModel.from_pretrained(tmp_path / "out" / "final").config.front_end == "waveform"
 
 
+def test_mel_bins_are_hidden_until_the_late_steps_and_the_same_ones_after_resuming(noise, tmp_path, monkeypatch):
+    hidden, forward = [], SJepaForPreTraining.forward
+
+    def spy(self, *args, **given):
+        if self.training:
+            hidden.append(given.get("mask_mel_indices"))
+        return forward(self, *args, **given)
+
+    monkeypatch.setattr(SJepaForPreTraining, "forward", spy)
+    options = ["--phase1_steps", "3", "--phase2_steps", "4", "--masked_only_after", "0.5", "--mel_mask", "30"]
+    options += ["--model_config", '{"stem_kernel_size": 3, "log_mel_cmn": true}']
+    in_one_thread(command(noise, tmp_path, *options))
+    bands, late = hidden[:5], hidden[5:]
+    assert [mask.shape[2] for mask in bands] == [64] * 5 and all(0 < mask.float().mean() < 1 for mask in bands)
+    assert late == [None, None]
+    whole = weights(tmp_path / "out" / "final")
+    again = [
+        "--resume_from_checkpoint",
+        str(tmp_path / "out" / "checkpoint-4"),
+        "--output_dir",
+        str(tmp_path / "again"),
+    ]
+    in_one_thread([*command(noise, tmp_path, *options), *again])
+    assert torch.equal(hidden[7], bands[4]) and hidden[8:] == late
+    for name, tensor in weights(tmp_path / "again" / "final").items():
+        assert torch.equal(tensor, whole[name]), name
+
+
 def test_a_compiled_run_trains_alike(noise, tmp_path, monkeypatch):
     """Student and EMA encoder are captured as graphs for any length, through both phases."""
     compiled, torch_compile, histories = [], torch.compile, {}
@@ -194,6 +222,10 @@ def test_errors_are_one_sentence(noise, tmp_path):
         pretrain.main(command(noise, tmp_path, "--resume_from_checkpoint", "latest"))
     with pytest.raises(SystemExit, match="error: .*phase1_warmup_steps"):
         pretrain.main(command(noise, tmp_path, "--phase1_warmup_steps", "50"))
+    with pytest.raises(SystemExit, match="error: `mel_mask` hides bands of up to 65 mel bins, but the model has 64"):
+        pretrain.main(command(noise, tmp_path, "--mel_mask", "65"))
+    with pytest.raises(SystemExit, match="error: `mel_mask` .* but the model reads the waveform"):
+        pretrain.main(command(noise, tmp_path, "--mel_mask", "5", front_end="waveform"))
     with pytest.raises(SystemExit, match="error: .*absent"):
         pretrain.main(command(tmp_path / "absent", tmp_path))
 

@@ -1,4 +1,7 @@
-"""Masks: which frames of each utterance are hidden from the encoder (random spans, as published), and how deep."""
+"""
+Masks: which frames of each utterance are hidden from the encoder (random spans, as published), and how deep; which mel
+bins of the others.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,6 +95,44 @@ class SpanMask:
         return (covered_at <= last_draw) & real & (lengths > 1)
 
 
+@dataclass(frozen=True)
+class MelMask:
+    """
+    Hide bands of mel bins, so that visible frames cannot be copied either (our addition; SpecAugment,
+    arXiv 1904.08779, hides bands of whole clips from recognisers). Time is cut into stretches of `STRETCH` frames, the
+    first one at random; in each, `BANDS` bands of 0 to `widest` bins are hidden, which may overlap.
+
+    Args:
+        widest (`int`): bins of the widest band, at most `num_mel_bins`.
+        num_mel_bins (`int`): bins of the front end.
+    """
+
+    widest: int
+    num_mel_bins: int
+
+    STRETCH = 40  # frames: 0.8 s
+    BANDS = 2
+
+    def __call__(self, batch_size: int, num_frames: int, generator: torch.Generator) -> Tensor:
+        """Bool `(batch_size, num_frames, num_mel_bins)`, True at hidden bins, on the generator's device."""
+        device = generator.device
+        stretches = num_frames // self.STRETCH + 2
+        draws = torch.rand(3, batch_size, stretches, self.BANDS, generator=generator, device=device)
+        width = (draws[0] * (self.widest + 1)).long()
+        first = (draws[1] * (self.num_mel_bins - width + 1)).long()[..., None]
+        bins = torch.arange(self.num_mel_bins, device=device)
+        hidden = ((bins >= first) & (bins < first + width[..., None])).any(2)  # [B, stretches, F]
+        begin = (draws[2, :, :1, 0] * self.STRETCH).long()  # [B, 1]
+        stretch = (torch.arange(num_frames, device=device) + begin) // self.STRETCH  # [B, T]
+        return hidden[torch.arange(batch_size, device=device)[:, None], stretch]
+
+    def of_batch(self, batch: dict) -> Tensor:
+        """For a batch of the loader, on its device; seeded by it, so that a resumed run hides the same."""
+        generator = torch.Generator(batch["mask_time_indices"].device).manual_seed(batch["draw"] ^ OTHER_DRAWS)
+        return self(*batch["mask_time_indices"].shape, generator)
+
+
+OTHER_DRAWS = 1  # augmentation takes the batch's own seed
 PUBLISHED_MASK = SpanMask()
 FARTHEST = 5  # frames to the nearest visible one: so far and farther count as one distance
 

@@ -70,6 +70,13 @@ class MaskingArguments:
 
     mask_prob: float = field(default=0.65, metadata={"help": "Share of the real frames that is masked."})
     mask_span: int = field(default=10, metadata={"help": "Frames per masked span (20 ms each)."})
+    mel_mask: int = field(
+        default=0,
+        metadata={
+            "help": "Mel bins of the widest of the bands that are hidden in visible frames too, two in every 0.8 s "
+            "(0: none, as published); with front_end log_mel."
+        },
+    )
     p_mix: float = field(default=0.25, metadata={"help": "Probability of mixing in a piece of another utterance."})
     p_noise: float = field(default=0.25, metadata={"help": "Probability of noise over the whole utterance."})
     noise_data: list[str] | None = field(
@@ -81,7 +88,13 @@ class MaskingArguments:
     )
 
     def __post_init__(self):
-        check_ranges(self, positive="mask_prob", at_least_1="mask_span", share="mask_prob p_mix p_noise")
+        check_ranges(
+            self,
+            positive="mask_prob",
+            at_least_1="mask_span",
+            not_negative="mel_mask",
+            share="mask_prob p_mix p_noise",
+        )
         if self.mask_prob == 1:
             raise ValueError(
                 "`mask_prob` must be below 1: every clip keeps a visible frame (0.65 is the published value)."
@@ -465,6 +478,10 @@ def check_model(arguments: Arguments, config: SJepaConfig) -> None:
         for layer in targets.target_layers or [targets.start_layer]:
             if layer is not None and not 0 <= layer <= top:
                 raise ValueError(f"`{name}` names layer {layer}, but the model has layers 1 to {top} (0: the input).")
+    mel_mask = arguments.masking.mel_mask
+    if mel_mask and (config.front_end != "log_mel" or mel_mask > config.num_mel_bins):
+        has = f"has {config.num_mel_bins} mel bins" if config.front_end == "log_mel" else "reads the waveform"
+        raise ValueError(f"`mel_mask` hides bands of up to {mel_mask} mel bins, but the model {has}: lower it, or 0.")
     frames = config.num_frames(int(arguments.data.max_seconds * SAMPLING_RATE))
     if frames > config.predictor_max_positions:
         raise ValueError(

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from training.data.masking import PUBLISHED_MASK, SpanMask, distance_to_visible
+from training.data.masking import PUBLISHED_MASK, MelMask, SpanMask, distance_to_visible
 
 
 DRAWN = ["03d5f8db5b66dd1f", "dbd3b58ad5007023"]
@@ -155,3 +155,31 @@ def test_distances_to_visible_frames_against_a_loop(farthest):
             assert found[clip, frame] == expected, (clip, frame)
     assert (found[1] == 0).all() and (found[4] == farthest).all()
     assert distance_to_visible(torch.tensor([[False], [True]]), farthest).tolist() == [[farthest], [0]]
+
+
+def test_bands_of_mel_bins():
+    mask = MelMask(widest=20, num_mel_bins=64)
+    hidden = mask(300, 397, generator())
+    assert hidden.shape == (300, 397, 64) and hidden.dtype == torch.bool
+    begins = hidden.int().diff(dim=2, prepend=torch.zeros(300, 397, 1, dtype=torch.int)) == 1
+    assert begins.sum(2).max() == 2 and hidden.sum(2).max() <= 40
+    # Two bands of 10 bins on average, a little less where they overlap; outer bins seldom have their turn.
+    assert hidden.float().mean().item() == pytest.approx(0.28, abs=0.02)
+    shares = hidden.float().mean((0, 1))
+    assert shares.min() > 0.01 and shares[20:44].min() > 0.3
+    # One pattern for 40 frames, then another.
+    changes = (hidden[:, 1:] != hidden[:, :-1]).any(2)
+    places = changes.nonzero()
+    for clip in range(300):
+        at = places[places[:, 0] == clip, 1]
+        assert ((at - at[0]) % MelMask.STRETCH == 0).all()
+    assert changes.sum(1).max() <= 10 and changes.sum(1).float().mean() > 9
+
+
+def test_bands_of_a_batch_are_drawn_anew_and_the_same_again():
+    mask = MelMask(widest=5, num_mel_bins=24)
+    batch = {"mask_time_indices": torch.zeros(3, 50, dtype=torch.bool), "draw": 8}
+    hidden = mask.of_batch(batch)
+    assert hidden.shape == (3, 50, 24) and torch.equal(hidden, mask.of_batch(batch))
+    assert not torch.equal(hidden, mask.of_batch(batch | {"draw": 10}))
+    assert not torch.equal(hidden, mask(3, 50, generator(8)))  # those are augmentation's numbers
