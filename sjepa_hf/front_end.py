@@ -330,14 +330,15 @@ def clip_mean(frames: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tenso
 
 class SJepaStem(nn.Module):
     """
-    Two convolutions over log-mel frames, added to them: what the frames around say of a frame, before anything else.
+    Two convolutions over log-mel frames, twice as wide, added to them: what the frames around say of a frame, before
+    anything else.
 
     Hidden and padded frames are zero at its input, so that it reads visible ones alone.
     """
 
     def __init__(self, config: SJepaConfig):
         super().__init__()
-        width, size = config.stem_kernel_size, config.hidden_size
+        width, size = config.stem_kernel_size, 2 * config.num_mel_bins
         self.conv1 = nn.Conv1d(config.num_mel_bins, size, width, padding=width // 2)
         self.conv2 = nn.Conv1d(size, size, width, padding=width // 2)
         self.projection = nn.Conv1d(size, config.num_mel_bins, 1)
