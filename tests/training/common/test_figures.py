@@ -51,7 +51,12 @@ def check(figure) -> None:
 def layer_weights(subjects, count=5, seeds=2) -> list[dict]:
     rng = np.random.default_rng(0)
     return [
-        {"task": "ks", "encoder": name, "layer_weights": rng.dirichlet(np.full(count, 500)).tolist()}
+        {
+            "task": "ks",
+            "encoder": name,
+            "hyperparameters": {"head": "pooled"},
+            "layer_weights": rng.dirichlet(np.full(count, 500)).tolist(),
+        }
         for name in subjects
         for _ in range(seeds)
     ]
@@ -77,7 +82,8 @@ def test_where_no_subject_has_layers_there_is_no_picture(drawn, tmp_path):
 
 def test_weights_all_alike_or_not_finite_are_drawn(drawn, tmp_path):
     for value in (0.2, float("nan")):
-        draw_layer_weights([{"task": "ks", "encoder": "x", "layer_weights": [value] * 5}], tmp_path)
+        row = {"task": "ks", "encoder": "x", "hyperparameters": {"head": "pooled"}, "layer_weights": [value] * 5}
+        draw_layer_weights([row], tmp_path)
     assert len(drawn) == 2
 
 
