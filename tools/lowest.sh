@@ -32,6 +32,6 @@ PYTHONPATH="$PWD" "$venv/bin/python" -m pytest -q -p no:cacheprovider -W ignore 
     tests/test_installation.py tests/test_docs.py tests/model_cards/space/test_{app,listening,pictures,example_clips}.py \
     tests/sjepa_hf/test_{sharing,export_onnx}.py \
     tests/sjepa_hf/test_{model_card,saving,resampling,modeling_sjepa,modeling_sjepa_heads}.py \
-    tests/training/data/test_{clips,order,labelled,manifest}.py tests/training/targets/test_frame_features.py \
+    tests/training/data/test_{clips,order,labelled,manifest}.py tests/sjepa_hf/test_frame_features.py \
     tests/training/common/test_metrics.py tests/training/pretraining/test_monitoring.py \
     tests/training/finetuning/test_text.py
