@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from .frames import HOP, SAMPLING_RATE, WINDOW, frame_lengths
+from .frames import HOP, SAMPLING_RATE, WINDOW, clip_mean, frame_lengths
 
 
 NUM_MELS = 23
@@ -78,8 +78,7 @@ class MfccFeatures(nn.Module):
         decibels = decibels.maximum(decibels.amax(dim=(1, 2), keepdim=True) - TOP_DB)
         coefficients = self._coefficients(decibels)  # [B, T, 13]
         if self.subtract_mean:
-            total = coefficients.masked_fill(padding[..., None], 0.0).sum(1, keepdim=True)
-            coefficients = coefficients - total / num_frames.clamp(min=1)[:, None, None]
+            coefficients = coefficients - clip_mean(coefficients, num_frames)
         last_frame = (num_frames - 1).clamp(min=0)
         deltas = _deltas(coefficients, last_frame)
         features = torch.cat([coefficients, deltas, _deltas(deltas, last_frame)], dim=-1)

@@ -8,6 +8,7 @@ them from its configuration instead.
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -29,3 +30,12 @@ def frame_lengths(lengths: Lengths) -> Lengths:
 def frame_centres(count: int) -> np.ndarray:
     """Seconds from a clip's start to the centre of each of its first `count` frames, `(count,)` in float64."""
     return (np.arange(count) * HOP + WINDOW / 2) / SAMPLING_RATE
+
+
+def clip_mean(frames: Tensor, lengths: Tensor | None) -> Tensor:
+    """Mean over the first `lengths` frames of each clip, `(batch_size, sequence_length, C) -> (batch_size, 1, C)`."""
+    if lengths is None:
+        return frames.mean(1, keepdim=True)
+    padding = torch.arange(frames.shape[1], device=frames.device) >= lengths[:, None]
+    total = frames.masked_fill(padding[:, :, None], 0.0).sum(1, keepdim=True)
+    return total / lengths.clamp(min=1)[:, None, None]

@@ -13,6 +13,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import Float32Buffers, SJepaGroupNorm, at_least_float32, without_autocast
+from .frames import clip_mean
 from .gradient_checkpointing import CheckpointedLayer
 
 
@@ -317,15 +318,6 @@ class SJepaLogMelFrontEnd(Float32Buffers):
             if self.subtracts_mean:
                 log_mel = log_mel - clip_mean(log_mel, lengths)
             return self.layer_norm(log_mel, lengths)
-
-
-def clip_mean(frames: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-    """Mean over the first `lengths` frames of each clip, `(batch_size, sequence_length, C) -> (batch_size, 1, C)`."""
-    if lengths is None:
-        return frames.mean(1, keepdim=True)
-    real = torch.arange(frames.shape[1], device=frames.device) < lengths[:, None]
-    total = (frames * real[:, :, None]).sum(1, keepdim=True)
-    return total / lengths.clamp_min(1)[:, None, None]
 
 
 class SJepaStem(nn.Module):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -56,7 +57,11 @@ def unit_extractor(checkpoint: str, source: str, top_k: int, device, precision: 
                 f"{checkpoint} has no clusters: take a checkpoint of pretraining, or fit some to one of its layers"
                 " (python -m training.fit_units) and give their directory."
             )
-        ema = source == "mixture" and opened.config.mixture_features == "encoder" and _has_ema(checkpoint)
+        ema = (
+            source == "mixture"
+            and opened.config.mixture_features == "encoder"
+            and (Path(checkpoint) / EMA_ENCODER).is_file()
+        )
         model = (open_with_ema(checkpoint) if ema else opened).eval().to(device)
         extractor, size = open_pretrained(AutoFeatureExtractor, checkpoint), model.mixture.num_components
         described = {
@@ -90,14 +95,6 @@ def unit_extractor(checkpoint: str, source: str, top_k: int, device, precision: 
 
     known = {"checkpoint": checkpoint, "weights": weights_hash(model), **described, "components": size, "top_k": top_k}
     return Extractor(extract, known | {"ema encoder": ema, "precision": precision})
-
-
-def _has_ema(checkpoint: str) -> bool:
-    try:
-        open(f"{checkpoint}/{EMA_ENCODER}", "rb").close()
-    except OSError:
-        return False
-    return True
 
 
 def feature_extractor(

@@ -19,8 +19,8 @@ UNIT_FORMATS = ("parquet", "jsonl", "text")
 FEATURE_FORMATS = ("parquet", "npy", "safetensors")
 
 
-def clip_columns(rows: Sequence[Row], extracted: Extracted, columns: Sequence[str]) -> dict[str, list]:
-    """What every table says of its clips: their number, source and name, seconds, and the source's own columns."""
+def clip_columns(rows: Sequence[Row], extracted: Extracted, columns: Sequence[str]) -> dict[str, pa.Array]:
+    """What every table says of its clips: number, source, name and seconds, and the source's own columns as text."""
     places = sorted(extracted.found)
     table = {
         "number": [rows[place].number for place in places],
@@ -28,7 +28,9 @@ def clip_columns(rows: Sequence[Row], extracted: Extracted, columns: Sequence[st
         "name": [rows[place].clip.name for place in places],
         "seconds": [extracted.seconds[place] for place in places],
     }
-    return table | {name: [rows[place].labels.get(name) for place in places] for name in columns}
+    table = {name: pa.array(values) for name, values in table.items()}
+    own = {name: pa.array([rows[place].labels.get(name) for place in places]) for name in columns}
+    return table | {name: values.cast(pa.string()) for name, values in own.items()}
 
 
 def write_units(
@@ -48,9 +50,7 @@ def write_units(
         return
     counts = [frames.numpy() for _, frames in runs]
     starts = [np.round(FIRST_EDGE + FRAME * (np.cumsum(count) - count), 4) for count in counts]
-    table = {key: pa.array(values) for key, values in clip_columns(rows, extracted, columns).items()}
-    for key in columns:
-        table[key] = table[key].cast(pa.string())
+    table = clip_columns(rows, extracted, columns)
     table["units"] = listed([each["units"].numpy() for each in found])
     table["run_units"] = listed([units.int().numpy() for units, _ in runs])
     table["run_starts"] = listed([each.astype(np.float32) for each in starts])
@@ -79,9 +79,7 @@ def write_features(
     has; as NAME.parquet a column `features`, each clip's flat, with its `shape`.
     """
     found = [extracted.found[place]["features"] for place in sorted(extracted.found)]
-    table = {key: pa.array(values) for key, values in clip_columns(rows, extracted, columns).items()}
-    for key in columns:
-        table[key] = table[key].cast(pa.string())
+    table = clip_columns(rows, extracted, columns)
     if kind == "parquet":
         table["shape"] = listed([np.array(each.shape, np.int32) for each in found])
         table["features"] = listed([each.flatten().numpy() for each in found])
