@@ -105,6 +105,10 @@ class Reading:
             self.position.batches += self._processes
         return batch
 
+    def close(self) -> None:
+        """End the workers, which would else wait for the next question until the garbage is collected."""
+        self._end(getattr(self._batches, "_workers", []))
+
     def _start(self) -> None:
         if self._batches is not None:
             return
@@ -124,6 +128,7 @@ class Reading:
     def _end(self, workers) -> None:
         for worker in workers:
             worker.kill()
+        for worker in workers:
             worker.join(timeout=2)
         self._batches = None
 
@@ -232,15 +237,22 @@ class TrainingData:
         opener = self._opener(data, seed_for(self.arguments.run.seed, purpose, number), max_epochs=1)
         with self.meeting.waiting():
             reading = Reading(opener, self.accelerator.num_processes)
-        while True:
-            with self.meeting.waiting():
-                batch = reading.next()
-                if batch is not None:
-                    self.bad_audio.update(len(batch["lengths"]), batch["skipped"])
-                self.bad_audio.check(end_of_data=batch is None)
-            if batch is None:
-                break
-            yield batch
+        try:
+            while True:
+                with self.meeting.waiting():
+                    batch = reading.next()
+                    if batch is not None:
+                        self.bad_audio.update(len(batch["lengths"]), batch["skipped"])
+                    self.bad_audio.check(end_of_data=batch is None)
+                if batch is None:
+                    break
+                yield batch
+        finally:
+            reading.close()
+
+    def close(self) -> None:
+        """End the processes that read."""
+        self._reading.close()
 
     def restore(self, state: LoopState) -> None:
         """Count on from an earlier run."""

@@ -33,14 +33,23 @@ class Numbers(IterableDataset):
             )
 
 
-def read(trouble, last: int = 5) -> Reading:
-    def open_loader(position):
-        dataset = Numbers(position or DataPosition(1), last, trouble)
-        return DataLoader(
-            dataset, batch_size=None, collate_fn=_as_is, num_workers=1, worker_init_fn=_start_worker, prefetch_factor=1
-        )
+@pytest.fixture
+def read():
+    """The batches of one worker, which is ended behind the test."""
+    opened = []
 
-    return Reading(open_loader, processes=1)
+    def read_(trouble, last: int = 5) -> Reading:
+        def open_loader(position):
+            dataset = Numbers(position or DataPosition(1), last, trouble)
+            options = {"collate_fn": _as_is, "num_workers": 1, "worker_init_fn": _start_worker, "prefetch_factor": 1}
+            return DataLoader(dataset, batch_size=None, **options)
+
+        opened.append(Reading(open_loader, processes=1))
+        return opened[-1]
+
+    yield read_
+    for batches in opened:
+        batches.close()
 
 
 def numbers(batches: Reading) -> list[int]:
@@ -56,7 +65,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(workers, "LOOK_EVERY", 0.05)
 
 
-def test_a_stopped_worker_is_named_and_replaced(tmp_path, caplog):
+def test_a_stopped_worker_is_named_and_replaced(read, tmp_path, caplog):
     def stop_once(number: int) -> None:
         if number == 3 and not (tmp_path / "stopped").exists():
             (tmp_path / "stopped").touch()
@@ -66,7 +75,15 @@ def test_a_stopped_worker_is_named_and_replaced(tmp_path, caplog):
     assert "is stopped for" in caplog.text and "died and is replaced (1)" in caplog.text
 
 
-def test_a_worker_that_cannot_hand_its_batch_over_is_not_waited_for(caplog):
+def test_closing_ends_the_workers(read):
+    batches = read(lambda _: None, last=100)
+    batches.next()
+    (worker,) = batches._batches._workers
+    batches.close()
+    assert not worker.is_alive()
+
+
+def test_a_worker_that_cannot_hand_its_batch_over_is_not_waited_for(read, caplog):
     def unsendable(number: int) -> dict | None:
         return {"lock": threading.Lock()} if number == 2 else None
 
@@ -76,7 +93,7 @@ def test_a_worker_that_cannot_hand_its_batch_over_is_not_waited_for(caplog):
     assert batches.position.positions[0].batch == 2, "what was given before is kept"
 
 
-def test_no_batch_for_long_is_told_and_ends_the_wait(monkeypatch, caplog):
+def test_no_batch_for_long_is_told_and_ends_the_wait(read, monkeypatch, caplog):
     monkeypatch.setattr(workers, "TELL_EVERY", 0.2)
     monkeypatch.setattr(workers, "IDLE_LIMIT", 0.5)
     with pytest.raises(BadAudioError, match=r"No batch came for .*1 sleeping\): does a disk or a source hang"):
@@ -84,7 +101,7 @@ def test_no_batch_for_long_is_told_and_ends_the_wait(monkeypatch, caplog):
     assert "Waiting for a batch for" in caplog.text
 
 
-def test_workers_at_work_are_waited_for_longer(monkeypatch):
+def test_workers_at_work_are_waited_for_longer(read, monkeypatch):
     monkeypatch.setattr(workers, "IDLE_LIMIT", 0.5)
     monkeypatch.setattr(workers, "BUSY", 0.01)
 
@@ -96,7 +113,7 @@ def test_workers_at_work_are_waited_for_longer(monkeypatch):
     assert numbers(read(work, last=1)) == [0, 1]
 
 
-def test_an_error_of_a_source_is_told_in_its_own_words():
+def test_an_error_of_a_source_is_told_in_its_own_words(read):
     def gone(number: int) -> None:
         raise ValueError("list.jsonl has changed since it was opened")
 
@@ -105,7 +122,7 @@ def test_an_error_of_a_source_is_told_in_its_own_words():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_wait_at_once(number):
+def test_a_signal_ends_a_wait_at_once(read, number):
     batches = read(lambda _: time.sleep(600))
     with Interruption() as interruption:
         threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
