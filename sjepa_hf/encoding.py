@@ -18,9 +18,14 @@ def open_audio_encoder(checkpoint: str | Path, **options) -> PreTrainedModel:
         ValueError: as [`sjepa_hf.opening.open_model`] does, or if it does not read waveforms.
     """
     model = open_model(AutoModel, checkpoint, **options).eval().requires_grad_(False)
-    if model.main_input_name != "input_values" or not hasattr(model, "_get_feat_extract_output_lengths"):
-        raise ValueError(f"{checkpoint} reads {model.main_input_name}: only encoders of waveforms can be read here.")
+    check_audio_encoder(model, checkpoint)
     return model
+
+
+def check_audio_encoder(model: PreTrainedModel, name: str | Path) -> None:
+    """Raise a ValueError for a model that does not read waveforms."""
+    if model.main_input_name != "input_values" or not hasattr(model, "_get_feat_extract_output_lengths"):
+        raise ValueError(f"{name} reads {model.main_input_name}: only encoders of waveforms can be read here.")
 
 
 def check_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "layers") -> None:
@@ -38,7 +43,7 @@ def hidden_layers(
     model: PreTrainedModel,
     input_values: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    layers: Sequence[int],
+    layers: Sequence[int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Hidden states of a padded batch, each clip getting what it gets alone: encoders whose group norm reads padding too
@@ -47,10 +52,10 @@ def hidden_layers(
     Args:
         model: an encoder, in evaluation mode.
         input_values, attention_mask (`(batch_size, num_samples)`): as the encoder takes them.
-        layers: numbered as in `hidden_states`; later ones do not run in S-JEPA.
+        layers: numbered as in `hidden_states`; later ones do not run in S-JEPA. None gives all.
 
     Returns:
-        `(batch_size, len(layers), sequence_length, hidden_size)`, and real frames of each clip, `(batch_size,)`.
+        `(batch_size, num_layers, sequence_length, hidden_size)`, and real frames of each clip, `(batch_size,)`.
     """
     ours = model.config.model_type == "sjepa"
     samples = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
@@ -62,20 +67,21 @@ def hidden_layers(
         alone = [
             _read(model, clip[None, :size], None, layers)[0] for clip, size in zip(input_values, samples.tolist())
         ]
-        states = alone[0].new_zeros(len(alone), len(layers), int(lengths.max()), alone[0].shape[-1])
+        states = alone[0].new_zeros(len(alone), len(alone[0]), int(lengths.max()), alone[0].shape[-1])
         for row, found in zip(states, alone):
             row[:, : found.shape[1]] = found
         return states, lengths
     return _read(model, input_values, attention_mask if padded else None, layers), lengths
 
 
-def _read(model, input_values, attention_mask, layers: Sequence[int]) -> torch.Tensor:
-    ours = model.config.model_type == "sjepa"
-    few = {"num_layers": max(layers)} if ours else {}
-    if ours and len(layers) == 1:  # nothing is kept that is not asked for
-        return model(input_values, attention_mask, **few).last_hidden_state[:, None]
+def _read(model, input_values, attention_mask, layers: Sequence[int] | None) -> torch.Tensor:
+    few = {}
+    if layers is not None and model.config.model_type == "sjepa":
+        few = {"num_layers": max(layers)}
+        if len(layers) == 1:  # nothing is kept that is not asked for
+            return model(input_values, attention_mask, **few).last_hidden_state[:, None]
     found = model(input_values, attention_mask, output_hidden_states=True, **few).hidden_states
-    return torch.stack([found[layer] for layer in layers], dim=1)
+    return torch.stack(found if layers is None else [found[layer] for layer in layers], dim=1)
 
 
 def weights_hash(model: torch.nn.Module) -> str:

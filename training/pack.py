@@ -10,30 +10,26 @@ told. Shards are resumable as those of `training.units`; `corpus.json` has the c
 not be used.
 """
 
-import logging
 import math
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from accelerate import PartialState
 
 from sjepa_hf.command import command
-from sjepa_hf.durations import audio_amount
 from training.common.command_line import parse_dataclasses
 from training.common.progress import Progress
 from training.common.ranges import check_ranges
 from training.corpus.output import OutputFolder
 from training.corpus.packing import OPUS_RATES, pack_row, write_packed
-from training.corpus.reading import Corpus
-from training.data.bad_audio import BadAudioMonitor
-from training.data.identity import identity
+from training.corpus.reading import Corpus, Row
+from training.corpus.shards import Shard, print_totals, write_shards
 from training.data.waveforms import BadAudio
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -66,21 +62,16 @@ def run(arguments: PackArguments, state: PartialState) -> dict | None:
         ValueError: if the data do not open, or the output holds something else.
         BadAudioError: if too many clips cannot be used.
     """
-    index, processes = state.process_index, state.num_processes
     corpus = Corpus(
         arguments.data, arguments.clips_per_shard, arguments.columns, arguments.streaming, arguments.audio_column
     )
-    settings = {"what": "packed audio", "format": arguments.format, "codec": arguments.codec}
-    settings |= {"kbits": arguments.kbits if arguments.codec == "opus" else None, "data": arguments.data}
-    settings["data as it was"] = [identity(spec, source) for spec, source in zip(corpus.specs, corpus.sources)]
-    settings |= {"columns": arguments.columns, "clips_per_shard": arguments.clips_per_shard}
-    output = OutputFolder(arguments.output, settings, index)
-    monitor, say, count, clips = BadAudioMonitor(arguments.max_bad_fraction), Progress("Packing", index == 0), 0, 0
-    began = time.monotonic()
-    for number, rows in corpus.shards(lambda shard: shard % processes == index and not output.is_done(shard)):
-        count += 1
-        if rows is None:
-            continue
+    kbits = arguments.kbits if arguments.codec == "opus" else None
+    settings = {"what": "packed audio", "format": arguments.format, "codec": arguments.codec, "kbits": kbits}
+    output = OutputFolder(arguments.output, settings | corpus.settings, state.process_index)
+    say, clips, began = Progress("Packing", state.process_index == 0), 0, time.monotonic()
+
+    def make(number: int, rows: Sequence[Row]) -> Shard:
+        nonlocal clips
         kept, packed, bad = [], [], []
         with ThreadPoolExecutor(arguments.threads) as pool:
             for row, found in zip(rows, pool.map(lambda row: pack_row(row, arguments.codec, arguments.kbits), rows)):
@@ -92,8 +83,6 @@ def run(arguments: PackArguments, state: PartialState) -> dict | None:
                 else:
                     kept.append(row)
                     packed.append(found)
-        monitor.update(len(kept), bad)
-        monitor.check()
         facts = {
             "clips": len(kept),
             "seconds": round(sum(each.seconds for each in packed), 4),
@@ -101,14 +90,12 @@ def run(arguments: PackArguments, state: PartialState) -> dict | None:
             "exact": sum(each.exact for each in packed),
             "energy": sum(each.energy for each in packed),
             "error": sum(each.error for each in packed),
-            "bad": bad,
         }
-        with output.shard(number, facts) as folder:
-            name = f"{'train' if arguments.format == 'parquet' else 'clips'}-{number:05d}"
-            write_packed(folder, name, arguments.format, arguments.codec, kept, packed, arguments.columns)
-    totals = output.finish(count)
-    output.close()
-    return totals
+        name = f"{'train' if arguments.format == 'parquet' else 'clips'}-{number:05d}"
+        options = (name, arguments.format, arguments.codec, kept, packed, arguments.columns)
+        return Shard(facts, bad, lambda folder: write_packed(folder, *options))
+
+    return write_shards(corpus, output, state, arguments.max_bad_fraction, make)
 
 
 def decibels(totals: dict) -> float:
@@ -116,22 +103,18 @@ def decibels(totals: dict) -> float:
     return 10 * math.log10(totals["energy"] / totals["error"]) if totals["error"] else math.inf
 
 
+def details(arguments: PackArguments, totals: dict) -> str:
+    """What there is to say of the files: their size, and what was lost."""
+    exact = "lossy" if arguments.codec == "opus" else f"{totals['exact']:,} sample for sample, the others rounded"
+    said = f", {totals['bytes'] / 1e6:,.1f} MB; {exact}"
+    return said + (f"; signal to noise {decibels(totals):.1f} dB" if totals["error"] else "")
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse_dataclasses((PackArguments,), argv, "A corpus in few large files.")[0]
-    totals = run(arguments, PartialState())
-    if totals is None:
-        logger.info("The shards of this process are done; others are not.")
-        return
-    said = f"{arguments.output}: {totals['clips']:,} clips, {audio_amount(totals['seconds'] / 3600)}"
-    exact = "lossy" if arguments.codec == "opus" else f"{totals['exact']:,} sample for sample, the others rounded"
-    said += f", {totals['bytes'] / 1e6:,.1f} MB; {exact}"
-    if totals["error"]:
-        said += f"; signal to noise {decibels(totals):.1f} dB"
-    if totals["bad"]:
-        said += f"; {len(totals['bad'])} could not be used {totals['bad_clips']}: corpus.json names them"
-    print(said)
+    print_totals(arguments.output, run(arguments, PartialState()), partial(details, arguments))
 
 
 if __name__ == "__main__":

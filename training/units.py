@@ -20,7 +20,9 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 
@@ -38,10 +40,9 @@ from training.common.progress import Progress
 from training.common.ranges import check_ranges
 from training.corpus.extraction import Extractor, extract_shard, feature_extractor, unit_extractor
 from training.corpus.output import OutputFolder
-from training.corpus.reading import Corpus
+from training.corpus.reading import Corpus, Row
+from training.corpus.shards import Shard, own_shards, print_totals, write_shards
 from training.corpus.tables import FEATURE_FORMATS, UNIT_FORMATS, write_features, write_units
-from training.data.bad_audio import BadAudioMonitor
-from training.data.identity import identity
 
 
 logger = logging.getLogger(__name__)
@@ -120,10 +121,7 @@ def settings_of(arguments: UnitArguments, extractor: Extractor, corpus: Corpus) 
         "what": "units" if arguments.features is None else "features",
         **extractor.description,
         "format": arguments.format,
-        "data": arguments.data,
-        "data as it was": [identity(spec, source) for spec, source in zip(corpus.specs, corpus.sources)],
-        "columns": arguments.columns,
-        "clips_per_shard": arguments.clips_per_shard,
+        **corpus.settings,
         "batch_seconds": arguments.batch_seconds,
         "max_seconds": arguments.max_seconds,
     }
@@ -157,47 +155,47 @@ def run(checkpoint: str, arguments: UnitArguments, state: PartialState) -> dict 
         ValueError: if checkpoint or data do not open, or the output holds something else.
         BadAudioError: if too many clips cannot be used.
     """
-    index, processes = state.process_index, state.num_processes
     extractor = open_extractor(checkpoint, arguments, state.device)
     corpus = Corpus(
         arguments.data, arguments.clips_per_shard, arguments.columns, arguments.streaming, arguments.audio_column
     )
-    output = OutputFolder(arguments.output, settings_of(arguments, extractor, corpus), index)
+    output = OutputFolder(arguments.output, settings_of(arguments, extractor, corpus), state.process_index)
     size, own = arguments.clips_per_shard, None
     if corpus.size is not None:
-        numbers = [number for number in range(index, -(-corpus.size // size), processes) if not output.is_done(number)]
+        numbers = filter(own_shards(state, output), range(-(-corpus.size // size)))
         own = sum(min(size, corpus.size - number * size) for number in numbers)
-    pace, monitor = Pace(own, index == 0), BadAudioMonitor(arguments.max_bad_fraction)
+    pace = Pace(own, state.process_index == 0)
     write = write_units if arguments.features is None else write_features
     name = "units" if arguments.features is None else "features"
     pooled = getattr(torch, arguments.dtype) if arguments.pooled else None
-    count = 0
-    for number, rows in corpus.shards(lambda shard: shard % processes == index and not output.is_done(shard)):
-        count += 1
-        if rows is None:
-            continue
+
+    def make(number: int, rows: Sequence[Row]) -> Shard:
         options = (arguments.batch_seconds, arguments.max_seconds, pooled, arguments.threads, pace)
         extracted = extract_shard(extractor.extract, rows, *options)
-        bad = [extracted.bad[place] for place in sorted(extracted.bad)]
-        monitor.update(len(extracted.found), bad)
-        monitor.check()
         facts = {
             "clips": len(extracted.found),
             "seconds": round(sum(extracted.seconds[place] for place in sorted(extracted.seconds)), 4),
             "clips_in_pieces": extracted.in_pieces,
-            "bad": bad,
         }
-        with output.shard(number, facts) as folder:
-            write(folder, f"{name}-{number:05d}", arguments.format, rows, extracted, arguments.columns)
-    totals = output.finish(count)
-    output.close()
-    if pace.clips and index == 0:
+        bad = [extracted.bad[place] for place in sorted(extracted.bad)]
+        options = (f"{name}-{number:05d}", arguments.format, rows, extracted, arguments.columns)
+        return Shard(facts, bad, lambda folder: write(folder, *options))
+
+    totals = write_shards(corpus, output, state, arguments.max_bad_fraction, make)
+    if pace.clips and state.process_index == 0:
         taken = time.monotonic() - pace.began
         logger.info(
             "This process read %s in %s, %.0f times real time.",
             *(audio_amount(pace.seconds / 3600), duration(taken), pace.seconds / taken),
         )
     return totals
+
+
+def details(arguments: UnitArguments, totals: dict) -> str:
+    """What else there is to say: that long clips were read in pieces."""
+    if not totals["clips_in_pieces"]:
+        return ""
+    return f"; {totals['clips_in_pieces']} longer than {arguments.max_seconds:g} s were read in pieces"
 
 
 @command
@@ -210,17 +208,8 @@ def main(argv: list[str] | None = None) -> None:
         "A corpus to units, or to features of layers.",
         checkpoint=dict(help="A directory or Hub name; for units of pretraining, or one of training.fit_units."),
     )
-    state = PartialState()
-    totals = run(rest.checkpoint, arguments, state)
-    if totals is None:
-        logger.info("The shards of this process are done; others are not.")
-        return
-    said = f"{arguments.output}: {totals['clips']:,} clips, {audio_amount(totals['seconds'] / 3600)}"
-    if totals["clips_in_pieces"]:
-        said += f"; {totals['clips_in_pieces']} longer than {arguments.max_seconds:g} s were read in pieces"
-    if totals["bad"]:
-        said += f"; {len(totals['bad'])} could not be used {totals['bad_clips']}: corpus.json names them"
-    print(said)
+    totals = run(rest.checkpoint, arguments, PartialState())
+    print_totals(arguments.output, totals, partial(details, arguments))
 
 
 if __name__ == "__main__":

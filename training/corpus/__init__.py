@@ -7,4 +7,5 @@ order of the source; what is in it depends on its clips alone, not on processes,
 - `tables`: a shard in each format
 - `packing`: clips as FLAC or Opus, in Parquet or tar
 - `output`: the folder that is written: what it holds, which shards are done
+- `shards`: the loop over them
 """

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from sjepa_hf.command import first_line
 from training.data.archives import TarArchives
 from training.data.clips import Clip, Source
+from training.data.identity import identity
 from training.data.sources import open_source
 
 
@@ -50,6 +51,16 @@ class Corpus:
         self.size = sum(len(source.dataset) for source in self.sources) if sized else None
         if self.size == 0:
             raise ValueError(f"{', '.join(specs)} holds no clip.")
+
+    @property
+    def settings(self) -> dict:
+        """What is read, in what order, and how it is cut: for the record of what is made of it."""
+        return {
+            "data": self.specs,
+            "data as it was": [identity(spec, source) for spec, source in zip(self.specs, self.sources)],
+            "columns": list(self.columns),
+            "clips_per_shard": self.clips_per_shard,
+        }
 
     def shards(self, wanted: Callable[[int], bool] = lambda shard: True) -> Iterator[tuple[int, list[Row] | None]]:
         """Number and rows of each shard in turn; None for those that are not wanted, of which nothing is decoded."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel
 
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
+from sjepa_hf.encoding import check_audio_encoder, hidden_layers
 from sjepa_hf.frame_features import MfccFeatures
 from sjepa_hf.opening import build_model, open_config, open_model, open_pretrained
 from training.data.labelled import pad_waveforms
@@ -29,8 +30,8 @@ class TransformersEncoder:
     """
     A frozen audio encoder of Transformers, in fp32; its feature extractor norms the waveforms if the model wants that.
 
-    Batches are padded, with an attention mask, for S-JEPA alone: there the padding changes nothing. Other encoders get
-    one clip at a time, since a padded batch changes the group norm of HuBERT and wav2vec 2.0 base.
+    S-JEPA gets padded batches: there the padding changes nothing. Other encoders get one clip at a time, so that no
+    score depends on which clips are read together.
 
     Attributes:
         name (`str`): what the user called it.
@@ -44,22 +45,14 @@ class TransformersEncoder:
         self.pads = model.config.model_type == "sjepa"
         self.digest = self._digest()
 
-    @torch.no_grad()
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Tensor]:
         """Waveforms `(num_samples,)` at 16 kHz -> all hidden states `(num_layers, num_frames, hidden_size)` of each,
         on the encoder's device; only real frames. Layer 0 is what enters the first Transformer layer."""
         if not self.pads and len(waveforms) > 1:
             return [self([waveform])[0] for waveform in waveforms]
         inputs = pad_waveforms(self.extractor, waveforms).to(self.model.device)
-        mask = inputs["attention_mask"]
-        masked = {"attention_mask": mask} if self.pads else {}
-        layers = torch.stack(
-            self.model(inputs["input_values"], output_hidden_states=True, **masked).hidden_states, dim=1
-        )
-        if not self.pads:
-            return list(layers)
-        lengths = self.model._get_feat_extract_output_lengths(mask.sum(-1)).tolist()
-        return [states[:, :length] for states, length in zip(layers, lengths)]
+        states, lengths = hidden_layers(self.model, inputs["input_values"], inputs["attention_mask"])
+        return [layers[:, :length] for layers, length in zip(states, lengths.tolist())]
 
     def _digest(self) -> str:
         config = {key: value for key, value in self.model.config.to_dict().items() if key not in NOT_IN_DIGEST}
@@ -112,8 +105,10 @@ def open_encoder(name: str, device: torch.device | str = "cpu", untrained_seed: 
             model = build_model(AutoModel, config, checkpoint)
     else:
         model = open_model(AutoModel, checkpoint)
-    if extractor.model_input_names[0] != "input_values" or model.main_input_name != "input_values":
-        raise ValueError(f"{name} reads {model.main_input_name}: only encoders of waveforms can be evaluated.")
+    check_audio_encoder(model, name)
+    if extractor.model_input_names[0] != "input_values":
+        given = extractor.model_input_names[0]
+        raise ValueError(f"The extractor of {name} gives {given}: only encoders of waveforms can be read here.")
     return TransformersEncoder(name, model, extractor, device)
 
 

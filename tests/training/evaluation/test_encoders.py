@@ -1,7 +1,12 @@
+"""Encoders that are evaluated: every bit of their layers, what their digest follows, sentences."""
+
 import logging
 
+import numpy as np
 import pytest
 import torch
+from other_encoders import KINDS, save_other
+from transformers import ASTConfig, ASTModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from sjepa_hf import SJepaModel
 from sjepa_hf.saving import feature_extractor
@@ -13,6 +18,38 @@ def checkpoint(tmp_path, make_config):
     SJepaModel(make_config()).save_pretrained(tmp_path / "checkpoint")
     feature_extractor().save_pretrained(tmp_path / "checkpoint")
     return str(tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def waveforms() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(size).astype(np.float32) for size in (9000, 16000, 16000)]
+
+
+def test_every_layer_is_what_the_model_gives_bit_for_bit(checkpoint, waveforms):
+    encoder = open_encoder(checkpoint)
+    padded, mask = torch.zeros(3, 16000), torch.zeros(3, 16000, dtype=torch.int32)
+    for row, real, waveform in zip(padded, mask, waveforms):
+        row[: len(waveform)], real[: len(waveform)] = torch.from_numpy(waveform), 1
+    for rows in ([0, 1, 2], [1, 2], [0]):  # with padding, and without
+        found = encoder([waveforms[n] for n in rows])
+        with torch.no_grad():
+            size = int(mask[rows].sum(1).max())
+            wanted = encoder.model(padded[rows, :size], mask[rows, :size], output_hidden_states=True).hidden_states
+        for place, (n, layers) in enumerate(zip(rows, found, strict=True)):
+            assert layers.shape[:2] == (4, 27 if n == 0 else 49)
+            for layer, states in zip(layers, wanted, strict=True):
+                assert layer.equal(states[place, : len(layer)])
+
+
+@pytest.mark.parametrize("kind", ["hubert", "wavlm"])  # with group norm, and with layer norm
+def test_other_encoders_get_each_clip_alone_bit_for_bit(kind, waveforms, tmp_path):
+    encoder = open_encoder(str(save_other(KINDS[kind], tmp_path / kind)))
+    for waveform, layers in zip(waveforms, encoder(waveforms), strict=True):
+        normed = encoder.extractor(waveform, sampling_rate=16000, return_tensors="pt").input_values
+        with torch.no_grad():
+            wanted = torch.cat(encoder.model(normed, output_hidden_states=True).hidden_states)
+        assert len(wanted) == 4 and layers.equal(wanted)
 
 
 def test_digest_follows_weights_and_configuration(checkpoint, make_config):
@@ -38,3 +75,11 @@ def test_what_cannot_be_opened_gets_a_sentence(tmp_path, caplog):
     caplog.set_level(logging.CRITICAL)
     with pytest.raises(ValueError, match="nowhere cannot be opened as a directory or a name on the Hub"):
         open_encoder(str(tmp_path / "nowhere"))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ASTModel(ASTConfig(**sizes)).save_pretrained(tmp_path / "pictures")  # of spectrograms, which it calls input_values
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "pictures")
+    with pytest.raises(ValueError, match="pictures reads input_values: only encoders of waveforms"):
+        open_encoder(str(tmp_path / "pictures"))
+    WhisperFeatureExtractor().save_pretrained(save_other(KINDS["hubert"], tmp_path / "mixed"))
+    with pytest.raises(ValueError, match="extractor of .*mixed gives input_features: only encoders of waveforms"):
+        open_encoder(str(tmp_path / "mixed"))

@@ -1,0 +1,62 @@
+"""The loop over shards: each process its own, clips that cannot be used counted, the sentence at the end."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+from source_files import write_clip
+
+from training.corpus.output import OutputFolder
+from training.corpus.reading import Corpus
+from training.corpus.shards import Shard, own_shards, print_totals, write_shards
+from training.data.bad_audio import BadAudioError
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Corpus:
+    """Seven clips in shards of two."""
+    for number in range(7):
+        write_clip(tmp_path / "clips" / f"{number}.wav", number)
+    return Corpus([str(tmp_path / "clips")], 2)
+
+
+def process(index: int, of: int) -> SimpleNamespace:
+    return SimpleNamespace(process_index=index, num_processes=of)
+
+
+def shard_of(number, rows) -> Shard:
+    """The numbers of its clips as a text; the clip 5 cannot be used."""
+    good = [row.number for row in rows if row.number != 5]
+    bad = [(row.clip.name, "odd") for row in rows if row.number == 5]
+    facts = {"clips": len(good), "seconds": 10.0 * len(good)}
+    return Shard(facts, bad, lambda folder: (folder / f"{number}.txt").write_text(str(good)))
+
+
+def test_processes_share_the_shards(corpus, tmp_path, capsys, caplog):
+    settings = corpus.settings
+    assert settings["clips_per_shard"] == 2 and settings["data"] == [str(tmp_path / "clips")]
+    found = []
+    for index in (0, 1):
+        output, state = OutputFolder(tmp_path / "out", settings, index), process(index, 2)
+        assert [n for n in range(4) if own_shards(state, output)(n)] == [index, index + 2]
+        found.append(write_shards(corpus, output, state, 0.5, shard_of))
+        assert not any(map(own_shards(state, output), range(4)))
+    assert found[0] is None and (found[1]["clips"], found[1]["seconds"]) == (6, 60.0)
+    texts = [(tmp_path / "out" / f"{number}.txt").read_text() for number in range(4)]
+    assert texts == ["[0, 1]", "[2, 3]", "[4]", "[6]"]
+    with caplog.at_level(logging.INFO):
+        print_totals("out", found[0], lambda totals: "")
+    assert "others are not" in caplog.text and capsys.readouterr().out == ""
+    print_totals("out", found[1], lambda totals: f" and {totals['clips']} more")
+    said = capsys.readouterr().out
+    assert said.startswith("out: 6 clips, ") and " and 6 more; 1 could not be used {'odd': 1}" in said
+
+
+def test_too_many_clips_that_cannot_be_used_end_the_run(corpus, tmp_path):
+    def make(number, rows) -> Shard:
+        return Shard({"clips": 25, "seconds": 1.0}, number * [("x.wav", "odd")], lambda folder: None)
+
+    output = OutputFolder(tmp_path / "out", corpus.settings)
+    with pytest.raises(BadAudioError, match="odd"):
+        write_shards(corpus, output, process(0, 1), 0.03, make)  # 0 of 25, 1 of 51, 3 of 78
+    assert output.is_done(1) and not output.is_done(2)
