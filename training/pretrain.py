@@ -74,7 +74,6 @@ def main(argv: list[str] | None = None) -> None:
             f"another process of this run has died or hangs, so this one ends too ({first_line(error)})."
         ) from None
     finally:
-        run.data.close()
         run.lock.release()
     if stop is not None:
         said = f"stopped at step {run.state.step} of {run.schedule.total_steps}: {stop.reason}."
@@ -110,6 +109,8 @@ def pretrain(run: Run) -> Stop | None:
             save_step(run)
         run.accelerator.end_training()
         return stop
+    finally:
+        run.data.close()
     return None
 
 

@@ -16,6 +16,17 @@ from training import finetune_ctc
 from training.finetuning.ngram import estimate
 
 
+@pytest.fixture
+def pictures():
+    """Asked for by a test of a pretraining run's pictures; the others go without, which halves their time."""
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(request, monkeypatch):
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("training.pretraining.figures.draw_run", lambda *_: [])
+
+
 @pytest.fixture(scope="session")
 def texts():
     rng = np.random.default_rng(1)

@@ -67,7 +67,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(arguments, tmp_path):
         pretrain.main(arguments("--dry_run", "true", "--output_dir", "o", "--train_data", str(tmp_path / "absent")))
 
 
-def test_the_plan_is_what_happens(arguments, tmp_path, caplog):
+def test_the_plan_is_what_happens(pictures, arguments, tmp_path, caplog):
     """Hours, padding and the size of a checkpoint are those of the run; one that is resumed plans the rest."""
     caplog.set_level(logging.INFO)
     options = ["--phase1_steps", "12", "--phase2_steps", "12", "--layer_check_steps", "100", "--save_steps", "12"]

@@ -6,7 +6,7 @@ from pretraining_runs import (
 )
 
 
-def test_a_run_that_was_killed_at_its_end_gets_its_pictures(resume, tmp_path):
+def test_a_run_that_was_killed_at_its_end_gets_its_pictures(pictures, resume, tmp_path):
     final = tmp_path / "out" / "final"
     before = weights(final)
     for path in (final / "training.json", final / "loss.png"):
