@@ -5,7 +5,8 @@ On the benchmark's data, from the Hub (settings and data sets: `training/evaluat
     python -m training.superb --task ks --model demo-output/model/final facebook/hubert-base-ls960
 
 On your own data, in small: any source of `training/data/labelled.py`, several subjects and seeds in one table. `mfcc`
-and `untrained:CHECKPOINT` (the same network with fresh weights) say what the pretraining adds:
+and `untrained:CHECKPOINT` (the same network with fresh weights) say what the pretraining adds, `fbank` is SUPERB's own
+baseline:
 
     python -m training.superb --task sid --label_column speaker_id --train_data librispeech/train \\
         --model mfcc untrained:demo-output/model/final demo-output/model/final \\
@@ -63,7 +64,7 @@ class SuperbArguments:
         metadata={"help": "The task; all: those of the file tasks."}
     )
     model: list[str] = field(
-        metadata={"help": "Subjects: checkpoints (directories or Hub names), untrained:CHECKPOINT, mfcc."}
+        metadata={"help": "Subjects: checkpoints (directories or Hub names), untrained:CHECKPOINT, mfcc, fbank."}
     )
     tasks: str | None = field(
         default=None,
@@ -213,6 +214,7 @@ def choose_task(arguments: SuperbArguments) -> Task:
             train_data=arguments.train_data,
             eval_data=arguments.eval_data,
             test_data=arguments.test_data,
+            gain=0.0,
         )
     if arguments.eval_data or arguments.test_data:
         both = " or, for qbe, each other" if task.head == "dtw" else ""
@@ -328,7 +330,7 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
         heartbeat.doing = f"encoding the clips with {subject}"
         encoder = open_encoder(subject, device, arguments.untrained_seed)
         features = {
-            name: FrozenFeatures(encoder, clips, store, task.head == "pooled", keys[name])
+            name: FrozenFeatures(encoder, clips, store, task.head == "pooled", keys[name], task.gain)
             for name, clips in splits.items()
         }
         untrained = {"untrained_seed": arguments.untrained_seed} if subject.startswith("untrained:") else {}
@@ -452,9 +454,11 @@ def hyperparameters(task: Task, arguments: SuperbArguments, lexicon: dict[str, s
     if lexicon is not None:
         chosen["lexicon_digest"] = hashlib.sha256(json.dumps(lexicon).encode()).hexdigest()[:12]
     if task.silence is not None:
-        chosen["silence"] = "whole seconds"
+        chosen["silence"] = "seconds, one every 0.1 s"
     if task.head in ("recurrent_ctc", "xvector", "diarization"):
         chosen["head_units"] = arguments.head_units
+    if task.gain:
+        chosen["gain"] = task.gain
     if arguments.trials:
         chosen["trials"] = arguments.trials
     return chosen

@@ -97,12 +97,13 @@ class LabelledClips(torch.utils.data.Dataset):
             self._monitor.max_bad_fraction,
         )
 
-    def cut(self, chosen: Sequence[bool], seconds: float) -> "LabelledClips":
-        """The clips; each chosen one that is longer as its whole pieces of `seconds`, one after another."""
-        length = round(seconds * SAMPLING_RATE)
+    def cut(self, chosen: Sequence[bool], seconds: float, every: float) -> "LabelledClips":
+        """The clips; each chosen one that is longer as its pieces of `seconds`, of which one begins `every` so often
+        (seconds), as far as they are whole."""
+        length, step = round(seconds * SAMPLING_RATE), round(every * SAMPLING_RATE)
         places, numbers = [], []
         for number, place in enumerate(self.places):
-            starts = range(0, place.num_samples - length + 1, length) if chosen[number] else ()
+            starts = range(0, place.num_samples - length + 1, step) if chosen[number] else ()
             pieces = [place._replace(num_samples=length, start=(place.start or 0) + start) for start in starts]
             places += pieces or [place]
             numbers += [number] * max(1, len(pieces))

@@ -1,6 +1,6 @@
 """Evaluation: what a frozen encoder knows. A file each:
 
-encoders.py         what is evaluated: a checkpoint, the same network untrained, MFCC
+encoders.py         what is evaluated: a checkpoint, the same network untrained, MFCC, FBANK
 frozen_features.py  hidden states of clips, computed once and kept on disk
 rows.py             features of chosen frames, or means over clips, from every layer
 alignment.py        phones of a clip in time, and at the centres of frames

@@ -1,6 +1,6 @@
-"""Encoders that are evaluated: a checkpoint of Transformers, the same network untrained, and MFCC, frozen and in fp32.
+"""Encoders that are evaluated, frozen and in fp32: a checkpoint of Transformers, that network untrained, MFCC, FBANK.
 
-encoder = open_encoder("demo-output/model/final")  # or "untrained:demo-output/model/final", or "mfcc"
+encoder = open_encoder("demo-output/model/final")  # or "untrained:...", "mfcc", "fbank"
 encoder([waveform])[0]  # a tensor (num_layers, num_frames, hidden_size)
 """
 
@@ -15,10 +15,12 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel
+from transformers.audio_utils import mel_filter_bank
 
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
 from sjepa_hf.encoding import check_audio_encoder, hidden_layers
 from sjepa_hf.frame_features import MfccFeatures
+from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.opening import build_model, open_config, open_model, open_pretrained
 from training.data.labelled import pad_waveforms
 
@@ -79,7 +81,49 @@ class MfccEncoder:
         return [self.features(torch.from_numpy(waveform)[None].to(self.device)) for waveform in waveforms]
 
 
-Encoder = TransformersEncoder | MfccEncoder
+class FbankEncoder:
+    """
+    SUPERB's baseline, as one "layer" of 240 values every 10 ms: 80 log-mel bands as Kaldi's fbank has them (25 ms, no
+    dither), their deltas and delta-deltas, each value normed over the clip.
+    """
+
+    name = "fbank"
+    WIDTH, SHIFT, FFT, BANDS = 400, 160, 512, 80  # samples, of a spectrum, of mel
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        self.digest = content_hash("fbank", inspect.getsource(type(self)))
+        self.window = torch.hann_window(self.WIDTH, periodic=False, device=device) ** 0.85  # Povey's
+        bands = mel_filter_bank(
+            *(self.FFT // 2 + 1, self.BANDS, 20.0, SAMPLING_RATE / 2, SAMPLING_RATE),
+            mel_scale="kaldi",
+            triangularize_in_mel_space=True,
+        )
+        self.bands = torch.from_numpy(bands).float().to(device)
+
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Tensor]:
+        """Waveforms `(num_samples,)` at 16 kHz -> `(1, num_frames, 240)` of each."""
+        return [self._features(torch.from_numpy(waveform).to(self.device))[None] for waveform in waveforms]
+
+    def _features(self, waveform: Tensor) -> Tensor:
+        frames = waveform.unfold(0, self.WIDTH, self.SHIFT)
+        frames = frames - frames.mean(1, keepdim=True)
+        frames = frames - 0.97 * torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
+        power = torch.fft.rfft(frames * self.window, self.FFT).abs().square()
+        bands = (power @ self.bands).clamp_min(torch.finfo(torch.float32).eps).log()
+        first = _deltas(bands)
+        values = torch.cat([bands, first, _deltas(first)], dim=1)
+        return (values - values.mean(0)) / (values.std(0, correction=min(1, len(values) - 1)) + 1e-10)
+
+
+def _deltas(frames: Tensor) -> Tensor:
+    """Slope over five frames of each value of `(num_frames, num_values)`; the first and last are repeated."""
+    padded = torch.cat([frames[:1], frames[:1], frames, frames[-1:], frames[-1:]])
+    parts = [(n - 2) * padded[n : n + len(frames)] for n in range(5)]
+    return torch.stack(parts).sum(0) / 10
+
+
+Encoder = TransformersEncoder | MfccEncoder | FbankEncoder
 
 
 def open_encoder(name: str, device: torch.device | str = "cpu", untrained_seed: int = 0) -> Encoder:
@@ -88,7 +132,7 @@ def open_encoder(name: str, device: torch.device | str = "cpu", untrained_seed: 
 
     Args:
         name: a checkpoint (directory or Hub name) that AutoModel opens; `untrained:CHECKPOINT`, the same configuration
-            with fresh weights; or `mfcc`.
+            with fresh weights; `mfcc`; or `fbank`.
         untrained_seed: seed of those fresh weights.
 
     Raises:
@@ -96,6 +140,8 @@ def open_encoder(name: str, device: torch.device | str = "cpu", untrained_seed: 
     """
     if name == "mfcc":
         return MfccEncoder(device)
+    if name == "fbank":
+        return FbankEncoder(device)
     checkpoint = name.removeprefix("untrained:")
     extractor = open_pretrained(AutoFeatureExtractor, checkpoint)
     if name != checkpoint:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -94,6 +95,7 @@ class FrozenFeatures:
         store: where features are kept.
         pooled: means over the frames in place of frames.
         keys: those of `clip_keys(clips)`, if they are known.
+        gain: of the waveforms, in dB.
     """
 
     def __init__(
@@ -103,10 +105,11 @@ class FrozenFeatures:
         store: FeatureStore,
         pooled: bool,
         keys: Sequence[str] | None = None,
+        gain: float = 0.0,
     ):
-        self.encoder, self.clips, self.pooled = encoder, clips, pooled
+        self.encoder, self.clips, self.pooled, self.gain = encoder, clips, pooled, gain
         self.keys = clip_keys(clips) if keys is None else keys
-        self._folder = f"{encoder.digest}/{'means' if pooled else 'frames'}"
+        self._folder = f"{encoder.digest}/{'means' if pooled else 'frames'}{f'{gain:g}dB' if gain else ''}"
         self._stored = store.folder(self._folder)
         self._bad: set[int] = set()
         self._memory: dict[str, Tensor] = {}
@@ -187,7 +190,8 @@ class FrozenFeatures:
         waveforms = {i: example["input_values"] for i, example in examples.items() if example is not None}
         if not waveforms:
             return {}
-        encoded = self.encoder(list(waveforms.values()))
+        factor = np.float32(10 ** (self.gain / 20))
+        encoded = self.encoder([waveform * factor for waveform in waveforms.values()])
         if self.pooled:
             features = [states.float().mean(1).cpu() for states in encoded]
         else:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from other_encoders import KINDS, save_other
 from transformers import ASTConfig, ASTModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from sjepa_hf import SJepaModel
 from sjepa_hf.saving import feature_extractor
@@ -83,3 +84,30 @@ def test_what_cannot_be_opened_gets_a_sentence(tmp_path, caplog):
     WhisperFeatureExtractor().save_pretrained(save_other(KINDS["hubert"], tmp_path / "mixed"))
     with pytest.raises(ValueError, match="extractor of .*mixed gives input_features: only encoders of waveforms"):
         open_encoder(str(tmp_path / "mixed"))
+
+
+def test_fbank_is_kaldis_with_slopes_normed_over_the_clip():
+    """Against the log-mel frames that transformers makes where torchaudio is missing, and slopes by least squares."""
+    waveform = np.random.default_rng(0).standard_normal(16000).astype(np.float32) * np.linspace(0, 0.3, 16000)
+    bands = spectrogram(
+        waveform,
+        window_function(400, "povey", periodic=False),
+        *(400, 160, 512),
+        center=False,
+        power=2.0,
+        preemphasis=0.97,
+        mel_filters=mel_filter_bank(257, 80, 20.0, 8000.0, 16000, None, "kaldi", True),
+        log_mel="log",
+        mel_floor=torch.finfo(torch.float32).eps,
+        remove_dc_offset=True,
+    ).T
+    (found,) = open_encoder("fbank")([waveform.astype(np.float32)])
+    assert found.shape == (1, 98, 240)
+    values = [bands]
+    for _ in range(2):
+        around = np.pad(values[-1], ((2, 2), (0, 0)), mode="edge")
+        values.append(np.array([np.polyfit(range(5), around[n : n + 5], 1)[0] for n in range(98)]))
+    wanted = np.concatenate(values, axis=1)
+    wanted = (wanted - wanted.mean(0)) / wanted.std(0, ddof=1)
+    np.testing.assert_allclose(found[0].numpy(), wanted, atol=5e-3)
+    assert open_encoder("fbank")([waveform[:400].astype(np.float32)])[0].isfinite().all(), "a clip of one frame"

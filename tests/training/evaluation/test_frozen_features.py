@@ -190,3 +190,15 @@ def test_mfcc_has_the_frames_of_the_encoder(clips, encoder, store):
     assert [x.shape for x in mfcc] == [(1, states.shape[1], 39) for states in frames]
     expected = MfccFeatures()(torch.from_numpy(clips[1]["input_values"])[None])
     torch.testing.assert_close(mfcc[1], expected, rtol=1e-3, atol=0.1)
+
+
+def test_a_gain_is_that_of_the_waveforms_and_has_features_of_its_own(clips, tmp_path):
+    class Level:
+        name, digest = "level", "level"
+
+        def __call__(self, waveforms):
+            return [torch.tensor([[[float(np.abs(waveform).max())]]]) for waveform in waveforms]
+
+    store = FeatureStore(tmp_path / "store", 1)
+    plain, soft = (FrozenFeatures(Level(), clips, store, True, gain=gain)[[0, 1]] for gain in (0.0, -6.0))
+    torch.testing.assert_close(torch.stack(soft), torch.stack(plain) * 10 ** (-6 / 20))

@@ -11,6 +11,7 @@ from sjepa_hf.frames import SAMPLING_RATE, frame_centres, frame_lengths
 from training.data.labelled import LabelledClips
 from training.evaluation.encoders import content_hash
 from training.evaluation.frozen_features import clip_keys
+from training.evaluation.superb.heads import at_length
 
 
 MIXTURE_SEED = 0
@@ -97,8 +98,8 @@ class ActivityLabels:
 
     def error_rate(self, logits: dict[int, Tensor], split: str) -> float:
         """Diarization error rate of a split from the logits `(num_frames, 2)` of each mixture by its number."""
-        pairs = [(active(x), self.mixtures[split].activity(i).numpy()) for i, x in logits.items()]
-        return diarization_error_rate(*zip(*pairs))
+        right = [at_length(self.mixtures[split].activity(i), len(x)).numpy() for i, x in logits.items()]
+        return diarization_error_rate(list(map(active, logits.values())), right)
 
 
 def active(logits: Tensor) -> np.ndarray:

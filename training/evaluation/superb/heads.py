@@ -227,6 +227,7 @@ class DiarizationHead(nn.Module):
     def loss(self, features: list[Tensor], targets: list[Tensor]) -> Tensor:
         """Mean over the real frames of the cross-entropy; `targets` are 0 or 1, `(num_frames, 2)` of each clip."""
         logits = self.logits(features)
+        targets = [at_length(x, clip.shape[1]) for x, clip in zip(targets, features)]
         real = pad_sequence([torch.ones(len(x)) for x in targets], batch_first=True).to(logits.device)
         targets = pad_sequence(targets, batch_first=True).to(logits.device)
         costs = [
@@ -239,6 +240,11 @@ class DiarizationHead(nn.Module):
     def predict(self, features: list[Tensor]) -> list[Tensor]:
         """Logits `(num_frames, 2)` of each clip."""
         return [x[: clip.shape[1]].cpu() for x, clip in zip(self.logits(features), features)]
+
+
+def at_length(activity: Tensor, length: int) -> Tensor:
+    """Who speaks when, `(num_frames, 2)`, in as many frames as features have that come at another rate."""
+    return activity[(torch.arange(length) + 0.5).mul(len(activity) / length).long()]
 
 
 def spec_augment(frames: Tensor) -> Tensor:

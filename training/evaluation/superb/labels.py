@@ -64,7 +64,8 @@ class TokenLabels:
         kind: "characters" (in capitals), "phones" (between spaces, without silences and the bars between words), or
             "slot_characters", where words such as `B-size` and `E-size` are one token each, and stand around the value
             of a slot.
-        lexicon: phones of each word in capitals; "phones" are then looked up in it.
+        lexicon: phones of each word in capitals; "phones" are then looked up in it, and the tokens are all of its
+            phones, whatever the training data has of them.
         stress: phones keep the digit that says how they are stressed (ARPAbet); else AH0 and AH1 are AH.
     """
 
@@ -72,7 +73,9 @@ class TokenLabels:
         self, labels: dict[str, list[str]], kind: str, lexicon: dict[str, str] | None = None, stress: bool = True
     ):
         self.kind, self.lexicon, self.stress = kind, lexicon, stress
-        tokens = sorted({token for text in self.references(labels) for token in self._tokens(text)})
+        texts = self.references(labels)
+        known = texts if lexicon is None else map(self._phones, lexicon.values())
+        tokens = sorted({token for text in known for token in self._tokens(text)})
         self.tokens = ["<blank>", *tokens]
         if kind == "slot_characters" and not any(map(SLOT_TOKEN.fullmatch, tokens)):
             (column,) = labels
@@ -115,10 +118,13 @@ class TokenLabels:
                 raise ValueError(f"The lexicon lacks the word '{unknown[0]}': add a line '{unknown[0]} PHONES ...'.")
             text = " ".join(self.lexicon[word] for word in words)
         if self.kind == "phones":
-            phones = [phone for phone in text.split() if phone.lower() not in NO_PHONES]
-            return " ".join(phones if self.stress else (phone.rstrip("012") for phone in phones))
+            return self._phones(text)
         keep = SLOT_TOKEN.fullmatch if self.kind == "slot_characters" else (lambda word: None)
         return " ".join(word if keep(word) else word.upper() for word in text.split())
+
+    def _phones(self, text: str) -> str:
+        phones = [phone for phone in text.split() if phone.lower() not in NO_PHONES]
+        return " ".join(phones if self.stress else (phone.rstrip("012") for phone in phones))
 
     def _tokens(self, text: str) -> list[str]:
         if self.kind == "phones":
@@ -172,6 +178,14 @@ def score(metrics: Sequence[str], predictions: list[str], references: list[str])
         }
         results[name] = float(load_metric(metric).compute(**pair)[metric])
     return results
+
+
+def class_mean(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Accuracy where all classes count alike, however many clips each has."""
+    right: dict[str, list[bool]] = {}
+    for found, reference in zip(predictions, references):
+        right.setdefault(reference, []).append(found == reference)
+    return sum(sum(own) / len(own) for own in right.values()) / len(right)
 
 
 def slots(text: str) -> list[tuple[str, str]]:

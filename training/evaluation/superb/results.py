@@ -132,7 +132,7 @@ def table(results: list[dict]) -> str:
     idle = [f"{result['encoder']}, seed {result['seed']}" for result in results if result.get("learned") is False]
     notes = [f"No better than chance: {'; '.join(idle)}."] if idle else []
     if trained and any(result["encoder"] == MFCC for result in results):
-        notes.append("mfcc is normed over the training set; SUPERB's own baseline is FBANK, normed by utterance.")
+        notes.append("mfcc is normed over the training set; SUPERB's own baseline is `fbank`.")
     return "\n".join([title, "", *lines, *([""] if notes else []), *notes])
 
 

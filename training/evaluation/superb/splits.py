@@ -5,6 +5,7 @@ from training.evaluation.superb.diarization import Mixtures
 from training.evaluation.superb.tasks import Task
 
 
+CROP_SECONDS, CROP_EVERY = 1.0, 0.1  # of background noise that stands for silence
 SPLIT_SEED = 0  # what is held out is the same for all seeds of a run
 
 
@@ -62,7 +63,7 @@ def open_splits(
     if task.silence is not None:
         for name in ("train", "dev"):
             silent = [task.silence in values for values in zip(*splits[name].labels.values())]
-            splits[name] = splits[name].cut(silent, seconds=1.0)
+            splits[name] = splits[name].cut(silent, CROP_SECONDS, CROP_EVERY)
     if task.head == "diarization":
         return {name: Mixtures(clips, task.columns[0], name) for name, clips in splits.items()}
     return splits

@@ -7,16 +7,19 @@ learning rates, these are the toolkit's defaults.
 Known differences from the toolkit, beside whose figures these stand only with that said:
 
 all   The toolkit cuts features to round(samples / 320) frames and, in ks, leaves out a last batch that is not full.
-ks    The toolkit draws a random second of a background noise whenever it needs a `_silence_` to train or to select
-      with; here the noises are cut into their whole seconds once, and these are drawn. It attenuates every clip by
-      3 dB, and chooses the best step on a class-balanced sample of the dev set, which is taken as it is here.
+ks    The toolkit draws any second of a background noise whenever it needs a `_silence_` to train or to select with,
+      here one of those that begin every 0.1 s, so that a longer noise counts for more. It chooses the step on a
+      class-balanced sample of the dev set, here on the mean accuracy of the classes. It attenuates every clip by 3 dB,
+      here those of SUPERB alone.
 sid   The toolkit trains on 8 s of each clip, here on all of it; its head has the 1,251 outputs of VoxCeleb1 whatever
       the data.
-er    The toolkit's dev set is a fifth of the utterances at random; here of the recordings, evenly from all labels.
+er    SUPERB's figure is the mean of five folds, here it is that of the first. The toolkit's dev set is a fifth of the
+      utterances at random; here of the recordings, evenly from all labels.
 asr   The toolkit ends every transcript with a `|`, sorts batches into buckets of length and halves those with long
       clips; the time masks of its SpecAugment are drawn once for the padded batch, here for each clip. So in sf.
-pr    The toolkit's vocabulary is fixed, here it is that of the training data. `--stacked_frames` is none of it.
-sf    Slot type F1 and slot value CER are the toolkit's, to the spaces at the edges of a value.
+pr    The toolkit's vocabulary is fixed; here it is that of the lexicon, or of the training data where there is none.
+      The toolkit ends every text with an `<eos>`. `--stacked_frames` is none of it.
+sf    Slot type F1 and slot value CER are the toolkit's.
 asv   The loss is the toolkit's AM-softmax; SUPERB does not use its AAM-softmax. The toolkit takes silence out of all
       clips, attenuates them by 3 dB, leaves out training clips of 2 s and less, and cuts 8 s of the waveform, here of
       the frames. Of several checkpoints it reports the lowest rate on the test set; here the dev set chooses the step.
@@ -26,8 +29,10 @@ sd    SUPERB's mixtures are Libri2Mix's, whose clips begin together; here clips 
       read, the second beginning anywhere in the first, and a clip counts as speech from end to end. The toolkit trains
       on pieces of 2,000 frames, chooses the step by accuracy, and reports the lowest test figure of five thresholds
       and two median filters; here mixtures are whole, the dev set's error rate chooses, and it is 0.5 and 11 frames.
-mfcc  Is not SUPERB's baseline: that is FBANK (80 bands every 10 ms, with deltas, normed by utterance), of which a mean
-      over the frames keeps nothing. Here MFCC are normed over the training set, and a pooled head learns from them.
+fbank Is SUPERB's baseline: FBANK of 80 bands every 10 ms with deltas, each value normed over the clip, of which a mean
+      over the frames keeps nothing: ks, ic, sid and er are at chance with it. In asv it is 4 s that a batch takes of a
+      clip, in sd the labels stay those of 20 ms.
+mfcc  Is not SUPERB's: MFCC normed over the training set, so that a pooled head learns from them.
 """
 
 from dataclasses import dataclass, field, replace
@@ -65,8 +70,9 @@ class Task:
         learning_rate, batch_size, max_steps, weight_decay: of the training of the head.
         max_norm: to which gradients are clipped.
         eval_steps: steps between two looks at the dev set.
-        balanced: classes are drawn equally often in training.
+        balanced: classes are drawn equally often in training, and count alike in the dev set's accuracy.
         silence: label of background noise, of which training and dev set take single seconds.
+        gain: of SUPERB's own clips, in dB.
         spec_augment: weighted sums are warped and masked in training.
         train_data, eval_data, test_data: data sets on the Hub, as `training.data.sources.open_source` reads them;
             empty where there is none; without `eval_data` a part of the training data is held out.
@@ -88,6 +94,7 @@ class Task:
     max_norm: float = 1.0
     balanced: bool = False
     silence: str | None = None
+    gain: float = 0.0
     spec_augment: bool = False
     train_data: list[str] = field(default_factory=list)
     eval_data: list[str] = field(default_factory=list)
@@ -144,6 +151,7 @@ TASKS = {
             f"{TOOLKIT}/speech_commands/config.yaml",
             balanced=True,
             silence="_silence_",
+            gain=-3.0,
             **_superb("ks"),
         ),
         Task(

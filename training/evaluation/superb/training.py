@@ -14,7 +14,7 @@ from training.common.progress import Heartbeat
 from training.evaluation.frozen_features import FrozenFeatures
 from training.evaluation.superb.diarization import ActivityLabels
 from training.evaluation.superb.heads import CtcHead, DiarizationHead, PooledHead, XVectorHead
-from training.evaluation.superb.labels import ClassLabels, TokenLabels, score
+from training.evaluation.superb.labels import ClassLabels, TokenLabels, class_mean, score
 from training.evaluation.superb.tasks import HIGHER_IS_BETTER, Task
 from training.evaluation.superb.verification import SpeakerLabels
 
@@ -114,7 +114,10 @@ def evaluate(head: Head, task: Task, features: FrozenFeatures, labels: Labels, s
         return Outcome({"der": labels.error_rate(found, split)}, len(found), scored=f"{len(found)} mixtures")
     references = labels.references({column: features.clips.labels[column] for column in task.columns})
     answers, right = [labels.decode(answer) for answer in found.values()], [references[i] for i in found]
-    return Outcome(score(task.metrics, answers, right), len(found), verdict(task, labels, answers, right))
+    metrics = score(task.metrics, answers, right)
+    if task.balanced and split == "dev":
+        metrics["accuracy"] = class_mean(answers, right)
+    return Outcome(metrics, len(found), verdict(task, labels, answers, right))
 
 
 def predictions(head: Head, task: Task, features: FrozenFeatures) -> dict[int, list[int] | Tensor]:

@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from training.evaluation.superb.heads import CtcHead, DiarizationHead, LayerSum, PooledHead, XVectorHead, spec_augment
+from training.evaluation.superb.heads import (
+    CtcHead,
+    DiarizationHead,
+    LayerSum,
+    PooledHead,
+    XVectorHead,
+    at_length,
+    spec_augment,
+)
 
 
 def test_the_mean_may_come_before_the_projection():
@@ -156,5 +164,9 @@ def test_the_order_of_the_speakers_does_not_matter():
         wanted = wanted + min(both) * len(target) / 17
     torch.testing.assert_close(head.loss(clips, targets), wanted)
     torch.testing.assert_close(head.loss(clips, [targets[0].flip(-1), targets[1]]), wanted)
+    halved = [targets[0][::2], targets[1]]  # frames of 20 ms, features of 10
+    repeated = [targets[0][::2].repeat_interleave(2, 0), targets[1]]
+    torch.testing.assert_close(head.loss(clips, halved), head.loss(clips, repeated))
+    assert at_length(targets[1], 9).shape == (9, 2)
     for clip, logits in zip(clips, head.predict(clips)):
         torch.testing.assert_close(logits, head.logits([clip])[0].detach(), rtol=1e-4, atol=1e-5)

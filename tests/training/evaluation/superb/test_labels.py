@@ -1,6 +1,14 @@
 import pytest
 
-from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon, recognised_slots, score, slots
+from training.evaluation.superb.labels import (
+    ClassLabels,
+    TokenLabels,
+    class_mean,
+    read_lexicon,
+    recognised_slots,
+    score,
+    slots,
+)
 
 
 SLOTTED = "A B-size very large E-size cup B-drink tea E-drink"
@@ -40,8 +48,18 @@ def test_texts_survive_their_tokens(kind, text, normalised, length):
 @pytest.mark.parametrize("lexicon", [None, {"AHA": "AH0 HH AA1", "OH": "OW0"}])
 def test_phones_without_their_stress(lexicon):
     texts = {"phones": ["AH0 HH AA1 | OW0"] if lexicon is None else ["aha oh"]}
+    if lexicon is not None:
+        lexicon = lexicon | {"YE": "Y IY1 sp"}  # a word that is not in training: its phones are tokens none the less
     labels = TokenLabels(texts, "phones", lexicon, stress=False)
-    assert labels.tokens == ["<blank>", "AA", "AH", "HH", "OW"]
+    assert labels.tokens == [
+        "<blank>",
+        "AA",
+        "AH",
+        "HH",
+        *([] if lexicon is None else ["IY"]),
+        "OW",
+        *("Y" * bool(lexicon)),
+    ]
     assert labels.references(texts) == ["AH HH AA OW"] == [labels.decode(labels.encode(texts)[0].tolist())]
     assert TokenLabels(texts, "phones", lexicon).references(texts) == ["AH0 HH AA1 OW0"]
 
@@ -101,3 +119,7 @@ def test_slot_values_are_cut_as_the_toolkit_cuts_them():
     assert slots("B-size B-drink BIG E-size") == [("size", "B-drink BIG")]
     found = score(("slot_value_cer",), ["B-size E-x BIG E-size"], ["B-size BIG E-size"])
     assert found == {"slot_value_cer": pytest.approx(4 / 3)}
+
+
+def test_classes_count_alike_in_their_mean():
+    assert class_mean(["a", "a", "b", "b"], ["a", "a", "a", "b"]) == (2 / 3 + 1) / 2

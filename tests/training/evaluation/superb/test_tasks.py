@@ -19,3 +19,4 @@ def test_settings_are_the_toolkit_s():
     of_asv = ("asv", 0.01, 1e3)
     assert {(t.name, t.weight_decay, t.max_norm) for t in TASKS.values() if t.max_norm != 1} == {of_asv}
     assert [t.name for t in TASKS.values() if t.spec_augment] == ["asr", "sf"]
+    assert {t.name: t.gain for t in TASKS.values() if t.gain} == {"ks": -3.0}

@@ -18,6 +18,28 @@ def test_balanced_batches_draw_all_classes_alike():
     assert sorted(i for _ in range(4) for i in next(plain)) == list(range(100))
 
 
+def test_classes_count_alike_where_the_step_is_chosen():
+    """Four clips of one class are right, the one of the other is wrong."""
+
+    class Features:
+        class clips:
+            labels, num_samples = {"label": ["a"] * 4 + ["b"]}, [1] * 5
+
+        def __getitem__(self, indices):
+            return [torch.ones(1, 4)] * len(indices)
+
+    head, labels = PooledHead(LayerSum(1), 4, [2]), ClassLabels(Features.clips.labels)
+    torch.nn.init.zeros_(head.classifier.weight)
+    head.classifier.bias.data = torch.tensor([1.0, 0.0])
+    found = {
+        (name, split): superb_training.evaluate(
+            head, replace(TASKS[name], columns=("label",)), Features(), labels, split
+        )
+        for name, split in (("ks", "dev"), ("ks", "test"), ("sid", "dev"))
+    }
+    assert [outcome.metrics["accuracy"] for outcome in found.values()] == [0.5, 0.8, 0.8]
+
+
 def test_sequences_of_similar_length_go_together():
     lengths = np.random.default_rng(0).integers(1, 1000, 640).tolist()
     drawn = superb_training.batches(TASKS["asr"], lengths, [], seed=0)
