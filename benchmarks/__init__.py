@@ -18,6 +18,10 @@ Exactness and faults:
     fuzz_checkpoints.py      damaged checkpoints: passed over or refused in a sentence?
     fuzz_configurations.py   hostile settings: taken or refused in a sentence?
 
+SUPERB in S3PRL's own code, in an environment that has it:
+    s3prl/table.py           figures of S3PRL's runner and of training.superb on the same small data
+    s3prl/heads.py           the arithmetic of heads and scores, with copied weights
+
 The study (study/README.md), on speech that is no part of this repository:
     study/speech_manifest.py the manifest of what is trained on, without what is scored
     study/run.py             a grid of pretrainings at equal audio, scored
@@ -27,6 +31,8 @@ The study (study/README.md), on speech that is no part of this repository:
     study/probe_curve.py     scores of a run's checkpoints over the hours heard
 
 What commands are made of:
+    s3prl/data.py            small data for seven tasks, as S3PRL looks for them
+    s3prl/toolkit.py         S3PRL's runner on one of them
     steps/candidates.py      the steps that step.py lets take turns: ours and HuBERT's
     steps/naive.py           the step written plainly, the reference of ours
     steps/flops.py           floating-point operations of a step, from the configuration
