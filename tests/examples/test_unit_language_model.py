@@ -1,0 +1,76 @@
+"""The language model of units: better than a unigram where order matters, on corpora of every format; sentences."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from examples.unit_language_model import main, pieces, read_units
+from training.corpus.extraction import Extracted
+from training.corpus.reading import Row
+from training.corpus.tables import write_units
+
+
+SETTINGS = {"what": "units", "weights": "1", "clusters": "prediction", "layers": None, "components": 12}
+SMALL = ["--context", "16", "--hidden_size", "32", "--num_layers", "1", "--num_epochs", "15"]
+
+
+def write_corpus(folder: Path, clips: list[list[int]], form: str = "text", complete: bool = True, **changes) -> str:
+    """A corpus as `training.units` leaves it, of frames in which each unit of the clips stands twice."""
+    folder.mkdir()
+    settings = SETTINGS | {"format": form} | changes
+    (folder / "corpus.json").write_text(json.dumps({"settings": settings, "complete": complete}))
+    rows = [Row(n, "here", SimpleNamespace(name=f"{n}.wav"), {}) for n in range(len(clips))]
+    found = {n: {"units": torch.tensor(clip).int().repeat_interleave(2)} for n, clip in enumerate(clips)}
+    write_units(folder, "units-00000", form, rows, Extracted(found, dict.fromkeys(found, 1.0), {}, 0), ())
+    return str(folder)
+
+
+def cycles(starts: range) -> list[list[int]]:
+    """Ten units in turn, three times, from another one on in each clip."""
+    return [[(start + n) % 10 for n in range(30)] for start in starts]
+
+
+def test_a_cycle_is_learned(tmp_path, capsys):
+    train, test = write_corpus(tmp_path / "a", cycles(range(10))), write_corpus(tmp_path / "b", cycles(range(3)))
+    main([train, test, "--output", str(tmp_path / "lm"), *SMALL, "--learning_rate", "1e-2"])
+    found = json.loads((tmp_path / "lm" / "perplexities.json").read_text())
+    assert 10 < found["unigram"] < 13
+    assert 1 < found["trigram"] < 2 and 1 < found["GPT-2"] < found["unigram"] / 3
+    assert (tmp_path / "lm" / "model.safetensors").is_file()
+    said = capsys.readouterr().out
+    assert "300 units to learn from, 90 of " in said and f"{found['GPT-2']:8.1f}" in said
+    begun, drawn, true = ([*map(int, line.split()[1:])] for line in said.splitlines()[-3:])
+    assert len(begun) == len(true) == 7 and np.mean(np.diff([*begun[-1:], *drawn]) % 10 == 1) > 0.7
+
+
+@pytest.mark.parametrize("form", ["text", "jsonl", "parquet"])
+def test_every_format_is_read(form, tmp_path):
+    clips = [[3, 1, 3], [7], [0, 11]]
+    assert read_units(write_corpus(tmp_path / "units", clips, form))[0] == clips
+    assert pieces(clips, 2) == [[3, 1], [3], [7], [0, 11]]
+
+
+def test_what_cannot_be_gets_a_sentence(tmp_path):
+    good = write_corpus(tmp_path / "good", [[1, 2]])
+    out = ["--output", str(tmp_path / "lm")]
+    for test, said in (
+        (write_corpus(tmp_path / "other", [[1, 2]], weights="2"), "`weights` is '2', not '1'. Make both with one"),
+        (write_corpus(tmp_path / "half", [[1, 2]], complete=False), "is not whole: give the command again"),
+        (write_corpus(tmp_path / "features", [[1, 2]], what="features"), "holds features, not units"),
+        (str(tmp_path), "holds no corpus of units: python -m training.units writes one"),
+        (write_corpus(tmp_path / "empty", []), "holds no clip"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{said}"):
+            main([good, test, *out])
+    for options, said in (
+        (["--context", "7"], "`context` is 7; it must be at least 8"),
+        (["--hidden_size", "40"], "`hidden_size` must be a multiple of 32, got 40"),
+        (["--output", good], "is there already: name a folder that is not"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{said}"):
+            main([good, good, *out, *options])
+    assert not (tmp_path / "lm").exists()
