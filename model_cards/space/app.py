@@ -2,6 +2,7 @@
 
     python model_cards/space/app.py                                # the weights of model_cards/tiny
     python model_cards/space/app.py --checkpoint runs/mine/final --asr runs/asr/final --examples clips/
+    python model_cards/space/app.py --units units                  # what else sounds like a unit, in a whole corpus
     python model_cards/space/app.py --host 0.0.0.0 --port 8080
 
 Without --checkpoint, the environment variable SJEPA_CHECKPOINT names it (SJEPA_ASR the one for transcripts,
@@ -35,21 +36,24 @@ from listening import (
     similarity,
 )
 from pictures import Picture, draw_clip, draw_ranks, draw_similarity
+from segments import AROUND, Segment, joined, other_segments
 
 from sjepa_hf.command import command
 from sjepa_hf.contents import shown
 from sjepa_hf.frames import SAMPLING_RATE
+from sjepa_hf.units import UnitRun
 
 
 HERE = Path(__file__).parent
 LARGEST_FILE = "2gb"
-ZOOMS = {"whole": 1, "2 x": 2, "4 x": 4}  # how wide a clip is drawn
+ZOOMS = {"whole": 1, "2 x": 2, "4 x": 4, "8 x": 8}  # how wide a clip is drawn
 SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # nothing is fetched
 HOW_TO_READ = f"""
 - **Log-mel spectrogram**: energy by time and pitch, on the mel scale, 70 dB from black to bright.
-- **Most likely cluster**: pretraining teaches the model to name, at each frame of 20 ms, the cluster of a Gaussian
-  mixture that the sound belongs to. The strip is its first choice, with nothing masked. Clusters are coloured by the
-  first principal component of their means: where colours are alike, so are the sounds. Steady sounds make wide bars.
+- **Units**: pretraining teaches the model to name, at each frame of 20 ms, the cluster of a Gaussian mixture that the
+  sound belongs to. The strip is its first choice, with nothing masked. Clusters are coloured by the first principal
+  component of their means: where colours are alike, so are the sounds. Steady sounds make wide bars. The pointer shows
+  from when to when a unit lasts; a click plays where else it stands.
 - **Three largest posteriors**: how much of its belief the model puts on its first three choices.
 - **Entropy**: how undecided it is. 0 bits: one cluster alone; 1 bit: two equally likely ones; it tends to fall inside
   steady sounds and to rise at transitions and in pauses.
@@ -87,21 +91,41 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def player(clip: Clip, axis: str = "x") -> str:
-    """The clip to play; its time runs along `axis` of the picture."""
+def player(samples: np.ndarray, axis: str | None = "x") -> str:
+    """Samples of a clip, whose time runs along `axis` of the picture; without an axis a sound that plays at once."""
     file = io.BytesIO()
-    soundfile.write(file, clip.samples.clip(-1, 1), SAMPLING_RATE, format="WAV", subtype="PCM_16")
-    source = data_uri(file.getvalue(), "audio/wav")
-    return f'<audio controls data-axis="{axis}" data-seconds="{clip.seconds}" src="{source}"></audio>'
+    soundfile.write(file, samples.clip(-1, 1), SAMPLING_RATE, format="WAV", subtype="PCM_16")
+    source, seconds = data_uri(file.getvalue(), "audio/wav"), len(samples) / SAMPLING_RATE
+    how = "autoplay" if axis is None else f'data-axis="{axis}"'
+    return f'<audio controls {how} data-seconds="{seconds}" src="{source}"></audio>'
 
 
-def sheet(picture: Picture, axes: str, description: str) -> str:
-    """A picture with a line for each axis that time runs along."""
+def unit_buttons(picture: Picture, runs: Sequence[UnitRun], seconds: float) -> str:
+    """A button over each unit of the strip, which tells its times."""
+    if picture.units is None:
+        return ""
+    (left, _, width, _), (top, height) = picture.box, picture.units
+    buttons = "".join(
+        f'<button class="unit" data-unit="{run.unit}" data-start="{run.start:.4f}" title="unit {run.unit}:'
+        f' {times(run.start, run.duration)}" style="left: {100 * run.start / seconds:.3f}%;'
+        f' width: {100 * run.duration / seconds:.3f}%"></button>'
+        for run in runs
+    )
+    place = f"left: {100 * left:.3f}%; width: {100 * width:.3f}%; top: {100 * top:.3f}%; height: {100 * height:.3f}%"
+    return f'<div class="units" style="{place}">{buttons}</div>'
+
+
+def times(start: float, seconds: float) -> str:
+    return f"{start:.2f} to {start + seconds:.2f} s"
+
+
+def sheet(picture: Picture, axes: str, description: str, above: str = "") -> str:
+    """A picture with a line for each axis that time runs along, and what lies above it."""
     lines = "".join(f'<div class="line line-{axis}" hidden></div>' for axis in axes)
     size = f"min-width: {75 * picture.inches:.0f}px; max-width: {110 * picture.inches:.0f}px"
     box = " ".join(f"{share:.5f}" for share in picture.box)
     image = f'<img src="{data_uri(picture.webp, "image/webp")}" alt="{html.escape(description)}">'
-    return f'<div class="scroll"><div class="sheet" style="{size}" data-box="{box}">{image}{lines}</div></div>'
+    return f'<div class="scroll"><div class="sheet" style="{size}" data-box="{box}">{image}{lines}{above}</div></div>'
 
 
 def title(path: str, clip: Clip, letter: str = "") -> str:
@@ -137,11 +161,12 @@ def show_clip(listener: Listener, path: str | None, zoom: int = 1) -> str:
     if heard.words is not None:
         text = html.escape(" ".join(word.text for word in heard.words)) or "<i>no words recognised</i>"
         transcript = f'<p class="transcript">{text}</p>'
-    picture = draw_clip(clip, heard, listener.cluster_places, zoom)
+    picture = draw_clip(clip, heard, listener.cluster_places, zoom, listener.clusters)
+    buttons = unit_buttons(picture, heard.runs, clip.seconds)
     rank_image = f'<img src="{data_uri(rank_picture.webp, "image/webp")}" alt="Effective rank of each layer">'
     return (
-        f'{"".join(notes)}<div class="listen">{title(path, clip)}{transcript}{player(clip)}'
-        f"{sheet(picture, 'x', 'What the model hears, over seconds')}"
+        f'{"".join(notes)}<div class="listen">{title(path, clip)}{transcript}{player(clip.samples)}'
+        f"{sheet(picture, 'x', 'What the model hears, over seconds', buttons)}"
         f'<div class="below">{rank_image}<ul>{"".join(f"<li>{fact}</li>" for fact in facts(clip, heard, ranks))}</ul>'
         "</div></div>"
     )
@@ -165,6 +190,46 @@ def facts(clip: Clip, heard: Heard, ranks: list[float]) -> list[str]:
     return found
 
 
+def show_unit(listener: Listener, corpus, path: str | None, unit: int, start: float) -> str:
+    """
+    Where else a unit stands, as HTML that plays at once: in `corpus`, a `unit_corpus.UnitCorpus`, or in the clip of
+    `path` itself, in which it was clicked at `start` seconds.
+    """
+    if corpus is None:
+        try:
+            clip = read_clip(path)
+        except ValueError as error:
+            return notice(str(error))
+        runs = listener.hear(clip.samples).runs
+        segments = other_segments(Path(path).name, clip.samples, runs, unit, start)
+        where = f"{sum(run.unit == unit for run in runs)} segments in this clip"
+        most = "the longest others"
+    else:
+        segments, (runs, clips) = corpus.segments(unit), corpus.count(unit)
+        where = f"{runs:,} segments in {clips:,} of the {corpus.num_clips:,} clips of {html.escape(corpus.name)}"
+        most = "the longest, one of a clip,"
+        if runs and not segments:
+            return notice(f"Unit {unit} has {runs:,} segments there, but their audio is gone or cannot be read.")
+    if not segments:
+        return hint(f"Unit {unit} stands nowhere else here.")
+    samples, begun = joined(segments)
+    items = "".join(listed(segment, first) for segment, first in zip(segments, begun))
+    return (
+        f'<div class="listen"><h3>Unit {unit}</h3><p class="aside">{where}. Played: {most} with'
+        f" {1000 * AROUND:.0f} ms before and after.</p>{player(samples, None)}<ul>{items}</ul></div>"
+    )
+
+
+def listed(segment: Segment, begun: float) -> str:
+    """A segment with a button that plays it, `begun` being where it lies in the sound of all."""
+    seconds = len(segment.samples) / SAMPLING_RATE
+    name = html.escape(shown(Path(segment.name).name, 60))
+    return (
+        f'<li><button class="segment" data-start="{begun:.4f}" data-seconds="{seconds:.4f}">play</button>'
+        f" {name}, {times(segment.start, segment.seconds)}</li>"
+    )
+
+
 def show_pair(listener: Listener, first: str | None, second: str | None, layer: int) -> str:
     """The page's answer to two clips, as HTML: their similarity matrix, or a sentence."""
     if first is None or second is None:
@@ -178,7 +243,7 @@ def show_pair(listener: Listener, first: str | None, second: str | None, layer: 
     matrix = similarity(*(listener.features(clip.samples)[layer] for clip in clips))
     picture = draw_similarity(*clips, matrix, layer)
     players = "".join(
-        f"<div>{title(path, clip, f'{name}: ')}{player(clip, axis)}</div>"
+        f"<div>{title(path, clip, f'{name}: ')}{player(clip.samples, axis)}</div>"
         for name, path, clip, axis in zip("AB", (first, second), clips, "yx")
     )
     return (
@@ -208,8 +273,12 @@ def clip_input(name: str, elem_id: str, examples: Sequence[Path]) -> gr.State:
     return path
 
 
-def build(listener: Listener, examples: Sequence[Path] = ()) -> gr.Blocks:
-    """The page, with clips to try."""
+def build(listener: Listener, examples: Sequence[Path] = (), corpus=None) -> gr.Blocks:
+    """The page, with clips to try; `corpus` is a `unit_corpus.UnitCorpus`."""
+
+    def clicked(path: str | None, event: gr.EventData) -> str:
+        return show_unit(listener, corpus, path, int(event.unit), float(event.start))
+
     script = (HERE / "player.js").read_text()
     layers = [("Transformer input", 0), *((str(layer), layer) for layer in range(1, listener.num_layers + 1))]
     with gr.Blocks(title="S-JEPA: look and listen", fill_width=True, delete_cache=(3600, 3600)) as page:
@@ -220,7 +289,10 @@ def build(listener: Listener, examples: Sequence[Path] = ()) -> gr.Blocks:
             clip = clip_input("speech", "file", examples)
             zoom = gr.Radio(list(ZOOMS.items()), value=1, label="Width of the pictures", elem_id="zoom")
             answer = gr.HTML(show_clip(listener, None), js_on_load=script, elem_id="one")
+            unit = gr.HTML(js_on_load=script, elem_id="unit")
             gr.on([clip.change, zoom.change], lambda p, z: show_clip(listener, p, z), [clip, zoom], answer)
+            answer.click(clicked, clip, unit)
+            clip.change(lambda: "", None, unit, show_progress="hidden")
         with gr.Tab("Two clips"):
             with gr.Row():
                 with gr.Column():
@@ -262,6 +334,9 @@ def main(argv: list[str] | None = None) -> None:
         default=os.environ.get("SJEPA_EXAMPLES"),
         help="folder of clips to try (default: one clip)",
     )
+    parser.add_argument(
+        "--units", help="folder of training.units, in Parquet: a click on a unit plays where it stands"
+    )
     parser.add_argument("--host", help="address to serve at (default: 127.0.0.1; 0.0.0.0: every one of this machine)")
     parser.add_argument("--port", type=int, help="(default: the first free one from 7860)")
     parser.add_argument(
@@ -272,8 +347,13 @@ def main(argv: list[str] | None = None) -> None:
         check_address(arguments.host or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), arguments.port or 0)
     transformers.logging.set_verbosity_error()
     examples = find_examples(arguments.examples)
-    listener = Listener(arguments.checkpoint, arguments.asr)
-    build(listener, examples).launch(
+    corpus = None
+    if arguments.units is not None:
+        from unit_corpus import UnitCorpus  # of the whole package, which a Space does not have
+
+        corpus = UnitCorpus(arguments.units)
+    listener = Listener(arguments.checkpoint, arguments.asr, corpus and corpus.settings)
+    build(listener, examples, corpus).launch(
         server_name=arguments.host,
         server_port=arguments.port,
         share=arguments.share,

@@ -10,9 +10,18 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.clusters import order_clusters
+from sjepa_hf.encoding import weights_hash
 from sjepa_hf.frames import SAMPLING_RATE, WINDOW
 from sjepa_hf.measures import effective_rank, entropy_bits
-from sjepa_hf.opening import open_pretrained, open_pretraining, open_recogniser, open_sjepa, open_sjepa_config
+from sjepa_hf.opening import (
+    open_pretrained,
+    open_pretraining,
+    open_recogniser,
+    open_sjepa,
+    open_sjepa_config,
+    open_with_ema,
+)
+from sjepa_hf.units import UnitRun, run_lengths, with_times
 from training.data.waveforms import BadAudio, audio_length, read_audio
 
 
@@ -55,11 +64,13 @@ class Heard(NamedTuple):
     Attributes:
         layers: for each layer, features `(num_frames, hidden_size)`; layer 0 is what enters the Transformer.
         posteriors: of the clusters, `(num_frames, num_components)`, without masking; None without a cluster head.
+        units: of the frames, `(num_frames,)`; None without a cluster head.
         words: of the transcript; None without a CTC head.
     """
 
     layers: list[np.ndarray]
     posteriors: np.ndarray | None
+    units: np.ndarray | None
     words: list[Word] | None
 
     @property
@@ -71,6 +82,11 @@ class Heard(NamedTuple):
     def ranks(self) -> list[float]:
         """Effective rank of each layer's features."""
         return [effective_rank(torch.from_numpy(features)).item() for features in self.layers]
+
+    @property
+    def runs(self) -> list[UnitRun]:
+        """Runs of equal units, in seconds; none without a cluster head."""
+        return [] if self.units is None else with_times(*run_lengths(torch.from_numpy(self.units)))
 
 
 def read_clip(path: str) -> Clip:
@@ -148,17 +164,19 @@ class Listener:
     Args:
         checkpoint: directory or Hub name of an S-JEPA checkpoint of any kind.
         asr: another one with a CTC head, for transcripts beside the pictures of pretraining.
+        like: the settings of a corpus of units, when units are to be those; else they are of the prediction.
 
     Attributes:
+        clusters: what the units are of, "mixture" or "prediction".
         cluster_head: None where the checkpoint was fine-tuned.
         cluster_places: `(num_components,)` between 0 and 1; clusters with like means lie close.
         recogniser: None where neither checkpoint has a CTC head.
 
     Raises:
-        ValueError: if a checkpoint cannot be opened, or holds no S-JEPA encoder.
+        ValueError: if a checkpoint cannot be opened, or holds no S-JEPA encoder; if the corpus has other units.
     """
 
-    def __init__(self, checkpoint: str, asr: str | None = None):
+    def __init__(self, checkpoint: str, asr: str | None = None, like: dict | None = None):
         self.name, self.device = checkpoint, "cuda" if torch.cuda.is_available() else "cpu"
         if not Path(checkpoint).is_dir() and checkpoint.count("/") != 1:  # a name on the Hub has one
             raise ValueError(f"there is no directory {checkpoint}: choose another with --checkpoint.")
@@ -169,10 +187,26 @@ class Listener:
         self.encoder = encoder.eval().to(self.device)
         self.cluster_head = None if model is None else model.cluster_head.eval().to(self.device)
         self.cluster_places = None if model is None else order_clusters(model.mixture.means)
+        self.clusters, self._mixture_model = "prediction", None
+        if like is not None:
+            self._take_units(model, like)
         if asr is None and self.config.architectures == ["SJepaForCTC"]:
             asr = checkpoint
         self.asr_name = asr
         self.recogniser = None if asr is None else Recogniser(asr, self.device)
+
+    def _take_units(self, model, like: dict) -> None:
+        """Give the units that a corpus holds. Raises ValueError if they are of another checkpoint."""
+        if model is not None and like.get("ema encoder"):
+            model = open_with_ema(self.name)
+        if model is None or weights_hash(model) != like["weights"]:
+            raise ValueError(
+                f"`units` are of {like['checkpoint']} as it was, not of {self.name} as it is: its weights differ. Show"
+                " that checkpoint, or make units of this one."
+            )
+        self.clusters = like["clusters"]
+        if self.clusters == "mixture":
+            self._mixture_model = model.eval().to(self.device)
 
     @property
     def num_layers(self) -> int:
@@ -187,13 +221,19 @@ class Listener:
     def hear(self, samples: np.ndarray) -> Heard:
         """All that the checkpoint makes of samples `(num_samples,)`."""
         layers = self._encode(samples)
-        posteriors = None
+        posteriors = units = None
         if self.cluster_head is not None:
             posteriors = self.cluster_head(layers[-1]).softmax(-1).cpu().numpy()
+            units = posteriors.argmax(1)
+        if self._mixture_model is not None:
+            units = self._mixture_model.unit_posteriors(self._inputs(samples))[0].argmax(1).cpu().numpy()
         words = None if self.recogniser is None else self.recogniser(samples)
-        return Heard([layer.cpu().numpy() for layer in layers], posteriors, words)
+        return Heard([layer.cpu().numpy() for layer in layers], posteriors, units, words)
+
+    def _inputs(self, samples: np.ndarray) -> torch.Tensor:
+        inputs = self.extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_values
+        return inputs.to(self.device)
 
     def _encode(self, samples: np.ndarray) -> list[torch.Tensor]:
-        inputs = self.extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_values
-        outputs = self.encoder(inputs.to(self.device), output_hidden_states=True)
+        outputs = self.encoder(self._inputs(samples), output_hidden_states=True)
         return [layer[0].float() for layer in outputs.hidden_states]

@@ -25,30 +25,36 @@ class Picture(NamedTuple):
         webp: the file.
         inches: its width; the page shows it at 75 to 110 pixels an inch.
         box: left, top, width and height, as shares of the picture, of the axes that time runs along.
+        units: top and height of the strip of units, as shares of the picture; None where there is none.
     """
 
     webp: bytes
     inches: float
     box: tuple[float, float, float, float]
+    units: tuple[float, float] | None = None
 
 
-def draw_clip(clip: Clip, heard: Heard, cluster_places: np.ndarray | None, zoom: int = 1) -> Picture:
+def draw_clip(
+    clip: Clip, heard: Heard, cluster_places: np.ndarray | None, zoom: int = 1, clusters: str = "prediction"
+) -> Picture:
     """
-    Log-mel, words, clusters, three largest posteriors and entropy of a clip, each over the same seconds, `zoom` times
-    as wide as a screen shows at once.
+    Log-mel, words, units, three largest posteriors and entropy of a clip, each over the same seconds, `zoom` times as
+    wide as a screen shows at once. The units are of `clusters`.
     """
     rows = [("mel", 2.5)]
     if heard.words:
         rows.append(("words", 0.42))
     if heard.posteriors is not None:
-        rows += [("clusters", 0.55), ("posteriors", 1.25), ("entropy", 1.35)]
+        rows += [("units", 0.55), ("posteriors", 1.25), ("entropy", 1.35)]
     heights, gap, top, bottom = [height for _, height in rows], 0.38, 0.35, 0.5
     width = zoom * max(12.4, INCHES_A_SECOND * clip.seconds)
     height = top + sum(heights) + gap * (len(rows) - 1) + bottom
     figure = Figure(figsize=(width, height), facecolor="white")
     left, inner = 0.72 / width, (width - 0.72 - 0.2) / width
-    panels, upper = {}, height - top
+    panels, upper, strip = {}, height - top, None
     for name, rise in rows:
+        if name == "units":
+            strip = (1 - upper / height, rise / height)
         share = (left, (upper - rise) / height, inner, rise / height)
         panels[name] = figure.add_axes(share, sharex=panels.get("mel"))
         upper -= rise + gap
@@ -59,8 +65,10 @@ def draw_clip(clip: Clip, heard: Heard, cluster_places: np.ndarray | None, zoom:
         _draw_words(panels["words"], heard)
     if heard.posteriors is not None:
         scale = inner * width / clip.seconds
-        draw_clusters(panels["clusters"], heard.posteriors.argmax(1), cluster_places, scale)
-        panels["clusters"].set_title("Most likely cluster (where colours are alike, so are the clusters)", **STYLE)
+        draw_clusters(panels["units"], heard.units, cluster_places, scale)
+        panels["units"].set_title(
+            f"Units: most likely cluster of the {clusters} (like colours, like clusters)", **STYLE
+        )
         _draw_posteriors(panels["posteriors"], heard.posteriors)
         _draw_entropy(panels["entropy"], heard)
     for name, panel in panels.items():
@@ -71,7 +79,7 @@ def draw_clip(clip: Clip, heard: Heard, cluster_places: np.ndarray | None, zoom:
         panel.set_xlim(0, clip.seconds)
     panel.set_xlabel("seconds", color=INK, labelpad=2)
     box = (left, top / height, inner, 1 - (top + bottom) / height)
-    return Picture(_webp(figure), width, box)
+    return Picture(_webp(figure), width, box, strip)
 
 
 def draw_ranks(ranks: list[float], most: int) -> Picture:

@@ -1,11 +1,13 @@
 // A line runs over the picture while a clip plays. A click on the picture of one clip plays it from there; a click on
-// the matrix plays half a second of clip A, then half a second of clip B.
+// the matrix plays half a second of clip A, then half a second of clip B. A click on a unit asks the page where else it
+// stands; the answer is a sound of several segments, which buttons play one by one.
 const SNIPPET = 0.5; // seconds
 
 const shown = (node) => node.closest('.listen');
 
 function moveLine(audio) {
     const sheet = shown(audio).querySelector('.sheet');
+    if (!sheet) return;
     const [left, top, width, height] = sheet.dataset.box.split(' ').map(Number);
     const share = Math.min(audio.currentTime / Number(audio.dataset.seconds), 1);
     const line = sheet.querySelector('.line-' + audio.dataset.axis);
@@ -40,12 +42,18 @@ function playFrom(audio, share, seconds) {
 }
 
 element.addEventListener('play', (event) => {
-    for (const other of shown(event.target).querySelectorAll('audio')) if (other !== event.target) other.pause();
+    for (const other of document.querySelectorAll('.listen audio')) if (other !== event.target) other.pause();
     follow(event.target);
 }, true);
 element.addEventListener('pause', (event) => { delete event.target.dataset.until; }, true);
 element.addEventListener('seeked', (event) => moveLine(event.target), true);
 element.addEventListener('click', async (event) => {
+    const { unit, start, seconds } = event.target.dataset;
+    if (unit) return trigger('click', { unit, start });
+    if (event.target.closest('.segment')) {
+        const audio = shown(event.target).querySelector('audio');
+        return playFrom(audio, start / audio.dataset.seconds, Number(seconds));
+    }
     const sheet = event.target.closest('.sheet');
     if (!sheet) return;
     const [left, top, width, height] = sheet.dataset.box.split(' ').map(Number);

@@ -76,9 +76,10 @@ class Corpus:
         for number in range(-(-self.size // self.clips_per_shard)):
             first = number * self.clips_per_shard
             last = min(first + self.clips_per_shard, self.size)
-            yield number, list(map(self._row, range(first, last))) if wanted(number) else None
+            yield number, list(map(self.row, range(first, last))) if wanted(number) else None
 
-    def _row(self, number: int) -> Row:
+    def row(self, number: int) -> Row:
+        """One clip by its number; not of streams."""
         place = number
         for source in self.sources:
             if place < len(source.dataset):

@@ -13,6 +13,7 @@ from transformers import Wav2Vec2Processor
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor
+from training import units
 from training.finetuning.text import build_tokenizer
 
 
@@ -81,3 +82,15 @@ def bad_files(tmp_path) -> dict[Path, str]:
         "slow.wav": "sampling rate 90 Hz",
     }
     return {folder / name: sentence for name, sentence in sentences.items()}
+
+
+@pytest.fixture(scope="session")
+def unit_folder(pretrained, tmp_path_factory) -> Path:
+    """A folder of four clips, and beside it `units`: their units of the prediction."""
+    folder = tmp_path_factory.mktemp("corpus") / "clips"
+    folder.mkdir()
+    for number, seconds in enumerate((1.0, 0.7, 0.9, 1.2)):
+        soundfile.write(folder / f"{number}.wav", speechlike(seconds), 16000)
+    output = str(folder.parent / "units")
+    units.main([pretrained[0], "--data", str(folder), "--clusters", "prediction", "--output", output])
+    return folder

@@ -18,8 +18,9 @@ from listening import Listener, read_clip
 from PIL import Image
 from tones import speechlike, write_two_hours
 from transformers import BertConfig
+from unit_corpus import UnitCorpus
 
-from sjepa_hf import SJepaForCTC
+from sjepa_hf import SJepaForCTC, SJepaForPreTraining
 
 
 pytest.importorskip("gradio", reason="the page needs gradio")
@@ -58,7 +59,7 @@ def test_the_page_runs_from_what_a_space_is_given(space, tmp_path, clip_path):
                 (tmp_path / target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, tmp_path / target / name)
     code = f"""
-import sys, listening, training.data.waveforms
+import sys, listening, segments, training.data.waveforms
 assert listening.read_clip({clip_path!r}).seconds == 1.5
 assert training.data.waveforms.__file__ == {str(tmp_path / "training" / "data" / "waveforms.py")!r}
 assert "training.data.clips" not in sys.modules
@@ -108,6 +109,58 @@ def test_two_clips(pretrained, clip_path, tmp_path):
     assert all(page.count("<audio") == 2 and len(images(page)) == 1 for page in pages)
     assert not np.array_equal(images(pages[0])[0], images(pages[1])[0])
     assert 'class="hint"' in app.show_pair(listener, clip_path, None, 1)
+
+
+def buttons(page: str, kind: str) -> list[dict[str, str]]:
+    """What the buttons of a class say of themselves."""
+    return [
+        dict(re.findall(r'data-(\w+)="([^"]*)"', found)) for found in re.findall(f'<button class="{kind}"[^>]*>', page)
+    ]
+
+
+def sound(page: str) -> np.ndarray:
+    """The samples of the first sound of an answer."""
+    return soundfile.read(io.BytesIO(base64.b64decode(re.search(r'src="data:audio/wav;base64,([^"]+)"', page)[1])))[0]
+
+
+def test_a_click_on_a_unit_plays_its_other_segments_of_the_clip(pretrained, clip_path):
+    listener = Listener(pretrained[0])
+    runs = listener.hear(read_clip(clip_path).samples).runs
+    page = app.show_clip(listener, clip_path)
+    found = buttons(page, "unit")
+    assert [int(button["unit"]) for button in found] == [run.unit for run in runs] and len(found) > 10
+    assert f"unit {runs[1].unit}: {runs[1].start:.2f} to {runs[1].start + runs[1].duration:.2f} s" in page
+    common = max(runs, key=lambda run: sum(other.unit == run.unit for other in runs))
+    others = [run for run in runs if run.unit == common.unit and run != common]
+    answer = app.show_unit(listener, None, clip_path, common.unit, common.start)
+    listed = buttons(answer, "segment")
+    assert len(listed) == min(len(others), 8) > 1 and f"{len(others) + 1} segments in this clip" in answer
+    assert "autoplay" in answer and "clip.wav, " in answer
+    last = listed[-1]
+    assert len(sound(answer)) / 16000 == pytest.approx(float(last["start"]) + float(last["seconds"]) + 0.25, abs=1e-3)
+    assert "stands nowhere else here" in app.show_unit(listener, None, clip_path, 99, 0.0)
+
+
+def test_a_click_on_a_unit_plays_segments_of_a_corpus(pretrained, clip_path, unit_folder, monkeypatch):
+    corpus = UnitCorpus(str(unit_folder.parent / "units"))
+    listener = Listener(pretrained[0], like=corpus.settings)
+    unit = max(range(10), key=lambda unit: corpus.count(unit)[1])
+    answer = app.show_unit(listener, corpus, clip_path, unit, 0.0)
+    runs, clips = corpus.count(unit)
+    assert f"{runs} segments in {clips} of the 4 clips of " in answer and len(buttons(answer, "segment")) == clips > 1
+    assert np.abs(sound(answer)).max() > 0.05
+    monkeypatch.setattr(corpus, "segments", lambda unit: [])
+    assert "their audio is gone" in app.show_unit(listener, corpus, clip_path, unit, 0.0)
+
+
+def test_units_of_other_checkpoints_are_refused(pretrained, fine_tuned, unit_folder, tmp_path, make_config):
+    folder = str(unit_folder.parent / "units")
+    other = save(SJepaForPreTraining(make_config("log_mel")), tmp_path / "other")
+    for checkpoint in (other, fine_tuned[0]):
+        with pytest.raises(SystemExit, match=f"error: `units` are of {pretrained[0]} as it was, not of {checkpoint}"):
+            app.main(["--checkpoint", checkpoint, "--units", folder])
+    with pytest.raises(SystemExit, match="error: `units` .* holds no corpus of units"):
+        app.main(["--checkpoint", pretrained[0], "--units", str(tmp_path)])
 
 
 def test_file_names_are_text(pretrained, tmp_path):
@@ -161,9 +214,9 @@ def test_the_space_is_in_the_hubs_form(space):
     assert card.data.sdk == "gradio" and (space / card.data.app_file).is_file() and card.data.license == "apache-2.0"
     assert len(card.data.short_description) <= 60
     required = set(re.findall(r"^(\w+)", (space / "requirements.txt").read_text(), re.MULTILINE))
-    code = "".join(path.read_text() for path in space.glob("*.py"))
+    code = "".join(path.read_text() for path in space.glob("*.py") if path.name != "unit_corpus.py")  # with --units
     imported = set(re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)) - set(sys.stdlib_module_names)
-    assert imported - {"sjepa_hf", "training", "listening", "pictures", "example_clips"} <= required
+    assert imported - {"sjepa_hf", "training", "listening", "pictures", "segments", "example_clips"} <= required
     package = "".join(path.read_text() for path in (space.parents[1] / "sjepa_hf").glob("modeling*.py"))
     assert "torch" in required and set(re.findall(r"^from (\w+)", package, re.MULTILINE)) <= required | {
         "collections",

@@ -14,9 +14,6 @@ import pytest
 import soundfile
 from tones import speechlike, write_two_hours
 
-from sjepa_hf import SJepaForPreTraining
-from sjepa_hf.saving import feature_extractor
-
 
 pytest.importorskip("gradio", reason="the page needs gradio")
 pytest.importorskip("selenium", reason="the browser is driven by selenium")
@@ -24,6 +21,7 @@ pytest.importorskip("selenium", reason="the browser is driven by selenium")
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -47,10 +45,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def address(make_config, tmp_path):
-    """The page of a small checkpoint, served on a free port by one command."""
-    SJepaForPreTraining(make_config("log_mel")).save_pretrained(tmp_path / "model")
-    feature_extractor().save_pretrained(tmp_path / "model")
+def address(pretrained, unit_folder, tmp_path):
+    """The page of a small checkpoint with a corpus of its units, served on a free port by one command."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -60,11 +56,12 @@ def address(make_config, tmp_path):
         "GRADIO_TEMP_DIR": str(tmp_path / "uploads"),
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(ROOT),
-        "SJEPA_CHECKPOINT": str(tmp_path / "model"),
+        "SJEPA_CHECKPOINT": pretrained[0],
     }
     log = tmp_path / "server.log"
     with log.open("w") as output:
         command = [sys.executable, str(ROOT / "model_cards" / "space" / "app.py")]
+        command += ["--units", str(unit_folder.parent / "units")]
         server = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + PATIENCE
@@ -177,12 +174,29 @@ def test_the_page_in_a_browser(address, browser, tmp_path):
     # The clip plays, and a line follows it; a click plays from there.
     picture, line = (browser.find_element(By.CSS_SELECTOR, f"#one {place}") for place in (".sheet img", ".line-x"))
     assert not line.is_displayed()
-    picture.click()  # in its middle
+    above = -picture.size["height"] // 4  # in the middle of the spectrogram
+    ActionChains(browser).move_to_element_with_offset(picture, 0, above).click().perform()
     patiently(browser).until(lambda _: line.is_displayed())
     now = "return document.querySelector('#one audio').currentTime"
     patiently(browser).until(lambda _: browser.execute_script(now) > 1.1)
     middle = picture.location["x"] + picture.size["width"] / 2
     assert line.location["x"] > middle
+
+    # A click on a unit plays where it stands in the corpus, a button one segment of it; the clip falls silent.
+    unit = browser.find_element(By.CSS_SELECTOR, "#one .unit:nth-child(5)")
+    assert unit.get_attribute("title").startswith(f"unit {unit.get_attribute('data-unit')}: ")
+    unit.click()
+    wait_for(browser, "#unit h3", f"Unit {unit.get_attribute('data-unit')}")
+    assert "of the 4 clips of" in browser.find_element(By.ID, "unit").text
+    sound = "const sound = document.querySelector('#unit audio'); return "
+    patiently(browser).until(lambda _: browser.execute_script(sound + "sound.currentTime > 0.1"))
+    assert browser.execute_script("return document.querySelector('#one audio').paused")
+    patiently(browser).until(lambda _: browser.execute_script(sound + "sound.paused"))
+    end = browser.execute_script(sound + "sound.currentTime")
+    browser.find_element(By.CSS_SELECTOR, "#unit .segment").click()
+    patiently(browser).until(
+        lambda _: browser.execute_script(sound + "sound.paused && sound.currentTime < arguments[0]", end)
+    )
 
     for name, sentence in (
         ("notes.txt", "This file cannot be read as audio"),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tones import speechlike, write_two_hours
 
 from sjepa_hf import SJepaForPreTraining
+from sjepa_hf.encoding import weights_hash
 from sjepa_hf.measures import effective_rank
 from training.finetuning.beam_search import greedy_decode
 
@@ -96,6 +97,25 @@ def test_what_is_heard_is_what_the_model_computes(front_end, make_config, tmp_pa
     assert heard.ranks == pytest.approx(wanted, rel=1e-3)
     entropy = torch.distributions.Categorical(logits=outputs.logits[0]).entropy() / np.log(2)
     assert heard.entropy == pytest.approx(entropy.numpy(), abs=1e-4)
+
+
+def test_units_are_those_that_a_corpus_holds(make_config, tmp_path):
+    model = SJepaForPreTraining(make_config("log_mel"))
+    model.replace_mixture(10, 39)
+    model.mixture.means.mul_(20)
+    model.mixture.variances.fill_(400.0)
+    model.describe_mixture("mfcc_cmn")
+    checkpoint, samples = save(model, tmp_path / "model"), speechlike(1.0)
+    known = {"weights": weights_hash(model), "checkpoint": checkpoint, "ema encoder": False}
+    listener = Listener(checkpoint, like=known | {"clusters": "mixture"})
+    found = listener.hear(samples).units
+    wanted = model.eval().unit_posteriors(torch.from_numpy(samples)[None])[0].argmax(1)
+    assert listener.clusters == "mixture" and len(wanted.unique()) > 1 and found.tolist() == wanted.tolist()
+    of_prediction = Listener(checkpoint, like=known | {"clusters": "prediction"}).hear(samples)
+    assert of_prediction.units.tolist() == of_prediction.posteriors.argmax(1).tolist() != found.tolist()
+    assert [run.unit for run in of_prediction.runs] == [
+        unit for n, unit in enumerate(of_prediction.units) if n == 0 or of_prediction.units[n - 1] != unit
+    ]
 
 
 def test_log_mel_shows_a_tone_at_its_pitch():

@@ -15,7 +15,7 @@ def test_the_time_axis_fills_the_box_that_the_line_runs_in(seconds, components):
     """In short and in wide pictures: where the box says that time begins and ends, the spectrogram does."""
     samples = speechlike(seconds)
     posteriors = np.random.default_rng(0).dirichlet(np.ones(components), (len(samples) - 400) // 320 + 1)
-    heard = Heard([], posteriors.astype(np.float32), [])
+    heard = Heard([], posteriors.astype(np.float32), posteriors.argmax(1), [])
     picture = draw_clip(Clip(samples, seconds), heard, np.linspace(0, 1, components))
     image = np.asarray(Image.open(io.BytesIO(picture.webp)).convert("L")).astype(int)
     left, top, width, height = picture.box
@@ -29,5 +29,21 @@ def test_the_time_axis_fills_the_box_that_the_line_runs_in(seconds, components):
 def test_the_widest_picture_is_one_that_webp_can_hold():
     samples = np.zeros(60 * 16000, np.float32)
     samples[::100] = 0.1
-    picture = draw_clip(Clip(samples, 60.0), Heard([], None, None), None, zoom=4)
+    picture = draw_clip(Clip(samples, 60.0), Heard([], None, None, None), None, zoom=4)
     assert Image.open(io.BytesIO(picture.webp)).width <= 16383 and picture.inches == pytest.approx(216)
+    assert picture.units is None  # without a cluster head
+
+
+def test_the_strip_of_units_is_where_the_picture_says():
+    samples = speechlike(2.0)
+    units = np.repeat(np.arange(11), 9)  # of 20 ms each; bars of dark and of bright colours in turn
+    heard = Heard([], np.full((99, 11), 1 / 11, np.float32), units, None)
+    picture = draw_clip(Clip(samples, 2.0), heard, np.arange(11) % 2 * 1.0)
+    image = np.asarray(Image.open(io.BytesIO(picture.webp)).convert("RGB")).astype(int)
+    (left, _, width, _), (top, height) = picture.box, picture.units
+    for number in range(11):
+        start = 0.0025 + 0.02 * 9 * number
+        column = round((left + width * (start + 0.03) / 2.0) * image.shape[1])
+        for share in (0.05, 0.95):  # of the strip's height
+            red, _, blue = image[round((top + share * height) * image.shape[0]), column]
+            assert (red > 150 and blue < 110) if number % 2 else (red < 110 and blue < 130), (number, share)
