@@ -1,6 +1,6 @@
 # make env    virtual environment .venv with everything (TORCH="torch==2.13.0" chooses the torch build)
 # make demo   synthesise speech, pretrain a small model, probe it; on your own speech: make demo SPEECH=DIR
-# make test   the tests; they use real speech where SJEPA_SPEECH names a folder of it
+# make test   the tests, a file at a time on each core; they use real speech where SJEPA_SPEECH names a folder of it
 # make lowest the fast tests with the lowest version of every dependency, in .venv-lowest
 # make lint   ruff
 # make clean  remove what the above made
@@ -19,7 +19,7 @@ demo: env
 	$(BIN)/python -m examples.demo.run $(if $(SPEECH),--speech "$(SPEECH)")
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 lowest: env
 	tools/lowest.sh

@@ -4,6 +4,8 @@ import os
 
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out among test files
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
