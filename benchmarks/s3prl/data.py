@@ -283,7 +283,7 @@ def speaker_verification(speech: Path, root: Path) -> tuple[Rows, dict]:
     names = ["/".join(Path(row["audio_filepath"]).parts[-3:]) for row in found["test"]]
     trials = made_trials([row["speaker"] for row in found["test"]], "test")
     (root / "trials.txt").write_text("".join(f"{int(same)} {names[a]} {names[b]}\n" for same, a, b in trials))
-    files = {"file_path": str(root), "max_timestep": 128_000, "vad_config": {"min_sec": 32_000}, "num_workers": 0}
+    files = {"file_path": str(root), "max_timestep": 128_000, "vad_config": {"min_sec": 16_000}, "num_workers": 0}
     files |= {f"{split}_meta_data": str(root / "trials.txt") for split in found}
     modelrc = {"input_dim": UNITS, "agg_module": "SP", "module": "XVector", "utter_module": "UtteranceExtractor"}
     modelrc |= {"ObjectiveLoss": "AMSoftmaxLoss", "LossConfig": {"AMSoftmaxLoss": {"s": 30.0, "m": 0.4}}}
