@@ -35,6 +35,7 @@ from sjepa_hf.saving import write_text_aside, written_aside
 from training.common.command_line import parse_dataclasses
 from training.common.progress import Progress
 from training.common.ranges import check_ranges
+from training.corpus.output import units_settings
 from training.finetuning.ngram import estimate
 
 
@@ -75,16 +76,7 @@ def read_units(folder: str) -> tuple[list[list[int]], dict]:
     Raises:
         ValueError: if the folder is no whole corpus of units.
     """
-    record = Path(folder) / "corpus.json"
-    if not record.is_file():
-        raise ValueError(f"{folder} holds no corpus of units: python -m training.units writes one.")
-    known = json.loads(record.read_text(encoding="utf-8"))
-    settings = known.get("settings", {})
-    if settings.get("what") != "units":
-        raise ValueError(f"{folder} holds {settings.get('what')}, not units: give a corpus of units.")
-    if not known["complete"]:
-        raise ValueError(f"{folder} is not whole: give the command again that was writing it.")
-    clips = []
+    settings, clips = units_settings(folder), []
     for file in sorted(Path(folder).glob("units-*")):
         if settings["format"] == "parquet":
             clips += pq.read_table(file, columns=["run_units"])["run_units"].to_pylist()
@@ -93,8 +85,6 @@ def read_units(folder: str) -> tuple[list[list[int]], dict]:
             clips.append(
                 json.loads(line)["run_units"] if settings["format"] == "jsonl" else list(map(int, line.split()))
             )
-    if not clips:
-        raise ValueError(f"{folder} holds no clip.")
     return clips, settings
 
 

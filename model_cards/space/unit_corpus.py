@@ -1,12 +1,12 @@
 """A corpus of units beside the page, as `training.units` writes it: where each unit stands, and its clips."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 from segments import MOST, Segment, cut
 
+from training.corpus.output import units_settings
 from training.corpus.reading import Corpus
 from training.data.waveforms import BadAudio
 
@@ -79,17 +79,9 @@ class UnitCorpus:
 
 def read_settings(folder: str) -> dict:
     """What a corpus of units says of itself. Raises ValueError if the page cannot play it."""
-    record = Path(folder) / "corpus.json"
-    if not record.is_file():
-        raise ValueError(f"`units` {folder} holds no corpus of units: python -m training.units writes one.")
-    known = json.loads(record.read_text(encoding="utf-8"))
-    settings = known.get("settings", {})
-    if settings.get("what") != "units":
-        raise ValueError(f"`units` {folder} holds {settings.get('what')}, not units.")
+    settings = units_settings(folder)
     if settings["format"] != "parquet":
         raise ValueError(f"`units` {folder} is {settings['format']}: the page reads --format parquet.")
-    if not known["complete"] or not known["clips"]:
-        raise ValueError(f"`units` {folder} is not whole, or has no clip: give the command again that was writing it.")
     if settings["clusters"] == "fitted":
         raise ValueError(
             f"`units` {folder} are of fitted clusters: the page shows those of a checkpoint of pretraining."

@@ -22,7 +22,8 @@ def write_corpus(folder: Path, clips: list[list[int]], form: str = "text", compl
     """A corpus as `training.units` leaves it, of frames in which each unit of the clips stands twice."""
     folder.mkdir()
     settings = SETTINGS | {"format": form} | changes
-    (folder / "corpus.json").write_text(json.dumps({"settings": settings, "complete": complete}))
+    record = {"settings": settings, "complete": complete, "clips": len(clips)}
+    (folder / "corpus.json").write_text(json.dumps(record))
     rows = [Row(n, "here", SimpleNamespace(name=f"{n}.wav"), {}) for n in range(len(clips))]
     found = {n: {"units": torch.tensor(clip).int().repeat_interleave(2)} for n, clip in enumerate(clips)}
     write_units(folder, "units-00000", form, rows, Extracted(found, dict.fromkeys(found, 1.0), {}, 0), ())
@@ -55,14 +56,17 @@ def test_every_format_is_read(form, tmp_path):
 
 
 def test_what_cannot_be_gets_a_sentence(tmp_path):
-    good = write_corpus(tmp_path / "good", [[1, 2]])
+    good, torn = write_corpus(tmp_path / "good", [[1, 2]]), tmp_path / "torn"
+    torn.mkdir()
+    (torn / "corpus.json").write_text('{"settings": {"wh')
     out = ["--output", str(tmp_path / "lm")]
     for test, said in (
         (write_corpus(tmp_path / "other", [[1, 2]], weights="2"), "`weights` is '2', not '1'. Make both with one"),
         (write_corpus(tmp_path / "half", [[1, 2]], complete=False), "is not whole: give the command again"),
         (write_corpus(tmp_path / "features", [[1, 2]], what="features"), "holds features, not units"),
         (str(tmp_path), "holds no corpus of units: python -m training.units writes one"),
-        (write_corpus(tmp_path / "empty", []), "holds no clip"),
+        (write_corpus(tmp_path / "empty", []), "has no clip"),
+        (str(torn), "is not whole: give the command again"),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{said}"):
             main([good, test, *out])

@@ -114,6 +114,28 @@ class OutputFolder:
         self._lock.release()
 
 
+def units_settings(folder: str | Path) -> dict:
+    """
+    What a corpus of units says of itself: clusters, weights, format, clips.
+
+    Raises:
+        ValueError: if the folder holds none, or not all of it.
+    """
+    record = Path(folder) / RECORD
+    if not record.is_file():
+        raise ValueError(f"`units` {folder} holds no corpus of units: python -m training.units writes one.")
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+        settings, complete = known["settings"], known["complete"] and known["clips"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"`units` {folder} is not whole: give the command again that was writing it.") from None
+    if settings["what"] != "units":
+        raise ValueError(f"`units` {folder} holds {settings['what']}, not units.")
+    if not complete:
+        raise ValueError(f"`units` {folder} is not whole, or has no clip: give the command again that was writing it.")
+    return settings
+
+
 def _visible(directory: Path) -> Iterator[Path]:
     return (path for path in directory.iterdir() if not path.name.startswith(".incomplete-"))
 
