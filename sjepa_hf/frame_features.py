@@ -80,8 +80,8 @@ class MfccFeatures(nn.Module):
         if self.subtract_mean:
             coefficients = coefficients - clip_mean(coefficients, num_frames)
         last_frame = (num_frames - 1).clamp(min=0)
-        deltas = _deltas(coefficients, last_frame)
-        features = torch.cat([coefficients, deltas, _deltas(deltas, last_frame)], dim=-1)
+        deltas = slopes(coefficients, last_frame)
+        features = torch.cat([coefficients, deltas, slopes(deltas, last_frame)], dim=-1)
         return features.masked_fill(padding[..., None], 0.0)
 
     def _coefficients(self, decibels: Tensor) -> Tensor:
@@ -119,8 +119,14 @@ def _cosines() -> Tensor:
     return cosines * math.sqrt(2 / NUM_MELS)
 
 
-def _deltas(features: Tensor, last_frame: Tensor) -> Tensor:
-    """Regression slope over 5 frames, `(batch_size, num_frames, D)`; a clip's end frames repeat beyond its ends."""
+def slopes(features: Tensor, last_frame: Tensor) -> Tensor:
+    """
+    Regression slope over 5 frames, `(batch_size, num_frames, D)`; a clip's end frames repeat beyond its ends.
+
+    Args:
+        features: `(batch_size, num_frames, D)`.
+        last_frame: integers `(batch_size,)`, the last real frame of each clip.
+    """
     frames = torch.arange(features.shape[1], device=features.device)
 
     def shifted(by: int) -> Tensor:

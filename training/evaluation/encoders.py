@@ -15,11 +15,11 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel
-from transformers.audio_utils import mel_filter_bank
+from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
 from sjepa_hf.encoding import check_audio_encoder, hidden_layers
-from sjepa_hf.frame_features import MfccFeatures
+from sjepa_hf.frame_features import MfccFeatures, slopes
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.opening import build_model, open_config, open_model, open_pretrained
 from training.data.labelled import pad_waveforms
@@ -93,34 +93,36 @@ class FbankEncoder:
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
         self.digest = content_hash("fbank", inspect.getsource(type(self)))
-        self.window = torch.hann_window(self.WIDTH, periodic=False, device=device) ** 0.85  # Povey's
-        bands = mel_filter_bank(
+        self.window = window_function(self.WIDTH, "povey", periodic=False)
+        self.bands = mel_filter_bank(
             *(self.FFT // 2 + 1, self.BANDS, 20.0, SAMPLING_RATE / 2, SAMPLING_RATE),
             mel_scale="kaldi",
             triangularize_in_mel_space=True,
         )
-        self.bands = torch.from_numpy(bands).float().to(device)
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Tensor]:
         """Waveforms `(num_samples,)` at 16 kHz -> `(1, num_frames, 240)` of each."""
-        return [self._features(torch.from_numpy(waveform).to(self.device))[None] for waveform in waveforms]
+        return [self._features(waveform) for waveform in waveforms]
 
-    def _features(self, waveform: Tensor) -> Tensor:
-        frames = waveform.unfold(0, self.WIDTH, self.SHIFT)
-        frames = frames - frames.mean(1, keepdim=True)
-        frames = frames - 0.97 * torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
-        power = torch.fft.rfft(frames * self.window, self.FFT).abs().square()
-        bands = (power @ self.bands).clamp_min(torch.finfo(torch.float32).eps).log()
-        first = _deltas(bands)
-        values = torch.cat([bands, first, _deltas(first)], dim=1)
-        return (values - values.mean(0)) / (values.std(0, correction=min(1, len(values) - 1)) + 1e-10)
-
-
-def _deltas(frames: Tensor) -> Tensor:
-    """Slope over five frames of each value of `(num_frames, num_values)`; the first and last are repeated."""
-    padded = torch.cat([frames[:1], frames[:1], frames, frames[-1:], frames[-1:]])
-    parts = [(n - 2) * padded[n : n + len(frames)] for n in range(5)]
-    return torch.stack(parts).sum(0) / 10
+    def _features(self, waveform: np.ndarray) -> Tensor:
+        bands = spectrogram(
+            waveform,
+            self.window,
+            *(self.WIDTH, self.SHIFT, self.FFT),
+            center=False,
+            power=2.0,
+            preemphasis=0.97,
+            mel_filters=self.bands,
+            log_mel="log",
+            mel_floor=float(np.finfo(np.float32).eps),
+            remove_dc_offset=True,
+        )
+        bands = torch.from_numpy(bands.T).to(self.device)[None]  # [1, T, 80]
+        last_frame = torch.tensor([bands.shape[1] - 1], device=self.device)
+        first = slopes(bands, last_frame)
+        values = torch.cat([bands, first, slopes(first, last_frame)], dim=2)
+        deviation = values.std(1, correction=min(1, values.shape[1] - 1), keepdim=True)
+        return (values - values.mean(1, keepdim=True)) / (deviation + 1e-10)
 
 
 Encoder = TransformersEncoder | MfccEncoder | FbankEncoder

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from sklearn.metrics import recall_score
 from torch import Tensor
 
 from training.common.metrics import load_metric
@@ -181,11 +182,8 @@ def score(metrics: Sequence[str], predictions: list[str], references: list[str])
 
 
 def class_mean(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Accuracy where all classes count alike, however many clips each has."""
-    right: dict[str, list[bool]] = {}
-    for found, reference in zip(predictions, references):
-        right.setdefault(reference, []).append(found == reference)
-    return sum(sum(own) / len(own) for own in right.values()) / len(right)
+    """Accuracy where all classes of the references count alike, however many clips each has."""
+    return float(recall_score(references, predictions, labels=sorted(set(references)), average="macro"))
 
 
 def slots(text: str) -> list[tuple[str, str]]:
