@@ -94,8 +94,8 @@ def _streamed(source: Source, columns: Sequence[str]) -> Iterator[tuple[str, Cli
     dataset, count = source.dataset, 0
     if isinstance(dataset, TarArchives):
         for shard in range(dataset.num_shards):
-            for clip in dataset.clips(shard):
-                yield source.name, clip, {}
+            for clip, labels in dataset.samples(shard):
+                yield source.name, clip, labels
         return
     rows = iter(dataset)
     while True:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 from training.data.clips import Clip
+from training.data.manifest import check_columns, label_text, parse_object
 from training.data.waveforms import BadAudio
 
 
@@ -31,21 +32,27 @@ UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 class TarArchives:
     """
     Archives as the shards of a streamed source. Clips are the members with the suffix of an audio format, or with the
-    one that is asked for; what else lies beside them (texts, folders, hidden files) is passed over.
+    one that is asked for; what else lies beside them (texts, folders, hidden files) is passed over, unless it holds a
+    label: the files of a sample stand in a row and share the name up to its first dot.
 
     Args:
         files: paths of the archives.
         wanted: what follows the first dot in the names of the clips ("wav"); None takes every audio file.
+        labels: what is kept of each sample beside its clip: keys of NAME.json, or texts, as `txt` of NAME.txt.
 
     Raises:
         ValueError: if no archive holds such a member, or samples have several and `wanted` is None.
+        MissingColumn: if the first sample lacks a label.
     """
 
-    def __init__(self, files: Sequence[str], wanted: str | None = None):
+    def __init__(self, files: Sequence[str], wanted: str | None = None, labels: Sequence[str] = ()):
         self.files = list(files)
         self.wanted = wanted
+        self.labels = tuple(labels)
         self._usual_size = statistics.median_high(map(os.path.getsize, self.files))
         self._clip_size = self._look()  # bytes
+        if self.labels:
+            self._check_labels()
 
     @property
     def num_shards(self) -> int:
@@ -53,15 +60,58 @@ class TarArchives:
 
     def clips(self, shard: int) -> Iterator[Clip]:
         """The clips of one archive in their order; what cannot be read stands among them as bad clips."""
-        path, given = self.files[shard], 0
-        size = os.path.getsize(path) if os.path.exists(path) else 0
+        return (clip for clip, _ in self.samples(shard))
+
+    def samples(self, shard: int) -> Iterator[tuple[Clip, dict[str, str | None]]]:
+        """The same, each with its labels; None for one that its sample lacks."""
+        for clips, texts in self._grouped(self.files[shard]):
+            labels = dict.fromkeys(self.labels)
+            try:
+                for file, content in texts.items() if clips else ():
+                    found = self._read(file, content)
+                    labels |= {name: label_text(found[name], name, file) for name in self.labels if name in found}
+            except ValueError as error:
+                clips = [clip._replace(audio=BadAudio("bad_line", str(error))) for clip in clips]
+            for clip in clips:
+                yield clip, labels
+
+    def _grouped(self, path: str) -> Iterator[tuple[list[Clip], dict[str, bytes | BadAudio]]]:
+        """Clips and, by file, texts of each sample of an archive; what cannot be read is a sample of bad clips."""
+        sample, clips, texts = None, [], {}
+        for found in self._members(path):
+            name = _sample(found.name)[0] if isinstance(found, _Member) else None
+            if name is None or name != sample:
+                yield clips, texts
+                sample, clips, texts = name, [], {}
+            if isinstance(found, Clip):
+                clips.append(found)
+            elif self._is_clip(found.name):
+                clips.append(Clip(f"{path}/{found.name}", found.content))
+            elif self._is_label(found.name):
+                texts[f"{path}/{found.name}"] = found.content
+        yield clips, texts
+
+    def _read(self, file: str, content: bytes | BadAudio) -> dict[str, object]:
+        """What a text of a sample says. Raises ValueError if it cannot be read."""
+        if isinstance(content, BadAudio):
+            raise content
+        kind = _sample(file)[1]
+        if kind == "json":
+            return parse_object(content, file)
+        try:
+            return {kind: content.decode()}
+        except UnicodeDecodeError:
+            raise ValueError(f"{file} is not UTF-8") from None
+
+    def _members(self, path: str) -> Iterator["_Member | Clip"]:
+        """The members of an archive, and bad clips in the place of what cannot be read."""
+        given, size = 0, os.path.getsize(path) if os.path.exists(path) else 0
         try:
             with open(path, "rb") as raw:
-                for found in _walk(raw, self._is_clip):
+                for found in _walk(raw, lambda name: self._is_clip(name) or self._is_label(name)):
                     if isinstance(found, _Member):
-                        if self._is_clip(found.name):
-                            given += 1
-                            yield Clip(f"{path}/{found.name}", found.content)
+                        given += self._is_clip(found.name)
+                        yield found
                     elif found.end is not None:
                         lost, clip_size = found.end - found.start, found.start / given if given else self._clip_size
                         yield from self._lost(path, f"{lost:,} bytes", lost / clip_size)
@@ -83,6 +133,22 @@ class TarArchives:
         if file.startswith("."):
             return False
         return file.endswith(AUDIO) if self.wanted is None else file.partition(".")[2] == self.wanted.lower()
+
+    def _is_label(self, name: str) -> bool:
+        return bool(self.labels) and _sample(name)[1] in ("json", *self.labels)
+
+    def _check_labels(self) -> None:
+        """Refuse labels that the first sample with a text that can be read lacks."""
+        found: set[str] = set()
+        for clips, texts in (group for path in self.files for group in self._grouped(path)):
+            try:
+                for file, content in texts.items() if clips else ():
+                    found |= self._read(file, content).keys()
+            except ValueError:
+                continue
+            if found:
+                break
+        check_columns(self.files[0], self.labels, found)
 
     def _look(self) -> float:
         """Bytes that a clip takes in the first archive that holds any, with what lies beside it."""
@@ -111,15 +177,21 @@ class TarArchives:
     def _check_single(self, clips: list[str]) -> None:
         """Refuse samples, members of the same name up to its first dot, that have several audio files."""
         suffixes: dict[str, set[str]] = {}
-        for name in clips:
-            folder, _, file = name.rpartition("/")
-            suffixes.setdefault(f"{folder}/{file.partition('.')[0]}", set()).add(file.partition(".")[2])
+        for sample, kind in map(_sample, clips):
+            suffixes.setdefault(sample, set()).add(kind)
         several = next((found for found in suffixes.values() if len(found) > 1), None)
         if several:
             raise ValueError(
                 f"the samples of the tar archives have several audio files ({', '.join(sorted(several)[:10])}): name"
                 " one with audio_column"
             )
+
+
+def _sample(name: str) -> tuple[str, str]:
+    """The sample that a file belongs to, with its folder, and what follows the first dot of its name."""
+    folder, _, file = name.rpartition("/")
+    stem, _, kind = file.partition(".")
+    return f"{folder}/{stem}", kind
 
 
 class _Member(NamedTuple):

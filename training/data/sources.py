@@ -17,7 +17,7 @@ from training.common.naming import printable
 from training.data.archives import TarArchives
 from training.data.clips import Source
 from training.data.folders import AUDIO_SUFFIXES, list_folder
-from training.data.manifest import JsonLines, check_columns
+from training.data.manifest import JsonLines, MissingColumn, check_columns
 from training.data.metadata import check_label_feature, class_name
 
 
@@ -164,11 +164,14 @@ def _load_archives(
 ) -> Source:
     """Tar archives in the WebDataset format, each a shard."""
     if not streaming:
-        raise ValueError(f"'{spec}' holds tar archives, which can only be read from front to back: set streaming.")
-    if labels:
-        raise ValueError(f"'{spec}' holds tar archives, whose labels cannot be read: take Parquet, or unpack them.")
+        raise ValueError(
+            f"'{spec}' holds tar archives, which can only be read from front to back: set streaming, or, for training"
+            " with labels, turn them into Parquet (python -m training.pack --streaming true --columns ...)."
+        )
     try:
-        return Source(spec, TarArchives(files, audio_column), "audio")
+        return Source(spec, TarArchives(files, audio_column, labels), "audio")
+    except MissingColumn:
+        raise
     except ValueError as error:
         raise ValueError(f"'{spec}': {error}.") from None
 

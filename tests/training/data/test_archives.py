@@ -17,6 +17,7 @@ from training.data.archives import TarArchives
 from training.data.bad_audio import BadAudioError, BadAudioMonitor
 from training.data.batches import BatchStream
 from training.data.clips import Clip
+from training.data.manifest import MissingColumn
 from training.data.order import ClipStream
 from training.data.sources import open_source
 from training.data.waveforms import BadAudio
@@ -262,9 +263,53 @@ def test_a_run_stops_when_torn_archives_lose_too_much(tmp_path, num_readers):
         monitor.check()
 
 
-def test_labels_are_not_looked_for_in_archives(tmp_path, ten):
-    with pytest.raises(ValueError, match="whose labels cannot be read"):
-        open_source(str(ten), streaming=True, labels=["txt"])
+def labelled(path: Path, *labels: str) -> list[tuple[str, dict]]:
+    archives = TarArchives([str(path)], labels=labels)
+    return [(clip.name.rpartition("/")[2], found) for clip, found in archives.samples(0)]
+
+
+def test_labels_are_read_from_beside_the_clip(tmp_path):
+    """Before or after it, from JSON or as a text; a sample without them has none."""
+    path = write(
+        tmp_path / "a.tar",
+        {
+            "in/0.wav": sound(0),
+            "in/0.json": b'{"speaker": 7, "more": 1.5}',
+            "in/0.txt": "voilà".encode(),
+            "in/1.json": b'{"speaker": "ada"}',
+            "in/1.wav": sound(1),
+            "in/2.wav": sound(2),
+            "other/2.json": b'{"speaker": "not of in/2"}',
+            "in/3.json": b'{"speaker": null}',
+            "in/3.txt": b"three",
+            "in/3.wav": sound(3),
+        },
+    )
+    assert labelled(path, "speaker", "txt") == [
+        ("0.wav", {"speaker": "7", "txt": "voilà"}),
+        ("1.wav", {"speaker": "ada", "txt": None}),
+        ("2.wav", {"speaker": None, "txt": None}),
+        ("3.wav", {"speaker": None, "txt": "three"}),
+    ]
+    with pytest.raises(MissingColumn, match="no column 'speakers'; it has .*speaker"):
+        open_source(str(path), streaming=True, labels=["speakers"])
+    with pytest.raises(ValueError, match="training.pack"):
+        open_source(str(path), labels=["speaker"])
+
+
+def test_a_clip_whose_labels_cannot_be_read_is_bad_and_the_next_are_read(tmp_path):
+    path = tmp_path / "a.tar"
+    samples = {"0": b'{"speaker": "ada"}', "1": b'{"speaker": ', "2": b'{"speaker": 1.5}', "3": b'{"speaker": "bob"}'}
+    write(path, {f"{n}.{kind}": c for n, text in samples.items() for kind, c in (("wav", sound(1)), ("json", text))})
+    found = list(TarArchives([str(path)], labels=["speaker"]).samples(0))
+    assert [labels["speaker"] for _, labels in found] == ["ada", None, None, "bob"]
+    reasons = [clip.audio.reason for clip, _ in found if isinstance(clip.audio, BadAudio)]
+    assert reasons == ["bad_line", "bad_line"]
+    torn = bytearray(path.read_bytes())
+    place = torn.index(b"3.wav")
+    torn[place : place + 512] = bytes(range(256)) * 2  # the header of the last clip
+    path.write_bytes(torn)
+    assert [name for name, _ in labelled(path, "speaker")[:3]] == ["0.wav", "1.wav", "2.wav"]
 
 
 def test_large_clips_are_not_held_by_the_thousand(tmp_path, monkeypatch):
