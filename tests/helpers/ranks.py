@@ -8,6 +8,10 @@ import runpy
 import socket
 import sys
 
+
+# Arrow's allocator has a thread of its own, and what is forked beside a thread may hang, rarely, when it ends.
+os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
+
 from training import pretrain  # noqa: F401  (what takes long to import)
 
 
@@ -15,6 +19,8 @@ def main() -> None:
     count, *sys.argv = int(sys.argv[1]), *sys.argv[2:]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    if os.path.isdir("/proc/self/task"):
+        assert len(os.listdir("/proc/self/task")) == 1, "threads beside the one that forks"
     os.environ |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for rank in range(count):
         if os.fork() == 0:
