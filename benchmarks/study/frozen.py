@@ -1,7 +1,7 @@
 """Scores of a frozen encoder by `training.superb`, many speakers each: what every score is read off, and how.
 
-Sizes, steps and rates are chosen so that a score takes about two minutes of one core. `phones_many` and `keywords`
-tell MFCC, an untrained encoder and a pretrained one apart (README.md); of `languages` only MFCC has been scored.
+Sizes, steps and rates are chosen so that a score takes about two minutes of one core. All three tell MFCC, an
+untrained encoder and a pretrained one apart (README.md).
 No voice is in two of training, dev and test part.
 """
 
