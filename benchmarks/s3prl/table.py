@@ -19,8 +19,9 @@ import yaml
 
 from benchmarks.s3prl.data import EXPERIMENTS, write_manifest
 from sjepa_hf.command import UserError, command
+from training.evaluation.superb.arguments import SuperbArguments
 from training.evaluation.superb.tasks import TASKS
-from training.superb import SuperbArguments, run
+from training.superb import run
 
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from training.data.labelled import open_labelled
 from training.evaluation.encoders import TransformersEncoder, open_encoder
 from training.evaluation.frozen_features import FeatureStore, FrozenFeatures
 from training.evaluation.superb.results import merge
-from training.superb import choose_task, main, parse_arguments
+from training.superb import main
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def folder(tmp_path):
     (tmp_path / "clips").mkdir()
     with open(tmp_path / "clips" / "metadata.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["file_name", "tone", "who", "text", "phones", "size", "drink", "slotted"])
+        writer.writerow(["file_name", "tone", "who", "text", "phones", "size", "drink", "slotted", "all"])
         for i in range(40):
             high = i % 2
             time = np.arange(rng.integers(4000, 8000)) / 16000
@@ -37,7 +37,7 @@ def folder(tmp_path):
                 "be" if high else "a cab",
                 "IY1 sp" if high else "sil AE1",
             ]
-            writer.writerow([f"{i}.wav", *row, "big" if high else "", "" if high else "tea", slotted])
+            writer.writerow([f"{i}.wav", *row, "big" if high else "", "" if high else "tea", slotted, "same"])
     return str(tmp_path / "clips")
 
 
@@ -145,6 +145,43 @@ def test_results_join_those_of_earlier_calls(call, checkpoint, tmp_path):
     assert all(row["encoder"] != checkpoint for row in merge(both, changed)[:-1]), "its encoder is another now"
 
 
+def test_folds(call, tmp_path, monkeypatch, capsys, caplog):
+    """Four folds and two seeds are eight results and one score; after an interruption what is missing is run alone."""
+    caplog.set_level("INFO")
+    options = ["--label_column", "tone", "--folds", "who", "--max_steps", "4", "--batch_size", "8", "--model", "mfcc"]
+    train, trained, most = superb.train, [], [3]
+
+    def interrupted(head, task, features, *more):
+        if len(trained) == most[0]:
+            raise KeyboardInterrupt
+        trained.append(features["test"].clips.labels["who"])
+        return train(head, task, features, *more)
+
+    monkeypatch.setattr(superb, "train", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        call("er", *options, "--seeds", "0", "1")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["er.jsonl"], "three of eight are no score"
+    most[0] = 8
+    results = call("er", *options, "--seeds", "0", "1")
+    assert trained == [[who] * 10 for who in "wwxxyyzz"] and "mfcc: 3 of 8 results are in output_dir" in caplog.text
+    assert [(r["fold"], r["seed"]) for r in results] == [(who, seed) for who in "wxyz" for seed in (0, 1)]
+    assert {tuple(r["clips"].items()) for r in results} == {(("train", 24), ("dev", 6), ("test", 10))}
+    (score,) = read_scores(tmp_path / "out" / "er.json")
+    by_seed = [np.mean([r["metrics"]["accuracy"] for r in results if r["seed"] == seed]) for seed in (0, 1)]
+    assert score.values == pytest.approx(by_seed) and score.runs == "2 seeds" and score.clips == 40
+    assert "40 test clips, mean of 4 folds by who; 4 steps" in score.protocol
+    printed = capsys.readouterr().out
+    assert "mean of 4 folds by who; train 24 clips" in printed and f"{np.mean(by_seed):.4f} ± " in printed
+    assert call("er", *options, "--seeds", "0", "1") == results
+    tasks = tmp_path / "tasks.yaml"
+    tasks.write_text("er: {folds: who, label_column: tone, train_data: %s}\n" % (tmp_path / "clips"))
+    call_all = ["--task", "all", "--tasks", str(tasks), "--output_dir", str(tmp_path / "out"), "--published", "true"]
+    main([*call_all, *options[4:], "--cache_dir", str(tmp_path / "features"), "--device", "cpu", "--seeds", "0", "1"])
+    text = (tmp_path / "out" / "all.md").read_text()
+    assert f"| mfcc | {np.mean(by_seed):.4f} |" in text
+    assert "| S-JEPA (published, of SUPERB's own data) | 0.6483 |" in text
+
+
 def test_intents_are_right_if_all_columns_are(call):
     options = ["--max_steps", "30", "--learning_rate", "3e-3", "--batch_size", "8", "--model", "mfcc"]
     (both,) = call("ic", "--label_column", "tone", "who", *options)
@@ -235,7 +272,7 @@ def test_all_tasks_in_one_command(folder, tmp_path, monkeypatch, capsys):
     text = (tmp_path / "out" / "all.md").read_text()
     assert text.startswith("| encoder | sid accuracy ↑ | ks accuracy ↑ |") and capsys.readouterr().out == text
     ran, run = [], superb.run
-    monkeypatch.setattr(superb, "run", lambda one, *more: ran.append((one.task, one.model)) or run(one, *more))
+    monkeypatch.setattr(superb, "run", lambda one, *_, **more: ran.append((one.task, one.model)) or run(one, **more))
     main(options)
     assert ran == [] and (tmp_path / "out" / "all.md").read_text() == text
     (tmp_path / "out" / "ks.jsonl").unlink()
@@ -281,28 +318,6 @@ def test_unseen_labels_count_as_errors(tmp_path, folder, caplog, call):
     assert "test: 5 clips have a tone that no training clip has, so that no answer is right: new." in caplog.text
 
 
-def test_a_recipe_can_hold_any_field(tmp_path):
-    recipe = tmp_path / "r.yaml"
-    recipe.write_text("task: sid\nmodel: [a, b]\nmax_steps: 5000\nseeds: [1, 2]\n")
-    arguments = parse_arguments(["--config", str(recipe), "--model", "mfcc"])
-    assert (arguments.task, arguments.model, arguments.max_steps, arguments.seeds) == ("sid", ["mfcc"], 5000, [1, 2])
-    assert choose_task(arguments).eval_steps == 500
-
-
-def test_every_field_is_documented():
-    for name, field in superb.SuperbArguments.__dataclass_fields__.items():
-        assert field.metadata.get("help"), name
-
-
-def test_hub_data_sets_are_the_default():
-    def chosen(*options):
-        return choose_task(parse_arguments(["--model", "mfcc", *options]))
-
-    assert chosen("--task", "ks").test_data == ["s3prl/superb::ks::test"]
-    assert chosen("--task", "er").eval_data == [] and len(chosen("--task", "er").train_data) == 4
-    assert chosen("--task", "pr", "--lexicon", "x").columns == ("text",)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -322,6 +337,21 @@ def test_hub_data_sets_are_the_default():
             ["--task", "ks", "--label_column", "tone", "--split_by", "age", "--train_data", "FOLDER"],
             "no column 'age'; it has",
         ),
+        (["--task", "asr", "--folds", "who"], "`folds` belongs to the tasks ks, ic, sid and er"),
+        (["--task", "er", "--folds", "who"], "`folds` needs `train_data` beside it"),
+        *(
+            (["--task", "er", "--folds", "a", "--train_data", "b", f"--{name}", "c"], f"leave out `{name}`")
+            for name in ("test_data", "eval_data", "split_by")
+        ),
+        (
+            ["--task", "er", "--label_column", "tone", "--folds", "age", "--train_data", "FOLDER"],
+            "no column 'age'; it has",
+        ),
+        (
+            ["--task", "er", "--label_column", "tone", "--folds", "all", "--train_data", "FOLDER"],
+            "--folds all needs two values and more: the training clips have the one 'same'",
+        ),
+        (["--task", "er", "--published", "true"], "`published` belongs to --task all"),
         (["--task", "ks", "--max_steps", "0"], "`max_steps` must be positive, got 0"),
         (["--task", "ks", "--eval_fraction", "0.7"], "`eval_fraction` must lie between 0 and 0.5"),
         (["--task", "ks", "--test_data", "x"], "need `train_data` beside them"),

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.study.frozen import FROZEN, FrozenScore
 from benchmarks.study.grid import as_flags
-from training.superb import choose_task, parse_arguments
+from training.evaluation.superb.arguments import choose_task, parse_arguments
 
 
 @pytest.mark.parametrize("name", FROZEN)

@@ -1,4 +1,4 @@
-"""Results of SUPERB: JSON lines, one for each subject and seed; from them scores, a table and the layer weights."""
+"""Results of SUPERB: JSON lines, one for each subject, seed and fold; from them scores, a table and layer weights."""
 
 import json
 from collections import Counter
@@ -45,25 +45,59 @@ def with_nan(result: dict) -> dict:
 
 
 def merge(earlier: list[dict], new: list[dict]) -> list[dict]:
-    """Earlier results, less those that are repeated or whose encoder has changed since, then the new ones."""
-    digests = {result["encoder"]: result["encoder_digest"] for result in new}
-    repeated = {(result["encoder"], result["seed"]) for result in new}
+    """Earlier results, less those that are repeated or whose encoder or folds have changed, then the new ones."""
+
+    def made_of(result: dict) -> tuple:
+        return result["encoder_digest"], result.get("folds")
+
+    latest = {result["encoder"]: made_of(result) for result in new}
+    repeated = {run_of(result) for result in new}
     kept = [
         result
         for result in earlier
-        if (result["encoder"], result["seed"]) not in repeated
-        and digests.get(result["encoder"], result["encoder_digest"]) == result["encoder_digest"]
+        if run_of(result) not in repeated and latest.get(result["encoder"], made_of(result)) == made_of(result)
     ]
     return kept + new
 
 
+def run_of(result: dict) -> tuple:
+    """The encoder, seed and fold, if any, that a result is of."""
+    return result["encoder"], result["seed"], result.get("fold")
+
+
+def over_folds(results: list[dict]) -> list[dict]:
+    """
+    A result for each subject and seed: of folds, once all are there, the mean of the metrics and of the layer weights,
+    all test clips, and the mean size of training and dev set. It has learned if it has in all folds.
+    """
+    found = []
+    for own in grouped(results, lambda result: (result["encoder"], result["seed"])).values():
+        first = own[0]
+        if "folds" not in first:
+            found += own
+        elif {result["fold"] for result in own} == set(first["folds"]):
+            mean = {
+                part: {name: float(np.mean([result[part][name] for result in own])) for name in first[part]}
+                for part in ("metrics", "dev_metrics", "hours")
+            }
+            clips = {name: round(np.mean([result["clips"][name] for result in own])) for name in first["clips"]}
+            clips["test"] = sum(result["clips"]["test"] for result in own)
+            mean["hours"]["test"] = sum(result["hours"]["test"] for result in own)
+            weights = np.mean([result["layer_weights"] for result in own], axis=0).tolist()
+            learned = False if any(result["learned"] is False for result in own) else first["learned"]
+            whole = {name: value for name, value in first.items() if name not in ("fold", "best_step", "seconds")}
+            found.append(whole | mean | {"clips": clips, "layer_weights": weights, "learned": learned})
+    return found
+
+
 def write(results: list[dict], directory: Path) -> None:
-    """Results of a task, their scores and their table, written aside and renamed."""
-    name = results[0]["task"]
+    """Results of a task; scores and table of those whose folds are all there. Written aside and renamed."""
+    name, whole = results[0]["task"], over_folds(results)
     with files_written_aside(directory) as aside:
         (aside / f"{name}.jsonl").write_text("".join(json_text(result) + "\n" for result in results), encoding="utf-8")
-        write_scores(aside / f"{name}.json", score_rows(results))
-        (aside / f"{name}.md").write_text(table(results) + "\n", encoding="utf-8")
+        if whole:
+            write_scores(aside / f"{name}.json", score_rows(whole))
+            (aside / f"{name}.md").write_text(table(whole) + "\n", encoding="utf-8")
 
 
 def score_rows(results: list[dict]) -> list[Score]:
@@ -77,6 +111,8 @@ def score_rows(results: list[dict]) -> list[Score]:
         steps = "nothing trained" if used["head"] == "dtw" else f"{used['max_steps']} steps"
         apart = f" by {used['split_by']}" if "split_by" in used else ""
         held_out = "" if used["test_data"] else f", a share held out at random{apart}"
+        if "folds" in used:
+            held_out = f", mean of {len(first['folds'])} folds by {used['folds']}"
         for metric in first["metrics"]:
             values = [result["metrics"][metric] for result in own]
             rows.append(
@@ -124,13 +160,15 @@ def table(results: list[dict]) -> str:
     trained = used["head"] != "dtw"
     train = f"train {clips['train']} clips ({hours['train']:.2f} h), " if trained else ""
     steps = f"{used['max_steps']} steps of {used['batch_size']} at {used['learning_rate']:g}"
+    scored_on = f"mean of {len(first['folds'])} folds by {used['folds']}" if "folds" in used else "test set"
     title = (
-        f"{first['task']} ({first['title']}), test set; {train}dev {clips['dev']} ({hours['dev']:.2f} h), test"
+        f"{first['task']} ({first['title']}), {scored_on}; {train}dev {clips['dev']} ({hours['dev']:.2f} h), test"
         f" {first.get('scored', clips['test'])} ({hours['test']:.2f} h); {steps if trained else 'nothing is trained'}"
     )
     title += "; shares of 1" + (", ± the standard deviation over seeds" if max(seeds.values()) > 1 else "")
     idle = [f"{result['encoder']}, seed {result['seed']}" for result in results if result.get("learned") is False]
-    notes = [f"No better than chance: {'; '.join(idle)}."] if idle else []
+    somewhere = " in a fold or more" if "folds" in used else ""
+    notes = [f"No better than chance{somewhere}: {'; '.join(idle)}."] if idle else []
     if trained and any(result["encoder"] == MFCC for result in results):
         notes.append("mfcc is normed over the training set; SUPERB's own baseline is `fbank`.")
     return "\n".join([title, "", *lines, *([""] if notes else []), *notes])

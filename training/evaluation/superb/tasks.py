@@ -13,8 +13,9 @@ ks    The toolkit draws any second of a background noise whenever it needs a `_s
       here those of SUPERB alone.
 sid   The toolkit trains on 8 s of each clip, here on all of it; its head has the 1,251 outputs of VoxCeleb1 whatever
       the data.
-er    SUPERB's figure is the mean of five folds, here it is that of the first. The toolkit's dev set is a fifth of the
-      utterances at random; here of the recordings, evenly from all labels.
+er    SUPERB's figure is the mean of five folds, one a session, which `--folds` makes of data with a column for it; on
+      the Hub's it is that of the first. The toolkit's dev set is a fifth of the utterances of the other sessions at
+      random; here of the recordings, evenly from all labels.
 asr   The toolkit ends every transcript with a `|`, sorts batches into buckets of length and halves those with long
       clips; the time masks of its SpecAugment are drawn once for the padded batch, here for each clip. So in sf.
 pr    The toolkit's vocabulary is fixed; here it is that of the lexicon, or of the training data where there is none.

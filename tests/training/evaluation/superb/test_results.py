@@ -4,7 +4,7 @@ import json
 import math
 
 from sjepa_hf.scores import read_scores
-from training.evaluation.superb.results import earlier_results, table, write
+from training.evaluation.superb.results import earlier_results, merge, over_folds, table, write
 
 
 RESULT = {
@@ -45,3 +45,26 @@ def test_scores_say_what_was_scored(tmp_path):
     assert (given.data, given.protocol, given.clips) == ("c + d", "1 test clips; 9 steps; p", 1)
     assert (held_out.task_type, given.task_type) == ("audio-classification", "automatic-speech-recognition")
     assert json.loads((tmp_path / "sid.jsonl").read_text().splitlines()[0]) == RESULT
+
+
+def in_fold(fold, accuracy, **changes):
+    settings = RESULT["hyperparameters"] | {"folds": "session"}
+    own = {"metrics": {"accuracy": accuracy}, "fold": fold, "folds": ["1", "2"], "hyperparameters": settings}
+    return RESULT | own | {"learned": True} | changes
+
+
+def test_folds_are_one_result_once_all_are_there():
+    lost = in_fold("2", 1.0, layer_weights=[0.0, 1.0], clips=dict(train=5, dev=4, test=3), learned=False)
+    (whole,) = over_folds([in_fold("1", 0.5), in_fold("1", 0.25, seed=1), lost])
+    assert whole["metrics"] == {"accuracy": 0.75} and whole["layer_weights"] == [0.2, 0.8] and "fold" not in whole
+    assert whole["clips"] == dict(train=4, dev=3, test=4) and whole["hours"] == dict(train=0.3, dev=0.2, test=0.2)
+    assert "mean of 2 folds by session; train 4" in table([whole])
+    assert "No better than chance in a fold or more: e, seed 0." in table([whole])
+    assert over_folds([RESULT]) == [RESULT]
+
+
+def test_folds_that_are_no_longer_those_of_the_data_go():
+    earlier, other = [in_fold("1", 0.5), in_fold("2", 0.5)], in_fold("1", 0.5, encoder="f")
+    assert merge([*earlier, other], [in_fold("2", 0.75)]) == [earlier[0], other, in_fold("2", 0.75)]
+    new = in_fold("3", 0.5, folds=["1", "2", "3"])
+    assert merge([*earlier, other], [new]) == [other, new]

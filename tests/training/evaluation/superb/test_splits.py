@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from training.evaluation.superb.splits import open_splits
+from training.evaluation.superb.splits import open_folds, open_splits
 from training.evaluation.superb.tasks import TASKS
 
 
@@ -69,6 +69,17 @@ def test_speakers_that_are_labels_are_always_kept_apart(folder):
     assert sum(map(len, who)) == len(set.union(*who)) == 4
     with pytest.raises(ValueError, match="asv needs two speakers and more: column 'one' .* has the one value 'same'"):
         splits_of("asv", "one", folder)
+
+
+def test_each_value_of_a_column_is_the_test_set_once(folder):
+    task = replace(TASKS["er"], columns=("tone",), train_data=[folder])
+    folds = open_folds(task, 0.2, "who")
+    assert list(folds) == ["w", "x", "y", "z"]
+    for name, splits in folds.items():
+        assert splits["test"].labels["who"] == [name] * 10 and name not in splits["train"].labels["who"]
+        assert [len(splits[part]) for part in ("train", "dev", "test")] == [24, 6, 10]
+        assert name not in splits["dev"].labels["who"] and {"a", "b"} == set(splits["dev"].labels["tone"])
+        assert len({place for clips in splits.values() for place in clips.places}) == 40
 
 
 def test_background_noise_is_cut_into_seconds(tmp_path, folder):
