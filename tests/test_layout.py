@@ -37,6 +37,7 @@ TESTED_ELSEWHERE = {  # modules without a test file of their name and place, and
     "training.common.ranges": "training/pretraining/test_arguments",
     "training.common.run_record": "hub/test_training",
     "training.evaluation.probes.results": "training/test_probe",
+    "training.evaluation.superb.evaluation": "training/test_superb",
     "training.finetuning.classification": "training/test_finetune_classification",
     "training.finetuning.ctc": "training/test_finetune_ctc",
 }

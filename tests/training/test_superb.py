@@ -13,6 +13,7 @@ from training import superb
 from training.data.labelled import open_labelled
 from training.evaluation.encoders import TransformersEncoder, open_encoder
 from training.evaluation.frozen_features import FeatureStore, FrozenFeatures
+from training.evaluation.superb import evaluation
 from training.evaluation.superb.results import merge
 from training.superb import main
 
@@ -149,7 +150,7 @@ def test_folds(call, tmp_path, monkeypatch, capsys, caplog):
     """Four folds and two seeds are eight results and one score; after an interruption what is missing is run alone."""
     caplog.set_level("INFO")
     options = ["--label_column", "tone", "--folds", "who", "--max_steps", "4", "--batch_size", "8", "--model", "mfcc"]
-    train, trained, most = superb.train, [], [3]
+    train, trained, most = evaluation.train, [], [3]
 
     def interrupted(head, task, features, *more):
         if len(trained) == most[0]:
@@ -157,7 +158,7 @@ def test_folds(call, tmp_path, monkeypatch, capsys, caplog):
         trained.append(features["test"].clips.labels["who"])
         return train(head, task, features, *more)
 
-    monkeypatch.setattr(superb, "train", interrupted)
+    monkeypatch.setattr(evaluation, "train", interrupted)
     with pytest.raises(SystemExit, match="130"):
         call("er", *options, "--seeds", "0", "1")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["er.jsonl"], "three of eight are no score"

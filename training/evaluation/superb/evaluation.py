@@ -1,0 +1,292 @@
+"""One task of SUPERB with its data and labels, ready to score encoders: `Evaluation`."""
+
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from dataclasses import asdict
+
+import torch
+
+from training.common.device import default_device
+from training.common.progress import Heartbeat
+from training.data.labelled import LabelledClips
+from training.evaluation.encoders import Encoder
+from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, clip_keys
+from training.evaluation.superb.arguments import SuperbArguments, choose_task
+from training.evaluation.superb.diarization import ActivityLabels, Mixtures
+from training.evaluation.superb.heads import CtcHead, DiarizationHead, LayerSum, PooledHead, XVectorHead
+from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon
+from training.evaluation.superb.query_by_example import Search, make_search, search_splits
+from training.evaluation.superb.results import run_of
+from training.evaluation.superb.splits import open_folds, open_splits
+from training.evaluation.superb.tasks import Task
+from training.evaluation.superb.training import Head, Labels, evaluate, statistics, train
+from training.evaluation.superb.verification import SpeakerLabels, heard_in_training, made_trials, read_trials
+
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluation:
+    """
+    A task with its settings and, once opened, its data and labels.
+
+    Args:
+        arguments (`SuperbArguments`): what to evaluate.
+
+    Attributes:
+        settings (`dict`): what a result depends on besides the encoder, the seed and the clips.
+        folds (`dict`): the splits of each fold by its name; without `folds` those of the one None.
+        labels (`dict`): what the labels of each fold's training clips become; None in qbe, where nothing is trained.
+
+    Raises:
+        ValueError: settings at fault.
+    """
+
+    def __init__(self, arguments: SuperbArguments):
+        self.arguments = arguments
+        self.task = choose_task(arguments)
+        self.lexicon = read_lexicon(arguments.lexicon) if arguments.lexicon else None
+        self.settings = hyperparameters(self.task, arguments, self.lexicon)
+        self.device = arguments.device if arguments.device != "auto" else default_device()
+        self.folds: dict[str | None, dict[str, LabelledClips | Mixtures]] = {}
+        self.labels: dict[str | None, Labels | None] = {}
+        self._searches: dict[str, Search] = {}
+        self._digests: dict[tuple[str | None, str], list[str]] = {}
+
+    def open(self) -> None:
+        """
+        Open data and labels, and log what is about to be done with them.
+
+        Raises:
+            ValueError: data at fault.
+            BadAudioError: too much of the audio cannot be used.
+        """
+        task, arguments = self.task, self.arguments
+        self.folds = open_data(task, arguments)
+        for fold, splits in self.folds.items():
+            sizes = (f"{name} {len(clips)} clips, {clips.hours:.2f} hours" for name, clips in splits.items())
+            logger.info("%s: %s.", "data" if fold is None else f"{arguments.folds} {fold}", "; ".join(sizes))
+        if task.head == "dtw":
+            (splits,) = self.folds.values()
+            self.folds = {None: {name: splits[name] for name in ("dev", "test")}}
+            column = task.columns[0]
+            self._searches = {
+                name: make_search(clips.labels[column], name) for name, clips in self.folds[None].items()
+            }
+            self.labels = {None: None}
+            what = "nothing is trained"
+        else:
+            self.labels = {f: make_labels(task, splits, self.lexicon, arguments) for f, splits in self.folds.items()}
+            for fold, splits in self.folds.items():
+                for name, clips in splits.items():
+                    warn_of_unseen(name + self._among(fold), clips, self.labels[fold])
+            sizes = next(iter(self.labels.values())).sizes
+            what = (
+                f"heads of {' + '.join(map(str, sizes))} outputs are trained for {task.max_steps} steps of"
+                f" {task.batch_size} clips at {task.learning_rate:g} on {self.device} and scored every"
+                f" {task.eval_steps} steps"
+            )
+        in_folds = f" in {len(self.folds)} folds by {arguments.folds}" if arguments.folds else ""
+        logger.info(
+            "%s (%s): %d subjects with %d seeds%s; %s; results go to %s, features to %s.",
+            *(task.name, task.title, len(arguments.model), len(self.seeds), in_folds, what),
+            *(arguments.output_dir, arguments.cache_dir),
+        )
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the heads; one where nothing is trained."""
+        return self.arguments.seeds[:1] if self.task.head == "dtw" else self.arguments.seeds
+
+    def there(self, earlier: list[dict], encoder: Encoder) -> set[tuple]:
+        """The runs (`run_of`) among earlier results that are of this encoder and in the same folds."""
+        of_folds = list(self.folds) if self.arguments.folds else None
+        same = [result for result in earlier if result["encoder_digest"] == encoder.digest]
+        return {run_of(result) for result in same if result.get("folds") == of_folds}
+
+    def features(self, fold: str | None, encoder: Encoder, store: FeatureStore) -> dict[str, FrozenFeatures]:
+        """The encoder's features of each split of a fold, made when they are read."""
+        pooled = self.task.head == "pooled"
+        return {
+            name: FrozenFeatures(encoder, clips, store, pooled, self._keys(fold, name), self.task.gain)
+            for name, clips in self.folds[fold].items()
+        }
+
+    def score(
+        self,
+        subject: str,
+        encoder: Encoder,
+        fold: str | None,
+        features: dict[str, FrozenFeatures],
+        seed: int,
+        heartbeat: Heartbeat,
+    ) -> dict:
+        """
+        Train a head, take the step that the dev set chooses, and score the test set: one result, as in the JSON lines.
+
+        Raises:
+            ValueError: if none of the training clips can be decoded.
+        """
+        start = time.perf_counter()
+        task, arguments, splits = self.task, self.arguments, self.folds[fold]
+        if task.head == "dtw":
+            weights, dev_metrics, outcome = search_splits(features, self._searches, heartbeat)
+            step = 0
+        else:
+            labels = self.labels[fold]
+            head = fresh_head(task, features["train"], labels, seed, subject, arguments).to(self.device)
+            step, dev_metrics = train(head, task, features, labels, seed, heartbeat)
+            weights = head.layer_sum.weights.tolist()
+            outcome = evaluate(head, task, features["test"], labels, "test")
+        metrics, num_clips, judged, scored = outcome
+        untrained = {"untrained_seed": arguments.untrained_seed} if subject.startswith("untrained:") else {}
+        result = {
+            "task": task.name,
+            "title": task.title,
+            "encoder": subject,
+            "encoder_digest": encoder.digest,
+            "seed": seed,
+            "split": "test",
+            "metrics": metrics,
+            "dev_metrics": dev_metrics,
+            "best_step": step,
+            "learned": None if judged is None else judged.learned,
+            "layer_weights": weights,
+            "clips": {name: len(clips) for name, clips in splits.items()} | {"test": num_clips},
+            "hours": {name: round(clips.hours, 4) for name, clips in splits.items()},
+            "hyperparameters": self.settings | untrained,
+            "protocol": task.source,
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+        result |= {"scored": scored} if scored else {}
+        result |= {"fold": fold, "folds": list(self.folds)} if arguments.folds else {}
+        whose = f"{subject}, seed {seed}{self._among(fold)}"
+        logger.info(
+            "%s: %s on %d test clips with the head of step %d of %d (dev: %s on %d clips).",
+            *(whose, in_words(metrics), num_clips, step, task.max_steps, in_words(dev_metrics), len(splits["dev"])),
+        )
+        if judged is not None and judged.learned is False:
+            logger.warning("%s: THE HEAD HAS LEARNED NOTHING: %s.", whose, judged.reason)
+        return result
+
+    def _among(self, fold: str | None) -> str:
+        return "" if fold is None else f", {self.arguments.folds} {fold}"
+
+    def _keys(self, fold: str | None, name: str) -> list[str]:
+        """Digests of a split's clips, formed once: subjects share them."""
+        if (fold, name) not in self._digests:
+            clips = self.folds[fold][name]
+            self._digests[fold, name] = clips.keys() if self.task.head == "diarization" else clip_keys(clips)
+        return self._digests[fold, name]
+
+
+def open_data(task: Task, arguments: SuperbArguments) -> dict[str | None, dict[str, LabelledClips | Mixtures]]:
+    """The splits of each fold by its name; without `folds` those of the one None."""
+    if arguments.folds:
+        return open_folds(task, arguments.eval_fraction, arguments.folds, arguments.audio_column)
+    splits = open_splits(
+        task,
+        arguments.eval_fraction,
+        split_by=arguments.split_by,
+        audio_column=arguments.audio_column,
+        unlabelled_test=bool(arguments.trials),
+    )
+    return {None: splits}
+
+
+def make_labels(
+    task: Task, splits: dict[str, LabelledClips], lexicon: dict[str, str] | None, arguments: SuperbArguments
+) -> Labels:
+    """What the labels of the training clips become; of speakers, also the trials of the other splits."""
+    if task.head == "diarization":
+        return ActivityLabels(splits)
+    train = {column: splits["train"].labels[column] for column in task.columns}
+    if task.labels == "speakers":
+        (column,) = task.columns
+        trials = {}
+        for name in ("dev", "test"):
+            if name == "test" and arguments.trials:
+                trials[name] = read_trials(arguments.trials, splits[name])
+            else:
+                trials[name] = made_trials(splits[name].labels[column], name)
+                if heard := heard_in_training(train[column], splits[name].labels[column], name):
+                    logger.warning(heard)
+        return SpeakerLabels(train, trials)
+    if task.labels in ("classes", "slots"):
+        return ClassLabels(train, slots=task.labels == "slots")
+    return TokenLabels(train, task.labels, lexicon, arguments.stress)
+
+
+def fresh_head(
+    task: Task, features: FrozenFeatures, labels: Labels, seed: int, subject: str, arguments: SuperbArguments
+) -> Head:
+    """The task's head on such features as those of the training clips, with fresh weights."""
+    example = next((x for i in range(len(features)) for x in features[[i]] if x is not None), None)
+    if example is None:
+        raise ValueError("None of the training clips can be decoded; the log names them.")
+    norm = statistics(features) if subject == "mfcc" else None
+    torch.manual_seed(seed)
+    layers, hidden_size = LayerSum(example.shape[0], norm), example.shape[-1]
+    if task.head == "pooled":
+        return PooledHead(layers, hidden_size, labels.sizes)
+    units = {} if arguments.head_units is None else {"units": arguments.head_units}
+    (size,) = labels.sizes
+    if task.head == "diarization":
+        return DiarizationHead(layers, hidden_size, **units)
+    if task.head == "xvector":
+        return XVectorHead(layers, hidden_size, size, **units)
+    recurrent = task.head == "recurrent_ctc"
+    return CtcHead(
+        layers, hidden_size, size, recurrent, task.spec_augment, stacked_frames=arguments.stacked_frames, **units
+    )
+
+
+def hyperparameters(task: Task, arguments: SuperbArguments, lexicon: dict[str, str] | None) -> dict:
+    """What a result depends on besides the encoder, the seed and the clips."""
+    names = ("head", "labels", "columns", "learning_rate", "batch_size", "max_steps", "eval_steps", "balanced")
+    chosen = {name: value for name, value in asdict(task).items() if name in (*names, "spec_augment")}
+    chosen |= {name: getattr(task, name) for name in ("train_data", "eval_data", "test_data")}
+    if not (task.eval_data and task.test_data):
+        chosen["eval_fraction"] = arguments.eval_fraction
+    if arguments.split_by:
+        chosen["split_by"] = arguments.split_by
+    if arguments.folds:
+        chosen["folds"] = arguments.folds
+    if not arguments.stress:
+        chosen["stress"] = False
+    if arguments.stacked_frames > 1:
+        chosen["stacked_frames"] = arguments.stacked_frames
+    if lexicon is not None:
+        chosen["lexicon_digest"] = hashlib.sha256(json.dumps(lexicon).encode()).hexdigest()[:12]
+    if task.silence is not None:
+        chosen["silence"] = "seconds, one every 0.1 s"
+    if task.head in ("recurrent_ctc", "xvector", "diarization"):
+        chosen["head_units"] = arguments.head_units
+    if task.gain:
+        chosen["gain"] = task.gain
+    if arguments.trials:
+        chosen["trials"] = arguments.trials
+    return chosen
+
+
+def warn_of_unseen(split: str, clips: LabelledClips, labels: Labels) -> None:
+    """Labels that no training clip has can only be answered wrongly: say so."""
+    if isinstance(labels, ClassLabels):
+        for column, values in labels.values.items():
+            unseen = Counter(clips.labels[column]) - Counter({value: len(clips) for value in values})
+            if unseen:
+                logger.warning(
+                    "%s: %d clips have a %s that no training clip has, so that no answer is right: %s.",
+                    split,
+                    unseen.total(),
+                    column,
+                    ", ".join(list(unseen)[:5]),
+                )
+
+
+def in_words(metrics: dict[str, float]) -> str:
+    """Metrics as shares of 1, with four digits."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
