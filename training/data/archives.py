@@ -11,6 +11,7 @@ import os
 import statistics
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import BinaryIO, NamedTuple
 
 from training.data.clips import Clip
@@ -23,7 +24,7 @@ LARGEST = 1 << 30  # bytes of one member
 LARGEST_HEADER = 1 << 20  # bytes of a member's long name or its further attributes
 SEARCHED = 1 << 30  # bytes after a broken header in which another is looked for
 MOST_LOST = 100_000  # clips that the loss of one piece can count as
-LOOKED_AT = 1000  # members of an archive that tell what it holds
+LOOKED_AT = 1000  # members of an archive that tell what it holds, samples that tell which labels there are
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by their first bytes
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -138,11 +139,12 @@ class TarArchives:
         return bool(self.labels) and _sample(name)[1] in ("json", *self.labels)
 
     def _check_labels(self) -> None:
-        """Refuse labels that the first sample with a text that can be read lacks."""
+        """Refuse labels that the first sample with a text that can be read lacks; `LOOKED_AT` samples are asked."""
         found: set[str] = set()
-        for clips, texts in (group for path in self.files for group in self._grouped(path)):
+        samples = (texts for path in self.files for clips, texts in self._grouped(path) if clips)
+        for texts in islice(samples, LOOKED_AT):
             try:
-                for file, content in texts.items() if clips else ():
+                for file, content in texts.items():
                     found |= self._read(file, content).keys()
             except ValueError:
                 continue

@@ -297,6 +297,19 @@ def test_labels_are_read_from_beside_the_clip(tmp_path):
         open_source(str(path), labels=["speaker"])
 
 
+def test_archives_without_labels_are_refused_by_their_first_samples(tmp_path, monkeypatch):
+    archives = training.data.archives
+    monkeypatch.setattr(archives, "LOOKED_AT", 3)
+    bare = {f"{i}.wav": sound(1) for i in range(3)}
+    paths = [str(write(tmp_path / f"{name}.tar", bare)) for name in "ab"]
+    monkeypatch.setattr(TarArchives, "_look", lambda self: 1.0)
+    opened, walk = [], archives._walk
+    monkeypatch.setattr(archives, "_walk", lambda raw, wanted: opened.append(raw.name) or walk(raw, wanted))
+    with pytest.raises(MissingColumn, match="no column 'speaker'; it has none"):
+        TarArchives(paths, labels=["speaker"])
+    assert opened == paths[:1]
+
+
 def test_a_clip_whose_labels_cannot_be_read_is_bad_and_the_next_are_read(tmp_path):
     path = tmp_path / "a.tar"
     samples = {"0": b'{"speaker": "ada"}', "1": b'{"speaker": ', "2": b'{"speaker": 1.5}', "3": b'{"speaker": "bob"}'}
