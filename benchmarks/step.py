@@ -1,9 +1,10 @@
 """Speed of a pretraining step: throughput, where the time goes, memory, utilisation, and what others take for it.
 
     python -m benchmarks.step --config tiny --phase 2 --clips 4 --seconds 8 --threads 2
-    python -m benchmarks.step --config base --clips 24 --seconds 15 --dtype bf16 --compile true  # a GPU
+    python -m benchmarks.step --config base --clips 24 --seconds 15 --dtype bf16 --compile dynamic  # a GPU
     python -m benchmarks.step --config base --visible_only true --against hubert
     python -m benchmarks.step --config base --sweep components 100 200 500 1000 2000
+    python -m benchmarks.step --config tiny --clips 1 --seconds 8 --sweep compile no dynamic static graphs
 
 A step is what training does with a batch: collate and masks, targets, student forward and backward, clipping and
 optimizer, update of mixture and EMA encoder. Taking turns with it in the same run:
@@ -89,7 +90,7 @@ def peak_memory(device: torch.device) -> float:
 
 def warm_up(step: Callable, arguments: StepArguments) -> None:
     """Steps that no figure contains; a compiled model sees batches of several sizes first."""
-    for _ in range(3 if arguments.compile or arguments.device == "cuda" else 1):
+    for _ in range(3 if arguments.compile != "no" or arguments.device == "cuda" else 1):
         step()
 
 
@@ -118,7 +119,7 @@ def measure(arguments: StepArguments, accelerator: Accelerator) -> None:
         naive = ours.naive()
         steps["naive"] = lambda: naive.train_on(ours.batches())
     if "hubert" in arguments.against:
-        steps["HuBERT"] = HubertStep(ours, arguments.compile)
+        steps["HuBERT"] = HubertStep(ours)
     for step in steps.values():  # ours too: a compiled one may be compiled anew once another model has run
         warm_up(step, arguments)
     seconds = take_turns(steps, arguments.repeats, GPU_STEPS if device.type == "cuda" else 1, device)
@@ -183,6 +184,7 @@ def sweep(arguments: StepArguments, accelerator: Accelerator) -> None:
     print(f"{name:>10s}  step ms (    min      max)   audio s / s  GFLOP  GFLOP/s{memory}")
     for value in map(SWEEPS[name], values):
         setting = replace(arguments, **{name: value})
+        torch.compiler.reset()
         step = SJepaStep(setting, accelerator)
         warm_up(step, setting)
         if device.type == "cuda":
@@ -192,7 +194,7 @@ def sweep(arguments: StepArguments, accelerator: Accelerator) -> None:
         ]
         median, flops = statistics.median(seconds), sum(step.flops().values())
         print(
-            f"{value:10g}  {1e3 * median:7.1f} ({1e3 * min(seconds):7.1f}  {1e3 * max(seconds):7.1f})"
+            f"{value:>10}  {1e3 * median:7.1f} ({1e3 * min(seconds):7.1f}  {1e3 * max(seconds):7.1f})"
             f" {setting.clips * setting.seconds / median:13.1f} {flops / 1e9:6.0f} {flops / median / 1e9:8.1f}"
             + (f" {peak_memory(device):9.2f}" if memory else ""),
             flush=True,

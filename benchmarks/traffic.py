@@ -85,7 +85,7 @@ def count_steps(arguments: TrafficArguments) -> dict[str, Counts]:
         ours = SJepaStep(arguments.step(), accelerator)
         steps = {"ours": ours}
         if "hubert" in arguments.against:
-            steps["HuBERT"] = HubertStep(ours, compiled=False)
+            steps["HuBERT"] = HubertStep(ours)
     batch = {k: fake.from_tensor(v) if torch.is_tensor(v) else v for k, v in ours.batches().items()}
     with fake, cuda_rules():
         return {name: count(step, batch, BESIDE[name]) for name, step in steps.items()}

@@ -32,7 +32,14 @@ SHARED_WITH_HUBERT = (
     " num_conv_pos_embeddings num_conv_pos_embedding_groups hidden_dropout activation_dropout attention_dropout"
     " feat_proj_dropout layerdrop"
 ).split()
-SWEEPS = {"components": int, "seconds": float, "clips": int, "layers": int}
+COMPILE = {
+    "no": None,
+    "dynamic": {"dynamic": True},
+    "static": {"dynamic": False},
+    "graphs": {"dynamic": False, "mode": "reduce-overhead"},
+}
+"""How `torch.compile` is called: as `--torch_compile` of a run does; for one size; for one size with CUDA graphs."""
+SWEEPS = {"components": int, "seconds": float, "clips": int, "layers": int, "compile": str}
 
 
 @dataclass
@@ -59,7 +66,13 @@ class StepArguments:
     threads: int = field(default=2, metadata={"help": "CPU threads of torch."})
     dtype: str = field(default="fp32", metadata={"help": "fp32, or bf16 by autocast."})
     device: str = field(default_factory=default_device, metadata={"help": "cpu or cuda."})
-    compile: bool = field(default=False, metadata={"help": "torch.compile of student, EMA encoder and HuBERT."})
+    compile: str = field(
+        default="no",
+        metadata={
+            "help": "torch.compile of student, EMA encoder and HuBERT: no, dynamic (as --torch_compile of a run),"
+            " static or graphs (CUDA graphs); in the last two all batches have the same masks, as if of one size."
+        },
+    )
     repeats: int = field(default=5, metadata={"help": "Turns of each; medians are printed."})
     sweep: list[str] | None = field(
         default=None,
@@ -71,7 +84,8 @@ class StepArguments:
     )
 
     def __post_init__(self):
-        for name, allowed in (("phase", (1, 2)), ("dtype", ("fp32", "bf16")), ("device", ("cpu", "cuda"))):
+        choices = {"phase": (1, 2), "dtype": ("fp32", "bf16"), "device": ("cpu", "cuda"), "compile": COMPILE}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose {' or '.join(map(str, allowed))}.")
         if not set(self.against) <= {"naive", "hubert"}:
@@ -94,8 +108,11 @@ class Batches:
         shape = arguments.clips, int(SAMPLING_RATE * arguments.seconds)
         self.clips = list(0.1 * np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
         self.device = torch.device(arguments.device)
+        self.same_masks = arguments.compile in ("static", "graphs")
 
     def __call__(self) -> dict:
+        if self.same_masks:
+            self.generator.manual_seed(0)
         batch = collate(self.clips, self.mask, self.generator)
         if self.device.type == "cuda":
             pinned = {k: v.pin_memory() for k, v in batch.items() if torch.is_tensor(v)}
@@ -133,7 +150,6 @@ class SJepaStep:
                 LayerChoice(self.layer),
                 accelerator,
                 mixture_decay=MIXTURE_DECAY,
-                compiled=arguments.compile,
             )
         self.batches = Batches(
             arguments,
@@ -142,8 +158,11 @@ class SJepaStep:
                 recipe.get("mask_span", MaskingArguments.mask_span),
             ),
         )
-        if arguments.compile:
-            self.model.compile(dynamic=True)
+        self.compiled = COMPILE[arguments.compile]
+        if self.compiled:
+            self.model.compile(**self.compiled)
+            if self.targets.teacher is not None:
+                self.targets.teacher.compile(**self.compiled)
         self.shape: BatchShape | None = None
 
     def __call__(self, part: Callable = nullcontext) -> None:
@@ -154,6 +173,8 @@ class SJepaStep:
 
     def train_on(self, batch: dict, part: Callable = nullcontext) -> torch.Tensor:
         """One step on a batch that is there. Returns the loss, `()`."""
+        if self.compiled:
+            torch.compiler.cudagraph_mark_step_begin()
         with part("targets"):
             posteriors = self.targets.posteriors(batch)
         with part("student forward"), self.accelerator.autocast():
@@ -207,14 +228,14 @@ class SJepaStep:
 class HubertStep:
     """Forward, backward and optimizer of a HuBERT encoder of the same sizes, on the same batches."""
 
-    def __init__(self, ours: SJepaStep, compiled: bool):
+    def __init__(self, ours: SJepaStep):
         sizes = {name: getattr(ours.config, name) for name in SHARED_WITH_HUBERT}
         self.model = HubertModel._from_config(
             HubertConfig(**sizes, apply_spec_augment=False), attn_implementation=ours.config._attn_implementation
         )
         moved_to(ours.device, self.model).train()
-        if compiled:
-            self.model.compile(dynamic=True)
+        if ours.compiled:
+            self.model.compile(**ours.compiled)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, fused=True)
         self.batches, self.accelerator = ours.batches, ours.accelerator
 

@@ -1,8 +1,11 @@
 """What the benchmark of a step prints."""
 
 import pytest
+import torch
 
 from benchmarks import step
+from benchmarks.steps.candidates import COMPILE, Batches
+from training.data.masking import SpanMask
 
 
 def test_the_command_prints_every_table(make_arguments, accelerator, capsys):
@@ -29,12 +32,28 @@ def test_sweep_prints_a_line_for_each_value(make_arguments, accelerator, capsys)
     assert operations[1] >= operations[0]
 
 
+def test_each_way_to_compile_reaches_student_and_teacher(make_arguments, accelerator, capsys, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: calls.append((type(self).__name__, how)))
+    step.sweep(make_arguments(sweep=["compile", *COMPILE], repeats=1), accelerator)
+    parts = "SJepaForPreTraining", "SJepaModel"
+    assert calls == [(part, how) for how in COMPILE.values() if how for part in parts]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == list(COMPILE)
+
+
+def test_for_one_size_all_batches_have_the_same_masks(make_arguments):
+    for compiled, same in (("dynamic", False), ("graphs", True)):
+        batches = Batches(make_arguments(compile=compiled), SpanMask(0.5, 2))
+        assert torch.equal(batches()["mask_time_indices"], batches()["mask_time_indices"]) == same
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         ("--config nowhere", "no recipe nowhere"),
         ("--phase 3", "`phase` is 3"),
         ("--sweep width 1", "`sweep` is width 1"),
+        ("--config tiny --compile true", "`compile` is 'true'; choose no or dynamic or static or graphs"),
         ("--device cpu --check_syncs true", "`check_syncs` needs"),
         ("--config tiny --phase 1 --seconds 20 --clips 1 --against hubert --threads 1", "20 s|999"),
     ],
