@@ -47,6 +47,7 @@ class JointCounts:
     def add(self, phones: torch.Tensor, posteriors: torch.Tensor) -> None:
         """Phones, integers `(num_frames,)`, and posteriors `(num_frames, num_components)` of some frames."""
         posteriors = posteriors.double().cpu()
+        posteriors = posteriors / posteriors.sum(1, keepdim=True)  # in fp32 they sum to 1 within 1e-7
         self.soft.index_add_(0, phones, posteriors)
         ones = torch.ones(len(phones), dtype=torch.float64)
         self.hard.index_put_((phones, posteriors.argmax(1)), ones, accumulate=True)
@@ -62,6 +63,9 @@ class JointCounts:
 
 
 def information_share(joint: torch.Tensor) -> float:
-    """Mutual information of rows and columns of a joint distribution, as a share of the entropy of its rows."""
+    """
+    Mutual information of rows and columns of a joint distribution, as a share of the entropy of its rows; 0 where
+    rounding would leave it below.
+    """
     rows, columns, both = (torch.special.entr(part).sum() for part in (joint.sum(1), joint.sum(0), joint))
-    return ((rows + columns - both) / rows).item()
+    return ((rows + columns - both) / rows).clamp(min=0).item()

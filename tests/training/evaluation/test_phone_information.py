@@ -27,3 +27,14 @@ def test_soft_targets_that_say_nothing_know_nothing():
     assert found.soft == pytest.approx(0, abs=1e-9)
     assert found.entropy_bits == pytest.approx(2) and found.components_used == pytest.approx(4)
     assert information_share(torch.eye(3) / 3) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_information_is_never_negative(seed):
+    """Posteriors of almost nothing, as an untrained head has them, sum to 1 in fp32 alone."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = JointCounts(5, 10)
+    counts.add(
+        torch.randint(5, (130,), generator=generator), (1e-6 * torch.randn(130, 10, generator=generator)).softmax(-1)
+    )
+    assert 0 <= counts.result().soft < 1e-10
