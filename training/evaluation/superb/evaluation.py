@@ -71,12 +71,9 @@ class Evaluation:
             logger.info("%s: %s.", "data" if fold is None else f"{arguments.folds} {fold}", "; ".join(sizes))
         if task.head == "dtw":
             (splits,) = self.folds.values()
-            self.folds = {None: {name: splits[name] for name in ("dev", "test")}}
-            column = task.columns[0]
-            self._searches = {
-                name: make_search(clips.labels[column], name) for name, clips in self.folds[None].items()
-            }
-            self.labels = {None: None}
+            splits = {name: splits[name] for name in ("dev", "test")}
+            self.folds, self.labels = {None: splits}, {None: None}
+            self._searches = {name: make_search(clips.labels[task.columns[0]], name) for name, clips in splits.items()}
             what = "nothing is trained"
         else:
             self.labels = {f: make_labels(task, splits, self.lexicon, arguments) for f, splits in self.folds.items()}
