@@ -1,14 +1,20 @@
-"""Scores of a frozen encoder by `training.superb`, many speakers each: what every score is read off, and how.
+"""Scores of a frozen encoder by `training.superb`: what every score is read off, and how.
 
-Sizes, steps and rates are chosen so that a score takes about two minutes of one core. All three tell MFCC, an
-untrained encoder and a pretrained one apart (README.md).
-No voice is in two of training, dev and test part.
+Sizes, steps and rates are chosen so that a score takes a few minutes of one core. No voice is in two of training, dev
+and test part.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.study.speech_manifest import COMMON_VOICE, KEYWORDS, LANGUAGES, PHONES_MANY, manifest_rows
+from benchmarks.study.speech_manifest import (
+    COMMON_VOICE,
+    KEYWORDS,
+    LANGUAGES,
+    LIBRISPEECH,
+    PHONES_MANY,
+    manifest_rows,
+)
 
 
 SOURCES = {"train": "train_data", "validation": "eval_data", "test": "test_data"}
@@ -22,22 +28,27 @@ class FrozenScore:
         task: of `training.superb`.
         settings: its settings.
         every: of each part, in the order of the metadata, one clip in so many is used.
+        test_folder: folder that has the test part, where it is another.
+        parts: parts that are used.
     """
 
     folder: str
     task: str
     settings: dict = field(default_factory=dict)
     every: int = 1
+    test_folder: str | None = None
+    parts: tuple[str, ...] = tuple(SOURCES)
 
     def rows(self, speech: Path) -> dict[str, list[dict]]:
         """Rows of a manifest for each source that `training.superb` is given, by its argument."""
         found = {}
-        for part, source in SOURCES.items():
-            rows = manifest_rows(speech, self.folder, part)
+        for part in self.parts:
+            folder = self.test_folder if part == "test" and self.test_folder else self.folder
+            rows = manifest_rows(speech, folder, part)
             if self.folder == COMMON_VOICE:
                 rows = [row for row in rows if row["language"] in LANGUAGES]
             if rows:
-                found[source] = rows[:: self.every]
+                found[SOURCES[part]] = rows[:: self.every]
         return found
 
 
@@ -63,6 +74,29 @@ FROZEN = {
         "sid",
         dict(label_column="language", split_by="speaker", eval_fraction=0.1, max_steps=2000, learning_rate=1e-3),
     ),
+    "verification": FrozenScore(
+        PHONES_MANY,
+        "asv",
+        dict(label_column="speaker", head_units=128, max_steps=400, learning_rate=1e-3),
+        every=2,
+    ),
+    "diarization": FrozenScore(
+        f"{LIBRISPEECH}/train",
+        "sd",
+        dict(
+            label_column="speaker_id",
+            split_by="speaker_id",
+            eval_fraction=0.1,
+            head_units=128,
+            max_steps=150,
+            learning_rate=3e-3,
+            batch_size=8,
+        ),
+        every=8,
+        test_folder=f"{LIBRISPEECH}/validation",
+    ),
+    "queries": FrozenScore(KEYWORDS, "qbe", dict(label_column="keyword"), parts=("validation", "test")),
 }
-"""The scores by name: phone error rate on 250 speakers of English as a second language, accuracy on 40 Arabic command
-words, and on the language of a clip of Common Voice."""
+"""The scores by name: phone error rate on 250 speakers of English as a second language; accuracy on 40 Arabic command
+words, and on the language of a clip of Common Voice; equal error rate on pairs of clips of those 250 speakers;
+diarization error rate on mixtures of LibriSpeech's readers; MTWV of the Arabic words, looked for by a clip of each."""

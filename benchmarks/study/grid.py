@@ -6,11 +6,12 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.study.frozen import FROZEN
 from training.common.command_line import read_recipe
 from training.pretraining.arguments import ARGUMENTS, RunArguments
 
 
-STAGES = ("probe", "speakers", "ctc", "phones_many", "keywords", "languages")
+STAGES = ("probe", "speakers", "ctc", *FROZEN)
 """How a run can be scored, see `benchmarks.study.scores`."""
 
 

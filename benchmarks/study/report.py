@@ -44,9 +44,13 @@ HIGHER_IS_BETTER = {
     "phones_many": False,
     "keywords": True,
     "languages": True,
+    "verification": False,
+    "diarization": False,
+    "queries": True,
 }
 TITLES = {name: name.upper() if name in ("cer", "wer") else name.replace("_", ", ") for name in HIGHER_IS_BETTER}
 MEASURES = {name: "accuracy" if higher else "error rate" for name, higher in HIGHER_IS_BETTER.items()}
+MEASURES["queries"] = "MTWV"
 CONFIDENCE = 0.95
 
 

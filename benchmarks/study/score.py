@@ -83,8 +83,8 @@ class Scores:
 
 
 def seeds_of(stage: str, seeds: list[int]) -> list[int]:
-    """Of the seeds those that change a stage's scores: probes have several splits instead."""
-    return seeds if stage in FROZEN else [0]
+    """Of the seeds those that change a stage's scores: probes have several splits instead, qbe trains nothing."""
+    return seeds if stage in FROZEN and FROZEN[stage].task != "qbe" else [0]
 
 
 def score_all(scorer: Scorer, subjects: dict[str, str], stages: list[str], seeds: list[int], scores: Scores) -> None:

@@ -87,6 +87,11 @@ def test_speakers_are_of_checkpoints_alone_and_error_rates_are_called_so(call, c
     assert "Error rates, of which lower is better: phones_many." in (tmp_path / "out" / "scores.md").read_text()
 
 
+def test_where_nothing_is_trained_seeds_are_not_asked_for(call, checkpoints):
+    asked, rows = call(checkpoints[0], "--stages", "queries", "--seeds", "1", "2")
+    assert [seed for *_, seed in asked] == [0, 0, 0] and "±" not in rows["MFCC"][0]
+
+
 def test_new_weights_are_scored_anew(call, checkpoints):
     call(checkpoints[0], "--stages", "languages")
     before = identity(str(checkpoints[0]))
