@@ -9,26 +9,24 @@ import time
 import urllib.request
 from pathlib import Path
 
+import chromium
 import numpy as np
 import pytest
 import soundfile
+from chromium import PATIENCE
 from tones import speechlike, write_two_hours
 
 
 pytest.importorskip("gradio", reason="the page needs gradio")
 pytest.importorskip("selenium", reason="the browser is driven by selenium")
 
-from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 
 ROOT = Path(__file__).parents[3]
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-PATIENCE = 60  # seconds; what a test waits for usually takes one or two
 # Buttons and choices of the tab that reach beyond the box that they lie in.
 CUT = """
     return [...document.querySelectorAll('button, select, label')].filter((node) => {
@@ -37,11 +35,7 @@ CUT = """
         return node.getBoundingClientRect().right > Math.min(box.right, innerWidth) + 1;
     }).map((node) => node.textContent.trim());
 """
-QUIET = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM.exists() and DRIVER.exists()),
-    reason=f"no browser: {CHROMIUM} and {DRIVER} are needed (Debian's packages chromium and chromium-driver)",
-)
+pytestmark = chromium.needed
 
 
 @pytest.fixture
@@ -85,18 +79,15 @@ def answers(address: str) -> bool:
 
 @pytest.fixture
 def browser(tmp_path):
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for argument in ["--headless", "--no-sandbox", "--disable-gpu", *QUIET.split(), "--window-size=1280,1400"]:
-        options.add_argument(argument)
     soundfile.write(tmp_path / "microphone.wav", speechlike(5.0, 48000), 48000)
-    options.add_argument("--autoplay-policy=no-user-gesture-required")
-    options.add_argument("--use-fake-device-for-media-stream")
-    options.add_argument("--use-fake-ui-for-media-stream")
-    options.add_argument(f"--use-file-for-fake-audio-capture={tmp_path / 'microphone.wav'}")
-    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    driver = chromium.start(
+        tmp_path / "profile",
+        "--window-size=1280,1400",
+        "--autoplay-policy=no-user-gesture-required",
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-audio-capture={tmp_path / 'microphone.wav'}",
+    )
     yield driver
     driver.quit()
 
