@@ -2,10 +2,14 @@
 
     python -m benchmarks.s3prl.table --python s3prl/bin/python --speech ../shared/speech --checkpoint model_cards/tiny
 
-`--python` is that of an environment without torchaudio in which S3PRL 0.4.18 is installed, with soundfile, h5py and
-what sjepa_hf needs. The data are small, so that a run takes a minute or two of one core. Every figure is the test
-set's at the step that the dev set chooses, of ten; in asv S3PRL's is that of the last step. heads.py holds the heads'
-arithmetic against S3PRL's, with copied weights.
+`--python` is that of an environment of its own, without torchaudio:
+
+    python -m venv s3prl && s3prl/bin/pip install torch==2.13.0
+    s3prl/bin/pip install --no-deps s3prl==0.4.18 && s3prl/bin/pip install -r benchmarks/s3prl/requirements.txt
+
+The data are small, so that a run takes a minute or two of one core. Every figure is the test set's at the step that
+the dev set chooses, of ten; in asv S3PRL's is that of the last step. heads.py holds the heads' arithmetic against
+S3PRL's, with copied weights.
 """
 
 import argparse
