@@ -58,7 +58,7 @@ PHASE_2 = (
     " --reseed_frames 20000 --layer_check_steps 500 --ema_switch_steps 500"
 )
 PROBES = {  # by label
-    "phones": ["--phones", "--max_clips", "100", "--max_frames", "10000"],
+    "phones": ["--phones", "--max_clips", "100", "--max_frames", "5000"],
     "keyword": ["--utterance_labels", "keyword", "--split_by", "speaker"],
 }
 
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--speech", type=Path, required=True, help="folder that holds the collection")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--source_steps", type=int, default=700, help="of 8 s, on the first domain")
+    parser.add_argument("--source_steps", type=int, default=1000, help="of 8 s, on the first domain")
     parser.add_argument("--target_steps", type=int, default=250, help="of 8 s, on the second one")
     arguments = parser.parse_args(argv)
     speech, out = arguments.speech, arguments.output_dir
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
         fresh = out / f"fresh-s{seed}"
         if not (fresh / CONFIG).is_file():
             make_hubert(fresh, seed)
-        first = pretrain(fresh, out / f"source-s{seed}", source, arguments.source_steps, 1e-3, 1, seed)
+        first = pretrain(fresh, out / f"source-s{seed}", source, arguments.source_steps, 5e-4, 1, seed)
         found = {"before": first}
         for phase, rate in ((2, 3e-4), (1, 3e-4)):
             result = out / f"phase{phase}-s{seed}"
