@@ -21,11 +21,11 @@ trained on: `--task er --folds session`, of data with that column.
 
 The best step is chosen on the dev set; the figures are the test set's. Written to `output_dir`: `TASK.jsonl`, one
 object for each subject, seed and fold; made from it, `TASK.json`, the scores over the seeds as a model card takes
-them, `TASK.md`, the printed table, and `TASK_layer_weights.png`.
+them, `TASK.md`, the printed table, and `TASK_layer_weights.png`. What is there is not evaluated again: after an
+interruption, or with more subjects and seeds, the same command goes on.
 """
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from sjepa_hf.command import command
@@ -35,10 +35,12 @@ from training.evaluation.frozen_features import FeatureStore
 from training.evaluation.superb.arguments import SuperbArguments, arguments_of_tasks, parse_arguments
 from training.evaluation.superb.evaluation import Evaluation
 from training.evaluation.superb.results import (
+    check_data,
     draw_layer_weights,
     earlier_results,
     merge,
     over_folds,
+    run_of,
     table,
     write,
 )
@@ -56,28 +58,27 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.task == "all":
             text = run_all(arguments, heartbeat)
         else:
-            results = run(arguments, heartbeat, resume=arguments.folds is not None)
+            results = run(arguments, heartbeat)
             text = table(results) if results else ""
     if text:
         print(text)
 
 
-def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None, *, resume: bool = False) -> list[dict]:
+def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[dict]:
     """
-    Evaluate all subjects with all seeds; results are written after each, beside those of other subjects and seeds that
-    `output_dir` holds already.
+    Evaluate all subjects with all seeds, but those whose results `output_dir` holds, unless an encoder has changed;
+    results are written after each.
 
     Args:
         arguments: what to evaluate.
         heartbeat: says what is being done.
-        resume: what `output_dir` holds is not evaluated again, unless encoder or folds have changed.
 
     Returns:
         all results of the task there, as in the JSON lines, but the mean over folds: task, split, metrics and so on;
         none with `dry_run`.
 
     Raises:
-        ValueError: settings, data or a checkpoint at fault.
+        ValueError: settings, data or a checkpoint at fault, or results there of other settings or data.
         BadAudioError: too much of the audio cannot be used.
     """
     heartbeat = heartbeat or Heartbeat("evaluating")
@@ -85,6 +86,8 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None, *, resum
     evaluation = Evaluation(arguments)
     merged = earlier = earlier_results(output, evaluation.task.name, evaluation.settings)
     evaluation.open()
+    if earlier:
+        check_data(earlier, evaluation.data_digest, output)
     if arguments.dry_run:
         return []
     store = FeatureStore(arguments.cache_dir, arguments.cache_gb)
@@ -92,7 +95,7 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None, *, resum
     for subject in arguments.model:
         heartbeat.doing = f"encoding the clips with {subject}"
         encoder = open_encoder(subject, evaluation.device, arguments.untrained_seed)
-        there = evaluation.there(earlier, encoder) if resume else set()
+        there = {run_of(result) for result in earlier if result["encoder_digest"] == encoder.digest}
         if done := sum((subject, seed, fold) in there for seed in evaluation.seeds for fold in evaluation.folds):
             of = len(evaluation.seeds) * len(evaluation.folds)
             logger.info("%s: %d of %d results are in output_dir already.", subject, done, of)
@@ -110,26 +113,18 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None, *, resum
 
 def run_all(arguments: SuperbArguments, heartbeat: Heartbeat) -> str:
     """
-    Evaluate all subjects on all tasks of the file `tasks`, less what `output_dir` holds already, with a table and a
-    picture of all results there, `all.md` and `all.png`.
+    Evaluate all subjects on all tasks of the file `tasks`, with a table and a picture of their results, `all.md` and
+    `all.png`.
 
     Returns:
         the table.
 
     Raises:
-        ValueError: as `arguments_of_tasks` and `run` do. All tasks are looked at before the first one is run.
+        ValueError: as `arguments_of_tasks`, before any task is run, and `run` do.
     """
     results = {}
     for one in arguments_of_tasks(arguments):
-        evaluation = Evaluation(one)
-        task = evaluation.task
-        there = over_folds(earlier_results(Path(one.output_dir), task.name, evaluation.settings))
-        known = {(result["encoder"], result["seed"]) for result in there}
-        missing = [name for name in one.model if not known.issuperset((name, seed) for seed in evaluation.seeds)]
-        if missing:
-            logger.info("%s: %d of %d subjects are to be evaluated.", task.name, len(missing), len(one.model))
-            there = run(replace(one, model=missing), heartbeat, resume=True)
-        results[task.name] = [result for result in there if result["encoder"] in one.model]
+        results[one.task] = [result for result in run(one, heartbeat) if result["encoder"] in one.model]
     if arguments.dry_run:
         return ""
     return write_summary(results, Path(arguments.output_dir), arguments.published)

@@ -9,7 +9,6 @@ import torch
 from sjepa_hf import SJepaModel
 from sjepa_hf.saving import feature_extractor
 from sjepa_hf.scores import read_scores
-from training import superb
 from training.data.labelled import open_labelled
 from training.evaluation.encoders import TransformersEncoder, open_encoder
 from training.evaluation.frozen_features import FeatureStore, FrozenFeatures
@@ -136,14 +135,46 @@ def test_results_join_those_of_earlier_calls(call, checkpoint, tmp_path):
     first = call("ks", "--model", "mfcc", f"untrained:{checkpoint}", *options, "--seeds", "0", "1")
     both = call("ks", "--model", checkpoint, *options)
     assert both[:4] == first and [(r["encoder"], r["seed"]) for r in both[4:]] == [(checkpoint, 0)]
-    again = call("ks", "--model", "mfcc", *options, "--seeds", "1")
-    assert [(r["encoder"], r["seed"]) for r in again][-1] == ("mfcc", 1) and len(again) == 5
     scores = {score.subject: score.runs for score in read_scores(tmp_path / "out" / "ks.json")}
     assert scores == {"mfcc": "2 seeds", f"untrained:{checkpoint}": "2 seeds", checkpoint: "1 seed"}
     with pytest.raises(SystemExit, match="error: .*ks.jsonl holds results with `max_steps` 4, not 5: choose another"):
         call("ks", "--model", "mfcc", *options, "--max_steps", "5")
     changed = [row | {"encoder_digest": "new", "encoder": checkpoint, "seed": 7} for row in both[:1]]
     assert all(row["encoder"] != checkpoint for row in merge(both, changed)[:-1]), "its encoder is another now"
+
+
+def test_what_is_there_is_not_evaluated_again(call, checkpoint, make_config, folder, monkeypatch, caplog):
+    """Unless its encoder has changed; and other audio or labels under the same name are refused."""
+    caplog.set_level("INFO")
+    scored, score = [], evaluation.Evaluation.score
+
+    def counted(self, subject, encoder, fold, features, seed, heartbeat):
+        scored.append((subject, seed))
+        return score(self, subject, encoder, fold, features, seed, heartbeat)
+
+    monkeypatch.setattr(evaluation.Evaluation, "score", counted)
+    options = ["--label_column", "tone", "--max_steps", "4", "--batch_size", "8", "--model", "mfcc", checkpoint]
+    first = call("ks", *options, "--seeds", "0")
+    more = call("ks", *options, "--seeds", "0", "1")
+    assert scored == [("mfcc", 0), (checkpoint, 0), ("mfcc", 1), (checkpoint, 1)]
+    assert more[:2] == first and "mfcc: 1 of 2 results are in output_dir already" in caplog.text
+    torch.manual_seed(1)
+    SJepaModel(make_config("log_mel", hidden_size=16, num_hidden_layers=2)).save_pretrained(checkpoint)
+    renewed = call("ks", *options, "--seeds", "0", "1")
+    assert scored[4:] == [(checkpoint, 0), (checkpoint, 1)] and len(renewed) == 4
+    assert {r["encoder_digest"] for r in renewed}.isdisjoint({more[1]["encoder_digest"]})
+    table = f"{folder}/metadata.csv"
+    with open(table) as file:
+        text = file.read()
+    for change in ("label", "audio"):
+        with open(table, "w") as file:
+            file.write(text.replace("3.wav,high", "3.wav,low") if change == "label" else text)
+        if change == "audio":
+            audio, rate = soundfile.read(f"{folder}/3.wav")
+            soundfile.write(f"{folder}/3.wav", audio / 2, rate)
+        with pytest.raises(SystemExit, match="error: .*ks.jsonl holds results of other clips or labels than"):
+            call("ks", *options)
+    assert len(scored) == 6
 
 
 def test_folds(call, tmp_path, monkeypatch, capsys, caplog):
@@ -272,13 +303,13 @@ def test_all_tasks_in_one_command(folder, tmp_path, monkeypatch, capsys):
     main(options)
     text = (tmp_path / "out" / "all.md").read_text()
     assert text.startswith("| encoder | sid accuracy ↑ | ks accuracy ↑ |") and capsys.readouterr().out == text
-    ran, run = [], superb.run
-    monkeypatch.setattr(superb, "run", lambda one, *_, **more: ran.append((one.task, one.model)) or run(one, **more))
+    ran, score = [], evaluation.Evaluation.score
+    monkeypatch.setattr(evaluation.Evaluation, "score", lambda self, *a: ran.append(self.task.name) or score(self, *a))
     main(options)
     assert ran == [] and (tmp_path / "out" / "all.md").read_text() == text
     (tmp_path / "out" / "ks.jsonl").unlink()
     main(options)
-    assert ran == [("ks", ["mfcc"])]
+    assert ran == ["ks"]
     for content, message in {
         "ks: {colour: red}": "task ks cannot have the option `colour`",
         "xx: {train_data: a}": "There is no task 'xx'",

@@ -206,12 +206,12 @@ def clip_keys(clips: LabelledClips) -> list[str]:
 
 def _clip_key(clip: Clip, num_samples: int) -> str:
     audio = clip.content()
-    content = content_hash(audio) if isinstance(audio, bytes) else _file_hash(audio)
+    content = content_hash(audio) if isinstance(audio, bytes) else _file_hash(audio, os.stat(audio).st_mtime_ns)
     return content_hash(content, repr((clip.offset, clip.duration, num_samples)))
 
 
 @lru_cache(maxsize=1024)  # manifests cut many clips out of one file
-def _file_hash(path: str) -> str:
+def _file_hash(path: str, changed: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -26,7 +26,7 @@ class SuperbArguments:
         default=None,
         metadata={
             "help": "YAML file for --task all: of each task the options that are its own, such as train_data and "
-            "label_column. What is in output_dir already is not run again."
+            "label_column."
         },
     )
     train_data: list[str] = field(default_factory=list, metadata={"help": "Sources of training clips."})
@@ -46,7 +46,7 @@ class SuperbArguments:
         default=None,
         metadata={
             "help": "A column, e.g. session: each value of it is the test set once, and the score is the mean. So "
-            "SUPERB's er; possible in ks, ic, sid and with slot_columns, too. What is in output_dir is not run again."
+            "SUPERB's er; possible in ks, ic, sid and with slot_columns, too."
         },
     )
     label_column: list[str] = field(default_factory=list, metadata={"help": "Columns of the labels."})
@@ -92,7 +92,9 @@ class SuperbArguments:
         default=False,
         metadata={"help": "With --task all: rows of published figures, which are of SUPERB's own data, in the table."},
     )
-    output_dir: str = field(default="runs/superb", metadata={"help": "Where results go."})
+    output_dir: str = field(
+        default="runs/superb", metadata={"help": "Where results go; what is there is not run again."}
+    )
     cache_dir: str = field(default="runs/features", metadata={"help": "Where features are kept."})
     cache_gb: float = field(default=20.0, metadata={"help": "Size that cache_dir may reach; beyond: on the fly."})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, ..."})

@@ -6,20 +6,20 @@ import logging
 import time
 from collections import Counter
 from dataclasses import asdict
+from functools import cached_property
 
 import torch
 
 from training.common.device import default_device
 from training.common.progress import Heartbeat
 from training.data.labelled import LabelledClips
-from training.evaluation.encoders import Encoder
+from training.evaluation.encoders import Encoder, content_hash
 from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, clip_keys
 from training.evaluation.superb.arguments import SuperbArguments, choose_task
 from training.evaluation.superb.diarization import ActivityLabels, Mixtures
 from training.evaluation.superb.heads import CtcHead, DiarizationHead, LayerSum, PooledHead, XVectorHead
 from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon
 from training.evaluation.superb.query_by_example import Search, make_search, search_splits
-from training.evaluation.superb.results import run_of
 from training.evaluation.superb.splits import open_folds, open_splits
 from training.evaluation.superb.tasks import Task
 from training.evaluation.superb.training import Head, Labels, evaluate, statistics, train
@@ -98,11 +98,14 @@ class Evaluation:
         """Seeds of the heads; one where nothing is trained."""
         return self.arguments.seeds[:1] if self.task.head == "dtw" else self.arguments.seeds
 
-    def there(self, earlier: list[dict], encoder: Encoder) -> set[tuple]:
-        """The runs (`run_of`) among earlier results that are of this encoder and in the same folds."""
-        of_folds = list(self.folds) if self.arguments.folds else None
-        same = [result for result in earlier if result["encoder_digest"] == encoder.digest]
-        return {run_of(result) for result in same if result.get("folds") == of_folds}
+    @cached_property
+    def data_digest(self) -> str:
+        """Of the audio and the labels of all clips and of how they are split."""
+        fold, splits = next(iter(self.folds.items()))  # all clips are in each fold
+        parts = [(name, self._keys(fold, name), clips.labels) for name, clips in splits.items()]
+        if self.arguments.trials:
+            parts.append(self.labels[fold].trials)
+        return content_hash(repr(parts))
 
     def features(self, fold: str | None, encoder: Encoder, store: FeatureStore) -> dict[str, FrozenFeatures]:
         """The encoder's features of each split of a fold, made when they are read."""
@@ -145,6 +148,7 @@ class Evaluation:
             "title": task.title,
             "encoder": subject,
             "encoder_digest": encoder.digest,
+            "data_digest": self.data_digest,
             "seed": seed,
             "split": "test",
             "metrics": metrics,

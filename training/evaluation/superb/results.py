@@ -35,6 +35,16 @@ def earlier_results(directory: Path, task: str, settings: dict) -> list[dict]:
     return results
 
 
+def check_data(results: list[dict], data_digest: str, directory: Path) -> None:
+    """Raise a ValueError if one of a task's earlier results is of other clips or labels than those of this digest."""
+    for result in results:
+        if result.get("data_digest") != data_digest:
+            raise ValueError(
+                f"{directory / result['task']}.jsonl holds results of other clips or labels than the data sources have"
+                " now: choose another `output_dir`, or delete it."
+            )
+
+
 def with_nan(result: dict) -> dict:
     """A result as it was before it became JSON: figures that are not finite are null there."""
     metrics = {
@@ -45,17 +55,12 @@ def with_nan(result: dict) -> dict:
 
 
 def merge(earlier: list[dict], new: list[dict]) -> list[dict]:
-    """Earlier results, less those that are repeated or whose encoder or folds have changed, then the new ones."""
-
-    def made_of(result: dict) -> tuple:
-        return result["encoder_digest"], result.get("folds")
-
-    latest = {result["encoder"]: made_of(result) for result in new}
-    repeated = {run_of(result) for result in new}
+    """Earlier results, less those whose encoder has changed, then the new ones."""
+    latest = {result["encoder"]: result["encoder_digest"] for result in new}
     kept = [
         result
         for result in earlier
-        if run_of(result) not in repeated and latest.get(result["encoder"], made_of(result)) == made_of(result)
+        if latest.get(result["encoder"], result["encoder_digest"]) == result["encoder_digest"]
     ]
     return kept + new
 

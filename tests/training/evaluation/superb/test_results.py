@@ -3,8 +3,10 @@
 import json
 import math
 
+import pytest
+
 from sjepa_hf.scores import read_scores
-from training.evaluation.superb.results import earlier_results, merge, over_folds, table, write
+from training.evaluation.superb.results import check_data, earlier_results, merge, over_folds, table, write
 
 
 RESULT = {
@@ -63,8 +65,15 @@ def test_folds_are_one_result_once_all_are_there():
     assert over_folds([RESULT]) == [RESULT]
 
 
-def test_folds_that_are_no_longer_those_of_the_data_go():
-    earlier, other = [in_fold("1", 0.5), in_fold("2", 0.5)], in_fold("1", 0.5, encoder="f")
-    assert merge([*earlier, other], [in_fold("2", 0.75)]) == [earlier[0], other, in_fold("2", 0.75)]
-    new = in_fold("3", 0.5, folds=["1", "2", "3"])
-    assert merge([*earlier, other], [new]) == [other, new]
+def test_results_of_an_encoder_that_has_changed_go():
+    earlier = [RESULT, RESULT | {"seed": 1}, RESULT | {"encoder": "f"}]
+    new = RESULT | {"encoder_digest": "another", "seed": 1}
+    assert merge(earlier, [new]) == [earlier[2], new]
+    assert merge(earlier, [RESULT | {"seed": 2}]) == [*earlier, RESULT | {"seed": 2}]
+
+
+def test_results_of_other_data_are_refused(tmp_path):
+    check_data([RESULT | {"data_digest": "a"}], "a", tmp_path)
+    for other in ({"data_digest": "b"}, {}):
+        with pytest.raises(ValueError, match=f"{tmp_path}/sid.jsonl holds results of other clips or labels than"):
+            check_data([RESULT | {"data_digest": "a"}, RESULT | other], "a", tmp_path)
