@@ -22,7 +22,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -84,9 +84,6 @@ class AnalysisArguments:
     transcript: str | None = field(default=None, metadata={"help": "Column of the data with transcripts."})
     phones: bool = field(default=False, metadata={"help": "The data has columns phones and phone_ends."})
     mask_prob: float = field(default=0.65, metadata={"help": "Share of frames that are hidden, for hidden."})
-    phase1_features: Literal["mfcc", "mfcc_cmn", "log_mel"] = field(
-        default="mfcc", metadata={"help": "What the mixture of phase 1 is over, for hidden."}
-    )
     max_clips: int = field(default=500, metadata={"help": "Clips, drawn at random, for entropy, rank and hidden."})
     rank_frames: int = field(default=2000, metadata={"help": "Random frames over which ranks are measured."})
     audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Parquet and Hub data."})
@@ -399,9 +396,7 @@ def run(checkpoint: str, arguments: AnalysisArguments, directory: Path) -> dict:
     if "hidden" in chosen:
         mask = SpanMask(arguments.mask_prob)
         known, phones = number_phones(clips, frame_counts)
-        results["hidden"] = knowledge_at_hidden_frames(
-            model, clips, phones, len(known), mask, arguments.phase1_features, arguments.seed
-        )
+        results["hidden"] = knowledge_at_hidden_frames(model, clips, phones, len(known), mask, arguments.seed)
     return results
 
 

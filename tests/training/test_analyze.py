@@ -11,6 +11,7 @@ from sjepa_hf import SJepaForCTC, SJepaForPreTraining
 from sjepa_hf.measures import effective_rank
 from training.analyze import find_utterance, main, open_head
 from training.data.labelled import open_labelled
+from training.evaluation.phone_information import JointCounts
 
 
 @pytest.fixture
@@ -67,14 +68,28 @@ def test_the_three_analyses(folder, model, tmp_path, capsys):
 
 
 def test_knowledge_at_hidden_frames_is_a_table(folder, model, tmp_path, capsys):
-    model.replace_mixture(10, 39)
-    checkpoint, out = save(model, tmp_path / "sjepa"), tmp_path / "out"
-    main([checkpoint, "--data", str(folder), "--only", "hidden", "--phones", "--output", str(out)])
-    rows = json.loads((out / "analysis.json").read_text())["hidden"]
-    assert rows[0]["distance"] == "1" and rows[-1]["distance"] == "targets themselves"
-    assert all(0 <= row["soft"] < 0.5 for row in rows), "untrained, on noise"
-    printed = capsys.readouterr().out
-    assert "| distance to the nearest visible frame |" in printed and f"| {rows[0]['soft']:.3f} |" in printed
+    """The targets are those of the checkpoint's own mixture, at its temperature."""
+    targets = {}
+    for features, temperature in (("mfcc", 1.0), ("mfcc_cmn", 1.0), ("mfcc_cmn", 3.0)):
+        model.replace_mixture(10, 39)
+        torch.manual_seed(0)
+        torch.nn.init.normal_(model.mixture.means, std=20)
+        torch.nn.init.constant_(model.mixture.variances, 100.0)
+        model.describe_mixture(features, temperature=temperature)
+        checkpoint, out = save(model, tmp_path / "sjepa"), tmp_path / "out"
+        main([checkpoint, "--data", str(folder), "--only", "hidden", "--phones", "--output", str(out)])
+        rows = json.loads((out / "analysis.json").read_text())["hidden"]
+        assert rows[0]["distance"] == "1" and rows[-1]["distance"] == "targets themselves"
+        assert all(0 <= row["soft"] < 0.5 for row in rows), "untrained, on noise"
+        printed = capsys.readouterr().out
+        assert "| distance to the nearest visible frame |" in printed and f"| {rows[0]['soft']:.3f} |" in printed
+        counts, clips = JointCounts(3, 10), open_labelled([str(folder)], [])
+        said = torch.tensor([0] * 10 + [1] * 15 + [2] * 14)  # by the centres of the frames
+        for clip in clips:
+            counts.add(said, model.unit_posteriors(torch.from_numpy(clip["input_values"])[None])[0])
+        assert rows[-1]["soft"] == pytest.approx(counts.result().soft, rel=1e-4)
+        targets[features, temperature] = rows[-1]["soft"]
+    assert len({round(value, 4) for value in targets.values()}) == 3
 
 
 def test_ranks_over_all_frames_are_those_of_the_encoder(folder, model, tmp_path):

@@ -22,21 +22,20 @@ def knowledge_at_hidden_frames(
     phones: list[torch.Tensor],
     num_phones: int,
     mask: SpanMask,
-    frame_features: str,
     seed: int,
 ) -> list[dict]:
     """
     Phone information of the prediction (a share of the phones' entropy), and its KL in nats from the targets.
 
     Args:
-        model: a pretraining checkpoint, on its device.
+        model: a pretraining checkpoint, on its device. Where its mixture is over layers of the encoder
+            (`config.mixture_features`), or over nobody knows what, the EMA encoder that targets were read from is not
+            in it: then there is neither KL nor the row of the targets.
         clips: those that are aligned.
         phones: for each clip the numbers of its frames' phones, integers `(<= num_frames,)`; later frames are not
             counted.
         num_phones: how many there are.
         mask: how frames are hidden, `DRAWS` times in each clip.
-        frame_features: what the mixture of phase 1 is over. A mixture of another size is one of phase 2, whose targets
-            are not in the checkpoint: then there is neither KL nor the row of the targets.
         seed: of the masks.
 
     Returns:
@@ -44,8 +43,7 @@ def knowledge_at_hidden_frames(
         nothing is masked, and one for the targets themselves.
     """
     device, components = model.device, model.mixture.num_components
-    features = FRAME_FEATURES[frame_features]().to(device)
-    has_targets = features.num_features == model.mixture.num_features
+    has_targets = model.config.mixture_features in FRAME_FEATURES
     names = [*(f"{d}{' or more' if d == FARTHEST else ''}" for d in range(1, FARTHEST + 1)), "nothing hidden", TARGETS]
     counts = {name: JointCounts(num_phones, components) for name in names}
     divergences, generator = dict.fromkeys(names, 0.0), torch.Generator().manual_seed(seed)
@@ -55,8 +53,7 @@ def knowledge_at_hidden_frames(
         real = torch.arange(count) < len(said)
         targets = None
         if has_targets:
-            length = torch.tensor([audio.shape[1]], device=device)
-            targets = model.mixture.clip_posteriors(features(audio, length))[0].float().cpu()
+            targets = model.unit_posteriors(audio)[0].float().cpu()
             counts[TARGETS].add(said, targets[real])
         logits = model(audio).logits[0].float().cpu()
         found = [("nothing hidden", logits, real)]

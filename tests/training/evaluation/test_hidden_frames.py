@@ -8,6 +8,7 @@ import torch
 from transformers.modeling_outputs import ModelOutput
 
 from sjepa_hf import DiagonalGaussianMixture
+from sjepa_hf.frame_features import FRAME_FEATURES
 from sjepa_hf.frames import frame_lengths
 from training.data.masking import SpanMask, distance_to_visible
 from training.evaluation import hidden_frames
@@ -20,14 +21,18 @@ PHONES = torch.tensor([0, 1, 1, 0, 1] * 8)  # of 40 frames
 class Neighbour:
     """Says the phone at visible frames and those beside them, and nothing at others. 45 frames, 40 with a phone."""
 
-    device, config = torch.device("cpu"), SimpleNamespace(num_frames=frame_lengths)
+    device = torch.device("cpu")
 
-    def __init__(self, num_features, transitions):
-        self.mixture = DiagonalGaussianMixture(2, num_features, transitions)
+    def __init__(self, features, transitions):
+        self.config = SimpleNamespace(num_frames=frame_lengths, mixture_features=features)
+        self.mixture = DiagonalGaussianMixture(2, 39, transitions)
         self.mixture.means.zero_()[:, 20] = torch.tensor([-1.0, 1.0])  # a delta: frames of noise lie on both sides
         if transitions:
             self.mixture.transitions.pairs.copy_(torch.eye(2) / 2)  # a clip stays where it is, as frames say little
             self.mixture.variances.fill_(1e4)
+
+    def unit_posteriors(self, audio):
+        return self.mixture.clip_posteriors(FRAME_FEATURES[self.config.mixture_features]()(audio))
 
     def __call__(self, audio, mask_time_indices=None):
         if mask_time_indices is None:
@@ -40,11 +45,11 @@ class Neighbour:
 def table():
     samples = np.random.default_rng(0).normal(size=400 + 44 * 320).astype(np.float32)
 
-    def measure(num_features=39, transitions=False):
+    def measure(features="mfcc", transitions=False):
         torch.manual_seed(0)
         clips = [{"input_values": samples}]
-        model = Neighbour(num_features, transitions)
-        rows = knowledge_at_hidden_frames(model, clips, [PHONES], 2, SpanMask(0.6, 12), "mfcc", 0)
+        model = Neighbour(features, transitions)
+        rows = knowledge_at_hidden_frames(model, clips, [PHONES], 2, SpanMask(0.6, 12), 0)
         return {row["distance"]: row for row in rows}, rows
 
     return measure
@@ -71,7 +76,7 @@ def test_targets_are_given_the_clip_where_the_mixture_has_transitions(table):
 
 
 def test_targets_of_phase_2_are_not_in_the_checkpoint(table):
-    found, rows = table(num_features=48)
+    found, rows = table("encoder")
     assert TARGETS not in found and {row["kl"] for row in rows} == {None}
     assert found["1"]["soft"] == pytest.approx(1)
     assert hidden_frame_table(rows).endswith("|  |")
