@@ -3,7 +3,8 @@
 Everything is fp32 (float64 after `.double()`) and outside autograd. A quadratic form over `N` frames and `K`
 components is two matrix products, so no `[N, K, D]` tensor exists anywhere. Both the features and the component means
 are first moved to the mixture's own mean, which is what keeps the expansion exact where features lie far from the
-origin.
+origin. Components far from that mean cost digits of their updated variances: 0.1 % at 30 of their standard deviations,
+1 % at 100.
 """
 
 import math
@@ -212,7 +213,10 @@ class DiagonalGaussianMixture(Float32Buffers):
             moments = self._moments(features)
             scores = self._scores(moments)
             responsibilities = soften(scores)
-            counted = responsibilities if real is None else responsibilities * real[:, None]
+            counted = responsibilities
+            if real is not None:  # zeros on both sides: padding may be NaN
+                counted = responsibilities.masked_fill(~real[:, None], 0)
+                moments.masked_fill_(~real[:, None], 0)
             statistics = self._statistics(moments, counted)
             return (responsibilities if temperature == 1 else soften(scores, temperature)), statistics
 
@@ -239,6 +243,9 @@ class DiagonalGaussianMixture(Float32Buffers):
             found = self.transitions.expectation(observed, lengths, count, scores=temperature != 1)
             statistics = None
             if count:
+                if lengths is not None:
+                    real = torch.arange(features.shape[1], device=lengths.device) < lengths[:, None]
+                    moments.masked_fill_(~real.flatten()[:, None], 0)
                 statistics = self._statistics(moments, found.posteriors.flatten(0, 1))
                 statistics = statistics._replace(transitions=found.statistics)
             return (found.posteriors if temperature == 1 else soften(found.scores, temperature)), statistics
@@ -314,7 +321,7 @@ class DiagonalGaussianMixture(Float32Buffers):
         else:
             raise ValueError(f"`average` is {average!r}; choose 'statistics' or 'parameters'.")
         self.variances.copy_(torch.maximum(self.variances, self.variance_floor))
-        self.weights.copy_(weights / weights.sum())
+        self.weights.copy_(torch.where(counts.sum() > 0, weights / weights.sum(), self.weights))
         if transitions is not None:
             self.transitions.apply_statistics(transitions, decay)
 

@@ -339,6 +339,51 @@ def test_without_transitions_clips_are_their_frames():
     assert list(mixture.state_dict()) == ["weights", "means", "variances", "variance_floor"]
 
 
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("transitions", [False, True])
+def test_padding_may_hold_anything(transitions, garbage):
+    mixture, lengths = with_transitions() if transitions else random_mixture(), torch.tensor([20, 7, 0])
+    features = torch.randn(3, 20, 5)
+    real = torch.arange(20) < lengths[:, None]
+    posteriors, statistics = mixture.clip_expectation(features, lengths)
+    padded = features.masked_fill(~real[..., None], garbage)
+    found, with_garbage = mixture.clip_expectation(padded, lengths)
+    assert found[real].equal(posteriors[real])
+    for ours, theirs in zip(with_garbage[:3], statistics[:3], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("average", ["statistics", "parameters"])
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_statistics_of_nothing_leave_the_weights(average, decay):
+    mixture = random_mixture()
+    before = mixture.weights.clone()
+    nothing = mixture.clip_expectation(torch.randn(1, 4, 5), torch.tensor([0]))[1]
+    mixture.apply_statistics(nothing, decay, average)
+    torch.testing.assert_close(mixture.weights, before, atol=1e-6, rtol=0)
+    assert mixture.means.isfinite().all() and mixture.variances.isfinite().all()
+
+
+def test_updated_variances_far_from_the_centre_are_exact_within_a_thousandth():
+    """Components 30 of their standard deviations away from the mean of all, against differences in float64."""
+    torch.manual_seed(0)
+    mixture, decay = DiagonalGaussianMixture(50, 64), 0.9
+    mixture.means.normal_()
+    mixture.means.mul_(30 / mixture.means.abs().mean())
+    frames = mixture.means[torch.randint(50, (4000,))] + 1.1 * torch.randn(4000, 64)
+    posteriors, statistics = mixture.expectation(frames)
+    means, counts = mixture.means.double(), posteriors.double().sum(0)
+    step = (1 - decay) * counts / 4000 / (decay / 50 + (1 - decay) * counts / 4000)
+    distances = frames.double()[:, None] - means
+    first, second = (
+        (posteriors.double()[..., None] * power).sum(0) / counts[:, None] for power in (distances, distances.square())
+    )
+    wanted = (1 - step)[:, None] + step[:, None] * second - (step[:, None] * first).square()
+    mixture.apply_statistics(statistics, decay)
+    torch.testing.assert_close(mixture.variances.double(), wanted, rtol=2e-3, atol=0)
+    torch.testing.assert_close(mixture.means.double(), means + step[:, None] * first, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 10.0, 0.0])
 def test_with_transitions_targets_are_given_the_clip_and_weights_have_no_say(temperature):
     mixture, features, lengths = with_transitions(), torch.randn(3, 20, 5), torch.tensor([20, 7, 1])

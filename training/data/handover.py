@@ -55,9 +55,11 @@ class Handover:
             if torch.is_tensor(value):
                 places[name] = end, value.dtype, value.shape
                 end += _aligned(value.nbytes)
-        slot = self._slot_of(batch["input_values"]) or self._free(worker)
+        own = self._slot_of(batch["input_values"])
+        slot = own or self._free(worker)
         if slot is None or end > self._slots.shape[2]:
-            return batch
+            # The slot is free still: the next batch will be written into it.
+            return batch if own is None else {**batch, "input_values": batch["input_values"].clone()}
         self._in_use[slot] = True
         for name, place in places.items():
             target = self._tensor(slot, *place)

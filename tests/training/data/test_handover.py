@@ -82,6 +82,14 @@ def test_without_a_free_slot_or_a_large_enough_one_batches_go_as_they_are():
     assert isinstance(slots.pack(0, more), Parcel)
 
 
+def test_a_batch_too_large_for_its_slot_is_not_overwritten_by_the_next():
+    """Its waveforms fit, and lie in the slot; all of it does not."""
+    slots = Handover(1, 20_000)
+    large = slots.pack(0, batch(1) | {"input_values": slots.room(0, 2, 1000).fill_(1.0), "more": torch.zeros(5000)})
+    slots.room(0, 2, 1000).fill_(2.0)
+    assert isinstance(large, dict) and large["input_values"].unique().tolist() == [1.0]
+
+
 def test_what_nobody_waits_for_any_more_is_nothing():
     slots = Handover(1, 20_000)
     content = pickle.dumps(slots.pack(0, batch(1)))
