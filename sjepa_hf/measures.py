@@ -4,16 +4,20 @@ import math
 
 import torch
 
+from .float32 import without_autocast
+
 
 @torch.no_grad()
 def effective_rank(features: torch.Tensor) -> torch.Tensor:
     """
     Effective rank (Roy & Vetterli 2007) of features `(num_frames, num_features)`: `exp` of the entropy in nats of the
     singular values of the centred features, normalised to sum 1. A scalar between 1 and `num_features`; 1 where all
-    frames are alike.
+    frames are alike; NaN where a feature is not finite.
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features.device):
         centred = features.float() - features.float().mean(0)
+        if not centred.isfinite().all():  # LAPACK refuses such a matrix
+            return centred.new_tensor(math.nan)
         share = torch.linalg.svdvals(centred)
         share = share / share.sum().clamp_min(torch.finfo(torch.float32).tiny)
         return torch.special.entr(share).sum().exp()

@@ -44,6 +44,12 @@ def test_effective_rank_of_constant_features_is_one():
     assert effective_rank(torch.ones(100, 8)).item() == 1
 
 
+def test_effective_rank_of_what_is_not_finite_is_nan():
+    features = torch.randn(100, 8)
+    features[3, 2] = torch.inf
+    assert effective_rank(features).isnan()
+
+
 def test_effective_rank_is_measured_in_fp32_under_autocast():
     features = torch.randn(200, 16) * torch.logspace(0, -3, 16)
     plain = effective_rank(features)

@@ -13,7 +13,7 @@ def read_alignment(clips: LabelledClips, clip: int) -> tuple[list[str], np.ndarr
     Phones of a clip and their ends in seconds, from its labels `phones` and `phone_ends`.
 
     Raises:
-        ValueError: if there are not as many ends as phones, or the ends are no rising numbers.
+        ValueError: if there are not as many ends as phones, or the ends are no numbers, or fall.
     """
     phones, ends = clips.labels["phones"][clip].split(), clips.labels["phone_ends"][clip].split()
     if len(phones) != len(ends):
@@ -24,9 +24,10 @@ def read_alignment(clips: LabelledClips, clip: int) -> tuple[list[str], np.ndarr
         ends = np.array(ends, dtype=float)
     except ValueError:
         raise ValueError(f"{clips.clip(clip).name}: `phone_ends` must be seconds, separated by spaces.") from None
-    if np.any(np.diff(ends) < 0):
+    if not np.all(np.isfinite(ends)) or np.any(np.diff(ends) < 0):
         raise ValueError(
-            f"{clips.clip(clip).name}: `phone_ends` must not fall; they are seconds from the clip's start."
+            f"{clips.clip(clip).name}: `phone_ends` must be finite and not fall; they are seconds from the clip's"
+            " start."
         )
     return phones, ends
 

@@ -150,6 +150,8 @@ def parse_finetuning(
     training.push_to_hub = False  # the result at the end, rather than whatever the Trainer saves on its way
     if training.max_steps > 0 or any(word.replace("-", "_").startswith("__num_train_epochs") for word in argv):
         chosen.min_steps = 0
+    if chosen.freeze_encoder_steps and training.ddp_find_unused_parameters is None:
+        training.ddp_find_unused_parameters = True  # with checkpointing Transformers would expect all gradients
     training.remove_unused_columns = False  # the collator needs what the model's forward does not name
     training.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns
     return chosen, training

@@ -119,9 +119,11 @@ def draw_run(
 ) -> list[str]:
     """The pictures of a run into `directory`, but for those that would be empty. Returns their names."""
     history = read_history(output_dir / HISTORY)
-    drawn = ["loss.png", "predictor_entropy.png"]
+    drawn = ["loss.png"]
     draw_losses(history, phase1_steps, directory / "loss.png")
-    draw_entropy(entropy, num_components, directory / "predictor_entropy.png")
+    if len(entropy):
+        draw_entropy(entropy, num_components, directory / "predictor_entropy.png")
+        drawn.append("predictor_entropy.png")
     if any("masked_kl_by_distance" in m for m in history):
         draw_hidden_frames(history, phase1_steps, directory / "hidden_frames.png")
         drawn.append("hidden_frames.png")

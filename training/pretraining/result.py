@@ -39,7 +39,9 @@ def finish(run: Run) -> None:
     if run.failed_saves:
         raise OSError(f"{final} could not be written: free space and resume from the last checkpoint.")
     seconds = run.seconds_heard()
-    entropy = predictor_entropy(run.model, run.data.fresh_pass(Purpose.ENTROPY_PASS), ENTROPY_FRAMES, run.accelerator)
+    if run.accelerator.is_main_process:
+        batches = run.data.fresh_pass(Purpose.ENTROPY_PASS)
+        entropy = predictor_entropy(run.model, batches, ENTROPY_FRAMES, run.accelerator)
     run.meeting.sum()
     if run.accelerator.is_main_process:
         components, phase1_steps = run.model.mixture.num_components, run.arguments.run.phase1_steps
@@ -72,10 +74,10 @@ def record(run: Run, directory: Path, seconds_heard: float) -> None:
 def predictor_entropy(
     model: SJepaForPreTraining, batches: Iterable[dict], num_frames: int, accelerator: Accelerator
 ) -> np.ndarray:
-    """Entropy in bits of the prediction at each of some `num_frames` real frames of a process, without masking."""
+    """Entropy in bits of the prediction at each of some `num_frames` real frames, none if `batches` are, unmasked."""
     model.eval()
     progress = Progress("Predictor entropy", accelerator.is_main_process)
-    found, frames = [], 0
+    found, frames = [torch.empty(0)], 0
     for batch in batches:
         batch = to_device(batch, accelerator.device)
         with accelerator.autocast():

@@ -1,5 +1,6 @@
 """Layer choice: the layer that targets are read from, by effective rank smoothed over the run (paper, section 3.3)."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -40,7 +41,12 @@ class LayerChoice:
         self.active = self._leader()
 
     def observe(self, ranks: list[float]) -> bool:
-        """Take in a new measure of each layer's effective rank, 0 first. Returns whether the active layer changed."""
+        """
+        Take in a new measure of each layer's effective rank, 0 first; one that is not finite is left out. Returns
+        whether the active layer changed.
+        """
+        if not all(map(math.isfinite, ranks)):
+            return False
         if not self.scores:
             self.scores = list(ranks)
         else:

@@ -126,13 +126,19 @@ def sample_frames(
         seed: seed of the sample.
         stop_when_full: stop as soon as that many frames were seen, instead of reading all that there is.
         max_seconds, batches_a_round, meeting: see [`bounded`].
+
+    Raises:
+        ValueError: if no process has read a frame.
     """
     reservoir = FrameReservoir(num_frames, seed)
     options = {"max_seconds": max_seconds, "batches_a_round": batches_a_round, "meeting": meeting}
     for batch in bounded(batches, accelerator, max_frames=num_frames if stop_when_full else math.inf, **options):
         values = features(batch)
         reservoir.add(values[real_frames(batch, values.shape[1])], batch["draw"])
-    return smallest(*reservoir.sample(), num_frames, accelerator).cpu()
+    frames = smallest(*reservoir.sample(), num_frames, accelerator).cpu()
+    if not len(frames):
+        raise ValueError("No frame of the training data could be read: the log names the files and what is wrong.")
+    return frames
 
 
 def smallest(numbers: torch.Tensor, frames: torch.Tensor, count: int, accelerator: Accelerator) -> torch.Tensor:
@@ -144,7 +150,7 @@ def smallest(numbers: torch.Tensor, frames: torch.Tensor, count: int, accelerato
     """
     if accelerator.num_processes > 1:
         numbers, frames = (values.to(accelerator.device) for values in (numbers, frames))
-        limit = gathered(numbers, accelerator).sort().values[:count][-1]
+        limit = gathered(numbers, accelerator).sort().values[:count][-1:]
         numbers, frames = numbers[numbers <= limit], frames[numbers <= limit]
         numbers, frames = gathered(numbers, accelerator), gathered(frames, accelerator)
     return frames[numbers.argsort()[:count]]

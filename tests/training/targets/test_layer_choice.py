@@ -29,6 +29,13 @@ def test_a_single_outlier_does_not_move_a_heavily_smoothed_choice():
     assert choice.observe([5.0, 10.0, 30.0]) is True
 
 
+def test_a_measure_that_is_not_finite_is_left_out():
+    choice = LayerChoice(active=2)
+    choice.observe([5.0, 9.0, 10.0])
+    assert choice.observe([5.0, float("nan"), 10.0]) is False
+    assert choice.scores == [5.0, 9.0, 10.0] and choice.active == 2
+
+
 def test_a_fixed_layer_stays():
     choice = LayerChoice(active=0, adaptive=False)
     assert choice.observe([1.0, 5.0]) is False

@@ -57,3 +57,5 @@ def test_sample_frames_takes_real_frames_only_and_stops():
     assert len(sample) == 5 * (49 + 21) and (sample != 0).all()
     assert len(sample_frames(loudness, batches, 10_000, 0, accelerator, max_seconds=2.0)) == 2 * 70
     assert len(sample_frames(loudness, iter(batches), 100, 0, accelerator, stop_when_full=True)) == 100
+    with pytest.raises(ValueError, match="No frame of the training data could be read"):
+        sample_frames(loudness, [], 100, 0, accelerator)

@@ -183,9 +183,10 @@ class XVectorHead(nn.Module):
         """Hidden states `(num_layers, num_frames, hidden_size)` of each clip -> `(batch_size, units)`."""
         frames = [self.layer_sum(states) for states in features]
         lengths = torch.tensor([max(len(clip) - self.CONTEXT, 2) for clip in frames])  # 2: to have a deviation
-        frames = self.projector(pad_sequence(frames, batch_first=True)).transpose(1, 2)  # [B, U, T]
-        missing = max(0, self.CONTEXT + 2 - frames.shape[-1])
-        frames = self.frame_layers(nn.functional.pad(frames, (0, missing)))  # [B, W, T - 14]
+        frames = pad_sequence(frames, batch_first=True)
+        missing = max(0, self.CONTEXT + 2 - frames.shape[1])
+        frames = self.projector(nn.functional.pad(frames, (0, 0, 0, missing))).transpose(1, 2)  # [B, U, T]
+        frames = self.frame_layers(frames)  # [B, W, T - 14]
         real = (torch.arange(frames.shape[-1]) < lengths[:, None])[:, None].to(frames.device)
         lengths = lengths[:, None].to(frames.device)
         mean = (frames * real).sum(-1) / lengths

@@ -96,8 +96,9 @@ def made_trials(speakers: Sequence[str], which: str) -> list[Trial]:
     of_two_speakers = (count**2 - int((sizes.astype(int) ** 2).sum())) // 2
     others: dict[tuple[int, int], None] = {}
     while len(others) < min(len(targets), of_two_speakers):
-        for a, b in rng.integers(count, size=(max(100, len(targets)), 2)).tolist():
-            if numbers[a] != numbers[b] and len(others) < len(targets):
+        pairs = rng.integers(count, size=(max(100, len(targets)), 2))
+        for a, b in pairs[numbers[pairs[:, 0]] != numbers[pairs[:, 1]]].tolist():
+            if len(others) < len(targets):
                 others[min(a, b), max(a, b)] = None
     trials = [Trial(True, *pair) for pair in targets] + [Trial(False, *pair) for pair in sorted(others)]
     if not targets or not others:

@@ -49,7 +49,8 @@ def test_labels_that_cannot_be_probed(two_voices):
     [
         ({"phone_ends": "0.1 0.2"}, "0.wav has 3 `phones` but 2 `phone_ends`"),
         ({"phone_ends": "0.1 x 0.3"}, "0.wav: `phone_ends` must be seconds"),
-        ({"phone_ends": "0.1 0.3 0.2"}, "0.wav: `phone_ends` must not fall"),
+        ({"phone_ends": "0.1 0.3 0.2"}, "0.wav: `phone_ends` must be finite and not fall"),
+        ({"phone_ends": "0.1 nan 0.2"}, "0.wav: `phone_ends` must be finite and not fall"),
         ({"phones": "", "phone_ends": ""}, "`phones`: none of the clips has any"),
     ],
 )
