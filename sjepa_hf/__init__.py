@@ -13,6 +13,7 @@ The encoder:
 Pretraining and fine-tuning:
     modeling_sjepa_pretraining.py   SJepaForPreTraining: predictor, cluster head, loss
     mixture.py                      the diagonal Gaussian mixture: posteriors, EM, running statistics
+    kmeans.py                       where its fit begins
     frame_features.py               what the first mixture is over: MFCC and log-mel frames
     layer_features.py               what the second one is over: layers of the encoder
     units.py                        clusters as numbers: units of frames, soft units, runs with times

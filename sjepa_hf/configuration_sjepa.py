@@ -41,6 +41,7 @@ MODEL_CODE = (
     "front_end.py",
     "gradient_checkpointing.py",
     "hmm.py",
+    "kmeans.py",
     "layer_features.py",
     "mixture.py",
     "modeling_sjepa.py",

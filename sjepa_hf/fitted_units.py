@@ -18,7 +18,8 @@ from transformers import AutoFeatureExtractor, PreTrainedModel
 from .encoding import check_layers, hidden_layers, open_audio_encoder, weights_hash
 from .float32 import at_least_float32
 from .frames import SAMPLING_RATE
-from .mixture import DiagonalGaussianMixture, kmeans, nearest
+from .kmeans import kmeans, nearest
+from .mixture import DiagonalGaussianMixture
 from .opening import open_pretrained, why
 from .saving import written_aside
 from .units import SJepaUnitsOutput, units_of

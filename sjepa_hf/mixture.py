@@ -18,6 +18,7 @@ from torch import nn
 
 from .float32 import Float32Buffers, without_autocast
 from .hmm import TransitionModel, TransitionStatistics
+from .kmeans import kmeans, nearest
 
 
 class SufficientStatistics(NamedTuple):
@@ -367,9 +368,10 @@ class DiagonalGaussianMixture(Float32Buffers):
                 "Cannot fit a mixture to frames that are NaN or infinite: check the audio they come from."
             )
         device = self.means.device
-        variance, mean = torch.var_mean(features.double() if device.type == "cpu" else features.float(), dim=0)
+        exact = torch.float32 if features.device.type == "mps" else torch.float64
+        variance = torch.cat([columns.to(exact).var(dim=0) for columns in features.split(64, dim=1)]).to(device)
         self.variance_floor.copy_((relative_variance_floor * variance).clamp_min(1e-6))
-        centroids = kmeans(features, self.num_components, num_passes, chunk_size, generator, progress)
+        centroids = kmeans(features, self.num_components, num_passes, chunk_size, generator, progress, device)
         self.weights.fill_(1.0 / self.num_components)
         self.means.copy_(centroids)
         self.variances.copy_(variance.clamp_min(1e-6).expand_as(self.variances))
@@ -456,47 +458,3 @@ def soften(scores: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
         return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
     tempered = scores if temperature == 1 else scores / temperature
     return nn.functional.threshold_(tempered.softmax(-1), 1e-30, 0.0)
-
-
-def nearest(features: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest centroid (Euclidean) of each row: `(N, D), (K, D) -> (N,)`."""
-    centre = centroids.mean(0)
-    offsets = centroids - centre
-    with without_autocast(features.device):
-        return torch.addmm(-0.5 * offsets.square().sum(1), features.to(centroids.dtype) - centre, offsets.T).argmax(1)
-
-
-@torch.no_grad()
-def kmeans(
-    features: torch.Tensor,
-    num_clusters: int,
-    num_passes: int = 5,
-    batch_size: int = 16384,
-    generator: torch.Generator | None = None,
-    progress: Callable[[str], None] = lambda done: None,
-) -> torch.Tensor:
-    """
-    Mini-batch k-means (Sculley 2010) on features `(N, D)`: centroids `(num_clusters, D)`, fp32.
-
-    Each centroid is the running mean of all frames ever assigned to it. A cluster that stayed empty for a whole pass
-    starts again at a random frame.
-    """
-    choose = torch.randperm(len(features), generator=generator)
-    centroids = features[choose[:num_clusters].to(features.device)].float()
-    totals = centroids.new_zeros(num_clusters)
-    for number in range(num_passes):
-        visits = torch.zeros_like(totals)
-        for index in torch.randperm(len(features), generator=generator).split(batch_size):
-            batch = features[index.to(features.device)].float()
-            labels = nearest(batch, centroids)
-            counts = torch.zeros_like(totals).index_add_(0, labels, torch.ones_like(labels, dtype=totals.dtype))
-            sums = torch.zeros_like(centroids).index_add_(0, labels, batch)
-            visits += counts
-            totals += counts
-            centroids += (sums - counts[:, None] * centroids) / totals.clamp_min(1)[:, None]
-            progress(f"k-means pass {number + 1} of {num_passes}")
-        empty = (visits == 0).nonzero().squeeze(1)
-        fresh = torch.randint(len(features), (len(empty),), generator=generator)
-        centroids[empty] = features[fresh.to(features.device)].float()
-        totals[empty] = 0
-    return centroids

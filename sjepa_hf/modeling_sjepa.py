@@ -120,7 +120,6 @@ class SJepaTransformerLayer(CheckpointedLayer):
         hidden_dropout: float,
         attention_dropout: float,
         activation_dropout: float,
-        layerdrop: float = 0.0,
     ):
         super().__init__()
         self.attention = SJepaAttention(config, num_heads, attention_dropout)
@@ -128,7 +127,6 @@ class SJepaTransformerLayer(CheckpointedLayer):
         self.layer_norm = SJepaLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = SJepaFeedForward(config, intermediate_size, activation, activation_dropout)
         self.final_layer_norm = SJepaLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layerdrop = layerdrop
 
     def forward(
         self,
@@ -141,10 +139,6 @@ class SJepaTransformerLayer(CheckpointedLayer):
         attended, _ = self.attention(hidden_states, attention_mask, positions, **kwargs)
         output = self.layer_norm(residual + self.dropout(attended))
         output = self.final_layer_norm(output + self.dropout(self.feed_forward(output)))
-        if self.training and self.layerdrop > 0:
-            # Dropped per utterance and by value, so that every parameter has a gradient on every rank.
-            kept = torch.rand(len(output), 1, 1, device=output.device) >= self.layerdrop
-            output = torch.where(kept, output, residual)
         return output
 
 
@@ -158,8 +152,21 @@ class SJepaEncoderLayer(SJepaTransformerLayer):
             hidden_dropout=config.hidden_dropout,
             attention_dropout=config.attention_dropout,
             activation_dropout=config.activation_dropout,
-            layerdrop=config.layerdrop,
         )
+        self.layerdrop = config.layerdrop
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        output = super().forward(hidden_states, attention_mask, **kwargs)
+        if self.training and self.layerdrop > 0:
+            # Dropped per utterance and by value, so that every parameter has a gradient on every rank.
+            kept = torch.rand(len(output), 1, 1, device=output.device) >= self.layerdrop
+            output = torch.where(kept, output, hidden_states)
+        return output
 
 
 class SJepaFeatureProjection(nn.Module):

@@ -27,7 +27,7 @@ import transformers
 
 from sjepa_hf.command import command
 from sjepa_hf.frames import SAMPLING_RATE
-from sjepa_hf.mixture import kmeans, nearest
+from sjepa_hf.kmeans import kmeans, nearest
 from sjepa_hf.opening import open_config, open_pretraining
 from sjepa_hf.saving import write_text_aside
 from training.common.command_line import parse_dataclasses

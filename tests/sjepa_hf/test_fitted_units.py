@@ -11,7 +11,7 @@ from transformers import HubertConfig, HubertModel
 
 from sjepa_hf import SJepaModel
 from sjepa_hf.fitted_units import FittedUnits, is_fitted
-from sjepa_hf.mixture import nearest
+from sjepa_hf.kmeans import nearest
 
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=[16] * 7)

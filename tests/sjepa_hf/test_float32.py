@@ -17,7 +17,7 @@ from sjepa_hf import (
 )
 from sjepa_hf.float32 import SJepaGroupNorm, SJepaLayerNorm
 from sjepa_hf.front_end import SJepaLogMelFrontEnd
-from sjepa_hf.mixture import kmeans, nearest
+from sjepa_hf.kmeans import kmeans, nearest
 from sjepa_hf.modeling_sjepa import SJepaPositionalConvEmbedding
 from sjepa_hf.modeling_sjepa_heads import SJepaAMSoftmaxLoss, masked_mean_and_std
 from sjepa_hf.modeling_sjepa_pretraining import soft_target_divergence

@@ -9,7 +9,6 @@ from torch import nn
 
 from sjepa_hf import DiagonalGaussianMixture
 from sjepa_hf.hmm import forward_backward
-from sjepa_hf.mixture import kmeans, nearest
 
 
 def naive_log_joint(mixture: DiagonalGaussianMixture, features: torch.Tensor) -> torch.Tensor:
@@ -289,24 +288,6 @@ def test_fit_says_what_is_wrong():
         mixture.update(torch.randn(10, 4), average="moments")
     with pytest.raises(ValueError, match="decay"):
         mixture.update(torch.randn(10, 4), decay=1.5)
-
-
-def test_kmeans_reseeds_empty_clusters():
-    # Ten identical frames and two clusters' worth of others: random starts coincide, and must be moved apart.
-    features = torch.cat([torch.zeros(500, 2), torch.full((20, 2), 5.0), torch.full((20, 2), -5.0)])
-    found = 0
-    for seed in range(5):
-        centroids = kmeans(features, 8, num_passes=20, generator=torch.Generator().manual_seed(seed))
-        labels = nearest(features, centroids)
-        distance = (features - centroids[labels]).norm(dim=1)
-        found += bool(distance.max() < 1)
-    assert found >= 4
-
-
-def test_nearest_equals_brute_force():
-    features, centroids = torch.randn(200, 6) + 50, torch.randn(9, 6) + 50
-    distances = (features.double()[:, None] - centroids.double()).square().sum(-1)
-    assert torch.equal(nearest(features, centroids), distances.argmin(1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -408,3 +408,11 @@ def test_initialisation(make_config):
 def test_wrong_input_gets_a_sentence(config, inputs, message):
     with pytest.raises(ValueError, match=message):
         SJepaModel(config)(**inputs)
+
+
+def test_layerdrop_passes_clips_through_in_training_alone(make_config):
+    layer = SJepaModel(make_config("log_mel", layerdrop=0.5)).encoder.layers[0]
+    hidden_states = torch.randn(64, 5, layer.layer_norm.weight.shape[0])
+    passed = (layer(hidden_states) == hidden_states).all((1, 2))
+    assert 10 < passed.sum() < 54
+    assert not (layer.eval()(hidden_states) == hidden_states).any()
