@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
+from .float32 import without_autocast
 from .frames import HOP, SAMPLING_RATE, WINDOW, clip_mean, frame_lengths
 
 
@@ -66,7 +67,7 @@ class MfccFeatures(nn.Module):
             raise ValueError(f"input_values must hold at least one window of {WINDOW} samples, got {num_samples}.")
         if lengths is None:
             lengths = torch.full((batch_size,), num_samples, device=input_values.device)
-        with torch.autocast(input_values.device.type, enabled=False):
+        with without_autocast(input_values.device):
             input_values, lengths = input_values.float(), lengths.to(input_values.device)
             return self._features(input_values, frame_lengths(lengths))
 

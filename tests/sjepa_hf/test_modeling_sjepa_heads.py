@@ -114,7 +114,9 @@ def test_hidden_states_come_when_asked_for(head_config):
     model = SJepaForSequenceClassification(head_config).eval()
     assert model(torch.randn(1, 4000)).hidden_states is None
     assert len(model(torch.randn(1, 4000), output_hidden_states=True).hidden_states) == 4
-    assert isinstance(model(torch.randn(1, 4000), return_dict=False), tuple)
+    clip = torch.randn(1, 4000)
+    (logits,) = model(clip, return_dict=False)
+    assert logits.equal(model(clip).logits)
 
 
 def test_ctc_loss_is_torchs(make_config, padded_batch):

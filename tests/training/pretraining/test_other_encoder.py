@@ -128,7 +128,7 @@ def test_convolutions_can_be_frozen(encoder, padded_batch):
     encoder.freeze_feature_encoder()
     encoder(waveforms, attention_mask.bool()).last_hidden_state.sum().backward()
     assert all(p.grad is None for p in encoder.model.feature_extractor.parameters())
-    assert encoder.model.feature_projection.projection.weight.grad is not None
+    assert encoder.model.feature_projection.projection.weight.grad.abs().max() > 0
 
 
 def test_waveforms_are_normed_over_their_real_samples(padded_batch):
