@@ -317,6 +317,31 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         nn.init.normal_(self.cluster_head.output.weight, std=self.config.initializer_range)
         nn.init.zeros_(self.cluster_head.output.bias)
 
+    def _check_targets(self, shape, mask_time_indices, target_posteriors, frozen_posteriors) -> None:
+        """Raise a ValueError for a mask or posteriors that do not go with frames of this shape, or with each other."""
+        if mask_time_indices is not None:
+            check_mask("mask_time_indices", mask_time_indices, shape, "frames")
+        elif target_posteriors is not None:
+            raise ValueError("`target_posteriors` need `mask_time_indices`: the loss is taken at hidden frames.")
+        check_posteriors("target_posteriors", target_posteriors, shape, self.config.num_mixture_components)
+        check_posteriors("frozen_posteriors", frozen_posteriors, shape, self.config.num_frozen_components)
+        if frozen_posteriors is not None and target_posteriors is None:
+            raise ValueError("`frozen_posteriors` are a second target: give `target_posteriors` too.")
+
+    def _encode(self, input_values, attention_mask, mask_time_indices, visible, longest_visible, **kwargs):
+        """Output of the encoder, which with `encode_visible_only` reads the frames alone that are `visible`."""
+        if not self.config.encode_visible_only:
+            return self.sjepa(input_values, attention_mask, mask_time_indices=mask_time_indices, **kwargs)
+        frames = VisibleFrames.find(visible, int(visible.sum(1).max()) if longest_visible is None else longest_visible)
+        outputs = self.sjepa(
+            input_values, attention_mask, mask_time_indices=mask_time_indices, visible_frames=frames, **kwargs
+        )
+        if outputs.hidden_states is not None:
+            count = outputs.last_hidden_state.shape[1]
+            earlier = (h if h is None else frames.scatter(h, count) for h in outputs.hidden_states[:-1])
+            outputs.hidden_states = (*earlier, outputs.hidden_states[-1])
+        return outputs
+
     @can_return_tuple
     def forward(
         self,
@@ -360,48 +385,22 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         """
         check_input(self.config, input_values, attention_mask)
         shape = len(input_values), self.config.num_frames(input_values.shape[1])  # [B, T]
-        if mask_time_indices is not None:
-            check_mask("mask_time_indices", mask_time_indices, shape, "frames")
-        elif target_posteriors is not None:
-            raise ValueError("`target_posteriors` need `mask_time_indices`: the loss is taken at hidden frames.")
-        check_posteriors("target_posteriors", target_posteriors, shape, self.config.num_mixture_components)
-        check_posteriors("frozen_posteriors", frozen_posteriors, shape, self.config.num_frozen_components)
-        if frozen_posteriors is not None and target_posteriors is None:
-            raise ValueError("`frozen_posteriors` are a second target: give `target_posteriors` too.")
-
-        frame_mask = visible_frames = None
-        if mask_time_indices is not None:
-            visible = mask_time_indices.logical_not()
-            if attention_mask is not None and not nothing_padded(attention_mask):
-                frame_mask = self._get_feature_vector_attention_mask(mask_time_indices.shape[-1], attention_mask)
-                visible = frame_mask & visible
-        if mask_time_indices is not None and self.config.encode_visible_only:
-            if longest_visible is None:
-                longest_visible = int(visible.sum(1).max())
-            visible_frames = VisibleFrames.find(visible, longest_visible)
-        outputs = self.sjepa(
-            input_values,
-            attention_mask=attention_mask,
-            # Without a mask nothing is hidden; None would let SpecAugment draw one.
-            mask_time_indices=input_values.new_zeros(shape, dtype=torch.bool)
-            if mask_time_indices is None
-            else mask_time_indices,
-            visible_frames=visible_frames,
-            **kwargs,
-        )
-        hidden_states = outputs.last_hidden_state  # [B, T, H]
-        if visible_frames is not None and outputs.hidden_states is not None:
-            lengthened = (
-                h if h is None else visible_frames.scatter(h, hidden_states.shape[1])
-                for h in outputs.hidden_states[:-1]
-            )
-            outputs.hidden_states = (*lengthened, outputs.hidden_states[-1])
+        self._check_targets(shape, mask_time_indices, target_posteriors, frozen_posteriors)
         if mask_time_indices is None:
+            # Nothing is hidden; without a mask SpecAugment would draw one.
+            none_hidden = input_values.new_zeros(shape, dtype=torch.bool)
+            outputs = self.sjepa(input_values, attention_mask, mask_time_indices=none_hidden, **kwargs)
+            logits = self.cluster_head(outputs.last_hidden_state)
             return SJepaForPreTrainingOutput(
-                logits=self.cluster_head(hidden_states),
-                hidden_states=outputs.hidden_states,
-                attentions=outputs.attentions,
+                logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
             )
+
+        frame_mask, visible = None, mask_time_indices.logical_not()
+        if attention_mask is not None and not nothing_padded(attention_mask):
+            frame_mask = self._get_feature_vector_attention_mask(shape[1], attention_mask)
+            visible = frame_mask & visible
+        outputs = self._encode(input_values, attention_mask, mask_time_indices, visible, longest_visible, **kwargs)
+        hidden_states = outputs.last_hidden_state  # [B, T, H]
 
         if masked_positions is None:
             masked_positions = mask_time_indices.flatten().nonzero().squeeze(1)
@@ -409,14 +408,12 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             visible_positions = masked_positions[:0]
         elif visible_positions is None:
             visible_positions = visible.flatten().nonzero().squeeze(1)
-
         predicted = self.predictor(hidden_states, mask_time_indices, masked_positions, frame_mask)
-        positions = torch.cat([masked_positions, visible_positions])
-        read = torch.cat([predicted, pick(hidden_states, visible_positions)])  # [N, H]
-        head_states = self.cluster_head.layers(read)
+        head_states = self.cluster_head.layers(torch.cat([predicted, pick(hidden_states, visible_positions)]))
         logits = self.cluster_head.output(head_states)  # [N, K]
-        num_masked, num_visible = len(masked_positions), len(visible_positions)
 
+        positions = torch.cat([masked_positions, visible_positions])
+        num_masked, num_visible = len(masked_positions), len(visible_positions)
         loss = frozen_loss = masked_loss = visible_loss = None
         if target_posteriors is not None:
             divergence = soft_target_divergence(logits, pick(target_posteriors, positions))  # [N]
