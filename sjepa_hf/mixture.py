@@ -118,9 +118,12 @@ class DiagonalGaussianMixture(Float32Buffers):
         return self.weights.clamp_min(torch.finfo(torch.float32).tiny).log()
 
     def _offsets(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Means about the centre, precisions, and the part of the precisions that all components share."""
+        """
+        Means about the centre, precisions, and a precision that stands for all: that of the mean variance, since the
+        mean of the precisions would be that of the one component that fell on silence.
+        """
         precisions = self.variances.reciprocal()
-        return self.means - self.centre, precisions, precisions.mean(0)
+        return self.means - self.centre, precisions, self.variances.mean(0).reciprocal()
 
     def _moments(self, features: torch.Tensor) -> torch.Tensor:
         """Features about the centre, and their squares beside them: `(N, D) -> (N, 2D)`."""
@@ -298,7 +301,8 @@ class DiagonalGaussianMixture(Float32Buffers):
         if not 0 <= decay <= 1:
             raise ValueError(f"`decay` is {decay}; it must lie between 0 and 1.")
         counts, sums, squares, transitions = statistics
-        share = counts / counts.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        total = counts.sum()
+        share = counts / total.clamp_min(torch.finfo(torch.float32).tiny)
         centre = self.centre
         if average == "statistics":
             weights = decay * self.weights + (1 - decay) * share
@@ -317,12 +321,13 @@ class DiagonalGaussianMixture(Float32Buffers):
             offsets = batch_means - centre
             batch_variances = (squares - 2 * offsets * sums + offsets.square() * counts[:, None]) / visits
             weights = decay * self.weights + (1 - decay) * share
-            self.means.lerp_(batch_means, 1 - decay)
-            self.variances.lerp_(torch.maximum(batch_variances, self.variance_floor), 1 - decay)
+            batch_variances = torch.maximum(batch_variances, self.variance_floor)
+            for own, new in ((self.means, batch_means), (self.variances, batch_variances)):
+                own.copy_(torch.where(total > 0, own.lerp(new, 1 - decay), own))
         else:
             raise ValueError(f"`average` is {average!r}; choose 'statistics' or 'parameters'.")
         self.variances.copy_(torch.maximum(self.variances, self.variance_floor))
-        self.weights.copy_(torch.where(counts.sum() > 0, weights / weights.sum(), self.weights))
+        self.weights.copy_(torch.where(total > 0, weights / weights.sum(), self.weights))
         if transitions is not None:
             self.transitions.apply_statistics(transitions, decay)
 
@@ -415,11 +420,11 @@ class DiagonalGaussianMixture(Float32Buffers):
         halves apart. All is a function of the mixture alone: all ranks arrive at the same mixture without a word.
 
         Returns:
-            `int`: how many components were re-seeded (at most half of them at a time).
+            `int`: how many components were re-seeded (at most as many as are alive).
         """
         order = self.weights.argsort(descending=True, stable=True)
         dead = int((self.weights < min_share / self.num_components).sum())
-        dead = min(dead, self.num_components // 2)
+        dead = min(dead, self.num_components - dead)
         if dead == 0:
             return 0
         donors, heirs = order[:dead], order[-dead:]

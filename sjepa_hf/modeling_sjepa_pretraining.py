@@ -312,9 +312,10 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         return self.mixture.clip_posteriors(features, lengths, config.mixture_temperature)
 
     @torch.no_grad()
-    def reset_last_layer(self) -> None:
-        """Initialise the last layer of the cluster head anew: what it knew were other clusters."""
-        nn.init.normal_(self.cluster_head.output.weight, std=self.config.initializer_range)
+    def reset_last_layer(self, generator: torch.Generator | None = None) -> None:
+        """Initialise the last layer of the cluster head anew, by a CPU generator: what it knew were other clusters."""
+        weight = torch.empty(self.cluster_head.output.weight.shape)
+        self.cluster_head.output.weight.copy_(weight.normal_(std=self.config.initializer_range, generator=generator))
         nn.init.zeros_(self.cluster_head.output.bias)
 
     def _check_targets(self, shape, mask_time_indices, target_posteriors, frozen_posteriors) -> None:

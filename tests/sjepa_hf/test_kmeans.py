@@ -1,4 +1,4 @@
-"""K-means against brute force, and that no cluster stays empty."""
+"""K-means: the nearest centroid against brute force, and centroids that started in one place."""
 
 import torch
 
@@ -6,7 +6,7 @@ from sjepa_hf.kmeans import kmeans, nearest
 
 
 def test_kmeans_reseeds_empty_clusters():
-    # Ten identical frames and two clusters' worth of others: random starts coincide, and must be moved apart.
+    # 500 identical frames and two clusters' worth of others: random starts coincide, and must be moved apart.
     features = torch.cat([torch.zeros(500, 2), torch.full((20, 2), 5.0), torch.full((20, 2), -5.0)])
     found = 0
     for seed in range(5):

@@ -148,8 +148,8 @@ def open_encoder(name: str, device: torch.device | str = "cpu", untrained_seed: 
     extractor = open_pretrained(AutoFeatureExtractor, checkpoint)
     if name != checkpoint:
         config = open_config(checkpoint)
-        with torch.random.fork_rng():
-            torch.manual_seed(untrained_seed)
+        with torch.random.fork_rng(devices=[]):  # it is made on the CPU
+            torch.default_generator.manual_seed(untrained_seed)
             model = build_model(AutoModel, config, checkpoint)
     else:
         model = open_model(AutoModel, checkpoint)

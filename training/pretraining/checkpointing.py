@@ -82,10 +82,10 @@ def save(run: Run, directory: Path) -> None:
     else:
         run.targets.describe(run.model)
     random_states = gather_object([checkpoint_layout.random_state()])
-    run.saved_step = run.state.step
     if run.accelerator.is_main_process:
         write(run, directory, random_states, state)
-    run.accelerator.wait_for_everyone()
+    if all(gather_object([run.failed_saves == 0])):  # all wait for the one that writes
+        run.saved_step = run.state.step
 
 
 def write(run: Run, directory: Path, random_states: list[dict], state: checkpoint_layout.LoopState) -> None:

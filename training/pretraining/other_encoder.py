@@ -76,7 +76,6 @@ class OtherEncoder(nn.Module):
         attention_mask: torch.Tensor | None = None,
         mask_time_indices: torch.Tensor | None = None,
         num_layers: int | None = None,
-        visible_frames: None = None,
         output_hidden_states: bool = False,
         **kwargs,
     ) -> BaseModelOutput:

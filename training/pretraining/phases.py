@@ -78,7 +78,7 @@ def begin_phase_2(run: Run) -> float:
     if run.layer_choice.active is None:
         begin_on_highest_rank(run)
     size = settings.phase2_components, settings.target_dims or run.model.config.hidden_size
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # it is made on the CPU
         mixture = DiagonalGaussianMixture(*size, settings.target_transitions).to(run.accelerator.device)
     targets = online_targets(run.model.sjepa, mixture, run.arguments, run.layer_choice, run.accelerator)
     seconds = seed_mixture(run, targets, settings.seed_frames)
@@ -152,9 +152,8 @@ def restart_head(run: Run) -> None:
     The clusters are others than before: the last layer of the head starts anew (the same in every process), and its
     optimizer state too.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_for(run.arguments.run.seed, Purpose.HEAD, run.state.step))
-        run.model.reset_last_layer()
+    seed = seed_for(run.arguments.run.seed, Purpose.HEAD, run.state.step)
+    run.model.reset_last_layer(torch.Generator().manual_seed(seed))
     for parameter in run.model.cluster_head.output.parameters():
         run.optimizer.state.pop(parameter, None)
 

@@ -111,7 +111,9 @@ class Run:
 
     def seconds_heard(self) -> float:
         """Audio that all processes have heard so far, in seconds. Every process must ask."""
-        here = torch.tensor(self.data.seconds, device=self.accelerator.device)
+        device = self.accelerator.device
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        here = torch.tensor(self.data.seconds, dtype=exact, device=device)
         return self.state.seconds + self.accelerator.reduce(here, reduction="sum").item()
 
     def seconds_taken(self) -> float:

@@ -36,7 +36,17 @@ class LayerChoice:
     scores: list[float] = field(default_factory=list)
 
     def begin(self, ranks: list[float]) -> None:
-        """Choose the first layer by each layer's effective rank, 0 first; later measures go on from this one."""
+        """
+        Choose the first layer by each layer's effective rank, 0 first; later measures go on from this one.
+
+        Raises:
+            ValueError: if a rank is not finite.
+        """
+        if broken := [str(layer) for layer, rank in enumerate(ranks) if not math.isfinite(rank)]:
+            raise ValueError(
+                f"The encoder's features of layer {', '.join(broken)} are not finite, so that none can be chosen by"
+                " effective rank: begin with another checkpoint, or with a lower learning rate."
+            )
         self.scores = list(ranks)
         self.active = self._leader()
 

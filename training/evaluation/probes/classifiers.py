@@ -28,7 +28,7 @@ def score_mlp(
     scaler = StandardScaler().fit(features[fit])
     inputs, targets = torch.from_numpy(scaler.transform(features)).to(device), torch.from_numpy(numbers).to(device)
     rows = torch.from_numpy(fit).to(device)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
         torch.manual_seed(seed)
         size, layers = inputs.shape[1], []
         for _ in range(2):
