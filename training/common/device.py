@@ -1,4 +1,4 @@
-"""Device: where a command computes when nobody says."""
+"""Device: where a command computes when nobody says, and in which precision."""
 
 import torch
 
@@ -6,3 +6,21 @@ import torch
 def default_device() -> str:
     """A GPU where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_precision(asked: str | None) -> str | None:
+    """
+    What Accelerate is told: `auto` becomes bf16 where that is the fast format of the device, else fp32.
+
+    Raises:
+        ValueError: for fp16 without a GPU, where Accelerate would compute in fp32 without a word.
+    """
+    if asked == "fp16" and not torch.accelerator.is_available():
+        raise ValueError("`mixed_precision` fp16 needs a GPU: take bf16, auto or no.")
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    # Without units for it bf16 is emulated, several times slower than fp32; with them it is faster (docs/measured.md).
+    able = torch.cpu.get_capabilities()
+    return "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "no"

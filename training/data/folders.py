@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from training.data.waveforms import BadAudio
 logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+OTHER_AUDIO = (".m4a", ".aac", ".aif", ".aiff", ".wma", ".amr", ".webm", ".mp4", ".caf", ".sph", ".wv", ".ape")
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xls", ".xlsx", ".ods")
 SPLITS = {  # the words of `datasets` for the parts of a data set
     "train": ("train", "training"),
@@ -197,7 +199,7 @@ def _split(name: str) -> str | None:
 
 def _walk(folder: Path) -> tuple[list[str], list[str]]:
     """All audio files below a folder, and the folders below it that have metadata; links are followed, once."""
-    paths, nested, visited = [], [], set()
+    paths, nested, visited, left_out = [], [], set(), Counter()
 
     def tell(error: OSError) -> None:
         logger.warning("%s cannot be listed and is left out: %s.", printable(error.filename), error.strerror)
@@ -209,8 +211,16 @@ def _walk(folder: Path) -> tuple[list[str], list[str]]:
             continue
         visited.add(os.path.realpath(root))
         for file in files:
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in AUDIO_SUFFIXES:
+            suffix = os.path.splitext(file)[1].lower()
+            if not file.startswith(".") and suffix in AUDIO_SUFFIXES:
                 paths.append(os.path.join(root, file))
+            left_out[suffix] += suffix in OTHER_AUDIO
         if root != str(folder) and not set(FILE_NAMES).isdisjoint(files):
             nested.append(root)
+    if left_out := +left_out:
+        said = ", ".join(f"{count} files in {suffix}" for suffix, count in sorted(left_out.items()))
+        logger.warning(
+            "%s: %s are left out, since only %s are read here: convert them, as with `ffmpeg -i a.m4a a.flac`.",
+            *(printable(folder), said, ", ".join(AUDIO_SUFFIXES)),
+        )
     return sorted(paths), sorted(nested)

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import dataclass, field, fields
 
-import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from transformers import PreTrainedConfig
 
 from sjepa_hf import SJepaConfig
@@ -36,8 +36,8 @@ class ModelArguments:
     initial_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Checkpoint (directory or Hub name) whose weights and sizes start this run, in place of "
-            "model_config: one of pretraining, or any encoder of wav2vec 2.0's family (HuBERT, WavLM, ...), which "
+            "help": "Checkpoint (directory or Hub name) whose weights and sizes start this run; model_config may not "
+            "say otherwise. One of pretraining, or any encoder of wav2vec 2.0's family (HuBERT, WavLM, ...), which "
             "leaves model_config the predictor_ fields. Unlike with resume_from_checkpoint, mixture, the head's last "
             "layer, optimizer and step counter start afresh."
         },
@@ -347,6 +347,11 @@ class RunArguments:
             share="masked_only_after phase1_final_factor phase2_final_factor adam_beta1 adam_beta2",
         )
         check_choice(self, "hub_strategy", ("end", "every_save"))
+        check_choice(self, "report_to", ("none", "all", *LOGGER_TYPE_TO_CLASS))
+        if self.report_to not in ("none", "all", *map(str, get_available_trackers())):
+            raise ValueError(
+                f"`report_to` is {self.report_to}, which is not installed: install it, or take another one or none."
+            )
         if self.phase1_steps + self.phase2_steps == 0:
             raise ValueError("`phase1_steps` and `phase2_steps` must not both be 0.")
         for phase in ("phase1", "phase2"):
@@ -453,17 +458,6 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     if not arguments.model.initial_checkpoint:
         check_model(arguments, arguments.sjepa_config())
     return arguments
-
-
-def choose_precision(asked: str | None) -> str | None:
-    """What Accelerate is told: `auto` becomes bf16 where that is the fast format of the device, else fp32."""
-    if asked != "auto":
-        return asked
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    # Without units for it bf16 is emulated, several times slower than fp32; with them it is faster (docs/measured.md).
-    able = torch.cpu.get_capabilities()
-    return "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "no"
 
 
 def check_model(arguments: Arguments, config: SJepaConfig) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel
+from sjepa_hf import DiagonalGaussianMixture, SJepaConfig, SJepaForPreTraining, SJepaModel
 from sjepa_hf.frame_features import num_features
 from sjepa_hf.opening import open_config, open_sjepa
 from training.pretraining.arguments import Arguments, RunArguments, TargetArguments, check_model
@@ -60,11 +60,29 @@ def build_model(arguments: Arguments, resumed: Path | None, accelerator: Acceler
 def open_checkpoint(
     checkpoint: str | Path, arguments: Arguments, fresh_head: bool, **options
 ) -> SJepaForPreTraining | OtherForPreTraining:
-    """A checkpoint of S-JEPA, or an encoder of another kind with what lies beside it. Raises ValueError as they do."""
+    """
+    A checkpoint of S-JEPA, or an encoder of another kind with what lies beside it.
+
+    Raises:
+        ValueError: if it cannot be opened, or `model_config` asks for another model.
+    """
     config = open_config(checkpoint)
     if config.model_type == "sjepa":
+        if fresh_head:  # else resuming has compared them
+            check_same_model(checkpoint, config, arguments)
         return open_sjepa(SJepaForPreTraining, checkpoint, fresh_head=fresh_head, **options)
     return open_other(checkpoint, config, arguments, **options)
+
+
+def check_same_model(checkpoint: str | Path, config: SJepaConfig, arguments: Arguments) -> None:
+    """Raise a ValueError where `model_config` asks for another model than the checkpoint's, which goes on as it is."""
+    asked = arguments.sjepa_config()
+    for name in arguments.chosen_model():
+        if getattr(asked, name) != getattr(config, name):
+            raise ValueError(
+                f"`model_config` has {name} = {getattr(asked, name)!r}, but the model of {checkpoint} has"
+                f" {getattr(config, name)!r} and goes on as it is: give it that value, or leave it out."
+            )
 
 
 def build_optimizer(model: SJepaForPreTraining, run: RunArguments) -> torch.optim.AdamW:

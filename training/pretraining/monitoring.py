@@ -220,7 +220,11 @@ class Monitor:
         for name in ("masked_kl", "clip_mean_kl"):
             by_distance = enumerate(metrics.get(f"{name}_by_distance", []), 1)
             flat |= {f"{name}_by_distance/{d}": value for d, value in by_distance if value is not None}
-        self.accelerator.log(flat, step=metrics["step"])
+        try:
+            self.accelerator.log(flat, step=metrics["step"])
+        except OSError as error:  # nor is a tracker that cannot write, or is out of reach
+            logger.error("`report_to` gets nothing from step %d on: %s.", metrics["step"], error)
+            self.accelerator.trackers = []
         self.bar.set_description(f"phase {metrics['phase']}")
         shown = [
             ("masked_kl", "masked KL {:.3f} nats"),

@@ -35,8 +35,9 @@ ABANDONED = ".abandoned"  # ending of checkpoints that a run has gone back behin
 PAST = ("initial_checkpoint", "fit_frames", "fit_hours")
 PAST_IN_PHASE_2 = (
     *("seed_frames", "start_layer", "phase1_learning_rate", "phase1_warmup_steps", "phase1_schedule"),
-    *("phase1_final_factor", "phase1_decay_steps"),
+    *("phase1_final_factor", "phase1_decay_steps", "phase1_components"),
 )
+OF_PHASE_1_TARGETS = ("phase1_features", "phase1_temperature")  # past in phase 2 too, unless it keeps these targets
 OF_THIS_START = ("resume_from_checkpoint", "model_config")  # `model_config`: compared with the model itself
 RATES_LOOKED_AT = 1000  # of the steps to come
 
@@ -239,7 +240,9 @@ def settle(directory: Path, arguments: Arguments, state: LoopState) -> None:
     check_same_targets(
         directory, before, arguments.to_dict(), Schedule(arguments).phase(state.step), keeps, state.step
     )
-    past = PAST + (PAST_IN_PHASE_2 if has_teacher(directory) else ())
+    past = PAST
+    if has_teacher(directory):
+        past += PAST_IN_PHASE_2 + (() if keeps else OF_PHASE_1_TARGETS)
     for group in vars(arguments).values():
         for name in (field.name for field in fields(group)):
             value = json.loads(json.dumps(getattr(group, name)))

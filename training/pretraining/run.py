@@ -8,13 +8,14 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 from filelock import FileLock
 
+from training.common.device import choose_precision
 from training.common.memory import keep_freed_memory
 from training.common.processes import COLLECTIVE_TIMEOUT, Meeting
 from training.common.publishing import Publisher
 from training.common.signals import Interruption
 from training.data.order import DataPosition
 from training.pretraining import resuming
-from training.pretraining.arguments import Arguments, choose_precision
+from training.pretraining.arguments import Arguments
 from training.pretraining.model import build_model, build_optimizer, frozen_targets
 from training.pretraining.schedules import Schedule
 from training.pretraining.training_data import TrainingData

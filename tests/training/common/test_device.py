@@ -1,10 +1,22 @@
 import pytest
 import torch
 
-from training.common.device import default_device
+from training.common.device import choose_precision, default_device
 
 
 @pytest.mark.parametrize(("there_is_one", "expected"), [(True, "cuda"), (False, "cpu")])
 def test_a_gpu_is_taken_where_there_is_one(monkeypatch, there_is_one, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is_one)
     assert default_device() == expected
+
+
+@pytest.mark.parametrize("units, taken", [({}, "no"), ({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16")])
+def test_auto_precision_is_bf16_where_the_cpu_has_units_for_it(monkeypatch, units, taken):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: units)
+    assert choose_precision("auto") == taken
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    with pytest.raises(ValueError, match="`mixed_precision` fp16 needs a GPU"):
+        choose_precision("fp16")
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    assert choose_precision("fp16") == "fp16"

@@ -24,6 +24,14 @@ def test_folder_is_searched_for_every_format(tmp_path):
     assert len(found(str(tmp_path / "in"))) == 5
 
 
+def test_other_audio_is_left_out_with_a_word(tmp_path, caplog):
+    write_clip(tmp_path / "in" / "a.wav", 1)
+    for name in ("b.m4a", "c.M4A", "d.aiff", "e.txt"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    assert len(open_source(str(tmp_path / "in")).dataset) == 1
+    assert "1 files in .aiff, 2 files in .m4a are left out, since only .wav, " in caplog.text
+
+
 def test_brackets_in_names_are_no_patterns(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "my [old] clips? *"

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from sjepa_hf import SJepaConfig, SJepaForPreTraining
-from training.pretraining.arguments import ARGUMENTS, choose_precision, parse_arguments
+from training.pretraining.arguments import ARGUMENTS, parse_arguments
 
 
 FOLDER = Path(__file__).parents[3] / "training" / "recipes"
@@ -120,11 +120,3 @@ def test_what_phase_2_needs_is_not_asked_of_phase_1_alone():
 def test_an_absent_recipe_gets_a_sentence():
     with pytest.raises(ValueError, match="no recipe nowhere.yaml"):
         parse_arguments(["--config", "nowhere.yaml", "--train_data", "speech"])
-
-
-@pytest.mark.parametrize("units, taken", [({}, "no"), ({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16")])
-def test_auto_precision_is_bf16_where_the_cpu_has_units_for_it(monkeypatch, units, taken):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: units)
-    assert choose_precision("auto") == taken
-    assert choose_precision("fp16") == "fp16"

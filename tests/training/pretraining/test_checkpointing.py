@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from accelerate import Accelerator
 from pretraining_runs import assert_equal_weights, in_one_thread
 
 from sjepa_hf.opening import open_sjepa_config, open_with_ema
@@ -36,6 +37,19 @@ def test_a_full_disk_costs_one_checkpoint(command, tmp_path, monkeypatch, caplog
     assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-8", "checkpoint-12"]
     assert [path.name for path in (tmp_path / "out").glob("*.incomplete*")] == []
     assert damage(tmp_path / "out" / "checkpoint-8") is None
+
+
+def test_a_tracker_that_cannot_write_costs_no_step(command, tmp_path, monkeypatch, caplog):
+    asked = []
+
+    def failing(self, values, step=None, log_kwargs=None):
+        asked.append(step)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Accelerator, "log", failing)
+    in_one_thread(command("--num_workers", "0", "--phase2_steps", "0"))
+    assert "`report_to` gets nothing from step 1 on: [Errno 28] No space left on device" in caplog.text
+    assert (tmp_path / "out" / "final" / "training.json").is_file() and len(asked) > 1
 
 
 def test_a_disk_that_stays_full_ends_the_run(command, tmp_path, monkeypatch, caplog):

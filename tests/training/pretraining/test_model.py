@@ -11,7 +11,6 @@ def test_a_run_starts_from_the_weights_of_another(finished, noise, tmp_path):
     """Sizes and weights are the checkpoint's; mixture and last layer are made anew, as this run's settings say."""
     final = finished[0] / "final"
     begin = ["--initial_checkpoint", str(final), "--phase1_components", "5", "--report_to", "none"]
-    begin += ["--model_config", '{"hidden_size": 64}']
     run = pretrain.begin(pretrain.parse_arguments(command(noise, tmp_path, *begin)))
     run.lock.release()
     theirs = AutoModelForPreTraining.from_pretrained(final).state_dict()
@@ -26,6 +25,10 @@ def test_a_run_starts_from_the_weights_of_another(finished, noise, tmp_path):
         (["--start_layer", "4"], "`start_layer` names layer 4, but the model has layers 1 to 3"),
         (["--phase1_steps", "0", "--frozen_weight", "0.5"], "there are none: `phase1_steps` is 0"),
         (["--initial_checkpoint", str(tmp_path / "absent")], "absent cannot be opened"),
+        (["--model_config", '{"hidden_size": 64}'], "`model_config` has hidden_size = 64, but the model of .* has 32"),
+        (["--mixed_precision", "fp16"], "`mixed_precision` fp16 needs a GPU"),
+        (["--report_to", "wandb"], "`report_to` is wandb, which is not installed"),
+        (["--report_to", "paper"], "`report_to` is 'paper'; choose one of none, all, "),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
             pretrain.main(command(noise, tmp_path, *begin, *options))

@@ -139,10 +139,13 @@ def test_settings_that_have_changed_are_named_refused_or_put_back(resume, tmp_pa
     ):
         assert re.search(f"error: .*{said}", str(resume(*options, at=at)))
     options = ["--fit_hours", "2", "--seed_frames", "500", "--weight_decay", "0.5", "--phase2_learning_rate", "1e-4"]
+    options += ["--phase1_components", "5", "--phase1_temperature", "2"]
     assert resume(*options, "--phase1_learning_rate", "7", at="checkpoint-6") is None
     for said in (
         "`fit_hours` stays 1000.0, as it has had its effect: 2.0 is too late",
         "`seed_frames` stays 600",
+        "`phase1_components` stays 8",
+        "`phase1_temperature` stays 1.0",
         "`phase1_learning_rate` stays 0.001",
         "Changed since the checkpoint: `weight_decay` from 0.001 to 0.5",
         "The learning rate goes on at 0.0001; by the settings before it would be 0.001",
