@@ -346,6 +346,9 @@ class RunArguments:
             " phase2_decay_steps weight_decay save_total_limit",
             share="masked_only_after phase1_final_factor phase2_final_factor adam_beta1 adam_beta2",
         )
+        for name in ("adam_beta1", "adam_beta2"):
+            if getattr(self, name) == 1:
+                raise ValueError(f"`{name}` is 1; it must lie below.")
         check_choice(self, "hub_strategy", ("end", "every_save"))
         check_choice(self, "report_to", ("none", "all", *LOGGER_TYPE_TO_CLASS))
         if self.report_to not in ("none", "all", *map(str, get_available_trackers())):

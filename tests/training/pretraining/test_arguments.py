@@ -67,6 +67,7 @@ def test_every_field_is_documented():
         ("{}", ["--phase1_steps", "0", "--phase2_steps", "0"], "must not both be 0"),
         ("{}", ["--phase1_steps", "10", "--phase1_warmup_steps", "11"], "phase1_warmup_steps"),
         ("{}", ["--start_layer", "7"], "layers 1 to 6"),
+        ("{}", ["--adam_beta1", "1"], "`adam_beta1` is 1; it must lie below"),
         ("{}", ["--phase1_decay_steps", "99999"], "`phase1_decay_steps` .99999. must lie between 0 and"),
         ("{}", ["--phase2_decay_steps", "9"], "`phase2_decay_steps` says how .* `phase2_schedule` is constant"),
         ("{}", ["--phase2_final_factor", "0.1"], "`phase2_final_factor` says how .* `phase2_schedule` is constant"),
