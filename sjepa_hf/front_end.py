@@ -275,7 +275,7 @@ class SJepaLogMelFrontEnd(Float32Buffers):
 
     The spectrum is a product with a table of windowed cosines and sines, in fp32: it compiles and exports like any
     other layer. Energies are floored at 1e-10 before the logarithm, so that quiet recordings keep their spectrum. With
-    `log_mel_cmn` each bin loses its mean over the clip, and with it what the channel adds.
+    `log_mel_cmn` each bin loses its mean over the clip, and with it what the channel adds. Padded frames are zero.
 
     Buffers (not saved; functions of the configuration):
         fourier (`(400, 402)`): Hann-windowed cosines and sines.
@@ -317,7 +317,12 @@ class SJepaLogMelFrontEnd(Float32Buffers):
                 lengths = (lengths - self.window_size) // self.hop + 1
             if self.subtracts_mean:
                 log_mel = log_mel - clip_mean(log_mel, lengths)
-            return self.layer_norm(log_mel, lengths)
+            normed = self.layer_norm(log_mel, lengths)
+            if lengths is None:
+                return normed
+            # Where a clip has a single frame, or equal ones, its padding would be beyond the range of fp16.
+            padding = torch.arange(normed.shape[1], device=normed.device) >= lengths[:, None]
+            return normed.masked_fill(padding[:, :, None], 0.0)
 
 
 class SJepaStem(nn.Module):

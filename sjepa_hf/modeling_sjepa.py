@@ -423,7 +423,7 @@ class SJepaModel(SJepaPreTrainedModel):
             features = self.stem(features, frame_mask, mask_time_indices)
         hidden_states = self.feature_projection(features)  # [B, T, H]
         if frame_mask is not None:
-            hidden_states = hidden_states * frame_mask[:, :, None].to(hidden_states.dtype)
+            hidden_states = hidden_states.masked_fill(~frame_mask[:, :, None], 0.0)
         if mask_time_indices is not None:
             hidden_states = hidden_states * ~mask_time_indices[:, :, None]
         if mask_feature_indices is not None:

@@ -1,10 +1,16 @@
 """The waveform front end against the convolutions and the norm of the library, one after the other."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from sjepa_hf import SJepaModel
 from sjepa_hf import front_end as module
 from sjepa_hf.front_end import RowConvolution, SJepaWaveformFrontEnd, window_moments
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def made(make_config, dtype: torch.dtype = torch.float64, **changes) -> SJepaWaveformFrontEnd:
@@ -158,3 +164,27 @@ def test_moments_of_windows():
         windows = waveforms[number, :length].unfold(0, 10, 5)
         torch.testing.assert_close(mean[number], windows.mean(0))
         torch.testing.assert_close(covariance[number], torch.cov(windows.mT, correction=0))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("clip", ["one frame", "constant"])
+def test_fp16_bears_clips_whose_frames_are_alike(clip, autocast):
+    """A clip of a single frame, or a channel that is stuck, beside a longer one: finite, and as it is alone."""
+    torch.manual_seed(0)
+    model = SJepaModel.from_pretrained(ROOT / "model_cards" / "tiny").eval()  # weights as training leaves them
+    model = model if autocast else model.half()
+    waveforms = 0.1 * torch.randn(2, 32000)
+    length = 400 if clip == "one frame" else 8000
+    waveforms[1] = 0
+    waveforms[1, :length] = 0.1 * torch.randn(400) if clip == "one frame" else 0.3
+    attention_mask = torch.ones(2, 32000, dtype=torch.long)
+    attention_mask[1, length:] = 0
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        together = model(waveforms, attention_mask).last_hidden_state
+        alone = model(waveforms[1:, :length]).last_hidden_state
+    real = together[1, : alone.shape[1]].float()
+    assert together[0].isfinite().all() and real.isfinite().all()
+    torch.testing.assert_close(real, alone[0].float(), atol=0.1, rtol=0)
+    if autocast:
+        real.square().sum().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
