@@ -20,8 +20,6 @@ from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
-from .frame_features import FRAME_FEATURES
-
 
 # Written into every saved configuration, so that any class opens from any checkpoint, without this package too.
 AUTO_MAP = {
@@ -105,7 +103,7 @@ CHOICES = {
     "hidden_act": tuple(ACT2FN),
     "feat_extract_activation": tuple(ACT2FN),
 }
-MIXTURE_FEATURES = (*FRAME_FEATURES, "encoder")  # what the mixture can be over
+MIXTURE_FEATURES = ("mfcc", "mfcc_cmn", "log_mel", "encoder")  # what the mixture can be over
 MOST_STATES = 10**4  # of a hidden Markov model, whose transitions are the square of that
 LONGEST_LIST = 64  # convolutions, or time-delay layers
 LONGEST_WINDOW = 8000  # samples that a frame may read, and from one frame to the next: half a second

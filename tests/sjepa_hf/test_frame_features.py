@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sjepa_hf.configuration_sjepa import MIXTURE_FEATURES
 from sjepa_hf.frame_features import FRAME_FEATURES, LogMelFeatures, MfccFeatures, num_features
 from sjepa_hf.frames import frame_lengths
 
@@ -140,3 +141,7 @@ def test_bad_shapes_are_named():
         MfccFeatures()(torch.zeros(2, 1, 800))
     with pytest.raises(ValueError, match="lengths"):
         MfccFeatures()(torch.zeros(2, 800), torch.tensor([800]))
+
+
+def test_a_mixture_can_be_over_each_of_them():
+    assert {*FRAME_FEATURES, "encoder"} == set(MIXTURE_FEATURES)
