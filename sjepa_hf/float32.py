@@ -18,6 +18,11 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or fp32 where the device has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Float32Buffers(nn.Module):
     """
     Module whose own buffers, floating point all, move between devices but stay in fp32 under `model.half()` or

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from .float32 import Float32Buffers, without_autocast
+from .float32 import Float32Buffers, widest_float, without_autocast
 from .hmm import TransitionModel, TransitionStatistics
 from .kmeans import kmeans, nearest
 
@@ -373,7 +373,7 @@ class DiagonalGaussianMixture(Float32Buffers):
                 "Cannot fit a mixture to frames that are NaN or infinite: check the audio they come from."
             )
         device = self.means.device
-        exact = torch.float32 if features.device.type == "mps" else torch.float64
+        exact = widest_float(features.device)
         variance = torch.cat([columns.to(exact).var(dim=0) for columns in features.split(64, dim=1)]).to(device)
         self.variance_floor.copy_((relative_variance_floor * variance).clamp_min(1e-6))
         centroids = kmeans(features, self.num_components, num_passes, chunk_size, generator, progress, device)
@@ -408,6 +408,10 @@ class DiagonalGaussianMixture(Float32Buffers):
             self.transitions.forget_order(self.weights)
         return history
 
+    def num_dead(self, min_share: float = 0.01) -> int:
+        """How many components have a weight below `min_share / num_components`."""
+        return int((self.weights < min_share / self.num_components).sum())
+
     @torch.no_grad()
     def reseed_dead(self, min_share: float = 0.01) -> int:
         """
@@ -423,7 +427,7 @@ class DiagonalGaussianMixture(Float32Buffers):
             `int`: how many components were re-seeded (at most as many as are alive).
         """
         order = self.weights.argsort(descending=True, stable=True)
-        dead = int((self.weights < min_share / self.num_components).sum())
+        dead = self.num_dead(min_share)
         dead = min(dead, self.num_components - dead)
         if dead == 0:
             return 0

@@ -212,12 +212,15 @@ def _walk(folder: Path) -> tuple[list[str], list[str]]:
         visited.add(os.path.realpath(root))
         for file in files:
             suffix = os.path.splitext(file)[1].lower()
-            if not file.startswith(".") and suffix in AUDIO_SUFFIXES:
+            if file.startswith("."):
+                continue
+            if suffix in AUDIO_SUFFIXES:
                 paths.append(os.path.join(root, file))
-            left_out[suffix] += suffix in OTHER_AUDIO
+            elif suffix in OTHER_AUDIO:
+                left_out[suffix] += 1
         if root != str(folder) and not set(FILE_NAMES).isdisjoint(files):
             nested.append(root)
-    if left_out := +left_out:
+    if left_out:
         said = ", ".join(f"{count} files in {suffix}" for suffix, count in sorted(left_out.items()))
         logger.warning(
             "%s: %s are left out, since only %s are read here: convert them, as with `ffmpeg -i a.m4a a.flac`.",

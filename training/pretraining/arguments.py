@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -461,6 +462,16 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     if not arguments.model.initial_checkpoint:
         check_model(arguments, arguments.sjepa_config())
     return arguments
+
+
+def check_unchanged(names: Iterable[str], asked: SJepaConfig, own: PreTrainedConfig, whose: str, way_out: str) -> None:
+    """Raise a ValueError where one of these fields of `model_config` contradicts a model that goes on as it is."""
+    for name in names:
+        wanted, found = getattr(asked, name, None), getattr(own, name, None)
+        if wanted != found:
+            raise ValueError(
+                f"`model_config` has {name} = {wanted!r}, but {whose} has {found!r} and goes on as it is: {way_out}."
+            )
 
 
 def check_model(arguments: Arguments, config: SJepaConfig) -> None:

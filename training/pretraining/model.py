@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from sjepa_hf import DiagonalGaussianMixture, SJepaConfig, SJepaForPreTraining, SJepaModel
+from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel
 from sjepa_hf.frame_features import num_features
 from sjepa_hf.opening import open_config, open_sjepa
-from training.pretraining.arguments import Arguments, RunArguments, TargetArguments, check_model
+from training.pretraining.arguments import Arguments, RunArguments, TargetArguments, check_model, check_unchanged
 from training.pretraining.other_pretraining import OtherForPreTraining, open_other
 from training.targets.layer_choice import LayerChoice
 from training.targets.targets import MfccTargets, OnlineTargets
@@ -69,20 +69,10 @@ def open_checkpoint(
     config = open_config(checkpoint)
     if config.model_type == "sjepa":
         if fresh_head:  # else resuming has compared them
-            check_same_model(checkpoint, config, arguments)
+            whose, way_out = f"the model of {checkpoint}", "give it that value, or leave it out"
+            check_unchanged(arguments.chosen_model(), arguments.sjepa_config(), config, whose, way_out)
         return open_sjepa(SJepaForPreTraining, checkpoint, fresh_head=fresh_head, **options)
     return open_other(checkpoint, config, arguments, **options)
-
-
-def check_same_model(checkpoint: str | Path, config: SJepaConfig, arguments: Arguments) -> None:
-    """Raise a ValueError where `model_config` asks for another model than the checkpoint's, which goes on as it is."""
-    asked = arguments.sjepa_config()
-    for name in arguments.chosen_model():
-        if getattr(asked, name) != getattr(config, name):
-            raise ValueError(
-                f"`model_config` has {name} = {getattr(asked, name)!r}, but the model of {checkpoint} has"
-                f" {getattr(config, name)!r} and goes on as it is: give it that value, or leave it out."
-            )
 
 
 def build_optimizer(model: SJepaForPreTraining, run: RunArguments) -> torch.optim.AdamW:

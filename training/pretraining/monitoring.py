@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
+from sjepa_hf.float32 import widest_float
 from sjepa_hf.measures import entropy_bits
 from sjepa_hf.saving import write_text_aside
 from training.common.progress import Forecast
@@ -153,8 +154,7 @@ class Monitor:
     def averages(self, device: torch.device) -> dict[str, float]:
         """Frame means over all processes since the last call, and an empty slate."""
         names = sorted(self._sums)
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        values = torch.tensor([float(self._sums[name]) for name in names], dtype=dtype, device=device)
+        values = torch.tensor([float(self._sums[name]) for name in names], dtype=widest_float(device), device=device)
         total = dict(zip(names, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
         self._sums = {}
         means = {}

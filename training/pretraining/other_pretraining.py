@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 from sjepa_hf import SJepaConfig, SJepaForPreTraining
 from sjepa_hf.contents import PRETRAINING, read_json
 from sjepa_hf.opening import why
-from training.pretraining.arguments import Arguments
+from training.pretraining.arguments import Arguments, check_unchanged
 from training.pretraining.other_encoder import OtherEncoder, check_kind, open_other_encoder
 
 
@@ -73,12 +73,8 @@ def open_other(
         )
         encoder = open_other_encoder(checkpoint, own_config, **options)
         return OtherForPreTraining._from_config(config, encoder=encoder, **options)
-    for name in arguments.chosen_model():
-        if getattr(model.config, name) != getattr(config, name):
-            raise ValueError(
-                f"`model_config` has {name} = {getattr(config, name)!r}, but the predictor of {checkpoint} has"
-                f" {getattr(model.config, name)!r} and goes on as it is: leave that out."
-            )
+    whose = f"the predictor of {checkpoint}"
+    check_unchanged(arguments.chosen_model(), config, model.config, whose, "leave that out")
     return model
 
 

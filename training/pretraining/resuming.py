@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from sjepa_hf.contents import RECORD
 from sjepa_hf.opening import open_config
 from sjepa_hf.saving import INCOMPLETE, PREVIOUS, remove
-from training.pretraining.arguments import Arguments
+from training.pretraining.arguments import Arguments, check_unchanged
 from training.pretraining.checkpoint_layout import (
     STATE_DIRECTORY,
     LoopState,
@@ -296,13 +296,9 @@ def check_same_model(directory: Path, arguments: Arguments, chosen_before: dict)
     """Raise a ValueError where `model_config` asks for another model than the checkpoint's, which goes on as it is."""
     if arguments.model.initial_checkpoint:
         return  # then `model_config` never had a say
-    own, asked = open_config(directory).to_dict(), arguments.sjepa_config().to_dict()
-    for name in sorted(chosen_before.keys() | json.loads(arguments.model.model_config).keys()):
-        if own.get(name) != asked.get(name):
-            raise ValueError(
-                f"`model_config` has {name} = {asked.get(name)!r}, but the model of {directory} has {own.get(name)!r}"
-                " and goes on as it is: leave that as it was, or start a new run."
-            )
+    names = sorted(chosen_before.keys() | arguments.chosen_model().keys())
+    whose, way_out = f"the model of {directory}", "leave that as it was, or start a new run"
+    check_unchanged(names, arguments.sjepa_config(), open_config(directory), whose, way_out)
 
 
 def check_rate(directory: Path, arguments: Arguments, step: int, old_rate: float) -> None:

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 from filelock import FileLock
 
+from sjepa_hf.float32 import widest_float
 from training.common.device import choose_precision
 from training.common.memory import keep_freed_memory
 from training.common.processes import COLLECTIVE_TIMEOUT, Meeting
@@ -113,8 +114,7 @@ class Run:
     def seconds_heard(self) -> float:
         """Audio that all processes have heard so far, in seconds. Every process must ask."""
         device = self.accelerator.device
-        exact = torch.float32 if device.type == "mps" else torch.float64
-        here = torch.tensor(self.data.seconds, dtype=exact, device=device)
+        here = torch.tensor(self.data.seconds, dtype=widest_float(device), device=device)
         return self.state.seconds + self.accelerator.reduce(here, reduction="sum").item()
 
     def seconds_taken(self) -> float:

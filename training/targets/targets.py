@@ -238,7 +238,7 @@ def fit_mixture(
         len(sample),
         " ".join(f"{value:.3f}" for value in history),
     )
-    if dead := int((mixture.weights < 0.01 / mixture.num_components).sum()):
+    if dead := mixture.num_dead():
         logger.warning("%d of the components have hardly a frame: equal frames, such as digital silence.", dead)
     if accelerator.num_processes > 1:
         for buffer in mixture.buffers():
