@@ -35,14 +35,17 @@ def parse_dataclasses(
         One instance of each dataclass, then a namespace of the positional arguments.
 
     Raises:
-        ValueError: for a recipe that [`read_recipe`] refuses.
+        ValueError: for a recipe that [`read_recipe`] refuses, and a list that the command line gives twice.
     """
     path = config_path(argv) or recipe
     values = read_recipe(path, groups) if path else {}
     values = {name: value for name, value in values.items() if name not in left_out}
     parser = HfArgumentParser(groups, description=description)
+    written = [argument.split("=")[0] for argument in argv]
     for action in parser._actions:
         action.required = action.required and action.dest not in values
+        if action.nargs in ("+", "*") and sum(map(written.count, action.option_strings)) > 1:
+            raise ValueError(f"--{action.dest} is given twice: write all of its values behind one.")
     parser.set_defaults(**values)
     parser.add_argument("--config", help=f"Recipe (YAML): any of the fields below. Default: {recipe or 'none'}.")
     for name, options in positional.items():

@@ -6,6 +6,7 @@ for batch in build_loader(args, mask=SpanMask(prob=0.65, span=10), seed=0): ...
 
 import atexit
 import logging
+import math
 import multiprocessing
 import signal
 from collections.abc import Iterator
@@ -206,8 +207,9 @@ def moved(position: DataPosition, readers: int, settings: dict) -> tuple[DataPos
     section_size = position.settings["cut"][0]
     epoch = min(at.epoch for at in ats)
     behind = min(at.section for at in ats if at.epoch == epoch)
-    ahead = sum(at.section + (at.batch > 0) - behind for at in ats if at.epoch == epoch)
     start = position.first[1] if epoch == position.first[0] else 0
+    sections = math.ceil((sum(settings["order"][0]) - start) / (section_size * position.readers))
+    ahead = sum((at.epoch - epoch) * sections + at.section + (at.batch > 0) - behind for at in ats)
     place = start + behind * section_size * position.readers
     note = (
         f"{changed} is another: this pass over the data goes on in its order, no clip is left out, at most"

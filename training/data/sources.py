@@ -1,5 +1,6 @@
 """Sources of audio, with or without labels: folders, manifests, Parquet and data sets on the Hub, opened alike."""
 
+import errno
 import glob
 import hashlib
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
-from datasets import Audio, ClassLabel, Dataset, Features, IterableDataset, Value, load_dataset
+from datasets import Audio, ClassLabel, Dataset, Features, IterableDataset, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetsError
 
 from sjepa_hf.command import first_line
@@ -137,6 +138,11 @@ def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str
     except (ValueError, OSError, DatasetsError, RuntimeError, pa.ArrowException, tarfile.TarError) as error:
         if isinstance(error.__cause__, ImportError):  # folders and WebDataset on the Hub, copied to Arrow
             raise ValueError(f"'{spec}' is not Parquet: set streaming ({error.__cause__})") from error
+        if getattr(error.__cause__ or error, "errno", None) == errno.ENOSPC:
+            raise ValueError(
+                f"'{spec}': the disk of {datasets.config.HF_DATASETS_CACHE} is full, where an Arrow copy is made: set"
+                " streaming, or HF_DATASETS_CACHE to a folder with more room."
+            ) from error
         where = "as Parquet" if what[0] == "parquet" else "as a local path or on the Hub"
         raise ValueError(f"'{spec}' cannot be opened {where}: {first_line(error.__cause__ or error)}") from error
     if dataset.features is None:  # a stream whose files must be looked into
@@ -147,16 +153,17 @@ def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str
     if not (isinstance(feature, Audio) or encoded or getattr(feature, "dtype", "").endswith(("string", "binary"))):
         raise ValueError(f"'{spec}': column '{column}' holds {feature}, not audio files or their paths.")
     check_columns(spec, labels, dataset.features)
-    dataset = dataset.select_columns([column, *labels])
     for label in labels:
         check_label_feature(dataset.features[label], f"'{spec}': column '{label}'")
-        if isinstance(dataset.features[label], ClassLabel):
-            dataset = _named(dataset, label)
-        elif dataset.features[label] != Value("string"):
-            dataset = dataset.cast_column(label, Value("string"))
-    if isinstance(feature, Audio):
-        dataset = _undecoded(dataset, column)
-    return Source(spec, dataset, column)
+    if isinstance(dataset, Dataset):  # labels on their own: a cast of the table would copy the audio too
+        audio = dataset.select_columns([column])
+        if isinstance(feature, Audio):
+            audio = audio.cast_column(column, Audio(decode=False))
+        if labels:
+            audio = concatenate_datasets([audio, _as_strings(dataset.select_columns(list(labels)), labels)], axis=1)
+        return Source(spec, audio, column)
+    dataset = _as_strings(dataset.select_columns([column, *labels]), labels)
+    return Source(spec, _undecoded(dataset, column) if isinstance(feature, Audio) else dataset, column)
 
 
 def _load_archives(
@@ -176,6 +183,16 @@ def _load_archives(
         raise ValueError(f"'{spec}': {error}.") from None
 
 
+def _as_strings(dataset: Dataset | IterableDataset, labels: Sequence[str]) -> Dataset | IterableDataset:
+    """Labels as strings, classes by their names."""
+    for label in labels:
+        if isinstance(dataset.features[label], ClassLabel):
+            dataset = _named(dataset, label)
+        elif dataset.features[label] != Value("string"):
+            dataset = dataset.cast_column(label, Value("string"))
+    return dataset
+
+
 def _named(dataset: Dataset | IterableDataset, label: str) -> Dataset | IterableDataset:
     """Class numbers become class names."""
     feature, features = dataset.features[label], dataset.features.copy()
@@ -187,10 +204,10 @@ def _named(dataset: Dataset | IterableDataset, label: str) -> Dataset | Iterable
     return dataset.map(name, input_columns=label, features=features)
 
 
-def _undecoded(dataset: Dataset | IterableDataset, column: str) -> Dataset | IterableDataset:
+def _undecoded(dataset: IterableDataset, column: str) -> IterableDataset:
     """Give an `Audio` column as bytes or path; in some streams even `Audio(decode=False)` asks for torchcodec."""
     encoded = dataset.cast_column(column, ENCODED_AUDIO)
-    if isinstance(dataset, Dataset) or dataset._ex_iterable.iter_arrow:
+    if dataset._ex_iterable.iter_arrow:
         return encoded
     try:
         next(iter(encoded.take(1)), None)

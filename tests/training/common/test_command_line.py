@@ -37,6 +37,12 @@ def test_values_and_the_command_line_over_them(tmp_path):
     assert parse(tmp_path, "precision:\nlayers:\n") == Settings()
 
 
+def test_a_list_is_written_once(tmp_path):
+    assert parse(tmp_path, "sources: [c]", "--sources", "a", "b").sources == ["a", "b"]
+    with pytest.raises(ValueError, match="--sources is given twice: write all of its values behind one"):
+        parse(tmp_path, "", "--sources", "a", "--sources=b")
+
+
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [

@@ -142,6 +142,21 @@ def test_another_number_of_readers_loses_no_clip_of_the_pass(tmp_path, caplog):
     assert sorted(seen) == list(range(90)) and seen.total() <= 90 + 16
 
 
+def test_a_reader_that_is_a_pass_ahead_counts_among_the_clips_that_come_again(tmp_path, caplog):
+    for number in range(90):
+        write_clip(tmp_path / "in" / f"{number}.wav", number)
+    args = DataArguments(
+        train_data=[str(tmp_path / "in")], num_workers=0, batch_seconds=1.0, max_seconds=0.5, bucket_buffer_size=8
+    )
+    ends = []
+    for reader, count in enumerate((13, 3)):  # batches of 4: 6 sections of 8 and one begun; one and one begun
+        loader = build_loader(args, process_index=reader, num_processes=2)
+        ends += [batch["position"] for batch, _ in zip(loader, range(count))][-1:]
+    assert [(at.epoch, at.section) for at in ends] == [(1, 0), (0, 1)]
+    build_loader(args, position=replace(loader.dataset.position, positions=dict(enumerate(ends))))
+    assert "no clip is left out, at most 56 come again" in caplog.text
+
+
 def test_other_data_or_a_stream_begin_a_new_pass(tmp_path, caplog):
     for number in range(20):
         write_clip(tmp_path / "in" / f"{number}.wav", number)

@@ -1,5 +1,6 @@
 """Sources of every kind open, give their clips, and say in one sentence what is wrong with them."""
 
+import errno
 import json
 import shutil
 import sys
@@ -34,6 +35,30 @@ def test_parquet_folder_keeps_splits_apart(tmp_path):
     assert found(f"{tmp_path}/in::::validation") == [2]
     with pytest.raises(ValueError, match=r"in::::tset.*tset"):
         open_source(f"{tmp_path}/in::::tset")
+
+
+def test_audio_is_copied_to_disk_once_whatever_is_read_beside_it(tmp_path):
+    rows = {"audio": [{"bytes": bytes(100_000), "path": None}] * 20, "speaker": range(20), "kind": [0, 1] * 10}
+    features = {
+        "audio": datasets.Audio(),
+        "speaker": datasets.Value("int64"),
+        "kind": datasets.ClassLabel(names=list("ab")),
+    }
+    pq.write_table(pa.table(rows).cast(datasets.Features(features).arrow_schema), tmp_path / "x.parquet")
+    dataset = open_source(str(tmp_path / "x.parquet"), labels=["kind", "speaker"]).dataset
+    assert (dataset[3]["kind"], dataset[3]["speaker"], len(dataset[3]["audio"]["bytes"])) == ("b", "3", 100_000)
+    copies = [path.stat().st_size for path in datasets.config.HF_DATASETS_CACHE.rglob("*.arrow")]
+    assert 2_000_000 < sum(copies) < 2_100_000
+
+
+def test_a_full_disk_is_named_with_the_way_out(tmp_path, monkeypatch):
+    def fill(*_, **__):
+        full = OSError(errno.ENOSPC, "No space left on device")
+        raise datasets.exceptions.DatasetGenerationError("An error occurred") from full
+
+    monkeypatch.setattr(training.data.sources, "load_dataset", fill)
+    with pytest.raises(ValueError, match="the disk of .*cache is full.*: set streaming, or HF_DATASETS_CACHE"):
+        open_source("org/name")
 
 
 def test_audio_column_is_found_or_named(tmp_path):
