@@ -1,5 +1,6 @@
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,9 +69,9 @@ def checkpoint(tmp_path, make_config):
 def call(tmp_path, folder):
     """Runs the script in `tmp_path` and returns its results."""
 
-    def run(task, *options):
+    def run(task, *options, train_data=folder):
         output = tmp_path / "out"
-        common = ["--train_data", folder, "--output_dir", str(output), "--cache_dir", str(tmp_path / "features")]
+        common = ["--train_data", train_data, "--output_dir", str(output), "--cache_dir", str(tmp_path / "features")]
         main(["--task", task, *common, "--device", "cpu", *options])
         return [json.loads(line) for line in (output / f"{task}.jsonl").read_text().splitlines()]
 
@@ -245,15 +246,24 @@ def test_sequence_tasks(call, checkpoint, task, column, metrics):
 def test_speaker_verification(call, voices, tmp_path):
     """Speakers are kept apart, and tones tell them; a list of trials that is all wrong has the rate that is left."""
     options = ["--label_column", "who", "--head_units", "16", "--max_steps", "30", "--learning_rate", "3e-3"]
-    options += ["--model", "mfcc", "--batch_size", "8", "--train_data", str(voices)]
-    (result,) = call("asv", *options)
+    options += ["--model", "mfcc", "--batch_size", "8"]
+    (result,) = call("asv", *options, train_data=str(voices))
     assert result["clips"] == {"train": 24, "dev": 12, "test": 12} and result["metrics"]["eer"] < 0.2
     assert result["scored"] == "60 trials of 12 test clips", "2 speakers with 6 clips each have 30 targets"
     (row,) = read_scores(tmp_path / "out" / "asv.json")
     assert row.metric == "eer" and row.merit == -result["metrics"]["eer"] and row.protocol.startswith("60 trials of")
     assert "test 60 trials of 12 test clips" in (tmp_path / "out" / "asv.md").read_text()
     (tmp_path / "wrong.txt").write_text("".join(f"{int(i % 8 > 0)} voices/0.wav {i}.wav\n" for i in range(1, 48)))
-    options += ["--test_data", str(voices), "--trials", str(tmp_path / "wrong.txt"), "--output_dir", str(tmp_path)]
+    options += [
+        "--train_data",
+        str(voices),
+        "--test_data",
+        str(voices),
+        "--trials",
+        str(tmp_path / "wrong.txt"),
+        "--output_dir",
+        str(tmp_path),
+    ]
     main(["--task", "asv", *options, "--cache_dir", str(tmp_path / "features"), "--device", "cpu"])
     (wrong,) = map(json.loads, (tmp_path / "asv.jsonl").read_text().splitlines())
     assert wrong["metrics"]["eer"] > 0.8 and wrong["scored"] == "47 trials of 48 test clips"
@@ -262,7 +272,7 @@ def test_speaker_verification(call, voices, tmp_path):
 def test_diarization(call, voices, tmp_path):
     """Tones tell who of two is heard; always saying that both are would be wrong in a good third."""
     options = ["--label_column", "who", "--head_units", "16", "--max_steps", "60", "--learning_rate", "1e-2"]
-    (result,) = call("sd", *options, "--model", "mfcc", "--batch_size", "8", "--train_data", str(voices))
+    (result,) = call("sd", *options, "--model", "mfcc", "--batch_size", "8", train_data=str(voices))
     assert result["clips"] == {"train": 24, "dev": 12, "test": 12} and result["scored"] == "12 mixtures"
     assert 0 < result["metrics"]["der"] < 0.6
     (row,) = read_scores(tmp_path / "out" / "sd.json")
@@ -326,8 +336,12 @@ def test_a_lexicon_that_is_not_there_gets_a_sentence(call):
         call("pr", "--model", "mfcc", "--label_column", "text", "--lexicon", "nowhere.txt")
 
 
-def test_phones_are_recognised(call):
-    """The tone says which phone is spoken: a linear head finds it from MFCC. The same answer for all gives 0.5."""
+def test_phones_are_recognised(call, folder):
+    """The tone says which phone is spoken, the pause behind it that the text ends: a linear head finds both in MFCC.
+    The same answer for all gives 0.5."""
+    for path in Path(folder).glob("*.wav"):
+        pause = 0.003 * np.random.default_rng(0).standard_normal(3200)
+        soundfile.write(path, np.concatenate([soundfile.read(path)[0], pause]), 16000)
     (result,) = call("pr", "--model", "mfcc", "--max_steps", "60", "--batch_size", "8")
     assert result["metrics"]["per"] < 0.5
 

@@ -12,6 +12,7 @@ from training.common.metrics import load_metric
 
 
 NO_PHONES = {"", "sil", "sp", "spn", "|"}  # silences, and bars between words: no part of what is recognised
+END = "<eos>"
 FIRST_CHARACTER = 0x4E00  # of a block that is large enough for any set of tokens
 SLOT_TOKEN = re.compile(r"\b[BE]-\S*[a-z]\S*")  # a word in capitals, such as E-MAIL, is none
 
@@ -58,7 +59,8 @@ class ClassLabels:
 
 class TokenLabels:
     """
-    Tokens of a text column, those of the training data; 0 is the CTC blank.
+    Tokens of a text column, those of the training data; 0 is the CTC blank. As in S3PRL every text ends with `<eos>`,
+    one of "characters" with a space before it: heads learn much faster so (docs/evaluation.md).
 
     Args:
         labels: the text column of the training clips, by its name.
@@ -76,8 +78,9 @@ class TokenLabels:
         self.kind, self.lexicon, self.stress = kind, lexicon, stress
         texts = self.references(labels)
         known = texts if lexicon is None else map(self._phones, lexicon.values())
-        tokens = sorted({token for text in known for token in self._tokens(text)})
-        self.tokens = ["<blank>", *tokens]
+        self._last = [" ", END] if kind == "characters" else [END]
+        tokens = sorted({token for text in known for token in self._tokens(text) + self._last} - {END})
+        self.tokens = ["<blank>", END, *tokens]
         if kind == "slot_characters" and not any(map(SLOT_TOKEN.fullmatch, tokens)):
             (column,) = labels
             raise ValueError(
@@ -92,11 +95,11 @@ class TokenLabels:
     def encode(self, labels: dict[str, list[str]]) -> list[Tensor]:
         """Token numbers `(num_tokens,)` of each clip, without tokens that the training data lacks."""
         number = {token: n for n, token in enumerate(self.tokens)}
-        texts = [self._tokens(text) for text in self.references(labels)]
+        texts = [self._tokens(text) + self._last for text in self.references(labels)]
         return [torch.tensor([number[token] for token in text if token in number], dtype=torch.long) for text in texts]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        found = [self.tokens[n] for n in tokens]
+        found = [self.tokens[n] for n in tokens if self.tokens[n] != END]
         if self.kind == "phones":
             return " ".join(found)
         return _squeezed("".join(f" {token} " if len(token) > 1 else token for token in found))

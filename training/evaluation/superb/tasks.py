@@ -16,10 +16,10 @@ sid   The toolkit trains on 8 s of each clip, here on all of it; its head has th
 er    SUPERB's figure is the mean of five folds, one a session, which `--folds` makes of data with a column for it; on
       the Hub's it is that of the first. The toolkit's dev set is a fifth of the utterances of the other sessions at
       random; here of the recordings, evenly from all labels.
-asr   The toolkit ends every transcript with a `|`, sorts batches into buckets of length and halves those with long
-      clips; the time masks of its SpecAugment are drawn once for the padded batch, here for each clip. So in sf.
+asr   The toolkit sorts batches into buckets of length and halves those with long clips; the time masks of its
+      SpecAugment are drawn within the padded batch, here within each clip. So in sf.
 pr    The toolkit's vocabulary is fixed; here it is that of the lexicon, or of the training data where there is none.
-      The toolkit ends every text with an `<eos>`. `--stacked_frames` is none of it.
+      `--stacked_frames` is none of it.
 sf    Slot type F1 and slot value CER are the toolkit's.
 asv   The loss is the toolkit's AM-softmax; SUPERB does not use its AAM-softmax. The toolkit takes silence out of all
       clips, attenuates them by 3 dB, leaves out training clips of 2 s and less, and cuts 8 s of the waveform, here of

@@ -32,10 +32,11 @@ def test_slot_columns_become_slots():
 @pytest.mark.parametrize(
     ("kind", "text", "normalised", "length"),
     [
-        ("characters", "it's  a b", "IT'S A B", 8),
-        ("phones", "sil HH AY1 sp DH spn", "HH AY1 DH", 3),
-        ("phones", "B EH0 R | AH0", "B EH0 R AH0", 4),
-        ("slot_characters", SLOTTED, "A B-size VERY LARGE E-size CUP B-drink TEA E-drink", 24),
+        ("characters", "it's  a b", "IT'S A B", 10),
+        ("characters", "one", "ONE", 5),
+        ("phones", "sil HH AY1 sp DH spn", "HH AY1 DH", 4),
+        ("phones", "B EH0 R | AH0", "B EH0 R AH0", 5),
+        ("slot_characters", SLOTTED, "A B-size VERY LARGE E-size CUP B-drink TEA E-drink", 25),
     ],
 )
 def test_texts_survive_their_tokens(kind, text, normalised, length):
@@ -43,6 +44,8 @@ def test_texts_survive_their_tokens(kind, text, normalised, length):
     (tokens, _) = labels.encode({"text": [text, text]})
     assert labels.references({"text": [text]}) == [normalised]
     assert labels.decode(tokens.tolist()) == normalised and len(tokens) == length and 0 not in tokens
+    last = [labels.tokens[n] for n in tokens][-2:]
+    assert last[-1] == "<eos>" and (last[0] == " ") == (kind == "characters")
 
 
 @pytest.mark.parametrize("lexicon", [None, {"AHA": "AH0 HH AA1", "OH": "OW0"}])
@@ -53,6 +56,7 @@ def test_phones_without_their_stress(lexicon):
     labels = TokenLabels(texts, "phones", lexicon, stress=False)
     assert labels.tokens == [
         "<blank>",
+        "<eos>",
         "AA",
         "AH",
         "HH",
