@@ -202,6 +202,7 @@ def test_eager_equals_sdpa(config, padded_batch):
 @pytest.mark.parametrize("training", [False, True])
 def test_compiles_into_one_graph(config, padded_batch, training):
     waveforms, attention_mask, _ = padded_batch
+    config.num_hidden_layers = 1  # more are more of the same, which takes its time
     model = SJepaModel(config).train(training)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -256,6 +257,7 @@ def test_layers_over_frozen_ones_learn_with_gradient_checkpointing(make_config, 
 
 @pytest.mark.parametrize("config", ["waveform", "stem"], indirect=True)
 def test_compiles_into_one_graph_with_gradient_checkpointing(config):
+    config.num_hidden_layers = 1
     model = SJepaModel(config).train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     torch._dynamo.reset()

@@ -494,6 +494,6 @@ def check_model(arguments: Arguments, config: SJepaConfig) -> None:
     if frames > config.predictor_max_positions:
         raise ValueError(
             f"`max_seconds` ({arguments.data.max_seconds:g} s, {frames} frames) exceeds the predictor's table of"
-            f" {config.predictor_max_positions} positions: crop shorter, or raise `predictor_max_positions` in"
-            " `model_config`."
+            f" {config.predictor_max_positions} positions: lower it, or, in a new model, raise"
+            " `predictor_max_positions` in `model_config`."
         )

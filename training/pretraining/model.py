@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel
+from sjepa_hf.command import first_line
 from sjepa_hf.frame_features import num_features
 from sjepa_hf.opening import open_config, open_sjepa
 from training.pretraining.arguments import Arguments, RunArguments, TargetArguments, check_model, check_unchanged
@@ -30,7 +31,10 @@ def build_model(arguments: Arguments, resumed: Path | None, accelerator: Acceler
             model = open_checkpoint(checkpoint, arguments, fresh_head=not resumed, **attention)
         check_model(arguments, model.config)
     else:
-        model = SJepaForPreTraining._from_config(arguments.sjepa_config(), **attention)
+        try:
+            model = SJepaForPreTraining._from_config(arguments.sjepa_config(), **attention)
+        except (ImportError, ValueError) as error:  # a package of that implementation is not installed
+            raise ValueError(f"`attn_implementation` {settings.attn_implementation}: {first_line(error)}") from error
     size = num_features(targets.phase1_features)
     if not resumed:
         if arguments.run.phase1_steps == 0 and targets.keeps_frozen:

@@ -176,7 +176,8 @@ def about_noise(arguments: Arguments, stream: BatchStream) -> list[str]:
         return []
     sources = named([source.name for source in stream.noise.sources])
     share = f"{100 * arguments.masking.p_noise:.3g} % of the clips"
-    return [f"Noise: {stream.noise.size:,} recordings of {sources}, crops of which are added to {share}."]
+    recordings = f"{stream.noise.size:,} recording{'s' * (stream.noise.size > 1)}"
+    return [f"Noise: {recordings} of {sources}, crops of which are added to {share}."]
 
 
 def about_batches(arguments: Arguments, readers: int, found: Survey | None) -> str:

@@ -1,7 +1,9 @@
 """Resuming a run: which one, what may differ from the run that wrote it, what becomes of the others."""
 
+import errno
 import json
 import logging
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -38,7 +40,8 @@ PAST_IN_PHASE_2 = (
     *("phase1_final_factor", "phase1_decay_steps", "phase1_components"),
 )
 OF_PHASE_1_TARGETS = ("phase1_features", "phase1_temperature")  # past in phase 2 too, unless it keeps these targets
-OF_THIS_START = ("resume_from_checkpoint", "model_config")  # `model_config`: compared with the model itself
+# `model_config`: compared with the model itself
+OF_THIS_START = ("resume_from_checkpoint", "model_config", "output_dir", "dry_run")
 RATES_LOOKED_AT = 1000  # of the steps to come
 
 
@@ -62,7 +65,9 @@ def claim(output_dir: Path, lock: FileLock, resuming: bool, dry_run: bool = Fals
         ValueError: if it cannot be written to, another run holds it, or a new run would mix with an earlier one.
     """
     try:
-        if not dry_run:
+        if dry_run:
+            look_for_room(output_dir)
+        else:
             output_dir.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
     except Timeout:
@@ -77,6 +82,15 @@ def claim(output_dir: Path, lock: FileLock, resuming: bool, dry_run: bool = Fals
         )
     if not dry_run:
         clear_left_overs(output_dir)
+
+
+def look_for_room(output_dir: Path) -> None:
+    """Raise an OSError if a directory could not be made or written to."""
+    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
 
 
 def clear_left_overs(output_dir: Path) -> None:
@@ -120,6 +134,11 @@ def begin(arguments: Arguments, accelerator: Accelerator, lock: FileLock) -> tup
     if is_finished(output_dir, checkpoint, state.step, total) and not run.push_to_hub:
         lock.release()
         raise AlreadyFinished(f"{checkpoint} is finished: it has taken {state.step} steps, and {total} are asked for.")
+    if state.step > total:
+        raise ValueError(
+            f"`phase1_steps` and `phase2_steps` are {total} steps together, but {checkpoint} has taken {state.step}:"
+            " ask for more, or resume from an earlier one."
+        )
     settle(checkpoint, arguments, state)
     return checkpoint, state
 
@@ -324,7 +343,7 @@ def tell_other_split(state: LoopState, processes: int, accumulation: int, same_d
     before, now = (state.processes, state.accumulation), (processes, accumulation)
     if before != now or not same_draws:
         logger.warning(
-            "%d processes with %d micro-batches a step have become %d with %d: weights, optimizer, EMA encoder,"
+            "A step had %d (processes) x %d (micro-batches), and has %d x %d now: weights, optimizer, EMA encoder,"
             " mixture, schedules and layer scores go on as they were; dropout draws differ from now on%s.",
             *before,
             *now,

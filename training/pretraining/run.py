@@ -104,6 +104,7 @@ class Run:
         """Give the model to Accelerate; anew whenever it has other parameters."""
         self.wrapped = self.model
         if self.processes > 1:
+            self.accelerator._models.clear()  # the one of before, and its buffers as large as all gradients
             self.wrapped = self.accelerator.prepare_model(self.model)
 
     @property

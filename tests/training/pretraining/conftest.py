@@ -22,8 +22,8 @@ def command(noise, tmp_path):
 
     def arguments(*options, out="out"):
         recipe = tmp_path / "recipe.yaml"
-        recipe.write_text(RECIPE.format(front_end="log_mel"))
-        fixed = ["--config", str(recipe), "--train_data", str(noise), "--output_dir", str(tmp_path / out)]
+        recipe.write_text(RECIPE.format(front_end="log_mel") + f"\ntrain_data: {noise}\n")
+        fixed = ["--config", str(recipe), "--output_dir", str(tmp_path / out)]
         fixed += ["--report_to", "none", "--phase1_steps", "12", "--phase2_steps", "12", "--num_workers", "2"]
         return [*fixed, "--save_total_limit", "20", *options]
 

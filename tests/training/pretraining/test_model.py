@@ -27,11 +27,18 @@ def test_a_run_starts_from_the_weights_of_another(finished, noise, tmp_path):
         (["--initial_checkpoint", str(tmp_path / "absent")], "absent cannot be opened"),
         (["--model_config", '{"hidden_size": 64}'], "`model_config` has hidden_size = 64, but the model of .* has 32"),
         (["--mixed_precision", "fp16"], "`mixed_precision` fp16 needs a GPU"),
+        (["--attn_implementation", "flash_attention_2"], "final cannot be opened .*FlashAttention2"),
         (["--report_to", "wandb"], "`report_to` is wandb, which is not installed"),
         (["--report_to", "paper"], "`report_to` is 'paper'; choose one of none, all, "),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
             pretrain.main(command(noise, tmp_path, *begin, *options))
+
+
+def test_an_attention_that_is_not_installed_is_refused(noise, tmp_path):
+    for name, why in (("flash_attention_2", "FlashAttention2 .*"), ("fast", ".*is not supported")):
+        with pytest.raises(SystemExit, match=f"error: `attn_implementation` {name}: {why}"):
+            pretrain.main(command(noise, tmp_path, "--attn_implementation", name, "--report_to", "none"))
 
 
 def test_a_run_with_transitions_starts_from_weights_without(finished, noise, tmp_path):

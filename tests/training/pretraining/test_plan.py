@@ -31,8 +31,8 @@ def arguments(folder, tmp_path):
 
     def make(*options):
         recipe = tmp_path / "recipe.yaml"
-        recipe.write_text(RECIPE.format(front_end="log_mel"))
-        fixed = ["--config", str(recipe), "--train_data", str(folder), "--output_dir", str(tmp_path / "out")]
+        recipe.write_text(RECIPE.format(front_end="log_mel") + f"\ntrain_data: {folder}\n")
+        fixed = ["--config", str(recipe), "--output_dir", str(tmp_path / "out")]
         return [*fixed, "--report_to", "none", *options]
 
     return make
@@ -65,6 +65,9 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(arguments, tmp_path):
         pretrain.main(arguments("--dry_run", "true"))
     with pytest.raises(SystemExit, match="error: .*no file or folder"):
         pretrain.main(arguments("--dry_run", "true", "--output_dir", "o", "--train_data", str(tmp_path / "absent")))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="error: `output_dir` .*file/out cannot be written to: .*Not a directory"):
+        pretrain.main(arguments("--dry_run", "true", "--output_dir", str(tmp_path / "file" / "out")))
 
 
 def test_the_plan_is_what_happens(pictures, arguments, tmp_path, caplog):

@@ -114,7 +114,7 @@ def test_resuming_with_other_processes_says_what_that_changes(command, tmp_path,
     resume = command("--resume_from_checkpoint", "auto", "--num_workers", "0", "--gradient_accumulation_steps", "2")
     in_one_thread(resume)
     assert "this pass over the data goes on in its order, no clip is left out" in caplog.text
-    assert "1 processes with 1 micro-batches a step have become 1 with 2" in caplog.text
+    assert "A step had 1 (processes) x 1 (micro-batches), and has 1 x 2 now" in caplog.text
     assert load_loop_state(tmp_path / "out" / "final").data["batches"] == 12 + 2 * 12
 
 
@@ -124,9 +124,10 @@ def test_a_finished_run_is_not_trained_again(resume, tmp_path, caplog, monkeypat
     assert resume() is None and "final is finished: it has taken 10 steps, and 10 are asked for" in caplog.text
 
 
-def test_what_a_run_goes_back_behind_is_set_aside_with_its_result(resume, tmp_path):
+def test_what_a_run_goes_back_behind_is_set_aside_with_its_result(resume, tmp_path, caplog):
     assert resume("--phase2_steps", "3", at="checkpoint-3") is None
     out = tmp_path / "out"
+    assert "`output_dir`" not in caplog.text
     assert load_loop_state(out / "final").step == 7 and load_loop_state(out / "final.abandoned").step == 10
     assert (out / "checkpoint-9.abandoned").is_dir()
 
@@ -136,6 +137,7 @@ def test_settings_that_have_changed_are_named_refused_or_put_back(resume, tmp_pa
         (["--model_config", '{"hidden_size": 64}'], "checkpoint-3", "hidden_size = 64, but the model of .* has 32"),
         (["--phase1_steps", "5"], "checkpoint-6", "`phase1_steps` is 5, but .*checkpoint-6 is of phase 2"),
         (["--phase1_steps", "2"], "checkpoint-3", "`phase1_steps` is 2, but .* has taken 3 of them"),
+        (["--phase2_steps", "1"], "checkpoint-6", "5 steps together, but .*checkpoint-6 has taken 6: ask for more"),
     ):
         assert re.search(f"error: .*{said}", str(resume(*options, at=at)))
     options = ["--fit_hours", "2", "--seed_frames", "500", "--weight_decay", "0.5", "--phase2_learning_rate", "1e-4"]
