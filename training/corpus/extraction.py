@@ -34,16 +34,18 @@ class Extractor(NamedTuple):
     description: dict
 
 
-def unit_extractor(checkpoint: str, source: str, top_k: int, device, precision: str = "fp32") -> Extractor:
+def unit_extractor(checkpoint: str, source: str | None, top_k: int, device, precision: str = "fp32") -> Extractor:
     """
-    Units of a pretraining checkpoint, or of a directory of [`FittedUnits`]: `units` `(T,)`, and with `top_k`
-    `top_units` and `posteriors` `(T, k)`.
+    Units of a pretraining checkpoint (`source`: its `"mixture"`, by default, or `"prediction"`), or of a directory of
+    [`FittedUnits`]: `units` `(T,)`, and with `top_k` `top_units` and `posteriors` `(T, k)`.
 
     Raises:
-        ValueError: if the checkpoint does not open, or has no clusters.
+        ValueError: if the checkpoint does not open, has no clusters, or fitted ones alone, where a `source` is named.
     """
     ema = False
     if is_fitted(checkpoint):
+        if source is not None:
+            raise ValueError(f"`clusters` is {source!r}, but those of {checkpoint} were fitted: leave it out.")
         fitted = FittedUnits.from_pretrained(checkpoint, device=device)
         model, extractor, size = fitted.mixture, fitted.extractor, fitted.mixture.num_components
         described = {"clusters": "fitted", "layers": fitted.layers, "encoder weights": fitted.description["weights"]}
@@ -51,6 +53,7 @@ def unit_extractor(checkpoint: str, source: str, top_k: int, device, precision: 
         def posteriors(values, mask):
             return fitted.unit_posteriors(values, mask)[0]
     else:
+        source = source or "mixture"
         opened = open_pretraining(checkpoint) if open_config(checkpoint).model_type == "sjepa" else None
         if opened is None:
             raise ValueError(
