@@ -16,6 +16,7 @@ from sjepa_hf.frames import FRAMES_PER_SECOND, HOP, SAMPLING_RATE, WINDOW, frame
 from sjepa_hf.opening import EMA_ENCODER, open_config, open_pretrained, open_pretraining, open_with_ema
 from sjepa_hf.units import units_of
 from training.corpus.reading import Row
+from training.data.batches import batches_by_length
 from training.data.labelled import pad_waveforms
 from training.data.waveforms import BadAudio
 
@@ -179,7 +180,7 @@ def extract_shard(
             done.bad[place] = (row.clip.name, error.reason)
     in_pieces = 0
     with ThreadPoolExecutor(threads) as pool:
-        for places, decoded in _ahead(pool, rows, batches(lengths, batch_seconds)):
+        for places, decoded in _ahead(pool, rows, batches_by_length(lengths, batch_seconds)):
             waveforms = {}
             for place, future in zip(places, decoded):
                 try:
@@ -199,16 +200,6 @@ def extract_shard(
                 done.found[place], done.seconds[place] = tensors, len(waveform) / SAMPLING_RATE
             progress(len(places), sum(map(len, waveforms.values())) / SAMPLING_RATE)
     return done._replace(in_pieces=in_pieces)
-
-
-def batches(lengths: dict[int, int], batch_seconds: float) -> list[list[int]]:
-    """Places of clips of `lengths` in samples, longest first, in batches of at most `batch_seconds` with padding."""
-    found: list[list[int]] = []
-    for place in sorted(lengths, key=lambda place: (-lengths[place], place)):
-        if not found or (len(found[-1]) + 1) * lengths[found[-1][0]] > batch_seconds * SAMPLING_RATE:
-            found.append([])
-        found[-1].append(place)
-    return found
 
 
 def _ahead(pool: ThreadPoolExecutor, rows: Sequence[Row], groups: list[list[int]]) -> Iterator[tuple[list[int], list]]:

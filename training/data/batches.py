@@ -69,6 +69,16 @@ def cut_batches(lengths: np.ndarray, max_samples: int, rng: np.random.Generator)
     return [groups[i] for i in rng.permutation(len(groups))]
 
 
+def batches_by_length(lengths: dict[int, int], batch_seconds: float) -> list[list[int]]:
+    """Numbers of clips of `lengths` in samples, longest first, in batches of at most `batch_seconds` with padding."""
+    found: list[list[int]] = []
+    for number in sorted(lengths, key=lambda number: (-lengths[number], number)):
+        if not found or (len(found[-1]) + 1) * lengths[found[-1][0]] > batch_seconds * SAMPLING_RATE:
+            found.append([])
+        found[-1].append(number)
+    return found
+
+
 def collate(clips: list[np.ndarray], mask: Mask, generator: torch.Generator) -> dict[str, Tensor]:
     """Pad clips to the longest one and draw which frames are masked.
 
