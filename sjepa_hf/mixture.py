@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .float32 import Float32Buffers, widest_float, without_autocast
+from .frames import length_mask
 from .hmm import TransitionModel, TransitionStatistics
 from .kmeans import kmeans, nearest
 
@@ -236,7 +237,7 @@ class DiagonalGaussianMixture(Float32Buffers):
             return self._given_clips(features, lengths, temperature, count=True)
         real = None
         if lengths is not None:
-            real = (torch.arange(features.shape[1], device=lengths.device) < lengths[:, None]).flatten()
+            real = length_mask(lengths, features.shape[1]).flatten()
         posteriors, statistics = self.expectation(features.flatten(0, 1), real, temperature)
         return posteriors.unflatten(0, features.shape[:2]), statistics
 
@@ -248,8 +249,7 @@ class DiagonalGaussianMixture(Float32Buffers):
             statistics = None
             if count:
                 if lengths is not None:
-                    real = torch.arange(features.shape[1], device=lengths.device) < lengths[:, None]
-                    moments.masked_fill_(~real.flatten()[:, None], 0)
+                    moments.masked_fill_(~length_mask(lengths, features.shape[1]).flatten()[:, None], 0)
                 statistics = self._statistics(moments, found.posteriors.flatten(0, 1))
                 statistics = statistics._replace(transitions=found.statistics)
             return (found.posteriors if temperature == 1 else soften(found.scores, temperature)), statistics
