@@ -23,7 +23,7 @@ from benchmarks.steps.candidates import SHARED_WITH_HUBERT, recipe_path
 from sjepa_hf import SJepaConfig, SJepaModel
 from sjepa_hf.command import command
 from sjepa_hf.durations import duration
-from sjepa_hf.frames import SAMPLING_RATE
+from sjepa_hf.frames import SAMPLING_RATE, length_mask
 from training.common.command_line import read_recipe
 from training.common.device import default_device
 from training.pretraining.arguments import ARGUMENTS
@@ -48,7 +48,7 @@ def batch_of(clips: int, seconds: float, padded: bool) -> dict[str, torch.Tensor
     batch = {"input_values": 0.1 * torch.randn(clips, samples, generator=torch.Generator().manual_seed(0))}
     if padded:
         lengths = torch.linspace(samples, samples // 2, clips).long()
-        batch["attention_mask"] = (torch.arange(samples) < lengths[:, None]).long()
+        batch["attention_mask"] = length_mask(lengths, samples).long()
     return batch
 
 

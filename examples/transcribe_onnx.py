@@ -47,8 +47,13 @@ def read(path: str, rate: int) -> np.ndarray:
 
 if len(sys.argv) < 3:
     sys.exit("usage: python transcribe_onnx.py asr.onnx clip.wav [clip.wav ...]")
-session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+try:
+    session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+except Exception as error:  # onnxruntime's have nothing else in common
+    sys.exit(f"error: {sys.argv[1]} cannot be opened: {' '.join(str(error).split())}")
 metadata = session.get_modelmeta().custom_metadata_map
+if metadata.get("task") != '"ctc"':
+    sys.exit(f"error: {sys.argv[1]} is no exported CTC model: python -m sjepa_hf.export_onnx --task ctc writes one.")
 labels = json.loads(metadata["labels"])  # the text of each output
 clips = []
 for path in sys.argv[2:]:

@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+from .frames import length_mask
+
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Context in which products on `device` are formed in the dtype of their factors, within autocast too."""
@@ -73,9 +75,8 @@ class SJepaGroupNorm(nn.GroupNorm):
         if lengths is None:
             share = hidden_states.new_full((batch_size, num_frames), 1 / (num_frames * num_channels), dtype=dtype)
         else:
-            real = torch.arange(num_frames, device=hidden_states.device) < lengths[:, None]
             # [B, T]; with all channels it sums to one
-            share = real.to(dtype) / (lengths.clamp(min=1)[:, None] * num_channels)
+            share = length_mask(lengths, num_frames).to(dtype) / (lengths.clamp(min=1)[:, None] * num_channels)
         with without_autocast(hidden_states.device):
             return _MaskedGroupNorm.apply(hidden_states, share, self.weight.to(dtype), self.bias.to(dtype), self.eps)
 

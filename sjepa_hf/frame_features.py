@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
 from .float32 import without_autocast
-from .frames import HOP, SAMPLING_RATE, WINDOW, clip_mean, frame_lengths
+from .frames import HOP, SAMPLING_RATE, WINDOW, clip_mean, frame_lengths, length_mask
 
 
 NUM_MELS = 23
@@ -74,7 +74,7 @@ class MfccFeatures(nn.Module):
     def _features(self, input_values: Tensor, num_frames: Tensor) -> Tensor:
         spectrum = torch.stft(input_values, WINDOW, HOP, window=self.window, center=False, return_complex=True)
         power = spectrum.abs().square().transpose(1, 2) @ self.mel_bands  # [B, T, mels]
-        padding = torch.arange(power.shape[1], device=power.device) >= num_frames[:, None]  # [B, T]
+        padding = ~length_mask(num_frames, power.shape[1])  # [B, T]
         decibels = 10.0 * power.masked_fill(padding[..., None], 0.0).clamp(min=1e-10).log10()
         decibels = decibels.maximum(decibels.amax(dim=(1, 2), keepdim=True) - TOP_DB)
         coefficients = self._coefficients(decibels)  # [B, T, 13]

@@ -32,10 +32,15 @@ def frame_centres(count: int) -> np.ndarray:
     return (np.arange(count) * HOP + WINDOW / 2) / SAMPLING_RATE
 
 
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """Which of `size` frames, or samples, are within clips of `lengths` `(batch_size,)`: bool `(batch_size, size)`."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
 def clip_mean(frames: Tensor, lengths: Tensor | None) -> Tensor:
     """Mean over the first `lengths` frames of each clip, `(batch_size, sequence_length, C) -> (batch_size, 1, C)`."""
     if lengths is None:
         return frames.mean(1, keepdim=True)
-    padding = torch.arange(frames.shape[1], device=frames.device) >= lengths[:, None]
-    total = frames.masked_fill(padding[:, :, None], 0.0).sum(1, keepdim=True)
+    real = length_mask(lengths, frames.shape[1])
+    total = frames.masked_fill(~real[:, :, None], 0.0).sum(1, keepdim=True)
     return total / lengths.clamp(min=1)[:, None, None]

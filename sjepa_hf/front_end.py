@@ -13,7 +13,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import Float32Buffers, SJepaGroupNorm, at_least_float32, without_autocast
-from .frames import clip_mean
+from .frames import clip_mean, length_mask
 from .gradient_checkpointing import CheckpointedLayer
 
 
@@ -233,8 +233,7 @@ class SJepaWaveformFrontEnd(nn.Module):
         if torch.compiler.is_exporting() or torch.jit.is_tracing():  # convolutions are what other runtimes do well
             return self.plain(input_values, lengths)
         if lengths is not None:
-            real = torch.arange(input_values.shape[1], device=input_values.device) < lengths[:, None]
-            input_values = input_values.masked_fill(~real, 0.0)
+            input_values = input_values.masked_fill(~length_mask(lengths, input_values.shape[1]), 0.0)
         folded = self.conv_layers[0].fold(input_values, lengths)
         num_frames = (input_values.shape[1] - self.receptive_field) // self.hop + 1
         at_once = max(FRAMES_AT_ONCE.get(input_values.device.type, FRAMES_AT_ONCE["cpu"]) // len(input_values), 64)
@@ -321,8 +320,7 @@ class SJepaLogMelFrontEnd(Float32Buffers):
             if lengths is None:
                 return normed
             # Where a clip has a single frame, or equal ones, its padding would be beyond the range of fp16.
-            padding = torch.arange(normed.shape[1], device=normed.device) >= lengths[:, None]
-            return normed.masked_fill(padding[:, :, None], 0.0)
+            return normed.masked_fill(~length_mask(lengths, normed.shape[1])[:, :, None], 0.0)
 
 
 class SJepaStem(nn.Module):

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .float32 import Float32Buffers, widest_float, without_autocast
+from .frames import length_mask
 from .hmm import TransitionModel, TransitionStatistics
 from .kmeans import kmeans, nearest
 
@@ -236,7 +237,7 @@ class DiagonalGaussianMixture(Float32Buffers):
             return self._given_clips(features, lengths, temperature, count=True)
         real = None
         if lengths is not None:
-            real = (torch.arange(features.shape[1], device=lengths.device) < lengths[:, None]).flatten()
+            real = length_mask(lengths, features.shape[1]).flatten()
         posteriors, statistics = self.expectation(features.flatten(0, 1), real, temperature)
         return posteriors.unflatten(0, features.shape[:2]), statistics
 
@@ -248,35 +249,10 @@ class DiagonalGaussianMixture(Float32Buffers):
             statistics = None
             if count:
                 if lengths is not None:
-                    real = torch.arange(features.shape[1], device=lengths.device) < lengths[:, None]
-                    moments.masked_fill_(~real.flatten()[:, None], 0)
+                    moments.masked_fill_(~length_mask(lengths, features.shape[1]).flatten()[:, None], 0)
                 statistics = self._statistics(moments, found.posteriors.flatten(0, 1))
                 statistics = statistics._replace(transitions=found.statistics)
             return (found.posteriors if temperature == 1 else soften(found.scores, temperature)), statistics
-
-    @torch.no_grad()
-    def update(
-        self,
-        features: torch.Tensor,
-        decay: float = 0.999,
-        average: Literal["statistics", "parameters"] = "statistics",
-        responsibilities: torch.Tensor | None = None,
-    ) -> None:
-        """
-        Move the mixture towards a batch of frames (online EM; paper, appendix).
-
-        Args:
-            features (`torch.Tensor` of shape `(N, num_features)`): frames, without padding.
-            decay (`float`, *optional*, defaults to 0.999): how much of the old mixture stays.
-            average (`str`, *optional*, defaults to `"statistics"`): see [`~DiagonalGaussianMixture.apply_statistics`].
-            responsibilities (`torch.Tensor` of shape `(N, num_components)`, *optional*):
-                The plain posterior of these frames, where it is already known.
-        """
-        if responsibilities is None:
-            statistics = self.expectation(features)[1]
-        else:
-            statistics = self.statistics(features, responsibilities)
-        self.apply_statistics(statistics, decay, average)
 
     @torch.no_grad()
     def apply_statistics(
@@ -286,7 +262,8 @@ class DiagonalGaussianMixture(Float32Buffers):
         average: Literal["statistics", "parameters"] = "statistics",
     ) -> None:
         """
-        The update itself, from statistics that may be summed over micro-batches and ranks.
+        Move the mixture towards the frames of statistics, which may be summed over micro-batches and ranks (online EM;
+        paper, appendix), so that the share `decay` of the old mixture stays.
 
         `average="statistics"` averages the sufficient statistics (stepwise EM, Cappé & Moulines 2009) and derives the
         parameters: a component that the batch never visits keeps its mean and variance while its weight decays.
@@ -350,7 +327,10 @@ class DiagonalGaussianMixture(Float32Buffers):
             num_passes (`int`, *optional*, defaults to 5): k-means passes over the frames.
             num_iterations (`int`, *optional*, defaults to 20): EM iterations.
             relative_variance_floor (`float`, *optional*, defaults to 1e-3):
-                `variance_floor` becomes this share of each dimension's global variance, and at least 1e-6.
+                `variance_floor` becomes this share of each dimension's global variance, and at least 1e-6. At 0, EM in
+                float32 does not resolve variances below about 1e-4 of the mean one. Of 8 components in 4 and 39
+                dimensions, their means spread by 3 standard deviations, a narrow one's variances came out up to 2 %
+                wrong at 1e-3 of the others', 35 % at 1e-4, and partly as 0 at 3e-5; in float64 right down to 1e-7.
             chunk_size (`int`, *optional*, defaults to 16384): frames that are processed at once.
             generator (`torch.Generator`, *optional*): CPU generator that makes the fit reproducible.
             progress (`Callable`, *optional*): told in a few words how far the fit is, at every chunk.

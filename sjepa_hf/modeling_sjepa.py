@@ -18,6 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
+from .frames import length_mask
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
 from .gradient_checkpointing import CheckpointedLayer
 from .hmm import TransitionModel
@@ -327,7 +328,7 @@ class SJepaPreTrainedModel(PreTrainedModel):
     def _get_feature_vector_attention_mask(self, feature_vector_length: int, attention_mask: torch.Tensor):
         """Which of `feature_vector_length` frames are real, `(batch_size, feature_vector_length)` bool."""
         lengths = self.config.num_frames(attention_mask.sum(-1).to(torch.long))
-        return torch.arange(feature_vector_length, device=attention_mask.device) < lengths[:, None]
+        return length_mask(lengths, feature_vector_length)
 
 
 class SJepaModel(SJepaPreTrainedModel):

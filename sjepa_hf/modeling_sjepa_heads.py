@@ -20,6 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import without_autocast
+from .frames import length_mask
 from .modeling_sjepa import PRETRAINING_ONLY, SJepaModel, SJepaPreTrainedModel
 
 
@@ -328,7 +329,7 @@ class SJepaForXVector(SJepaEncoderWithHead):
         for layer in self.tdnn:
             hidden_states = layer(hidden_states)
         lengths = (frame_mask.sum(-1) - context).clamp_min(1)
-        real = torch.arange(hidden_states.shape[1], device=lengths.device) < lengths[:, None]
+        real = length_mask(lengths, hidden_states.shape[1])
         statistics = torch.cat(masked_mean_and_std(hidden_states, real), dim=-1).to(features.dtype)
         embeddings = self.feature_extractor(statistics)
         logits = self.classifier(embeddings)

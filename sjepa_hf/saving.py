@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import Wav2Vec2FeatureExtractor
 
 from .frames import SAMPLING_RATE
@@ -20,6 +21,18 @@ def feature_extractor() -> Wav2Vec2FeatureExtractor:
     return Wav2Vec2FeatureExtractor(
         feature_size=1, sampling_rate=SAMPLING_RATE, padding_value=0.0, do_normalize=False, return_attention_mask=True
     )
+
+
+@contextmanager
+def named_in_errors(path: str | Path) -> Iterator[None]:
+    """Have the error of a write that fails name `path`, an OSError: that of a full disk often names no file."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "filename", None) is not None:
+            raise
+        said = getattr(error, "strerror", None) or f"cannot be written ({error})"
+        raise OSError(getattr(error, "errno", None), said, str(path)) from error
 
 
 @contextmanager
@@ -37,12 +50,13 @@ def written_aside(directory: str | Path) -> Iterator[Path]:
     remove(aside)
     aside.mkdir(parents=True)
     try:
-        yield aside
+        with named_in_errors(directory):
+            yield aside
+            share_mode_of(aside)
+            flush(aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    share_mode_of(aside)
-    flush(aside)
     if os.path.lexists(directory):
         remove(previous)
         os.replace(directory, previous)
@@ -65,9 +79,10 @@ def files_written_aside(directory: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=directory, prefix=".incomplete-") as hidden:
         aside = Path(hidden) / "files"
         aside.mkdir()  # with the umask's mode, which that of a temporary directory is not
-        yield aside
-        share_mode_of(aside)
-        flush(aside)
+        with named_in_errors(directory):
+            yield aside
+            share_mode_of(aside)
+            flush(aside)
         for file in sorted(aside.iterdir()):
             os.replace(file, directory / file.name)
 
@@ -75,7 +90,7 @@ def files_written_aside(directory: str | Path) -> Iterator[Path]:
 def write_text_aside(path: str | Path, text: str) -> None:
     """Write a text file aside, then give it its name."""
     path = Path(path)
-    with files_written_aside(path.parent) as aside:
+    with files_written_aside(path.parent) as aside, named_in_errors(path):
         (aside / path.name).write_text(text, encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from transformers.utils import ModelOutput
 
-from .frames import HOP, SAMPLING_RATE, WINDOW
+from .frames import HOP, SAMPLING_RATE, WINDOW, length_mask
 
 
 PADDING = -1
@@ -64,7 +64,7 @@ def units_of(posteriors: torch.Tensor, lengths: torch.Tensor | None = None, top_
         raise ValueError(f"`top_k` is {top_k}; it must lie between 0 and the {num_components} components.")
     if lengths is None:
         lengths = torch.full((batch_size,), num_frames, device=posteriors.device)
-    padding = torch.arange(num_frames, device=posteriors.device) >= lengths[:, None]  # [B, T]
+    padding = ~length_mask(lengths, num_frames)  # [B, T]
     top_units = top_posteriors = None
     if top_k:
         top_posteriors, top_units = posteriors.topk(top_k, dim=-1)

@@ -24,10 +24,10 @@ from accelerate import PartialState
 from sjepa_hf.command import command
 from training.common.command_line import parse_dataclasses
 from training.common.progress import Progress
-from training.common.ranges import check_ranges
+from training.common.ranges import check_ranges, refuse_unread
 from training.corpus.output import OutputFolder
-from training.corpus.packing import OPUS_RATES, pack_row, write_packed
-from training.corpus.reading import Corpus, Row
+from training.corpus.packing import OPUS_RATES, PACKED_COLUMNS, pack_row, write_packed
+from training.corpus.reading import Corpus, Row, check_names
 from training.corpus.shards import Shard, print_totals, write_shards
 from training.data.waveforms import BadAudio
 
@@ -40,7 +40,9 @@ class PackArguments:
     output: str = field(metadata={"help": "The folder to write, or one to go on with."})
     format: Literal["parquet", "tar"] = field(default="parquet", metadata={"help": "Parquet, or tar for WebDataset."})
     codec: Literal["flac", "opus"] = field(default="flac", metadata={"help": "FLAC of 16 bits, or Opus."})
-    kbits: float = field(default=32.0, metadata={"help": "Opus: kilobits a second, about; 6 to 256."})
+    kbits: float | None = field(
+        default=None, metadata={"help": "Opus: kilobits a second, about; 6 to 256. Default: 32."}
+    )
     columns: list[str] = field(default_factory=list, metadata={"help": "Columns of the data that are kept."})
     streaming: bool = field(default=False, metadata={"help": "Read from front to back: Hub, Parquet, tar archives."})
     audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Parquet and Hub data."})
@@ -50,8 +52,13 @@ class PackArguments:
 
     def __post_init__(self):
         check_ranges(self, at_least_1="clips_per_shard threads", share="max_bad_fraction")
-        if not OPUS_RATES[0] <= self.kbits <= OPUS_RATES[1]:
+        check_names(self.columns, PACKED_COLUMNS)
+        if self.kbits is not None and not OPUS_RATES[0] <= self.kbits <= OPUS_RATES[1]:
             raise ValueError(f"`kbits` must lie between {OPUS_RATES[0]} and {OPUS_RATES[1]}, got {self.kbits}.")
+        if self.codec == "flac":
+            refuse_unread(self, "kbits", "is of Opus: take --codec opus")
+        elif self.kbits is None:
+            self.kbits = 32.0
 
 
 def run(arguments: PackArguments, state: PartialState) -> dict | None:
@@ -65,8 +72,8 @@ def run(arguments: PackArguments, state: PartialState) -> dict | None:
     corpus = Corpus(
         arguments.data, arguments.clips_per_shard, arguments.columns, arguments.streaming, arguments.audio_column
     )
-    kbits = arguments.kbits if arguments.codec == "opus" else None
-    settings = {"what": "packed audio", "format": arguments.format, "codec": arguments.codec, "kbits": kbits}
+    settings = {"what": "packed audio", "format": arguments.format}
+    settings |= {"codec": arguments.codec, "kbits": arguments.kbits}
     output = OutputFolder(arguments.output, settings | corpus.settings, state.process_index)
     say, clips, began = Progress("Packing", state.process_index == 0), 0, time.monotonic()
 

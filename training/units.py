@@ -37,12 +37,19 @@ from sjepa_hf.durations import audio_amount, duration
 from training.common.command_line import parse_dataclasses
 from training.common.memory import keep_freed_memory
 from training.common.progress import Progress
-from training.common.ranges import check_ranges
+from training.common.ranges import check_ranges, refuse_unread
 from training.corpus.extraction import Extractor, extract_shard, feature_extractor, unit_extractor
 from training.corpus.output import OutputFolder
-from training.corpus.reading import Corpus, Row
+from training.corpus.reading import Corpus, Row, check_names
 from training.corpus.shards import Shard, own_shards, print_totals, write_shards
-from training.corpus.tables import FEATURE_FORMATS, UNIT_FORMATS, write_features, write_units
+from training.corpus.tables import (
+    COLUMNS_OF_FEATURES,
+    COLUMNS_OF_UNITS,
+    FEATURE_FORMATS,
+    UNIT_FORMATS,
+    write_features,
+    write_units,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -62,8 +69,9 @@ class UnitArguments:
         default="parquet",
         metadata={"help": "Units: parquet, jsonl or text (a line a clip). Features: parquet, npy or safetensors."},
     )
-    clusters: Literal["mixture", "prediction"] = field(
-        default="mixture", metadata={"help": "Units of the checkpoint's mixture, or of the cluster head's prediction."}
+    clusters: Literal["mixture", "prediction"] | None = field(
+        default=None,
+        metadata={"help": "Units of the checkpoint's mixture (default), or of the cluster head's prediction."},
     )
     top_k: int = field(default=0, metadata={"help": "Also the k likeliest units of each frame, and their posteriors."})
     features: list[int] | None = field(
@@ -71,8 +79,9 @@ class UnitArguments:
     )
     mean: bool = field(default=False, metadata={"help": "Features: the mean of the layers."})
     pooled: bool = field(default=False, metadata={"help": "Features: the mean over each clip's frames."})
-    dtype: Literal["float16", "bfloat16", "float32"] = field(
-        default="float16", metadata={"help": "Of features as they are written; bfloat16 in safetensors alone."}
+    dtype: Literal["float16", "bfloat16", "float32"] | None = field(
+        default=None,
+        metadata={"help": "Of features as they are written; default: float16. bfloat16 in safetensors alone."},
     )
     columns: list[str] = field(default_factory=list, metadata={"help": "Columns of the data that are carried along."})
     streaming: bool = field(default=False, metadata={"help": "Read from front to back: Hub, Parquet, tar archives."})
@@ -98,10 +107,16 @@ class UnitArguments:
         formats, what = (UNIT_FORMATS, "units") if self.features is None else (FEATURE_FORMATS, "features")
         if self.format not in formats:
             raise ValueError(f"`format` is {self.format!r}, but {what} are written as {', '.join(formats)}.")
-        if self.features is None and (self.mean or self.pooled):
-            raise ValueError("`mean` and `pooled` are of features: name layers with --features.")
-        if self.features is not None and self.dtype == "bfloat16" and self.format != "safetensors":
+        check_names(self.columns, COLUMNS_OF_UNITS if self.features is None else COLUMNS_OF_FEATURES)
+        if self.features is None:
+            refuse_unread(self, "mean pooled dtype", "is of features: name layers with --features")
+        else:
+            refuse_unread(self, "clusters top_k", "is of units, not of features: leave out --features")
+        if self.format == "text":
+            refuse_unread(self, "columns top_k", "is not written as text: take --format parquet or jsonl")
+        if self.dtype == "bfloat16" and self.format != "safetensors":
             raise ValueError(f"`dtype` is 'bfloat16', which {self.format} does not know: take --format safetensors.")
+        self.dtype = self.dtype or "float16"
         if self.clips_per_shard is None:
             by_frame = self.features is not None and not self.pooled
             self.clips_per_shard = FRAMES_A_SHARD if by_frame else UNITS_A_SHARD

@@ -122,3 +122,16 @@ def test_without_a_model_the_page_says_so(page, model):
     finally:
         away.rename(model)
     assert found == "The model cannot be opened: asr.onnx does not lie beside this page."
+
+
+def test_what_is_no_ctc_model_is_said(page, model):
+    browser, address = page
+    kept = model.read_bytes()
+    try:
+        for content in (kept.replace(b'"ctc"', b'"any"'), b"no model"):
+            model.write_bytes(content)
+            browser.get(address)
+            found = said(browser, ("The model is being opened.",))
+            assert found.startswith("The model cannot be opened: asr.onnx is no exported CTC model: python -m")
+    finally:
+        model.write_bytes(kept)

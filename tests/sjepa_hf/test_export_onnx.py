@@ -274,6 +274,19 @@ def test_example_reads_what_a_pipe_left_and_names_what_it_cannot_read(exports, t
         assert len(done.stderr.splitlines()) == 1
 
 
+def test_example_says_what_is_no_ctc_model(exports, tmp_path):
+    text = tmp_path / "text.onnx"
+    text.write_text("no model")
+    others = [exports("waveform", "features").path, exports("waveform", "classification").path]
+    for model, said in (
+        *((other, "is no exported CTC model: python -m sjepa_hf.export_onnx --task ctc") for other in others),
+        *((path, "cannot be opened: ") for path in (text, tmp_path / "absent.onnx")),
+    ):
+        done = transcribe(model, tmp_path / "clip.wav")
+        assert done.returncode == 1 and done.stderr.startswith(f"error: {model} {said}"), done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
 def test_example_has_the_limits_of_training():
     constants = {}
     for node in ast.parse(EXAMPLE.read_text()).body:

@@ -166,12 +166,12 @@ def test_mixture_under_autocast():
 
     with autocast():
         found = asked(mixture)
-        mixture.update(features, decay=0.5)
-        mixture.update(features, decay=0.5, average="parameters")
+        mixture.apply_statistics(mixture.expectation(features)[1], decay=0.5)
+        mixture.apply_statistics(mixture.expectation(features)[1], decay=0.5, average="parameters")
         mixture.reseed_dead(min_share=0.5)
     wanted = asked(twin)
-    twin.update(features, decay=0.5)
-    twin.update(features, decay=0.5, average="parameters")
+    twin.apply_statistics(twin.expectation(features)[1], decay=0.5)
+    twin.apply_statistics(twin.expectation(features)[1], decay=0.5, average="parameters")
     twin.reseed_dead(min_share=0.5)
     for ours, theirs in zip((*found, *mixture.buffers()), (*wanted, *twin.buffers()), strict=True):
         assert torch.equal(ours, theirs)

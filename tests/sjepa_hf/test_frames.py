@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from sjepa_hf import SJepaConfig
-from sjepa_hf.frames import FRAMES_PER_SECOND, HOP, MIN_SAMPLES, SAMPLING_RATE, WINDOW, frame_centres, frame_lengths
+from sjepa_hf.frames import (
+    FRAMES_PER_SECOND,
+    HOP,
+    MIN_SAMPLES,
+    SAMPLING_RATE,
+    WINDOW,
+    frame_centres,
+    frame_lengths,
+    length_mask,
+)
 from sjepa_hf.saving import feature_extractor
 
 
@@ -29,6 +38,10 @@ def test_numbers_arrays_and_tensors_are_counted_alike():
     assert [frame_lengths(length) for length in lengths] == frames
     assert frame_lengths(np.array(lengths)).tolist() == frame_lengths(torch.tensor([lengths]))[0].tolist() == frames
     assert frame_lengths(MIN_SAMPLES) == 1 and frame_lengths(MIN_SAMPLES - 1) == 0
+
+
+def test_the_first_frames_are_real():
+    assert length_mask(torch.tensor([2, 0, 3]), 3).tolist() == [[True, True, False], [False] * 3, [True] * 3]
 
 
 def test_centres_lie_in_the_middle_of_each_window():

@@ -58,7 +58,8 @@ def test_golden_posteriors(golden_mixture, golden_targets):
 
 
 def test_golden_published_update(golden_mixture, golden_targets):
-    golden_mixture.update(golden_targets["gmm.features"], decay=0.9, average="parameters")
+    statistics = golden_mixture.expectation(golden_targets["gmm.features"])[1]
+    golden_mixture.apply_statistics(statistics, decay=0.9, average="parameters")
     for name in ("weights", "means", "variances"):
         expected = golden_targets[f"gmm.after_update.{name}"]
         torch.testing.assert_close(getattr(golden_mixture, name), expected, atol=1e-5, rtol=1e-5)
@@ -111,7 +112,7 @@ def test_statistics_update_is_stepwise_em():
             (responsibilities.mean(0), responsibilities.T @ x / 300, responsibilities.T @ x**2 / 300),
         )
     ]
-    mixture.update(features, decay=decay)
+    mixture.apply_statistics(mixture.expectation(features)[1], decay=decay)
     means = moments[1] / moments[0][:, None]
     torch.testing.assert_close(mixture.weights.double(), moments[0], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(mixture.means.double(), means, atol=1e-5, rtol=1e-5)
@@ -129,7 +130,7 @@ def test_decay_zero_is_one_em_iteration_of_scikit_learn():
     )  # fmt: skip
     with pytest.warns(ConvergenceWarning):
         reference.fit(features.numpy())
-    mixture.update(features, decay=0)
+    mixture.apply_statistics(mixture.expectation(features)[1], decay=0)
     np.testing.assert_allclose(mixture.means.numpy(), reference.means_, atol=1e-4)
     np.testing.assert_allclose(mixture.variances.numpy(), reference.covariances_, atol=1e-4)
 
@@ -143,22 +144,9 @@ def test_statistics_add_up_over_batches():
         statistics = split.statistics(chunk, split.posterior(chunk))
         parts = statistics if parts is None else parts + statistics
     split.apply_statistics(parts, decay=0.5)
-    whole.update(features, decay=0.5)
+    whole.apply_statistics(whole.expectation(features)[1], decay=0.5)
     for name, value in whole.named_buffers():
         torch.testing.assert_close(getattr(split, name), value, atol=1e-6, rtol=1e-5)
-
-
-def test_rows_without_responsibility_count_for_nothing():
-    alone, padded = random_mixture(), random_mixture()
-    padded.load_state_dict(alone.state_dict())
-    features = torch.randn(40, 5)
-    with_padding = torch.cat([features, 1e4 * torch.ones(10, 5)])
-    responsibilities = padded.posterior(with_padding)
-    responsibilities[40:] = 0
-    alone.update(features, decay=0.9)
-    padded.update(with_padding, decay=0.9, responsibilities=responsibilities)
-    torch.testing.assert_close(padded.means, alone.means, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(padded.variances, alone.variances, atol=1e-4, rtol=1e-4)
 
 
 def test_a_component_that_nobody_visits_stays_where_it_is_and_fades():
@@ -169,8 +157,8 @@ def test_a_component_that_nobody_visits_stays_where_it_is_and_fades():
     published.load_state_dict(mixture.state_dict())
     for _ in range(100):
         features = torch.randn(50, 5)
-        mixture.update(features, decay=0.99)
-        published.update(features, decay=0.99, average="parameters")
+        mixture.apply_statistics(mixture.expectation(features)[1], decay=0.99)
+        published.apply_statistics(published.expectation(features)[1], decay=0.99, average="parameters")
     torch.testing.assert_close(mixture.means[3], mean)
     torch.testing.assert_close(mixture.variances[3], variance)
     torch.testing.assert_close(mixture.weights[3], weight * 0.99**100, rtol=1e-3, atol=0)
@@ -241,7 +229,7 @@ def test_the_halves_part_where_there_are_two_clusters(num_features, parted):
     mixture = swollen_mixture(features)
     mixture.reseed_dead()
     for _ in range(20):
-        mixture.update(features, decay=0.5)
+        mixture.apply_statistics(mixture.expectation(features)[1], decay=0.5)
     ours = mixture.posterior(features)[:, 7] > 0.5
     agreement = (ours == cluster.bool()).float().mean()
     assert max(agreement, 1 - agreement) > 0.95
@@ -312,9 +300,9 @@ def test_fit_says_what_is_wrong():
     with pytest.raises(ValueError, match=r"\(frames, 4\)"):
         mixture.posterior(torch.randn(2, 10, 4))
     with pytest.raises(ValueError, match="average"):
-        mixture.update(torch.randn(10, 4), average="moments")
+        mixture.apply_statistics(mixture.expectation(torch.randn(10, 4))[1], average="moments")
     with pytest.raises(ValueError, match="decay"):
-        mixture.update(torch.randn(10, 4), decay=1.5)
+        mixture.apply_statistics(mixture.expectation(torch.randn(10, 4))[1], decay=1.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -438,7 +426,7 @@ def test_transitions_decay_as_the_other_statistics_do():
     new = statistics.transitions.pairs / 58
     torch.testing.assert_close(mixture.transitions.pairs, 0.9 * old + 0.1 * new, atol=1e-6, rtol=1e-5)
     before = mixture.transitions.pairs.clone()
-    mixture.update(features.flatten(0, 1), decay=0.9)
+    mixture.apply_statistics(mixture.expectation(features.flatten(0, 1))[1], decay=0.9)
     assert mixture.transitions.pairs.equal(before), "frames alone say nothing of order"
 
 

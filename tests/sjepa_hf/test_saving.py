@@ -1,9 +1,12 @@
+import errno
 import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from sjepa_hf.command import sentence
 from sjepa_hf.saving import feature_extractor, files_written_aside, written_aside
 
 
@@ -26,6 +29,23 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         raise OSError("disk full")
     assert (target / "a.txt").read_text() == "one"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device."),
+        (OSError("9 requested and 4 written"), "cannot be written (9 requested and 4 written)."),  # NumPy's
+        (SafetensorError("No space left on device"), "cannot be written (No space left on device)."),
+    ],
+)
+def test_an_error_that_names_no_file_names_what_was_being_written(tmp_path, error, said):
+    for write, name in ((written_aside, "model"), (files_written_aside, ".")):
+        with pytest.raises(OSError) as caught, write(tmp_path / name):
+            raise error
+        assert sentence(caught.value) == f"{tmp_path / name}: {said}"
+    with pytest.raises(FileNotFoundError, match="other"), written_aside(tmp_path / "model"):
+        (tmp_path / "other").read_text()
 
 
 def test_files_appear_together_or_not_at_all(tmp_path):

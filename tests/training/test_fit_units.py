@@ -14,6 +14,8 @@ def test_fitted_clusters_make_units(corpus_folder, clustered, tmp_path):
     described = json.loads((tmp_path / "fitted" / "units.json").read_text())
     assert (described["layers"], described["num_components"], described["method"]) == ([1, 3], 6, "kmeans")
     out = ["--data", str(corpus_folder), "--output", str(tmp_path / "out"), "--max_bad_fraction", "1"]
+    with pytest.raises(SystemExit, match="`clusters` is 'mixture', but those of .*fitted were fitted: leave it out"):
+        units.main([str(tmp_path / "fitted"), *out, "--clusters", "mixture"])
     units.main([str(tmp_path / "fitted"), *out])
     found = pq.read_table(tmp_path / "out" / "units-00000.parquet").column("units").to_pylist()
     assert len(found) == 11 and {unit for clip in found for unit in clip} == set(range(6))

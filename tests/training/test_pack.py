@@ -32,3 +32,8 @@ def test_other_settings_are_refused(corpus_folder, tmp_path):
         pack.main(arguments)
     with pytest.raises(SystemExit, match="`kbits` must lie between 6 and 256"):
         pack.main([*arguments, "--codec", "opus", "--kbits", "3"])
+    with pytest.raises(SystemExit, match="`kbits` is of Opus: take --codec opus, or leave it out"):
+        pack.main([*arguments, "--kbits", "32"])
+    for name in ("audio", "seconds", "source", "name"):
+        with pytest.raises(SystemExit, match=f"`columns` has '{name}', but audio, .* are the output's own"):
+            pack.main([*arguments, "--columns", name])

@@ -86,7 +86,13 @@ def test_what_cannot_be_gets_a_sentence(command, clustered, corpus_folder, tmp_p
         (("--features", "9"), "`layers` has 9, but the encoder has layers 0 to 3"),
         (("--format", "npy"), "units are written as parquet, jsonl, text"),
         (("--features", "1", "--dtype", "bfloat16"), "parquet does not know: take --format safetensors"),
-        (("--pooled", "true"), "are of features: name layers"),
+        (("--pooled", "true"), "`pooled` is of features: name layers with --features, or leave it out"),
+        (("--dtype", "float32"), "`dtype` is of features"),
+        (("--format", "text", "--columns", "speaker"), "`columns` is not written as text: take --format parquet"),
+        (("--format", "text", "--top_k", "2"), "`top_k` is not written as text"),
+        (("--features", "1", "--top_k", "2"), "`top_k` is of units, not of features: leave out --features"),
+        (("--features", "1", "--clusters", "mixture"), "`clusters` is of units"),
+        (("--columns", "units"), "`columns` has 'units', but number, source, .* are the output's own: rename"),
     ):
         with pytest.raises(SystemExit, match=said):
             command(*options)

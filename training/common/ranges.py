@@ -37,6 +37,13 @@ def check_ranges(settings: object, **names: str) -> None:
                     raise ValueError(f"`{name}` must be finite, got {each}.")
 
 
+def refuse_unread(settings: object, names: str, why: str) -> None:
+    """Raise a ValueError for a field among `names`, with spaces between, that is given and would not be read."""
+    for name in names.split():
+        if getattr(settings, name):
+            raise ValueError(f"`{name}` {why}, or leave it out.")
+
+
 def check_choice(settings: object, name: str, choices: Iterable[str]) -> None:
     """Raise a ValueError where a field holds none of `choices`."""
     value = getattr(settings, name)

@@ -16,6 +16,7 @@ from sjepa_hf.frames import FRAMES_PER_SECOND, HOP, SAMPLING_RATE, WINDOW, frame
 from sjepa_hf.opening import EMA_ENCODER, open_config, open_pretrained, open_pretraining, open_with_ema
 from sjepa_hf.units import units_of
 from training.corpus.reading import Row
+from training.data.batches import batches_by_length
 from training.data.labelled import pad_waveforms
 from training.data.waveforms import BadAudio
 
@@ -34,16 +35,18 @@ class Extractor(NamedTuple):
     description: dict
 
 
-def unit_extractor(checkpoint: str, source: str, top_k: int, device, precision: str = "fp32") -> Extractor:
+def unit_extractor(checkpoint: str, source: str | None, top_k: int, device, precision: str = "fp32") -> Extractor:
     """
-    Units of a pretraining checkpoint, or of a directory of [`FittedUnits`]: `units` `(T,)`, and with `top_k`
-    `top_units` and `posteriors` `(T, k)`.
+    Units of a pretraining checkpoint (`source`: its `"mixture"`, by default, or `"prediction"`), or of a directory of
+    [`FittedUnits`]: `units` `(T,)`, and with `top_k` `top_units` and `posteriors` `(T, k)`.
 
     Raises:
-        ValueError: if the checkpoint does not open, or has no clusters.
+        ValueError: if the checkpoint does not open, has no clusters, or fitted ones alone, where a `source` is named.
     """
     ema = False
     if is_fitted(checkpoint):
+        if source is not None:
+            raise ValueError(f"`clusters` is {source!r}, but those of {checkpoint} were fitted: leave it out.")
         fitted = FittedUnits.from_pretrained(checkpoint, device=device)
         model, extractor, size = fitted.mixture, fitted.extractor, fitted.mixture.num_components
         described = {"clusters": "fitted", "layers": fitted.layers, "encoder weights": fitted.description["weights"]}
@@ -51,6 +54,7 @@ def unit_extractor(checkpoint: str, source: str, top_k: int, device, precision: 
         def posteriors(values, mask):
             return fitted.unit_posteriors(values, mask)[0]
     else:
+        source = source or "mixture"
         opened = open_pretraining(checkpoint) if open_config(checkpoint).model_type == "sjepa" else None
         if opened is None:
             raise ValueError(
@@ -176,7 +180,7 @@ def extract_shard(
             done.bad[place] = (row.clip.name, error.reason)
     in_pieces = 0
     with ThreadPoolExecutor(threads) as pool:
-        for places, decoded in _ahead(pool, rows, batches(lengths, batch_seconds)):
+        for places, decoded in _ahead(pool, rows, batches_by_length(lengths, batch_seconds)):
             waveforms = {}
             for place, future in zip(places, decoded):
                 try:
@@ -196,16 +200,6 @@ def extract_shard(
                 done.found[place], done.seconds[place] = tensors, len(waveform) / SAMPLING_RATE
             progress(len(places), sum(map(len, waveforms.values())) / SAMPLING_RATE)
     return done._replace(in_pieces=in_pieces)
-
-
-def batches(lengths: dict[int, int], batch_seconds: float) -> list[list[int]]:
-    """Places of clips of `lengths` in samples, longest first, in batches of at most `batch_seconds` with padding."""
-    found: list[list[int]] = []
-    for place in sorted(lengths, key=lambda place: (-lengths[place], place)):
-        if not found or (len(found[-1]) + 1) * lengths[found[-1][0]] > batch_seconds * SAMPLING_RATE:
-            found.append([])
-        found[-1].append(place)
-    return found
 
 
 def _ahead(pool: ThreadPoolExecutor, rows: Sequence[Row], groups: list[list[int]]) -> Iterator[tuple[list[int], list]]:

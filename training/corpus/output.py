@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sjepa_hf.command import UserError
-from sjepa_hf.saving import flush, share_mode_of, write_text_aside
+from sjepa_hf.saving import flush, named_in_errors, share_mode_of, write_text_aside
 
 
 RECORD, PROGRESS = "corpus.json", ".progress"
@@ -84,9 +84,10 @@ class OutputFolder:
         aside = self.progress / f"{shard:06d}.incomplete"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        yield aside
-        share_mode_of(aside)
-        flush(aside)
+        with named_in_errors(self.directory):
+            yield aside
+            share_mode_of(aside)
+            flush(aside)
         for path in sorted(aside.iterdir()):
             os.replace(path, self.directory / path.name)
         aside.rmdir()

@@ -18,7 +18,7 @@ from training.corpus.reading import Row
 from training.data.waveforms import BadAudio, read_audio
 
 
-CODECS, PACKED_FORMATS = ("flac", "opus"), ("parquet", "tar")
+PACKED_COLUMNS = ("audio", "name", "source", "seconds")
 SCALE = 32768  # of 16-bit samples
 OPUS_RATES = (6, 256)  # kbit/s that libsndfile's compression level runs over
 ROWS_A_GROUP = 100

@@ -89,6 +89,14 @@ class Corpus:
         raise IndexError(number)
 
 
+def check_names(columns: Sequence[str], written: Sequence[str]) -> None:
+    """Raise a ValueError where a column of the data has the name of one that is written of every clip anyway."""
+    if taken := [name for name in columns if name in written]:
+        raise ValueError(
+            f"`columns` has '{taken[0]}', but {', '.join(written)} are the output's own: rename it in the data."
+        )
+
+
 def _streamed(source: Source, columns: Sequence[str]) -> Iterator[tuple[str, Clip, dict]]:
     """Source, clip and labels of each row of a source from front to back."""
     dataset, count = source.dataset, 0

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from accelerate import PartialState
 
 from sjepa_hf.durations import audio_amount
-from training.corpus.output import OutputFolder
+from training.corpus.output import RECORD, OutputFolder
 from training.corpus.reading import Corpus, Row
-from training.data.bad_audio import BadAudioMonitor
+from training.data.bad_audio import BadAudioError, BadAudioMonitor
 
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def write_shards(
         The totals of the corpus; None if shards of other processes are not done yet.
 
     Raises:
-        BadAudioError: if too many clips cannot be used.
+        BadAudioError: if too many clips cannot be used, or, once the record says so, none of the corpus.
     """
     monitor, count = BadAudioMonitor(max_bad_fraction), 0
     for number, rows in corpus.shards(own_shards(state, output)):
@@ -66,6 +66,9 @@ def write_shards(
             made.write(folder)
     totals = output.finish(count)
     output.close()
+    if totals and not totals["clips"]:
+        record = output.directory / RECORD
+        raise BadAudioError(f"No clip of the data could be used {totals['bad_clips']}: {record} names them.")
     return totals
 
 

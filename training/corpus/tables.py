@@ -17,6 +17,9 @@ from training.corpus.reading import Row
 
 UNIT_FORMATS = ("parquet", "jsonl", "text")
 FEATURE_FORMATS = ("parquet", "npy", "safetensors")
+OF_CLIPS = ("number", "source", "name", "seconds")
+COLUMNS_OF_UNITS = (*OF_CLIPS, "units", "run_units", "run_starts", "run_seconds", "top_units", "posteriors")
+COLUMNS_OF_FEATURES = (*OF_CLIPS, "shape", "features", "first", "rows")
 
 
 def clip_columns(rows: Sequence[Row], extracted: Extracted, columns: Sequence[str]) -> dict[str, pa.Array]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sjepa_hf.frames import SAMPLING_RATE, frame_lengths
+from sjepa_hf.frames import SAMPLING_RATE, frame_lengths, length_mask
 from training.data.bad_audio import BadAudioError
 from training.data.clips import Clip
 from training.data.handover import Handover
@@ -69,6 +69,16 @@ def cut_batches(lengths: np.ndarray, max_samples: int, rng: np.random.Generator)
     return [groups[i] for i in rng.permutation(len(groups))]
 
 
+def batches_by_length(lengths: dict[int, int], batch_seconds: float) -> list[list[int]]:
+    """Numbers of clips of `lengths` in samples, longest first, in batches of at most `batch_seconds` with padding."""
+    found: list[list[int]] = []
+    for number in sorted(lengths, key=lambda number: (-lengths[number], number)):
+        if not found or (len(found[-1]) + 1) * lengths[found[-1][0]] > batch_seconds * SAMPLING_RATE:
+            found.append([])
+        found[-1].append(number)
+    return found
+
+
 def collate(clips: list[np.ndarray], mask: Mask, generator: torch.Generator) -> dict[str, Tensor]:
     """Pad clips to the longest one and draw which frames are masked.
 
@@ -94,7 +104,7 @@ def with_masks(input_values: Tensor, lengths: Tensor, mask: Mask, generator: tor
     frames = frame_lengths(lengths)
     num_frames = int(frames.max())
     masked = mask(frames, num_frames, generator)  # [B, T]
-    visible = (torch.arange(num_frames) < frames[:, None]) & ~masked
+    visible = length_mask(frames, num_frames) & ~masked
     return {
         "input_values": input_values,
         "attention_mask": attention_mask(lengths),
@@ -366,5 +376,4 @@ def to_device(batch: dict, device: torch.device) -> dict:
 
 def real_frames(batch: dict, sequence_length: int) -> torch.Tensor:
     """Which frames of a batch are real: bool `(batch_size, sequence_length)`."""
-    lengths = frame_lengths(batch["lengths"])
-    return torch.arange(sequence_length, device=lengths.device) < lengths[:, None]
+    return length_mask(frame_lengths(batch["lengths"]), sequence_length)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sjepa_hf.frames import SAMPLING_RATE
+from training.data.batches import batches_by_length
 from training.data.clips import Clip
 from training.data.labelled import LabelledClips
 from training.evaluation.encoders import Encoder, content_hash
@@ -174,14 +174,7 @@ class FrozenFeatures:
         return stored
 
     def _batches(self, indices: Sequence[int]) -> list[list[int]]:
-        """The clips sorted by length, cut into batches of at most `BATCH_SECONDS` with their padding."""
-        batches: list[list[int]] = []
-        for i in sorted(indices, key=lambda i: self.clips.num_samples[i], reverse=True):
-            longest = self.clips.num_samples[batches[-1][0]] if batches else 0
-            if not batches or (len(batches[-1]) + 1) * longest > BATCH_SECONDS * SAMPLING_RATE:
-                batches.append([])
-            batches[-1].append(i)
-        return batches
+        return batches_by_length({i: self.clips.num_samples[i] for i in indices}, BATCH_SECONDS)
 
     def _encode(self, batch: list[int]) -> dict[int, Tensor]:
         """Features, as they are stored, of those clips of a batch that can be decoded."""

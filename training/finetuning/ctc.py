@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import EvalPrediction, Wav2Vec2CTCTokenizer, Wav2Vec2Processor
 
+from sjepa_hf.frames import length_mask
 from sjepa_hf.opening import open_pretrained
 from training.common.learned import judge_texts
 from training.data.labelled import LabelledClips, pad_waveforms, usable
@@ -100,7 +101,7 @@ class CtcFineTuner(FineTuner):
         if logits is None:
             return loss, None, None
         lengths = self.model._get_feat_extract_output_lengths(inputs["attention_mask"].sum(-1)).to(logits.device)
-        padding = torch.arange(logits.shape[1], device=logits.device) >= lengths[:, None]
+        padding = ~length_mask(lengths, logits.shape[1])
         return loss, logits.argmax(-1).masked_fill(padding, -100), inputs["references"].to(logits.device)
 
 

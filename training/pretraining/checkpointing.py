@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 
 from training.common.processes import check_processes_agree
 from training.pretraining import checkpoint_layout, resuming
@@ -101,7 +100,7 @@ def write(run: Run, directory: Path, random_states: list[dict], state: checkpoin
             state,
             run.arguments.to_dict(),
         )
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         run.failed_saves += 1
         free = shutil.disk_usage(directory.parent).free / 2**20
         in_a_row = f"{run.failed_saves} in a row, {free:.0f} MiB free there"

@@ -8,17 +8,8 @@ from checkpoints import save
 from sjepa_hf import SJepaForPreTraining, SJepaModel
 from sjepa_hf.frames import frame_lengths
 from sjepa_hf.opening import open_sjepa
-from training.corpus.extraction import batches, extract_shard, feature_extractor, in_whole_pieces, unit_extractor
+from training.corpus.extraction import extract_shard, feature_extractor, in_whole_pieces, unit_extractor
 from training.corpus.reading import Corpus
-
-
-def test_batches_hold_every_clip_once_within_their_bound():
-    rng = np.random.default_rng(0)
-    lengths = dict(enumerate(rng.integers(400, 160_000, 50).tolist()))
-    found = batches(lengths, batch_seconds=20)
-    assert sorted(place for batch in found for place in batch) == sorted(lengths)
-    assert all(len(batch) * max(lengths[place] for place in batch) <= 20 * 16000 for batch in found)
-    assert [len(batch) for batch in batches({0: 10**6, 1: 400}, 1)] == [1, 1]
 
 
 @pytest.mark.parametrize("source", ["mixture", "prediction"])

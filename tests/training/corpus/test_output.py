@@ -1,10 +1,11 @@
 """The folder that is written: never mixed, never half."""
 
+import errno
 import json
 
 import pytest
 
-from sjepa_hf.command import UserError
+from sjepa_hf.command import UserError, sentence
 from training.corpus.output import OutputFolder
 
 
@@ -51,6 +52,13 @@ def test_other_contents_are_refused_and_a_moved_checkpoint_is_not(tmp_path):
         OutputFolder(tmp_path / "else", SETTINGS)
     with pytest.raises(ValueError, match="is a file"):
         OutputFolder(tmp_path / "else" / "mine.txt", SETTINGS)
+
+
+def test_a_full_disk_names_the_folder(tmp_path):
+    output = OutputFolder(tmp_path / "out", SETTINGS)
+    with pytest.raises(OSError) as caught, output.shard(0, FACTS):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert sentence(caught.value) == f"{tmp_path / 'out'}: No space left on device."
 
 
 def test_two_runs_do_not_write_at_once(tmp_path):

@@ -60,3 +60,13 @@ def test_too_many_clips_that_cannot_be_used_end_the_run(corpus, tmp_path):
     with pytest.raises(BadAudioError, match="odd"):
         write_shards(corpus, output, process(0, 1), 0.03, make)  # 0 of 25, 1 of 51, 3 of 78
     assert output.is_done(1) and not output.is_done(2)
+
+
+def test_a_corpus_without_a_usable_clip_is_an_error_in_every_run(corpus, tmp_path):
+    def make(number, rows) -> Shard:
+        return Shard({"clips": 0, "seconds": 0.0}, [(row.clip.name, "odd") for row in rows], lambda folder: None)
+
+    for _ in range(2):  # the second has nothing left to do
+        output = OutputFolder(tmp_path / "out", corpus.settings)
+        with pytest.raises(BadAudioError, match=r"No clip .* {'odd': 7}: .*corpus.json names them"):
+            write_shards(corpus, output, process(0, 1), 1.0, make)

@@ -10,7 +10,7 @@ import torch
 from clip_streams import NUM_CLIPS, after, as_source, assert_same, loader, numbers, take, write_clips
 
 from sjepa_hf.frames import SAMPLING_RATE
-from training.data.batches import BatchStream, attention_mask, collate, cut_batches
+from training.data.batches import BatchStream, attention_mask, batches_by_length, collate, cut_batches
 from training.data.clips import Clip, Source
 from training.data.masking import SpanMask
 from training.data.order import ClipIndex, Position
@@ -56,6 +56,14 @@ def test_cut_batches_mixes_clips_of_equal_length():
 def test_cut_batches_keeps_what_does_not_fill_a_batch(lengths):
     (batch,) = cut_batches(np.array(lengths, dtype=np.int64), 1600, np.random.default_rng(0))
     assert sorted(batch.tolist()) == list(range(len(lengths)))
+
+
+def test_batches_by_length_hold_every_clip_once_within_their_bound():
+    lengths = dict(enumerate(np.random.default_rng(0).integers(400, 160_000, 50).tolist()))
+    found = batches_by_length(lengths, batch_seconds=20)
+    assert sorted(number for batch in found for number in batch) == sorted(lengths)
+    assert all(len(batch) * max(lengths[number] for number in batch) <= 20 * 16000 for batch in found)
+    assert [len(batch) for batch in batches_by_length({0: 10**6, 1: 400}, 1)] == [1, 1]
 
 
 def test_collate_pads_and_tells_masked_from_visible_frames():

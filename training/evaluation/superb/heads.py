@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
-from sjepa_hf.frames import FRAMES_PER_SECOND
+from sjepa_hf.frames import FRAMES_PER_SECOND, length_mask
 
 
 class LayerSum(nn.Module):
@@ -187,7 +187,7 @@ class XVectorHead(nn.Module):
         missing = max(0, self.CONTEXT + 2 - frames.shape[1])
         frames = self.projector(nn.functional.pad(frames, (0, 0, 0, missing))).transpose(1, 2)  # [B, U, T]
         frames = self.frame_layers(frames)  # [B, W, T - 14]
-        real = (torch.arange(frames.shape[-1]) < lengths[:, None])[:, None].to(frames.device)
+        real = length_mask(lengths, frames.shape[-1])[:, None].to(frames.device)
         lengths = lengths[:, None].to(frames.device)
         mean = (frames * real).sum(-1) / lengths
         squares = ((frames - mean[..., None]).square() * real).sum(-1) / (lengths - 1)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sjepa_hf.frames import length_mask
 from training.common.naming import several
 from training.common.progress import Heartbeat
 from training.evaluation.frozen_features import FrozenFeatures
@@ -138,7 +139,7 @@ def query_scores(query: Tensor, documents: Sequence[Tensor]) -> np.ndarray:
         batch = documents[start : start + DOCUMENTS_AT_ONCE]
         lengths = torch.tensor([len(document) for document in batch])
         padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
-        missing = (torch.arange(padded.shape[1]) >= lengths[:, None])[:, None]  # [B, 1, T]
+        missing = ~length_mask(lengths, padded.shape[1])[:, None]  # [B, 1, T]
         distances = (1 - query @ padded.transpose(1, 2)).exp() - 1  # [B, N, T]
         low = distances.masked_fill(missing, torch.inf).amin(-1, keepdim=True)
         high = distances.masked_fill(missing, -torch.inf).amax(-1, keepdim=True)
