@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from training.common.naming import printable
+from training.common.naming import printable, unknown
 
 
 def parse_dataclasses(
@@ -35,7 +35,7 @@ def parse_dataclasses(
         One instance of each dataclass, then a namespace of the positional arguments.
 
     Raises:
-        ValueError: for a recipe that [`read_recipe`] refuses.
+        ValueError: for an option that is unknown, and a recipe that [`read_recipe`] refuses.
     """
     path = config_path(argv) or recipe
     values = read_recipe(path, groups) if path else {}
@@ -47,7 +47,22 @@ def parse_dataclasses(
     parser.add_argument("--config", help=f"Recipe (YAML): any of the fields below. Default: {recipe or 'none'}.")
     for name, options in positional.items():
         parser.add_argument(name, **options)
+    check_options(parser, argv)
     return parser.parse_args_into_dataclasses(list(argv))
+
+
+def check_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Raise a ValueError for a word that is no option, even where options that are required are missing."""
+    required = [action for action in parser._actions if action.required]
+    for action in required:
+        action.required = False
+    rest = parser.parse_known_args(list(argv))[1]
+    for action in required:
+        action.required = True
+    if rest:
+        options = [option for option in parser._option_string_actions if "-" not in option.lstrip("-")]
+        word = unknown(rest[0].partition("=")[0], options)
+        raise ValueError(f"{word} is no option of this command: --help lists them.")
 
 
 def config_path(argv: Sequence[str]) -> str | None:
@@ -78,9 +93,10 @@ def read_recipe(path: str, groups: Sequence[type]) -> dict:
     if not isinstance(recipe, dict):
         raise ValueError(f"The recipe {path} holds no fields, but {shown(recipe)}: write them as `name: value`.")
     types = {name: kind for group in groups for name, kind in get_type_hints(group).items()}
-    unknown = sorted(shown(name) for name in recipe if name not in types)
-    if unknown:
-        raise ValueError(f"The recipe {path} holds unknown fields: {', '.join(unknown)}.")
+    strange = sorted((name for name in recipe if name not in types), key=str)
+    if strange:
+        names = ", ".join(unknown(name, types) for name in strange)
+        raise ValueError(f"The recipe {path} holds unknown fields: {names}.")
     if "model_config" in recipe and not isinstance(recipe["model_config"], dict):
         raise ValueError(f"`model_config` in the recipe {path} must hold fields of SJepaConfig, or be left out.")
     for name, value in recipe.items():
