@@ -434,7 +434,7 @@ def test_nothing_but_real_frames_is_read(folder, checkpoint, tmp_path):
 
 def test_a_head_that_learned_nothing_is_named(call, caplog, capsys):
     options = ["--label_column", "tone", "--max_steps", "1", "--learning_rate", "1e-9", "--batch_size", "8"]
-    (result,) = call("sid", "--model", "mfcc", *options)
+    (result,) = call("sid", "--model", "mfcc", *options, "--eval_fraction", "0.3")
     assert result["learned"] is False and "mfcc, seed 0: THE HEAD HAS LEARNED NOTHING" in caplog.text
     assert "No better than chance: mfcc, seed 0." in capsys.readouterr().out
 
