@@ -47,21 +47,18 @@ def parse_dataclasses(
     parser.add_argument("--config", help=f"Recipe (YAML): any of the fields below. Default: {recipe or 'none'}.")
     for name, options in positional.items():
         parser.add_argument(name, **options)
-    check_options(parser, argv)
-    return parser.parse_args_into_dataclasses(list(argv))
+    known = tuple(parser._option_string_actions)
+    names = (word.partition("=")[0] for word in argv if word.startswith("--"))
+    refuse_options([name for name in names if not any(option.startswith(name) for option in known)], known)
+    *parsed, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    refuse_options(rest, known)
+    return tuple(parsed)
 
 
-def check_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-    """Raise a ValueError for a word that is no option, even where options that are required are missing."""
-    required = [action for action in parser._actions if action.required]
-    for action in required:
-        action.required = False
-    rest = parser.parse_known_args(list(argv))[1]
-    for action in required:
-        action.required = True
-    if rest:
-        options = [option for option in parser._option_string_actions if "-" not in option.lstrip("-")]
-        word = unknown(rest[0].partition("=")[0], options)
+def refuse_options(words: Sequence[str], known: Sequence[str]) -> None:
+    """Raise a ValueError for the first of the words, which are no options, if there is one."""
+    if words:
+        word = unknown(words[0], [option for option in known if "-" not in option.lstrip("-")])
         raise ValueError(f"{word} is no option of this command: --help lists them.")
 
 

@@ -2,9 +2,9 @@
 
 A text is compared with texts that know nothing of the clip but its length: what all texts in a row hold elsewhere, and
 the texts of other clips of like length. A class is compared with what as many answers of each class would hit if they
-fell on the clips at random, and with the commonest class for all. Only what is better than the mean of chance by three
-of its standard deviations has been learned: the best of many evaluations is judged. Where not even answers that are all
-right would be, the clips are too few to tell.
+fell on the clips at random, and with the commonest class for all. Only what is better than the mean of chance by
+three of its standard deviations has been learned: the best of many evaluations is judged. Where not even answers that
+are all right would be, the clips are too few to tell.
 """
 
 from collections import Counter
@@ -96,8 +96,8 @@ def cer_by_chance(texts: Sequence[str], references: Sequence[str]) -> float:
 
 def unknowing(texts: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
     """
-    Texts of the same clips that know nothing of them: as long as they are, from other places of all texts in a row, and
-    the texts of neighbours in length; `TRIES` of each, at most.
+    Texts of the same clips that know nothing of them: from other places of all texts in a row, as long, and the
+    texts of neighbours in length; `TRIES` of each, at most.
     """
     row, ends = "".join(texts), np.cumsum([len(text) for text in texts])
     moved = []
