@@ -25,10 +25,16 @@ from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.opening import open_processor
 from sjepa_hf.saving import feature_extractor
 from training.common.metrics import load_metric
-from training.data.labelled import LabelledClips, open_labelled, pad_waveforms
+from training.data.labelled import (
+    LABEL_COLUMNS,
+    TEXT_COLUMNS,
+    LabelledClips,
+    choose_column,
+    open_labelled,
+    pad_waveforms,
+)
 from training.finetuning.beam_search import greedy_decode
 from training.finetuning.classification import check_labels
-from training.finetuning.data import LABEL_COLUMNS, TEXT_COLUMNS, choose_column
 from training.finetuning.text import TextNormalizer
 from training.finetuning.transcribe import error_rates
 

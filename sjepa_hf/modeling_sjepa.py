@@ -291,6 +291,15 @@ class SJepaPreTrainedModel(PreTrainedModel):
         config.validate_architecture()  # `from_pretrained` sets what it is given after the configuration was checked
         super().__init__(config, *args, **kwargs)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the matrices: the vectors of norms stay in fp32."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point() and p.ndim > 1), super().dtype)
+
+    def freeze_feature_encoder(self):
+        """Stop the gradient at the front end, as fine-tuning usually does."""
+        self.base_model.feature_extractor.requires_grad_(False)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if isinstance(module, nn.Conv1d) and hasattr(module, "parametrizations"):  # the positional convolution
@@ -348,10 +357,6 @@ class SJepaModel(SJepaPreTrainedModel):
         self.feature_projection = SJepaFeatureProjection(config, self.feature_extractor.output_size)
         self.encoder = SJepaEncoder(config)
         self.post_init()
-
-    def freeze_feature_encoder(self):
-        """Stop the gradient at the front end, as fine-tuning usually does."""
-        self.feature_extractor.requires_grad_(False)
 
     @merge_with_config_defaults
     @capture_outputs

@@ -45,10 +45,6 @@ class SJepaEncoderWithHead(SJepaPreTrainedModel):
         if isinstance(getattr(module, "layer_weights", None), nn.Parameter):
             init.constant_(module.layer_weights, 1.0 / len(module.layer_weights))
 
-    def freeze_feature_encoder(self):
-        """Stop the gradient at the front end, as fine-tuning usually does."""
-        self.sjepa.freeze_feature_encoder()
-
     def freeze_base_model(self):
         """Train the head alone."""
         self.sjepa.requires_grad_(False)

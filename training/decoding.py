@@ -19,9 +19,9 @@ from sjepa_hf.opening import open_recogniser
 from sjepa_hf.saving import write_text_aside
 from training.common.device import default_device
 from training.common.progress import Heartbeat
-from training.data.labelled import open_labelled
+from training.data.labelled import TEXT_COLUMNS, choose_column, open_labelled
 from training.finetuning.beam_search import ALPHA, BEAM_WIDTH, BETA, BeamSearchDecoder, check_language_model
-from training.finetuning.data import TEXT_COLUMNS, choose_column, read_sentences
+from training.finetuning.data import read_sentences
 from training.finetuning.ngram import NGram, estimate
 from training.finetuning.text import TextNormalizer
 from training.finetuning.transcribe import evaluate_clips, examples

@@ -23,10 +23,10 @@ from transformers import AutoModelForAudioClassification, Wav2Vec2FeatureExtract
 from sjepa_hf.command import command
 from training.common.learned import judge_classes
 from training.common.progress import Heartbeat
-from training.data.labelled import LabelledClips
+from training.data.labelled import LABEL_COLUMNS, LabelledClips, choose_column
 from training.finetuning.arguments import FineTuningArguments, parse_finetuning
 from training.finetuning.classification import ClassificationCollator, accuracy_and_f1, check_labels, class_names
-from training.finetuning.data import LABEL_COLUMNS, by_length, choose_column, open_splits
+from training.finetuning.data import by_length, open_splits
 from training.finetuning.model import open_extractor, open_with_head
 from training.finetuning.plan import tell_plan
 from training.finetuning.result import Outcome, save_output

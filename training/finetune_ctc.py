@@ -23,7 +23,7 @@ from transformers import AutoModelForCTC, Wav2Vec2Processor, set_seed
 from sjepa_hf.command import command
 from training.common.learned import judge_texts
 from training.common.progress import Heartbeat
-from training.data.labelled import LabelledClips
+from training.data.labelled import TEXT_COLUMNS, LabelledClips, choose_column
 from training.finetuning.arguments import FineTuningArguments, parse_finetuning
 from training.finetuning.beam_search import ALPHA, BEAM_WIDTH, BETA, BeamSearchDecoder, check_language_model
 from training.finetuning.ctc import (
@@ -35,7 +35,7 @@ from training.finetuning.ctc import (
     open_tokenizer,
     save_text_tools,
 )
-from training.finetuning.data import TEXT_COLUMNS, by_length, choose_column, open_splits
+from training.finetuning.data import by_length, open_splits
 from training.finetuning.model import open_extractor, open_with_head
 from training.finetuning.ngram import NGram
 from training.finetuning.plan import tell_plan

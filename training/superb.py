@@ -78,16 +78,32 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
         none with `dry_run`.
 
     Raises:
-        ValueError: settings, data or a checkpoint at fault, or results there of other settings or data.
+        ValueError: as `prepare`, and a checkpoint at fault.
         BadAudioError: too much of the audio cannot be used.
     """
-    heartbeat = heartbeat or Heartbeat("evaluating")
+    return evaluate(*prepare(arguments), heartbeat or Heartbeat("evaluating"))
+
+
+def prepare(arguments: SuperbArguments) -> tuple[Evaluation, list[dict]]:
+    """
+    A task with its data open, and the results that `output_dir` holds.
+
+    Raises:
+        ValueError: settings or data at fault, or results there of other settings or data.
+        BadAudioError: too much of the audio cannot be used.
+    """
     output = Path(arguments.output_dir)
     evaluation = Evaluation(arguments)
-    merged = earlier = earlier_results(output, evaluation.task.name, evaluation.settings)
+    earlier = earlier_results(output, evaluation.task.name, evaluation.settings)
     evaluation.open()
     if earlier:
         check_data(earlier, evaluation.data_digest, output)
+    return evaluation, earlier
+
+
+def evaluate(evaluation: Evaluation, earlier: list[dict], heartbeat: Heartbeat) -> list[dict]:
+    """What `run` returns, of a task that `prepare` has opened."""
+    arguments, output, merged = evaluation.arguments, Path(evaluation.arguments.output_dir), earlier
     if arguments.dry_run:
         return []
     store = FeatureStore(arguments.cache_dir, arguments.cache_gb)
@@ -114,17 +130,18 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
 def run_all(arguments: SuperbArguments, heartbeat: Heartbeat) -> str:
     """
     Evaluate all subjects on all tasks of the file `tasks`, with a table and a picture of their results, `all.md` and
-    `all.png`.
+    `all.png`. All data are opened and checked before the first task is run.
 
     Returns:
         the table.
 
     Raises:
-        ValueError: as `arguments_of_tasks`, before any task is run, and `run` do.
+        ValueError: as `arguments_of_tasks` and `run` do.
     """
     results = {}
-    for one in arguments_of_tasks(arguments):
-        results[one.task] = [result for result in run(one, heartbeat) if result["encoder"] in one.model]
+    for evaluation, earlier in [prepare(one) for one in arguments_of_tasks(arguments)]:
+        found = evaluate(evaluation, earlier, heartbeat)
+        results[evaluation.task.name] = [result for result in found if result["encoder"] in arguments.model]
     if arguments.dry_run:
         return ""
     return write_summary(results, Path(arguments.output_dir), arguments.published)

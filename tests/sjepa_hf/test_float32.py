@@ -249,6 +249,7 @@ def test_what_is_kept_is_made_and_loaded_in_fp32(model_class, dtype, config, tmp
         torch.set_default_dtype(default)
     made.save_pretrained(tmp_path)
     for model in (made, model_class.from_pretrained(tmp_path, dtype=dtype)):
+        assert model.dtype == dtype
         for name, tensor in model.state_dict().items():
             assert tensor.dtype == (torch.float32 if kept(model, name) else dtype), name
     assert {name for name, _ in made.named_modules() if "norm" in name.split(".")[-1]} == {

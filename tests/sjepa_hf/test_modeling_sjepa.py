@@ -294,6 +294,14 @@ def test_front_end_gradient_is_multiplied(make_config):
     torch.testing.assert_close(gradients[1][1], gradients[0][1], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("model_class", [SJepaModel, SJepaForCTC, SJepaForPreTraining])
+def test_the_front_end_can_be_frozen_in_every_class(model_class, config):
+    model = model_class(config)
+    model.freeze_feature_encoder()
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if "feature_extractor." in name} != set()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_norms_and_tables_in_fp32(config, dtype, tmp_path, padded_batch):
     waveforms, attention_mask, _ = padded_batch

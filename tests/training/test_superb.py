@@ -91,7 +91,7 @@ def test_too_few_clips(folder, tmp_path):
     rows = [{"audio_filepath": f"{folder}/{i}.wav", "who": "xy"[i]} for i in range(2)]
     (tmp_path / "two.jsonl").write_text("\n".join(map(json.dumps, rows)))
     options = ["--task", "sid", "--label_column", "who", "--train_data", str(tmp_path / "two.jsonl")]
-    with pytest.raises(SystemExit, match="error: All 1 clips belong together: none of them can be held out"):
+    with pytest.raises(SystemExit, match="error: --task sid: All 1 clips belong together: none of them can be"):
         main(["--model", "mfcc", *options])
 
 
@@ -105,6 +105,7 @@ def test_pooled_task_with_several_subjects(call, checkpoint, capsys, tmp_path, m
         assert sum(result["layer_weights"]) == pytest.approx(1)
         assert len(result["layer_weights"]) == (1 if result["encoder"] == "mfcc" else 3)
         assert result["clips"] == {"train": 24, "dev": 8, "test": 8} and result["hours"]["test"] > 0
+        assert result["dev_metrics"].keys() == {"class_mean_accuracy"}, "what chose the step has a name of its own"
         assert result["split"] == "test" and "speech_commands" in result["protocol"]
         assert result["hyperparameters"]["learning_rate"] == 3e-3 and result["hyperparameters"]["balanced"]
     assert results[4]["layer_weights"] != results[5]["layer_weights"]
@@ -279,8 +280,9 @@ def test_diarization(call, voices, tmp_path):
     assert row.merit == -result["metrics"]["der"] and row.protocol.startswith("12 mixtures")
 
 
-def test_query_by_example(checkpoint, tmp_path):
+def test_query_by_example(checkpoint, tmp_path, caplog):
     """Words of three tones are found among others. Nothing is trained, so one seed and no training clips."""
+    caplog.set_level("INFO")
     rng, rows = np.random.default_rng(0), []
     for i in range(40):
         tones = np.repeat([[300, 2500, 900], [2500, 900, 300], [900, 300, 2500], [300, 900, 2500]][i % 4], 2000)
@@ -299,7 +301,9 @@ def test_query_by_example(checkpoint, tmp_path):
     row = read_scores(tmp_path / "out" / "qbe.json")[0]
     assert row.merit == row.value and "12 queries in 28 clips; nothing trained" in row.protocol
     assert "best layer" in row.task and not (tmp_path / "out" / "qbe_layer_weights.png").exists()
-    assert "nothing is trained" in (tmp_path / "out" / "qbe.md").read_text()
+    text = (tmp_path / "out" / "qbe.md").read_text()
+    assert "nothing is trained" in text and "dev 40 (15 seconds)" in text
+    assert "test clips with the best layer (dev: mtwv" in caplog.text and "head of step" not in caplog.text
     assert results[0]["hours"].keys() == {"dev", "test"}
 
 
@@ -321,7 +325,8 @@ def test_all_tasks_in_one_command(folder, tmp_path, monkeypatch, capsys):
     main(options)
     assert ran == ["ks"]
     for content, message in {
-        "ks: {colour: red}": "task ks cannot have the option `colour`",
+        "ks: {max_step: 3}": r"task ks: a task of its own cannot have the option max_step \(near: max_steps",
+        "ks: {max_steps: many}": "tasks.yaml, task ks: `max_steps` is many, and must be a whole number",
         "xx: {train_data: a}": "There is no task 'xx'",
         "ks": "does not name tasks with their options",
         "{": "is no YAML",
@@ -329,6 +334,36 @@ def test_all_tasks_in_one_command(folder, tmp_path, monkeypatch, capsys):
         (tmp_path / "tasks.yaml").write_text(content)
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
             main(options)
+
+
+def test_all_data_are_checked_before_the_first_run(folder, tmp_path, monkeypatch):
+    """What is wrong with the last task is said with its name, and the option that mends it."""
+    monkeypatch.setattr(evaluation.Evaluation, "score", lambda *_: pytest.fail("a task was run"))
+    (tmp_path / "lexicon.txt").write_text("BE B IY1\nA AH0\n")
+    required = ["--task", "all", "--model", "mfcc", "--output_dir", str(tmp_path / "out"), "--tasks"]
+    for last, message in {
+        f"sid: {{train_data: {folder}}}": "--task sid: .* no column 'label'; .* Name another with --label_column",
+        "sid: {train_data: /nowhere}": "--task sid: '/nowhere': there is no file or folder",
+        f"pr: {{train_data: {folder}, lexicon: {tmp_path}/lexicon.txt}}": "--task pr: The lexicon lacks .* 'CAB'",
+    }.items():
+        (tmp_path / "tasks.yaml").write_text(f"ks: {{train_data: {folder}, label_column: tone}}\n{last}\n")
+        with pytest.raises(SystemExit, match=f"error: {message}"):
+            main([*required, str(tmp_path / "tasks.yaml")])
+
+
+def test_transcripts_are_found_as_in_fine_tuning(call, folder):
+    table = f"{folder}/metadata.csv"
+    with open(table) as file:
+        text = file.read()
+    options = ["--model", "mfcc", "--max_steps", "1", "--batch_size", "4", "--head_units", "8"]
+    for name, found in (("sentence", ["sentence"]), ("words", None)):
+        with open(table, "w") as file:
+            file.write(text.replace(",text,", f",{name},"))
+        if found:
+            assert call("asr", *options)[0]["hyperparameters"]["columns"] == found
+        else:
+            with pytest.raises(SystemExit, match="--task asr: No column of transcripts .* give `--label_column`"):
+                call("asr", *options)
 
 
 def test_a_lexicon_that_is_not_there_gets_a_sentence(call):
@@ -448,7 +483,7 @@ def test_nothing_but_real_frames_is_read(folder, checkpoint, tmp_path):
 
 def test_a_head_that_learned_nothing_is_named(call, caplog, capsys):
     options = ["--label_column", "tone", "--max_steps", "1", "--learning_rate", "1e-9", "--batch_size", "8"]
-    (result,) = call("sid", "--model", "mfcc", *options)
+    (result,) = call("sid", "--model", "mfcc", *options, "--eval_fraction", "0.3")
     assert result["learned"] is False and "mfcc, seed 0: THE HEAD HAS LEARNED NOTHING" in caplog.text
     assert "No better than chance: mfcc, seed 0." in capsys.readouterr().out
 

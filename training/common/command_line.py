@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from training.common.naming import printable
+from training.common.naming import printable, unknown
 
 
 def parse_dataclasses(
@@ -35,7 +35,8 @@ def parse_dataclasses(
         One instance of each dataclass, then a namespace of the positional arguments.
 
     Raises:
-        ValueError: for a recipe that [`read_recipe`] refuses, and a list that the command line gives twice.
+        ValueError: for an option that is unknown, a list that is given twice, and a recipe that [`read_recipe`]
+            refuses.
     """
     path = config_path(argv) or recipe
     values = read_recipe(path, groups) if path else {}
@@ -50,7 +51,19 @@ def parse_dataclasses(
     parser.add_argument("--config", help=f"Recipe (YAML): any of the fields below. Default: {recipe or 'none'}.")
     for name, options in positional.items():
         parser.add_argument(name, **options)
-    return parser.parse_args_into_dataclasses(list(argv))
+    known = tuple(parser._option_string_actions)
+    names = (word.partition("=")[0] for word in argv if word.startswith("--"))
+    refuse_options([name for name in names if not any(option.startswith(name) for option in known)], known)
+    *parsed, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    refuse_options(rest, known)
+    return tuple(parsed)
+
+
+def refuse_options(words: Sequence[str], known: Sequence[str]) -> None:
+    """Raise a ValueError for the first of the words, which are no options, if there is one."""
+    if words:
+        word = unknown(words[0], [option for option in known if "-" not in option.lstrip("-")])
+        raise ValueError(f"{word} is no option of this command: --help lists them.")
 
 
 def config_path(argv: Sequence[str]) -> str | None:
@@ -81,9 +94,10 @@ def read_recipe(path: str, groups: Sequence[type]) -> dict:
     if not isinstance(recipe, dict):
         raise ValueError(f"The recipe {path} holds no fields, but {shown(recipe)}: write them as `name: value`.")
     types = {name: kind for group in groups for name, kind in get_type_hints(group).items()}
-    unknown = sorted(shown(name) for name in recipe if name not in types)
-    if unknown:
-        raise ValueError(f"The recipe {path} holds unknown fields: {', '.join(unknown)}.")
+    strange = sorted((name for name in recipe if name not in types), key=str)
+    if strange:
+        names = ", ".join(unknown(name, types) for name in strange)
+        raise ValueError(f"The recipe {path} holds unknown fields: {names}.")
     if "model_config" in recipe and not isinstance(recipe["model_config"], dict):
         raise ValueError(f"`model_config` in the recipe {path} must hold fields of SJepaConfig, or be left out.")
     for name, value in recipe.items():

@@ -1,8 +1,10 @@
 """Learned anything at all? A model's answers are held against what chance gives.
 
-A text is compared with texts that know nothing of the clip: the same characters in random order, and the texts of
-other clips of like length. A class is compared with what as many answers of each class would hit if they fell on the
-clips at random, and with the commonest class for all. Only what does clearly better has been learned.
+A text is compared with texts that know nothing of the clip but its length: what all texts in a row hold elsewhere, and
+the texts of other clips of like length. A class is compared with what as many answers of each class would hit if they
+fell on the clips at random, and with the commonest class for all. Only what is better than the mean of chance by
+three of its standard deviations has been learned: the best of many evaluations is judged. Where not even answers that
+are all right would be, the clips are too few to tell.
 """
 
 from collections import Counter
@@ -13,9 +15,9 @@ import jiwer
 import numpy as np
 
 
-TRIES = 10  # random orders, and other clips, that say what chance gives
+TRIES = 10  # other places, and other clips, that say what chance gives
 MARGIN = 0.02  # by which a character error rate must be below chance
-DEVIATIONS = 2.0  # standard deviations of chance that count as chance
+DEVIATIONS = 3.0  # standard deviations of chance that count as chance
 MOSTLY = 0.9  # share of empty texts from which on it is the blank that was learned
 
 
@@ -32,26 +34,23 @@ class Verdict(NamedTuple):
     chance: float
 
 
-def judge_texts(texts: Sequence[str], references: Sequence[str], seed: int = 0) -> Verdict:
+def judge_texts(texts: Sequence[str], references: Sequence[str]) -> Verdict:
     """
     Whether transcripts have to do with their clips; both in the order of the clips' lengths.
 
     Args:
         texts, references: as normalised, one each a clip; references are not empty.
-        seed: of the random orders.
     """
     count, empty = len(texts), sum(not text.strip() for text in texts)
-    found = cer(texts, references)
-    chance = 1.0
-    for kind in unknowing(texts, seed):
-        rates = [cer(tried, references) for tried in kind]
-        chance = min(chance, max(0.0, float(np.mean(rates) - DEVIATIONS * np.std(rates)))) if rates else chance
+    found, chance = cer(texts, references), cer_by_chance(texts, references)
     if empty >= MOSTLY * count:
         return Verdict(False, f"{empty} of {count} texts are empty: nearly all that is written is the blank", chance)
     if len(set(references)) == 1:
         return Verdict(None, f"all {count} clips have the same transcript", chance)
     if count > 1 and len(set(texts)) == 1:
         return Verdict(False, f"all {count} texts are alike: {texts[0][:40]!r}", chance)
+    if cer_by_chance(references, references) < MARGIN:
+        return Verdict(None, f"{count} clips are too few to tell knowledge from luck", chance)
     reason = f"the character error rate of {count} clips is {found:.4f}, and {chance:.4f} by chance"
     return Verdict(found <= chance - MARGIN, reason, chance)
 
@@ -89,19 +88,24 @@ def cer(texts: Sequence[str], references: Sequence[str]) -> float:
     return float(jiwer.cer(list(references), list(texts)))
 
 
-def unknowing(texts: Sequence[str], seed: int) -> tuple[list[list[str]], list[list[str]]]:
+def cer_by_chance(texts: Sequence[str], references: Sequence[str]) -> float:
+    """The lowest character error rate that texts without knowledge of their clips may have."""
+    rates = [[cer(tried, references) for tried in kind] for kind in unknowing(texts)]
+    return max(0.0, min([1.0, *(float(np.mean(kind) - DEVIATIONS * np.std(kind)) for kind in rates if kind)]))
+
+
+def unknowing(texts: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
     """
-    Texts of the same clips that know nothing of them: all characters in random order, and the texts of neighbours in
-    length; `TRIES` of each, at most.
+    Texts of the same clips that know nothing of them: from other places of all texts in a row, as long, and the
+    texts of neighbours in length; `TRIES` of each, at most.
     """
-    rng = np.random.default_rng(seed)
-    characters, ends = list("".join(texts)), np.cumsum([len(text) for text in texts])[:-1]
-    shuffled = []
-    for _ in range(TRIES):
-        order = [characters[i] for i in rng.permutation(len(characters))]
-        shuffled.append(["".join(part) for part in np.split(np.array(order, dtype=object), ends)])
+    row, ends = "".join(texts), np.cumsum([len(text) for text in texts])
+    moved = []
+    for place in len(row) * np.arange(1, TRIES + 1) // (TRIES + 1):
+        turned = row[place:] + row[:place]
+        moved.append([turned[end - len(text) : end] for end, text in zip(ends, texts)])
     shifted = [[*texts[n:], *texts[:n]] for n in range(1, min(TRIES, len(texts)))]
-    return shuffled, shifted
+    return moved, shifted
 
 
 def hits_by_chance(guesses: Counter, truths: Counter) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Naming in messages what a user wrote, files and values: on one line, and in characters that any terminal takes."""
 
+import difflib
 import os
 import re
 from collections.abc import Iterable
@@ -22,3 +23,9 @@ def several(values: Iterable[object], most: int = 20) -> str:
     found = list(map(printable, values))
     shown = [text if len(text) <= LONGEST else text[:LONGEST] + "..." for text in found[:most]]
     return ", ".join(shown + ["..."] * (len(found) > most))
+
+
+def unknown(name: object, known: Iterable[str]) -> str:
+    """A name that is none of those known, and behind it the nearest of them: "maxsteps (near: max_steps)"."""
+    near = difflib.get_close_matches(str(name), list(known))
+    return several([name]) + (f" (near: {', '.join(near)})" if near else "")

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
-from sjepa_hf.durations import duration
+from sjepa_hf.durations import audio_amount, duration
 
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Progress:
         seconds = 0.0
         for batch in batches:
             seconds += batch["seconds"]
-            self(f"{seconds * processes / 3600:.2f} h of audio read")
+            self(f"{audio_amount(seconds * processes / 3600)} of audio read")
             yield batch
 
 

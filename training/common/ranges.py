@@ -1,7 +1,8 @@
 """Ranges of settings: whether each lies where it can work, with one sentence that names the first that does not."""
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 RULES = {
@@ -49,3 +50,12 @@ def check_choice(settings: object, name: str, choices: Iterable[str]) -> None:
     value = getattr(settings, name)
     if value not in choices:
         raise ValueError(f"`{name}` is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def check_hub(settings: object, asked: Collection[str] = ()) -> None:
+    """Raise a ValueError for a field of what goes to the Hub, set or `asked` for, where nothing goes there."""
+    for field in dataclasses.fields(settings):
+        name = field.name
+        given = name in asked or getattr(settings, name) != field.default
+        if name.startswith("hub_") and given and not settings.push_to_hub:
+            raise ValueError(f"`{name}` has no effect without `push_to_hub`: set that to true, or leave it out.")

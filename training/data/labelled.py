@@ -21,12 +21,15 @@ from training.common.naming import several
 from training.data.bad_audio import BadAudioError, BadAudioMonitor
 from training.data.clips import Clip, Source
 from training.data.hold_out import held_out
+from training.data.manifest import MissingColumn
 from training.data.sources import open_source
 from training.data.waveforms import BadAudio
 
 
 logger = logging.getLogger(__name__)
 
+TEXT_COLUMNS = ("transcription", "text", "sentence", "transcript")
+LABEL_COLUMNS = ("label", "keyword", "class", "category", "intent", "command", "emotion", "language")
 UNSEEN = string.whitespace + "\u00a0\u200b\u200c\u200d\u2060\ufeff"
 
 
@@ -150,6 +153,38 @@ class LabelledClips(torch.utils.data.Dataset):
     @property
     def hours(self) -> float:
         return sum(self.num_samples) / SAMPLING_RATE / 3600
+
+
+def choose_column(
+    specs: Sequence[str],
+    column: str | None,
+    candidates: Sequence[str],
+    argument: str,
+    what: str,
+    audio_column: str | None = None,
+    classes: bool = False,
+) -> str:
+    """
+    `column`, or the first of the candidates that the first source has.
+
+    Args:
+        argument, what: how to call the setting and its content in the error.
+        audio_column, classes: as in `open_source`.
+
+    Raises:
+        ValueError: if the source cannot be opened or has none of them.
+    """
+    if column is not None:
+        return column
+    open_source(specs[0], audio_column=audio_column)  # whatever else is wrong with it, is said first
+    for candidate in candidates:
+        try:
+            open_source(specs[0], audio_column=audio_column, labels=[candidate], classes=classes)
+            return candidate
+        except MissingColumn as error:
+            problem = error
+    names = ", ".join(candidates)
+    raise ValueError(f"No column of {what} was found ({names}): {problem} If it has another name, give `{argument}`.")
 
 
 def open_labelled(

@@ -18,7 +18,11 @@ CHECKED = 100_000  # rows that are parsed when a manifest is opened
 
 
 class MissingColumn(ValueError):
-    """A source lacks a column that is asked for."""
+    """A source lacks a column that is asked for, `column`."""
+
+    def __init__(self, message: str, column: str = ""):
+        super().__init__(message)
+        self.column = column
 
 
 class JsonLines(Sequence):
@@ -153,7 +157,8 @@ def check_columns(where: str, wanted: Iterable[str], columns: Collection[str]) -
     """Raise `MissingColumn` for the first wanted column that is not there."""
     missing = [label for label in wanted if label not in columns]
     if missing:
-        raise MissingColumn(f"'{where}' has no column '{missing[0]}'; it has {several(columns) or 'none'}.")
+        has = several(columns) or "none"
+        raise MissingColumn(f"'{where}' has no column '{missing[0]}'; it has {has}.", missing[0])
 
 
 def local_path(folder: str, name: str, where: str) -> str:

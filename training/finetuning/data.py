@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sjepa_hf.durations import audio_amount
 from sjepa_hf.frames import SAMPLING_RATE
-from training.data.labelled import LabelledClips, open_labelled
-from training.data.manifest import MissingColumn
+from training.data.labelled import TEXT_COLUMNS, LabelledClips, choose_column, open_labelled
 from training.data.metadata import decoded
 from training.data.sources import open_source
 from training.finetuning.arguments import FineTuningArguments
@@ -18,41 +18,7 @@ from training.finetuning.text import TextNormalizer
 
 logger = logging.getLogger(__name__)
 
-TEXT_COLUMNS = ("transcription", "text", "sentence", "transcript")
 HELD_OUT = "held out"  # name of the clips for evaluation where they are a share of the training clips
-LABEL_COLUMNS = ("label", "keyword", "class", "category", "intent", "command", "emotion", "language")
-
-
-def choose_column(
-    specs: Sequence[str],
-    column: str | None,
-    candidates: Sequence[str],
-    argument: str,
-    what: str,
-    audio_column: str | None = None,
-    classes: bool = False,
-) -> str:
-    """
-    `column`, or the first of the candidates that the first source has.
-
-    Args:
-        argument, what: how to call the setting and its content in the error.
-        audio_column, classes: as in `open_source`.
-
-    Raises:
-        ValueError: if the source cannot be opened or has none of them.
-    """
-    if column is not None:
-        return column
-    open_source(specs[0], audio_column=audio_column)  # whatever else is wrong with it, is said first
-    for candidate in candidates:
-        try:
-            open_source(specs[0], audio_column=audio_column, labels=[candidate], classes=classes)
-            return candidate
-        except MissingColumn as error:
-            problem = error
-    names = ", ".join(candidates)
-    raise ValueError(f"No column of {what} was found ({names}): {problem} If it has another name, give `{argument}`.")
 
 
 def open_splits(
@@ -91,7 +57,7 @@ def open_splits(
         train = drawn(train, arguments.train_hours)
     test = {spec: opened([spec], float("inf")) for spec in arguments.test_data or ()}
     hours = {"train": train.hours} | {name: clips.hours for name, clips in (evaluation | test).items()}
-    logger.info("Hours of audio: %s.", ", ".join(f"{name} {value:.2f}" for name, value in hours.items()))
+    logger.info("Audio: %s.", ", ".join(f"{name} {audio_amount(value)}" for name, value in hours.items()))
     return train, evaluation, test
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from sjepa_hf.durations import audio_amount
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.labelled import LabelledClips
 from training.finetuning.trainer import FineTuner
@@ -58,16 +59,8 @@ def plan(trainer: FineTuner, scored: Mapping[str, LabelledClips]) -> list[str]:
 
 def amount(clips: LabelledClips) -> str:
     """Clips and their length."""
-    seconds = clips.hours * 3600
-    hours = (
-        f"{clips.hours:.2f} h"
-        if seconds >= 3600
-        else f"{seconds / 60:.1f} min"
-        if seconds >= 60
-        else f"{seconds:.1f} s"
-    )
     longest = max(clips.num_samples) / SAMPLING_RATE
-    return f"{len(clips):,} clips, {hours}, the longest {longest:.1f} s"
+    return f"{len(clips):,} clips, {audio_amount(clips.hours)}, the longest {longest:.1f} s"
 
 
 def when(strategy: IntervalStrategy | SaveStrategy, steps: float | None, total: int) -> str:

@@ -10,6 +10,8 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
+from training.common.ranges import check_hub
+
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ REFUSED = {
     "enable_jit_checkpoint": (False, "SIGTERM saves a checkpoint in any case"),
     "label_names": (None, "the labels are named `labels`"),
     "include_num_input_tokens_seen": ("no", "there are no input tokens"),
+    "hub_always_push": (False, "the result is pushed once, at the end"),
+    "hub_revision": (None, "the result goes to the main branch"),
     "debug": (None, "its hooks fail on the boolean masks of encoders of speech, or need a TPU"),
 }
 AT_LEAST_1 = "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps".split()
@@ -75,6 +79,10 @@ def check_training(training: TrainingArguments, argv: Sequence[str], higher_is_b
     for name, (value, reason) in REFUSED.items():
         if (getattr(training, name) or None) != (value or None):
             raise ValueError(f"`{name}` {getattr(training, name)} does not go with fine-tuning: {reason}.")
+    check_hub(training, asked)
+    strategy = training.hub_strategy
+    if training.push_to_hub and strategy != "end" and ("hub_strategy" in asked or strategy != "every_save"):
+        raise ValueError(f"`hub_strategy` must be end: fine-tuning pushes its result alone, got {strategy.value}.")
     for name in AT_LEAST_1:
         if getattr(training, name) < 1:
             raise ValueError(f"`{name}` is {getattr(training, name)}; it must be at least 1.")

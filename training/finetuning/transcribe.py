@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from training.common.metrics import load_metric
 from training.data.labelled import LabelledClips, pad_waveforms
@@ -29,7 +30,8 @@ def evaluate_clips(
         ValueError: if no clip could be decoded.
     """
     rows = []
-    for i, log_probs in frame_log_probs(model, processor, clips, batch_size):
+    found = frame_log_probs(model, processor, clips, batch_size)
+    for i, log_probs in tqdm(found, "decoding", len(clips), leave=False, disable=None):
         row = {"clip": clips.clip(i).name, "reference": references[i]}
         row["greedy"] = greedy_decode(log_probs, processor.tokenizer)
         if decoder is not None:

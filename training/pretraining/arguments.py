@@ -13,7 +13,7 @@ from sjepa_hf.frame_features import FRAME_FEATURES, num_features
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.opening import why
 from training.common.command_line import config_path, parse_dataclasses, read_recipe
-from training.common.ranges import check_choice, check_ranges
+from training.common.ranges import check_choice, check_hub, check_ranges
 from training.data.loader import DataArguments
 from training.data.masking import SpanMask
 from training.pretraining.shortening import shortened
@@ -351,6 +351,7 @@ class RunArguments:
             if getattr(self, name) == 1:
                 raise ValueError(f"`{name}` is 1; it must lie below.")
         check_choice(self, "hub_strategy", ("end", "every_save"))
+        check_hub(self)
         check_choice(self, "report_to", ("none", "all", *LOGGER_TYPE_TO_CLASS))
         if self.report_to not in ("none", "all", *map(str, get_available_trackers())):
             raise ValueError(
@@ -430,8 +431,7 @@ class Arguments:
             size = self.targets.target_dims
             chosen |= {"num_mixture_components": self.targets.phase2_components, "mixture_feature_size": size}
         chosen["mixture_transitions"] = self.targets.target_transitions
-        known = {f.name for f in fields(SJepaConfig)} | SJepaConfig().to_dict().keys()
-        if unknown := sorted(set(chosen) - known):
+        if unknown := sorted(chosen.keys() - {f.name for f in fields(SJepaConfig)} - SJepaConfig().to_dict().keys()):
             raise ValueError(f"`model_config` holds unknown fields: {', '.join(unknown)}.")
         try:
             return SJepaConfig(**chosen)

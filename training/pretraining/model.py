@@ -52,7 +52,7 @@ def build_model(arguments: Arguments, resumed: Path | None, accelerator: Acceler
         if checkpoint and arguments.run.phase1_steps > 0:
             model.replace_mixture(targets.phase1_components, size)
     if settings.freeze_feature_encoder:
-        model.sjepa.freeze_feature_encoder()
+        model.freeze_feature_encoder()
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.to(accelerator.device).train()

@@ -37,6 +37,10 @@ class OtherForPreTraining(SJepaForPreTraining):
         super().__init__(config)
         self.sjepa = encoder
 
+    def freeze_feature_encoder(self) -> None:
+        """Stop the gradient at the encoder's convolutions."""
+        self.sjepa.freeze_feature_encoder()
+
     def save_pretrained(self, directory: str | Path) -> None:
         """Save the encoder as one of its own kind, and the rest in `pretraining/`."""
         config, weights = (Path(directory) / name for name in PRETRAINING)

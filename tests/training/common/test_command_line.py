@@ -63,7 +63,7 @@ def test_a_list_is_written_once(tmp_path):
         ("sources: [1]", "must be a list"),
         ("extra: a", "must be fields"),
         ("name: [" + "long, " * 500 + "]", r"\.\.\., and must be text"),
-        ("stepz: 1", "holds unknown fields: stepz"),
+        ("stepz: 1", r"holds unknown fields: stepz \(near: steps\)\."),
         ("1: 1\nnull: 2", "holds unknown fields: 1, None"),
         ("steps: 1\nsteps: 2", "line 2: `steps` is given twice"),
         ("extra: {a: 1, a: 2}", "line 1: `a` is given twice"),
@@ -84,3 +84,23 @@ def test_a_wrong_recipe_is_one_sentence(tmp_path, recipe, said):
 def test_a_recipe_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="There is no recipe .*absent.yaml"):
         read_recipe(str(tmp_path / "absent.yaml"), (Settings,))
+
+
+@dataclass
+class Needed:
+    data_folder: str
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--data_foldr", "a"], r"--data_foldr \(near: --data_folder\) is no option of this command"),
+        (["--data_folder", "a", "--data-foldr=3"], r"--data-foldr \(near: --data_folder\) is no option"),
+        (["--data_folder", "a", "--zzz", "3"], "--zzz is no option of this command: --help lists them"),
+        (["--data_folder", "a", "astray"], "astray is no option of this command"),
+    ],
+)
+def test_an_unknown_option_is_one_sentence(argv, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        parse_dataclasses((Needed,), argv, "")
+    assert parse_dataclasses((Needed,), ["--data_fold", "a"], "")[0].data_folder == "a", "abbreviated, as ever"

@@ -31,6 +31,17 @@ def test_a_poor_recogniser_has_learned_and_noise_has_not():
         assert verdict.learned is False and "by chance" in verdict.reason
 
 
+def test_words_of_the_right_number_are_no_more_than_chance():
+    """Texts of eight clips that have nothing to do with them but their length."""
+    rng, words = np.random.default_rng(0), " ".join(SENTENCES).split()
+    learned = 0
+    for _ in range(20):
+        lengths = sorted(rng.integers(1, 6, 8))
+        texts, references = ([" ".join(rng.choice(words, n)) for n in lengths] for _ in range(2))
+        learned += judge_texts(texts, references).learned is True
+    assert learned <= 1
+
+
 def test_the_blank_and_one_text_for_all_are_nothing_learned():
     verdict = judge_texts(["", "", "", ""], SENTENCES)
     assert verdict.learned is False and "4 of 4 texts are empty" in verdict.reason and verdict.chance == 1.0
@@ -41,7 +52,7 @@ def test_the_blank_and_one_text_for_all_are_nothing_learned():
 
 def test_single_letters_can_be_learned():
     """Where every transcript is one letter, its order says nothing and its clip all."""
-    letters = list("ABCDEFABCDEF")
+    letters = list("ABCDEFBADCFE")
     assert judge_texts(letters, letters).learned is True
     assert judge_texts(letters[1:] + letters[:1], letters).learned is False
 
@@ -53,14 +64,14 @@ def test_equal_transcripts_cannot_be_told_apart():
 @pytest.mark.parametrize(
     ("answers", "learned", "reason"),
     [
-        ("AAABBB", True, "where luck reaches"),
-        ("AAAAAA", False, "all 6 answers are 'A'"),
-        ("ABABAB", False, "where luck reaches"),
-        ("BBBAAA", False, "not above the 0.5000 of always answering 'A'"),
+        ("AAAAAABBBBBB", True, "where luck reaches"),
+        ("AAAAAAAAAAAA", False, "all 12 answers are 'A'"),
+        ("ABABAABABABB", False, "where luck reaches"),
+        ("BBBBBBAAAAAA", False, "not above the 0.5000 of always answering 'A'"),
     ],
 )
 def test_classes(answers, learned, reason):
-    verdict = judge_classes(list(answers), list("AAABBB"))
+    verdict = judge_classes(list(answers), list("AAAAAABBBBBB"))
     assert verdict.learned is learned and reason in verdict.reason
 
 
@@ -72,8 +83,10 @@ def test_an_uneven_set_is_not_won_by_its_commonest_class():
 
 
 def test_too_few_clips_say_nothing():
-    verdict = judge_classes(list("AABB"), list("AABB"))
-    assert verdict.learned is None and "4 clips are too few" in verdict.reason
+    verdict = judge_classes(list("AAAABBBB"), list("AAAABBBB"))
+    assert verdict.learned is None and "8 clips are too few" in verdict.reason
+    verdict = judge_texts(["YES", "NO"], ["YES", "NO"])
+    assert verdict.learned is None and "2 clips are too few" in verdict.reason
     assert judge_classes(["A", "A"], ["A", "A"]).learned is None
 
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from training.data.labelled import open_labelled
+from training.finetuning import transcribe
 from training.finetuning.text import build_tokenizer
 from training.finetuning.transcribe import error_rates, evaluate_clips, examples, frame_log_probs
 
@@ -21,7 +22,7 @@ def test_error_rates():
     assert error_rates(["A B", "A"], ["A B", "A B"]) == {"wer": 0.25, "cer": pytest.approx(1 / 3)}
 
 
-def test_clips_are_read_longest_first_and_without_padding(mine, checkpoint):
+def test_clips_are_read_longest_first_and_without_padding(mine, checkpoint, monkeypatch):
     from transformers import AutoModelForCTC, Wav2Vec2Processor
 
     from sjepa_hf.saving import feature_extractor
@@ -37,5 +38,8 @@ def test_clips_are_read_longest_first_and_without_padding(mine, checkpoint):
         with torch.no_grad():
             alone = model(torch.from_numpy(clips[i]["input_values"])[None]).logits[0].log_softmax(-1).numpy()
         assert values.shape == alone.shape and np.abs(values - alone).max() < 1e-3
+    bars = []
+    monkeypatch.setattr(transcribe, "tqdm", lambda found, *bar, **options: bars.append(bar) or found)
     scores, rows = evaluate_clips(model, processor, clips, ["A"] * 5)
+    assert bars == [("decoding", 5)]
     assert scores["clips"] == len(rows) == 5 and scores.keys() == {"clips", "greedy"}

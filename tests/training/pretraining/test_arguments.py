@@ -81,6 +81,8 @@ def test_every_field_is_documented():
         ("{}", ["--phase2_schedule", "cos"], "`phase2_schedule` is 'cos'; choose one of linear, cosine, constant"),
         ("{}", ["--ema_decays", "0.9", "1.1"], "`ema_decays` must lie between 0 and 1, got 1.1"),
         ("{}", ["--mixture_decay", "nan"], "`mixture_decay` must lie between 0 and 1, got nan"),
+        ("hub_strategy: every_save", [], "`hub_strategy` has no effect without `push_to_hub`: set that to true"),
+        ("{}", ["--hub_model_id", "a/b"], "`hub_model_id` has no effect without `push_to_hub`"),
         ("{}", ["--save_steps", "0"], "`save_steps` must be at least 1, got 0"),
         ("{}", ["--save_total_limit", "-1"], "`save_total_limit` must be at least 0, got -1"),
         ("{}", ["--max_grad_norm", "0"], "`max_grad_norm` must be above 0"),

@@ -1,14 +1,15 @@
 """Arguments of `training/superb.py`: what can be asked for, what cannot work, and what they make of a task."""
 
 import sys
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import yaml
 
 from sjepa_hf.command import first_line
-from training.common.command_line import parse_dataclasses
+from training.common.command_line import as_number, fits, in_words, item_type, kinds, parse_dataclasses, shown
+from training.common.naming import unknown
 from training.evaluation.superb.tasks import TASKS, Task, slot_classification
 
 
@@ -203,16 +204,29 @@ def arguments_of_tasks(arguments: SuperbArguments) -> list[SuperbArguments]:
         raise ValueError(f"{path} is no YAML: {first_line(error)}") from None
     if not isinstance(found, dict) or not found or not all(isinstance(own, dict | None) for own in found.values()):
         raise ValueError(f"{path} does not name tasks with their options, such as `ks: {{train_data: [speech/]}}`.")
-    kinds = {known.name: known for known in fields(SuperbArguments)}
-    shared = {"task", "tasks", "model", "published", "output_dir", "dry_run"}
     each = []
     for name, own in found.items():
-        for option in own or {}:
-            if option not in kinds or option in shared:
-                raise ValueError(f"{path}: task {name} cannot have the option `{option}`.")
-        own = {
-            option: [value] if kinds[option].default_factory is not MISSING and not isinstance(value, list) else value
-            for option, value in (own or {}).items()
-        }
-        each.append(checked(replace(arguments, task=name, tasks=None, **own)))
+        try:
+            each.append(checked(replace(arguments, task=name, tasks=None, **own_options(own or {}))))
+        except ValueError as error:
+            raise ValueError(f"{path}, task {name}: {error}") from None
     return each
+
+
+def own_options(options: dict) -> dict:
+    """The options of one task, as the file `tasks` has them. Raises a ValueError for one that it cannot have."""
+    shared = {"task", "tasks", "model", "published", "output_dir", "dry_run"}
+    types = {name: kind for name, kind in get_type_hints(SuperbArguments).items() if name not in shared}
+    found = {}
+    for option, value in options.items():
+        if option not in types:
+            raise ValueError(f"a task of its own cannot have the option {unknown(option, types)}.")
+        kind = types[option]
+        number = next((each for each in kinds(kind) if each in (int, float)), None)
+        if item_type(kind) and not isinstance(value, list):
+            value = [value]
+        value = as_number(value, number)
+        if not fits(value, kind) or (number and isinstance(value, str)):
+            raise ValueError(f"`{option}` is {shown(value)}, and must be {in_words(kind)}.")
+        found[option] = value
+    return found

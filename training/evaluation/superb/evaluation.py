@@ -5,14 +5,19 @@ import json
 import logging
 import time
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import cached_property
 
 import torch
 
+from sjepa_hf.durations import audio_amount
 from training.common.device import default_device
 from training.common.progress import Heartbeat
-from training.data.labelled import LabelledClips
+from training.data.bad_audio import BadAudioError
+from training.data.labelled import TEXT_COLUMNS, LabelledClips, choose_column
+from training.data.manifest import MissingColumn
 from training.evaluation.encoders import Encoder, content_hash
 from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, clip_keys
 from training.evaluation.superb.arguments import SuperbArguments, choose_task
@@ -48,6 +53,8 @@ class Evaluation:
     def __init__(self, arguments: SuperbArguments):
         self.arguments = arguments
         self.task = choose_task(arguments)
+        with self._named_errors():
+            self.task = with_text_column(self.task, arguments)
         self.lexicon = read_lexicon(arguments.lexicon) if arguments.lexicon else None
         self.settings = hyperparameters(self.task, arguments, self.lexicon)
         self.device = arguments.device if arguments.device != "auto" else default_device()
@@ -58,17 +65,21 @@ class Evaluation:
 
     def open(self) -> None:
         """
-        Open data and labels, and log what is about to be done with them.
+        Open and check data and labels, and log what is about to be done with them.
 
         Raises:
             ValueError: data at fault.
             BadAudioError: too much of the audio cannot be used.
         """
+        with self._named_errors():
+            self._open()
+
+    def _open(self) -> None:
         task, arguments = self.task, self.arguments
         self.folds = open_data(task, arguments)
         for fold, splits in self.folds.items():
-            sizes = (f"{name} {len(clips)} clips, {clips.hours:.2f} hours" for name, clips in splits.items())
-            logger.info("%s: %s.", "data" if fold is None else f"{arguments.folds} {fold}", "; ".join(sizes))
+            sizes = (f"{name} {len(clips)} clips, {audio_amount(clips.hours)}" for name, clips in splits.items())
+            logger.info("%s%s: %s.", task.name, self._among(fold), "; ".join(sizes))
         if task.head == "dtw":
             (splits,) = self.folds.values()
             splits = {name: splits[name] for name in ("dev", "test")}
@@ -164,14 +175,29 @@ class Evaluation:
         }
         result |= {"scored": scored} if scored else {}
         result |= {"fold": fold, "folds": list(self.folds)} if arguments.folds else {}
-        whose = f"{subject}, seed {seed}{self._among(fold)}"
+        whose = f"{task.name}, {subject}, seed {seed}{self._among(fold)}"
+        head = "best layer" if task.head == "dtw" else f"head of step {step} of {task.max_steps}"
         logger.info(
-            "%s: %s on %d test clips with the head of step %d of %d (dev: %s on %d clips).",
-            *(whose, in_words(metrics), num_clips, step, task.max_steps, in_words(dev_metrics), len(splits["dev"])),
+            "%s: %s on %d test clips with the %s (dev: %s on %d clips).",
+            *(whose, in_words(metrics), num_clips, head, in_words(dev_metrics), len(splits["dev"])),
         )
         if judged is not None and judged.learned is False:
             logger.warning("%s: THE HEAD HAS LEARNED NOTHING: %s.", whose, judged.reason)
         return result
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Errors of data begin with the task; that of a missing column ends with the option that names another."""
+        arguments = self.arguments
+        options = {arguments.split_by: "split_by", arguments.folds: "folds"}
+        options |= dict.fromkeys(self.task.columns, "slot_columns" if arguments.slot_columns else "label_column")
+        try:
+            yield
+        except (ValueError, BadAudioError) as error:
+            option = options.get(error.column) if isinstance(error, MissingColumn) else None
+            way = f" Name another with --{option}." if option else ""
+            error.args = (f"--task {self.task.name}: {error}{way}",)
+            raise
 
     def _among(self, fold: str | None) -> str:
         return "" if fold is None else f", {self.arguments.folds} {fold}"
@@ -198,6 +224,15 @@ def open_data(task: Task, arguments: SuperbArguments) -> dict[str | None, dict[s
     return {None: splits}
 
 
+def with_text_column(task: Task, arguments: SuperbArguments) -> Task:
+    """The task with the column of transcripts that the user's data have, where none is named."""
+    if not arguments.train_data or arguments.label_column or arguments.slot_columns or task.columns != ("text",):
+        return task
+    audio = arguments.audio_column
+    column = choose_column(task.train_data, None, TEXT_COLUMNS, "--label_column", "transcripts", audio)
+    return replace(task, columns=(column,))
+
+
 def make_labels(
     task: Task, splits: dict[str, LabelledClips], lexicon: dict[str, str] | None, arguments: SuperbArguments
 ) -> Labels:
@@ -218,7 +253,10 @@ def make_labels(
         return SpeakerLabels(train, trials)
     if task.labels in ("classes", "slots"):
         return ClassLabels(train, slots=task.labels == "slots")
-    return TokenLabels(train, task.labels, lexicon, arguments.stress)
+    labels = TokenLabels(train, task.labels, lexicon, arguments.stress)
+    for clips in splits.values():
+        labels.references({column: clips.labels[column] for column in task.columns})  # all words are in the lexicon
+    return labels
 
 
 def fresh_head(

@@ -7,9 +7,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+from sjepa_hf.durations import audio_amount
 from sjepa_hf.saving import files_written_aside
 from sjepa_hf.scores import MFCC, Score, data_names, grouped, json_text, number_or_nan, short_names, write_scores
 from training.common.figures import caption, save
+from training.evaluation.superb.tasks import CLASS_MEAN
 
 
 def earlier_results(directory: Path, task: str, settings: dict) -> list[dict]:
@@ -46,11 +48,14 @@ def check_data(results: list[dict], data_digest: str, directory: Path) -> None:
 
 
 def with_nan(result: dict) -> dict:
-    """A result as it was before it became JSON: figures that are not finite are null there."""
+    """A result as it was before it became JSON: figures that are not finite are null there. In older files
+    `CLASS_MEAN` is called accuracy."""
     metrics = {
         part: {name: number_or_nan(value) for name, value in result[part].items()}
         for part in ("metrics", "dev_metrics")
     }
+    if result["hyperparameters"].get("balanced") and "accuracy" in metrics["dev_metrics"]:
+        metrics["dev_metrics"] = {CLASS_MEAN: metrics["dev_metrics"]["accuracy"]}
     return result | metrics | {"layer_weights": list(map(number_or_nan, result["layer_weights"]))}
 
 
@@ -163,12 +168,13 @@ def table(results: list[dict]) -> str:
     first = results[0]
     clips, hours, used = first["clips"], first["hours"], first["hyperparameters"]
     trained = used["head"] != "dtw"
-    train = f"train {clips['train']} clips ({hours['train']:.2f} h), " if trained else ""
+    train = f"train {clips['train']} clips ({audio_amount(hours['train'])}), " if trained else ""
     steps = f"{used['max_steps']} steps of {used['batch_size']} at {used['learning_rate']:g}"
     scored_on = f"mean of {len(first['folds'])} folds by {used['folds']}" if "folds" in used else "test set"
+    sizes = {name: audio_amount(value) for name, value in hours.items()}
     title = (
-        f"{first['task']} ({first['title']}), {scored_on}; {train}dev {clips['dev']} ({hours['dev']:.2f} h), test"
-        f" {first.get('scored', clips['test'])} ({hours['test']:.2f} h); {steps if trained else 'nothing is trained'}"
+        f"{first['task']} ({first['title']}), {scored_on}; {train}dev {clips['dev']} ({sizes['dev']}), test"
+        f" {first.get('scored', clips['test'])} ({sizes['test']}); {steps if trained else 'nothing is trained'}"
     )
     title += "; shares of 1" + (", ± the standard deviation over seeds" if max(seeds.values()) > 1 else "")
     idle = [f"{result['encoder']}, seed {result['seed']}" for result in results if result.get("learned") is False]

@@ -45,8 +45,8 @@ def open_splits(
     if task.labels == "speakers" and len(set(splits["train"].labels[task.columns[0]])) < 2:
         speakers = set(splits["train"].labels[task.columns[0]])
         raise ValueError(
-            f"--task {task.name} needs two speakers and more: column '{task.columns[0]}' of the training clips has the"
-            f" one value '{speakers.pop()}'."
+            f"two speakers and more are needed: column '{task.columns[0]}' of the training clips has the one value"
+            f" '{speakers.pop()}'."
         )
     for name, sources in (("test", task.test_data), ("dev", task.eval_data)):
         if sources:

@@ -41,8 +41,10 @@ from typing import Literal
 
 
 TOOLKIT = "s3prl/s3prl@ec8064b, s3prl/downstream"
+CLASS_MEAN = "class_mean_accuracy"  # of the dev set where classes count alike
 HIGHER_IS_BETTER = {
     "accuracy": True,
+    CLASS_MEAN: True,
     "slot_type_f1": True,
     "slot_value_cer": False,
     "wer": False,
@@ -71,7 +73,7 @@ class Task:
         learning_rate, batch_size, max_steps, weight_decay: of the training of the head.
         max_norm: to which gradients are clipped.
         eval_steps: steps between two looks at the dev set.
-        balanced: classes are drawn equally often in training, and count alike in the dev set's accuracy.
+        balanced: classes are drawn equally often in training, and the dev set's metric is the mean over them.
         silence: label of background noise, of which training and dev set take single seconds.
         gain: of SUPERB's own clips, in dB.
         spec_augment: weighted sums are warped and masked in training.

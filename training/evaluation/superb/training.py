@@ -15,7 +15,7 @@ from training.evaluation.frozen_features import FrozenFeatures
 from training.evaluation.superb.diarization import ActivityLabels
 from training.evaluation.superb.heads import CtcHead, DiarizationHead, PooledHead, XVectorHead
 from training.evaluation.superb.labels import ClassLabels, TokenLabels, class_mean, score
-from training.evaluation.superb.tasks import HIGHER_IS_BETTER, Task
+from training.evaluation.superb.tasks import CLASS_MEAN, HIGHER_IS_BETTER, Task
 from training.evaluation.superb.verification import SpeakerLabels
 
 
@@ -81,7 +81,6 @@ def train(
     drawn = batches(task, clips.num_samples, classes, seed)
     optimizer = torch.optim.AdamW(head.parameters(), lr=task.learning_rate, weight_decay=task.weight_decay)
     best, best_step, best_metrics = {}, 0, {}
-    first = task.metrics[0]
     for step in tqdm(range(1, task.max_steps + 1), desc="training", leave=False, disable=None):
         heartbeat.doing = f"training the head: step {step} of {task.max_steps}"
         batch = next(drawn)
@@ -96,6 +95,7 @@ def train(
                 optimizer.step()
         if step % task.eval_steps == 0 or step == task.max_steps:
             metrics = evaluate(head, task, features["dev"], labels, "dev").metrics
+            first = next(iter(metrics))
             gain = metrics[first] - best_metrics[first] if best else 0.0
             if not best or (gain > 0 if HIGHER_IS_BETTER[first] else gain < 0):
                 best_step, best_metrics = step, metrics
@@ -114,9 +114,8 @@ def evaluate(head: Head, task: Task, features: FrozenFeatures, labels: Labels, s
         return Outcome({"der": labels.error_rate(found, split)}, len(found), scored=f"{len(found)} mixtures")
     references = labels.references({column: features.clips.labels[column] for column in task.columns})
     answers, right = [labels.decode(answer) for answer in found.values()], [references[i] for i in found]
-    metrics = score(task.metrics, answers, right)
-    if task.balanced and split == "dev":
-        metrics["accuracy"] = class_mean(answers, right)
+    by_class = task.balanced and split == "dev"
+    metrics = {CLASS_MEAN: class_mean(answers, right)} if by_class else score(task.metrics, answers, right)
     return Outcome(metrics, len(found), verdict(task, labels, answers, right))
 
 

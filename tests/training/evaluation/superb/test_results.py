@@ -38,6 +38,13 @@ def test_figures_that_are_not_finite_are_null_in_the_files_and_come_back(tmp_pat
     assert "nan" in (tmp_path / "sid.md").read_text(), "the table of a later run is made of both"
 
 
+def test_an_older_file_s_mean_over_the_classes_has_its_name_now(tmp_path):
+    balanced = RESULT["hyperparameters"] | {"balanced": True}
+    write([RESULT | {"hyperparameters": balanced}], tmp_path)
+    (result,) = earlier_results(tmp_path, "sid", balanced)
+    assert result["dev_metrics"] == {"class_mean_accuracy": 0.4} and result["metrics"] == {"accuracy": 0.5}
+
+
 def test_scores_say_what_was_scored(tmp_path):
     other = RESULT["hyperparameters"] | {"head": "recurrent_ctc", "test_data": ["/data/c", "/data/d"]}
     write([RESULT, RESULT | {"encoder": "mfcc", "hyperparameters": other}], tmp_path)

@@ -67,7 +67,7 @@ def test_speakers_that_are_labels_are_always_kept_apart(folder):
     splits = splits_of("asv", "who", folder)
     who = [set(part.labels["who"]) for part in splits.values()]
     assert sum(map(len, who)) == len(set.union(*who)) == 4
-    with pytest.raises(ValueError, match="asv needs two speakers and more: column 'one' .* has the one value 'same'"):
+    with pytest.raises(ValueError, match="two speakers and more are needed: column 'one' .* has the one value 'same'"):
         splits_of("asv", "one", folder)
 
 
