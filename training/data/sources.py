@@ -92,7 +92,16 @@ def open_source(
         raise ValueError(f"'{spec}' is a single audio file: name its folder, or a manifest.")
     if path.suffix.lower() in TABLES:
         raise ValueError(f"'{spec}' is a table: name the folder of the audio, with the table in it as metadata.csv.")
+    if path.suffix.lower() not in LOCAL_SUFFIXES and not _begins_as_manifest(path):
+        raise ValueError(
+            f"'{printable(spec)}' is no file that can be read: {', '.join(LOCAL_SUFFIXES)}, or another JSONL manifest."
+        )
     return Source(name, JsonLines(path, labels), None)
+
+
+def _begins_as_manifest(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"")
 
 
 def _matches(pattern: Path) -> list[str]:

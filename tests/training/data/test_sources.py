@@ -147,6 +147,7 @@ def test_sources_of_all_kinds_together(tmp_path):
         ("{tmp}/*.parquet", "matches 0 files"),
         ("{tmp}/full/*", "must match Parquet files or tar archives only"),
         ("{tmp}/full/1.wav", "single audio file"),
+        ("{tmp}/clips.zip", "is no file that can be read: .*, or another JSONL manifest"),
         ("{tmp}/full::clean", "no configs or splits"),
         ("{tmp}/full::::test", "no configs or splits"),
         ("a::b::c::d", "not of the form"),
@@ -159,6 +160,7 @@ def test_what_cannot_be_opened_is_named(tmp_path, spec, message):
     (tmp_path / "empty").mkdir()
     write_clip(tmp_path / "full" / "1.wav", 1)
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
+    (tmp_path / "clips.zip").write_bytes(b"PK")
     if "bad" in spec:
         spec = "{tmp}/bad.parquet"
     elif "*.parquet" in spec:
