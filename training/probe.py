@@ -24,6 +24,7 @@ import numpy as np
 import transformers
 
 from sjepa_hf.command import command
+from sjepa_hf.durations import audio_amount
 from sjepa_hf.opening import open_config
 from sjepa_hf.saving import files_written_aside
 from sjepa_hf.scores import MFCC, UNTRAINED, Score, data_names, short_names, write_scores
@@ -31,11 +32,11 @@ from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.progress import Heartbeat
 from training.common.ranges import check_ranges
-from training.data.labelled import open_labelled
+from training.data.labelled import LabelledClips, open_labelled
 from training.evaluation.encoders import open_encoder
 from training.evaluation.probes.classifiers import accuracies
 from training.evaluation.probes.results import draw, report
-from training.evaluation.probes.tasks import phone_task, utterance_task
+from training.evaluation.probes.tasks import Task, phone_task, utterance_task
 from training.evaluation.rows import FeatureExtractor, features_at, features_of_layers, readable_clips
 
 
@@ -117,21 +118,8 @@ def subjects(
         yield checkpoint, features_of_layers(encoder, layers)
 
 
-def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat | None = None) -> dict | None:
-    """
-    All probes of all subjects.
-
-    Returns:
-        What `probes.json` holds: data, protocol, `tasks` (label, classifier, numbers of clips, rows and classes, by
-        the `task` of a score), and `scores`, a `Score` for each subject, task and layer (None for MFCC), with the
-        accuracy of every split. None with `dry_run`.
-
-    Raises:
-        ValueError: if a label cannot be probed for, or a checkpoint cannot be opened.
-    """
-    heartbeat = heartbeat or Heartbeat("probing")
-    for checkpoint in checkpoints:
-        open_config(checkpoint)  # a wrong name is told before features are read
+def open_tasks(arguments: ProbeArguments) -> tuple[LabelledClips, dict[str, Task]]:
+    """The clips that can be read, and what is probed for, by label. Raises ValueError as [`run`]."""
     alignment = ("phones", "phone_ends") if arguments.phones else ()
     split_by = (arguments.split_by,) if arguments.split_by else ()
     clips = open_labelled(
@@ -150,54 +138,78 @@ def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat 
     }
     if arguments.phones:
         tasks["phones"] = phone_task(clips, frame_counts, arguments.phone_splits, arguments.max_frames, seed, apart)
-    rows = {label: task.rows for label, task in tasks.items()}
     for label, task in tasks.items():
         logger.info(
-            "%s: %d rows of %d clips (%.2f h), %d classes, %s on %d splits; results go to %s.",
-            *(label, len(task.classes), len(clips), clips.hours, len(set(task.classes.tolist()))),
+            "%s: %d rows of %d clips (%s), %d classes, %s on %d splits; results go to %s.",
+            *(label, len(task.classes), len(clips), audio_amount(clips.hours), len(set(task.classes.tolist()))),
             *(" and ".join(task.classifiers), len(task.splits), arguments.output),
         )
+    return clips, tasks
+
+
+def scores_of(found: np.ndarray, subject: str, title: str, task: dict, arguments: ProbeArguments) -> list[Score]:
+    """A score for each layer of `found`, accuracies `(num_layers, num_splits)` of a subject in a task."""
+    numbers, num_splits = arguments.layer_numbers or range(len(found)), found.shape[1]
+    return [
+        Score(
+            subject=subject,
+            task=title,
+            task_type="audio-classification",
+            data=data_names(arguments.data),
+            split="test",
+            metric="accuracy",
+            value=float(values.mean()),
+            deviation=float(values.std()) if num_splits > 1 else None,
+            runs=f"{num_splits} split{'s' * (num_splits > 1)}",
+            values=values.tolist(),
+            protocol=in_words(task),
+            clips=task["clips"],
+            layer=None if subject == MFCC else layer,
+        )
+        for layer, values in zip(numbers, found)
+    ]
+
+
+def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat | None = None) -> dict | None:
+    """
+    All probes of all subjects.
+
+    Returns:
+        What `probes.json` holds: data, protocol, `tasks` (label, classifier, numbers of clips, rows and classes, by
+        the `task` of a score), and `scores`, a `Score` for each subject, task and layer (None for MFCC), with the
+        accuracy of every split. None with `dry_run`.
+
+    Raises:
+        ValueError: if a label cannot be probed for, or a checkpoint cannot be opened.
+    """
+    heartbeat = heartbeat or Heartbeat("probing")
+    for checkpoint in checkpoints:
+        open_config(checkpoint)  # a wrong name is told before features are read
+    clips, tasks = open_tasks(arguments)
     if arguments.dry_run:
         return None
-    scores, numbers = [], arguments.layer_numbers
+    scores: list[Score] = []
+    rows = {label: task.rows for label, task in tasks.items()}
     described = {
         f"{label}, {classifier} probe": {"label": label, "classifier": classifier, **task.describe()}
         for label, task in tasks.items()
         for classifier in task.classifiers
     }
-    for subject, extract in subjects(checkpoints, numbers, arguments.baselines, seed):
+    for subject, extract in subjects(checkpoints, arguments.layer_numbers, arguments.baselines, arguments.seed):
         name = short_names([subject])[subject]
         heartbeat.doing = f"reading the features of {name}"
         features = features_at(extract, clips, rows, name)
         for title, known in described.items():
             label, classifier = known["label"], known["classifier"]
             heartbeat.doing = f"fitting {label}, {classifier}, {name}: {features[label].shape[0]} layers"
-            found = accuracies(tasks[label], classifier, features[label], seed, arguments.n_jobs)
+            found = accuracies(tasks[label], classifier, features[label], arguments.seed, arguments.n_jobs)
             logger.info("%s, %s, %s: %s", label, classifier, name, np.round(100 * found.mean(1), 1).tolist())
-            for position, values in enumerate(found):
-                layer = position if numbers is None else numbers[position]
-                scores.append(
-                    Score(
-                        subject=subject,
-                        task=title,
-                        task_type="audio-classification",
-                        data=data_names(arguments.data),
-                        split="test",
-                        metric="accuracy",
-                        value=float(values.mean()),
-                        deviation=float(values.std()) if len(values) > 1 else None,
-                        runs=f"{len(values)} split{'s' * (len(values) > 1)}",
-                        values=values.tolist(),
-                        protocol=in_words(known),
-                        clips=known["clips"],
-                        layer=None if subject == MFCC else layer,
-                    )
-                )
+            scores += scores_of(found, subject, title, known, arguments)
     return {
         "data": list(arguments.data),
         "clips": len(clips),
         "hours": round(clips.hours, 3),
-        "seed": seed,
+        "seed": arguments.seed,
         "protocol": PROTOCOL,
         "tasks": described,
         "scores": scores,
