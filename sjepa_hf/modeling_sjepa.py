@@ -312,9 +312,8 @@ class SJepaPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, SJepaLogMelFrontEnd):
-            fourier, mel_filters = module.tables()
-            init.copy_(module.fourier, fourier)
-            init.copy_(module.mel_filters, mel_filters)
+            for buffer, table in zip((module.fourier, module.mel_filters), module.tables()):
+                init.copy_(buffer, table)
         elif isinstance(module, DiagonalGaussianMixture):
             init.constant_(module.weights, 1.0 / module.num_components)
             init.normal_(module.means)

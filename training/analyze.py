@@ -16,7 +16,6 @@ Writes `analysis.json`, `entropy.png`, `utterance.png` and `rank.png`. Layers ar
 is what enters the first Transformer layer.
 """
 
-import json
 import sys
 import textwrap
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from sjepa_hf.frames import SAMPLING_RATE, WINDOW, frame_centres
 from sjepa_hf.measures import effective_rank, entropy_bits
 from sjepa_hf.opening import open_config, open_pretrained, open_pretraining
 from sjepa_hf.saving import files_written_aside
+from sjepa_hf.scores import json_text
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.figures import caption, draw_entropy, save
@@ -244,7 +244,7 @@ def draw_ranks(ranks: dict[str, list[float]], num_features: int, num_frames: int
         axes.plot(values, style, color=colour, ms=4, label=name)
     axes.set(
         xlabel="layer (0: Transformer input)",
-        ylabel=f"effective rank (at most {num_features})",
+        ylabel=f"effective rank (at most {min(num_features, num_frames - 1)})",
         title=f"Effective rank over {num_frames:,} frames",
     )
     axes.set_ylim(bottom=0)
@@ -360,7 +360,9 @@ def report(results: dict) -> str:
         found = results["rank"]
         for kind in ("trained", "untrained"):
             ranks = " ".join(f"{rank:.1f}" for rank in found[kind])
-            lines.append(f"Effective rank by layer, {kind}: {ranks} (of {found['features']}).")
+            lines.append(
+                f"Effective rank by layer, {kind}: {ranks} (of {min(found['features'], found['frames'] - 1)})."
+            )
     if "hidden" in results:
         lines += ["Phones at hidden frames:", hidden_frame_table(results["hidden"])]
     return "\n".join(lines)
@@ -411,7 +413,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     with files_written_aside(arguments.output) as aside:
         results = run(rest.checkpoint, arguments, aside)
-        (aside / "analysis.json").write_text(json.dumps(results, indent=1) + "\n")
+        (aside / "analysis.json").write_text(json_text(results, 1) + "\n")
         written = sorted(str(Path(arguments.output) / path.name) for path in aside.iterdir())
     print(report(results))
     print(f"\nwritten: {', '.join(written)}")

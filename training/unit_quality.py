@@ -7,7 +7,8 @@ Subjects: k-means of MFCC, of the untrained encoder and of the encoder at `--lay
 checkpoint has (or `--components`), fitted to `--train_data`; the checkpoint's mixture and its prediction.
 
 purity       share of aligned frames whose phone is the commonest one of their unit
-PNMI         mutual information of unit and phone as a share of the phones' entropy (`hard` in target_information)
+PNMI         mutual information of unit and phone as a share of the phones' entropy (`hard` in target_information); of
+             both in brackets what phones of other clips give, which is much where frames are few
 ABX phones   error over triphones of one voice that differ in the middle (0.5: chance), `--data` being of one voice
 ABX words    the same over whole clips of `--words`, of one voice and across voices
 bits/s       of the runs of units, durations not sent
@@ -15,7 +16,6 @@ noise, speed edit distance of the runs with noise at `--snr` dB, and 10 % faster
 speaker      accuracy of a linear probe for the speaker on the histogram of a clip's units (`--voices`)
 """
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +30,7 @@ from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.kmeans import kmeans, nearest
 from sjepa_hf.opening import open_config, open_pretraining
 from sjepa_hf.saving import write_text_aside
+from sjepa_hf.scores import json_text
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.progress import Heartbeat
@@ -39,7 +40,7 @@ from training.data.labelled import LabelledClips, open_labelled
 from training.evaluation.abx import Token, abx
 from training.evaluation.alignment import read_alignment
 from training.evaluation.encoders import open_encoder
-from training.evaluation.phone_information import JointCounts, number_phones
+from training.evaluation.phone_information import JointCounts, number_phones, of_other_clips
 from training.evaluation.probes.classifiers import accuracies
 from training.evaluation.probes.tasks import utterance_task
 from training.evaluation.rows import features_of_layers, readable_clips
@@ -143,14 +144,17 @@ def measure(units: Units, material: Material, arguments: QualityArguments) -> di
     clean = [units(each) for each in samples]
     size = max(int(each.max()) for each in clean) + 1
     counts, tokens = JointCounts(len(material.known), size), []
-    for number, (expected, found) in enumerate(zip(material.phones, clean)):
-        counts.add(
-            expected, torch.nn.functional.one_hot(torch.from_numpy(found[: len(expected)]).long(), size).float()
-        )
+    for number, (expected, others, found) in enumerate(
+        zip(material.phones, of_other_clips(material.phones), clean, strict=True)
+    ):
+        one_hot = torch.nn.functional.one_hot(torch.from_numpy(found[: len(expected)]).long(), size).float()
+        counts.add(expected, others, one_hot)
         tokens += phone_tokens(found, *read_alignment(clips, number), arguments.silences)
     result = {
         "purity": purity(counts.hard),
+        "purity_chance": purity(counts.hard_chance),
         "pnmi": counts.result().hard,
+        "pnmi_chance": counts.result().hard_chance,
         "abx_phones": _error(abx(tokens, across=False, seed=arguments.seed)),
         "bits_a_second": bitrate(clean, sum(map(len, samples)) / SAMPLING_RATE),
         "units_used": len(np.unique(np.concatenate(clean))),
@@ -206,6 +210,8 @@ def table(rows: list[dict]) -> str:
         texts = [
             "" if f is None else f"{f:.0f}" if n == "bits_a_second" else f"{f:.3f}" for n, f in zip(shown, figures)
         ]
+        chance = [row.get(f"{name}_chance") for name in shown]
+        texts = [text if c is None else f"{text} ({c:.3f})" for text, c in zip(texts, chance)]
         lines.append(f"| {row['units']} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
@@ -227,7 +233,7 @@ def main(argv: list[str] | None = None) -> None:
             logger.info("%s: %s", name, {key: round(v, 3) for key, v in rows[-1].items() if isinstance(v, float)})
     print(table(rows))
     if arguments.output:
-        write_text_aside(arguments.output, json.dumps({"checkpoint": rest.checkpoint, "rows": rows}, indent=1) + "\n")
+        write_text_aside(arguments.output, json_text({"checkpoint": rest.checkpoint, "rows": rows}, 1) + "\n")
 
 
 if __name__ == "__main__":

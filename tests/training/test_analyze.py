@@ -82,11 +82,11 @@ def test_knowledge_at_hidden_frames_is_a_table(folder, model, tmp_path, capsys):
         assert rows[0]["distance"] == "1" and rows[-1]["distance"] == "targets themselves"
         assert all(0 <= row["soft"] < 0.5 for row in rows), "untrained, on noise"
         printed = capsys.readouterr().out
-        assert "| distance to the nearest visible frame |" in printed and f"| {rows[0]['soft']:.3f} |" in printed
+        assert "| distance to the nearest visible frame |" in printed and f"| {rows[0]['soft']:.3f} (" in printed
         counts, clips = JointCounts(3, 10), open_labelled([str(folder)], [])
         said = torch.tensor([0] * 10 + [1] * 15 + [2] * 14)  # by the centres of the frames
         for clip in clips:
-            counts.add(said, model.unit_posteriors(torch.from_numpy(clip["input_values"])[None])[0])
+            counts.add(said, said, model.unit_posteriors(torch.from_numpy(clip["input_values"])[None])[0])
         assert rows[-1]["soft"] == pytest.approx(counts.result().soft, rel=1e-4)
         targets[features, temperature] = rows[-1]["soft"]
     assert len({round(value, 4) for value in targets.values()}) == 3

@@ -189,6 +189,11 @@ class FrozenFeatures:
             features = [states.float().mean(1).cpu() for states in encoded]
         else:
             features = [_compact(states).cpu().contiguous() for states in encoded]
+        for i, states in zip(waveforms, features):
+            if not states.isfinite().all():
+                raise ValueError(
+                    f"{self.encoder.name} gives NaN or infinite features (clip {i}): it cannot be scored."
+                )
         return dict(zip(waveforms, features))
 
 

@@ -8,7 +8,7 @@ from sjepa_hf.frame_features import FRAME_FEATURES
 from sjepa_hf.modeling_sjepa_pretraining import soft_target_divergence
 from training.data.labelled import LabelledClips
 from training.data.masking import FARTHEST, SpanMask, distance_to_visible
-from training.evaluation.phone_information import JointCounts
+from training.evaluation.phone_information import JointCounts, of_other_clips
 
 
 DRAWS = 10  # masks of each clip
@@ -39,22 +39,25 @@ def knowledge_at_hidden_frames(
         seed: of the masks.
 
     Returns:
-        A row for each distance that occurs (`frames`, `soft`, `hard`, `kl` or None), one for visible frames where
-        nothing is masked, and one for the targets themselves.
+        A row for each distance that occurs (`frames`, counted once for each mask, `soft`, `hard`, `soft_chance`,
+        `hard_chance`, see [`Information`], and `kl` or None), one for visible frames where nothing is masked, and one
+        for the targets themselves.
     """
     device, components = model.device, model.mixture.num_components
     has_targets = model.config.mixture_features in FRAME_FEATURES
     names = [*(f"{d}{' or more' if d == FARTHEST else ''}" for d in range(1, FARTHEST + 1)), "nothing hidden", TARGETS]
     counts = {name: JointCounts(num_phones, components) for name in names}
+    others = of_other_clips(phones)
     divergences, generator = dict.fromkeys(names, 0.0), torch.Generator().manual_seed(seed)
     for index in tqdm(range(len(phones)), desc="hidden frames", leave=False, disable=None):
         audio, said = torch.from_numpy(clips[index]["input_values"])[None].to(device), phones[index]
+        elsewhere = others[index]
         count = model.config.num_frames(audio.shape[1])
         real = torch.arange(count) < len(said)
         targets = None
         if has_targets:
             targets = model.unit_posteriors(audio)[0].float().cpu()
-            counts[TARGETS].add(said, targets[real])
+            counts[TARGETS].add(said, elsewhere, targets[real])
         logits = model(audio).logits[0].float().cpu()
         found = [("nothing hidden", logits, real)]
         masks = mask(torch.full((DRAWS,), count), count, generator)
@@ -63,22 +66,25 @@ def knowledge_at_hidden_frames(
             logits = model(audio, mask_time_indices=hidden[None].to(device)).logits[0].float().cpu()
             found += [(name, logits, (distance == d) & real) for d, name in enumerate(names[:FARTHEST], 1)]
         for name, logits, chosen in found:
-            counts[name].add(said[chosen[: len(said)]], logits[chosen].softmax(-1))
+            counted = chosen[: len(said)]
+            counts[name].add(said[counted], elsewhere[counted], logits[chosen].softmax(-1))
             if has_targets:
                 divergences[name] += soft_target_divergence(logits[chosen], targets[chosen]).sum().item()
     rows = []
     for name, table in counts.items():
         if frames := int(table.hard.sum()):
-            result = table.result()
+            found = table.result()._asdict()
+            shares = {share: found[share] for share in ("soft", "hard", "soft_chance", "hard_chance")}
             kl = divergences[name] / frames if has_targets else None
-            rows.append({"distance": name, "frames": frames, "soft": result.soft, "hard": result.hard, "kl": kl})
+            rows.append({"distance": name, "frames": frames, **shares, "kl": kl})
     return rows
 
 
 def hidden_frame_table(rows: list[dict]) -> str:
-    """Markdown."""
+    """Markdown; in brackets what chance gives."""
     lines = ["| distance to the nearest visible frame | frames | soft | hard | KL, nats |", "|---|---|---|---|---|"]
     for row in rows:
         kl = "" if row["kl"] is None else f"{row['kl']:.2f}"
-        lines.append(f"| {row['distance']} | {row['frames']:,} | {row['soft']:.3f} | {row['hard']:.3f} | {kl} |")
+        shares = " | ".join(f"{row[name]:.3f} ({row[f'{name}_chance']:.3f})" for name in ("soft", "hard"))
+        lines.append(f"| {row['distance']} | {row['frames']:,} | {shares} | {kl} |")
     return "\n".join(lines)

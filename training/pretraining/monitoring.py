@@ -33,8 +33,9 @@ def target_metrics(
     """
     Figures about the targets and predictions at flat `positions` (masked frames) of one micro-batch.
 
-    `baseline_kl` (nats) is the divergence of the best constant prediction for these targets in the long run, the
-    mixture's weights: a model that has learned anything is below it.
+    `baseline_kl` (nats) is the divergence of the mixture's weights as a constant prediction: a model that has learned
+    anything is below it. At temperature 1 no constant is better in the long run; targets of a higher one have a mean
+    that is flatter than the weights, so that a constant too may lie somewhat below.
     """
     targets = targets.flatten(0, 1)[positions]
     predictions = output.logits.flatten(0, 1)[positions].float().softmax(-1)

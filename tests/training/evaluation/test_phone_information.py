@@ -1,9 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import mutual_info_score
 
-from training.evaluation.phone_information import JointCounts, information_share
+from training.evaluation.phone_information import JointCounts, information_share, of_other_clips
 
 
 def test_information_agrees_with_scikit_learn():
@@ -13,16 +15,36 @@ def test_information_agrees_with_scikit_learn():
     counts = JointCounts(5, 7)
     one_hot = torch.eye(7)[torch.from_numpy(components)]
     for part in (slice(0, 150), slice(150, 400)):
-        counts.add(torch.from_numpy(phones[part]), one_hot[part])
+        counts.add(torch.from_numpy(phones[part]), torch.from_numpy(phones[part][::-1].copy()), one_hot[part])
     found = counts.result()
     expected = mutual_info_score(phones, components) / mutual_info_score(phones, phones)
     assert found.hard == pytest.approx(expected) and found.soft == pytest.approx(expected)
     assert found.entropy_bits == 0 and 5 < found.components_used <= 7
+    turned = np.concatenate([phones[149::-1], phones[:149:-1]])
+    chance = mutual_info_score(turned, components) / mutual_info_score(phones, phones)
+    assert found.hard_chance == pytest.approx(chance) and found.soft_chance == pytest.approx(chance)
+    assert chance < 0.1 < expected
+
+
+def test_few_frames_seem_to_know_phones_of_other_clips():
+    """Components drawn at random: 60 of 80 frames have one of their own."""
+    random, clips = torch.Generator().manual_seed(0), [torch.arange(40) % 4, torch.arange(1, 41) % 4]
+    assert [part.tolist() for part in of_other_clips(clips)] == [clips[1].tolist(), clips[0].tolist()]
+    assert [part.tolist() for part in of_other_clips([torch.tensor([1, 2, 3]), torch.tensor([4])])] == [[4, 1, 2], [1]]
+    counts = JointCounts(4, 300)
+    for said, others in zip(clips, of_other_clips(clips)):
+        counts.add(said, others, torch.eye(300)[torch.randint(300, (40,), generator=random)])
+    found = counts.result()
+    assert found.hard > 0.8 and abs(found.hard - found.hard_chance) < 0.1
+
+
+def test_a_single_phone_has_no_information_to_share():
+    assert math.isnan(information_share(torch.tensor([[0.25, 0.75]])))
 
 
 def test_soft_targets_that_say_nothing_know_nothing():
     counts = JointCounts(2, 4)
-    counts.add(torch.tensor([0, 1] * 50), torch.full((100, 4), 0.25))
+    counts.add(torch.tensor([0, 1] * 50), torch.tensor([1, 0] * 50), torch.full((100, 4), 0.25))
     found = counts.result()
     assert found.soft == pytest.approx(0, abs=1e-9)
     assert found.entropy_bits == pytest.approx(2) and found.components_used == pytest.approx(4)
@@ -34,7 +56,6 @@ def test_information_is_never_negative(seed):
     """Posteriors of almost nothing, as an untrained head has them, sum to 1 in fp32 alone."""
     generator = torch.Generator().manual_seed(seed)
     counts = JointCounts(5, 10)
-    counts.add(
-        torch.randint(5, (130,), generator=generator), (1e-6 * torch.randn(130, 10, generator=generator)).softmax(-1)
-    )
+    said, others = torch.randint(5, (2, 130), generator=generator)
+    counts.add(said, others, (1e-6 * torch.randn(130, 10, generator=generator)).softmax(-1))
     assert 0 <= counts.result().soft < 1e-10

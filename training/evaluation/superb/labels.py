@@ -99,7 +99,10 @@ class TokenLabels:
         return [torch.tensor([number[token] for token in text if token in number], dtype=torch.long) for text in texts]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        found = [self.tokens[n] for n in tokens if self.tokens[n] != END]
+        found = [self.tokens[n] for n in tokens]
+        if self.kind != "characters" and END in found:  # as S3PRL, which in asr goes on behind it
+            found = found[: found.index(END)]
+        found = [token for token in found if token != END]
         if self.kind == "phones":
             return " ".join(found)
         return _squeezed("".join(f" {token} " if len(token) > 1 else token for token in found))

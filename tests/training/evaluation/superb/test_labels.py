@@ -68,6 +68,12 @@ def test_phones_without_their_stress(lexicon):
     assert TokenLabels(texts, "phones", lexicon).references(texts) == ["AH0 HH AA1 OW0"]
 
 
+def test_an_answer_ends_where_s3prl_ends_it():
+    for kind, text, answer in (("phones", "A B", "A"), ("characters", "AB", "AB")):
+        labels = TokenLabels({"text": [text]}, kind)
+        assert labels.decode([labels.tokens.index(token) for token in ("A", "<eos>", "B")]) == answer
+
+
 def test_tokens_that_training_lacks_are_left_out():
     labels = TokenLabels({"text": ["ab a"]}, "characters")
     assert labels.decode(labels.encode({"text": ["abc a"]})[0].tolist()) == "AB A"
