@@ -358,11 +358,10 @@ def report(results: dict) -> str:
         )
     if "rank" in results:
         found = results["rank"]
+        most = min(found["features"], found["frames"] - 1)
         for kind in ("trained", "untrained"):
             ranks = " ".join(f"{rank:.1f}" for rank in found[kind])
-            lines.append(
-                f"Effective rank by layer, {kind}: {ranks} (of {min(found['features'], found['frames'] - 1)})."
-            )
+            lines.append(f"Effective rank by layer, {kind}: {ranks} (of {most}).")
     if "hidden" in results:
         lines += ["Phones at hidden frames:", hidden_frame_table(results["hidden"])]
     return "\n".join(lines)

@@ -191,9 +191,7 @@ class FrozenFeatures:
             features = [_compact(states).cpu().contiguous() for states in encoded]
         for i, states in zip(waveforms, features):
             if not states.isfinite().all():
-                raise ValueError(
-                    f"{self.encoder.name} gives NaN or infinite features (clip {i}): it cannot be scored."
-                )
+                raise ValueError(f"{self.encoder.name} gives NaN or infinite features of clip {i}: it is not scored.")
         return dict(zip(waveforms, features))
 
 

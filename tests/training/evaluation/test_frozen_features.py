@@ -80,6 +80,13 @@ def test_pooled_features_are_means_over_the_frames(clips, encoder, store):
 
 
 @pytest.mark.parametrize("pooled", [True, False])
+def test_an_encoder_that_breaks_is_not_scored(clips, encoder, store, pooled):
+    encoder.encoder.model.feature_projection.projection.bias.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="gives NaN or infinite features of clip 0: it is not scored"):
+        FrozenFeatures(encoder, clips.select([0]), store, pooled)[[0]]
+
+
+@pytest.mark.parametrize("pooled", [True, False])
 def test_a_second_run_does_not_encode(clips, encoder, store, pooled):
     first = FrozenFeatures(encoder, clips, store, pooled)[[0, 1, 2, 3]]
     assert encoder.clips == 4
