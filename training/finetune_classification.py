@@ -139,7 +139,7 @@ def prepare(argv: list[str] | None = None) -> ClassificationFineTuning:
         frozen_encoder=arguments.frozen,
         save_beside=extractor.save_pretrained,
     )
-    tell_plan(trainer, evaluation | test, arguments.dry_run)
+    tell_plan(trainer, evaluation | test, arguments)
     return ClassificationFineTuning(arguments, trainer, extractor, evaluation, test)
 
 

@@ -163,7 +163,7 @@ def prepare(argv: list[str] | None = None) -> CtcFineTuning:
         check_language_model(lm, arguments.lm, tokenizer, train.labels[column])
         settings = {"alpha": arguments.lm_alpha, "beta": arguments.lm_beta, "beam_width": arguments.beam_width}
         decoder = BeamSearchDecoder(tokenizer, lm, **settings)
-    tell_plan(trainer, evaluation | test, arguments.dry_run)
+    tell_plan(trainer, evaluation | test, arguments)
     return CtcFineTuning(arguments, trainer, processor, normalizer, evaluation, test, column, decoder)
 
 

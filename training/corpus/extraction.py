@@ -58,8 +58,8 @@ def unit_extractor(checkpoint: str, source: str | None, top_k: int, device, prec
         opened = open_pretraining(checkpoint) if open_config(checkpoint).model_type == "sjepa" else None
         if opened is None:
             raise ValueError(
-                f"{checkpoint} has no clusters: take a checkpoint of pretraining, or fit some to one of its layers"
-                " (python -m training.fit_units) and give their directory."
+                f"{checkpoint} has no clusters that can be read, as S-JEPA's checkpoints of pretraining have: fit some"
+                " to one of its layers (python -m training.fit_units) and give their directory."
             )
         ema = (
             source == "mixture"

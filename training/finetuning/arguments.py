@@ -108,8 +108,11 @@ class FineTuningArguments:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"`{name}` is {value}; it must not be negative.")
-        if self.from_scratch and (self.lora_rank or self.freeze_encoder_steps):
-            raise ValueError("`from_scratch` trains all weights: it goes with neither lora_rank nor freezing.")
+        if self.from_scratch and (self.lora_rank or self.freeze_encoder_steps or self.reinit_layers):
+            raise ValueError(
+                "`from_scratch` trains all weights, fresh ones: it goes with none of lora_rank, freeze_encoder_steps"
+                " and reinit_layers."
+            )
         if self.reinit_layers and self.lora_rank:
             raise ValueError("`reinit_layers` leaves layers to be learned, which `lora_rank` would keep as they are.")
 

@@ -11,6 +11,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from sjepa_hf.durations import audio_amount
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.labelled import LabelledClips
+from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.trainer import FineTuner
 from training.finetuning.trainer_settings import total_steps
 
@@ -18,13 +19,24 @@ from training.finetuning.trainer_settings import total_steps
 logger = logging.getLogger(__name__)
 
 
-def tell_plan(trainer: FineTuner, scored: Mapping[str, LabelledClips], dry_run: bool) -> None:
-    """Log data, model, device, steps, padding and output of a run that is ready to start; the first process does."""
+def tell_plan(trainer: FineTuner, scored: Mapping[str, LabelledClips], arguments: FineTuningArguments) -> None:
+    """
+    Log data, model, device, steps, padding and output of a run that is ready to start; the first process does.
+
+    Raises:
+        ValueError: if the encoder were kept as it is to the end.
+    """
+    total = total_steps(trainer.args, len(trainer.train_dataset))[1]
+    if arguments.freeze_encoder_steps >= total:
+        raise ValueError(
+            f"`freeze_encoder_steps` is {arguments.freeze_encoder_steps}, and the run has {total} steps: the encoder"
+            " would never be trained. Give it fewer."
+        )
     if not trainer.is_world_process_zero():
         return
     for line in plan(trainer, scored):
         logger.info("%s", line)
-    if dry_run:
+    if arguments.dry_run:
         logger.info("--dry_run: nothing is trained and nothing written.")
 
 

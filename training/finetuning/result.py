@@ -17,6 +17,7 @@ from training.common.publishing import publish
 from training.common.run_record import base_of, write_record
 from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.data import HELD_OUT
+from training.finetuning.resuming import FINAL
 from training.finetuning.trainer import FineTuner
 
 
@@ -104,7 +105,7 @@ def save_output(
     Raises:
         NotPushed: if the result is written, but did not reach the Hub.
     """
-    final = Path(trainer.args.output_dir) / "final"
+    final = Path(trainer.args.output_dir) / FINAL
     with written_aside(final) as directory:
         if hasattr(model, "merge_and_unload"):
             model.save_pretrained(directory / "adapter")

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 NEWEST = ("auto", "latest", "last", "true", "yes", "1")  # words for the newest checkpoint of output_dir
 ANEW = ("false", "no", "none", "0", "")
-STATE, MERGED = "trainer_state.json", "merged"
+STATE, MERGED, FINAL = "trainer_state.json", "merged", "final"
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 PICKLES = ("optimizer.pt", "scheduler.pt")
 
@@ -70,6 +70,11 @@ def step_of(path: Path) -> int:
     """The number in the name of a checkpoint; -1 where it has none."""
     number = path.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1
+
+
+def steps_taken(checkpoint: str) -> int:
+    """Steps that the run of a whole checkpoint had taken."""
+    return TrainerState.load_from_json(str(Path(checkpoint) / STATE)).global_step
 
 
 def what_is_torn(path: Path) -> str | None:

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from sjepa_hf.contents import RESULTS
 from sjepa_hf.durations import duration
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.saving import share_mode_of
@@ -23,7 +24,8 @@ from training.common.signals import Interrupted, Interruption
 from training.data.workers import check_shared_memory, die_when_stuck
 from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.model import in_encoder
-from training.finetuning.resuming import MERGED
+from training.finetuning.resuming import FINAL, MERGED, steps_taken
+from training.finetuning.trainer_settings import total_steps
 
 
 logger = logging.getLogger(__name__)
@@ -229,8 +231,14 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
     Train; the model of the best evaluation that shows something learned, else the last one.
 
     Raises:
-        SystemExit: after SIGTERM or Ctrl-C, once a checkpoint is saved; its code is the signal's exit status.
+        SystemExit: after SIGTERM or Ctrl-C, once a checkpoint is saved; its code is the signal's exit status. With 0,
+            where the run that is resumed has come to its end.
     """
+    resumed, output_dir = trainer.args.resume_from_checkpoint, Path(trainer.args.output_dir)
+    steps = total_steps(trainer.args, len(trainer.train_dataset))[1]
+    if resumed and not arguments.hub and (output_dir / FINAL / RESULTS).is_file() and steps_taken(resumed) >= steps:
+        logger.info("%s is finished: it has taken %d steps.", output_dir / FINAL, steps)  # the Trainer would take one
+        sys.exit(0)
     if trainer.args.device.type == "cpu":
         keep_freed_memory()
     if arguments.freeze_encoder_steps:
@@ -241,7 +249,6 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
     heartbeat.doing = "starting the training"
     trainer.check_shared_memory()
     die_when_stuck()
-    resumed = trainer.args.resume_from_checkpoint
     if trainer.args.world_size > 1:  # there the launcher ends all processes, and the last checkpoint is gone on from
         trainer.train(resume_from_checkpoint=resumed)
     else:
@@ -251,7 +258,7 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
                 trainer.train(resume_from_checkpoint=resumed)
             except Interrupted:
                 step = trainer.state.global_step
-                saved = Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+                saved = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
                 how = "the same command with --resume_from_checkpoint latest goes on"
                 logger.warning("Stopped at step %d: %s is saved; %s.", step, saved, how) if step else logger.warning(
                     "Stopped before the first step: nothing is lost."

@@ -31,6 +31,11 @@ def build_model(arguments: Arguments, resumed: Path | None, accelerator: Acceler
             model = open_checkpoint(checkpoint, arguments, fresh_head=not resumed, **attention)
         check_model(arguments, model.config)
     else:
+        if arguments.run.phase1_steps == 0:
+            raise ValueError(
+                "`phase1_steps` is 0, so phase 2 would follow the random weights of a new model: name the encoder to"
+                " go on with as `initial_checkpoint`, or begin with phase 1."
+            )
         try:
             model = SJepaForPreTraining._from_config(arguments.sjepa_config(), **attention)
         except (ImportError, ValueError) as error:  # a package of that implementation is not installed

@@ -110,6 +110,11 @@ class OtherEncoder(nn.Module):
                 f"{type(self.model).__name__} is built otherwise than wav2vec 2.0 (`encoder.layers`,"
                 " `masked_spec_embed`): pretraining cannot go on from it."
             )
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
+            raise ValueError(
+                f"{type(self.model).__name__} has batch norms, whose running statistics would follow neither the EMA"
+                " encoder nor the other processes, and whose batches see padding: pretraining cannot go on from it."
+            )
 
     @torch.no_grad()
     def _check_frames(self) -> None:
@@ -150,6 +155,7 @@ def open_other_encoder(checkpoint: str | Path, own_config: PreTrainedConfig, **o
     config.apply_spec_augment = True  # else the masks that are given are ignored
     config.mask_time_prob = own_config.mask_time_prob or ANY_SHARE
     config.mask_feature_prob = config.layerdrop = 0.0
+    config.return_dict = True
     model = open_model(AutoModel, checkpoint, config=config, dtype=torch.float32, **options)
     return OtherEncoder(model, extractor, own_config)
 

@@ -90,8 +90,14 @@ def load_other(checkpoint: str | Path, own_config: PreTrainedConfig, **options) 
         ValueError: as [`open_other`] does.
     """
     found = [beside(checkpoint, name) for name in PRETRAINING]
-    if None in found:
+    if not any(found):
         return None
+    for name, path in zip(PRETRAINING, found):
+        if path is None:
+            raise ValueError(
+                f"{checkpoint} lacks {name}, though other files of pretraining lie there: copy it too, or delete those"
+                " to begin with a fresh predictor."
+            )
     try:
         config = SJepaConfig(**read_json(found[0]))
     except Exception as error:  # of whatever Transformers makes of a value in a field that it checks itself

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
+from transformers.utils import CONFIG_NAME
 
 from sjepa_hf.contents import RECORD
 from sjepa_hf.opening import open_config
@@ -74,6 +75,9 @@ def claim(output_dir: Path, lock: FileLock, resuming: bool, dry_run: bool = Fals
         raise ValueError(f"`output_dir` {output_dir} belongs to a run that is still going.") from None
     except OSError as error:
         raise ValueError(f"`output_dir` {output_dir} cannot be written to: {error}.") from None
+    if not resuming and (output_dir / CONFIG_NAME).exists():
+        lock.release()
+        raise ValueError(f"`output_dir` {output_dir} holds a model: name another directory.")
     if not resuming and (checkpoints(output_dir) or (output_dir / FINAL / RECORD).exists()):
         lock.release()
         raise ValueError(

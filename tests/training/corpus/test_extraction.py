@@ -65,7 +65,7 @@ def test_long_clips_are_counted(corpus_folder, clustered):
 
 def test_what_a_checkpoint_does_not_have_gets_a_sentence(clustered, make_config, tmp_path):
     alone = save(SJepaModel(make_config()), tmp_path / "encoder")
-    with pytest.raises(ValueError, match="has no clusters: take a checkpoint of pretraining, or fit some"):
+    with pytest.raises(ValueError, match="has no clusters that can be read, .*: fit some"):
         unit_extractor(alone, "mixture", 0, "cpu")
     with pytest.raises(ValueError, match="`top_k` is 11; it must lie between 0 and the 10"):
         unit_extractor(clustered, "mixture", 11, "cpu")

@@ -1,3 +1,5 @@
+import pytest
+
 from training import finetune_ctc
 
 
@@ -17,3 +19,5 @@ def test_the_plan_is_told_and_a_dry_run_stops_there(checkpoint, mine, tmp_path, 
     ):
         assert said in caplog.text, said
     assert not list(tmp_path.glob("out/*"))
+    with pytest.raises(SystemExit, match="`freeze_encoder_steps` is 30, and the run has 30 steps"):
+        finetune_ctc.main([*required, "--dry_run", "--max_steps", "30", "--freeze_encoder_steps", "30"])

@@ -3,6 +3,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from finetuning_runs import SHORT, prepare, run, sentence
 from transformers import pipeline
 
@@ -10,7 +11,11 @@ from training import finetune_classification, finetune_ctc
 from training.data.waveforms import read_audio
 
 
-def test_the_checkpoint_of_a_stopped_run_opens_and_goes_on(stopped, checkpoint, mine):
+GO_ON = ("--resume_from_checkpoint", "latest")
+
+
+def test_the_checkpoint_of_a_stopped_run_opens_and_goes_on(stopped, checkpoint, mine, caplog):
+    caplog.set_level("INFO")
     folder = stopped / "checkpoint-3"
     assert not (stopped / "final").exists()
     recognise = pipeline("automatic-speech-recognition", str(folder), device="cpu")
@@ -23,6 +28,11 @@ def test_the_checkpoint_of_a_stopped_run_opens_and_goes_on(stopped, checkpoint, 
     assert json.loads((stopped / "final" / "results.json").read_text())["steps"] == 6
     history = [entry["step"] for entry in ready.trainer.state.log_history if "eval_cer" in entry]
     assert history.count(0) == 1 and history[-1] == 6
+    before = {path: path.stat().st_mtime_ns for path in stopped.rglob("*")}
+    with pytest.raises(SystemExit) as ended:
+        finetune_ctc.train(prepare(finetune_ctc, checkpoint, mine, stopped, "--max_steps", "6", *GO_ON))
+    assert not ended.value.code and "final is finished: it has taken 6 steps" in caplog.text
+    assert before == {path: path.stat().st_mtime_ns for path in stopped.rglob("*")}
 
 
 def rewritten(mine: Path, folder: Path, change) -> Path:

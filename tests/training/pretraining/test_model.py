@@ -35,6 +35,11 @@ def test_a_run_starts_from_the_weights_of_another(finished, noise, tmp_path):
             pretrain.main(command(noise, tmp_path, *begin, *options))
 
 
+def test_phase_2_needs_weights_to_follow(noise, tmp_path):
+    with pytest.raises(SystemExit, match="`phase1_steps` is 0, so phase 2 would follow the random weights"):
+        pretrain.main(command(noise, tmp_path, "--phase1_steps", "0", "--report_to", "none"))
+
+
 def test_an_attention_that_is_not_installed_is_refused(noise, tmp_path):
     for name, why in (("flash_attention_2", "FlashAttention2 .*"), ("fast", ".*is not supported")):
         with pytest.raises(SystemExit, match=f"error: `attn_implementation` {name}: {why}"):

@@ -123,6 +123,12 @@ def test_the_configuration_is_saved_as_it_was(encoder, tmp_path):
     ).read_text()
 
 
+def test_an_encoder_that_gives_tuples_by_itself_can_serve(padded_batch, tmp_path):
+    theirs = save_other(HubertConfig(**SMALL, return_dict=False), tmp_path / "theirs")
+    encoder = open_other_encoder(theirs, open_config(theirs))
+    assert encoder(padded_batch[0]).last_hidden_state.shape == (3, 49, SMALL["hidden_size"])
+
+
 def test_convolutions_can_be_frozen(encoder, padded_batch):
     waveforms, attention_mask, _ = padded_batch
     encoder.freeze_feature_encoder()
@@ -151,8 +157,9 @@ TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
         (HubertConfig(**SMALL), {"sampling_rate": 8000}, "hears audio of 8,000 Hz"),
         (HubertConfig(**SMALL | {"conv_stride": (4, 2, 2, 2, 2, 2, 2)}), {}, "makes frames of .* every 256 "),
         (SEWConfig(**TINY, intermediate_size=32), {}, "SEWModel gives "),
+        (HubertConfig(**SMALL, conv_pos_batch_norm=True), {}, "HubertModel has batch norms"),
     ],
-    ids=["text", "no mask", "8 kHz", "other frames", "other layers"],
+    ids=["text", "no mask", "8 kHz", "other frames", "other layers", "batch norm"],
 )
 def test_encoders_that_cannot_serve_are_refused_in_a_sentence(config, extractor, sentence, tmp_path):
     if config.model_type == "whisper":

@@ -148,6 +148,11 @@ def test_a_later_run_takes_what_lies_beside_it(other_runs, tmp_path):
     (tmp_path / "torn" / "pretraining" / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(SystemExit, match="error: .*pretraining/model.safetensors cannot be taken: "):
         pretrain.main([*again, "--initial_checkpoint", str(tmp_path / "torn")])
+    (tmp_path / "torn" / "pretraining" / "model.safetensors").unlink()
+    with pytest.raises(SystemExit, match="error: .*torn lacks pretraining/model.safetensors, though other files"):
+        pretrain.main([*again, "--initial_checkpoint", str(tmp_path / "torn")])
+    with pytest.raises(SystemExit, match="error: `output_dir` .*torn holds a model: name another directory"):
+        pretrain.main([*again, "--output_dir", str(tmp_path / "torn")])
 
 
 def test_its_entropy_can_be_analysed(other_runs, tmp_path):
