@@ -47,8 +47,8 @@ PROTOCOL = {
     "features": "frozen; mean over the clip's frames for utterance labels, single frames for phones; standardised",
     "linear": "scikit-learn LogisticRegression, C=1, lbfgs, at most 2000 iterations",
     "mlp": "2 x 256, ReLU, dropout 0.1, Adam 1e-3, batches of 512, 20 epochs",
-    "utterance_splits": "a fifth of the recordings (or values of --split_by), drawn at random, is scored, rounded up; all"
-    " clips of one are on one side, no two splits are alike; `scored_share` of a task is what that comes to",
+    "utterance_splits": "a fifth of the recordings (or values of --split_by), drawn at random, is scored, rounded up;"
+    " all clips of one are on one side, no two splits are alike; `scored_share` of a task is what that comes to",
     "phone_splits": "likewise, all frames of one on one side; phone at the frame's centre",
     "deviation": "standard deviation over the splits (of the population)",
 }

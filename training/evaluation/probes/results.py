@@ -27,10 +27,9 @@ def report(results: dict) -> str:
         subjects = list(dict.fromkeys(s.subject for s in scores if s.subject != MFCC))
         layers = sorted({s.layer for s in scores if s.subject != MFCC})
         head = (
-            f"{title}: accuracy in % over {task['splits']} split{'s' * (task['splits'] > 1)}"
-            f" that score {100 * task['scored_share']:.0f} % of the rows;"
-            f" {task['classes']} classes, {task['clips']} clips, {task['rows']} rows, commonest class"
-            f" {100 * task['commonest_class_share']:.1f}, "
+            f"{title}: accuracy in % over {task['splits']} split{'s' * (task['splits'] > 1)};"
+            f" {task['classes']} classes, {task['clips']} clips, {task['rows']} rows of which a split scores"
+            f" {100 * task['scored_share']:.0f} %, commonest class {100 * task['commonest_class_share']:.1f}, "
             + ("pieces of one recording, nothing kept apart" if apart is None else f"{apart} kept apart")
         )
         if (MFCC, None) in cells:
