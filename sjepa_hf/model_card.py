@@ -290,6 +290,8 @@ def tables(scores: list[ComparedScore], facts: Facts) -> list[str]:
         scores, lambda score: (score.task, shown_data(score, facts), score.protocol, score.runs)
     ).items():
         others = list(dict.fromkeys(name for score in rows for name in score.baselines))
+        if any("±" in text for score in rows for text in (score.text, *score.baselines.values())):
+            runs += f"; ± the standard deviation over the {runs.split()[-1].removesuffix('s')}s"
         task, data, protocol, runs = map(plain, (task, data, protocol, runs))
         lines = [f"**{task[:1].upper()}{task[1:]}**, on {data} ({protocol}; {runs}):", ""]
         lines += [
@@ -301,7 +303,7 @@ def tables(scores: list[ComparedScore], facts: Facts) -> list[str]:
             cells = [
                 plain(score.metric) + direction,
                 f"**{score.text}**",
-                *(score.baselines.get(name, "") for name in others),
+                *(plain(score.baselines.get(name, "")) for name in others),
             ]
             lines.append("| " + " | ".join(cells) + " |")
         blocks.append("\n".join(lines))

@@ -99,7 +99,7 @@ class ComparedScore(Score):
     A checkpoint's own score, of its best layer where several were scored.
 
     Args:
-        baselines: the same figure of the other subjects, each by its short name.
+        baselines: the same figure of the other subjects, each by its short name, with its runs where they are others.
     """
 
     baselines: dict[str, str] = field(default_factory=dict)
@@ -203,7 +203,11 @@ def scores_of(checkpoint: Path, path: Path) -> list[ComparedScore]:
         if own[0] in best:
             score = best[own[0]]
             task = score.task if score.layer is None else f"{score.task} of layer {score.layer} (the best)"
-            baselines = {short[name]: other.text for name, other in best.items() if name not in own}
+            baselines = {
+                short[name]: other.text + (f" ({other.runs})" if other.runs != score.runs else "")
+                for name, other in best.items()
+                if name not in own
+            }
             shown = {"task": task, "data": data_names(score.data.split(" + "))}  # of a row made by hand no path either
             found.append(ComparedScore(**asdict(score) | shown, baselines=baselines))
     return found

@@ -3,12 +3,13 @@
     python -m training.probe runs/mine/final --data test/ --utterance_labels speaker_id gender --output probes
     python -m training.probe runs/mine/final facebook/hubert-base-ls960 --data aligned/ --phones --output probes
 
-Utterance labels (any columns): features averaged over the clip, logistic regression, 10 random 80/20 splits. Phones
+Utterance labels (any columns): features averaged over the clip, logistic regression, 10 random splits. Phones
 (columns `phones` and `phone_ends`, space separated, ends in seconds): the phone at the centre of each frame, logistic
-regression and a small MLP, 3 splits of 80/20 by utterance, so that no clip lends frames to both sides; where frames of
+regression and a small MLP, 3 splits by utterance, so that no clip lends frames to both sides; where frames of
 one clip are on both sides, as splits of single frames have it, scores come out higher. The paper does not say which
 splits its 3 are. Phones count as they are written, stress and silences included. `--split_by speaker_id` keeps voices
-apart too: scores are then those of voices that no classifier was fitted to.
+apart too: scores are then those of voices that no classifier was fitted to. A fifth of what is kept apart, rounded up,
+is scored in each split: of 6 voices 2. No two splits are alike; where fewer can be made than asked for, so many are.
 
 Beside the checkpoints, always: MFCC, and the same encoder with fresh weights. Layers are numbered as in
 `hidden_states`: 0 is what enters the first Transformer layer. `probes.json`, `probes.png` and the table
@@ -46,8 +47,9 @@ PROTOCOL = {
     "features": "frozen; mean over the clip's frames for utterance labels, single frames for phones; standardised",
     "linear": "scikit-learn LogisticRegression, C=1, lbfgs, at most 2000 iterations",
     "mlp": "2 x 256, ReLU, dropout 0.1, Adam 1e-3, batches of 512, 20 epochs",
-    "utterance_splits": "random 80/20 of the recordings (or values of --split_by), all clips of one on one side",
-    "phone_splits": "random 80/20 likewise, all frames of one on one side; phone at the frame's centre",
+    "utterance_splits": "a fifth of the recordings (or values of --split_by), drawn at random, is scored, rounded up;"
+    " all clips of one are on one side, no two splits are alike; `scored_share` of a task is what that comes to",
+    "phone_splits": "likewise, all frames of one on one side; phone at the frame's centre",
     "deviation": "standard deviation over the splits (of the population)",
 }
 
@@ -219,8 +221,9 @@ def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat 
 def in_words(task: dict) -> str:
     """How a task was probed for."""
     unit, apart = "frames" if task["level"] == "frame" else "clips", task["apart"]
-    splits = "of the recordings" if apart == "recordings" else f"by {apart}"
-    return f"{task['classes']} classes, {task['rows']} {unit}, random 80/20 splits {splits}"
+    known = {None: "of clips that are pieces of one recording", "recordings": "of the recordings"}
+    splits, scored = known.get(apart, f"by {apart}"), round(100 * task["scored_share"])
+    return f"{task['classes']} classes, {task['rows']} {unit}, random {100 - scored}/{scored} splits {splits}"
 
 
 @command

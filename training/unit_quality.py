@@ -10,7 +10,9 @@ purity       share of aligned frames whose phone is the commonest one of their u
 PNMI         mutual information of unit and phone as a share of the phones' entropy (`hard` in target_information); of
              both in brackets what phones of other clips give, which is much where frames are few
 ABX phones   error over triphones of one voice that differ in the middle (0.5: chance), `--data` being of one voice
-ABX words    the same over whole clips of `--words`, of one voice and across voices
+ABX words    the same over whole clips of `--words`, of one voice and across voices; columns of ABX say how many
+             triplets they are of. `--max_clips` draws about as many voices as words, and up to 5 clips of each word of
+             each voice, so that there are pairs of one word by one voice
 bits/s       of the runs of units, durations not sent
 noise, speed edit distance of the runs with noise at `--snr` dB, and 10 % faster, as a share of the runs
 speaker      accuracy of a linear probe for the speaker on the histogram of a clip's units (`--voices`)
@@ -18,6 +20,7 @@ speaker      accuracy of a linear probe for the speaker on the histogram of a cl
 
 import logging
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -37,7 +40,7 @@ from training.common.progress import Heartbeat
 from training.common.ranges import check_ranges
 from training.corpus.extraction import unit_extractor
 from training.data.labelled import LabelledClips, open_labelled
-from training.evaluation.abx import Token, abx
+from training.evaluation.abx import MAX_GROUP, Token, abx
 from training.evaluation.alignment import read_alignment
 from training.evaluation.encoders import open_encoder
 from training.evaluation.phone_information import JointCounts, number_phones, of_other_clips
@@ -73,7 +76,9 @@ class QualityArguments:
         default_factory=lambda: ["sil", "sp", "spn"], metadata={"help": "Phones that are none."}
     )
     frames: int = field(default=100_000, metadata={"help": "Frames that k-means is fitted to."})
-    max_clips: int | None = field(default=None, metadata={"help": "Clips of each source, drawn at random."})
+    max_clips: int | None = field(
+        default=None, metadata={"help": "Clips of each source, drawn at random; of words by voice and word."}
+    )
     output: str | None = field(default=None, metadata={"help": "A JSON file for the figures."})
     seed: int = field(default=0, metadata={"help": "Seed of clips, clusters, noise and splits."})
 
@@ -128,13 +133,32 @@ class Material:
         self.known, self.phones = number_phones(self.aligned, counts)
         self.words = self.voices = None
         if arguments.words:
-            self.words = readable_clips(open_labelled(arguments.words, (arguments.word_label, label)), limit, seed)[0]
+            words = open_labelled(arguments.words, (arguments.word_label, label))
+            drawn = drawn_words(words.labels[label], words.labels[arguments.word_label], limit, seed)
+            self.words = readable_clips(words.select(drawn), None, seed)[0]
         if arguments.voices:
             self.voices = readable_clips(open_labelled(arguments.voices, (label,)), limit, seed)[0]
         self.noise = None
         if arguments.noise:
-            noise = open_labelled([arguments.noise], ())
+            noise = readable_clips(open_labelled([arguments.noise], ()), None, seed)[0]
             self.noise = [noise[i]["input_values"] for i in range(len(noise))]
+
+
+def drawn_words(voices: list[str], words: list[str], max_clips: int | None, seed: int) -> list[int]:
+    """
+    Numbers of at most `max_clips` clips for ABX, whose voices and words are given; all clips without it. They are of
+    about as many voices as words, drawn at random, as many of each word of each voice as ABX keeps.
+    """
+    if max_clips is None:
+        return list(range(len(words)))
+    order = np.random.default_rng(seed).permutation(len(words)).tolist()
+    voice_ranks = {voice: rank for rank, voice in enumerate(dict.fromkeys(voices[i] for i in order))}
+    word_ranks = {word: rank for rank, word in enumerate(dict.fromkeys(words[i] for i in order))}
+    cells = defaultdict(list)
+    for i in order:
+        cells[max(voice_ranks[voices[i]], word_ranks[words[i]]), voices[i], words[i]].append(i)
+    drawn = [i for cell in sorted(cells) for i in cells[cell][:MAX_GROUP]]
+    return sorted(drawn[:max_clips])
 
 
 def measure(units: Units, material: Material, arguments: QualityArguments) -> dict:
@@ -155,7 +179,7 @@ def measure(units: Units, material: Material, arguments: QualityArguments) -> di
         "purity_chance": purity(counts.hard_chance),
         "pnmi": counts.result().hard,
         "pnmi_chance": counts.result().hard_chance,
-        "abx_phones": _error(abx(tokens, across=False, seed=arguments.seed)),
+        **_abx("abx_phones", tokens, False, arguments.seed),
         "bits_a_second": bitrate(clean, sum(map(len, samples)) / SAMPLING_RATE),
         "units_used": len(np.unique(np.concatenate(clean))),
         "speed": run_edits(clean, [units(at_speed(each, SPEED)) for each in samples]),
@@ -171,8 +195,8 @@ def measure(units: Units, material: Material, arguments: QualityArguments) -> di
             Token(units(material.words[i]["input_values"]), word, speaker)
             for i, (word, speaker) in enumerate(zip(labels[arguments.word_label], labels[arguments.speaker_label]))
         ]
-        result["abx_words_within"] = _error(abx(tokens, across=False, seed=arguments.seed))
-        result["abx_words_across"] = _error(abx(tokens, across=True, seed=arguments.seed))
+        result |= _abx("abx_words_within", tokens, False, arguments.seed)
+        result |= _abx("abx_words_across", tokens, True, arguments.seed)
     if material.voices:
         task = utterance_task(material.voices, arguments.speaker_label, 3, arguments.seed)
         found = [units(material.voices[i]["input_values"]) for i in range(len(material.voices))]
@@ -184,8 +208,9 @@ def measure(units: Units, material: Material, arguments: QualityArguments) -> di
     return result
 
 
-def _error(found) -> float | None:
-    return None if found is None else found.error
+def _abx(name: str, tokens: list[Token], across: bool, seed: int) -> dict:
+    error, cells, triplets = abx(tokens, across, seed=seed) or (None, 0, 0)
+    return {name: error, f"{name}_cells": cells, f"{name}_triplets": triplets}
 
 
 COLUMNS = {
@@ -202,9 +227,11 @@ COLUMNS = {
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown."""
+    """Markdown; how many triplets an ABX column is of, which are those of all rows, stands in its head."""
     shown = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
-    lines = [f"| units | {' | '.join(COLUMNS[name] for name in shown)} |", "|---" * (len(shown) + 1) + "|"]
+    triplets = {name: rows[0].get(f"{name}_triplets") for name in shown}
+    heads = [COLUMNS[name] + (f" ({triplets[name]} triplets)" if triplets[name] else "") for name in shown]
+    lines = [f"| units | {' | '.join(heads)} |", "|---" * (len(shown) + 1) + "|"]
     for row in rows:
         figures = [row.get(name) for name in shown]
         texts = [

@@ -29,8 +29,9 @@ def test_scores_stand_beside_their_baselines(checkpoint, tmp_path):
     path = write_superb(tmp_path / "ks.json", superb_rows(checkpoint))
     written = card(checkpoint, "--results", path)
     assert "| metric | this model | MFCC | untrained |" in written.text
-    assert "| accuracy | **0.850 ± 0.071** | 0.500 | 0.600 |" in written.text
-    assert "on words (20 test clips, a share held out at random; 100 steps; s3prl/s3prl; 2 seeds)" in written.text
+    assert "| accuracy | **0.850 ± 0.071** | 0.500 (1 seed) | 0.600 (1 seed) |" in written.text
+    assert "on words (20 test clips, a share held out at random; 100 steps" in written.text
+    assert "; 2 seeds; ± the standard deviation over the seeds):" in written.text
     (result,) = written.data.eval_results
     assert (result.metric_value, result.dataset_name, result.task_type) == (0.85, "words", "audio-classification")
 

@@ -115,13 +115,13 @@ def test_probes_give_the_best_layer(checkpoint, tmp_path):
         replace(ROW, subject=str(checkpoint), data=data, layer=n, value=v, deviation=0.01, runs="3 splits")
         for n, v in enumerate((math.nan, 0.6, 0.5, 0.4))
     ]
-    others = [replace(ROW, subject="mfcc", data=data, value=0.3, deviation=0.01)]
+    others = [replace(ROW, subject="mfcc", data=data, value=0.3, deviation=0.01, runs="3 splits")]
     others += [replace(ROW, subject="untrained:x/y", data=data, layer=n, value=v) for n, v in enumerate((0.2, 0.1))]
     write_scores(tmp_path / "probes.json", [*mine, *others])
     (score,) = scores_of(checkpoint, tmp_path / "probes.json")
     assert (score.value, score.text, score.runs) == (0.6, "0.600 ± 0.010", "3 splits")
     assert score.task == "phones, linear probe of layer 1 (the best)" and score.data == "c/dev + d/dev"
-    assert score.baselines == {"MFCC": "0.300 ± 0.010", "untrained": "0.200"}
+    assert score.baselines == {"MFCC": "0.300 ± 0.010", "untrained": "0.200 (1 seed)"}
 
 
 def test_the_best_error_rate_is_the_lowest(checkpoint, tmp_path):

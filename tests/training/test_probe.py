@@ -38,12 +38,12 @@ def test_all_probes_of_a_checkpoint(two_voices, checkpoint, tmp_path, capsys):
     one = scores["phones, linear probe", checkpoint, 0]
     assert len(one.values) == 2 and one.runs == "2 splits" and (one.data, one.split) == ("clips", "test")
     assert one.value == pytest.approx(np.mean(one.values)) and one.deviation == pytest.approx(np.std(one.values))
-    assert (
-        one.protocol == f"{phones['classes']} classes, {phones['rows']} frames, random 80/20 splits of the recordings"
-    )
+    assert phones["scored_share"] == pytest.approx(0.24, abs=0.005)
+    assert one.protocol == f"2 classes, {phones['rows']} frames, random 76/24 splits of the recordings"
     table = capsys.readouterr().out
     assert "1 classes with a single recording were left out" in table and f"{100 * one.value:.1f} ±" in table
     assert "Best layer: MFCC 100.0 ± 0.0; untrained " in table
+    assert "The best layer is chosen on the splits that are reported; MFCC has one layer." in table
 
 
 def test_voices_are_kept_apart_on_request(two_voices, checkpoint, tmp_path, capsys):

@@ -83,6 +83,10 @@ def test_other_splits_and_phones_are_other_results(call, option, value, tmp_path
     options = ["--model", "mfcc", "--max_steps", "4", "--batch_size", "8"]
     (found,) = call("pr", *options, f"--{option}", value)
     assert str(found["hyperparameters"][option]).lower() == value
+    (score,) = read_scores(tmp_path / "out" / "pr.json")
+    assert score.task_type == "automatic-speech-recognition" and ", but batch_size 8 for 32, max" in score.protocol
+    told = {"stress": "stress false for true", "stacked_frames": "stacked_frames 2 for 1"}
+    assert score.protocol.endswith(told.get(option, "eval_steps 1 for 1000"))
     with pytest.raises(SystemExit, match=f"pr.jsonl holds results with `{option}` .*, not None: choose another"):
         call("pr", *options)
 

@@ -1,6 +1,10 @@
 """The command on real speech, a few clips of it."""
 
 import json
+from collections import Counter
+
+import numpy as np
+import soundfile
 
 from training import unit_quality
 
@@ -18,7 +22,11 @@ def test_all_figures_of_a_few_clips(speech, tmp_path, capsys):
         return str(tmp_path / name)
 
     aligned, words = few("ljspeech_phones", 6), few("arabic_speech_commands", 24)
-    options = ["--components", "20", "--frames", "2000", "--noise", str(speech / "noise" / "speech_commands")]
+    (tmp_path / "noise").mkdir()
+    for file in ("pink_noise.opus", "running_tap.opus"):
+        (tmp_path / "noise" / file).symlink_to(speech / "noise" / "speech_commands" / file)
+    soundfile.write(tmp_path / "noise" / "a.wav", np.full(16000, np.nan, np.float32), 16000, "FLOAT")
+    options = ["--components", "20", "--frames", "2000", "--noise", str(tmp_path / "noise")]
     options += ["--words", words, "--layers", "2", "--output", str(tmp_path / "quality.json")]
     unit_quality.main(["model_cards/tiny", "--data", aligned, "--train_data", aligned, *options])
     rows = json.loads((tmp_path / "quality.json").read_text())["rows"]
@@ -32,4 +40,17 @@ def test_all_figures_of_a_few_clips(speech, tmp_path, capsys):
     for row in rows:
         assert 0 < row["pnmi"] < 1 and 0 < row["purity"] < 1 and row["abx_phones"] < 0.5
         assert 0 < row["noise"] and 0 < row["speed"] and row["bits_a_second"] > 10
-    assert "| PNMI |" in capsys.readouterr().out
+        assert row["abx_phones_triplets"] >= row["abx_phones_cells"] > 0
+        assert row["abx_words_across"] is None and row["abx_words_across_triplets"] == 0, "it is one word"
+    triplets = rows[0]["abx_phones_triplets"]
+    assert f"| PNMI | ABX phones ({triplets} triplets) |" in capsys.readouterr().out
+
+
+def test_words_are_drawn_with_pairs_of_one_voice():
+    voices, words = zip(*((f"v{i % 30}", f"w{i // 30 % 40}") for i in range(3600)))
+    drawn = unit_quality.drawn_words(voices, words, 100, 0)
+    cells = Counter((voices[i], words[i]) for i in drawn)
+    assert len(drawn) == 100 and sum(count == 3 for count in cells.values()) == 33
+    assert 5 <= len({voice for voice, _ in cells}) <= 7 and 5 <= len({word for _, word in cells}) <= 7
+    assert unit_quality.drawn_words(voices, words, None, 0) == list(range(3600))
+    assert len(unit_quality.drawn_words(["v"] * 90, ["a", "b", "c"] * 30, 60, 0)) == 15, "no more than ABX keeps"

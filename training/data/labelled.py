@@ -121,7 +121,7 @@ class LabelledClips(torch.utils.data.Dataset):
         """
         recordings = np.array([place.recording for place in self.places])
         if apart is None:
-            if len(self) > 1 and (recordings == recordings[0]).all():
+            if self.one_recording:
                 logger.warning(
                     "All clips are pieces of one recording: what is held out of it is like what is trained on."
                 )
@@ -149,6 +149,11 @@ class LabelledClips(torch.utils.data.Dataset):
         labels = list(zip(*(self.labels[name] for name in evenly))) if evenly else None
         drawn = held_out(self.groups(apart), share, seed, labels)
         return self.select(np.flatnonzero(~drawn)), self.select(np.flatnonzero(drawn))
+
+    @property
+    def one_recording(self) -> bool:
+        """Whether there are several clips, all of them pieces of a single recording."""
+        return len(self) > 1 and len({place.recording for place in self.places}) == 1
 
     @property
     def hours(self) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 
 
 PAIRS_AT_ONCE = 4096
+MAX_GROUP = 5
 
 
 class Token(NamedTuple):
@@ -42,7 +43,7 @@ class Cell(NamedTuple):
 
 
 def abx(
-    tokens: Sequence[Token], across: bool, max_group: int = 5, max_cells: int = 2000, seed: int = 0
+    tokens: Sequence[Token], across: bool, max_group: int = MAX_GROUP, max_cells: int = 2000, seed: int = 0
 ) -> AbxResult | None:
     """
     ABX error within speakers (X, A and B of one voice), or across (A and B of one voice, X of another). Exact over

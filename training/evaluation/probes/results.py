@@ -22,13 +22,15 @@ def report(results: dict) -> str:
     short = short_names(score.subject for score in results["scores"])
     for title, scores in grouped(results["scores"], lambda score: score.task).items():
         task = results["tasks"][title]
+        apart = task["apart"]
         cells = {(s.subject, s.layer): percent(s) for s in scores}
         subjects = list(dict.fromkeys(s.subject for s in scores if s.subject != MFCC))
         layers = sorted({s.layer for s in scores if s.subject != MFCC})
         head = (
             f"{title}: accuracy in % over {task['splits']} split{'s' * (task['splits'] > 1)};"
-            f" {task['classes']} classes, {task['clips']} clips, {task['rows']} rows, commonest class"
-            f" {100 * task['commonest_class_share']:.1f}, {task['apart']} kept apart"
+            f" {task['classes']} classes, {task['clips']} clips, {task['rows']} rows of which a split scores"
+            f" {100 * task['scored_share']:.0f} %, commonest class {100 * task['commonest_class_share']:.1f}, "
+            + ("pieces of one recording, nothing kept apart" if apart is None else f"{apart} kept apart")
         )
         if (MFCC, None) in cells:
             head += f"; MFCC {cells[MFCC, None]}"
@@ -46,11 +48,14 @@ def report(results: dict) -> str:
             for subject, score in best.items()
         )
         lines.append(f"Best layer: {'; '.join(told)}.")
+        if len(layers) > 1:
+            no_choice = "; MFCC has one layer" if MFCC in best else ""
+            lines.append(f"The best layer is chosen on the splits that are reported{no_choice}.")
         idle = [short[subject] for subject in subjects if best[subject].value <= task["commonest_class_share"]]
         if idle:
             lines.append(f"No layer does better than always answering the commonest class: {', '.join(idle)}.")
         if task["classes_left_out"]:
-            single = "recording" if task["apart"] == "recordings" else f"value of {task['apart']}"
+            single = {None: "clip", "recordings": "recording"}.get(apart, f"value of {apart}")
             lines.append(f"{task['classes_left_out']} classes with a single {single} were left out.")
         if task.get("clips_without_label"):
             lines.append(f"{task['clips_without_label']} clips without the label were left out.")

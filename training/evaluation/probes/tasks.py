@@ -1,5 +1,7 @@
 """Tasks of the probes: a label to probe for, the rows that carry it, and the random splits into fit and score."""
 
+import logging
+import math
 from collections import Counter
 from typing import NamedTuple
 
@@ -11,25 +13,31 @@ from training.evaluation.alignment import phones_at_frames, read_alignment
 from training.evaluation.rows import WHOLE_CLIP, Rows
 
 
+logger = logging.getLogger(__name__)
+
 TEST_SHARE = 0.2
+MOST_DRAWS = 1_000_000  # of which only as many are made as it takes to find the splits
 
 
 class Task(NamedTuple):
     """
     One label to probe for: `classes` (strings `(num_rows,)`) of the rows, the splits as `(fit, score)` pairs of row
-    numbers, the classifiers to fit, what stays on one side of a split ("recordings", or a column), and what was left
-    out.
+    numbers, the classifiers to fit, what stays on one side of a split ("recordings", a column, or None where all clips
+    are pieces of one recording), and what was left out.
     """
 
     rows: Rows
     classes: np.ndarray
     splits: list[tuple[np.ndarray, np.ndarray]]
     classifiers: tuple[str, ...]
-    apart: str
+    apart: str | None
     left_out: dict[str, int]
 
     def describe(self) -> dict:
-        """Numbers of rows, clips and classes, and the accuracy of always answering with the commonest class."""
+        """
+        Numbers of rows, clips, classes and splits, the accuracy of always answering with the commonest class, and the
+        share of the rows that is scored in a split (their mean).
+        """
         counts = Counter(self.classes.tolist())
         return {
             "level": "frame" if "mlp" in self.classifiers else "utterance",
@@ -38,6 +46,7 @@ class Task(NamedTuple):
             "classes": len(counts),
             "commonest_class_share": max(counts.values()) / len(self.classes),
             "splits": len(self.splits),
+            "scored_share": float(np.mean([len(score) for _, score in self.splits])) / len(self.classes),
             "apart": self.apart,
             **self.left_out,
         }
@@ -91,7 +100,8 @@ def _task(
     value of `split_by`): no split could both fit and score.
     """
     apart = split_by if split_by != label else None  # a class is not kept apart from itself
-    several = "recordings" if apart is None else f"values of `{apart}`"
+    kind = apart or (None if clips.one_recording else "recordings")
+    several = {None: "clips", "recordings": "recordings"}.get(kind, f"values of `{apart}`")
     owners = clips.groups(apart)[rows.clips]
     groups_of = Counter(name for _, name in set(zip(owners[wanted].tolist(), classes[wanted].tolist())))
     alone = [name for name, count in groups_of.items() if count < 2]
@@ -102,9 +112,28 @@ def _task(
             f"`{label}` has {len(set(classes.tolist()))} class(es) with at least two {several} ({len(alone)} with a"
             f" single one): a probe needs two; give more of them or leave the label out."
         )
-    splitter = GroupShuffleSplit(num_splits, test_size=TEST_SHARE, random_state=seed)
-    splits = list(splitter.split(classes, groups=owners))
+    splits = distinct_splits(owners, num_splits, seed)
+    if len(splits) < num_splits:
+        logger.warning(
+            "%s: %d %s can be split in %d ways, each of which is taken once, in place of %d splits.",
+            *(label, len(np.unique(owners)), several, len(splits), num_splits),
+        )
     if any(len(set(classes[fit].tolist())) < 2 for fit, _ in splits):
         raise ValueError(f"`{label}`: a split has a single class left to fit; give more {several} or leave it out.")
     left_out = {"classes_left_out": len(alone)}
-    return Task(rows, classes, splits, classifiers, apart or "recordings", left_out)
+    return Task(rows, classes, splits, classifiers, kind, left_out)
+
+
+def distinct_splits(owners: np.ndarray, num_splits: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """
+    Random splits of rows by their owners `(num_rows,)`, of whom a fifth, rounded up, is scored: no two splits are
+    alike, so that there are fewer than `num_splits` where the owners can be chosen in fewer ways.
+    """
+    num_owners = len(np.unique(owners))
+    wanted = min(num_splits, math.comb(num_owners, math.ceil(TEST_SHARE * num_owners)))
+    draws = GroupShuffleSplit(MOST_DRAWS, test_size=TEST_SHARE, random_state=seed).split(owners, groups=owners)
+    found = {}
+    while len(found) < wanted:
+        fit, score = next(draws)
+        found.setdefault(frozenset(owners[score].tolist()), (fit, score))
+    return list(found.values())

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from sjepa_hf.frames import FRAMES_PER_SECOND, length_mask
+from training.evaluation.superb.tasks import HEAD_UNITS
 
 
 class LayerSum(nn.Module):
@@ -92,7 +93,7 @@ class CtcHead(nn.Module):
         vocab_size: int,
         recurrent: bool,
         augment: bool = False,
-        units: int = 1024,
+        units: int = HEAD_UNITS["recurrent_ctc"],
         stacked_frames: int = 1,
     ):
         super().__init__()
@@ -163,7 +164,7 @@ class XVectorHead(nn.Module):
     LONGEST = round(8 * FRAMES_PER_SECOND)  # frames of a clip that are trained on at once
     MARGIN, SCALE = 0.4, 30.0
 
-    def __init__(self, layer_sum: LayerSum, hidden_size: int, num_speakers: int, units: int = 512):
+    def __init__(self, layer_sum: LayerSum, hidden_size: int, num_speakers: int, units: int = HEAD_UNITS["xvector"]):
         super().__init__()
         self.layer_sum = layer_sum
         self.projector = nn.Linear(hidden_size, units)
@@ -215,7 +216,7 @@ class DiarizationHead(nn.Module):
     The loss does not care which output is whose: of both orders, the one that costs less counts.
     """
 
-    def __init__(self, layer_sum: LayerSum, hidden_size: int, units: int = 512):
+    def __init__(self, layer_sum: LayerSum, hidden_size: int, units: int = HEAD_UNITS["diarization"]):
         super().__init__()
         self.layer_sum = layer_sum
         self.rnn = nn.LSTM(hidden_size, units, batch_first=True)

@@ -11,7 +11,7 @@ from sjepa_hf.durations import audio_amount
 from sjepa_hf.saving import files_written_aside
 from sjepa_hf.scores import MFCC, Score, data_names, grouped, json_text, number_or_nan, short_names, write_scores
 from training.common.figures import caption, save
-from training.evaluation.superb.tasks import CLASS_MEAN
+from training.evaluation.superb.tasks import CLASS_MEAN, HEAD_UNITS, TASKS, slot_classification
 
 
 def earlier_results(directory: Path, task: str, settings: dict) -> list[dict]:
@@ -130,7 +130,7 @@ def score_rows(results: list[dict]) -> list[Score]:
                     subject=subject,
                     task=f"{first['title']}, frozen encoder, {how}",
                     task_type=(
-                        "automatic-speech-recognition" if used["head"] == "recurrent_ctc" else "audio-classification"
+                        "automatic-speech-recognition" if used["head"].endswith("_ctc") else "audio-classification"
                     ),
                     data=data_names(used["test_data"] or used["train_data"]),
                     split="test",
@@ -139,11 +139,26 @@ def score_rows(results: list[dict]) -> list[Score]:
                     deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
                     runs=f"{len(values)} seed{'s' * (len(values) > 1)}",
                     values=values,
-                    protocol=f"{scored}{held_out}; {steps}; {first['protocol']}",
+                    protocol=f"{scored}{held_out}; {steps}; {first['protocol']}{changed(first['task'], used)}",
                     clips=clips,
                 )
             )
     return rows
+
+
+def changed(name: str, used: dict) -> str:
+    """The settings of a result that are not those of its task, in words; nothing where nothing is trained."""
+    if used["head"] == "dtw":
+        return ""
+    task = slot_classification() if used.get("labels") == "slots" else TASKS[name]
+    known = {each: getattr(task, each) for each in ("learning_rate", "batch_size", "max_steps", "eval_steps")}
+    known |= {"head_units": HEAD_UNITS.get(task.head), "stacked_frames": 1, "stress": True}
+    others = [
+        f"{each} {json_text(used[each])} for {json_text(value)}"
+        for each, value in known.items()
+        if used.get(each) not in (None, value)
+    ]
+    return f", but {', '.join(others)}" if others else ""
 
 
 def table(results: list[dict]) -> str:

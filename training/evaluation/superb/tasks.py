@@ -53,6 +53,7 @@ HIGHER_IS_BETTER = {
     "der": False,
     "mtwv": True,
 }
+HEAD_UNITS = {"recurrent_ctc": 1024, "xvector": 512, "diarization": 512}
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@ import json
 
 import numpy as np
 import pytest
+from sklearn.model_selection import GroupShuffleSplit
 from voices import edit
 
 from training.data.labelled import open_labelled
-from training.evaluation.probes.tasks import phone_task, utterance_task
+from training.evaluation.probes.tasks import distinct_splits, phone_task, utterance_task
 from training.evaluation.rows import readable_clips
 
 
@@ -32,6 +33,37 @@ def test_pieces_of_a_recording_are_on_one_side(two_voices, tmp_path):
     alone = clips.select([0, 1, 2, 3])  # two pieces, but one recording of each voice
     with pytest.raises(ValueError, match=r"0 class.* at least two recordings \(2 with a single one\)"):
         utterance_task(alone, "voice", 3, 0)
+
+
+def test_clips_of_one_recording_are_kept_apart_by_nothing(two_voices, tmp_path):
+    rows = [
+        {"audio_filepath": str(two_voices / "0.wav"), "offset": o / 50, "duration": 0.1, "voice": "ab"[o % 2]}
+        for o in range(10)
+    ]
+    (tmp_path / "pieces.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    clips = open_labelled([str(tmp_path / "pieces.jsonl")], ["voice"])
+    assert utterance_task(clips, "voice", 5, 0).describe()["apart"] is None
+
+
+def test_few_owners_are_split_in_each_way_once(two_voices, caplog):
+    clips = open_labelled([str(two_voices)], [], optional=["voice", "mood"])
+    clips.labels["mood"] = list("xy" * 8)
+    clips.labels["voice"] = [str(i // 2 % 4) for i in range(16)]
+    task = utterance_task(clips, "mood", 10, 0, split_by="voice")
+    scored = {frozenset(clips.labels["voice"][i] for i in score) for _, score in task.splits}
+    assert len(scored) == len(task.splits) == task.describe()["splits"] == 4
+    assert task.describe()["scored_share"] == 0.25
+    assert (
+        "mood: 4 values of `voice` can be split in 4 ways, each of which is taken once, in place of 10" in caplog.text
+    )
+    assert len(distinct_splits(np.arange(6), 10, 0)) == 10, "of the 15 ways there are"
+
+
+def test_splits_of_many_owners_are_those_of_scikit_learn():
+    owners = np.repeat(np.arange(40), 3)
+    wanted = GroupShuffleSplit(10, test_size=0.2, random_state=3).split(owners, groups=owners)
+    for (fit, score), (their_fit, their_score) in zip(distinct_splits(owners, 10, 3), wanted, strict=True):
+        assert (fit == their_fit).all() and (score == their_score).all()
 
 
 def test_labels_that_cannot_be_probed(two_voices):

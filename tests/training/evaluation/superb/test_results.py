@@ -50,8 +50,9 @@ def test_scores_say_what_was_scored(tmp_path):
     write([RESULT, RESULT | {"encoder": "mfcc", "hyperparameters": other}], tmp_path)
     held_out, given = read_scores(tmp_path / "sid.json")
     assert (held_out.subject, held_out.data, held_out.deviation, held_out.runs) == ("e", "b", None, "1 seed")
-    assert held_out.protocol == "1 test clips, a share held out at random; 9 steps; p"
-    assert (given.data, given.protocol, given.clips) == ("c + d", "1 test clips; 9 steps; p", 1)
+    other = ", but learning_rate 0.1 for 0.0001, batch_size 2 for 32, max_steps 9 for 200000"
+    assert held_out.protocol == f"1 test clips, a share held out at random; 9 steps; p{other}"
+    assert (given.data, given.protocol, given.clips) == ("c + d", f"1 test clips; 9 steps; p{other}", 1)
     assert (held_out.task_type, given.task_type) == ("audio-classification", "automatic-speech-recognition")
     assert json.loads((tmp_path / "sid.jsonl").read_text().splitlines()[0]) == RESULT
 
