@@ -97,12 +97,19 @@ def reinitialize_top_layers(model: PreTrainedModel, fresh: PreTrainedModel, coun
 
 
 def with_adapters(model: PreTrainedModel, rank: int):
-    """LoRA (arXiv 2106.09685) on the linear maps of all Transformer layers; the head is trained, and saved, whole."""
+    """
+    LoRA (arXiv 2106.09685) on the linear maps of all Transformer layers, but for WavLM's attention, which reads its
+    weights past any adapter; the head is trained, and saved, whole.
+    """
     from peft import LoraConfig, get_peft_model
 
-    targets = ["intermediate_dense", "output_dense"]
-    if model.config.model_type != "wavlm":  # its attention reads the weights past any adapter
-        targets += ["q_proj", "k_proj", "v_proj", "out_proj"]
+    targets = sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.base_model.encoder.layers.named_modules()
+            if isinstance(module, nn.Linear) and not (model.config.model_type == "wavlm" and ".attention." in name)
+        }
+    )
     encoder = model.base_model_prefix
     head = [name for name, module in model.named_children() if name != encoder and list(module.parameters())]
     adapted = get_peft_model(
@@ -112,7 +119,7 @@ def with_adapters(model: PreTrainedModel, rank: int):
     # PEFT takes a new vocabulary for new input embeddings, which no encoder of speech has.
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     trained, total = adapted.get_nb_trainable_parameters()
-    logger.info("LoRA and head: %d of %d parameters are trained.", trained, total)
+    logger.info("LoRA (%s) and head: %d of %d parameters are trained.", ", ".join(targets), trained, total)
     return adapted
 
 

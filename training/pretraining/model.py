@@ -1,5 +1,6 @@
 """Model of a pretraining run, new or of a checkpoint, with its optimizer and its targets."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -13,6 +14,9 @@ from training.pretraining.arguments import Arguments, RunArguments, TargetArgume
 from training.pretraining.other_pretraining import OtherForPreTraining, open_other
 from training.targets.layer_choice import LayerChoice
 from training.targets.targets import MfccTargets, OnlineTargets
+
+
+logger = logging.getLogger(__name__)
 
 
 def build_model(arguments: Arguments, resumed: Path | None, accelerator: Accelerator) -> SJepaForPreTraining:
@@ -31,10 +35,10 @@ def build_model(arguments: Arguments, resumed: Path | None, accelerator: Acceler
             model = open_checkpoint(checkpoint, arguments, fresh_head=not resumed, **attention)
         check_model(arguments, model.config)
     else:
-        if arguments.run.phase1_steps == 0:
-            raise ValueError(
-                "`phase1_steps` is 0, so phase 2 would follow the random weights of a new model: name the encoder to"
-                " go on with as `initial_checkpoint`, or begin with phase 1."
+        if arguments.run.phase1_steps == 0 and accelerator.is_main_process:
+            logger.warning(
+                "`phase1_steps` is 0: PHASE 2 FOLLOWS THE RANDOM WEIGHTS OF A NEW MODEL. `initial_checkpoint` names an"
+                " encoder to go on with."
             )
         try:
             model = SJepaForPreTraining._from_config(arguments.sjepa_config(), **attention)

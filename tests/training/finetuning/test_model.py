@@ -6,6 +6,8 @@ from transformers import (
     AutoModelForCTC,
     HubertConfig,
     HubertForCTC,
+    Wav2Vec2ConformerConfig,
+    Wav2Vec2ConformerForCTC,
     WavLMConfig,
     WavLMForCTC,
 )
@@ -40,15 +42,21 @@ def test_adapters_are_saved_with_the_head_and_merged(checkpoint, mine, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("model_class", "config"),
-    [(SJepaForCTC, SJepaConfig), (HubertForCTC, HubertConfig), (WavLMForCTC, WavLMConfig)],
-    ids=["sjepa", "hubert", "wavlm"],
+    ("model_class", "config", "maps"),
+    [
+        (SJepaForCTC, SJepaConfig, 6),
+        (HubertForCTC, HubertConfig, 6),
+        (WavLMForCTC, WavLMConfig, 2),
+        (Wav2Vec2ConformerForCTC, Wav2Vec2ConformerConfig, 9),  # two feed-forward blocks, attention with positions
+    ],
+    ids=["sjepa", "hubert", "wavlm", "conformer"],
 )
-def test_every_adapter_has_a_gradient(model_class, config):
+def test_every_linear_map_of_a_layer_has_an_adapter_with_a_gradient(model_class, config, maps):
     model = with_adapters(model_class(config(**SIZES, vocab_size=7, layerdrop=0.0)), rank=2).train()
     model(torch.randn(2, 8000), labels=torch.tensor([[5, 6], [6, 5]])).loss.backward()
     adapters = {name: p for name, p in model.named_parameters() if "lora_B" in name}  # A has none before B moves
-    assert len(adapters) >= 4 and all(p.grad is not None and p.grad.any() for p in adapters.values())
+    assert len(adapters) == maps * model.config.num_hidden_layers
+    assert all(p.grad is not None and p.grad.any() for p in adapters.values())
     head = [p for name, p in model.named_parameters() if "lm_head.modules_to_save" in name]
     assert len(head) == 2 and all(p.requires_grad for p in head)
 

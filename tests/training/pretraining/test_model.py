@@ -35,9 +35,11 @@ def test_a_run_starts_from_the_weights_of_another(finished, noise, tmp_path):
             pretrain.main(command(noise, tmp_path, *begin, *options))
 
 
-def test_phase_2_needs_weights_to_follow(noise, tmp_path):
-    with pytest.raises(SystemExit, match="`phase1_steps` is 0, so phase 2 would follow the random weights"):
-        pretrain.main(command(noise, tmp_path, "--phase1_steps", "0", "--report_to", "none"))
+def test_phase_2_of_a_new_model_is_warned_of(finished, noise, tmp_path, caplog):
+    begin = ["--phase1_steps", "0", "--report_to", "none", "--dry_run", "true"]
+    for more, warned in (["--initial_checkpoint", str(finished[0] / "final")], False), ([], True):
+        pretrain.main(command(noise, tmp_path, *begin, *more))
+        assert ("PHASE 2 FOLLOWS THE RANDOM WEIGHTS OF A NEW MODEL" in caplog.text) == warned
 
 
 def test_an_attention_that_is_not_installed_is_refused(noise, tmp_path):
