@@ -107,7 +107,7 @@ def pretrain(run: Run) -> Stop | None:
         stop = run.meeting.reason()
         if run.state.step != run.saved_step:
             save_step(run)
-        run.accelerator.end_training()
+        run.end()
         return stop
     finally:
         run.data.close()

@@ -50,7 +50,7 @@ def finish(run: Run) -> None:
         logger.info("Saved %s: model, training state, record and pictures (%s).", final, ", ".join(drawn))
     if bad := run.data.bad_audio.skipped:
         logger.warning("%d clips were skipped: %s.", bad, dict(run.data.bad_audio.by_reason))
-    run.accelerator.end_training()
+    run.end()
     if run.publisher:
         run.publisher.finish(final)
 

@@ -1,5 +1,6 @@
 """A pretraining run: everything that its loop works on, new or as a checkpoint holds it."""
 
+import gc
 import time
 from pathlib import Path
 
@@ -106,6 +107,16 @@ class Run:
         if self.processes > 1:
             self.accelerator._models.clear()  # the one of before, and its buffers as large as all gradients
             self.wrapped = self.accelerator.prepare_model(self.model)
+
+    def end(self) -> None:
+        """
+        End trackers and the group of processes; every process must. DDP's wrapper goes first: were it the last to hold
+        the group, it would wait, with Python's lock, for Gloo's thread, which may want that lock to drop a tensor.
+        """
+        self.wrapped = self.model
+        self.accelerator._models.clear()
+        gc.collect()
+        self.accelerator.end_training()
 
     @property
     def processes(self) -> int:
