@@ -174,11 +174,12 @@ def measure(units: Units, material: Material, arguments: QualityArguments) -> di
         one_hot = torch.nn.functional.one_hot(torch.from_numpy(found[: len(expected)]).long(), size).float()
         counts.add(expected, others, one_hot)
         tokens += phone_tokens(found, *read_alignment(clips, number), arguments.silences)
+    information = counts.result()
     result = {
         "purity": purity(counts.hard),
         "purity_chance": purity(counts.hard_chance),
-        "pnmi": counts.result().hard,
-        "pnmi_chance": counts.result().hard_chance,
+        "pnmi": information.hard,
+        "pnmi_chance": information.hard_chance,
         **_abx("abx_phones", tokens, False, arguments.seed),
         "bits_a_second": bitrate(clean, sum(map(len, samples)) / SAMPLING_RATE),
         "units_used": len(np.unique(np.concatenate(clean))),

@@ -103,9 +103,8 @@ class Run:
 
     def wrap(self) -> None:
         """Give the model to Accelerate; anew whenever it has other parameters."""
-        self.wrapped = self.model
+        self._unwrap()
         if self.processes > 1:
-            self.accelerator._models.clear()  # the one of before, and its buffers as large as all gradients
             self.wrapped = self.accelerator.prepare_model(self.model)
 
     def end(self) -> None:
@@ -113,10 +112,14 @@ class Run:
         End trackers and the group of processes; every process must. DDP's wrapper goes first: were it the last to hold
         the group, it would wait, with Python's lock, for Gloo's thread, which may want that lock to drop a tensor.
         """
-        self.wrapped = self.model
-        self.accelerator._models.clear()
+        self._unwrap()
         gc.collect()
         self.accelerator.end_training()
+
+    def _unwrap(self) -> None:
+        """Let DDP's wrapper go, if there is one, and its buffers as large as all gradients."""
+        self.wrapped = self.model
+        self.accelerator._models.clear()
 
     @property
     def processes(self) -> int:
