@@ -162,10 +162,11 @@ def _grounded(word: str) -> str:
 
 
 def log_examples(before: Sequence[str], normalizer: TextNormalizer, count: int = 3) -> None:
-    """Show in the log what normalisation does: on transcripts that it changes if there are any, and what gets lost."""
+    """Show in the log what normalisation changes, and what gets lost."""
     changed = [text for text in before if normalizer(text) != text]
-    logger.info("Normalisation changes %d of %d transcripts, for example:", len(changed), len(before))
-    for text in (changed or before)[:count]:
+    said = ", for example:" if changed else "."
+    logger.info("Normalisation changes %d of %d transcripts%s", len(changed), len(before), said)
+    for text in changed[:count]:
         logger.info("  %s  ->  %s", shorten(text, 90), shorten(normalizer(text), 90))
     lost = normalizer.lost(before)
     if lost:
