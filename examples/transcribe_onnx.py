@@ -24,7 +24,7 @@ class FromFront(soundfile.SoundFile):
 def read(path: str, rate: int) -> np.ndarray:
     """The samples of a clip, mono. Raises ValueError with what is wrong with it."""
     if not os.path.isfile(path):
-        raise ValueError("is no file")
+        raise ValueError("is not a file")
     blocks, length = [], 0
     try:
         with FromFront(path) as file:
@@ -41,7 +41,7 @@ def read(path: str, rate: int) -> np.ndarray:
     if not length:
         raise ValueError("holds no sound")
     if not np.abs(samples).max() <= LOUDEST:  # NaN is not either
-        raise ValueError(f"holds samples beyond {LOUDEST:g} times full scale, or that are no numbers")
+        raise ValueError(f"holds samples beyond {LOUDEST:g} times full scale, or that are not numbers")
     return samples
 
 
@@ -53,7 +53,9 @@ except Exception as error:  # onnxruntime's have nothing else in common
     sys.exit(f"error: {sys.argv[1]} cannot be opened: {' '.join(str(error).split())}")
 metadata = session.get_modelmeta().custom_metadata_map
 if metadata.get("task") != '"ctc"':
-    sys.exit(f"error: {sys.argv[1]} is no exported CTC model: python -m sjepa_hf.export_onnx --task ctc writes one.")
+    sys.exit(
+        f"error: {sys.argv[1]} is not an exported CTC model: python -m sjepa_hf.export_onnx --task ctc writes one."
+    )
 labels = json.loads(metadata["labels"])  # the text of each output
 clips = []
 for path in sys.argv[2:]:

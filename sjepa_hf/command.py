@@ -59,10 +59,10 @@ def sentence(error: BaseException) -> str | None:
     with the place, since its words were not written for the user of this command.
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
-        return f"the memory does not suffice ({first_line(error)}): take smaller or fewer clips at a time."
+        return f"out of memory ({first_line(error)}): take smaller or fewer clips at a time."
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
         return (
-            f"a process that reads audio has died ({first_line(error)}): does the memory, or the shared memory"
+            f"a data loader worker has died ({first_line(error)}): does the memory, or the shared memory"
             " (--shm-size of a container), suffice? Take fewer workers or smaller batches."
         )
     if isinstance(error, UserError):

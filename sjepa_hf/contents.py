@@ -75,7 +75,7 @@ def contents(checkpoint: Path) -> Contents:
     """
     found = Contents({}, {})
     if not os.path.lexists(checkpoint / CONFIG):
-        raise ValueError(f"{checkpoint} is no checkpoint: it has no {CONFIG}. Name the directory with the weights.")
+        raise ValueError(f"{checkpoint} is not a checkpoint: it has no {CONFIG}. Name the directory with the weights.")
     config = read_json(take(found, checkpoint, CONFIG, required=True))
     for name, path in code_files(checkpoint, config).items():
         if path.parent == checkpoint:
@@ -120,7 +120,7 @@ def unfit(checkpoint: Path, path: Path) -> str | None:
             return "it is a link, and links are not followed; put the file itself there"
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            return "it is no regular file"
+            return "it is not a regular file"
         if status.st_size > LARGEST_BUT_WEIGHTS and path.suffix != ".safetensors":
             return f"it has {status.st_size / 1e6:,.0f} MB, more than such a file can have"
         with path.open("rb") as file:
@@ -132,7 +132,7 @@ def unfit(checkpoint: Path, path: Path) -> str | None:
     if not start:
         return "it is empty"
     if path.suffix in IMAGES and not start.startswith(IMAGES[path.suffix]):
-        return "it is no picture of the kind that its name says"
+        return "it is not a picture of the kind that its name says"
     return None
 
 
@@ -173,7 +173,7 @@ def take_weights(found: Contents, checkpoint: Path) -> None:
     tensors = {}
     for tensor, shard in shard_of.items():
         if not isinstance(shard, str) or not SHARD.fullmatch(shard):
-            raise ValueError(f"{index} names a shard that is no file of this directory: {shown(str(shard))}.")
+            raise ValueError(f"{index} names a shard that is not a file of this directory: {shown(str(shard))}.")
         tensors.setdefault(shard, []).append(tensor)
     for shard in sorted(tensors):
         check_tensors(take(found, checkpoint, shard, required=True), tensors[shard])
@@ -185,7 +185,7 @@ def check_tensors(path: Path, wanted: Sequence[str] = ()) -> None:
         with safe_open(path, "pt") as file:
             absent = set(wanted) - set(file.keys())
     except Exception as error:  # safetensors has an error of its own, below Exception alone
-        raise ValueError(f"{path} is no whole safetensors file ({first_line(error)}).") from None
+        raise ValueError(f"{path} is not a complete safetensors file ({first_line(error)}).") from None
     if absent:
         raise ValueError(f"{path} lacks the tensor {shown(min(absent))}, which {INDEX} says is there.")
 
@@ -267,7 +267,7 @@ def name_the_rest(found: Contents, checkpoint: Path) -> None:
             shown_name = f"{full}/" if is_own_folder(checkpoint / full) else full
             if full not in found.files and shown_name not in folders:
                 is_link = (checkpoint / full).is_symlink()
-                found.left_out.setdefault(shown_name, "it is a link" if is_link else "it is no part of a checkpoint")
+                found.left_out.setdefault(shown_name, "it is a link" if is_link else "it is not part of a checkpoint")
 
 
 def read_json(path: Path) -> dict:

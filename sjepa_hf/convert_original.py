@@ -85,12 +85,12 @@ def check_tensors(where: str, tensors: object) -> None:
         raise ValueError(f"{where} is of type {type(tensors).__name__}, not a dict of tensors.")
     for name, tensor in tensors.items():
         if not isinstance(name, str):
-            raise ValueError(f"{where} has {name!r} among its names, which is no text.")
+            raise ValueError(f"{where} has {name!r} among its names, which is not text.")
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"`{name}` of {where} is of type {type(tensor).__name__}, not a tensor.")
         if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
             raise ValueError(
-                f"`{name}` of {where} is no tensor of floating point numbers ({tensor.dtype}, {tensor.layout})."
+                f"`{name}` of {where} is not a tensor of floating point numbers ({tensor.dtype}, {tensor.layout})."
             )
         if not tensor.float().isfinite().all():
             raise ValueError(f"`{name}` of {where} holds NaN or infinite numbers.")
@@ -242,7 +242,7 @@ def convert(
     if output_dir.exists() and not (output_dir / "config.json").is_file():
         if not output_dir.is_dir() or any(output_dir.iterdir()):
             raise ValueError(
-                f"{output_dir} is there already and is no checkpoint: name a directory that is not there."
+                f"{output_dir} exists already and is not a checkpoint: name a directory that is not there."
             )
     loaded = read_checkpoint(checkpoint)
     if use_ema and "ema_encoder" not in loaded:

@@ -78,7 +78,9 @@ def open_checkpoint(checkpoint: str | Path, task: str | None = None) -> tuple[SJ
     if task is None:
         task = TASK_OF_CLASS.get(saved)
         if task is None:
-            raise ValueError(f"{checkpoint} was saved as {saved}: say with `task` what to export: {', '.join(TASKS)}.")
+            raise ValueError(
+                f"{checkpoint} was saved as {saved}: choose what to export with `task`: {', '.join(TASKS)}."
+            )
     try:
         model = open_sjepa(TASKS[task], checkpoint, attn_implementation="eager")
     except MissingWeights as error:

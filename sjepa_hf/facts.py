@@ -93,5 +93,5 @@ def data_names(value: Any) -> dict[str, dict[str, str]]:
             try:
                 validate_repo_id(found[str(source)]["dataset_id"])
             except HFValidationError:
-                raise ValueError(f"`{place}: dataset_id` is no name of a data set on the Hub.") from None
+                raise ValueError(f"`{place}: dataset_id` is not the name of a data set on the Hub.") from None
     return found

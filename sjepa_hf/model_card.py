@@ -81,7 +81,7 @@ def card_files(
     """
     checkpoint, facts = Path(checkpoint), facts or Facts()
     if not (checkpoint / CONFIG).is_file():
-        raise ValueError(f"{checkpoint} is no checkpoint: it has no {CONFIG}.")
+        raise ValueError(f"{checkpoint} is not a checkpoint: it has no {CONFIG}.")
     own = [checkpoint / RESULTS] if has(checkpoint, RESULTS) else []
     scores = [score for path in (*own, *results) for score in scores_of(checkpoint, Path(path))]
     config = read_json(checkpoint / CONFIG)

@@ -65,8 +65,8 @@ def push(
         message: the commit's message.
 
     Raises:
-        ValueError: for a directory that is no whole checkpoint, a repo that cannot be written to or holds another kind
-            of model, a token that is refused, and a connection that fails for good.
+        ValueError: for a directory that is not a complete checkpoint, a repo that cannot be written to or holds
+            another kind of model, a token that is refused, and a connection that fails for good.
     """
     checkpoint = Path(checkpoint)
     sorted_files = contents(checkpoint)
@@ -96,7 +96,7 @@ def listing(checkpoint: str | Path, repo_id: str) -> str:
     What [`push`] would send, with sizes in bytes, and what would stay here and why. Nothing is connected to.
 
     Raises:
-        ValueError: for a directory that is no whole checkpoint, and a name that no repo can have.
+        ValueError: for a directory that is no complete checkpoint, and a name that no repo can have.
     """
     checkpoint = Path(checkpoint)
     check_name(repo_id)
@@ -151,13 +151,13 @@ def open_repo(
 
 
 def check_name(repo_id: str) -> None:
-    """Raise a ValueError for what can be no repo's name."""
+    """Raise a ValueError for what cannot be the name of a repo."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError:
         raise ValueError(
-            f"'{shown(repo_id)}' can be no repo's name: that is NAME or OWNER/NAME, of letters, digits, '-', '_' and"
-            " '.', at most 96 characters."
+            f"'{shown(repo_id)}' cannot be the name of a repo: use NAME or OWNER/NAME, of letters, digits, '-',"
+            " '_' and '.', with at most 96 characters."
         ) from None
 
 

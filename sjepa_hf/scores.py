@@ -157,7 +157,7 @@ def read_scores(path: str | Path) -> list[Score]:
             way_out = f"{WRITERS.get(path.name, ALL_WRITERS)} writes it anew"
         no_json = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
         why = "not one JSON object" if no_json else first_line(error)
-        raise ValueError(f"{path} is no file of scores ({why}): {way_out}.") from None
+        raise ValueError(f"{path} is not a scores file ({why}): {way_out}.") from None
 
 
 def read_row(row: Any, number: int) -> Score:

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         if run.processes == 1 or not is_lost_connection(error):
             raise
         raise UserError(
-            f"another process of this run has died or hangs, so this one ends too ({first_line(error)})."
+            f"another process of this run has died or hangs, so this one stops ({first_line(error)})."
         ) from None
     finally:
         run.lock.release()

@@ -45,7 +45,7 @@ class Grid:
 
     def __post_init__(self):
         if self.baseline not in self.variants:
-            raise ValueError(f"Grid {self.name}: `baseline` names {self.baseline!r}, which is no variant.")
+            raise ValueError(f"Grid {self.name}: `baseline` names {self.baseline!r}, which is not a variant.")
         if unknown := sorted(set(self.stages) - set(STAGES)):
             raise ValueError(f"Grid {self.name}: `stages` names {unknown[0]!r}; choose from {', '.join(STAGES)}.")
         for name, settings in self.variants.items():

@@ -47,7 +47,7 @@ def identity(subject: str) -> str:
     path = Path(subject.removeprefix(UNTRAINED)).resolve()
     weights = [] if subject.startswith(UNTRAINED) else sorted(path.glob("*.safetensors"))
     if not (path / "config.json").is_file() or not (weights or subject.startswith(UNTRAINED)):
-        raise ValueError(f"{path} is no checkpoint: it has no config.json, or no weights in safetensors beside it.")
+        raise ValueError(f"{path} is not a checkpoint: it has no config.json, or no weights in safetensors beside it.")
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in [path / "config.json", *weights])).hexdigest()[:8]
     return f"untrained-{digest}" if not weights else f"{path.parent.name}-{path.name}-{digest}"
 

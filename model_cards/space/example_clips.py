@@ -19,5 +19,5 @@ def find_examples(folder: str | None) -> list[Path]:
         return [CLIP]
     clips = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
     if not clips:
-        raise ValueError(f"`examples` {folder} is no folder with audio ({', '.join(sorted(SUFFIXES))}).")
+        raise ValueError(f"`examples` {folder} is not a folder with audio ({', '.join(sorted(SUFFIXES))}).")
     return clips[:: max(1, len(clips) // MOST)][:MOST]

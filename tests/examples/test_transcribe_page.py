@@ -132,6 +132,6 @@ def test_what_is_no_ctc_model_is_said(page, model):
             model.write_bytes(content)
             browser.get(address)
             found = said(browser, ("The model is being opened.",))
-            assert found.startswith("The model cannot be opened: asr.onnx is no exported CTC model: python -m")
+            assert found.startswith("The model cannot be opened: asr.onnx is not an exported CTC model: python -m")
     finally:
         model.write_bytes(kept)

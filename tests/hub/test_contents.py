@@ -59,7 +59,7 @@ def test_a_dry_run_sends_nothing_and_gives_sizes(hub, pretrained, capsys):
     listed = capsys.readouterr().out
     size = (pretrained / "model.safetensors").stat().st_size
     assert f"{size:>16,}  model.safetensors\n" in listed and "would go to ada/encoder:" in listed
-    assert "README.md  (made from these" in listed and "training_state/  (it is no part of a checkpoint)" in listed
+    assert "README.md  (made from these" in listed and "training_state/  (it is not part of a checkpoint)" in listed
 
 
 def test_a_push_names_some_of_what_stays(hub, pretrained, caplog):
@@ -122,7 +122,7 @@ def test_a_checkpoint_without_any_code_is_published_with_the_packages(hub, pretr
 
 def test_a_pipe_is_not_waited_for(pretrained):
     os.mkfifo(pretrained / "README.md")
-    assert contents(pretrained).left_out["README.md"] == "it is no regular file"
+    assert contents(pretrained).left_out["README.md"] == "it is not a regular file"
 
 
 def test_a_users_card_goes_with_the_pictures_that_it_shows(hub, pretrained):
@@ -187,7 +187,7 @@ def test_an_index_that_points_elsewhere_is_refused(pretrained, tmp_path):
     first = "model-00001-of-00005.safetensors"
     for name in ("../x.safetensors", "/etc/passwd", "id_rsa", "a/b.safetensors", ".x.safetensors", 3, None):
         change_index(shards, weight_map={"a": first, "b": name})
-        assert "names a shard that is no file of this directory" in push(shards, "x"), name
+        assert "names a shard that is not a file of this directory" in push(shards, "x"), name
     change_index(shards, weight_map={"a": "absent.safetensors"})
     assert "lacks absent.safetensors." in push(shards, "x")
     change_index(shards, weight_map={"a": first})
@@ -206,7 +206,7 @@ def test_an_index_that_points_elsewhere_is_refused(pretrained, tmp_path):
         ("config.json", b"[" * 100_000, "config.json is no JSON"),
         ("config.json", b'{"model_type": "x", "auto_map": {"AutoModel": "x.X"}}', "needs code that is not sjepa_hf's"),
         ("model.safetensors", b"", "lacks model.safetensors: it is empty."),
-        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "is no whole safetensors file"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "is not a complete safetensors file"),
         ("preprocessor_config.json", b"\xff\xfe", "preprocessor_config.json is no JSON"),
         ("README.md", b"---\nlicense: [mit\n---\n", "README.md: the metadata at its top is no YAML (line "),
         ("README.md", b"---\n- mit\n---\n", "README.md: the metadata at its top are not a card's"),
@@ -223,13 +223,13 @@ def test_files_that_would_not_serve_anybody_are_named(pretrained, name, content,
 def test_torn_weights_are_refused(pretrained):
     weights = pretrained / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert "model.safetensors is no whole safetensors file" in push(pretrained, "encoder")
+    assert "model.safetensors is not a complete safetensors file" in push(pretrained, "encoder")
 
 
 def test_names_that_no_repo_can_have(hub, pretrained):
     for name in ("a b", "ada/x/y", "ada/", "é", "x" * 97, "x--y", "a\nb"):
         said = push(pretrained, name)
-        assert "can be no repo's name" in said and "\n" not in said and "raised in" not in said
+        assert "cannot be the name of a repo" in said and "\n" not in said and "raised in" not in said
         assert push(pretrained, name, "--dry_run") == said
     assert hub.requests == []
 

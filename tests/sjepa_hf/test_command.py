@@ -26,11 +26,11 @@ def ends(error: BaseException) -> pytest.ExceptionInfo:
         (UserError("the data are gone: mount the disk."), "error: the data are gone: mount the disk."),
         (FileNotFoundError(2, "No such file or directory", "runs/x"), "error: runs/x: No such file or directory."),
         (OSError("There is no space left."), "error: There is no space left."),
-        (MemoryError(), "error: the memory does not suffice (MemoryError): take smaller or fewer clips at a time."),
-        (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "error: the memory does not suffice (CUDA out of"),
+        (MemoryError(), "error: out of memory (MemoryError): take smaller or fewer clips at a time."),
+        (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "error: out of memory (CUDA out of"),
         (
             RuntimeError("DataLoader worker (pid(s) 5) exited unexpectedly"),
-            "error: a process that reads audio has died (DataLoader worker (pid(s) 5) exited unexpectedly): does the",
+            "error: a data loader worker has died (DataLoader worker (pid(s) 5) exited unexpectedly): does the",
         ),
         (
             UserError("Caught UserError in worker process 0.\nOriginal Traceback:\n  File x\nUserError: no: clips."),
@@ -76,7 +76,7 @@ def test_memory_of_a_cpu_ends_too():
     try:
         torch.empty(10**15)
     except RuntimeError as error:
-        assert sentence(error).startswith("the memory does not suffice")
+        assert sentence(error).startswith("out of memory")
 
 
 def test_exit_status_and_stderr_of_a_process(tmp_path):

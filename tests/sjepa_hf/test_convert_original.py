@@ -183,9 +183,9 @@ def test_an_ema_encoder_is_checked_too(released, tmp_path):
 
 def test_what_lies_in_the_way_stays(released, tmp_path):
     torch.save(released, tmp_path / "portable.pt")
-    with pytest.raises(ValueError, match="is there already and is no checkpoint"):
+    with pytest.raises(ValueError, match="exists already and is not a checkpoint"):
         convert(tmp_path / "portable.pt", tmp_path, HEADS)
-    with pytest.raises(ValueError, match="is there already and is no checkpoint"):
+    with pytest.raises(ValueError, match="exists already and is not a checkpoint"):
         convert(tmp_path / "portable.pt", tmp_path / "portable.pt", HEADS)
     with pytest.raises(ValueError, match="is a directory"):
         convert(tmp_path, tmp_path / "out")

@@ -259,8 +259,8 @@ def test_example_reads_what_a_pipe_left_and_names_what_it_cannot_read(exports, t
     for name, sentence in {
         "text": "cannot be read as audio",
         "empty": "cannot be read as audio",
-        "pipe": "is no file",
-        "absent": "is no file",
+        "pipe": "is not a file",
+        "absent": "is not a file",
         "none": "holds no sound",
         "loud": "beyond 100 times full scale",
         "nan": "are no numbers",
@@ -279,7 +279,7 @@ def test_example_says_what_is_no_ctc_model(exports, tmp_path):
     text.write_text("no model")
     others = [exports("waveform", "features").path, exports("waveform", "classification").path]
     for model, said in (
-        *((other, "is no exported CTC model: python -m sjepa_hf.export_onnx --task ctc") for other in others),
+        *((other, "is not an exported CTC model: python -m sjepa_hf.export_onnx --task ctc") for other in others),
         *((path, "cannot be opened: ") for path in (text, tmp_path / "absent.onnx")),
     ):
         done = transcribe(model, tmp_path / "clip.wav")

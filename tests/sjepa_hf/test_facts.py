@@ -66,7 +66,7 @@ def test_facts_of_any_type_make_a_card_that_can_be_read_again(checkpoint, tmp_pa
         ("result_data: [words]", "`result_data` should map each source"),
         ("result_data: {words: Words}", "`result_data: words` should have fields among name, dataset_id, task_id"),
         ("result_data: {words: {nam: x}}", "`result_data: words` should have fields among"),
-        ("result_data: {words: {dataset_id: ../../x}}", "dataset_id` is no name of a data set on the Hub"),
+        ("result_data: {words: {dataset_id: ../../x}}", "dataset_id` is not the name of a data set on the Hub"),
         ("name: [a", r"facts.yaml, line \d, cannot be read as YAML"),
         ("- name", "the facts are fields among"),
         ("!!python/object/apply:os.system [ls]", "cannot be read as YAML"),

@@ -157,8 +157,8 @@ def test_subjects_of_one_name_all_stand_in_the_table(checkpoint, tmp_path):
         ("training.json", '{"data": {"hours": 2}}', "training.json of .* is not as it was written"),
         ("training.json", '{"data": {"sources": ["x"], "hours": "2"}}', "is not as it was written"),
         ("config.json", '{"model_type": "sjepa"}', "config.json or training.json of .* is not as it was written"),
-        ("results.json", '{"scores": [1]}', r"results.json is no file of scores \(score 1 is 1, no object\)"),
-        ("results.json", '{"scores": {"x": {"clips": 1, "accuracy": 1}}}', "results.json is no file of scores"),
+        ("results.json", '{"scores": [1]}', r"results.json is not a scores file \(score 1 is 1, no object\)"),
+        ("results.json", '{"scores": {"x": {"clips": 1, "accuracy": 1}}}', "results.json is not a scores file"),
     ],
 )
 def test_files_edited_by_hand_are_named(checkpoint, name, content, sentence):

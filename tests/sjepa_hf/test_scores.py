@@ -78,7 +78,7 @@ def test_what_is_not_finite_is_null_in_the_file(tmp_path):
 def test_a_row_with_a_wrong_field_is_named(tmp_path, change, why):
     good = {"subject": "a", "task": "b", "task_type": "c", "data": "d", "split": "e", "metric": "f", "value": 1}
     said = refused(tmp_path / "probes.json", {"scores": [good, good | change]})
-    assert said.startswith(f"{tmp_path}/probes.json is no file of scores (score 2") and why in said
+    assert said.startswith(f"{tmp_path}/probes.json is not a scores file (score 2") and why in said
     del good["metric"]
     assert "score 1 has no `metric`" in refused(tmp_path / "probes.json", {"scores": [good]})
     assert "score 1 is [], no object" in refused(tmp_path / "probes.json", {"scores": [[]]})
@@ -92,7 +92,7 @@ def test_a_row_with_a_wrong_field_is_named(tmp_path, change, why):
         ("ks.jsonl", '{"task": "ks"}\n{"task": "ks"}\n', "give ks.json beside it, which `python -m training.superb`"),
         ("ks.jsonl", '{"task": "ks"}\n', "give ks.json beside it, which `python -m training.superb`"),
         ("x.json", "not json", "`python -m training.superb` (TASK.json), `training.probe` (probes.json) or a fine-"),
-        ("x.json", "", "is no file of scores (not one JSON object): `python"),
+        ("x.json", "", "is not a scores file (not one JSON object): `python"),
         ("x.json", "[1]", "(probes.json)"),
         ("x.json", "[" * 100_000, "(probes.json)"),
         ("x.json", {"some": "thing"}, "(no list under the key `scores`)"),
@@ -100,11 +100,11 @@ def test_a_row_with_a_wrong_field_is_named(tmp_path, change, why):
 )
 def test_other_files_are_answered_with_the_command_that_writes_them(tmp_path, name, content, way_out):
     said = refused(tmp_path / name, content)
-    assert said.startswith(f"{tmp_path / name} is no file of scores (") and way_out in said and "\n" not in said
+    assert said.startswith(f"{tmp_path / name} is not a scores file (") and way_out in said and "\n" not in said
 
 
 def test_a_card_is_not_made_from_such_a_file(checkpoint, tmp_path):
-    with pytest.raises(SystemExit, match="error: .*absent.json is no file of scores .*No such file"):
+    with pytest.raises(SystemExit, match="error: .*absent.json is not a scores file .*No such file"):
         model_card.main([str(checkpoint), "--results", str(tmp_path / "absent.json")])
     assert not (checkpoint / "README.md").exists()
 

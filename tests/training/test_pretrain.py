@@ -218,7 +218,7 @@ def test_bad_audio_is_skipped_counted_and_named(noise, tmp_path, caplog):
 
 
 def test_errors_are_one_sentence(noise, tmp_path):
-    with pytest.raises(SystemExit, match="error: .*no whole checkpoint in"):
+    with pytest.raises(SystemExit, match="error: .*no complete checkpoint in"):
         pretrain.main(command(noise, tmp_path, "--resume_from_checkpoint", "latest"))
     with pytest.raises(SystemExit, match="error: .*phase1_warmup_steps"):
         pretrain.main(command(noise, tmp_path, "--phase1_warmup_steps", "50"))

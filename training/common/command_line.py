@@ -63,7 +63,7 @@ def refuse_options(words: Sequence[str], known: Sequence[str]) -> None:
     """Raise a ValueError for the first of the words, which are no options, if there is one."""
     if words:
         word = unknown(words[0], [option for option in known if "-" not in option.lstrip("-")])
-        raise ValueError(f"{word} is no option of this command: --help lists them.")
+        raise ValueError(f"{word} is not an option of this command: --help lists them.")
 
 
 def config_path(argv: Sequence[str]) -> str | None:

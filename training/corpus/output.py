@@ -54,7 +54,7 @@ class OutputFolder:
         try:
             before = json.loads(record.read_text(encoding="utf-8"))["settings"]
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{record} is none of ours: name a folder that is not there.") from None
+            raise ValueError(f"{record} was not written by this command: name a folder that is not there.") from None
         if before.get("weights") != self.settings.get("weights"):
             raise ValueError(
                 f"{self.directory} holds {before.get('what')} of {before.get('checkpoint')} as it was, not of"
@@ -129,11 +129,11 @@ def units_settings(folder: str | Path) -> dict:
         known = json.loads(record.read_text(encoding="utf-8"))
         settings, complete = known["settings"], known["complete"] and known["clips"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"`units` {folder} is not whole: give the command again that was writing it.") from None
+        raise ValueError(f"`units` {folder} is not whole: run the command that wrote it again.") from None
     if settings["what"] != "units":
         raise ValueError(f"`units` {folder} holds {settings['what']}, not units.")
     if not complete:
-        raise ValueError(f"`units` {folder} is not whole, or has no clip: give the command again that was writing it.")
+        raise ValueError(f"`units` {folder} is not whole, or has no clip: run the command that wrote it again.")
     return settings
 
 

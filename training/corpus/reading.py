@@ -110,7 +110,9 @@ def _streamed(source: Source, columns: Sequence[str]) -> Iterator[tuple[str, Cli
         try:
             row = next(rows, None)
         except Exception as error:  # of whatever library reads the format
-            raise ValueError(f"'{source.name}' cannot be read on after row {count}: {first_line(error)}") from error
+            raise ValueError(
+                f"'{source.name}' cannot be read any further after row {count}: {first_line(error)}"
+            ) from error
         if row is None:
             return
         yield source.name, source.clip(row, count), {name: row[name] for name in columns}

@@ -279,7 +279,7 @@ def _check_repeated(labelled: dict[tuple, tuple[str, ...]], place: tuple, name: 
     before = labelled.setdefault(place, tuple(values.values()))
     for label, old, new in zip(values, before, values.values()):
         if old != new:
-            raise ValueError(f"{name} stands there twice, with {label} {several([old])} and {several([new])}.")
+            raise ValueError(f"{name} is listed twice, with {label} {several([old])} and {several([new])}.")
 
 
 def usable(examples: Sequence[dict | None]) -> list[dict]:

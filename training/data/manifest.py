@@ -125,7 +125,7 @@ def parse_object(line: bytes, where: str) -> dict:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not valid JSON: {several([error])}.") from None
     if not isinstance(entry, dict):
-        raise ValueError(f"{where} has neither {' nor '.join(AUDIO_KEYS)}: it is no object in braces.")
+        raise ValueError(f"{where} has neither {' nor '.join(AUDIO_KEYS)}: it is not a JSON object.")
     return entry
 
 
@@ -133,7 +133,7 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
     entry = dict(pairs)
     if len(entry) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{several({name for name in names if names.count(name) > 1})} stands there twice")
+        raise ValueError(f"{several({name for name in names if names.count(name) > 1})} is listed twice")
     return entry
 
 

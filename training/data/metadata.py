@@ -132,18 +132,20 @@ def _csv_rows(path: str, text: str) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             lines = f"line {first}" if reader.line_num <= first else f"lines {first} to {reader.line_num}"
             raise ValueError(
-                f"{path}, {lines}: a quote is astray ({error}): a field with quotes or commas in it begins and ends"
-                " with a quote, and those inside are doubled."
+                f"{path}, {lines}: a quotation mark is unmatched ({error}): a field that contains quotes or commas"
+                " begins and ends with a quote, and those inside are doubled."
             ) from None
         if row is None:
             return
         if reader.line_num > first and any("," in field and ("\n" in field or "\r" in field) for field in row):
             raise ValueError(
                 f"{path}, lines {first} to {reader.line_num} are one row, since a quote opens in one and closes in the"
-                " other: if no quote is astray, write the row in one line."
+                " other: if no quotation mark is unmatched, write the row in one line."
             )
         if any(_astray(field, "".join(lines)) for field in row):
-            raise ValueError(f"{path}, line {first}: a quote is astray: a field with quotes must stand in quotes.")
+            raise ValueError(
+                f"{path}, line {first}: a quotation mark is unmatched: a field with quotes must stand in quotes."
+            )
         if any(row):
             yield first, row
         lines.clear()
@@ -256,4 +258,4 @@ def check_label_feature(feature, what: str) -> None:
     dtype = getattr(feature, "dtype", None) if not isinstance(feature, (dict, list)) else None
     whole = isinstance(dtype, str) and dtype.startswith(("int", "uint"))
     if not (isinstance(feature, ClassLabel) or whole or dtype in ("string", "large_string", "string_view", "null")):
-        raise ValueError(f"{what} holds {feature}, which is no label: it must be text or whole numbers.")
+        raise ValueError(f"{what} holds {feature}, which is not a label: it must be text or whole numbers.")

@@ -286,7 +286,7 @@ class ClipStream:
 
 
 def _shard(source: Source, shard: int) -> Iterator[Clip]:
-    """The clips of one file of a streamed source; where it cannot be read on, bad clips stand for those lost."""
+    """The clips of one file of a streamed source; where reading fails, bad clips stand for those lost."""
     if isinstance(source.dataset, TarArchives):
         yield from source.dataset.clips(shard)
         return
@@ -300,7 +300,7 @@ def _shard(source: Source, shard: int) -> Iterator[Clip]:
         name, rows = _file_and_rows(source.dataset, part)
         bad = Clip(
             f"{name or f'{source.name}, shard {shard}'} after row {row}",
-            BadAudio("corrupt", f"cannot be read on ({error})"),
+            BadAudio("corrupt", f"cannot be read any further ({error})"),
         )
         for _ in range(min(max(1, rows - row), MOST_LOST)):
             yield bad

@@ -94,7 +94,8 @@ def open_source(
         raise ValueError(f"'{spec}' is a table: name the folder of the audio, with the table in it as metadata.csv.")
     if path.suffix.lower() not in LOCAL_SUFFIXES and not _begins_as_manifest(path):
         raise ValueError(
-            f"'{printable(spec)}' is no file that can be read: {', '.join(LOCAL_SUFFIXES)}, or another JSONL manifest."
+            f"'{printable(spec)}' is not a file that can be read: give {', '.join(LOCAL_SUFFIXES)}, or a JSONL"
+            " manifest of any other name."
         )
     return Source(name, JsonLines(path, labels), None)
 

@@ -140,7 +140,7 @@ class _Recording:
             except (OSError, ValueError):  # ValueError: a name that no file can have
                 status = None
             if status is None or not stat.S_ISREG(status.st_mode):  # a device, a pipe or a folder
-                raise BadAudio("missing", f"{source} is no file")
+                raise BadAudio("missing", f"{source} is not a file")
             size = status.st_size
         if size == 0:
             raise BadAudio("empty", "no bytes")

@@ -144,7 +144,7 @@ def _read_arpa(lines: Iterable[bytes], path: str) -> list[dict[Gram, tuple[float
             order, _, count = line.removeprefix("ngram ").partition("=")
             if order.strip() != str(len(promised) + 1) or not count.strip().isdecimal():
                 raise ValueError(
-                    f"{path}, line {number}: {printable(line[:40])} is no count of {len(promised) + 1}-grams."
+                    f"{path}, line {number}: {printable(line[:40])} is not a count of {len(promised) + 1}-grams."
                 )
             promised.append(int(count))
         elif line == f"\\{len(tables) + 1}-grams:":
@@ -178,9 +178,9 @@ def _add(tables: list[dict[Gram, tuple[float, float]]], line: str) -> None:
     except ValueError:
         raise ValueError("its numbers should be log10 of a probability and of a backoff weight") from None
     if not probability <= ROUNDING:  # as NaN is not
-        raise ValueError(f"{printable(fields[0])} is no log10 of a probability: it must not be above 0")
+        raise ValueError(f"{printable(fields[0])} is not the log10 of a probability: it must not be above 0")
     if not math.isfinite(backoff):
-        raise ValueError(f"{printable(fields[-1])} is no log10 of a backoff weight")
+        raise ValueError(f"{printable(fields[-1])} is not the log10 of a backoff weight")
     gram = tuple(fields[1 : order + 1])
     if "<UNK>" in gram:  # as LibriSpeech's language models write it
         gram = tuple(UNKNOWN if word == "<UNK>" else word for word in gram)

@@ -63,7 +63,7 @@ def plan(trainer: FineTuner, scored: Mapping[str, LabelledClips]) -> list[str]:
     savings = when(training.save_strategy, training.save_steps, total)
     output = Path(training.output_dir)
     lines.append(f"Evaluation {evaluations}; a checkpoint in {output}/checkpoint-N {savings}.")
-    lines.append(f"The result goes to {output}/final; how long it takes is told after the first steps.")
+    lines.append(f"The result goes to {output}/final; how long it takes follows after the first steps.")
     if training.resume_from_checkpoint:
         lines.append(f"Going on from {training.resume_from_checkpoint}.")
     return lines

@@ -78,10 +78,10 @@ class Outcome:
         if self.learned:
             logger.info("Something was learned: %s. The result is %s.", self.verdict, kept)
         elif self.learned is None:
-            logger.warning("Whether anything was learned cannot be told: %s. The result is %s.", self.verdict, kept)
+            logger.warning("Cannot tell whether anything was learned: %s. The result is %s.", self.verdict, kept)
         else:
             logger.warning(
-                "NOTHING WAS LEARNED: %s. The result is %s, and of no use as it is. What helps: more steps"
+                "NOTHING WAS LEARNED: %s. The result is %s, and not usable as it is. What helps: more steps"
                 " (--max_steps, --num_train_epochs), more clips, another --learning_rate, or a checkpoint that"
                 " pretraining has taught more.",
                 self.verdict,

@@ -51,18 +51,18 @@ def choose_checkpoint(asked: str | None, output_dir: str) -> str | None:
                 return str(path)
             logger.warning("%s is passed over: %s.", path, problem)
         if found:
-            raise ValueError(f"None of the checkpoints in {output_dir} is whole: begin anew in another `output_dir`.")
+            raise ValueError(f"None of the checkpoints in {output_dir} is whole: start again in another `output_dir`.")
         logger.info("%s holds no checkpoint: the run begins.", output_dir)
         return None
     if not Path(word).is_dir():
         there = ", ".join(str(path) for path in found) or "none"
         raise ValueError(
-            f"`resume_from_checkpoint` {word} is no directory: name one of output_dir ({there}), or latest, true or"
+            f"`resume_from_checkpoint` {word} is not a directory: name one of output_dir ({there}), or latest, true or"
             " auto for the newest."
         )
     problem = what_is_torn(Path(word))
     if problem is not None:
-        raise ValueError(f"`resume_from_checkpoint` {word} cannot be gone on from: {problem}.")
+        raise ValueError(f"`resume_from_checkpoint` {word} cannot be resumed: {problem}.")
     return word
 
 
@@ -78,7 +78,7 @@ def steps_taken(checkpoint: str) -> int:
 
 
 def what_is_torn(path: Path) -> str | None:
-    """Why a checkpoint cannot be gone on from; None if it can."""
+    """Why a checkpoint cannot be resumed; None if it can."""
     try:
         TrainerState.load_from_json(str(path / STATE))  # the last file that is written
     except Exception as error:  # whatever lies there
@@ -116,7 +116,7 @@ def check_vocabulary(checkpoint: str, tokenizer: Wav2Vec2CTCTokenizer) -> None:
     changes = came_and_went(then, now, "character") or "the characters are in another order"
     raise ValueError(
         f"The transcripts have changed since {checkpoint} was saved: {changes}."
-        " Its head numbers the characters of the old ones: go on with those, or begin anew in another `output_dir`."
+        " Its head numbers the characters of the old ones: go on with those, or start again in another `output_dir`."
     )
 
 
@@ -131,7 +131,7 @@ def check_normalization(checkpoint: str, now: dict) -> None:
         if then.get(name) != value:
             raise ValueError(
                 f"Transcripts were normalised with `{name}` {then.get(name)!r} when {checkpoint} was saved, and are"
-                f" with {value!r} now: go on with the old setting, or begin anew in another `output_dir`."
+                f" with {value!r} now: go on with the old setting, or start again in another `output_dir`."
             )
 
 
@@ -146,7 +146,7 @@ def check_classes(checkpoint: str, names: Sequence[str]) -> None:
         changes = came_and_went(then, names, "class")
         raise ValueError(
             f"The labels have changed since {checkpoint} was saved: {changes or 'they are in another order'}. Its head"
-            " numbers the old ones: go on with those, or begin anew in another `output_dir`."
+            " numbers the old ones: go on with those, or start again in another `output_dir`."
         )
 
 

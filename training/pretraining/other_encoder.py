@@ -107,7 +107,7 @@ class OtherEncoder(nn.Module):
         layers = getattr(getattr(self.model, "encoder", None), "layers", None)
         if not isinstance(layers, nn.ModuleList) or not hasattr(self.model, "masked_spec_embed"):
             raise ValueError(
-                f"{type(self.model).__name__} is built otherwise than wav2vec 2.0 (`encoder.layers`,"
+                f"{type(self.model).__name__} is not built like wav2vec 2.0 (`encoder.layers`,"
                 " `masked_spec_embed`): pretraining cannot go on from it."
             )
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
@@ -149,7 +149,7 @@ def open_other_encoder(checkpoint: str | Path, own_config: PreTrainedConfig, **o
     if extractor.sampling_rate != SAMPLING_RATE:
         raise ValueError(
             f"{checkpoint} hears audio of {extractor.sampling_rate:,} Hz, but all audio here is made one of"
-            f" {SAMPLING_RATE:,} Hz: only encoders of that rate can be gone on with."
+            f" {SAMPLING_RATE:,} Hz: only encoders of that rate can be trained further."
         )
     config = copy.deepcopy(own_config)
     config.apply_spec_augment = True  # else the masks that are given are ignored

@@ -102,7 +102,7 @@ def load_other(checkpoint: str | Path, own_config: PreTrainedConfig, **options) 
     try:
         config = SJepaConfig(**read_json(found[0]))
     except Exception as error:  # of whatever Transformers makes of a value in a field that it checks itself
-        raise ValueError(f"{found[0]} is no configuration: {why(error)}") from error
+        raise ValueError(f"{found[0]} is not a configuration: {why(error)}") from error
     encoder = open_other_encoder(checkpoint, own_config, **options)
     model = OtherForPreTraining._from_config(config, encoder=encoder, **options)
     try:

@@ -72,7 +72,7 @@ def claim(output_dir: Path, lock: FileLock, resuming: bool, dry_run: bool = Fals
             output_dir.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"`output_dir` {output_dir} belongs to a run that is still going.") from None
+        raise ValueError(f"`output_dir` {output_dir} is in use by a run that is still active.") from None
     except OSError as error:
         raise ValueError(f"`output_dir` {output_dir} cannot be written to: {error}.") from None
     if not resuming and (output_dir / CONFIG_NAME).exists():
@@ -189,7 +189,7 @@ def find_checkpoint(output_dir: Path, asked: str) -> Path | None:
         if whole(final) and (newest is None or load_loop_state(final).step >= step_of(newest)):
             newest = final
     if newest is None and (found or asked == "latest"):
-        raise ValueError(f"There is no whole checkpoint in {output_dir} to resume from: start without resuming.")
+        raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from: start without resuming.")
     return newest
 
 

@@ -96,7 +96,7 @@ class Reading:
                 self._end(workers)
                 if restarts > MAX_RESTARTS:
                     raise BadAudioError(
-                        f"Processes that read audio died {restarts} times in a row: {why_died(workers)}."
+                        f"Data loader workers died {restarts} times in a row: {why_died(workers)}."
                     ) from None
                 logger.warning("A process that reads audio died and is replaced (%d): %s", restarts, first_line(error))
                 self._loader = self._open_loader(self.position)

@@ -107,7 +107,7 @@ def test_features_go_once_all_seeds_have_read_them(call, checkpoints):
 
 
 def test_what_is_no_checkpoint_is_named_first(call, checkpoints, tmp_path):
-    with pytest.raises(SystemExit, match=f"error: {tmp_path} is no checkpoint: it has no config.json"):
+    with pytest.raises(SystemExit, match=f"error: {tmp_path} is not a checkpoint: it has no config.json"):
         call(checkpoints[0], tmp_path)
     assert Scorer.asked == []
 

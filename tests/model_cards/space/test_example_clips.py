@@ -19,7 +19,7 @@ def test_clips_to_try(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     for name in ("mine", "nowhere"):
-        with pytest.raises(ValueError, match=f"`examples` {name} is no folder with audio"):
+        with pytest.raises(ValueError, match=f"`examples` {name} is not a folder with audio"):
             find_examples(name)
     (tmp_path / "mine" / "A.WAV").touch()
     assert [path.name for path in find_examples("mine")] == ["A.WAV"]

@@ -78,12 +78,15 @@ def test_the_three_files_of_audiofolder_give_what_it_gives(folder, kind):
         ("", "no column file_name"),
         ("file_name,text\na.wav,A\nb.wav,WELL, HELLO, YES\n", "line 3 has 4 fields, the header 2"),
         ("file_name,text\na.wav,A\nb.wav\n", "line 3 has 1 fields, the header 2"),
-        ('file_name,text\na.wav,"A\nb.wav,B\nc.wav,C\n', "lines 2 to 4: a quote is astray"),
-        ('file_name,text\na.wav,A\nb.wav,B "and C\n', "line 3: a quote is astray"),
-        ('file_name,text\na.wav,B ""and"" C\n', "line 2: a quote is astray"),
-        ('file_name,text\na.wav,A\nb.wav,"B" and C\n', "line 3: a quote is astray"),
+        ('file_name,text\na.wav,"A\nb.wav,B\nc.wav,C\n', "lines 2 to 4: a quotation mark is unmatched"),
+        ('file_name,text\na.wav,A\nb.wav,B "and C\n', "line 3: a quotation mark is unmatched"),
+        ('file_name,text\na.wav,B ""and"" C\n', "line 2: a quotation mark is unmatched"),
+        ('file_name,text\na.wav,A\nb.wav,"B" and C\n', "line 3: a quotation mark is unmatched"),
         ('file_name,text\na.wav,"A\nb.wav,B\nc.wav,C"\nd.wav,D\n', "lines 2 to 4 are one row"),
-        ("file_name,text\na.wav," + '"' + "A" * 140_000 + "\n", "line 2.*a quote is astray .*field larger"),
+        (
+            "file_name,text\na.wav," + '"' + "A" * 140_000 + "\n",
+            "line 2.*a quotation mark is unmatched .*field larger",
+        ),
         ("file_name,text\na.wav,café\n".encode("latin-1"), "line 2: the byte 0xe9 is not UTF-8: save"),
         ("\ufefffile_name,text\na.wav,A\nb.wav,é\n".encode() + b"c.wav,\xff\n", "line 4: the byte 0xff"),
         ("file_name,text\na.wav,A\n".encode("utf-16"), "is UTF-16 or UTF-32: save it as UTF-8"),
@@ -92,7 +95,7 @@ def test_the_three_files_of_audiofolder_give_what_it_gives(folder, kind):
         ("file_name,text\n../a.wav,A\n", "line 2: file_name ../a.wav leads out of the folder"),
         ("file_name,text\n/etc/a.wav,A\n", "line 2: file_name /etc/a.wav leads out"),
         ("file_name,text\nfile:///a.wav,A\n", "line 2: file_name file:///a.wav leads out"),
-        ("file_name,text\na.wav,A\n./a.wav,B\n", "a.wav stands there twice, with text A and B"),
+        ("file_name,text\na.wav,A\n./a.wav,B\n", "a.wav is listed twice, with text A and B"),
     ],
 )
 def test_a_csv_that_leaves_a_doubt_is_refused(folder, content, message):
@@ -108,11 +111,11 @@ def test_a_csv_that_leaves_a_doubt_is_refused(folder, content, message):
         ('{"file_name": "b.wav", "text": true}', "line 2: text must be .* got True"),
         ('{"file_name": "b.wav", "text": 1.5}', "line 2: text must be .* got 1.5"),
         ('{"file_name": "b.wav", "text": "\\ud800"}', "line 2: text holds half a character"),
-        ('{"file_name": "b.wav", "text": "B", "text": "C"}', "line 2 is not valid JSON: text stands there twice"),
+        ('{"file_name": "b.wav", "text": "B", "text": "C"}', "line 2 is not valid JSON: text is listed twice"),
         ('{"file_name": "b.wav", "text": ' + "[" * 20_000, "line 2 is not valid JSON"),
         ('{"file_name": "b.wav"}', "line 2' has no column 'text'"),
         ('{"file_name": ["b.wav"], "text": "B"}', "line 2: file_name must be a path, got a list"),
-        ('["b.wav", "B"]', "line 2 .* is no object"),
+        ('["b.wav", "B"]', "line 2 .* is not a JSON object"),
     ],
 )
 def test_a_line_that_leaves_a_doubt_is_refused(folder, line, message):
@@ -180,7 +183,7 @@ def test_a_file_of_parquet_has_one_label(folder, tmp_path):
     clips = open_labelled([str(tmp_path / "clips.parquet")], ["text"])
     assert clips.groups().tolist() == [0, 1, 0]
     pq.write_table(pa.table({"audio": audio, "text": ["A", "B", "C"]}), tmp_path / "clips.parquet")
-    with pytest.raises(ValueError, match="a.wav stands there twice, with text A and C"):
+    with pytest.raises(ValueError, match="a.wav is listed twice, with text A and C"):
         open_labelled([str(tmp_path / "clips.parquet")], ["text"])
 
 

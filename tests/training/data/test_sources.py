@@ -147,7 +147,7 @@ def test_sources_of_all_kinds_together(tmp_path):
         ("{tmp}/*.parquet", "matches 0 files"),
         ("{tmp}/full/*", "must match Parquet files or tar archives only"),
         ("{tmp}/full/1.wav", "single audio file"),
-        ("{tmp}/clips.zip", "is no file that can be read: .*, or another JSONL manifest"),
+        ("{tmp}/clips.zip", "is not a file that can be read: .*, or a JSONL manifest of any other name"),
         ("{tmp}/full::clean", "no configs or splits"),
         ("{tmp}/full::::test", "no configs or splits"),
         ("a::b::c::d", "not of the form"),

@@ -84,6 +84,6 @@ def test_torn_checkpoints_are_passed_over(stopped, checkpoint, mine, caplog):
         ready = prepare(finetune_ctc, checkpoint, mine, stopped, *options, "latest")
         assert ready.trainer.args.resume_from_checkpoint == str(stopped / "checkpoint-3")
         assert f"{torn} is passed over: {name}" in caplog.text
-    assert "cannot be gone on from" in sentence(finetune_ctc, checkpoint, mine, stopped, *options, str(torn))
+    assert "cannot be resumed" in sentence(finetune_ctc, checkpoint, mine, stopped, *options, str(torn))
     (stopped / "checkpoint-3" / "optimizer.pt").unlink()
     assert "None of the checkpoints" in sentence(finetune_ctc, checkpoint, mine, stopped, *options, "latest")

@@ -50,7 +50,7 @@ def test_few_clips_train_for_enough_steps(checkpoint, mine, tmp_path):
         ("--push_to_hub true --hub_strategy every_save", "`hub_strategy` must be end"),
         ("--push_to_hub true --hub_revision draft", "`hub_revision` draft does not go with fine-tuning"),
         ("--seed -1", "`seed` is -1"),
-        ("--resume_from_checkpoint /nowhere", "/nowhere is no directory"),
+        ("--resume_from_checkpoint /nowhere", "/nowhere is not a directory"),
     ],
 )
 def test_what_the_trainer_cannot_do_is_refused_before_data_are_read(options, message, tmp_path):

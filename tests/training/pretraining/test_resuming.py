@@ -104,7 +104,7 @@ def test_a_torn_checkpoint_is_named_and_passed_over(command, tmp_path, caplog):
     with pytest.raises(ValueError, match="checkpoint-8 is damaged: .* Take an earlier one"):
         find_checkpoint(out, str(out / "checkpoint-8"))
     (out / "checkpoint-4" / "config.json").unlink()
-    with pytest.raises(ValueError, match="no whole checkpoint"):
+    with pytest.raises(ValueError, match="no complete checkpoint"):
         find_checkpoint(out, "auto")
     assert find_checkpoint(tmp_path, "auto") is None
 

@@ -18,7 +18,7 @@ from training.pretraining.monitoring import read_history
 
 def test_an_output_directory_belongs_to_one_run(command, tmp_path):
     run = pretrain.begin(pretrain.parse_arguments(command("--num_workers", "0")))
-    with pytest.raises(SystemExit, match="error: .*belongs to a run that is still going"):
+    with pytest.raises(SystemExit, match="error: .*is in use by a run that is still active"):
         pretrain.main(command("--num_workers", "0"))
     run.lock.release()
     (tmp_path / "out" / "checkpoint-4").mkdir()
