@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 MAY_BE_FRESH = ("masked_spec_embed",)  # SpecAugment's vector, which encoders are published without
 EMA_ENCODER = "training_state/teacher.safetensors"  # of a training checkpoint of phase 2
+FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".json", ".yaml")  # endings of no repo's name
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -46,14 +48,22 @@ def open_pretrained(auto_class: Any, checkpoint: str | Path, **options) -> Any:
     `auto_class.from_pretrained(checkpoint, **options)`: a model, configuration, processor, tokenizer, ...
 
     Raises:
-        ValueError: whatever is wrong with it: absent, torn, edited by hand, of another kind. A damaged file makes the
-            libraries below raise nearly anything, so nearly everything is caught; the cause stays attached.
+        ValueError: whatever is wrong with it or with the options: absent, torn, edited by hand, of another kind. A
+            damaged file makes the libraries below raise nearly anything, so nearly everything is caught; the cause
+            stays attached.
     """
+    folder = Path(checkpoint)
+    if is_path(checkpoint) and not folder.is_dir():  # the Hub, which has no such name, is not asked
+        reason = "it is a file: give its directory." if folder.is_file() else "there is no such directory."
+        raise ValueError(f"{checkpoint} cannot be opened: {reason}")
     try:
         return auto_class.from_pretrained(checkpoint, **options)
     except Exception as error:
-        reason = absent(checkpoint) or undownloaded(checkpoint) or why(error)
-        raise ValueError(f"{checkpoint} cannot be opened as a directory or a name on the Hub: {reason}") from error
+        not_found = not folder.is_dir() and isinstance(error, OSError | HFValidationError)
+        where = " from the Hub, and is no directory here" if not_found else ""
+        needed = getattr(auto_class, "vocab_files_names", {}).get("vocab_file", "config.json")
+        reason = lacking(folder, needed) or undownloaded(folder) or why(error)
+        raise ValueError(f"{checkpoint} cannot be opened{where}: {reason}") from error
 
 
 def open_config(checkpoint: str | Path, **options) -> PreTrainedConfig:
@@ -221,6 +231,8 @@ def why(error: Exception) -> str:
     if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
         error = ValueError(str(error.__cause__))  # the sentence about the field; what is around it names validators
     said = first_line(error)
+    if isinstance(error, SafetensorError):
+        return f"a file of weights (.safetensors) is damaged or cut short ({said})"
     lines = str(error).strip().splitlines()
     if said.endswith(":") and len(lines) > 1:
         said = f"{said} {lines[1].strip()}"
@@ -238,20 +250,22 @@ def unreported() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def absent(checkpoint: str | Path) -> str | None:
-    """What to say of a path where no checkpoint lies; None where one does, and for what may be a name on the Hub."""
-    folder = Path(checkpoint)
-    if folder.is_dir():
-        if (folder / "config.json").is_file():
-            return None
-        return f"it has no config.json{'; give its `final`' * (folder / 'final' / 'config.json').is_file()}."
-    is_path = folder.is_absolute() or str(checkpoint)[0] in ".~" or len(folder.parts) > 2
-    return "there is no such directory." if is_path else None
+def is_path(checkpoint: str | Path) -> bool:
+    """Whether what a user names is a path by its looks, or a file: no repo on the Hub is called so."""
+    name = str(checkpoint)
+    begins = Path(name).is_absolute() or name.startswith((".", "~"))
+    return begins or name.endswith(("/", *FILES)) or name.count("/") > 1 or Path(name).is_file()
 
 
-def undownloaded(checkpoint: str | Path) -> str | None:
+def lacking(folder: Path, needed: str) -> str | None:
+    """What to say of a directory without the file that opening begins with; None where it has it."""
+    if not folder.is_dir() or (folder / needed).is_file():
+        return None
+    return f"it has no {needed}{'; give its `final`' * (folder / 'final' / needed).is_file()}."
+
+
+def undownloaded(folder: Path) -> str | None:
     """What to say of a clone whose large files were never downloaded; None for any other checkpoint."""
-    folder = Path(checkpoint)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(LFS_POINTER):
             return f"{path.name} is a Git LFS pointer in place of the file: run `git lfs pull` there."
