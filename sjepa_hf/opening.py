@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
+    AutoFeatureExtractor,
     AutoModelForCTC,
     AutoModelForPreTraining,
     AutoProcessor,
@@ -21,6 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from .command import first_line
+from .frames import SAMPLING_RATE
 
 
 logger = logging.getLogger(__name__)
@@ -172,12 +174,35 @@ def open_with_ema(checkpoint: str | Path) -> PreTrainedModel:
     return model
 
 
+def open_feature_extractor(checkpoint: str | Path, **options) -> Any:
+    """
+    The feature extractor of a checkpoint, of waveforms at 16 kHz. Raises ValueError as [`open_pretrained`] does, or if
+    it is for other input.
+    """
+    extractor = open_pretrained(AutoFeatureExtractor, checkpoint, **options)
+    check_feature_extractor(extractor, checkpoint)
+    return extractor
+
+
+def check_feature_extractor(extractor: Any, checkpoint: str | Path) -> None:
+    """Raise a ValueError for a feature extractor that does not take waveforms at 16 kHz, as all audio is read here."""
+    given = extractor.model_input_names[0]
+    if given != "input_values":
+        raise ValueError(f"The extractor of {checkpoint} gives {given}: only encoders of waveforms can be read here.")
+    if extractor.sampling_rate != SAMPLING_RATE:
+        raise ValueError(
+            f"{checkpoint} hears audio of {extractor.sampling_rate:,} Hz (`sampling_rate` of its feature extractor),"
+            f" but all audio here is made one of {SAMPLING_RATE:,} Hz: take an encoder of that rate."
+        )
+
+
 def open_recogniser(checkpoint: str | Path) -> tuple[Any, PreTrainedModel]:
     """
     Processor and model, in fp32, of a CTC checkpoint of any type.
 
     Raises:
-        ValueError: if it cannot be opened, or has no CTC head or no tokenizer that belongs to it.
+        ValueError: if it cannot be opened, does not take waveforms at 16 kHz, or has no CTC head or no tokenizer that
+            belongs to it.
     """
     try:
         model = open_model(AutoModelForCTC, checkpoint, dtype=torch.float32)
@@ -188,6 +213,7 @@ def open_recogniser(checkpoint: str | Path) -> tuple[Any, PreTrainedModel]:
             ) from None
         raise
     processor = open_processor(checkpoint)
+    check_feature_extractor(processor.feature_extractor, checkpoint)
     outputs, labels = model.config.vocab_size, len(processor.tokenizer)
     if outputs > labels:
         raise ValueError(

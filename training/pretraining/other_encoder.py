@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, AutoFeatureExtractor, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from sjepa_hf.float32 import at_least_float32
 from sjepa_hf.frames import HOP, SAMPLING_RATE, WINDOW, frame_lengths
-from sjepa_hf.opening import open_model, open_pretrained
+from sjepa_hf.opening import open_feature_extractor, open_model
 
 
 TAKES = ("input_values", "mask_time_indices")  # what pretraining gives to an encoder
@@ -145,12 +145,7 @@ def open_other_encoder(checkpoint: str | Path, own_config: PreTrainedConfig, **o
         ValueError: if it cannot be opened, takes other input, or makes other frames.
     """
     check_kind(checkpoint, own_config)
-    extractor = open_pretrained(AutoFeatureExtractor, checkpoint)
-    if extractor.sampling_rate != SAMPLING_RATE:
-        raise ValueError(
-            f"{checkpoint} hears audio of {extractor.sampling_rate:,} Hz, but all audio here is made one of"
-            f" {SAMPLING_RATE:,} Hz: only encoders of that rate can be gone on with."
-        )
+    extractor = open_feature_extractor(checkpoint)
     config = copy.deepcopy(own_config)
     config.apply_spec_augment = True  # else the masks that are given are ignored
     config.mask_time_prob = own_config.mask_time_prob or ANY_SHARE
