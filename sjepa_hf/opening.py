@@ -120,11 +120,14 @@ def open_model(auto_class: Any, checkpoint: str | Path, *, fresh_head: bool = Fa
     return model
 
 
-def open_sjepa_config(checkpoint: str | Path) -> PreTrainedConfig:
-    """The configuration of an S-JEPA checkpoint. Raises ValueError if it is of another type or cannot be opened."""
+def open_sjepa_config(checkpoint: str | Path, way_out: str = "give one that is") -> PreTrainedConfig:
+    """
+    The configuration of an S-JEPA checkpoint. Raises ValueError if it cannot be opened or is of another type, and then
+    tells the way out.
+    """
     config = open_config(checkpoint)
     if config.model_type != "sjepa":
-        raise ValueError(f"{checkpoint} is of type {config.model_type}, not an S-JEPA checkpoint.")
+        raise ValueError(f"{checkpoint} is of type {config.model_type}, not an S-JEPA checkpoint: {way_out}.")
     return config
 
 
