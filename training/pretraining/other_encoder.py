@@ -46,6 +46,8 @@ class OtherEncoder(nn.Module):
         self.extractor = extractor
         self.own_config = own_config
         self.config = model.config
+        with torch.device("meta"):
+            self.lends_mask_embedding = not hasattr(type(model)(own_config), "masked_spec_embed")
         self._check_layout()
         if dropped := getattr(own_config, "layerdrop", 0.0):
             for layer in model.encoder.layers:
@@ -97,8 +99,14 @@ class OtherEncoder(nn.Module):
         return BaseModelOutput(last_hidden_state=layers[-1], hidden_states=layers)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Save the encoder as one of its own kind, with its feature extractor and its configuration as it was."""
-        self.model.save_pretrained(directory)
+        """
+        Save the encoder as one of its own kind, with its feature extractor and its configuration as it was; a mask
+        embedding that goes with `mask_time_prob` above 0 alone is left out.
+        """
+        weights = self.model.state_dict()
+        if self.lends_mask_embedding:
+            del weights["masked_spec_embed"]
+        self.model.save_pretrained(directory, state_dict=weights)
         self.own_config.architectures, self.own_config.dtype = self.config.architectures, self.config.dtype
         self.own_config.save_pretrained(directory)
         self.extractor.save_pretrained(directory)
