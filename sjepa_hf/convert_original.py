@@ -61,7 +61,9 @@ def read_checkpoint(path: str | Path) -> dict:
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a directory: name the checkpoint file in it.")
+        opens = (path / "config.json").is_file()
+        way_out = "AutoModel opens it as it is" if opens else "name the checkpoint file in it"
+        raise ValueError(f"{path} is a directory: {way_out}.")
     if not path.is_file():
         raise ValueError(f"There is no checkpoint {path}.")
     try:

@@ -74,7 +74,8 @@ def open_checkpoint(checkpoint: str | Path, task: str | None = None) -> tuple[SJ
     """
     if task is not None and task not in TASKS:
         raise ValueError(f"`task` is {task}; it must be one of {', '.join(TASKS)}.")
-    saved = (open_sjepa_config(checkpoint).architectures or ["?"])[0]
+    way_out = f"Optimum exports others, with `optimum-cli export onnx --model {checkpoint} DIRECTORY`"
+    saved = (open_sjepa_config(checkpoint, way_out).architectures or ["?"])[0]
     if task is None:
         task = TASK_OF_CLASS.get(saved)
         if task is None:

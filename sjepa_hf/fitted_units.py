@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoFeatureExtractor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .encoding import check_layers, hidden_layers, open_audio_encoder, weights_hash
 from .float32 import at_least_float32
 from .frames import SAMPLING_RATE
 from .kmeans import kmeans, nearest
 from .mixture import DiagonalGaussianMixture
-from .opening import open_pretrained, why
+from .opening import open_feature_extractor, why
 from .saving import written_aside
 from .units import SJepaUnitsOutput, units_of
 
@@ -82,7 +82,7 @@ class FittedUnits:
             raise ValueError(f"`method` is {method!r}; choose one of {', '.join(METHODS)}.")
         encoder = open_audio_encoder(checkpoint, **options).to(device)
         check_layers(encoder, layers)
-        extractor = open_pretrained(AutoFeatureExtractor, checkpoint, **options)
+        extractor = open_feature_extractor(checkpoint, **options)
         unfitted = cls(encoder, extractor, None, {"layers": list(layers)})
         frames, count = [], 0
         for clip in clips:
@@ -186,7 +186,7 @@ class FittedUnits:
                 f"{directory} was fitted to another encoder than {name} is now (layers {layers}, {size} components):"
                 " its weights differ. Fit anew, or name the old one."
             )
-        extractor = open_pretrained(AutoFeatureExtractor, name, **options)
+        extractor = open_feature_extractor(name, **options)
         return cls(model.to(device), extractor, mixture.to(device), description)
 
 

@@ -44,3 +44,13 @@ def clip_mean(frames: Tensor, lengths: Tensor | None) -> Tensor:
     real = length_mask(lengths, frames.shape[1])
     total = frames.masked_fill(~real[:, :, None], 0.0).sum(1, keepdim=True)
     return total / lengths.clamp(min=1)[:, None, None]
+
+
+def nothing_padded(attention_mask: Tensor) -> bool:
+    """Whether a mask can be left out, where it costs nothing to ask."""
+    return at_hand(attention_mask) and bool(attention_mask.all())
+
+
+def at_hand(values: Tensor) -> bool:
+    """Whether values can be looked at at no cost: not on a GPU, which would be waited for, nor while compiling."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()

@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
-from .frames import length_mask
+from .frames import at_hand, length_mask, nothing_padded
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
 from .gradient_checkpointing import CheckpointedLayer
 from .hmm import TransitionModel
@@ -395,7 +395,8 @@ class SJepaModel(SJepaPreTrainedModel):
             `extract_features` (output of the front end), and on request `hidden_states` and `attentions`.
 
         Raises:
-            ValueError: for a wrong rank or dtype, or clips shorter than one frame (400 samples).
+            ValueError: for a wrong rank or dtype, clips shorter than one frame (400 samples), and on a CPU NaN or
+                infinite samples, which give NaN on a GPU.
         """
         check_input(self.config, input_values, attention_mask)
         if attention_mask is not None and nothing_padded(attention_mask):
@@ -444,12 +445,6 @@ def pick(hidden_states: torch.Tensor, positions: torch.Tensor | None) -> torch.T
     return hidden_states if positions is None else hidden_states.flatten(0, 1).index_select(0, positions)
 
 
-def nothing_padded(attention_mask: torch.Tensor) -> bool:
-    """Whether a mask can be left out, where it costs nothing to ask: not on a GPU, nor while compiling."""
-    on_cpu = attention_mask.device.type == "cpu" and not torch.compiler.is_compiling()
-    return on_cpu and not torch.jit.is_tracing() and bool(attention_mask.all())
-
-
 def attention_mask_4d(config: SJepaConfig, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None):
     """What the configured attention implementation wants for `frame_mask` `(batch_size, sequence_length)`."""
     if frame_mask is None:
@@ -464,7 +459,7 @@ def attention_mask_4d(config: SJepaConfig, hidden_states: torch.Tensor, frame_ma
 
 
 def check_input(config: SJepaConfig, input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
-    """Raise a ValueError that names what is wrong with the shape or type of a batch."""
+    """Raise a ValueError that names what is wrong with the shape or type of a batch, or its samples on a CPU."""
     if input_values.ndim != 2:
         raise ValueError(
             f"`input_values` must have shape (batch_size, num_samples), but has {tuple(input_values.shape)}:"
@@ -485,6 +480,8 @@ def check_input(config: SJepaConfig, input_values: torch.Tensor, attention_mask:
             f"`attention_mask` must have the shape of `input_values`, {tuple(input_values.shape)}, but has"
             f" {tuple(attention_mask.shape)}: it marks samples, not frames."
         )
+    if at_hand(input_values) and not input_values.isfinite().all():
+        raise ValueError("`input_values` hold NaN or infinite samples: leave such clips out, or mend them.")
 
 
 def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int], what: str) -> None:

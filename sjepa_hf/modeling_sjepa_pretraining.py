@@ -14,6 +14,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_sjepa import SJepaConfig
 from .float32 import at_least_float32
 from .frame_features import FRAME_FEATURES
+from .frames import nothing_padded
 from .layer_features import SJepaWhitening, read_layers
 from .mixture import DiagonalGaussianMixture
 from .modeling_sjepa import (
@@ -24,7 +25,6 @@ from .modeling_sjepa import (
     attention_mask_4d,
     check_input,
     check_mask,
-    nothing_padded,
     pick,
 )
 from .units import SJepaUnitsOutput, units_of

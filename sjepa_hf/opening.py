@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
+    AutoFeatureExtractor,
     AutoModelForCTC,
     AutoModelForPreTraining,
     AutoProcessor,
@@ -20,12 +22,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from .command import first_line
+from .frames import SAMPLING_RATE
 
 
 logger = logging.getLogger(__name__)
 
 MAY_BE_FRESH = ("masked_spec_embed",)  # SpecAugment's vector, which encoders are published without
 EMA_ENCODER = "training_state/teacher.safetensors"  # of a training checkpoint of phase 2
+FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".json", ".yaml")  # endings of no repo's name
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -46,14 +50,22 @@ def open_pretrained(auto_class: Any, checkpoint: str | Path, **options) -> Any:
     `auto_class.from_pretrained(checkpoint, **options)`: a model, configuration, processor, tokenizer, ...
 
     Raises:
-        ValueError: whatever is wrong with it: absent, torn, edited by hand, of another kind. A damaged file makes the
-            libraries below raise nearly anything, so nearly everything is caught; the cause stays attached.
+        ValueError: whatever is wrong with it or with the options: absent, torn, edited by hand, of another kind. A
+            damaged file makes the libraries below raise nearly anything, so nearly everything is caught; the cause
+            stays attached.
     """
+    folder = Path(checkpoint)
+    if is_path(checkpoint) and not folder.is_dir():  # the Hub, which has no such name, is not asked
+        reason = "it is a file: give its directory." if folder.is_file() else "there is no such directory."
+        raise ValueError(f"{checkpoint} cannot be opened: {reason}")
     try:
         return auto_class.from_pretrained(checkpoint, **options)
     except Exception as error:
-        reason = absent(checkpoint) or undownloaded(checkpoint) or why(error)
-        raise ValueError(f"{checkpoint} cannot be opened as a directory or a name on the Hub: {reason}") from error
+        not_found = not folder.is_dir() and isinstance(error, OSError | HFValidationError)
+        where = " from the Hub, and is no directory here" if not_found else ""
+        needed = getattr(auto_class, "vocab_files_names", {}).get("vocab_file", "config.json")
+        reason = lacking(folder, needed) or undownloaded(folder) or why(error)
+        raise ValueError(f"{checkpoint} cannot be opened{where}: {reason}") from error
 
 
 def open_config(checkpoint: str | Path, **options) -> PreTrainedConfig:
@@ -108,11 +120,14 @@ def open_model(auto_class: Any, checkpoint: str | Path, *, fresh_head: bool = Fa
     return model
 
 
-def open_sjepa_config(checkpoint: str | Path) -> PreTrainedConfig:
-    """The configuration of an S-JEPA checkpoint. Raises ValueError if it is of another type or cannot be opened."""
+def open_sjepa_config(checkpoint: str | Path, way_out: str = "give one that is") -> PreTrainedConfig:
+    """
+    The configuration of an S-JEPA checkpoint. Raises ValueError if it cannot be opened or is of another type, and then
+    tells the way out.
+    """
     config = open_config(checkpoint)
     if config.model_type != "sjepa":
-        raise ValueError(f"{checkpoint} is of type {config.model_type}, not an S-JEPA checkpoint.")
+        raise ValueError(f"{checkpoint} is of type {config.model_type}, not an S-JEPA checkpoint: {way_out}.")
     return config
 
 
@@ -162,12 +177,35 @@ def open_with_ema(checkpoint: str | Path) -> PreTrainedModel:
     return model
 
 
+def open_feature_extractor(checkpoint: str | Path, **options) -> Any:
+    """
+    The feature extractor of a checkpoint, of waveforms at 16 kHz. Raises ValueError as [`open_pretrained`] does, or if
+    it is for other input.
+    """
+    extractor = open_pretrained(AutoFeatureExtractor, checkpoint, **options)
+    check_feature_extractor(extractor, checkpoint)
+    return extractor
+
+
+def check_feature_extractor(extractor: Any, checkpoint: str | Path) -> None:
+    """Raise a ValueError for a feature extractor that does not take waveforms at 16 kHz, as all audio is read here."""
+    given = extractor.model_input_names[0]
+    if given != "input_values":
+        raise ValueError(f"The extractor of {checkpoint} gives {given}: only encoders of waveforms can be read here.")
+    if extractor.sampling_rate != SAMPLING_RATE:
+        raise ValueError(
+            f"{checkpoint} hears audio of {extractor.sampling_rate:,} Hz (`sampling_rate` of its feature extractor),"
+            f" but all audio here is made one of {SAMPLING_RATE:,} Hz: take an encoder of that rate."
+        )
+
+
 def open_recogniser(checkpoint: str | Path) -> tuple[Any, PreTrainedModel]:
     """
     Processor and model, in fp32, of a CTC checkpoint of any type.
 
     Raises:
-        ValueError: if it cannot be opened, or has no CTC head or no tokenizer that belongs to it.
+        ValueError: if it cannot be opened, does not take waveforms at 16 kHz, or has no CTC head or no tokenizer that
+            belongs to it.
     """
     try:
         model = open_model(AutoModelForCTC, checkpoint, dtype=torch.float32)
@@ -178,6 +216,7 @@ def open_recogniser(checkpoint: str | Path) -> tuple[Any, PreTrainedModel]:
             ) from None
         raise
     processor = open_processor(checkpoint)
+    check_feature_extractor(processor.feature_extractor, checkpoint)
     outputs, labels = model.config.vocab_size, len(processor.tokenizer)
     if outputs > labels:
         raise ValueError(
@@ -221,6 +260,8 @@ def why(error: Exception) -> str:
     if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
         error = ValueError(str(error.__cause__))  # the sentence about the field; what is around it names validators
     said = first_line(error)
+    if isinstance(error, SafetensorError):
+        return f"a file of weights (.safetensors) is damaged or cut short ({said})"
     lines = str(error).strip().splitlines()
     if said.endswith(":") and len(lines) > 1:
         said = f"{said} {lines[1].strip()}"
@@ -238,20 +279,22 @@ def unreported() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def absent(checkpoint: str | Path) -> str | None:
-    """What to say of a path where no checkpoint lies; None where one does, and for what may be a name on the Hub."""
-    folder = Path(checkpoint)
-    if folder.is_dir():
-        if (folder / "config.json").is_file():
-            return None
-        return f"it has no config.json{'; give its `final`' * (folder / 'final' / 'config.json').is_file()}."
-    is_path = folder.is_absolute() or str(checkpoint)[0] in ".~" or len(folder.parts) > 2
-    return "there is no such directory." if is_path else None
+def is_path(checkpoint: str | Path) -> bool:
+    """Whether what a user names is a path by its looks, or a file: no repo on the Hub is called so."""
+    name = str(checkpoint)
+    begins = Path(name).is_absolute() or name.startswith((".", "~"))
+    return begins or name.endswith(("/", *FILES)) or name.count("/") > 1 or Path(name).is_file()
 
 
-def undownloaded(checkpoint: str | Path) -> str | None:
+def lacking(folder: Path, needed: str) -> str | None:
+    """What to say of a directory without the file that opening begins with; None where it has it."""
+    if not folder.is_dir() or (folder / needed).is_file():
+        return None
+    return f"it has no {needed}{'; give its `final`' * (folder / 'final' / needed).is_file()}."
+
+
+def undownloaded(folder: Path) -> str | None:
     """What to say of a clone whose large files were never downloaded; None for any other checkpoint."""
-    folder = Path(checkpoint)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(LFS_POINTER):
             return f"{path.name} is a Git LFS pointer in place of the file: run `git lfs pull` there."

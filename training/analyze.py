@@ -28,7 +28,6 @@ import numpy as np
 import torch
 import transformers
 from tqdm.auto import tqdm
-from transformers import AutoFeatureExtractor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from sjepa_hf import SJepaForPreTraining
@@ -36,7 +35,7 @@ from sjepa_hf.clusters import draw_clusters, order_clusters
 from sjepa_hf.command import command
 from sjepa_hf.frames import SAMPLING_RATE, WINDOW, frame_centres
 from sjepa_hf.measures import effective_rank, entropy_bits
-from sjepa_hf.opening import open_config, open_pretrained, open_pretraining
+from sjepa_hf.opening import open_config, open_feature_extractor, open_pretraining
 from sjepa_hf.saving import files_written_aside
 from sjepa_hf.scores import json_text
 from training.common.command_line import parse_dataclasses
@@ -133,9 +132,9 @@ def predictor_of(model: SJepaForPreTraining, checkpoint: str) -> tuple[Predictor
     The cluster head's posteriors over an unmasked clip, and the clusters' order (`sjepa_hf.clusters.order_clusters`).
 
     Raises:
-        ValueError: if the checkpoint's feature extractor cannot be opened.
+        ValueError: if the checkpoint's feature extractor cannot be opened, or does not take waveforms at 16 kHz.
     """
-    extractor = open_pretrained(AutoFeatureExtractor, checkpoint)
+    extractor = open_feature_extractor(checkpoint)
 
     @torch.inference_mode()
     def predict(samples: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ import transformers
 
 from sjepa_hf.command import command
 from sjepa_hf.durations import audio_amount
-from sjepa_hf.opening import open_config
+from sjepa_hf.opening import open_config, open_feature_extractor
 from sjepa_hf.saving import files_written_aside
 from sjepa_hf.scores import MFCC, UNTRAINED, Score, data_names, short_names, write_scores
 from training.common.command_line import parse_dataclasses
@@ -186,7 +186,8 @@ def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat 
     """
     heartbeat = heartbeat or Heartbeat("probing")
     for checkpoint in checkpoints:
-        open_config(checkpoint)  # a wrong name is told before features are read
+        open_config(checkpoint)  # a wrong one is told before features are read
+        open_feature_extractor(checkpoint)
     clips, tasks = open_tasks(arguments)
     if arguments.dry_run:
         return None

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoFeatureExtractor, AutoModel
+from transformers import AutoModel
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
@@ -14,7 +14,7 @@ from sjepa_hf.encoding import weights_hash
 from sjepa_hf.frames import SAMPLING_RATE, WINDOW
 from sjepa_hf.measures import effective_rank, entropy_bits
 from sjepa_hf.opening import (
-    open_pretrained,
+    open_feature_extractor,
     open_pretraining,
     open_recogniser,
     open_sjepa,
@@ -181,7 +181,7 @@ class Listener:
         if not Path(checkpoint).is_dir() and checkpoint.count("/") != 1:  # a name on the Hub has one
             raise ValueError(f"there is no directory {checkpoint}: choose another with --checkpoint.")
         self.config = open_sjepa_config(checkpoint)
-        self.extractor = open_pretrained(AutoFeatureExtractor, checkpoint)
+        self.extractor = open_feature_extractor(checkpoint)
         model = open_pretraining(checkpoint)
         encoder = open_sjepa(AutoModel, checkpoint) if model is None else model.sjepa
         self.encoder = encoder.eval().to(self.device)

@@ -191,4 +191,6 @@ def test_what_lies_in_the_way_stays(released, tmp_path):
         convert(tmp_path, tmp_path / "out")
     for _ in range(2):  # a checkpoint gives way to its successor
         convert(tmp_path / "portable.pt", tmp_path / "out", HEADS)
+    with pytest.raises(ValueError, match="out is a directory: AutoModel opens it as it is"):
+        convert(tmp_path / "out", tmp_path / "again")
     assert {path.name for path in tmp_path.iterdir()} == {"portable.pt", "out"}

@@ -329,9 +329,9 @@ def test_checkpoints_that_cannot_be_exported(exports, tmp_path):
     for checkpoint, output, task, message in (
         (ctc, "asr.onnx", "pretraining", "`task` is pretraining; it must be one of features, ctc, classification"),
         (tmp_path / "nowhere", "asr.onnx", None, "nowhere cannot be opened"),
-        (tmp_path / "hubert", "asr.onnx", None, "is of type hubert"),
+        (tmp_path / "hubert", "asr.onnx", None, "is of type hubert, .* `optimum-cli export onnx --model .*hubert "),
         (tmp_path / "xvector", "asr.onnx", None, "was saved as SJepaForXVector: say with `task`"),
-        (tmp_path / "empty", "asr.onnx", None, ".*empty cannot be opened .* no file named model.safetensors"),
+        (tmp_path / "empty", "asr.onnx", None, ".*empty cannot be opened: .* no file named model.safetensors"),
         (ctc, "asr.pt", None, "must be the name of a file that ends in .onnx"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -6,7 +6,15 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCTC, HubertConfig, HubertModel, Wav2Vec2CTCTokenizer, Wav2Vec2Processor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCTC,
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2Processor,
+)
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining, SJepaModel
 from sjepa_hf.opening import (
@@ -14,6 +22,7 @@ from sjepa_hf.opening import (
     build_model,
     open_config,
     open_model,
+    open_pretrained,
     open_pretraining,
     open_recogniser,
     open_sjepa,
@@ -78,8 +87,8 @@ def with_nan(weights):
 
 
 FAULTS = [
-    (halve, "cannot be opened .*SafetensorError"),
-    (write("model.safetensors", b""), "cannot be opened"),
+    (halve, r"cannot be opened: a file of weights \(.safetensors\) is damaged or cut short"),
+    (write("model.safetensors", b""), "cannot be opened: a file of weights"),
     (write("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "Git LFS pointer.*git lfs pull"),
     (write("config.json", b"{oops"), "not a valid JSON"),
     (lose_a_shard, "model-00001-of-00002.safetensors"),
@@ -104,17 +113,32 @@ def test_a_damaged_checkpoint_is_refused(originals, tmp_path, kind, damage, mess
 
 
 def test_what_is_no_checkpoint_is_told_without_asking_the_hub(originals, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="nowhere cannot be opened .*: there is no such directory"):
+    with pytest.raises(ValueError, match="nowhere cannot be opened: there is no such directory"):
         open_config(tmp_path / "nowhere")
     (tmp_path / "run").mkdir()
-    with pytest.raises(ValueError, match=r"run cannot be opened .*: it has no config.json\.$"):
+    with pytest.raises(ValueError, match=r"run cannot be opened: it has no config.json\.$"):
         open_config(tmp_path / "run")
     shutil.copytree(originals / "sjepa", tmp_path / "run" / "final")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="^run cannot be opened .*: it has no config.json; give its `final`"):
+    with pytest.raises(ValueError, match="^run cannot be opened: it has no config.json; give its `final`"):
         open_config("run")
-    with pytest.raises(ValueError, match="^run/a/final cannot be opened .*: there is no such directory"):
-        open_config("run/a/final")
+    (tmp_path / "weights").write_bytes(b"")
+    monkeypatch.setattr(AutoConfig, "from_pretrained", None)  # which asks the Hub, and waits for it
+    for name in ("run/a/final", "./a", "../a", "~/a", "a/", "a/b/", "a.safetensors"):
+        with pytest.raises(ValueError, match=f"^{name} cannot be opened: there is no such directory"):
+            open_config(name)
+    with pytest.raises(ValueError, match="^weights cannot be opened: it is a file: give its directory"):
+        open_config("weights")
+
+
+def test_the_hub_is_named_only_where_it_was_asked(originals, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="^name/nowhere cannot be opened from the Hub, and is no directory here: "):
+        open_config("name/nowhere")
+    with pytest.raises(ValueError, match="sjepa cannot be opened: ImportError: FlashAttention2"):
+        open_model(AutoModel, originals / "sjepa", attn_implementation="flash_attention_2")
+    with pytest.raises(ValueError, match="sjepa cannot be opened: it has no vocab.json"):
+        open_pretrained(Wav2Vec2CTCTokenizer, originals / "sjepa")
 
 
 @pytest.mark.parametrize("kind", ["sjepa", "hubert"])

@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoFeatureExtractor
 
 from sjepa_hf.encoding import check_layers, hidden_layers, open_audio_encoder, weights_hash
 from sjepa_hf.fitted_units import FittedUnits, is_fitted
 from sjepa_hf.frames import FRAMES_PER_SECOND, HOP, SAMPLING_RATE, WINDOW, frame_lengths
-from sjepa_hf.opening import EMA_ENCODER, open_config, open_pretrained, open_pretraining, open_with_ema
+from sjepa_hf.opening import EMA_ENCODER, open_config, open_feature_extractor, open_pretraining, open_with_ema
 from sjepa_hf.units import units_of
 from training.corpus.reading import Row
 from training.data.batches import batches_by_length
@@ -67,7 +66,7 @@ def unit_extractor(checkpoint: str, source: str | None, top_k: int, device, prec
             and (Path(checkpoint) / EMA_ENCODER).is_file()
         )
         model = (open_with_ema(checkpoint) if ema else opened).eval().to(device)
-        extractor, size = open_pretrained(AutoFeatureExtractor, checkpoint), model.mixture.num_components
+        extractor, size = open_feature_extractor(checkpoint), model.mixture.num_components
         described = {
             "clusters": source,
             "mixture features": model.config.mixture_features,
@@ -113,7 +112,7 @@ def feature_extractor(
     """
     model = open_audio_encoder(checkpoint).to(device)
     check_layers(model, layers)
-    extractor, kind = open_pretrained(AutoFeatureExtractor, checkpoint), getattr(torch, dtype)
+    extractor, kind = open_feature_extractor(checkpoint), getattr(torch, dtype)
 
     @torch.inference_mode()
     def extract(waveforms: Sequence[np.ndarray]) -> list[dict[str, torch.Tensor]]:

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoFeatureExtractor, AutoModel
+from transformers import AutoModel
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
 from sjepa_hf.encoding import check_audio_encoder, hidden_layers
 from sjepa_hf.frame_features import MfccFeatures, slopes
 from sjepa_hf.frames import SAMPLING_RATE
-from sjepa_hf.opening import build_model, open_config, open_model, open_pretrained
+from sjepa_hf.opening import build_model, open_config, open_feature_extractor, open_model
 from training.data.labelled import pad_waveforms
 
 
@@ -138,14 +138,15 @@ def open_encoder(name: str, device: torch.device | str = "cpu", untrained_seed: 
         untrained_seed: seed of those fresh weights.
 
     Raises:
-        ValueError: there is no such checkpoint, it is damaged or incomplete, or its encoder does not read waveforms.
+        ValueError: there is no such checkpoint, it is damaged or incomplete, or its encoder does not read waveforms at
+            16 kHz.
     """
     if name == "mfcc":
         return MfccEncoder(device)
     if name == "fbank":
         return FbankEncoder(device)
     checkpoint = name.removeprefix("untrained:")
-    extractor = open_pretrained(AutoFeatureExtractor, checkpoint)
+    extractor = open_feature_extractor(checkpoint)
     if name != checkpoint:
         config = open_config(checkpoint)
         with torch.random.fork_rng(devices=[]):  # it is made on the CPU
@@ -154,9 +155,6 @@ def open_encoder(name: str, device: torch.device | str = "cpu", untrained_seed: 
     else:
         model = open_model(AutoModel, checkpoint)
     check_audio_encoder(model, name)
-    if extractor.model_input_names[0] != "input_values":
-        given = extractor.model_input_names[0]
-        raise ValueError(f"The extractor of {name} gives {given}: only encoders of waveforms can be read here.")
     return TransformersEncoder(name, model, extractor, device)
 
 

@@ -5,11 +5,10 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import AutoFeatureExtractor, PreTrainedModel, Wav2Vec2FeatureExtractor
+from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
-from sjepa_hf.frames import SAMPLING_RATE
-from sjepa_hf.opening import build_model, open_config, open_model, open_pretrained
+from sjepa_hf.opening import build_model, open_config, open_feature_extractor, open_model
 from sjepa_hf.saving import feature_extractor
 from training.finetuning.arguments import FineTuningArguments
 
@@ -36,9 +35,9 @@ def open_extractor(model_name_or_path: str, auto_class: type, what: str) -> Wav2
         raise ValueError(f"{named} is of type {config.model_type}, which has no {what} head in Transformers.")
     if config.model_type == "sjepa":
         return feature_extractor()
-    extractor = open_pretrained(AutoFeatureExtractor, model_name_or_path)
-    if not isinstance(extractor, Wav2Vec2FeatureExtractor) or extractor.sampling_rate != SAMPLING_RATE:
-        raise ValueError(f"{named} does not read waveforms at 16 kHz.")
+    extractor = open_feature_extractor(model_name_or_path)
+    if not isinstance(extractor, Wav2Vec2FeatureExtractor):
+        raise ValueError(f"{named} does not read waveforms: its extractor is a {type(extractor).__name__}.")
     extractor.return_attention_mask = True
     return extractor
 

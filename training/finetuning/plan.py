@@ -34,13 +34,13 @@ def tell_plan(trainer: FineTuner, scored: Mapping[str, LabelledClips], arguments
         )
     if not trainer.is_world_process_zero():
         return
-    for line in plan(trainer, scored):
+    for line in plan(trainer, scored, arguments):
         logger.info("%s", line)
     if arguments.dry_run:
         logger.info("--dry_run: nothing is trained and nothing written.")
 
 
-def plan(trainer: FineTuner, scored: Mapping[str, LabelledClips]) -> list[str]:
+def plan(trainer: FineTuner, scored: Mapping[str, LabelledClips], arguments: FineTuningArguments) -> list[str]:
     """The lines of `tell_plan`."""
     training, model, clips = trainer.args, trainer.model, trainer.train_dataset
     epoch, total = total_steps(training, len(clips))
@@ -55,6 +55,7 @@ def plan(trainer: FineTuner, scored: Mapping[str, LabelledClips]) -> list[str]:
     lines.append(
         f"{kind}: {trained:,} of {whole:,} parameters are trained, on {training.device}{threads} in {precision}."
     )
+    lines.append(f"Trained: {what_is_trained(trainer, arguments)}.")
     lines.append(
         f"{total:,} steps of {batch} clips{processes}, {epoch:,} an epoch ({total / epoch:.1f} epochs);"
         f" {padded_share(trainer):.0%} of a batch is padding."
@@ -67,6 +68,24 @@ def plan(trainer: FineTuner, scored: Mapping[str, LabelledClips]) -> list[str]:
     if training.resume_from_checkpoint:
         lines.append(f"Going on from {training.resume_from_checkpoint}.")
     return lines
+
+
+def what_is_trained(trainer: FineTuner, arguments: FineTuningArguments) -> str:
+    """Which weights are trained, from where they start, and at which rates."""
+    if trainer.frozen_encoder:
+        parts = ["the head alone"]
+    elif arguments.lora_rank:
+        parts = [f"adapters of rank {arguments.lora_rank} and the head"]
+    else:
+        front_end = ", the front end is kept" if arguments.freeze_feature_encoder else ", front end too"
+        parts = [f"encoder{' with fresh weights' * arguments.from_scratch} and head{front_end}"]
+    if arguments.reinit_layers:
+        parts.append(f"the top {arguments.reinit_layers} layers start afresh")
+    if arguments.freeze_encoder_steps:
+        parts.append(f"the head alone for {arguments.freeze_encoder_steps:,} steps")
+    rate, of_head = trainer.args.learning_rate, trainer.head_learning_rate
+    own_rate = f", the head's {of_head:g}" if of_head != rate and not trainer.frozen_encoder else ""
+    return "; ".join([*parts, f"learning rate {of_head if trainer.frozen_encoder else rate:g}{own_rate}"])
 
 
 def amount(clips: LabelledClips) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, AutoFeatureExtractor, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from sjepa_hf.float32 import at_least_float32
 from sjepa_hf.frames import HOP, SAMPLING_RATE, WINDOW, frame_lengths
-from sjepa_hf.opening import open_model, open_pretrained
+from sjepa_hf.opening import open_feature_extractor, open_model
 
 
 TAKES = ("input_values", "mask_time_indices")  # what pretraining gives to an encoder
@@ -46,6 +46,8 @@ class OtherEncoder(nn.Module):
         self.extractor = extractor
         self.own_config = own_config
         self.config = model.config
+        with torch.device("meta"):
+            self.lends_mask_embedding = not hasattr(type(model)(own_config), "masked_spec_embed")
         self._check_layout()
         if dropped := getattr(own_config, "layerdrop", 0.0):
             for layer in model.encoder.layers:
@@ -97,8 +99,14 @@ class OtherEncoder(nn.Module):
         return BaseModelOutput(last_hidden_state=layers[-1], hidden_states=layers)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Save the encoder as one of its own kind, with its feature extractor and its configuration as it was."""
-        self.model.save_pretrained(directory)
+        """
+        Save the encoder as one of its own kind, with its feature extractor and its configuration as it was; a mask
+        embedding that goes with `mask_time_prob` above 0 alone is left out.
+        """
+        weights = self.model.state_dict()
+        if self.lends_mask_embedding:
+            del weights["masked_spec_embed"]
+        self.model.save_pretrained(directory, state_dict=weights)
         self.own_config.architectures, self.own_config.dtype = self.config.architectures, self.config.dtype
         self.own_config.save_pretrained(directory)
         self.extractor.save_pretrained(directory)
@@ -145,12 +153,7 @@ def open_other_encoder(checkpoint: str | Path, own_config: PreTrainedConfig, **o
         ValueError: if it cannot be opened, takes other input, or makes other frames.
     """
     check_kind(checkpoint, own_config)
-    extractor = open_pretrained(AutoFeatureExtractor, checkpoint)
-    if extractor.sampling_rate != SAMPLING_RATE:
-        raise ValueError(
-            f"{checkpoint} hears audio of {extractor.sampling_rate:,} Hz, but all audio here is made one of"
-            f" {SAMPLING_RATE:,} Hz: only encoders of that rate can be trained further."
-        )
+    extractor = open_feature_extractor(checkpoint)
     config = copy.deepcopy(own_config)
     config.apply_spec_augment = True  # else the masks that are given are ignored
     config.mask_time_prob = own_config.mask_time_prob or ANY_SHARE

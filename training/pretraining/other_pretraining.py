@@ -21,6 +21,8 @@ from training.pretraining.other_encoder import OtherEncoder, check_kind, open_ot
 
 logger = logging.getLogger(__name__)
 
+MASK_EMBEDDING = "sjepa.model.masked_spec_embed"
+
 
 class OtherForPreTraining(SJepaForPreTraining):
     """
@@ -47,8 +49,12 @@ class OtherForPreTraining(SJepaForPreTraining):
         self.sjepa.save_pretrained(directory)
         config.parent.mkdir(exist_ok=True)
         self.config.to_json_file(config)
-        rest = {name: value.contiguous() for name, value in self.state_dict().items() if not is_encoder(name)}
+        rest = {name: value.contiguous() for name, value in self.state_dict().items() if self.lies_beside(name)}
         save_file(rest, weights, metadata={"format": "pt"})
+
+    def lies_beside(self, name: str) -> bool:
+        """Whether a weight is saved in `pretraining/`: what is not the encoder's as its configuration has it."""
+        return not name.startswith("sjepa.") or (name == MASK_EMBEDDING and self.sjepa.lends_mask_embedding)
 
 
 def open_other(
@@ -107,18 +113,14 @@ def load_other(checkpoint: str | Path, own_config: PreTrainedConfig, **options) 
     model = OtherForPreTraining._from_config(config, encoder=encoder, **options)
     try:
         weights = load_file(found[1])
-        unmatched = {name for name in model.state_dict() if not is_encoder(name)} ^ weights.keys()
+        unmatched = set(filter(model.lies_beside, model.state_dict())) ^ weights.keys()
+        unmatched.discard(MASK_EMBEDDING)  # earlier checkpoints have it with the encoder in any case
         if unmatched:
             raise ValueError(f"it and {PRETRAINING[0]} do not agree on {min(unmatched)}")
         model.load_state_dict(weights, strict=False)
     except Exception as error:  # of safetensors, or of torch where a shape is another
         raise ValueError(f"{found[1]} cannot be taken: {why(error)}") from error
     return model
-
-
-def is_encoder(name: str) -> bool:
-    """Whether a weight of the whole model is the encoder's."""
-    return name.startswith("sjepa.")
 
 
 def beside(checkpoint: str | Path, name: str) -> Path | None:

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 from other_encoders import KINDS, save_other
-from transformers import ASTConfig, ASTModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+from transformers import ASTConfig, ASTModel, AutoModelForCTC, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from sjepa_hf import SJepaModel
+from sjepa_hf.fitted_units import FittedUnits
 from sjepa_hf.saving import feature_extractor
+from training import probe
+from training.corpus.extraction import feature_extractor as feature_extractor_of
 from training.evaluation.encoders import TransformersEncoder, open_encoder
+from training.finetuning.model import open_extractor
 
 
 @pytest.fixture
@@ -74,7 +78,7 @@ def test_untrained_encoders_are_drawn_from_their_seed_alone(checkpoint):
 
 def test_what_cannot_be_opened_gets_a_sentence(tmp_path, caplog):
     caplog.set_level(logging.CRITICAL)
-    with pytest.raises(ValueError, match="nowhere cannot be opened as a directory or a name on the Hub"):
+    with pytest.raises(ValueError, match="nowhere cannot be opened: there is no such directory"):
         open_encoder(str(tmp_path / "nowhere"))
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     ASTModel(ASTConfig(**sizes)).save_pretrained(tmp_path / "pictures")  # of spectrograms, which it calls input_values
@@ -84,6 +88,22 @@ def test_what_cannot_be_opened_gets_a_sentence(tmp_path, caplog):
     WhisperFeatureExtractor().save_pretrained(save_other(KINDS["hubert"], tmp_path / "mixed"))
     with pytest.raises(ValueError, match="extractor of .*mixed gives input_features: only encoders of waveforms"):
         open_encoder(str(tmp_path / "mixed"))
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        open_encoder,
+        lambda name: feature_extractor_of(name, [1], False, False, "float16", "cpu"),
+        lambda name: FittedUnits.fit(name, [], [1]),
+        lambda name: open_extractor(name, AutoModelForCTC, "CTC"),
+        lambda name: probe.main([name, "--data", "nowhere", "--utterance_labels", "voice"]),
+    ],
+)
+def test_an_encoder_at_another_rate_is_refused(opening, tmp_path):
+    theirs = str(save_other(KINDS["hubert"], tmp_path / "theirs", sampling_rate=8000))
+    with pytest.raises((ValueError, SystemExit), match="theirs hears audio of 8,000 Hz .* one of 16,000 Hz"):
+        opening(theirs)
 
 
 def test_fbank_is_kaldis_with_slopes_normed_over_the_clip():

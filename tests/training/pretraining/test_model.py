@@ -27,7 +27,7 @@ def test_a_run_starts_from_the_weights_of_another(finished, noise, tmp_path):
         (["--initial_checkpoint", str(tmp_path / "absent")], "absent cannot be opened"),
         (["--model_config", '{"hidden_size": 64}'], "`model_config` has hidden_size = 64, but the model of .* has 32"),
         (["--mixed_precision", "fp16"], "`mixed_precision` fp16 needs a GPU"),
-        (["--attn_implementation", "flash_attention_2"], "final cannot be opened .*FlashAttention2"),
+        (["--attn_implementation", "flash_attention_2"], "final cannot be opened: .*FlashAttention2"),
         (["--report_to", "wandb"], "`report_to` is wandb, which is not installed"),
         (["--report_to", "paper"], "`report_to` is 'paper'; choose one of none, all, "),
     ):

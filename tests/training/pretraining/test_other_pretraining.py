@@ -75,6 +75,19 @@ def test_what_comes_out_is_an_encoder_of_its_own_kind(other_runs, tmp_path):
     assert damage(final) is None
 
 
+def test_a_mask_embedding_that_its_configuration_has_not_lies_beside(other_runs, tmp_path):
+    """`mask_time_prob` 0: AutoModel finds nothing in the encoder that it does not know, and nothing is lost."""
+    theirs = save_other(copy.deepcopy(KINDS["wav2vec2"]), tmp_path / "theirs")
+    options = ["--initial_checkpoint", str(theirs), "--output_dir", str(tmp_path / "out")]
+    run = pretrain.begin(pretrain.parse_arguments([*other_runs[1], *options]))
+    run.lock.release()
+    run.model.save_pretrained(tmp_path / "saved")
+    loading = AutoModel.from_pretrained(tmp_path / "saved", output_loading_info=True)[1]
+    assert not loading["unexpected_keys"] and not loading["missing_keys"]
+    again, wanted = open_head(str(tmp_path / "saved"), "cpu").state_dict(), run.model.state_dict()
+    assert again.keys() == wanted.keys() and all(again[name].equal(wanted[name]) for name in wanted)
+
+
 def resumed_model(other_runs, folder):
     """The model of the finished run, as resuming opens it."""
     shutil.copytree(other_runs[0], folder / "resumed")
