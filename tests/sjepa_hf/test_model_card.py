@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +12,8 @@ from cards import card, facts_of, superb_rows, write_superb
 from transformers import HubertConfig, HubertForCTC
 
 import sjepa_hf
+from sjepa_hf import model_card
+from sjepa_hf.facts import Facts
 from sjepa_hf.scores import Score, write_scores
 from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.result import Outcome, score_rows
@@ -208,3 +211,12 @@ def test_a_card_that_people_have_written_is_not_overwritten(checkpoint):
     with pytest.raises(SystemExit, match="README.md was written by hand"):
         card(checkpoint)
     assert (checkpoint / "README.md").read_text().endswith("mine")
+
+
+def test_the_card_that_comes_with_the_clone_has_the_words_of_today():
+    tiny = Path(__file__).parents[2] / "model_cards" / "tiny"
+    made = model_card.card_files(tiny, Facts.read(tiny / "facts.yaml"), repo_id="sjepa-tiny")["README.md"]
+    ours = (tiny / "README.md").read_text(encoding="utf-8")
+    told, made = (text.partition(model_card.MARK)[2].partition("## Results") for text in (ours, made))
+    assert told[0] == made[0]
+    assert all("± the standard deviation" in block for block in told[2].split("\n**")[1:] if " ± 0" in block)
