@@ -46,6 +46,8 @@ class Score:
         protocol: how it was measured, in words.
         clips: how many were scored, or take part in the probe's splits.
         layer: of the encoder that was read off, as in `hidden_states`; None where there is no choice.
+        learned: whether it is better than chance: in every seed, or in the mean of a probe's splits; None where that
+            cannot be told.
 
     Raises:
         ValueError: if a field has another type.
@@ -64,6 +66,7 @@ class Score:
     protocol: str = ""
     clips: int | None = None
     layer: int | None = None
+    learned: bool | None = None
 
     def __post_init__(self):
         for name in (*TEXTS, "runs", "protocol"):
@@ -79,6 +82,8 @@ class Score:
             number = getattr(self, name)
             if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
                 raise ValueError(f"`{name}` is {number!r}, no number from 0")
+        if self.learned is not None and not isinstance(self.learned, bool):
+            raise ValueError(f"`learned` is {self.learned!r}, no truth value")
 
     @property
     def text(self) -> str:
@@ -99,10 +104,10 @@ class ComparedScore(Score):
     A checkpoint's own score, of its best layer where several were scored.
 
     Args:
-        baselines: the same figure of the other subjects, each by its short name, with its runs where they are others.
+        baselines: the same figure of the other subjects, each by its short name.
     """
 
-    baselines: dict[str, str] = field(default_factory=dict)
+    baselines: dict[str, Score] = field(default_factory=dict)
 
 
 def is_number(value: Any) -> bool:
@@ -203,11 +208,7 @@ def scores_of(checkpoint: Path, path: Path) -> list[ComparedScore]:
         if own[0] in best:
             score = best[own[0]]
             task = score.task if score.layer is None else f"{score.task} of layer {score.layer} (the best)"
-            baselines = {
-                short[name]: other.text + (f" ({other.runs})" if other.runs != score.runs else "")
-                for name, other in best.items()
-                if name not in own
-            }
+            baselines = {short[name]: other for name, other in best.items() if name not in own}
             shown = {"task": task, "data": data_names(score.data.split(" + "))}  # of a row made by hand no path either
             found.append(ComparedScore(**asdict(score) | shown, baselines=baselines))
     return found

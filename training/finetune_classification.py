@@ -155,6 +155,7 @@ def train(run: ClassificationFineTuning, heartbeat: Heartbeat | None = None) -> 
         if name in run.evaluation:
             answers += [model.config.id2label[i] for i in found.predictions.argmax(-1).tolist()]
             labels += [model.config.id2label[i] for i in found.label_ids.tolist()]
+    run.trainer.end()
     if run.trainer.is_world_process_zero():
         outcome = Outcome.of(run.trainer, judge_classes(answers, labels), scores)
         metrics = ("accuracy", "macro_f1")

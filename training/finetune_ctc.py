@@ -171,6 +171,7 @@ def train(run: CtcFineTuning, heartbeat: Heartbeat | None = None) -> None:
     """Train, score the best model on every source, and save it with all that inference needs."""
     heartbeat = heartbeat or Heartbeat("training")
     model = run_training(run.trainer, run.arguments, heartbeat)
+    run.trainer.end()
     if not run.trainer.is_world_process_zero():
         return
     scores, transcripts, judged = {}, [], []

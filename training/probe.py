@@ -167,6 +167,7 @@ def scores_of(found: np.ndarray, subject: str, title: str, task: dict, arguments
             protocol=in_words(task),
             clips=task["clips"],
             layer=None if subject == MFCC else layer,
+            learned=bool(values.mean() > task["commonest_class_share"]),
         )
         for layer, values in zip(numbers, found)
     ]

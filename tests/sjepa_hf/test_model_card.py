@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,9 +12,14 @@ from cards import card, facts_of, superb_rows, write_superb
 from transformers import HubertConfig, HubertForCTC
 
 import sjepa_hf
-from sjepa_hf.scores import write_scores
+from sjepa_hf import model_card
+from sjepa_hf.facts import Facts
+from sjepa_hf.scores import Score, write_scores
 from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.result import Outcome, score_rows
+
+
+ROW = Score("mine", "words, linear probe", "audio-classification", "words", "test", "accuracy", 0.5)
 
 
 def test_what_was_not_measured_does_not_appear(checkpoint):
@@ -34,6 +41,37 @@ def test_scores_stand_beside_their_baselines(checkpoint, tmp_path):
     assert "; 2 seeds; ± the standard deviation over the seeds):" in written.text
     (result,) = written.data.eval_results
     assert (result.metric_value, result.dataset_name, result.task_type) == (0.85, "words", "audio-classification")
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "shown"),
+    [
+        ("accuracy", (0.7, 0.9, 0.4), "0.700 | **0.900** | 0.400"),
+        ("eer", (0.2, 0.3, 0.1), "0.200 | 0.300 | **0.100**"),
+        ("per", (0.5, 0.5001, 0.6), "**0.500** | **0.500** | 0.600"),
+    ],
+)
+def test_the_best_of_a_row_is_bold_by_the_direction_of_its_measure(checkpoint, tmp_path, metric, values, shown):
+    subjects = (str(checkpoint), "mfcc", "untrained:x/y")
+    write_scores(
+        tmp_path / "x.json", [replace(ROW, subject=s, metric=metric, value=v) for s, v in zip(subjects, values)]
+    )
+    assert f" | {shown} |" in card(checkpoint, "--results", tmp_path / "x.json").text
+
+
+def test_a_model_that_has_learned_nothing_says_so_wherever_its_figures_stand(checkpoint, tmp_path):
+    facts = facts_of(tmp_path, {"result_data": {"words": {"dataset_id": "ada/words"}}})
+    rows = [row | {"learned": row["encoder"] == "mfcc" or row["seed"] == 1} for row in superb_rows(checkpoint)]
+    written = card(checkpoint, "--facts", facts, "--results", write_superb(tmp_path / "ks.json", rows))
+    never = "0.600 (1 seed) (no better than chance)"
+    said = "not better than chance in every run"
+    assert f"| accuracy | 0.850 ± 0.071 ({said}) | **0.500** (1 seed) | {never} |" in written.text
+    assert said in written.data.eval_results[0].metric_name
+    assert said in (checkpoint / ".eval_results" / "ada_words.yaml").read_text()
+    outcome = Outcome(9, None, False, "luck", {"/data/libri/test": {"clips": 7, "accuracy": 0.1}})
+    arguments = FineTuningArguments(model_name_or_path="x", train_data=["/data/libri/train"])
+    write_scores(checkpoint / "results.json", score_rows(outcome, arguments))
+    assert "| accuracy | 0.100 (no better than chance) |" in card(checkpoint).text
 
 
 def test_a_recogniser_tells_its_error_rates_and_where_it_comes_from(make_config, tmp_path):
@@ -64,7 +102,7 @@ def test_a_recogniser_tells_its_error_rates_and_where_it_comes_from(make_config,
         "| learning_rate | 0.0001 |",
         "**Speech recognition, greedy decoding**, on libri/test (7 test clips, best checkpoint by held-out clips",
         "n-gram**, on libri/test (7 test clips, best checkpoint by held-out clips (step 60); 1 seed):",
-        "| wer (lower is better) | **0.400** |",
+        "| wer (lower is better) | 0.400 |",
         'pipeline("automatic-speech-recognition", "ada/asr", trust_remote_code=True)',
     ):
         assert line in written.text, line
@@ -136,7 +174,8 @@ def test_figures_that_are_not_finite_stay_out_of_the_metadata(checkpoint, tmp_pa
     rows[0]["metrics"]["accuracy"] = float("nan")
     facts = facts_of(tmp_path, {"result_data": {"words": {"dataset_id": "ada/words"}}})
     written = card(checkpoint, "--facts", facts, "--results", write_superb(tmp_path / "ks.json", rows))
-    assert "**nan**" in written.text and written.data.eval_results is None
+    assert "| accuracy | nan | 0.500 (1 seed) | **0.600** (1 seed) |" in written.text
+    assert written.data.eval_results is None
     assert not (checkpoint / ".eval_results").exists()
 
 
@@ -172,3 +211,12 @@ def test_a_card_that_people_have_written_is_not_overwritten(checkpoint):
     with pytest.raises(SystemExit, match="README.md was written by hand"):
         card(checkpoint)
     assert (checkpoint / "README.md").read_text().endswith("mine")
+
+
+def test_the_card_that_comes_with_the_clone_has_the_words_of_today():
+    tiny = Path(__file__).parents[2] / "model_cards" / "tiny"
+    made = model_card.card_files(tiny, Facts.read(tiny / "facts.yaml"), repo_id="sjepa-tiny")["README.md"]
+    ours = (tiny / "README.md").read_text(encoding="utf-8")
+    told, made = (text.partition(model_card.MARK)[2].partition("## Results") for text in (ours, made))
+    assert told[0] == made[0]
+    assert all("± the standard deviation" in block for block in told[2].split("\n**")[1:] if " ± 0" in block)

@@ -70,6 +70,7 @@ def test_what_is_not_finite_is_null_in_the_file(tmp_path):
         ({"layer": 1.5}, "`layer` is 1.5, no number from 0"),
         ({"layer": True}, "`layer` is True, no number from 0"),
         ({"clips": -1}, "`clips` is -1, no number from 0"),
+        ({"learned": 1}, "`learned` is 1, no truth value"),
         ({"subject": None}, "`subject` is None, no text"),
         ({"runs": 3}, "`runs` is 3, no text"),
         ({"mean": 0.5}, "has a field `mean`, which is unknown"),
@@ -121,7 +122,8 @@ def test_probes_give_the_best_layer(checkpoint, tmp_path):
     (score,) = scores_of(checkpoint, tmp_path / "probes.json")
     assert (score.value, score.text, score.runs) == (0.6, "0.600 ± 0.010", "3 splits")
     assert score.task == "phones, linear probe of layer 1 (the best)" and score.data == "c/dev + d/dev"
-    assert score.baselines == {"MFCC": "0.300 ± 0.010", "untrained": "0.200 (1 seed)"}
+    told = {name: (other.text, other.runs) for name, other in score.baselines.items()}
+    assert told == {"MFCC": ("0.300 ± 0.010", "3 splits"), "untrained": ("0.200", "1 seed")}
 
 
 def test_the_best_error_rate_is_the_lowest(checkpoint, tmp_path):
@@ -139,7 +141,7 @@ def test_tasks_data_splits_and_metrics_are_kept_apart(checkpoint, tmp_path):
     rows += [replace(rows[0], metric="wer"), replace(ROW, subject="mfcc", data="b", value=0.9)]
     write_scores(tmp_path / "x.json", rows)
     found = scores_of(checkpoint, tmp_path / "x.json")
-    assert len(found) == 5 and [score.baselines for score in found] == [{}, {}, {"MFCC": "0.900"}, {}, {}]
+    assert len(found) == 5 and [score.baselines for score in found] == [{}, {}, {"MFCC": rows[-1]}, {}, {}]
 
 
 def test_results_of_another_model_are_refused(checkpoint, tmp_path):

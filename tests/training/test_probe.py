@@ -31,6 +31,8 @@ def test_all_probes_of_a_checkpoint(two_voices, checkpoint, tmp_path, capsys):
     for subject in (f"untrained:{checkpoint}", checkpoint):
         assert [key[2] for key in scores if key[:2] == ("voice, linear probe", subject)] == [0, 1, 2, 3]
     assert scores["voice, linear probe", "mfcc", None].value == 1.0
+    share = results["tasks"]["mood, linear probe"]["commonest_class_share"]
+    assert all(s.learned == (s.value > share) for s in scores.values() if s.task == "mood, linear probe")
     assert scores["mood, linear probe", "mfcc", None].value < 0.9  # there is nothing to be read
     assert scores["phones, linear probe", "mfcc", None].value > 0.85
     found = [scores[task, checkpoint, 3].value for task in ("phones, mlp probe", "mood, linear probe")]

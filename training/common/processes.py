@@ -1,5 +1,6 @@
 """Processes of a run, and what they have to agree on: sums, whether to go on, and that all still hold the same."""
 
+import gc
 import logging
 import time
 from collections.abc import Iterable, Iterator
@@ -167,6 +168,17 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     """Sum of a tensor's bit patterns as integers."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.detach().contiguous().view(kinds[tensor.element_size()]).sum(dtype=torch.int64)
+
+
+def end_group(accelerator: Accelerator) -> None:
+    """
+    End trackers and the group of processes; every process must. The caller has let go of DDP's wrapper, and Accelerate
+    does here: were it the last to hold the group, it would wait, with Python's lock, for Gloo's thread, which may want
+    that lock to drop a tensor.
+    """
+    accelerator._models.clear()
+    gc.collect()
+    accelerator.end_training()
 
 
 def is_lost_connection(error: RuntimeError) -> bool:

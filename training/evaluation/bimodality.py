@@ -19,8 +19,11 @@ def dip(values: np.ndarray) -> float:
 
     It shrinks the interval that may hold the mode (P. M. Hartigan 1985, Applied Statistics 34:320): left of it the
     nearest unimodal function is the greatest convex minorant, right of it the least concave majorant.
+
+    Raises:
+        ValueError: as all of this module, for fewer than two values, or some that are not finite.
     """
-    points = np.sort(np.asarray(values, dtype=np.float64))
+    points = np.sort(_checked(values))
     size = len(points)
     span = points[-1] - points[0]
     points = (points - points[0]) / (span or 1.0) + 1e-9 * np.arange(size) / size  # equal values side by side
@@ -42,6 +45,15 @@ def dip(values: np.ndarray) -> float:
         twice_dip = max(twice_dip, (upper[inside] - minorant)[left].max(), (majorant - lower[inside])[right].max())
         first, last = new_first, new_last
     return float(twice_dip / 2)
+
+
+def _checked(values: np.ndarray) -> np.ndarray:
+    found = np.asarray(values, dtype=np.float64)
+    if bad := int((~np.isfinite(found)).sum()):
+        raise ValueError(f"{bad} of {len(found)} values are NaN or infinite and belong to no mode.")
+    if len(found) < 2:
+        raise ValueError(f"Modes need at least two values, and there are {len(found)}: give more clips.")
+    return found
 
 
 def _convex_vertices(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -69,6 +81,7 @@ def dip_test(values: np.ndarray, sample_size: int = 2000, simulations: int = 200
         `{"dip", "p_value", "sample_size"}`; p is at least `1 / (simulations + 1)`.
     """
     rng = np.random.default_rng(seed)
+    values = _checked(values)
     size = min(sample_size, len(values))
     found = dip(rng.choice(values, size, replace=False))
     as_large = sum(dip(rng.random(size)) >= found for _ in range(simulations))
@@ -84,7 +97,7 @@ def two_gaussians(values: np.ndarray, seed: int = 0) -> dict[str, float | list[f
     Returns:
         `{"means": [2], "deviations": [2], "weights": [2], "ashman_d"}`
     """
-    fit = GaussianMixture(2, n_init=3, random_state=seed).fit(np.asarray(values, dtype=np.float64)[:, None])
+    fit = GaussianMixture(2, n_init=3, random_state=seed).fit(_checked(values)[:, None])
     order = np.argsort(fit.means_[:, 0])
     means, variances = fit.means_[order, 0], fit.covariances_[order, 0, 0]
     return {

@@ -157,6 +157,7 @@ def score_rows(outcome: Outcome, arguments: FineTuningArguments) -> list[Score]:
                 value=value,
                 protocol=f"{values['clips']} {split} clips, {chosen}",
                 clips=values["clips"],
+                learned=outcome.learned,
             )
             for task, metrics in found.items()
             for metric, value in metrics.items()

@@ -19,6 +19,7 @@ from sjepa_hf.durations import duration
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.saving import share_mode_of
 from training.common.memory import keep_freed_memory
+from training.common.processes import end_group
 from training.common.progress import Heartbeat
 from training.common.signals import Interrupted, Interruption
 from training.data.workers import check_shared_memory, die_when_stuck
@@ -111,6 +112,11 @@ class FineTuner(Trainer):
             if hasattr(model, "merge_and_unload"):
                 copy.deepcopy(model).merge_and_unload().save_pretrained(directory / MERGED)
                 self.save_beside(directory / MERGED)
+
+    def end(self) -> None:
+        """End the group of processes; every process must, and nothing is exchanged from then on."""
+        self.model_wrapped = self.model
+        end_group(self.accelerator)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
         """An evaluation that shows nothing learned is no candidate: noise may lie below the plateau that follows."""

@@ -1,6 +1,5 @@
 """A pretraining run: everything that its loop works on, new or as a checkpoint holds it."""
 
-import gc
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from filelock import FileLock
 from sjepa_hf.float32 import widest_float
 from training.common.device import choose_precision
 from training.common.memory import keep_freed_memory
-from training.common.processes import COLLECTIVE_TIMEOUT, Meeting
+from training.common.processes import COLLECTIVE_TIMEOUT, Meeting, end_group
 from training.common.publishing import Publisher
 from training.common.signals import Interruption
 from training.data.order import DataPosition
@@ -108,13 +107,9 @@ class Run:
             self.wrapped = self.accelerator.prepare_model(self.model)
 
     def end(self) -> None:
-        """
-        End trackers and the group of processes; every process must. DDP's wrapper goes first: were it the last to hold
-        the group, it would wait, with Python's lock, for Gloo's thread, which may want that lock to drop a tensor.
-        """
+        """End trackers and the group of processes; every process must."""
         self._unwrap()
-        gc.collect()
-        self.accelerator.end_training()
+        end_group(self.accelerator)
 
     def _unwrap(self) -> None:
         """Let DDP's wrapper go, if there is one, and its buffers as large as all gradients."""

@@ -83,3 +83,14 @@ def test_two_gaussians_find_their_places():
     assert found["weights"] == pytest.approx([0.45, 0.55], abs=0.03)
     assert found["ashman_d"] == pytest.approx(0.8 / np.sqrt((0.08**2 + 0.25**2) / 2), abs=0.3)
     assert two_gaussians(np.random.default_rng(0).normal(size=2000))["ashman_d"] < 2
+
+
+@pytest.mark.parametrize("measure", [dip, dip_test, two_gaussians])
+def test_samples_without_modes_are_refused(measure):
+    for values, message in {
+        (): "at least two values, and there are 0",
+        (1.0,): "at least two values, and there are 1",
+        (1.0, np.nan, -np.inf): "2 of 3 values are NaN or infinite",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            measure(np.array(values))

@@ -1,6 +1,7 @@
 import json
 import shutil
 import signal
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -109,3 +110,20 @@ def test_batches_that_shared_memory_cannot_hold_are_refused(checkpoint, mine, tm
         ValueError, match="0 MiB free, but 2 workers .*--shm-size=1g, or lower `dataloader_num_workers`"
     ):
         finetune_ctc.train(ready)
+
+
+@pytest.mark.parametrize(("script", "data"), [(finetune_ctc, "mine"), (finetune_classification, "classes")])
+def test_at_the_end_the_wrapper_of_ddp_goes_before_the_group(script, data, checkpoint, request, tmp_path, monkeypatch):
+    ready, there = prepare(script, checkpoint, request.getfixturevalue(data), tmp_path, *SHORT), []
+
+    def trained(trainer, *_) -> torch.nn.Module:
+        trainer.model_wrapped = torch.nn.Sequential(trainer.model)
+        trainer.accelerator._models.append(trainer.model_wrapped)
+        trainer.model_wrapped.circle = trainer.model_wrapped.forward
+        wrapper = weakref.ref(trainer.model_wrapped)
+        monkeypatch.setattr(trainer.accelerator, "end_training", lambda: there.append(wrapper()))
+        return trainer.model
+
+    monkeypatch.setattr(script, "run_training", trained)
+    script.train(ready)
+    assert there == [None] and (tmp_path / "final" / "results.json").is_file()

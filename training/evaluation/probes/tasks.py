@@ -112,28 +112,37 @@ def _task(
             f"`{label}` has {len(set(classes.tolist()))} class(es) with at least two {several} ({len(alone)} with a"
             f" single one): a probe needs two; give more of them or leave the label out."
         )
-    splits = distinct_splits(owners, num_splits, seed)
+    splits = distinct_splits(owners, classes, num_splits, seed)
     if len(splits) < num_splits:
         logger.warning(
-            "%s: %d %s can be split in %d ways, each of which is taken once, in place of %d splits.",
+            "%s: %d %s can be split in %d ways that leave two classes to fit, each of which is taken once, in place of"
+            " %d splits.",
             *(label, len(np.unique(owners)), several, len(splits), num_splits),
         )
-    if any(len(set(classes[fit].tolist())) < 2 for fit, _ in splits):
-        raise ValueError(f"`{label}`: a split has a single class left to fit; give more {several} or leave it out.")
     left_out = {"classes_left_out": len(alone)}
     return Task(rows, classes, splits, classifiers, kind, left_out)
 
 
-def distinct_splits(owners: np.ndarray, num_splits: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def distinct_splits(
+    owners: np.ndarray, classes: np.ndarray, num_splits: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """
-    Random splits of rows by their owners `(num_rows,)`, of whom a fifth, rounded up, is scored: no two splits are
-    alike, so that there are fewer than `num_splits` where the owners can be chosen in fewer ways.
+    Random splits of rows by their owners `(num_rows,)`, of whom a fifth, rounded up, is scored, and the others have
+    two classes and more; no two splits are alike, so that there are fewer than `num_splits` where the owners can be
+    chosen in fewer ways.
+
+    Args:
+        classes: strings `(num_rows,)`, each of two owners and more.
     """
-    num_owners = len(np.unique(owners))
-    wanted = min(num_splits, math.comb(num_owners, math.ceil(TEST_SHARE * num_owners)))
+    pairs = set(zip(owners.tolist(), classes.tolist()))
+    classes_of = Counter(owner for owner, _ in pairs)
+    pure = Counter(name for owner, name in pairs if classes_of[owner] == 1)  # owners of this class alone
+    num_fit = len(classes_of) - math.ceil(TEST_SHARE * len(classes_of))
+    ways = math.comb(len(classes_of), num_fit) - sum(math.comb(count, num_fit) for count in pure.values())
     draws = GroupShuffleSplit(MOST_DRAWS, test_size=TEST_SHARE, random_state=seed).split(owners, groups=owners)
     found = {}
-    while len(found) < wanted:
+    while len(found) < min(num_splits, ways):
         fit, score = next(draws)
-        found.setdefault(frozenset(owners[score].tolist()), (fit, score))
+        if (classes[fit] != classes[fit[0]]).any():
+            found.setdefault(frozenset(owners[score].tolist()), (fit, score))
     return list(found.values())

@@ -12,6 +12,7 @@ from training.data.labelled import LabelledClips
 from training.evaluation.encoders import content_hash
 from training.evaluation.frozen_features import clip_keys
 from training.evaluation.superb.heads import at_length
+from training.evaluation.superb.labels import check_finite
 
 
 MIXTURE_SEED = 0
@@ -98,6 +99,7 @@ class ActivityLabels:
 
     def error_rate(self, logits: dict[int, Tensor], split: str) -> float:
         """Diarization error rate of a split from the logits `(num_frames, 2)` of each mixture by its number."""
+        check_finite(torch.cat([*logits.values()]).numpy(), f"frames of the {split} mixtures")
         right = [at_length(self.mixtures[split].activity(i), len(x)).numpy() for i, x in logits.items()]
         return diarization_error_rate(list(map(active, logits.values())), right)
 
@@ -114,6 +116,9 @@ def diarization_error_rate(found: Sequence[np.ndarray], right: Sequence[np.ndarr
 
     Args:
         found, right: who speaks when, `(num_frames, 2)` of each recording.
+
+    Raises:
+        ValueError: if nobody speaks in any, so that there is nothing to count errors against.
     """
     errors, speech = 0.0, 0.0
     for one, other in zip(found, right):
@@ -122,4 +127,6 @@ def diarization_error_rate(found: Sequence[np.ndarray], right: Sequence[np.ndarr
         matched = max((one & other).sum(), (one[:, ::-1] & other).sum())
         errors += np.maximum(one.sum(1), other.sum(1)).sum() - matched
         speech += other.sum()
-    return float(errors / max(speech, 1))
+    if not speech:
+        raise ValueError(f"Nobody speaks in the {len(right)} recordings: a diarization error rate needs some speech.")
+    return float(errors / speech)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.metrics import recall_score
 from torch import Tensor
@@ -190,6 +191,15 @@ def score(metrics: Sequence[str], predictions: list[str], references: list[str])
 def class_mean(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Accuracy where all classes of the references count alike, however many clips each has."""
     return float(recall_score(references, predictions, labels=sorted(set(references)), average="macro"))
+
+
+def check_finite(scores: np.ndarray, what: str) -> None:
+    """Raise a ValueError if a score, of such things in words, is NaN or infinite."""
+    if bad := int((~np.isfinite(scores)).sum()):
+        raise ValueError(
+            f"{bad} of {scores.size} scores of {what} are NaN or infinite: the head has diverged, so lower"
+            " `learning_rate`, or an encoder gives such features."
+        )
 
 
 def slots(text: str) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from sjepa_hf.frames import length_mask
 from training.common.naming import several
 from training.common.progress import Heartbeat
 from training.evaluation.frozen_features import FrozenFeatures
+from training.evaluation.superb.labels import check_finite
 from training.evaluation.superb.training import Outcome
 
 
@@ -173,8 +174,14 @@ def maximum_term_weighted_value(scores: np.ndarray, hits: np.ndarray) -> float:
     over the queries; 0 for an answer that is always no. A document is one trial; costs and prior are QUESST 2014's.
 
     Args:
-        scores, hits: `(num_queries, num_documents)`; each query has a hit.
+        scores, hits: `(num_queries, num_documents)`.
+
+    Raises:
+        ValueError: if a score is not finite, a query has no hit, or all pairs are hits.
     """
+    check_finite(scores, "queries in documents")
+    if hits.all() or not hits.any(1).all():
+        raise ValueError("MTWV needs queries that each occur in a document, and one that is not in every document.")
     gain = 1 / hits.sum(1, keepdims=True)
     loss = BETA / np.maximum((~hits).sum(1, keepdims=True), 1)
     worth = np.where(hits, gain, -loss) / len(scores)

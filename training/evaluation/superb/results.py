@@ -94,10 +94,15 @@ def over_folds(results: list[dict]) -> list[dict]:
             clips["test"] = sum(result["clips"]["test"] for result in own)
             mean["hours"]["test"] = sum(result["hours"]["test"] for result in own)
             weights = np.mean([result["layer_weights"] for result in own], axis=0).tolist()
-            learned = False if any(result["learned"] is False for result in own) else first["learned"]
             whole = {name: value for name, value in first.items() if name not in ("fold", "best_step", "seconds")}
-            found.append(whole | mean | {"clips": clips, "layer_weights": weights, "learned": learned})
+            found.append(whole | mean | {"clips": clips, "layer_weights": weights, "learned": learned(own)})
     return found
+
+
+def learned(results: list[dict]) -> bool | None:
+    """Whether all of several results are better than chance."""
+    found = {result.get("learned") for result in results}
+    return False if False in found else None if None in found else True
 
 
 def write(results: list[dict], directory: Path) -> None:
@@ -141,6 +146,7 @@ def score_rows(results: list[dict]) -> list[Score]:
                     values=values,
                     protocol=f"{scored}{held_out}; {steps}; {first['protocol']}{changed(first['task'], used)}",
                     clips=clips,
+                    learned=learned(own),
                 )
             )
     return rows

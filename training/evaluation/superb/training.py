@@ -105,8 +105,10 @@ def train(
 
 
 def evaluate(head: Head, task: Task, features: FrozenFeatures, labels: Labels, split: str) -> Outcome:
-    """What the head is worth on a split, whose features are given."""
+    """What the head is worth on a split, whose features are given. Raises a ValueError where that is not defined."""
     found = predictions(head, task, features)
+    if not found:
+        raise ValueError(f"None of the {split} clips can be decoded; the log names them.")
     if isinstance(labels, SpeakerLabels):
         rate, trials = labels.equal_error_rate(found, split)
         return Outcome({"eer": rate}, len(found), scored=f"{trials} trials of {len(found)} {split} clips")

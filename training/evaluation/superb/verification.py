@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.common.naming import printable, several
 from training.data.labelled import LabelledClips
-from training.evaluation.superb.labels import ClassLabels
+from training.evaluation.superb.labels import ClassLabels, check_finite
 
 
 MOST_TRIALS = 20_000  # that are made where none are given; VoxCeleb1's list has 37,720
@@ -55,7 +55,7 @@ class SpeakerLabels:
             embeddings: of each clip that could be decoded, by its number, `(size,)` with a norm of 1.
 
         Raises:
-            ValueError: if no target, or no non-target, is left.
+            ValueError: if no target, or no non-target, is left, or a score is not finite.
         """
         scored = [trial for trial in self.trials[split] if trial.one in embeddings and trial.other in embeddings]
         check(scored, f"of the {split} set whose clips can be decoded")
@@ -152,8 +152,14 @@ def equal_error_rate(scores: np.ndarray, targets: np.ndarray) -> float:
 
     Args:
         scores: higher for the same speaker, `(num_trials,)`.
-        targets: which trials are of the same speaker, `(num_trials,)` bool; some are, and some are not.
+        targets: which trials are of the same speaker, `(num_trials,)` bool.
+
+    Raises:
+        ValueError: if a score is not finite, or all trials are of one kind.
     """
+    check_finite(scores, "trials")
+    if targets.all() or not targets.any():
+        raise ValueError(f"All {len(targets)} trials are of one kind: an equal error rate needs targets and others.")
     thresholds, places = np.unique(scores, return_inverse=True)
     hits, alarms = (np.bincount(places[chosen], minlength=len(thresholds)) for chosen in (targets, ~targets))
     accepted = np.concatenate([[0], np.cumsum(alarms[::-1])]) / alarms.sum()  # by threshold, from the highest

@@ -54,15 +54,26 @@ def test_few_owners_are_split_in_each_way_once(two_voices, caplog):
     assert len(scored) == len(task.splits) == task.describe()["splits"] == 4
     assert task.describe()["scored_share"] == 0.25
     assert (
-        "mood: 4 values of `voice` can be split in 4 ways, each of which is taken once, in place of 10" in caplog.text
+        "mood: 4 values of `voice` can be split in 4 ways that leave two classes to fit, each of which is taken once,"
+        " in place of 10 splits" in caplog.text
     )
-    assert len(distinct_splits(np.arange(6), 10, 0)) == 10, "of the 15 ways there are"
+    assert len(distinct_splits(np.arange(6), np.array(list("ababab")), 10, 0)) == 10, "of the 15 ways there are"
+
+
+def test_every_split_has_two_classes_to_fit(two_voices):
+    """Of four women and two men, one of the 15 ways of scoring two leaves women alone."""
+    clips = open_labelled([str(two_voices)], [], optional=["voice", "mood"])
+    clips.labels["voice"] = [str(i % 6) for i in range(16)]
+    clips.labels["mood"] = ["man" if i % 6 < 2 else "woman" for i in range(16)]
+    task = utterance_task(clips, "mood", 20, 0, split_by="voice")
+    assert len(task.splits) == 14 and all(len(set(task.classes[fit])) == 2 for fit, _ in task.splits)
 
 
 def test_splits_of_many_owners_are_those_of_scikit_learn():
     owners = np.repeat(np.arange(40), 3)
     wanted = GroupShuffleSplit(10, test_size=0.2, random_state=3).split(owners, groups=owners)
-    for (fit, score), (their_fit, their_score) in zip(distinct_splits(owners, 10, 3), wanted, strict=True):
+    ours = distinct_splits(owners, owners.astype(str), 10, 3)
+    for (fit, score), (their_fit, their_score) in zip(ours, wanted, strict=True):
         assert (fit == their_fit).all() and (score == their_score).all()
 
 

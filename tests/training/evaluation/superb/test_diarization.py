@@ -73,3 +73,11 @@ def test_short_bursts_and_gaps_are_filtered():
     logits[20:40, 0], logits[30, 0], logits[10:14, 1] = 3.0, -3.0, 3.0
     found = active(logits)
     assert found[20:40, 0].all() and found[:, 0].sum() == 20 and not found[:, 1].any()
+
+
+def test_rates_that_are_not_defined_are_refused():
+    silence = [np.zeros((5, 2), bool)] * 2
+    with pytest.raises(ValueError, match="Nobody speaks in the 2 recordings"):
+        diarization_error_rate([np.ones((5, 2), bool)] * 2, silence)
+    with pytest.raises(ValueError, match="3 of 10 scores of frames of the dev mixtures are NaN or infinite"):
+        ActivityLabels({}).error_rate({0: torch.tensor([[torch.nan] * 2] + [[1.0] * 2] * 3 + [[torch.inf, 0]])}, "dev")

@@ -75,6 +75,15 @@ def test_values_by_hand():
     assert maximum_term_weighted_value(np.array([[3.0, 1, 1], [1, 1, 1]]), hits) == pytest.approx(0.5)
 
 
+def test_values_that_are_not_defined_are_refused():
+    hits = np.array([[True, False], [False, True]])
+    with pytest.raises(ValueError, match="1 of 4 scores of queries in documents are NaN or infinite"):
+        maximum_term_weighted_value(np.array([[1, np.nan], [0, 1]]), hits)
+    for undefined in (np.ones((2, 2), bool), np.array([[True, False], [False, False]])):
+        with pytest.raises(ValueError, match="MTWV needs queries that each occur"):
+            maximum_term_weighted_value(hits * 1.0, undefined)
+
+
 def test_queries_and_documents():
     words = ["yes"] * 8 + ["no"] * 3 + ["Turn  it", "please turn it off", "unheard"]
     search = make_search(words, "test")

@@ -108,3 +108,16 @@ def test_trials_of_clips_that_cannot_be_decoded_do_not_count():
 def test_speakers_that_were_heard_are_named():
     assert heard_in_training(["a", "b"], ["b", "c", "b"], "dev") == "dev: 1 speakers are in the training clips too: b."
     assert heard_in_training(["a"], ["b"], "dev") is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "targets", "message"),
+    [
+        ([0.1, np.nan, np.inf], [True, False, False], "2 of 3 scores of trials are NaN or infinite"),
+        ([0.1, 0.2], [True, True], "All 2 trials are of one kind"),
+        ([0.1, 0.2], [False, False], "All 2 trials are of one kind"),
+    ],
+)
+def test_rates_that_are_not_defined_are_refused(scores, targets, message):
+    with pytest.raises(ValueError, match=message):
+        equal_error_rate(np.array(scores), np.array(targets))
