@@ -12,6 +12,7 @@ The encoder:
 
 Pretraining and fine-tuning:
     modeling_sjepa_pretraining.py   SJepaForPreTraining: predictor, cluster head, loss
+    soft_targets.py                 what targets have to be, and the divergence of a prediction from them
     mixture.py                      the diagonal Gaussian mixture: posteriors, EM, running statistics
     kmeans.py                       where its fit begins
     frame_features.py               what the first mixture is over: MFCC and log-mel frames

@@ -256,6 +256,7 @@ class SJepaConfig(PreTrainedConfig):
     ```"""
 
     model_type = "sjepa"
+    keys_to_ignore_at_inference = ["num_masked_frames", "num_visible_frames"]  # the Trainer gathers tensors alone
 
     vocab_size: int = 32
     hidden_size: int = 768

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, PreTrainedModel
 
+from .frames import real_samples
 from .opening import open_model
 
 
@@ -60,7 +61,7 @@ def hidden_layers(
     ours = model.config.model_type == "sjepa"
     samples = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
     if attention_mask is not None:
-        samples = attention_mask.sum(-1).to(torch.long)
+        samples = real_samples(attention_mask)
     lengths = model._get_feat_extract_output_lengths(samples)
     padded = bool((samples < input_values.shape[1]).any())
     if padded and not ours and getattr(model.config, "feat_extract_norm", "group") == "group":

@@ -38,7 +38,7 @@ from torch import nn
 from transformers import Wav2Vec2CTCTokenizer
 
 from .command import command
-from .frames import MIN_SAMPLES, SAMPLING_RATE
+from .frames import MIN_SAMPLES, SAMPLING_RATE, real_samples
 from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel
 from .modeling_sjepa_heads import SJepaForCTC, SJepaForSequenceClassification
 from .opening import MissingWeights, open_pretrained, open_sjepa, open_sjepa_config
@@ -142,7 +142,7 @@ class Exported(nn.Module):
 
     def forward(self, input_values: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         output = self.model(input_values, attention_mask=attention_mask)
-        frame_lengths = self.model._get_feat_extract_output_lengths(attention_mask.sum(-1))
+        frame_lengths = self.model._get_feat_extract_output_lengths(real_samples(attention_mask))
         return output[self.output_name], frame_lengths
 
 

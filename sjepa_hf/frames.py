@@ -46,6 +46,11 @@ def clip_mean(frames: Tensor, lengths: Tensor | None) -> Tensor:
     return total / lengths.clamp(min=1)[:, None, None]
 
 
+def real_samples(attention_mask: Tensor) -> Tensor:
+    """How many samples of each clip are real, int64 `(batch_size,)`, for `attention_mask` of any dtype."""
+    return attention_mask.bool().sum(-1)  # fp16 counts to 65,504
+
+
 def nothing_padded(attention_mask: Tensor) -> bool:
     """Whether a mask can be left out, where it costs nothing to ask."""
     return at_hand(attention_mask) and bool(attention_mask.all())

@@ -87,6 +87,10 @@ class DiagonalGaussianMixture(Float32Buffers):
         with without_autocast(self.means.device):
             return self.weights @ self.means
 
+    def is_fitted(self) -> bool:
+        """Whether its variances have left the ones that it starts with."""
+        return not bool((self.variances == 1).all())
+
     # Densities
 
     @torch.no_grad()

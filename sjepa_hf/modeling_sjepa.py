@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
-from .frames import at_hand, length_mask, nothing_padded
+from .frames import at_hand, length_mask, nothing_padded, real_samples
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
 from .gradient_checkpointing import CheckpointedLayer
 from .hmm import TransitionModel
@@ -335,7 +335,7 @@ class SJepaPreTrainedModel(PreTrainedModel):
 
     def _get_feature_vector_attention_mask(self, feature_vector_length: int, attention_mask: torch.Tensor):
         """Which of `feature_vector_length` frames are real, `(batch_size, feature_vector_length)` bool."""
-        lengths = self.config.num_frames(attention_mask.sum(-1).to(torch.long))
+        lengths = self.config.num_frames(real_samples(attention_mask))
         return length_mask(lengths, feature_vector_length)
 
 
@@ -401,7 +401,7 @@ class SJepaModel(SJepaPreTrainedModel):
         check_input(self.config, input_values, attention_mask)
         if attention_mask is not None and nothing_padded(attention_mask):
             attention_mask = None
-        lengths = None if attention_mask is None else attention_mask.sum(-1).to(torch.long)
+        lengths = None if attention_mask is None else real_samples(attention_mask)
         extract_features = self.feature_extractor(input_values, lengths)  # [B, T, C]
         if self.training and self.config.feature_grad_mult != 1:
             scale = self.config.feature_grad_mult

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import at_least_float32
 from .frame_features import FRAME_FEATURES
-from .frames import nothing_padded
+from .frames import nothing_padded, real_samples
 from .layer_features import SJepaWhitening, read_layers
 from .mixture import DiagonalGaussianMixture
 from .modeling_sjepa import (
@@ -27,8 +27,11 @@ from .modeling_sjepa import (
     check_mask,
     pick,
 )
+from .soft_targets import check_distributions, check_posteriors, soft_target_divergence
 from .units import SJepaUnitsOutput, units_of
 
+
+logger = logging.get_logger(__name__)
 
 SOURCES = ("mixture", "prediction")  # of units
 
@@ -256,7 +259,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             ValueError: as there, and for a `top_k` above the number of components.
         """
         posteriors = self.unit_posteriors(input_values, attention_mask, source)
-        lengths = None if attention_mask is None else self.config.num_frames(attention_mask.sum(-1).to(torch.long))
+        lengths = None if attention_mask is None else self.config.num_frames(real_samples(attention_mask))
         return units_of(posteriors, lengths, top_k)
 
     @torch.no_grad()
@@ -289,9 +292,11 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
                 " before there were units: set `model.config.mixture_features` to `phase1_features` of the run's"
                 ' training.json and save it anew, or take source="prediction".'
             )
+        if not self.mixture.is_fitted():
+            logger.warning_once("The mixture has never been fitted: its posteriors are those of random clusters.")
         if attention_mask is not None and nothing_padded(attention_mask):
             attention_mask = None
-        samples = None if attention_mask is None else attention_mask.sum(-1).to(torch.long)
+        samples = None if attention_mask is None else real_samples(attention_mask)
         num_frames = config.num_frames(input_values.shape[1])
         if config.mixture_features == "encoder":
             real = None
@@ -363,9 +368,9 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             input_values (`torch.Tensor` of shape `(batch_size, num_samples)`): waveforms at 16 kHz, right-padded.
             attention_mask (`torch.Tensor` of shape `(batch_size, num_samples)`, *optional*): 1 for real samples.
             mask_time_indices (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                True for hidden frames; never for padded ones.
+                True for hidden frames; padded ones do not count.
             target_posteriors (`torch.Tensor` of shape `(batch_size, sequence_length, num_mixture_components)`,
-                *optional*): soft targets; with them there is a loss.
+                *optional*): soft targets, each row a distribution (hard labels: one-hot); with them there is a loss.
             include_visible (`bool`, *optional*, defaults to `True`):
                 Whether visible frames count in the loss beside the masked ones (phase 1), or not (late phase 2).
             masked_positions, visible_positions (`torch.LongTensor`, *optional*):
@@ -382,11 +387,16 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
 
         Raises:
             ValueError: for input that [`SJepaModel`] refuses, for targets of another shape than frames and clusters
-                have or without a mask, and for clips beyond the predictor's table of positions.
+                have, without a mask or (on a CPU) that are no distributions, and for clips beyond the predictor's
+                table of positions.
         """
         check_input(self.config, input_values, attention_mask)
         shape = len(input_values), self.config.num_frames(input_values.shape[1])  # [B, T]
         self._check_targets(shape, mask_time_indices, target_posteriors, frozen_posteriors)
+        if frozen_posteriors is None and frozen_weight:
+            raise ValueError("`frozen_weight` has no effect without `frozen_posteriors`: give both or neither.")
+        if "labels" in kwargs:
+            raise ValueError("This model has no `labels`: give `target_posteriors`, for hard labels one-hot in float.")
         if mask_time_indices is None:
             # Nothing is hidden; without a mask SpecAugment would draw one.
             none_hidden = input_values.new_zeros(shape, dtype=torch.bool)
@@ -399,7 +409,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         frame_mask, visible = None, mask_time_indices.logical_not()
         if attention_mask is not None and not nothing_padded(attention_mask):
             frame_mask = self._get_feature_vector_attention_mask(shape[1], attention_mask)
-            visible = frame_mask & visible
+            mask_time_indices, visible = frame_mask & mask_time_indices, frame_mask & visible
         outputs = self._encode(input_values, attention_mask, mask_time_indices, visible, longest_visible, **kwargs)
         hidden_states = outputs.last_hidden_state  # [B, T, H]
 
@@ -417,7 +427,9 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         num_masked, num_visible = len(masked_positions), len(visible_positions)
         loss = frozen_loss = masked_loss = visible_loss = None
         if target_posteriors is not None:
-            divergence = soft_target_divergence(logits, pick(target_posteriors, positions))  # [N]
+            targets = pick(target_posteriors, positions)
+            check_distributions("target_posteriors", targets)
+            divergence = soft_target_divergence(logits, targets)  # [N]
             loss = divergence.sum() / max(num_masked + num_visible, 1)
             masked_loss = divergence[:num_masked].sum() / max(num_masked, 1)
             if include_visible:
@@ -456,25 +468,6 @@ def sinusoids(num_positions: int, num_features: int) -> torch.Tensor:
     frequencies = torch.exp(torch.arange((num_features + 1) // 2) * (-2 * math.log(10000.0) / num_features))
     angles = torch.arange(num_positions)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :num_features]
-
-
-def check_posteriors(name: str, posteriors: torch.Tensor | None, shape: tuple[int, int], components: int | None):
-    """Raise a ValueError where targets are no floating point `(batch_size, frames, components)`."""
-    if posteriors is None:
-        return
-    if components is None:
-        raise ValueError(f"`{name}` were given to a model without a frozen mixture (`num_frozen_components`).")
-    if not posteriors.is_floating_point() or posteriors.shape != (*shape, components):
-        raise ValueError(
-            f"`{name}` must be floating point of shape {(*shape, components)} (batch_size, frames, components), but"
-            f" are {posteriors.dtype} of shape {tuple(posteriors.shape)}."
-        )
-
-
-def soft_target_divergence(logits: torch.Tensor, posteriors: torch.Tensor) -> torch.Tensor:
-    """`KL(posteriors || softmax(logits))` of each row of `(N, num_components)`, in nats, fp32 or better: `(N,)`."""
-    log_predictions = at_least_float32(logits).log_softmax(-1)
-    return nn.functional.kl_div(log_predictions, posteriors.to(log_predictions.dtype), reduction="none").sum(-1)
 
 
 __all__ = ["SJepaForPreTraining", "SJepaForPreTrainingOutput"]

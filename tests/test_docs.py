@@ -86,7 +86,8 @@ def test_commands_in_docstrings_recipes_and_launch_files_are_understood():
 @pytest.fixture
 def checkpoints(make_config, tmp_path) -> dict[str, str]:
     """The pages' names of checkpoints, and small ones in their place."""
-    SJepaForPreTraining(make_config()).save_pretrained(tmp_path / "pretrained")
+    pretraining = make_config(mixture_features="mfcc", mixture_feature_size=39)
+    SJepaForPreTraining(pretraining).save_pretrained(tmp_path / "pretrained")
     feature_extractor().save_pretrained(tmp_path / "pretrained")
     tokenizer = build_tokenizer(["ABC"])
     SJepaForCTC(make_config(vocab_size=len(tokenizer))).save_pretrained(tmp_path / "asr")

@@ -137,7 +137,7 @@ def test_a_users_card_goes_with_the_pictures_that_it_shows(hub, pretrained):
     assert files["README.md"].decode() == card
     assert {name for name in files if name.endswith(".png")} == {"figures/a b.png", "c.png"}
     (pretrained / "c.png").write_text("a secret of ada's")
-    assert contents(pretrained).left_out["c.png"].startswith("it is no picture")
+    assert contents(pretrained).left_out["c.png"].startswith("it is not a picture")
 
 
 def test_paths_of_this_machine_do_not_go_along(hub, pretrained):

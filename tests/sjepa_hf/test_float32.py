@@ -20,7 +20,7 @@ from sjepa_hf.front_end import SJepaLogMelFrontEnd
 from sjepa_hf.kmeans import kmeans, nearest
 from sjepa_hf.modeling_sjepa import SJepaPositionalConvEmbedding
 from sjepa_hf.modeling_sjepa_heads import SJepaAMSoftmaxLoss, masked_mean_and_std
-from sjepa_hf.modeling_sjepa_pretraining import soft_target_divergence
+from sjepa_hf.soft_targets import soft_target_divergence
 
 
 CLASSES = (

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForPreTraining
+import transformers
+from transformers import AutoModel, AutoModelForPreTraining, Trainer, TrainingArguments
 
 from sjepa_hf import SJepaForPreTraining, SJepaModel
-from sjepa_hf.modeling_sjepa_pretraining import soft_target_divergence
+from sjepa_hf.soft_targets import soft_target_divergence
 
 
 PREDICTORS = [
@@ -345,3 +346,58 @@ def test_targets_that_do_not_fit_get_a_sentence(make_config, masked_batch):
         model(**(inputs | {"mask_time_indices": inputs["mask_time_indices"].long()}))
     with pytest.raises(ValueError, match="channel"):
         model(inputs["input_values"][:, None])
+
+
+def test_a_mask_over_padding_counts_real_frames_alone(config, masked_batch):
+    batch, real = masked_batch
+    model = SJepaForPreTraining(config).eval()
+    everywhere = model(**{**batch, "mask_time_indices": torch.ones_like(real)})
+    assert everywhere.num_masked_frames == real.sum()
+    torch.testing.assert_close(everywhere.loss, model(**{**batch, "mask_time_indices": real}).loss)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda batch: {"target_posteriors": 10 * batch["target_posteriors"]}, "must be posteriors"),
+        (lambda batch: {"target_posteriors": torch.randn(3, 49, 10)}, "must be posteriors"),
+        (lambda batch: {"frozen_weight": 0.5}, "no effect without `frozen_posteriors`"),
+        (lambda batch: {"labels": torch.zeros(3, 49)}, "no `labels`.*one-hot"),
+    ],
+)
+def test_targets_that_cannot_be_meant_are_refused(config, masked_batch, change, message):
+    batch, _ = masked_batch
+    with pytest.raises(ValueError, match=message):
+        SJepaForPreTraining(config)(**{**batch, **change(batch)})
+
+
+def test_padded_targets_may_hold_anything(config, masked_batch):
+    batch, real = masked_batch
+    model = SJepaForPreTraining(config).eval()
+    filled = batch["target_posteriors"].masked_fill(~real[:, :, None], -7.0)
+    torch.testing.assert_close(model(**{**batch, "target_posteriors": filled}).loss, model(**batch).loss)
+
+
+def test_units_of_a_mixture_that_was_never_fitted_are_warned_of(make_config, padded_batch, caplog):
+    model = SJepaForPreTraining(make_config(mixture_features="mfcc", mixture_feature_size=39)).eval()
+    transformers.utils.logging.enable_propagation()
+    try:
+        model.units(*padded_batch[:2])
+        assert "never been fitted" in caplog.text
+        caplog.clear()
+        transformers.utils.logging.warning_once.cache_clear()
+        model.mixture.fit(torch.randn(200, 39), num_iterations=1)
+        model.units(*padded_batch[:2])
+        assert "never been fitted" not in caplog.text
+    finally:
+        transformers.utils.logging.disable_propagation()
+
+
+def test_the_trainer_predicts(config, masked_batch, tmp_path):
+    batch, _ = masked_batch
+    rows = [{name: values[n] for name, values in batch.items()} for n in range(3)]
+    settings = TrainingArguments(str(tmp_path), report_to="none", label_names=["target_posteriors"], use_cpu=True)
+    trainer = Trainer(SJepaForPreTraining(config), settings, eval_dataset=rows)
+    logits = trainer.predict(rows).predictions[-1]
+    assert logits.shape == (3, 49, 10)
+    assert trainer.evaluate()["eval_loss"] > 0

@@ -5,7 +5,7 @@ from tqdm.auto import tqdm
 
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.frame_features import FRAME_FEATURES
-from sjepa_hf.modeling_sjepa_pretraining import soft_target_divergence
+from sjepa_hf.soft_targets import soft_target_divergence
 from training.data.labelled import LabelledClips
 from training.data.masking import FARTHEST, SpanMask, distance_to_visible
 from training.evaluation.phone_information import JointCounts, of_other_clips

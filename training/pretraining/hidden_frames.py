@@ -6,7 +6,7 @@ from collections import deque
 import torch
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
-from sjepa_hf.modeling_sjepa_pretraining import soft_target_divergence
+from sjepa_hf.soft_targets import soft_target_divergence
 from training.data.masking import FARTHEST, distance_to_visible
 from training.pretraining.arguments import RunArguments
 

@@ -95,7 +95,7 @@ class Needed:
     ("argv", "said"),
     [
         (["--data_foldr", "a"], r"--data_foldr \(near: --data_folder\) is not an option of this command"),
-        (["--data_folder", "a", "--data-foldr=3"], r"--data-foldr \(near: --data_folder\) is no option"),
+        (["--data_folder", "a", "--data-foldr=3"], r"--data-foldr \(near: --data_folder\) is not an option"),
         (["--data_folder", "a", "--zzz", "3"], "--zzz is not an option of this command: --help lists them"),
         (["--data_folder", "a", "astray"], "astray is not an option of this command"),
     ],

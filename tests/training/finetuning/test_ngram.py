@@ -106,7 +106,7 @@ ngram 2=2
     [
         ("-0.5 b 0", "nan b 0", "line 9: nan is not the log10 of a probability"),
         ("-0.5 b 0", "0.5 b 0", "line 9: 0.5 is not the log10 of a probability: it must not be above 0"),
-        ("-0.5 b 0", "inf b 0", "line 9: inf is no log10"),
+        ("-0.5 b 0", "inf b 0", "line 9: inf is not the log10"),
         ("-0.5 b 0", "-0.5 b nan", "line 9: nan is not the log10 of a backoff weight"),
         ("-0.5 b 0", "-0.5", "line 9: a 1-gram needs a probability, 1 words"),
         ("-0.5 b 0", "-0.5 b c d", "line 9: a 1-gram needs"),
@@ -119,7 +119,7 @@ ngram 2=2
         ("-0.3 a b\n", "", "promises 2 2-grams and has 1 before line 14"),
         ("ngram 1=4", "ngram 1=5", "promises 5 1-grams and has 4 before line 11"),
         ("ngram 2=2", "ngram 2=two", "line 3: ngram 2=two is not a count of 2-grams"),
-        ("ngram 2=2", "ngram 3=2", "line 3: ngram 3=2 is no count"),
+        ("ngram 2=2", "ngram 3=2", "line 3: ngram 3=2 is not a count"),
         ("\\2-grams:", "\\3-grams:", "line 11: .*2-grams: or .* should stand there, not '.*3-grams:'"),
         ("\\end\\\n", "", r"ends without \\end"),
         ("a b", "a \udcff", "line 13: the byte 0xff is not UTF-8"),
