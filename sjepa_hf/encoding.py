@@ -90,5 +90,6 @@ def weights_hash(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data if value.numel() else b"")
+        value = value.detach().cpu().contiguous().flatten()  # of no dimension, it has no bytes to view
+        digest.update(value.view(torch.uint8).numpy().data if value.numel() else b"")
     return digest.hexdigest()[:32]

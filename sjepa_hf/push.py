@@ -116,7 +116,7 @@ def listing(checkpoint: str | Path, repo_id: str) -> str:
 
 def open_repo(
     repo_id: str,
-    kind: str = "sjepa",
+    kind: str,
     *,
     private: bool | None = None,
     revision: str | None = None,

@@ -132,7 +132,7 @@ def prepare(argv: list[str] | None = None) -> ClassificationFineTuning:
         model=model,
         args=training,
         data_collator=ClassificationCollator(extractor, column, label2id),
-        train_dataset=train,
+        train_dataset=train.filled(),
         eval_dataset=by_length(list(evaluation.values())),
         compute_metrics=accuracy_and_f1,
         head_learning_rate=arguments.head_learning_rate,
@@ -150,8 +150,7 @@ def train(run: ClassificationFineTuning, heartbeat: Heartbeat | None = None) -> 
     scores, answers, labels = {}, [], []
     for name, clips in (run.evaluation | run.test).items():
         found = run.trainer.predict(by_length([clips]), metric_key_prefix="test")
-        count = len(found.label_ids)  # without those whose audio turned out to be bad
-        scores[name] = {"clips": count} | {key: found.metrics[f"test_{key}"] for key in ("accuracy", "macro_f1")}
+        scores[name] = {"clips": len(clips)} | {key: found.metrics[f"test_{key}"] for key in ("accuracy", "macro_f1")}
         if name in run.evaluation:
             answers += [model.config.id2label[i] for i in found.predictions.argmax(-1).tolist()]
             labels += [model.config.id2label[i] for i in found.label_ids.tolist()]

@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     if stop is not None:
         said = f"stopped at step {run.state.step} of {run.schedule.total_steps}: {stop.reason}."
         if stop.status == 1:
-            raise UserError(said)
+            raise UserError(said) from stop.error
         logger.error("%s", said[0].upper() + said[1:])
         if run.accelerator.is_main_process:
             (run.output_dir / INTERRUPTED).write_text(stop.reason + "\n")

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -105,6 +106,10 @@ def test_an_encoder_of_another_kind_is_published_with_what_a_later_run_takes(hub
     model = load_other("ada/hubert", open_config("ada/hubert"))
     final = load_file(tmp_path / "out" / "final" / PRETRAINING[1])
     assert final.keys() and all(model.state_dict()[name].equal(final[name]) for name in final)
+    shutil.rmtree(tmp_path / "out")
+    start_pretraining(clips, tmp_path, *start, recipe=recipe)  # into the same repo once more
+    with pytest.raises(SystemExit, match="holds a hubert model, not a sjepa model"):
+        start_pretraining(clips, tmp_path, "--hub_model_id", "ada/hubert", "--output_dir", str(tmp_path / "other"))
 
 
 def test_the_card_of_a_published_model_shows_code_that_runs(hub, clips, tmp_path):

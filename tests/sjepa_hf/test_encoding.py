@@ -53,3 +53,11 @@ def test_the_hash_is_of_the_weights():
     with torch.no_grad():
         model.encoder.layers[0].attention.k_proj.bias[0] += 1e-6
     assert weights_hash(model) != before
+
+
+def test_a_hash_takes_in_values_of_no_dimension():
+    """Batch norms count their batches in one."""
+    model = torch.nn.BatchNorm1d(2)
+    before = weights_hash(model)
+    model.num_batches_tracked += 1
+    assert weights_hash(model) != before

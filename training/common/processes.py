@@ -78,7 +78,9 @@ class Meeting:
 
     def reason(self) -> Stop:
         """Why the processes have left, the same in all. Each must ask."""
-        return next(stop for stop in gather_object([self.interruption.stop]) if stop is not None)
+        own = self.interruption.stop
+        agreed = next(stop for stop in gather_object([own]) if stop is not None)
+        return own if own == agreed else agreed
 
     def _exchange(self, numbers: tuple[float, ...]) -> list[float]:
         self.count += 1

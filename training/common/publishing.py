@@ -27,6 +27,7 @@ class Publisher:
 
     Args:
         repo_id: `owner/name` on the Hub, or a name of the user's own.
+        kind: `model_type` of what the run makes; a repo that holds another is refused.
         output_dir: of the run; checkpoints under way lie in a folder of it, as links, safe from `save_total_limit`.
         private: whether a new repo is hidden; None: as the account's settings say.
 
@@ -34,8 +35,8 @@ class Publisher:
         ValueError: if the repo cannot be written to, before hours are spent on what is to go there.
     """
 
-    def __init__(self, repo_id: str, output_dir: Path, private: bool | None = None):
-        self.repo_id = open_repo(repo_id, private=private)
+    def __init__(self, repo_id: str, kind: str, output_dir: Path, private: bool | None = None):
+        self.repo_id = open_repo(repo_id, kind, private=private)
         self._staging = Path(output_dir) / STAGING
         shutil.rmtree(self._staging, ignore_errors=True)  # of a run that was killed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from sjepa_hf.command import UserError, sentence
@@ -25,10 +25,15 @@ class Stop:
     Args:
         status (`int`): exit status of the process: 143 after SIGTERM, 130 after Ctrl-C, 1 after a fault.
         reason (`str`): one sentence, without its full stop.
+        error (`BaseException`, *optional*): the fault; it stays in the process where it was raised.
     """
 
     status: int
     reason: str
+    error: BaseException | None = field(default=None, compare=False)
+
+    def __reduce__(self):
+        return Stop, (self.status, self.reason)
 
 
 class Interrupted(BaseException):
@@ -83,14 +88,14 @@ class Interruption:
             if self.stop is not None:  # and dropped at the end of the wait
                 raise Interrupted
         except (UserError, ValueError, OSError, MemoryError) as error:
-            self.ask(1, str(sentence(error)).rstrip("."))
+            self.ask(1, str(sentence(error)).rstrip("."), error)
             raise Interrupted from error
         finally:
             self._waiting = outer and self.stop is None
 
-    def ask(self, status: int, reason: str) -> None:
+    def ask(self, status: int, reason: str, error: BaseException | None = None) -> None:
         """Stop before the next step, unless something else has asked before."""
-        self.stop = self.stop or Stop(status, reason)
+        self.stop = self.stop or Stop(status, reason, error)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from tqdm.auto import tqdm
 
 from sjepa_hf.frames import SAMPLING_RATE
 from training.common.naming import several
@@ -51,7 +52,7 @@ class LabelledClips(torch.utils.data.Dataset):
     Clips with their labels; audio is decoded when an item is asked for, and nothing is copied to disk.
 
     `clips[i]` is a dict of `input_values` `(num_samples,)` float32 at 16 kHz, and of the labels by name; or None for a
-    clip whose audio turns out to be unusable, which is logged and counted. `usable` takes such items out of a batch.
+    clip whose audio turns out to be unusable, which is logged and counted, once however often it is asked for.
 
     Attributes:
         labels (`dict[str, list[str]]`): every label of every clip, without decoding anything.
@@ -66,6 +67,7 @@ class LabelledClips(torch.utils.data.Dataset):
         self.labels = labels
         self.num_samples = [place.num_samples for place in places]
         self._monitor = BadAudioMonitor(max_bad_fraction)
+        self._met = torch.zeros(2, len(places), dtype=torch.bool)  # which clips were usable once, and which were not
 
     def __len__(self) -> int:
         return len(self.places)
@@ -85,11 +87,45 @@ class LabelledClips(torch.utils.data.Dataset):
         try:
             waveform = clip.read()
         except BadAudio as error:
-            self._monitor.update(0, [(clip.name, error.reason)])
-            self._monitor.check()
+            self._count(index, [(clip.name, error.reason)])
             return None
-        self._monitor.update(1, [])
+        self._count(index, [])
         return {"input_values": waveform} | {name: values[index] for name, values in self.labels.items()}
+
+    def _count(self, index: int, bad: list[tuple[str, str]]) -> None:
+        if not self._met[len(bad), index]:
+            self._met[len(bad), index] = True
+            self._monitor.update(1 - len(bad), bad)
+            if bad:
+                self._monitor.check()
+
+    @property
+    def num_bad(self) -> int:
+        """Clips that turned out to be unusable when they were asked for."""
+        return int(self._met[1].sum())
+
+    def filled(self) -> "FilledClips":
+        """The same clips for a `DataLoader`, whose batches must be full."""
+        return FilledClips(self.sources, self.places, self.labels, self._monitor.max_bad_fraction)
+
+    def readable(self) -> tuple["LabelledClips", list[int]]:
+        """
+        The clips that can be decoded, and the samples that each really has; all are read.
+
+        Raises:
+            BadAudioError: if too many of them, or all, cannot be decoded.
+        """
+        kept, lengths = [], []
+        for index in tqdm(range(len(self)), desc="reading", leave=False, disable=None):
+            example = self[index]
+            if example is not None:
+                kept.append(index)
+                lengths.append(len(example["input_values"]))
+        if not kept:
+            raise BadAudioError(f"None of {len(self)} clips can be decoded; the log names them.")
+        if len(kept) < len(self):
+            logger.warning("%d of %d clips cannot be decoded and are left out.", len(self) - len(kept), len(self))
+        return self.select(kept), lengths
 
     def select(self, indices: Sequence[int]) -> "LabelledClips":
         """The clips at `indices`, in their order."""
@@ -158,6 +194,27 @@ class LabelledClips(torch.utils.data.Dataset):
     @property
     def hours(self) -> float:
         return sum(self.num_samples) / SAMPLING_RATE / 3600
+
+
+class FilledClips(LabelledClips):
+    """
+    Clips of which each has an item: that of the next usable one, where it is unusable itself. Which clips are so is
+    counted over all workers of a loader.
+
+    Raises:
+        BadAudioError: (when asked for an item) if no clip is usable, or too many are not.
+    """
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._met.share_memory_()
+
+    def __getitem__(self, index: int) -> dict:
+        for number in range(index, index + len(self)):
+            example = super().__getitem__(number % len(self))
+            if example is not None:
+                return example
+        raise BadAudioError(f"None of {len(self)} clips can be decoded; the log names them.")
 
 
 def choose_column(
@@ -280,14 +337,6 @@ def _check_repeated(labelled: dict[tuple, tuple[str, ...]], place: tuple, name: 
     for label, old, new in zip(values, before, values.values()):
         if old != new:
             raise ValueError(f"{name} is listed twice, with {label} {several([old])} and {several([new])}.")
-
-
-def usable(examples: Sequence[dict | None]) -> list[dict]:
-    """The examples of a batch without the clips that could not be decoded. Raises BadAudioError if none is left."""
-    found = [example for example in examples if example is not None]
-    if not found:
-        raise BadAudioError("None of the clips of a batch could be decoded; the log names them.")
-    return found
 
 
 def pad_waveforms(extractor, waveforms: Sequence[np.ndarray]):

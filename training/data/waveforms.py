@@ -148,8 +148,9 @@ class _Recording:
         self._file = _open(source)
         self.rate, self.frames = self._file.samplerate, self._file.frames
         try:
-            if is_doubtful(self._file, source, size):
-                self.frames, self._forward = self._settled()
+            with _decoding():
+                if is_doubtful(self._file, source, size):
+                    self.frames, self._forward = self._settled()
         except BaseException:
             self.close()
             raise
@@ -186,7 +187,9 @@ class _Recording:
 
     def _from_front(self, start: int = 0) -> Iterator[np.ndarray]:
         """All blocks from `start` on, without seeking: of files whose end is not known, the decoders cannot."""
-        for part in parts(self._file.format, self._source):
+        with _decoding():
+            found = list(parts(self._file.format, self._source))
+        for part in found:
             with _open(part, _Forward) as file:
                 if file.samplerate != self.rate:
                     raise BadAudio("corrupt", f"parts of {self.rate} and of {file.samplerate} Hz")

@@ -7,7 +7,6 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from sjepa_hf.frames import frame_lengths
-from training.data.bad_audio import BadAudioError
 from training.data.labelled import LabelledClips
 from training.evaluation.encoders import Encoder
 
@@ -64,15 +63,8 @@ def readable_clips(clips: LabelledClips, max_clips: int | None, seed: int) -> tu
         BadAudioError: if too many of them, or all, cannot be decoded.
     """
     order = np.random.default_rng(seed).permutation(len(clips))[:max_clips]
-    kept, counts = [], []
-    for index in tqdm(sorted(order.tolist()), desc="reading", leave=False, disable=None):
-        example = clips[index]
-        if example is not None:
-            kept.append(index)
-            counts.append(frame_lengths(len(example["input_values"])))
-    if not kept:
-        raise BadAudioError("None of the clips could be decoded; the log names them.")
-    return clips.select(kept), np.array(counts)
+    kept, lengths = clips.select(sorted(order.tolist())).readable()
+    return kept, frame_lengths(np.array(lengths))
 
 
 def features_at(

@@ -7,7 +7,7 @@ from transformers import EvalPrediction, Wav2Vec2FeatureExtractor
 
 from training.common.learned import judge_classes
 from training.common.metrics import load_metric
-from training.data.labelled import LabelledClips, pad_waveforms, usable
+from training.data.labelled import LabelledClips, pad_waveforms
 
 
 def class_names(parts: Sequence[LabelledClips], column: str) -> list[str]:
@@ -34,8 +34,7 @@ class ClassificationCollator:
     def __init__(self, extractor: Wav2Vec2FeatureExtractor, column: str, label2id: dict[str, int]):
         self.extractor, self.column, self.label2id = extractor, column, label2id
 
-    def __call__(self, examples: list[dict | None]) -> dict[str, torch.Tensor]:
-        examples = usable(examples)
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         batch = pad_waveforms(self.extractor, [example["input_values"] for example in examples])
         return dict(batch) | {"labels": torch.tensor([self.label2id[example[self.column]] for example in examples])}
 

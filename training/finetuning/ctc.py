@@ -10,7 +10,7 @@ from transformers import EvalPrediction, Wav2Vec2CTCTokenizer, Wav2Vec2Processor
 from sjepa_hf.frames import length_mask
 from sjepa_hf.opening import open_pretrained
 from training.common.learned import judge_texts
-from training.data.labelled import LabelledClips, pad_waveforms, usable
+from training.data.labelled import LabelledClips, pad_waveforms
 from training.finetuning.text import TextNormalizer, build_tokenizer, needed_frames
 from training.finetuning.trainer import FineTuner
 from training.finetuning.transcribe import error_rates
@@ -76,8 +76,7 @@ class CtcCollator:
     def __init__(self, processor: Wav2Vec2Processor, column: str):
         self.processor, self.column = processor, column
 
-    def __call__(self, examples: list[dict | None]) -> dict[str, torch.Tensor]:
-        examples = usable(examples)
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         batch = pad_waveforms(self.processor.feature_extractor, [example["input_values"] for example in examples])
         texts = [example[self.column] for example in examples]
         labels = self.processor.tokenizer(texts).input_ids

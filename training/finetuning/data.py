@@ -26,7 +26,8 @@ def open_splits(
 ) -> tuple[LabelledClips, dict[str, LabelledClips], dict[str, LabelledClips]]:
     """
     Training clips, and clips for evaluation and for the final test by the name of their source. Those for scoring are
-    never left out for being long. `classes` as in `open_source`.
+    never left out for being long; they are all decoded once, and those that cannot be are left out. `classes` as in
+    `open_source`.
     """
 
     def opened(specs: Sequence[str], max_seconds: float) -> LabelledClips:
@@ -56,6 +57,8 @@ def open_splits(
     if arguments.train_hours is not None:
         train = drawn(train, arguments.train_hours)
     test = {spec: opened([spec], float("inf")) for spec in arguments.test_data or ()}
+    for part in (evaluation, test):
+        part |= {name: clips.readable()[0] for name, clips in part.items()}
     hours = {"train": train.hours} | {name: clips.hours for name, clips in (evaluation | test).items()}
     logger.info("Audio: %s.", ", ".join(f"{name} {audio_amount(value)}" for name, value in hours.items()))
     return train, evaluation, test
@@ -71,9 +74,8 @@ def drawn(clips: LabelledClips, hours: float, seed: int = 0) -> LabelledClips:
 
 def by_length(parts: Sequence[LabelledClips]) -> torch.utils.data.Dataset:
     """All parts one after another, each with its longest clips first: little padding, and memory runs out at once."""
-    return torch.utils.data.ConcatDataset(
-        [part.select(sorted(range(len(part)), key=part.num_samples.__getitem__, reverse=True)) for part in parts]
-    )
+    orders = [sorted(range(len(part)), key=part.num_samples.__getitem__, reverse=True) for part in parts]
+    return torch.utils.data.ConcatDataset([part.select(order).filled() for part, order in zip(parts, orders)])
 
 
 def read_sentences(text: str, column: str | None, normalizer: TextNormalizer) -> list[str]:

@@ -270,6 +270,9 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
                     "Stopped before the first step: nothing is lost."
                 )
                 sys.exit(interruption.stop.status)
+    clips = trainer.train_dataset
+    if clips.num_bad:
+        logger.warning("%d of %d training clips were replaced: they cannot be decoded.", clips.num_bad, len(clips))
     heartbeat.doing = "scoring the result"
     return trainer.accelerator.unwrap_model(trainer.model)
 

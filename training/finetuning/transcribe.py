@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from training.common.learned import cer
 from training.common.metrics import load_metric
 from training.data.labelled import LabelledClips, pad_waveforms
 from training.finetuning.beam_search import BeamSearchDecoder, greedy_decode
@@ -72,7 +73,7 @@ def error_rates(predictions: Sequence[str], references: Sequence[str]) -> dict[s
 def examples(rows: Sequence[dict], count: int) -> list[str]:
     """Lines with the worst transcripts of some clips and as many others, what was said above what was heard."""
     heard = "lm" if rows and "lm" in rows[0] else "greedy"
-    order = sorted(rows, key=lambda row: error_rates([row[heard]], [row["reference"]])["cer"], reverse=True)
+    order = sorted(rows, key=lambda row: cer([row[heard]], [row["reference"]]), reverse=True)
     worst, others = order[:count], order[count:]
     drawn = random.Random(0).sample(others, min(count, len(others)))
     lines = []

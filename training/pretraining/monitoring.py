@@ -67,9 +67,12 @@ def loss_sums(output: SJepaForPreTrainingOutput) -> dict[str, torch.Tensor | int
     return sums
 
 
-def collapse_warnings(metrics: dict, hidden_size: int) -> list[str]:
-    """Sentences about what has collapsed, or is about to: predictions, targets, features. Empty when all is well."""
-    found = []
+def collapse_warnings(metrics: dict, hidden_size: int, num_components: int) -> dict[str, str]:
+    """
+    Sentences about what has collapsed, or is about to, by the name of the figure: predictions, targets, features.
+    Empty when all is well.
+    """
+    found = {}
     for name, floor, said, remedy in (
         (
             "prediction_perplexity",
@@ -90,13 +93,14 @@ def collapse_warnings(metrics: dict, hidden_size: int) -> list[str]:
             "look at the audio, and at the mixture's weights (mixture_perplexity)",
         ),
     ):
+        floor = min(floor, num_components**0.5)  # where there are few: that of half the highest entropy
         if metrics.get(name, math.inf) < floor:
-            found.append(f"{said} ({name} {metrics[name]:.2f}, below {floor}): {remedy}")
+            found[name] = f"{said} ({name} {metrics[name]:.2f}, below {floor:.3g}): {remedy}"
     ranks = metrics.get("effective_ranks")
     floor = max(2.0, 0.01 * hidden_size)
     if ranks and min(ranks) < floor:
         worst = min(range(len(ranks)), key=ranks.__getitem__)
-        found.append(
+        found["effective_ranks"] = (
             f"the features of layer {worst} have an effective rank of {ranks[worst]:.1f} out of {hidden_size}, below"
             f" {floor:.1f}: the encoder is collapsing onto a few directions"
         )
@@ -126,6 +130,7 @@ class Monitor:
         self._sums: dict[str, torch.Tensor | float] = {}
         self._since, self._seconds_then = time.monotonic(), None
         self._watch = ClipMeanWatch(run.arguments.run)
+        self._next_warning: dict[tuple[int, str], int] = {}  # step, by phase and figure
 
     def count_step(self, losses: list[dict], norm: torch.Tensor, broken: torch.Tensor) -> None:
         """
@@ -235,10 +240,19 @@ class Monitor:
         ]
         parts = [text.format(metrics[name]) for name, text in shown if name in metrics]
         self.bar.set_postfix_str(", ".join([*parts, f"{100 * metrics['padded_share']:.1f} % padding"]))
-        for sentence in collapse_warnings(metrics, self._run.model.config.hidden_size):
-            logger.warning("COLLAPSE at step %d: %s.", metrics["step"], sentence)
+        self._warn_of_collapse(metrics)
         if sentence := self._watch.observe(metrics):
             logger.warning("Step %d: %s.", metrics["step"], sentence)
+
+    def _warn_of_collapse(self, metrics: dict) -> None:
+        """Each figure is told of at once, then only after twice the steps, in each phase anew."""
+        step, model = metrics["step"], self._run.model
+        found = collapse_warnings(metrics, model.config.hidden_size, model.mixture.num_components)
+        for figure, sentence in found.items():
+            key = (metrics["phase"], figure)
+            if step >= self._next_warning.get(key, 0):
+                self._next_warning[key] = 2 * step
+                logger.warning("COLLAPSE at step %d: %s.", step, sentence)
 
 
 def resident_gib() -> float:

@@ -9,6 +9,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from filelock import FileLock
 
 from sjepa_hf.float32 import widest_float
+from sjepa_hf.opening import open_config
 from training.common.device import choose_precision
 from training.common.memory import keep_freed_memory
 from training.common.processes import COLLECTIVE_TIMEOUT, Meeting, end_group
@@ -77,14 +78,16 @@ class Run:
         self.lock = FileLock(self.output_dir / ".lock")
         if self.accelerator.is_main_process:
             resuming.claim(self.output_dir, self.lock, run.resume_from_checkpoint is not None, run.dry_run)
-        self.publisher = None
-        if run.push_to_hub and self.accelerator.is_main_process and not run.dry_run:
-            repo_id = run.hub_model_id or self.output_dir.resolve().name
-            self.publisher = Publisher(repo_id, self.output_dir, run.hub_private_repo)
         self.interruption = Interruption()
         self.meeting = Meeting(self.accelerator, self.interruption)
         self.schedule = Schedule(arguments)
         self.resumed, self.state = resuming.begin(arguments, self.accelerator, self.lock)
+        self.publisher = None
+        if run.push_to_hub and self.accelerator.is_main_process and not run.dry_run:
+            repo_id = run.hub_model_id or self.output_dir.resolve().name
+            begun_with = self.resumed or arguments.model.initial_checkpoint
+            kind = open_config(begun_with).model_type if begun_with else "sjepa"
+            self.publisher = Publisher(repo_id, kind, self.output_dir, run.hub_private_repo)
         set_seed(run.seed)
         self.model = build_model(arguments, self.resumed, self.accelerator)
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, run))

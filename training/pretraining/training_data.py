@@ -211,7 +211,7 @@ class TrainingData:
         try:
             self.bad_audio.check()
         except BadAudioError as error:
-            self.meeting.interruption.ask(1, str(error).rstrip("."))
+            self.meeting.interruption.ask(1, str(error).rstrip("."), error)
 
     @property
     def padded_share(self) -> float:

@@ -1,11 +1,12 @@
 import os
+import pickle
 import signal
 import sys
 import time
 
 import pytest
 
-from training.common.signals import Interrupted, Interruption
+from training.common.signals import Interrupted, Interruption, Stop
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 0)])
@@ -27,6 +28,11 @@ def test_a_second_interrupt_ends_the_run_at_once():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_reason_to_stop_travels_between_processes_without_its_error():
+    stop = Stop(1, "no clip", ValueError(lambda: None))  # which cannot travel
+    assert pickle.loads(pickle.dumps(stop)) == stop
 
 
 class Signalling:

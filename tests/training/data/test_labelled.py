@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import soundfile
 from datasets import Audio, ClassLabel, Dataset, Features
+from torch.utils.data import DataLoader
 
 from training.data.bad_audio import BadAudioError
-from training.data.labelled import open_labelled, usable
+from training.data.labelled import open_labelled
 
 
 def tone(seconds: float, pitch: float = 200.0) -> np.ndarray:
@@ -115,11 +116,28 @@ def test_bad_clips_are_left_out_and_named(folder, caplog):
 
 def test_audio_that_breaks_only_when_decoded(folder, caplog):
     soundfile.write(folder / "5.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
-    clips = open_labelled([str(folder)], ["text"])
-    batch = usable([clips[i] for i in (4, 5, 6)])
-    assert [example["text"] for example in batch] == ["clip 4", "clip 6"] and "5.wav: non_finite" in caplog.text
-    with pytest.raises(BadAudioError, match="None of the clips"):
-        usable([clips[5]])
+    clips = open_labelled([str(folder)], ["text"], max_seconds=2)
+    assert clips[4] is None and "5.wav: non_finite" in caplog.text
+    kept, lengths = clips.readable()
+    assert kept.labels["text"] == [f"clip {i}" for i in (0, 1, 2, 4, 6, 7, 8, 9)] and lengths == kept.num_samples
+    for workers in (0, 2):
+        filled = clips.filled()
+        loader = DataLoader(filled, 1, collate_fn=lambda examples: examples[0]["text"], num_workers=workers)
+        for _ in range(12):  # more clips, and more bad ones, than would end a run that counted each time
+            assert list(loader) == [f"clip {i}" for i in (0, 1, 2, 4, 6, 6, 7, 8, 9)]
+        assert filled.num_bad == 1
+    with pytest.raises(BadAudioError, match="None of 1 clips can be decoded"):
+        clips.select([4]).filled()[0]
+
+
+def test_a_source_that_goes_away_ends_the_reading(folder):
+    rows = [{"audio_filepath": f"{i % 3}.wav", "offset": i / 1000, "duration": 0.2} for i in range(60)]
+    (folder / "pieces.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    clips = open_labelled([str(folder / "pieces.jsonl")], []).filled()
+    assert all(clips[i] for i in range(60))
+    (folder / "0.wav").unlink()
+    with pytest.raises(BadAudioError, match="more than max_bad_fraction"):
+        [clips[i] for i in range(60)]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from encoded_audio import chained_ogg, encoded, piped_flac, piped_mp3, piped_wav, reason, wander
 
+import training.data.unsized
 import training.data.waveforms
 from training.data.waveforms import audio_length, read_audio
 
@@ -53,6 +54,25 @@ def test_nothing_of_a_file_without_a_length_is_lost(tmp_path, content):
         start = int(np.random.default_rng(5).integers(len(whole) - 16000 + 1))
         crop = read_audio(source, max_seconds=1.0, rng=np.random.default_rng(5))
         np.testing.assert_allclose(crop, whole[start : start + 16000], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["wav", "mp3", "ogg"])
+def test_a_file_that_fails_while_its_length_is_looked_for_is_bad_audio(tmp_path, monkeypatch, kind):
+    samples, path = wander(2.0), tmp_path / f"clip.{kind}"
+    contents = {"wav": lambda: piped_wav(samples, 0), "mp3": lambda: piped_mp3(samples)}
+    path.write_bytes(contents.get(kind, lambda: chained_ogg(samples, samples))())
+
+    def fail(*_):
+        raise OSError("Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.data.unsized, "_content", fail)
+        patched.setattr(training.data.unsized, "_piece", fail)
+        assert reason(path) == "corrupt"
+    audio_length(path)
+    monkeypatch.setattr(training.data.waveforms, "is_doubtful", lambda *_: True)
+    monkeypatch.setattr(training.data.unsized, "_content", fail)  # once its length is known
+    assert reason(path) == "corrupt"
 
 
 def test_a_wav_file_that_holds_nothing_but_a_title_is_empty():

@@ -4,9 +4,11 @@ import signal
 import weakref
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import soundfile
 import torch
-from finetuning_runs import SHORT, At, prepare
+from finetuning_runs import SHORT, At, prepare, run, write_clips
 from transformers import (
     AutoModelForAudioClassification,
     AutoModelForCTC,
@@ -16,6 +18,7 @@ from transformers import (
 
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.opening import open_model
+from sjepa_hf.scores import read_scores
 from training import finetune_classification, finetune_ctc
 
 
@@ -100,6 +103,20 @@ def test_checkpoints_with_adapters_hold_the_merged_model_and_go_on(checkpoint, m
         open_model(AutoModelForCTC, folder)
     finetune_ctc.train(prepare(finetune_ctc, checkpoint, mine, tmp_path, *options, "--resume_from_checkpoint", "true"))
     assert json.loads((tmp_path / "final" / "results.json").read_text())["steps"] == 4
+
+
+def test_no_clip_alone_in_its_batch_ends_a_run(checkpoint, tmp_path, texts, caplog):
+    train, dev = (write_clips(tmp_path / name, texts[:3], "label", "ABA".__getitem__) for name in ("train", "dev"))
+    for folder in (train, dev):
+        soundfile.write(folder / "2.wav", np.zeros(12000), 16000)
+    ones = [f"--per_device_{part}_batch_size" for part in ("train", "eval")]
+    options = ("--eval_data", str(dev), "--test_data", str(dev), ones[0], "1", ones[1], "1", "--max_steps", "4")
+    for script, column in ((finetune_ctc, "--text_column"), (finetune_classification, "--label_column")):
+        _, final = run(script, checkpoint, train, tmp_path / column, *options, column, "label")
+        assert {score.clips for score in read_scores(final / "results.json")} == {2}
+        assert "1 of 3 clips cannot be decoded and are left out" in caplog.text
+        assert "1 of 3 training clips were replaced" in caplog.text
+        caplog.clear()
 
 
 def test_batches_that_shared_memory_cannot_hold_are_refused(checkpoint, mine, tmp_path, monkeypatch):

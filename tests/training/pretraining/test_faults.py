@@ -21,7 +21,7 @@ from pretraining_runs import (
 )
 
 from sjepa_hf import DiagonalGaussianMixture
-from sjepa_hf.command import UserError
+from sjepa_hf.command import TRACEBACK, UserError
 from training import pretrain
 from training.pretraining import phases
 from training.pretraining.checkpoint_layout import damage, load_loop_state
@@ -67,6 +67,14 @@ def test_broken_gradients_in_a_row_end_the_run(command, tmp_path, monkeypatch, c
     with pytest.raises(SystemExit, match="error: stopped at step 9 of 24: 3 steps in a row had a NaN or infinite"):
         in_one_thread(command("--num_workers", "0", "--max_skipped_steps", "3", "--logging_steps", "1"))
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out" / "checkpoint-9").values())
+
+
+def test_the_traceback_shows_the_way_to_a_fault_in_a_wait(command, monkeypatch):
+    monkeypatch.setenv(TRACEBACK, "1")
+    monkeypatch.setattr(Reading, "next", lambda self: json.loads("{"))
+    with pytest.raises(UserError, match="stopped at step 0 of 24: Expecting") as caught:
+        in_one_thread(command("--num_workers", "0"))
+    assert isinstance(caught.value.__cause__, json.JSONDecodeError)
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(command, tmp_path, monkeypatch, caplog):

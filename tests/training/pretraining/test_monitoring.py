@@ -40,8 +40,24 @@ def test_collapse_is_said_aloud_and_health_is_not():
         "prediction_perplexity": 50.0, "mixture_perplexity": 80.0, "target_perplexity": 40.0,
         "effective_ranks": [100.0, 90.0],
     }  # fmt: skip
-    assert collapse_warnings(healthy, 256) == []
-    assert "layer 1" in collapse_warnings(healthy | {"effective_ranks": [100.0, 1.5]}, 256)[0]
+    assert collapse_warnings(healthy, 256, 100) == {}
+    assert "layer 1" in collapse_warnings(healthy | {"effective_ranks": [100.0, 1.5]}, 256, 100)["effective_ranks"]
+
+
+def test_few_components_cannot_be_in_wide_use():
+    names = ("prediction_perplexity", "mixture_perplexity", "target_perplexity")
+    for components in (1, 2, 3, 8):
+        assert collapse_warnings(dict.fromkeys(names, float(components)), 256, components) == {}
+    assert collapse_warnings(dict.fromkeys(names, 1.05), 256, 2).keys() == set(names)
+
+
+def test_a_collapse_is_told_now_and_then(run, caplog):
+    monitor = Monitor(run)
+    line = {"hours_seen": 0.1, "padded_share": 0.0, "mixture_perplexity": 1.0}
+    for step in range(10, 101, 10):
+        monitor.write(line | {"step": step, "phase": 1 + (step > 60)})
+    told = [record.args[0] for record in caplog.records if "COLLAPSE" in record.msg]
+    assert told == [10, 20, 40, 70]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +71,7 @@ def test_collapse_is_said_aloud_and_health_is_not():
 )
 def test_a_warning_quotes_the_figure_that_triggered_it(changed, sentence):
     healthy = {"prediction_perplexity": 50.0, "mixture_perplexity": 80.0, "target_perplexity": 40.0}
-    (found,) = collapse_warnings(healthy | changed, 256)
+    (found,) = collapse_warnings(healthy | changed, 256, 100).values()
     assert sentence in found and "80.00" not in found
 
 
@@ -67,7 +83,7 @@ def run(tmp_path):
         schedule=SimpleNamespace(total_steps=10),
         arguments=SimpleNamespace(run=RunArguments(phase1_steps=10, phase2_steps=0, phase1_warmup_steps=0)),
         state=SimpleNamespace(step=0),
-        model=SimpleNamespace(config=SimpleNamespace(hidden_size=64)),
+        model=SimpleNamespace(config=SimpleNamespace(hidden_size=64), mixture=DiagonalGaussianMixture(8, 2)),
     )
 
 
