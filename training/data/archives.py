@@ -352,9 +352,13 @@ def _parse(block: bytes) -> _Header | None:
 
 
 def _number(field: bytes) -> int:
+    """A number of a header: bytes, or octal digits among spaces and zeros. Raises ValueError for anything else."""
     if field[0] & 128:
         return int.from_bytes(field[1:], "big")
-    return int(field.strip(b" \0") or b"0", 8)
+    digits = field.strip(b" \0")
+    if digits.strip(b"01234567"):  # `int` would take signs, underscores and prefixes too
+        raise ValueError("no octal number")
+    return int(digits or b"0", 8)
 
 
 def _attributes(content: bytes) -> dict[str, str]:
