@@ -343,7 +343,8 @@ class RunArguments:
             self,
             at_least_1="gradient_accumulation_steps max_skipped_steps logging_steps save_steps",
             positive="phase1_learning_rate phase2_learning_rate max_grad_norm",
-            not_negative="seed phase1_steps phase2_steps phase1_warmup_steps phase2_warmup_steps phase1_decay_steps"
+            seed="seed",
+            not_negative="phase1_steps phase2_steps phase1_warmup_steps phase2_warmup_steps phase1_decay_steps"
             " phase2_decay_steps weight_decay save_total_limit",
             share="masked_only_after phase1_final_factor phase2_final_factor adam_beta1 adam_beta2",
         )
@@ -424,13 +425,12 @@ class Arguments:
                     " predictor (predictor_...) can be set."
                 )
             chosen |= {name: getattr(encoder, name) for name in SIZES}
+        targets = self.targets
+        components, size = targets.phase2_components, targets.target_dims
         if self.run.phase1_steps > 0:
-            size = num_features(self.targets.phase1_features)
-            chosen |= {"num_mixture_components": self.targets.phase1_components, "mixture_feature_size": size}
-        else:
-            size = self.targets.target_dims
-            chosen |= {"num_mixture_components": self.targets.phase2_components, "mixture_feature_size": size}
-        chosen["mixture_transitions"] = self.targets.target_transitions
+            components, size = targets.phase1_components, num_features(targets.phase1_features)
+        chosen |= {"num_mixture_components": components, "mixture_feature_size": size}
+        chosen["mixture_transitions"] = targets.target_transitions
         if unknown := sorted(chosen.keys() - {f.name for f in fields(SJepaConfig)} - SJepaConfig().to_dict().keys()):
             raise ValueError(f"`model_config` holds unknown fields: {', '.join(unknown)}.")
         try:

@@ -83,6 +83,7 @@ def test_every_field_is_documented():
         ("{}", ["--mixture_decay", "nan"], "`mixture_decay` must lie between 0 and 1, got nan"),
         ("hub_strategy: every_save", [], "`hub_strategy` has no effect without `push_to_hub`: set that to true"),
         ("{}", ["--hub_model_id", "a/b"], "`hub_model_id` has no effect without `push_to_hub`"),
+        ("{}", ["--seed", "4294967296"], "`seed` must lie between 0 and 2147483647"),
         ("{}", ["--save_steps", "0"], "`save_steps` must be at least 1, got 0"),
         ("{}", ["--save_total_limit", "-1"], "`save_total_limit` must be at least 0, got -1"),
         ("{}", ["--max_grad_norm", "0"], "`max_grad_norm` must be above 0"),
