@@ -319,7 +319,8 @@ def _next_header(blocks: _Blocks) -> _Header | None:
             more |= _attributes(content)
     size = more.get("size", "")
     kind = b"S" if "GNU.sparse" in more else header.kind
-    return _Header(more.get("path", header.name), kind, int(size) if size.isdecimal() else header.size)
+    is_size = size.isdecimal() and len(size) < 20  # of 4,300 digits `int` makes an error
+    return _Header(more.get("path", header.name), kind, int(size) if is_size else header.size)
 
 
 def _next_member(blocks: _Blocks, header: _Header, is_wanted: bool) -> _Member | None:
