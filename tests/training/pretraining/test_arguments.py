@@ -94,6 +94,7 @@ def test_every_field_is_documented():
         ("{target_dims: 8, reseed_on_layer_switch: false}", [], "principal components of its own"),
         ("{}", ["--model_config", '{"hidden_sise": 256}'], "`model_config` holds unknown fields: hidden_sise"),
         ("{}", ["--model_config", '{"hidden_size": 100}'], "`model_config`: .*must be a multiple of"),
+        ("{}", ["--model_config", '{"conv_stride": [5, 2, 2, 2, 2, 2, 1]}'], "makes frames of 400 samples every 160 "),
         ("{}", ["--model_config", "5"], "`model_config` is 5"),
         ("model_config:", [], "`model_config` in the recipe .* must hold fields of SJepaConfig"),
         ("- phase1_steps", [], "holds no fields"),
