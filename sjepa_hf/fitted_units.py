@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from .encoding import check_layers, hidden_layers, open_audio_encoder, weights_hash
 from .float32 import at_least_float32
-from .frames import SAMPLING_RATE
+from .frames import SAMPLING_RATE, check_frames
 from .kmeans import kmeans, nearest
 from .mixture import DiagonalGaussianMixture
 from .opening import open_feature_extractor, why
@@ -43,6 +43,7 @@ class FittedUnits:
     """
 
     def __init__(self, encoder: PreTrainedModel, extractor, mixture: DiagonalGaussianMixture, description: dict):
+        check_frames(encoder.config, "The encoder")
         self.encoder, self.extractor, self.mixture, self.description = encoder, extractor, mixture, description
 
     @property

@@ -5,7 +5,8 @@ They follow from the convolutions of the published configuration (`SJepaConfig.r
 them from its configuration instead.
 """
 
-from typing import TypeVar
+import math
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,21 @@ def frame_lengths(lengths: Lengths) -> Lengths:
 def frame_centres(count: int) -> np.ndarray:
     """Seconds from a clip's start to the centre of each of its first `count` frames, `(count,)` in float64."""
     return (np.arange(count) * HOP + WINDOW / 2) / SAMPLING_RATE
+
+
+def check_frames(config: Any, name: str) -> None:
+    """
+    Raise a ValueError for an encoder with other frames, by its `conv_kernel` and `conv_stride`: targets and the times
+    of units would not be those of its frames.
+    """
+    window, hop = 1, math.prod(config.conv_stride)
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        window = (window - 1) * stride + kernel
+    if (window, hop) != (WINDOW, HOP):
+        raise ValueError(
+            f"{name} makes frames of {window} samples every {hop} (`conv_kernel`, `conv_stride`), but targets and"
+            f" units are made for {WINDOW} every {HOP}: take an encoder with such frames."
+        )
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:

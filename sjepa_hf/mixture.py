@@ -358,7 +358,9 @@ class DiagonalGaussianMixture(Float32Buffers):
             )
         device = self.means.device
         exact = widest_float(features.device)
-        variance = torch.cat([columns.to(exact).var(dim=0) for columns in features.split(64, dim=1)]).to(device)
+        correction = min(len(features) - 1, 1)  # of a single frame the variance is 0
+        columns = (some.to(exact).var(dim=0, correction=correction) for some in features.split(64, dim=1))
+        variance = torch.cat(list(columns)).to(device)
         self.variance_floor.copy_((relative_variance_floor * variance).clamp_min(1e-6))
         centroids = kmeans(features, self.num_components, num_passes, chunk_size, generator, progress, device)
         self.weights.fill_(1.0 / self.num_components)

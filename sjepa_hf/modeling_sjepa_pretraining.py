@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_sjepa import SJepaConfig
 from .float32 import at_least_float32
 from .frame_features import FRAME_FEATURES
-from .frames import nothing_padded, real_samples
+from .frames import check_frames, nothing_padded, real_samples
 from .layer_features import SJepaWhitening, read_layers
 from .mixture import DiagonalGaussianMixture
 from .modeling_sjepa import (
@@ -278,11 +278,13 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
                 `"prediction"`: of the cluster head over the encoder, nothing being hidden.
 
         Raises:
-            ValueError: if the configuration does not say what the mixture is over, or for another `source`.
+            ValueError: if the configuration does not say what the mixture is over, for another `source`, and for an
+                encoder whose frames are not of 400 samples every 320.
         """
         config = self.config
         if source not in SOURCES:
             raise ValueError(f"`source` is {source!r}; choose one of {', '.join(SOURCES)}.")
+        check_frames(config, "The encoder")
         check_input(config, input_values, attention_mask)
         if source == "prediction":
             return at_least_float32(self(input_values, attention_mask).logits).softmax(-1)

@@ -39,7 +39,7 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     step, phases = ratio.numerator, ratio.denominator  # every `step` samples become `phases`
     piece, margin = -(-PIECE // step) * step, -(-MARGIN // step) * step
     found = []
-    for start in range(0, len(samples), piece):
+    for start in range(0, max(len(samples), 1), piece):
         before = min(start, margin)
         part = _resampled(samples[start - before : start + piece + margin], step, phases)
         found.append(part[before // step * phases :][: piece // step * phases])

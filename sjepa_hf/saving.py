@@ -57,10 +57,15 @@ def written_aside(directory: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    if os.path.lexists(directory):
-        remove(previous)
-        os.replace(directory, previous)
-    os.replace(aside, directory)
+    try:
+        if os.path.lexists(directory):
+            remove(previous)
+            os.replace(directory, previous)
+        os.replace(aside, directory)
+    except BaseException:
+        if not os.path.lexists(directory) and os.path.lexists(previous):
+            os.replace(previous, directory)
+        raise
     with suppress(OSError):
         remove(previous)
 

@@ -97,7 +97,7 @@ class AnalysisArguments:
                 "`only` has 'hidden', which needs phones in time: give data with the columns phones and phone_ends,"
                 " and --phones."
             )
-        check_ranges(self, at_least_1="max_clips rank_frames")
+        check_ranges(self, at_least_1="max_clips rank_frames", seed="seed")
 
 
 class Utterance(NamedTuple):

@@ -47,7 +47,7 @@ class FitArguments:
     seed: int = field(default=0, metadata={"help": "Seed of clips and clusters."})
 
     def __post_init__(self):
-        check_ranges(self, at_least_2="components frames", positive="max_seconds")
+        check_ranges(self, at_least_2="components frames", a_frame="max_seconds", seed="seed")
 
 
 def waveforms(arguments: FitArguments) -> Iterator[np.ndarray]:

@@ -95,7 +95,7 @@ class ProbeArguments:
             raise ValueError("There is nothing to probe for: name `utterance_labels`, or set `phones`.")
         if self.layers != ["all"] and not all(layer.isdigit() for layer in self.layers):
             raise ValueError(f"`layers` must be 'all' or numbers from 0, got {' '.join(self.layers)}.")
-        check_ranges(self, at_least_1="utterance_splits phone_splits max_clips max_frames")
+        check_ranges(self, at_least_1="utterance_splits phone_splits max_clips max_frames", seed="seed")
 
     @property
     def layer_numbers(self) -> list[int] | None:

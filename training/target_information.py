@@ -42,6 +42,7 @@ from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import json_text
 from training.common.command_line import parse_dataclasses
 from training.common.progress import Heartbeat
+from training.common.ranges import check_ranges
 from training.data.batches import to_device
 from training.data.labelled import LabelledClips, open_labelled
 from training.evaluation.phone_information import Information, JointCounts, number_phones, of_other_clips
@@ -76,9 +77,7 @@ class InformationArguments:
     seed: int = field(default=0, metadata={"help": "Seed of clips, frames and fits."})
 
     def __post_init__(self):
-        for name in ("components", "frames", "em_iterations"):
-            if np.min(getattr(self, name)) < 2:
-                raise ValueError(f"`{name}` must be at least 2, got {getattr(self, name)}.")
+        check_ranges(self, at_least_2="components frames em_iterations", seed="seed")
 
 
 def batch_of(samples: np.ndarray, draw: int) -> dict:

@@ -83,7 +83,7 @@ class QualityArguments:
     seed: int = field(default=0, metadata={"help": "Seed of clips, clusters, noise and splits."})
 
     def __post_init__(self):
-        check_ranges(self, at_least_2="components frames", at_least_1="max_clips")
+        check_ranges(self, at_least_2="components frames", at_least_1="max_clips", seed="seed")
 
 
 def clustered(name: str, layer: int, components: int, clips: LabelledClips, arguments: QualityArguments) -> Units:

@@ -99,7 +99,8 @@ class UnitArguments:
     def __post_init__(self):
         check_ranges(
             self,
-            positive="batch_seconds max_seconds",
+            positive="batch_seconds",
+            a_frame="max_seconds",
             at_least_1="clips_per_shard threads",
             not_negative="top_k",
             share="max_bad_fraction",

@@ -70,5 +70,10 @@ def test_what_cannot_be_fitted_or_opened_gets_a_sentence(checkpoint, clips, tmp_
         FittedUnits.fit(checkpoint, clips, layers=[9])
     with pytest.raises(ValueError, match="`method` is 'gmm'; choose one of kmeans, mixture"):
         FittedUnits.fit(checkpoint, clips, layers=[1], method="gmm")
+    hubert = HubertModel(HubertConfig(**SMALL, conv_stride=(5, 2, 2, 2, 2, 2, 1)))
+    with pytest.raises(
+        ValueError, match="makes frames of .* samples every 160 .* made for 400 every 320: take an enc"
+    ):
+        FittedUnits.fit(save(hubert, tmp_path / "other"), clips, layers=[1])
     with pytest.raises(ValueError, match="holds no fitted units that open"):
         FittedUnits.from_pretrained(tmp_path)

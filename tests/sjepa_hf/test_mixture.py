@@ -291,6 +291,12 @@ def test_digital_silence_does_not_swallow_its_neighbours():
     torch.testing.assert_close(mixture.log_prob(features).double(), wanted.logsumexp(-1), atol=1e-2, rtol=0)
 
 
+def test_a_single_frame_is_fitted_too():
+    mixture = DiagonalGaussianMixture(1, 4)
+    assert all(map(math.isfinite, mixture.fit(torch.randn(1, 4))))
+    assert all(buffer.isfinite().all() for buffer in mixture.buffers())
+
+
 def test_fit_says_what_is_wrong():
     mixture = DiagonalGaussianMixture(5, 4)
     with pytest.raises(ValueError, match="Cannot fit 5 components to 3 frames"):

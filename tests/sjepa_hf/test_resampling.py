@@ -38,7 +38,7 @@ def test_what_16_khz_cannot_hold_is_filtered_out():
 
 
 def test_lengths_and_what_stays_as_it_is():
-    for rate, length in [(8000, 1), (44100, 44100), (48000, 10), (11025, 11026)]:
+    for rate, length in [(8000, 0), (8000, 1), (44100, 44100), (48000, 10), (11025, 11026)]:
         assert len(resample(np.ones(length, np.float32), rate)) == -(-length * 16000 // rate)
     samples = np.ones(100, np.float32)
     assert resample(samples, 16000) is samples

@@ -31,6 +31,22 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_name_that_cannot_be_given_leaves_what_was_there(tmp_path, monkeypatch):
+    target, replace = tmp_path / "model", os.replace
+    with written_aside(target) as aside:
+        (aside / "a.txt").write_text("one")
+
+    def fail(source, destination):
+        if str(source).endswith(".incomplete"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(destination))
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(PermissionError), written_aside(target) as aside:
+        (aside / "a.txt").write_text("two")
+    assert (target / "a.txt").read_text() == "one" and not (tmp_path / "model.previous").exists()
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

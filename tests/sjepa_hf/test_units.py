@@ -123,6 +123,12 @@ def test_what_cannot_be_gets_a_sentence(make_config):
     model.describe_mixture("mfcc")
     with pytest.raises(ValueError, match="'mfcc', which has 39 values a frame, but the mixture is over 48"):
         model.units(waveforms)
+    for features, source in (("mfcc", "mixture"), (None, "prediction")):
+        other = make_config(conv_stride=(5, 2, 2, 2, 2, 2, 1), mixture_feature_size=39, mixture_features=features)
+        with pytest.raises(
+            ValueError, match="makes frames of 400 samples every 160 .* units are made for 400 every 320"
+        ):
+            SJepaForPreTraining(other).units(waveforms, source=source)
     assert set(MIXTURE_FEATURES) == {*FRAME_FEATURES, "encoder"}
     wrong = {"mixture_features": "mel"}, {"mixture_features": "encoder"}, {"mixture_layers": [1]}
     wrong += ({"mixture_features": "encoder", "mixture_layers": [4]},)

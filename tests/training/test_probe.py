@@ -90,6 +90,7 @@ def test_checkpoints_of_one_shape_share_the_untrained_encoder(two_voices, checkp
         (["--utterance_labels", "voice", "--layers", "last"], "`layers` must be 'all' or numbers"),
         (["--utterance_labels", "voice", "--layers", "2", "9", "--no_baselines"], "`layers` has 9, but .* 0 to 3"),
         (["--utterance_labels", "voice", "--split_by", "house"], "no column 'house'"),
+        (["--utterance_labels", "voice", "--seed", "-1"], "`seed` must lie between 0 and"),
         (["--utterance_labels", "voice", "--phone_splits", "0"], "`phone_splits` must be at least 1"),
     ],
 )

@@ -84,6 +84,7 @@ def test_what_cannot_be_gets_a_sentence(command, clustered, corpus_folder, tmp_p
         (("--clusters", "prediction"), 'made with `clusters` "mixture", now it is "prediction"'),
         (("--features", "1"), "made with `what`|its weights differ"),
         (("--features", "9"), "`layers` has 9, but the encoder has layers 0 to 3"),
+        (("--max_seconds", "0.005"), r"`max_seconds` must be at least 0.025 \(one frame\), got 0.005"),
         (("--format", "npy"), "units are written as parquet, jsonl, text"),
         (("--features", "1", "--dtype", "bfloat16"), "parquet does not know: take --format safetensors"),
         (("--pooled", "true"), "`pooled` is of features: name layers with --features, or leave it out"),

@@ -4,12 +4,17 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable
 
+from sjepa_hf.frames import SAMPLING_RATE, WINDOW
 
+
+A_FRAME = WINDOW / SAMPLING_RATE  # seconds
 RULES = {
     "at_least_1": (lambda value: value >= 1, "must be at least 1"),
     "at_least_2": (lambda value: value >= 2, "must be at least 2"),
     "positive": (lambda value: value > 0, "must be above 0"),
     "not_negative": (lambda value: value >= 0, "must be at least 0"),
+    "a_frame": (lambda value: value >= A_FRAME, f"must be at least {A_FRAME} (one frame)"),
+    "seed": (lambda value: 0 <= value < 2**31, "must lie between 0 and 2147483647"),  # each process adds its number
     "share": (lambda value: 0 <= value <= 1, "must lie between 0 and 1"),
 }
 

@@ -222,5 +222,10 @@ def in_whole_pieces(extract: Extract, waveform: np.ndarray, max_seconds: float) 
         last = min(first + size, total)
         begin, end = max(0, first - CONTEXT), min(total, last + CONTEXT)
         found = extract([waveform[begin * HOP : (end - 1) * HOP + WINDOW]])[0]
+        if any(len(value) != end - begin for value in found.values()):
+            raise ValueError(
+                f"The encoder does not make a frame of {WINDOW} samples every {HOP}, and clips longer than"
+                f" `max_seconds` ({max_seconds:g}) cannot be read in pieces: raise it to the longest clip's."
+            )
         parts.append({name: value[first - begin : last - begin] for name, value in found.items()})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -35,12 +35,13 @@ class OutputFolder:
         self.directory, self.settings = Path(directory), json.loads(json.dumps(settings))
         self.progress = self.directory / PROGRESS
         record = self.directory / RECORD
-        if record.is_file():
-            self._check(record)
-        elif self.directory.is_dir() and any(path.name != PROGRESS for path in _visible(self.directory)):
-            raise ValueError(f"{directory} is there already and holds something else: name a new folder.")
-        elif self.directory.exists() and not self.directory.is_dir():
+        if self.directory.exists() and not self.directory.is_dir():
             raise ValueError(f"{directory} is a file: name a folder that is not there.")
+        there = {path.name for path in _visible(self.directory)} if self.directory.is_dir() else set()
+        if record.is_file():  # looked for last: another process may just have written it
+            self._check(record)
+        elif there - {PROGRESS}:
+            raise ValueError(f"{directory} is there already and holds something else: name a new folder.")
         self.progress.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.progress / f"process-{process_index}.lock")
         try:

@@ -319,7 +319,8 @@ def _next_header(blocks: _Blocks) -> _Header | None:
             more |= _attributes(content)
     size = more.get("size", "")
     kind = b"S" if "GNU.sparse" in more else header.kind
-    return _Header(more.get("path", header.name), kind, int(size) if size.isdecimal() else header.size)
+    is_size = size.isdecimal() and len(size) < 20  # of 4,300 digits `int` makes an error
+    return _Header(more.get("path", header.name), kind, int(size) if is_size else header.size)
 
 
 def _next_member(blocks: _Blocks, header: _Header, is_wanted: bool) -> _Member | None:
@@ -352,9 +353,13 @@ def _parse(block: bytes) -> _Header | None:
 
 
 def _number(field: bytes) -> int:
+    """A number of a header: bytes, or octal digits among spaces and zeros. Raises ValueError for anything else."""
     if field[0] & 128:
         return int.from_bytes(field[1:], "big")
-    return int(field.strip(b" \0") or b"0", 8)
+    digits = field.strip(b" \0")
+    if digits.strip(b"01234567"):  # `int` would take signs, underscores and prefixes too
+        raise ValueError("no octal number")
+    return int(digits or b"0", 8)
 
 
 def _attributes(content: bytes) -> dict[str, str]:

@@ -13,6 +13,7 @@ renamed: an interrupted run leaves whole shards, and the next one goes on behind
 import hashlib
 import logging
 import os
+import uuid
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -202,7 +203,12 @@ def clip_keys(clips: LabelledClips) -> list[str]:
 
 def _clip_key(clip: Clip, num_samples: int) -> str:
     audio = clip.content()
-    content = content_hash(audio) if isinstance(audio, bytes) else _file_hash(audio, os.stat(audio).st_mtime_ns)
+    if isinstance(audio, bytes):
+        content = content_hash(audio)
+    elif isinstance(audio, str) and os.path.isfile(audio):
+        content = _file_hash(audio, os.stat(audio).st_mtime_ns)
+    else:  # cannot be read: a key that nothing is found by
+        content = uuid.uuid4().hex
     return content_hash(content, repr((clip.offset, clip.duration, num_samples)))
 
 

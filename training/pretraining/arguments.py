@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from sjepa_hf import SJepaConfig
 from sjepa_hf.frame_features import FRAME_FEATURES, num_features
-from sjepa_hf.frames import SAMPLING_RATE
+from sjepa_hf.frames import SAMPLING_RATE, check_frames
 from sjepa_hf.opening import why
 from training.common.command_line import config_path, parse_dataclasses, read_recipe
 from training.common.ranges import check_choice, check_hub, check_ranges
@@ -343,7 +343,8 @@ class RunArguments:
             self,
             at_least_1="gradient_accumulation_steps max_skipped_steps logging_steps save_steps",
             positive="phase1_learning_rate phase2_learning_rate max_grad_norm",
-            not_negative="seed phase1_steps phase2_steps phase1_warmup_steps phase2_warmup_steps phase1_decay_steps"
+            seed="seed",
+            not_negative="phase1_steps phase2_steps phase1_warmup_steps phase2_warmup_steps phase1_decay_steps"
             " phase2_decay_steps weight_decay save_total_limit",
             share="masked_only_after phase1_final_factor phase2_final_factor adam_beta1 adam_beta2",
         )
@@ -424,13 +425,12 @@ class Arguments:
                     " predictor (predictor_...) can be set."
                 )
             chosen |= {name: getattr(encoder, name) for name in SIZES}
+        targets = self.targets
+        components, size = targets.phase2_components, targets.target_dims
         if self.run.phase1_steps > 0:
-            size = num_features(self.targets.phase1_features)
-            chosen |= {"num_mixture_components": self.targets.phase1_components, "mixture_feature_size": size}
-        else:
-            size = self.targets.target_dims
-            chosen |= {"num_mixture_components": self.targets.phase2_components, "mixture_feature_size": size}
-        chosen["mixture_transitions"] = self.targets.target_transitions
+            components, size = targets.phase1_components, num_features(targets.phase1_features)
+        chosen |= {"num_mixture_components": components, "mixture_feature_size": size}
+        chosen["mixture_transitions"] = targets.target_transitions
         if unknown := sorted(chosen.keys() - {f.name for f in fields(SJepaConfig)} - SJepaConfig().to_dict().keys()):
             raise ValueError(f"`model_config` holds unknown fields: {', '.join(unknown)}.")
         try:
@@ -476,6 +476,7 @@ def check_unchanged(names: Iterable[str], asked: SJepaConfig, own: PreTrainedCon
 
 def check_model(arguments: Arguments, config: SJepaConfig) -> None:
     """Raise a ValueError for settings that do not fit a model of that configuration."""
+    check_frames(config, "The model")
     targets, top = arguments.targets, config.num_hidden_layers
     if arguments.run.phase2_steps > 0:
         if targets.target_dims and targets.target_dims > config.hidden_size:
@@ -486,8 +487,7 @@ def check_model(arguments: Arguments, config: SJepaConfig) -> None:
         for layer in targets.target_layers or [targets.start_layer]:
             if layer is not None and not 0 <= layer <= top:
                 raise ValueError(f"`{name}` names layer {layer}, but the model has layers 1 to {top} (0: the input).")
-    mel_mask = arguments.masking.mel_mask
-    if mel_mask and (config.front_end != "log_mel" or mel_mask > config.num_mel_bins):
+    if (mel_mask := arguments.masking.mel_mask) and (config.front_end != "log_mel" or mel_mask > config.num_mel_bins):
         has = f"has {config.num_mel_bins} mel bins" if config.front_end == "log_mel" else "reads the waveform"
         raise ValueError(f"`mel_mask` hides bands of up to {mel_mask} mel bins, but the model {has}: lower it, or 0.")
     frames = config.num_frames(int(arguments.data.max_seconds * SAMPLING_RATE))

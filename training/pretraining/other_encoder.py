@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedM
 from transformers.modeling_outputs import BaseModelOutput
 
 from sjepa_hf.float32 import at_least_float32
-from sjepa_hf.frames import HOP, SAMPLING_RATE, WINDOW, frame_lengths
+from sjepa_hf.frames import SAMPLING_RATE, check_frames, frame_lengths
 from sjepa_hf.opening import open_feature_extractor, open_model
 
 
@@ -173,14 +172,7 @@ def check_kind(checkpoint: str | Path, config: PreTrainedConfig) -> None:
             " pretraining goes on from S-JEPA and from encoders of wav2vec 2.0's family (HuBERT, WavLM,"
             " data2vec-audio, UniSpeech-SAT)."
         )
-    window = 1
-    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride)):
-        window = (window - 1) * stride + kernel
-    if (window, math.prod(config.conv_stride)) != (WINDOW, HOP):
-        raise ValueError(
-            f"{checkpoint} makes frames of {window} samples every {math.prod(config.conv_stride)} (`conv_kernel`,"
-            f" `conv_stride`), but targets are made for {WINDOW} every {HOP}: pretraining cannot go on from it."
-        )
+    check_frames(config, str(checkpoint))
 
 
 def normed(input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

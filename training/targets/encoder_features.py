@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from sjepa_hf import SJepaModel
-from sjepa_hf.frames import frame_lengths
+from sjepa_hf.frames import check_frames, frame_lengths
 from sjepa_hf.layer_features import read_layers, whiten
 from training.data.batches import real_frames
 
@@ -33,6 +33,7 @@ class TargetFeatures(nn.Module):
         instance_norm: bool = False,
         num_components: int | None = None,
     ):
+        check_frames(encoder.config, "The encoder")
         super().__init__()
         self._encoder = [encoder]
         self.layers = layers

@@ -53,6 +53,10 @@ def test_pieces_meet_without_a_gap():
 
     found = in_whole_pieces(extract, waveform, max_seconds=3)["first"]
     assert found.equal(torch.arange(frame_lengths(len(waveform))) * 320.0)
+    with pytest.raises(ValueError, match=r"longer than `max_seconds` \(3\) cannot be read in pieces: raise it"):
+        in_whole_pieces(
+            lambda waveforms: [{"every 10 ms": torch.zeros(len(w) // 160)} for w in waveforms], waveform, 3
+        )
 
 
 def test_long_clips_are_counted(corpus_folder, clustered):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,20 @@ def test_other_contents_are_refused_and_a_moved_checkpoint_is_not(tmp_path):
         OutputFolder(tmp_path / "else", SETTINGS)
     with pytest.raises(ValueError, match="is a file"):
         OutputFolder(tmp_path / "else" / "mine.txt", SETTINGS)
+
+
+def test_a_process_that_begins_at_the_same_moment_is_no_stranger(tmp_path, monkeypatch):
+    """Its record appears as soon as this one has looked at anything."""
+    (tmp_path / "out").mkdir()
+    is_file = Path.is_file
+
+    def look(path: Path) -> bool:
+        found = is_file(path)
+        (tmp_path / "out" / "corpus.json").write_text(json.dumps({"settings": SETTINGS}))
+        return found
+
+    monkeypatch.setattr(Path, "is_file", look)
+    OutputFolder(tmp_path / "out", SETTINGS, process_index=1).close()
 
 
 def test_a_full_disk_names_the_folder(tmp_path):

@@ -216,7 +216,8 @@ def header(size: bytes, kind: bytes = b"0", name: bytes = b"big.wav") -> bytes:
         pytest.param(b"".join(header(b"1000", b"x") + bytes(512) for _ in range(3000)), id="3,000 times attributes"),
         pytest.param(header(b"1000", b"x") + b"22 GNU.sparse.major=1\n15 size=9999999".ljust(512, b"\0"), id="holes"),
         pytest.param(header(b"1000", b"S"), id="old holes"),
-        pytest.param(header(b"-1"), id="negative"),
+        pytest.param(header(b"-1000"), id="negative"),
+        pytest.param(header(b"11003", b"x") + b"4611 size=".ljust(4610, b"9").ljust(5120, b"\n"), id="4,600 digits"),
     ],
 )
 def test_sizes_that_lie_take_no_memory_and_do_not_hang(tmp_path, first, compressed):

@@ -8,7 +8,9 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 from sjepa_hf import SJepaModel
 from sjepa_hf.frame_features import MfccFeatures
 from sjepa_hf.saving import feature_extractor
+from training.data.clips import Clip
 from training.data.labelled import open_labelled
+from training.data.waveforms import BadAudio
 from training.evaluation import frozen_features
 from training.evaluation.encoders import open_encoder
 from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, clip_keys
@@ -170,6 +172,14 @@ def test_clips_that_break_when_decoded_have_no_features(folder, encoder, store, 
     for _ in range(2):
         features = FrozenFeatures(encoder, clips, store, pooled)
         assert [x is None for x in features[range(4)]] == [False, True, False, False]
+
+
+def test_a_clip_that_is_gone_when_its_key_is_formed_has_no_features(clips, encoder, store, folder):
+    (folder / "a" / "2.wav").unlink()
+    for _ in range(2):
+        features = FrozenFeatures(encoder, clips, store, pooled=True)
+        assert [x is None for x in features[range(4)]] == [False, True, False, False]
+    assert len({frozen_features._clip_key(Clip("x", BadAudio("missing")), 10) for _ in range(2)}) == 2
 
 
 def test_other_encoders_get_clips_unpadded_and_normed(tmp_path, clips, store):

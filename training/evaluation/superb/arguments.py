@@ -10,6 +10,7 @@ import yaml
 from sjepa_hf.command import first_line
 from training.common.command_line import as_number, fits, in_words, item_type, kinds, parse_dataclasses, shown
 from training.common.naming import unknown
+from training.common.ranges import check_ranges
 from training.evaluation.superb.tasks import TASKS, Task, slot_classification
 
 
@@ -128,6 +129,7 @@ def checked(arguments: SuperbArguments) -> SuperbArguments:
         value = getattr(arguments, name)
         if value is not None and (value < 0 if name == "cache_gb" else value <= 0):
             raise ValueError(f"`{name}` must be positive, got {value:g}.")
+    check_ranges(arguments, seed="seeds untrained_seed")
     if arguments.slot_columns and arguments.task != "sf":
         raise ValueError("`slot_columns` belongs to --task sf; other tasks take --label_column.")
     if arguments.slot_columns and arguments.label_column:
