@@ -47,6 +47,7 @@ MODEL_CODE = (
     "modeling_sjepa.py",
     "modeling_sjepa_heads.py",
     "modeling_sjepa_pretraining.py",
+    "soft_targets.py",
     "spec_augment.py",
     "units.py",
 )

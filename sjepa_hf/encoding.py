@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, PreTrainedModel
 
-from .frames import real_samples
+from .frames import check_right_padded, real_samples
 from .opening import open_model
 
 
@@ -61,6 +61,7 @@ def hidden_layers(
     ours = model.config.model_type == "sjepa"
     samples = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
     if attention_mask is not None:
+        check_right_padded(attention_mask)
         samples = real_samples(attention_mask)
     lengths = model._get_feat_extract_output_lengths(samples)
     padded = bool((samples < input_values.shape[1]).any())

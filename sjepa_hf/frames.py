@@ -72,6 +72,16 @@ def nothing_padded(attention_mask: Tensor) -> bool:
     return at_hand(attention_mask) and bool(attention_mask.all())
 
 
+def check_right_padded(attention_mask: Tensor) -> None:
+    """Raise a ValueError for a mask `(batch_size, num_samples)` with padding before a real sample, if at hand."""
+    if at_hand(attention_mask) and (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
+        raise ValueError("`attention_mask` has padding before real samples: pad clips on the right.")
+
+
 def at_hand(values: Tensor) -> bool:
-    """Whether values can be looked at at no cost: not on a GPU, which would be waited for, nor while compiling."""
-    return values.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    """
+    Whether values can be looked at at no cost: not on a GPU, which would be waited for, nor while compiling. Fake
+    tensors have none.
+    """
+    eager = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return eager and values.device.type == "cpu" and type(values) is Tensor

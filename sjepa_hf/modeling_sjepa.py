@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
-from .frames import at_hand, length_mask, nothing_padded, real_samples
+from .frames import at_hand, check_right_padded, length_mask, nothing_padded, real_samples
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
 from .gradient_checkpointing import CheckpointedLayer
 from .hmm import TransitionModel
@@ -395,8 +395,8 @@ class SJepaModel(SJepaPreTrainedModel):
             `extract_features` (output of the front end), and on request `hidden_states` and `attentions`.
 
         Raises:
-            ValueError: for a wrong rank or dtype, clips shorter than one frame (400 samples), and on a CPU NaN or
-                infinite samples, which give NaN on a GPU.
+            ValueError: for a wrong rank or dtype, clips shorter than one frame (400 samples), and on a CPU for padding
+                on the left and for NaN or infinite samples.
         """
         check_input(self.config, input_values, attention_mask)
         if attention_mask is not None and nothing_padded(attention_mask):
@@ -480,6 +480,8 @@ def check_input(config: SJepaConfig, input_values: torch.Tensor, attention_mask:
             f"`attention_mask` must have the shape of `input_values`, {tuple(input_values.shape)}, but has"
             f" {tuple(attention_mask.shape)}: it marks samples, not frames."
         )
+    if attention_mask is not None:
+        check_right_padded(attention_mask)
     if at_hand(input_values) and not input_values.isfinite().all():
         raise ValueError("`input_values` hold NaN or infinite samples: leave such clips out, or mend them.")
 

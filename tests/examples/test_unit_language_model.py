@@ -62,11 +62,11 @@ def test_what_cannot_be_gets_a_sentence(tmp_path):
     out = ["--output", str(tmp_path / "lm")]
     for test, said in (
         (write_corpus(tmp_path / "other", [[1, 2]], weights="2"), "`weights` is '2', not '1'. Make both with one"),
-        (write_corpus(tmp_path / "half", [[1, 2]], complete=False), "is not whole, or has no clip: give the command"),
+        (write_corpus(tmp_path / "half", [[1, 2]], complete=False), "is not whole, or has no clip: run the command"),
         (write_corpus(tmp_path / "features", [[1, 2]], what="features"), "holds features, not units"),
         (str(tmp_path), "holds no corpus of units: python -m training.units writes one"),
         (write_corpus(tmp_path / "empty", []), "has no clip"),
-        (str(torn), "is not whole: give the command again"),
+        (str(torn), "is not whole: run the command again"),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{said}"):
             main([good, test, *out])

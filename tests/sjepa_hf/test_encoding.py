@@ -37,6 +37,13 @@ def test_each_clip_gets_what_it_gets_alone(encoder):
     assert one[:, 0].equal(several[:, 0])
 
 
+def test_padding_on_the_left_gets_a_sentence(encoder):
+    mask = torch.ones(2, 16000, dtype=torch.long)
+    mask[1, :7000] = 0
+    with pytest.raises(ValueError, match="padding before real samples: pad clips on the right"):
+        hidden_layers(encoder, torch.randn(2, 16000), mask, [1])
+
+
 def test_a_layer_that_does_not_exist_gets_a_sentence(encoder):
     last = encoder.config.num_hidden_layers
     for layer in (-1, last + 1):

@@ -263,7 +263,7 @@ def test_example_reads_what_a_pipe_left_and_names_what_it_cannot_read(exports, t
         "absent": "is not a file",
         "none": "holds no sound",
         "loud": "beyond 100 times full scale",
-        "nan": "are no numbers",
+        "nan": "are not numbers",
     }.items():
         done = transcribe(ctc.path, tmp_path / f"{name}.wav")
         assert (
@@ -330,7 +330,7 @@ def test_checkpoints_that_cannot_be_exported(exports, tmp_path):
         (ctc, "asr.onnx", "pretraining", "`task` is pretraining; it must be one of features, ctc, classification"),
         (tmp_path / "nowhere", "asr.onnx", None, "nowhere cannot be opened"),
         (tmp_path / "hubert", "asr.onnx", None, "is of type hubert, .* `optimum-cli export onnx --model .*hubert "),
-        (tmp_path / "xvector", "asr.onnx", None, "was saved as SJepaForXVector: say with `task`"),
+        (tmp_path / "xvector", "asr.onnx", None, "was saved as SJepaForXVector: choose what to export with `task`"),
         (tmp_path / "empty", "asr.onnx", None, ".*empty cannot be opened: .* no file named model.safetensors"),
         (ctc, "asr.pt", None, "must be the name of a file that ends in .onnx"),
     ):

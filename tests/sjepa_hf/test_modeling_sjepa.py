@@ -409,6 +409,7 @@ def test_initialisation(make_config):
         (dict(input_values=torch.randn(4000)), r"\(batch_size, num_samples\)"),
         (dict(input_values=torch.ones(2, 4000, dtype=torch.int16)), "32768"),
         (dict(input_values=torch.randn(2, 4000), attention_mask=torch.ones(2, 12)), "samples, not frames"),
+        (dict(input_values=torch.randn(1, 4000), attention_mask=torch.arange(4000)[None] > 9), "clips on the right"),
         (dict(input_values=torch.randn(2, 4000).index_fill(1, torch.tensor(7), NAN)), "hold NaN or infinite samples"),
         (dict(input_values=torch.full((1, 4000), INFINITY)), "hold NaN or infinite samples"),
         (

@@ -27,17 +27,6 @@ def masked_batch(padded_batch):
     }, real
 
 
-def test_golden_divergence(golden_targets):
-    divergence = soft_target_divergence(golden_targets["kl.logits"], golden_targets["kl.targets"])
-    torch.testing.assert_close(divergence.mean(), golden_targets["kl.batchmean"][0], atol=1e-6, rtol=1e-6)
-
-
-def test_divergence_of_one_hot_targets_is_cross_entropy():
-    logits, labels = torch.randn(20, 10), torch.randint(10, (20,))
-    divergence = soft_target_divergence(logits, torch.nn.functional.one_hot(labels, 10).float())
-    torch.testing.assert_close(divergence, torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
-
-
 @pytest.mark.parametrize("include_visible", [True, False])
 def test_loss_is_the_mean_over_the_frames_that_count(config, masked_batch, include_visible):
     inputs, real = masked_batch
@@ -183,7 +172,7 @@ def test_batches_of_all_sizes_share_one_graph(config, part):
             inputs = dict(
                 attention_mask=attention_mask,
                 mask_time_indices=mask,
-                target_posteriors=torch.rand(*mask.shape, config.num_mixture_components),
+                target_posteriors=torch.rand(*mask.shape, config.num_mixture_components).softmax(-1),
                 masked_positions=mask.flatten().nonzero().squeeze(1),
                 visible_positions=(real & ~mask).flatten().nonzero().squeeze(1),
             )
@@ -381,6 +370,7 @@ def test_padded_targets_may_hold_anything(config, masked_batch):
 def test_units_of_a_mixture_that_was_never_fitted_are_warned_of(make_config, padded_batch, caplog):
     model = SJepaForPreTraining(make_config(mixture_features="mfcc", mixture_feature_size=39)).eval()
     transformers.utils.logging.enable_propagation()
+    transformers.utils.logging.warning_once.cache_clear()
     try:
         model.units(*padded_batch[:2])
         assert "never been fitted" in caplog.text

@@ -96,7 +96,7 @@ class ClipMeanWatch:
             return None
         self._next = 2 * step
         return (
-            f"at hidden frames the prediction knows nothing of what is being said: over the last {LINES} lines its KL"
+            f"at hidden frames the prediction knows nothing of what is said: over the last {LINES} lines its KL"
             f" lies {-sum(self._gains) / LINES:.2f} nats above that of the clip's mean guess (clip_mean_kl), which"
             " knows voice and channel alone"
         )

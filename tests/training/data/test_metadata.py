@@ -128,11 +128,11 @@ def test_a_line_that_leaves_a_doubt_is_refused(folder, line, message):
 )
 def test_columns_of_parquet_that_are_no_labels_are_refused(folder, tmp_path, values):
     pq.write_table(pa.table({"file_name": ["a.wav", "b.wav"], "text": values}), folder / "metadata.parquet")
-    with pytest.raises(ValueError, match="metadata.parquet: column 'text' holds .* no label"):
+    with pytest.raises(ValueError, match="metadata.parquet: column 'text' holds .* not a label"):
         open_labelled([str(folder)], ["text"])
     audio = [{"bytes": None, "path": str(folder / f"{name}.wav")} for name in "ab"]
     pq.write_table(pa.table({"audio": audio, "text": values}), tmp_path / "clips.parquet")
-    with pytest.raises(ValueError, match="clips.parquet': column 'text' holds .* no label"):
+    with pytest.raises(ValueError, match="clips.parquet': column 'text' holds .* not a label"):
         open_labelled([str(tmp_path / "clips.parquet")], ["text"])
     (folder / "metadata.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match="metadata.parquet cannot be read as Parquet"):
