@@ -66,7 +66,7 @@ def test_what_cannot_be_gets_a_sentence(tmp_path):
         (write_corpus(tmp_path / "features", [[1, 2]], what="features"), "holds features, not units"),
         (str(tmp_path), "holds no corpus of units: python -m training.units writes one"),
         (write_corpus(tmp_path / "empty", []), "has no clip"),
-        (str(torn), "is not whole: run the command again"),
+        (str(torn), "is not whole: run the command that wrote it again"),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{said}"):
             main([good, test, *out])

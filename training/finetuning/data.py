@@ -27,7 +27,7 @@ def open_splits(
     """
     Training clips, and clips for evaluation and for the final test by the name of their source. Those for scoring are
     never left out for being long; they are all decoded once, and those that cannot be are left out. `classes` as in
-    `open_source`.
+    `open_source`; of each class the same share is held out.
     """
 
     def opened(specs: Sequence[str], max_seconds: float) -> LabelledClips:
@@ -47,7 +47,7 @@ def open_splits(
     else:
         if len(train) < 2:
             raise ValueError("`train_data` has a single usable clip: none can be held out. Give `eval_data`.")
-        train, held_out = train.hold_out(arguments.eval_fraction)
+        train, held_out = train.hold_out(arguments.eval_fraction, evenly=[column] if classes else ())
         evaluation = {HELD_OUT: held_out}
         logger.warning(
             "No eval_data: %d of %d clips are held out at random, so their speakers may be heard in training too.",

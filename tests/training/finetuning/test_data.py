@@ -1,5 +1,8 @@
+from finetuning_runs import write_clips
+
 from training.data.labelled import open_labelled
-from training.finetuning.data import drawn
+from training.finetuning.arguments import FineTuningArguments
+from training.finetuning.data import HELD_OUT, drawn, open_splits
 
 
 def test_a_smaller_part_lies_in_a_larger_one(mine):
@@ -8,3 +11,10 @@ def test_a_smaller_part_lies_in_a_larger_one(mine):
     names = [{part.clip(i).name for i in range(len(part))} for part in parts]
     assert names[0] < names[1] < names[2] and len(names[2]) == 20
     assert 0.2 * clips.hours <= parts[0].hours < 0.2 * clips.hours + max(clips.num_samples) / 16000 / 3600
+
+
+def test_no_class_is_held_out_whole(tmp_path, texts):
+    data = write_clips(tmp_path, texts[:1] * 20, "label", label=lambda i: "ABCDEFGHIJ"[i % 10])
+    arguments = FineTuningArguments(train_data=[str(data)], eval_fraction=0.4)
+    train, evaluation, _ = open_splits(arguments, "label", classes=True)
+    assert len(set(train.labels["label"])) == 10 and len(evaluation[HELD_OUT]) == 8
