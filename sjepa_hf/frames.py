@@ -72,6 +72,14 @@ def nothing_padded(attention_mask: Tensor) -> bool:
     return at_hand(attention_mask) and bool(attention_mask.all())
 
 
+def check_samples(input_values: Tensor, attention_mask: Tensor | None) -> None:
+    """Raise a ValueError for NaN or infinite samples, and for padding before real ones, where they are at hand."""
+    if attention_mask is not None:
+        check_right_padded(attention_mask)
+    if at_hand(input_values) and not input_values.isfinite().all():
+        raise ValueError("`input_values` hold NaN or infinite samples: leave such clips out, or mend them.")
+
+
 def check_right_padded(attention_mask: Tensor) -> None:
     """Raise a ValueError for a mask `(batch_size, num_samples)` with padding before a real sample, if at hand."""
     if at_hand(attention_mask) and (attention_mask[:, 1:] > attention_mask[:, :-1]).any():

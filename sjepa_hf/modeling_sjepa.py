@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
-from .frames import at_hand, check_right_padded, length_mask, nothing_padded, real_samples
+from .frames import check_samples, length_mask, nothing_padded, real_samples
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
 from .gradient_checkpointing import CheckpointedLayer
 from .hmm import TransitionModel
@@ -399,6 +399,7 @@ class SJepaModel(SJepaPreTrainedModel):
                 on the left and for NaN or infinite samples.
         """
         check_input(self.config, input_values, attention_mask)
+        check_samples(input_values, attention_mask)
         if attention_mask is not None and nothing_padded(attention_mask):
             attention_mask = None
         lengths = None if attention_mask is None else real_samples(attention_mask)
@@ -459,7 +460,7 @@ def attention_mask_4d(config: SJepaConfig, hidden_states: torch.Tensor, frame_ma
 
 
 def check_input(config: SJepaConfig, input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
-    """Raise a ValueError that names what is wrong with the shape or type of a batch, or its samples on a CPU."""
+    """Raise a ValueError that names what is wrong with the shape or type of a batch."""
     if input_values.ndim != 2:
         raise ValueError(
             f"`input_values` must have shape (batch_size, num_samples), but has {tuple(input_values.shape)}:"
@@ -480,10 +481,6 @@ def check_input(config: SJepaConfig, input_values: torch.Tensor, attention_mask:
             f"`attention_mask` must have the shape of `input_values`, {tuple(input_values.shape)}, but has"
             f" {tuple(attention_mask.shape)}: it marks samples, not frames."
         )
-    if attention_mask is not None:
-        check_right_padded(attention_mask)
-    if at_hand(input_values) and not input_values.isfinite().all():
-        raise ValueError("`input_values` hold NaN or infinite samples: leave such clips out, or mend them.")
 
 
 def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int], what: str) -> None:

@@ -383,6 +383,26 @@ def test_units_of_a_mixture_that_was_never_fitted_are_warned_of(make_config, pad
         transformers.utils.logging.disable_propagation()
 
 
+ENTRIES = {
+    "with a mask": lambda model, *batch: model(*batch, mask_time_indices=torch.ones(1, 12, dtype=torch.bool)),
+    "without a mask": lambda model, *batch: model(*batch),
+    "units of the prediction": lambda model, *batch: model.units(*batch, source="prediction"),
+    "units": lambda model, *batch: model.units(*batch),
+}
+
+
+@pytest.mark.parametrize("features", ["mfcc", "log_mel", "encoder"])
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_entry_refuses_samples_that_cannot_be_meant(make_config, entry, features):
+    layers, size = ([2], 48) if features == "encoder" else (None, {"mfcc": 39, "log_mel": 69}[features])
+    config = make_config(mixture_features=features, mixture_layers=layers, mixture_feature_size=size)
+    model, waveforms = SJepaForPreTraining(config).eval(), torch.randn(1, 4000)
+    with pytest.raises(ValueError, match="NaN or infinite samples"):
+        ENTRIES[entry](model, waveforms.index_fill(1, torch.tensor(7), torch.nan))
+    with pytest.raises(ValueError, match="pad clips on the right"):
+        ENTRIES[entry](model, waveforms, torch.arange(4000)[None] > 9)
+
+
 def test_the_trainer_predicts(config, masked_batch, tmp_path):
     batch, _ = masked_batch
     rows = [{name: values[n] for name, values in batch.items()} for n in range(3)]
