@@ -131,7 +131,6 @@ def test_compiles_into_one_graph(config, masked_batch, training, encode_visible_
     inputs["masked_positions"] = mask.flatten().nonzero().squeeze(1)
     inputs["visible_positions"] = (real & ~mask).flatten().nonzero().squeeze(1)
     inputs["longest_visible"] = int((real & ~mask).sum(1).max())
-    torch._dynamo.reset()
     output = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs)
     if training:
         output.loss.backward()
@@ -155,7 +154,6 @@ def test_batches_of_all_sizes_share_one_graph(config, part):
         graphs.append(graph)
         return graph
 
-    torch._dynamo.reset()
     compiled = torch.compile(module, dynamic=True, fullgraph=True, backend=count)
     losses, generator = [], torch.Generator().manual_seed(0)
     for clips in (2, 3, 5, 4, 2):
