@@ -94,17 +94,6 @@ class DiagonalGaussianMixture(Float32Buffers):
     # Densities
 
     @torch.no_grad()
-    def scores(self, features: torch.Tensor) -> torch.Tensor:
-        """
-        Log-joint of features `(N, num_features)` up to one constant per frame, in nats: `(N, num_components)`.
-
-        It is what a posterior needs, `scores.softmax(-1)`, and keeps more digits than [`log_joint`]: the part of the
-        precisions that all components share adds the same to a whole row and is left out of the product.
-        """
-        with without_autocast(features.device):
-            return self._scores(self._moments(features))
-
-    @torch.no_grad()
     def log_joint(self, features: torch.Tensor) -> torch.Tensor:
         """`log pi_k + log N(x_n; mu_k, s2_k)` in nats for features `(N, num_features)`: `(N, num_components)`."""
         with without_autocast(features.device):
@@ -139,6 +128,11 @@ class DiagonalGaussianMixture(Float32Buffers):
         return moments
 
     def _scores(self, moments: torch.Tensor) -> torch.Tensor:
+        """
+        Log-joint of moments `(N, 2D)` up to one constant per frame, in nats: `(N, num_components)`. It is what a
+        posterior needs, `scores.softmax(-1)`, and keeps more digits than [`log_joint`]: the part of the precisions
+        that all components share adds the same to a whole row and is left out of the product.
+        """
         offsets, precisions, shared = self._offsets()
         scaled = offsets * precisions
         constants = self.log_weights() - 0.5 * (self.variances.log().sum(1) + (offsets * scaled).sum(1))
@@ -165,7 +159,9 @@ class DiagonalGaussianMixture(Float32Buffers):
         Returns:
             `torch.Tensor` of shape `(N, num_components)`, fp32, rows summing to 1.
         """
-        return soften(self.scores(features), temperature)
+        with without_autocast(features.device):
+            scores = self._scores(self._moments(features))
+        return soften(scores, temperature)
 
     @torch.no_grad()
     def clip_posteriors(
