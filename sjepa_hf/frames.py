@@ -17,6 +17,8 @@ SAMPLING_RATE = 16_000  # Hz
 WINDOW = 400  # samples that a frame reads, 25 ms
 HOP = 320  # samples from one frame to the next, 20 ms
 FRAMES_PER_SECOND = SAMPLING_RATE / HOP
+FRAME_SECONDS = HOP / SAMPLING_RATE  # from one frame to the next
+FIRST_EDGE = (WINDOW - HOP) / 2 / SAMPLING_RATE  # seconds to where the first frame's 20 ms around its centre begin
 MIN_SAMPLES = WINDOW  # of a clip: one frame
 
 Lengths = TypeVar("Lengths", int, np.ndarray, Tensor)

@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
-from .frames import check_samples, length_mask, nothing_padded, real_samples
+from .frames import SAMPLING_RATE, check_samples, length_mask, nothing_padded, real_samples
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
 from .gradient_checkpointing import CheckpointedLayer
 from .hmm import TransitionModel
@@ -471,10 +471,11 @@ def check_input(config: SJepaConfig, input_values: torch.Tensor, attention_mask:
             f"`input_values` must be floating point samples in [-1, 1], but is {input_values.dtype}:"
             " divide 16-bit samples by 32768."
         )
-    if input_values.shape[1] < config.receptive_field:
+    window = config.receptive_field
+    if input_values.shape[1] < window:
         raise ValueError(
-            f"`input_values` holds clips of {input_values.shape[1]} samples, but one frame reads"
-            f" {config.receptive_field} ({config.receptive_field / 16:.0f} ms at 16 kHz): leave such clips out or pad."
+            f"`input_values` holds clips of {input_values.shape[1]} samples, but one frame reads {window}"
+            f" ({1000 * window / SAMPLING_RATE:.0f} ms at 16 kHz): leave such clips out or pad."
         )
     if attention_mask is not None and attention_mask.shape != input_values.shape:
         raise ValueError(

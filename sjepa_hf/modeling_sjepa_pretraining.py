@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_sjepa import SJepaConfig
 from .float32 import at_least_float32
 from .frame_features import FRAME_FEATURES
-from .frames import check_frames, check_samples, nothing_padded, real_samples
+from .frames import SAMPLING_RATE, check_frames, check_samples, nothing_padded, real_samples
 from .layer_features import SJepaWhitening, read_layers
 from .mixture import DiagonalGaussianMixture
 from .modeling_sjepa import (
@@ -124,11 +124,12 @@ class SJepaPredictor(nn.Module):
 
     def table_rows(self, sequence_length: int) -> torch.Tensor:
         """The positions of a clip, `(sequence_length, hidden_size)`."""
-        if sequence_length > self.config.predictor_max_positions:
+        most = self.config.predictor_max_positions
+        if sequence_length > most:
             raise ValueError(
-                f"The predictor's table of positions ends at {self.config.predictor_max_positions} frames"
-                f" ({self.config.predictor_max_positions / 50:g} s), but a clip has {sequence_length}: crop it, or set"
-                " `predictor_max_positions` in the configuration."
+                f"The predictor's table of positions ends at {most} frames"
+                f" ({most * self.config.inputs_to_logits_ratio / SAMPLING_RATE:g} s), but a clip has"
+                f" {sequence_length}: crop it, or set `predictor_max_positions` in the configuration."
             )
         return self.position_embeddings.weight[:sequence_length]
 
