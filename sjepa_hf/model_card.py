@@ -184,8 +184,9 @@ def on_the_hub(name: Any) -> str | None:
     return name
 
 
-def enumeration(names: Sequence[str], most: int = 12) -> str:
+def enumeration(names: Sequence[str]) -> str:
     """Names with commas between; of many, the first."""
+    most = 12
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(plain, names[:most])) + more
 
