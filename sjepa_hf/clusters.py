@@ -1,4 +1,4 @@
-"""Clusters in pictures: one order, one colouring and one strip for the page and the analyses."""
+"""Clusters in pictures: an order in which neighbours sound alike, and a coloured strip of them in time."""
 
 import numpy as np
 import torch

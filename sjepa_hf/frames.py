@@ -1,8 +1,8 @@
 """Frames: of audio at 16 kHz, the encoder makes one for each 25 ms, every 20 ms. The one place of these numbers.
 
 They follow from the convolutions of the published configuration (`SJepaConfig.receptive_field`,
-`inputs_to_logits_ratio`), which all models that can be trained here share. What is the encoder's own takes
-them from its configuration instead.
+`inputs_to_logits_ratio`), which all models that can be trained here share. The encoder itself takes them from
+its configuration instead.
 """
 
 import math
@@ -70,7 +70,7 @@ def real_samples(attention_mask: Tensor) -> Tensor:
 
 
 def nothing_padded(attention_mask: Tensor) -> bool:
-    """Whether a mask can be left out, where it costs nothing to ask."""
+    """Whether a mask marks no padding and can be left out; False where its values are not at hand."""
     return at_hand(attention_mask) and bool(attention_mask.all())
 
 

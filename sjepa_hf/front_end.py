@@ -327,8 +327,7 @@ class SJepaLogMelFrontEnd(Float32Buffers):
 
 class SJepaStem(nn.Module):
     """
-    Two convolutions over log-mel frames, twice as wide, added to them: what the frames around say of a frame, before
-    anything else.
+    Two convolutions over log-mel frames, with twice as many channels, whose output is projected and added to them.
 
     Hidden and padded frames are zero at its input, so that it reads visible ones alone.
     """

@@ -113,8 +113,8 @@ class DiagonalGaussianMixture(Float32Buffers):
 
     def _offsets(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Means about the centre, precisions, and a precision that stands for all: that of the mean variance, since the
-        mean of the precisions would be that of the one component that fell on silence.
+        Means about the centre, precisions, and one shared precision: the inverse of the mean variance, since a mean of
+        the precisions would be dominated by a component that fell on silence.
         """
         precisions = self.variances.reciprocal()
         return self.means - self.centre, precisions, self.variances.mean(0).reciprocal()
@@ -320,7 +320,7 @@ class DiagonalGaussianMixture(Float32Buffers):
         progress: Callable[[str], None] = lambda done: None,
     ) -> list[float]:
         """
-        Fit from scratch: mini-batch k-means, then EM (paper, section 3). Transitions know nothing of order after it.
+        Fit from scratch: mini-batch k-means, then EM (paper, section 3). Transitions are then independent of order.
 
         Args:
             features (`torch.Tensor` of shape `(N, num_features)`): frames, without padding, on any device.

@@ -293,7 +293,7 @@ class SJepaPreTrainedModel(PreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the matrices: the vectors of norms stay in fp32."""
+        """The dtype of the weight matrices: the weights of norms stay in fp32."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point() and p.ndim > 1), super().dtype)
 
     def freeze_feature_encoder(self):
@@ -447,7 +447,7 @@ def pick(hidden_states: torch.Tensor, positions: torch.Tensor | None) -> torch.T
 
 
 def attention_mask_4d(config: SJepaConfig, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None):
-    """What the configured attention implementation wants for `frame_mask` `(batch_size, sequence_length)`."""
+    """The mask `frame_mask` `(batch_size, sequence_length)` as the configured attention implementation takes it."""
     if frame_mask is None:
         return None
     # A clip without a single real frame attends to its first one, so that no softmax runs over nothing. The mask is

@@ -260,7 +260,7 @@ class SJepaTDNNLayer(nn.Module):
 
 
 class SJepaAMSoftmaxLoss(nn.Module):
-    """Additive-margin softmax (arXiv 1801.05599): cosines to class vectors, that of the right class less a margin."""
+    """Additive-margin softmax (arXiv 1801.05599): cross-entropy of scaled cosines, the right one less a margin."""
 
     scale, margin = 30.0, 0.4
 

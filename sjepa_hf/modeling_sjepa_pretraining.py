@@ -68,7 +68,7 @@ class SJepaForPreTrainingOutput(ModelOutput):
 
 class SJepaPredictor(nn.Module):
     """
-    Fills the blanks in: a learned token stands at hidden frames, positions are added, and one small Transformer layer
+    Predicts hidden frames: a learned mask token takes their place, positions are added, a small Transformer layer
     and a linear layer follow. Only the frames at `positions` come out. Beyond the paper, the token may be added to the
     encoder's own output there (`predictor_keeps_hidden`) instead of standing in its place.
     """
@@ -225,7 +225,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         Have the configuration say what the mixture is over, so that a checkpoint alone gives its posteriors.
 
         Args:
-            features (`str`, *optional*): as `config.mixture_features`; `None`: nobody knows, or it is unfitted.
+            features (`str`, *optional*): as `config.mixture_features`; `None`: not known, or it is unfitted.
             layers, instance_norm, temperature: as in the configuration, where their names begin with `mixture_`.
             whitening: mean `(hidden_size,)` and directions `(hidden_size, num_components)` of principal components.
         """
@@ -341,7 +341,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             raise ValueError("`frozen_weight` has no effect without `frozen_posteriors`: give both or neither.")
 
     def _encode(self, input_values, attention_mask, mask_time_indices, visible, longest_visible, **kwargs):
-        """Output of the encoder, which with `encode_visible_only` reads the frames alone that are `visible`."""
+        """Output of the encoder, whose layers with `encode_visible_only` run over `visible` frames alone."""
         if not self.config.encode_visible_only:
             return self.sjepa(input_values, attention_mask, mask_time_indices=mask_time_indices, **kwargs)
         frames = VisibleFrames.find(visible, int(visible.sum(1).max()) if longest_visible is None else longest_visible)

@@ -92,7 +92,7 @@ class Score:
 
     @property
     def merit(self) -> float:
-        """Larger for what is better; least for what is not finite."""
+        """The value with the sign that makes larger better; -inf where it is not finite."""
         if not math.isfinite(self.value):
             return -math.inf
         return -self.value if self.metric in LOWER_IS_BETTER else self.value
@@ -129,7 +129,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def number_or_nan(value: Any) -> Any:
-    """What `json_text` was given: null stands for a number that is not finite."""
+    """NaN for null, as which `json_text` writes numbers that are not finite; any other value as it is."""
     return math.nan if value is None else value
 
 
@@ -209,7 +209,7 @@ def scores_of(checkpoint: Path, path: Path) -> list[ComparedScore]:
             score = best[own[0]]
             task = score.task if score.layer is None else f"{score.task} of layer {score.layer} (the best)"
             baselines = {short[name]: other for name, other in best.items() if name not in own}
-            shown = {"task": task, "data": data_names(score.data.split(" + "))}  # of a row made by hand no path either
+            shown = {"task": task, "data": data_names(score.data.split(" + "))}  # a row made by hand may hold a path
             found.append(ComparedScore(**asdict(score) | shown, baselines=baselines))
     return found
 
@@ -244,7 +244,7 @@ def grouped(rows: Iterable, key: Callable) -> dict:
 
 
 def same(path: Path, checkpoint: Path) -> bool:
-    """Whether a path is that directory."""
+    """Whether a path leads to the checkpoint's directory."""
     return path.expanduser().resolve() == Path(checkpoint).resolve()
 
 
@@ -264,7 +264,7 @@ def short_names(subjects: Iterable[str]) -> dict[str, str]:
 
 
 def forms_of(subject: str) -> list[str]:
-    """Names that a subject may have in a table, from short to long; none tells the folder of the user."""
+    """Names that a subject may have in a table, from short to long; none shows the user's home folder."""
     if subject in (MFCC, THIS_MODEL):
         return [subject.upper() if subject == MFCC else subject]
     path = Path(subject.removeprefix(UNTRAINED))

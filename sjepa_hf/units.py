@@ -47,7 +47,7 @@ class SJepaUnitsOutput(ModelOutput):
 
 def units_of(posteriors: torch.Tensor, lengths: torch.Tensor | None = None, top_k: int = 0) -> SJepaUnitsOutput:
     """
-    Units of posteriors.
+    The likeliest component of each frame as its unit.
 
     Args:
         posteriors (`torch.Tensor` of shape `(batch_size, sequence_length, num_components)`): of frames.
