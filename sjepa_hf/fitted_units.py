@@ -186,14 +186,14 @@ class FittedUnits:
 
 
 def first_frames(clips: Iterable[torch.Tensor], count: int) -> torch.Tensor:
-    """The first `count` of all frames of clips `(num_frames, D)`, fewer if there are no more; later clips not read."""
-    found, size = [torch.empty(0)], 0
+    """At most `count` frames from the start of all clips `(num_frames, D)`, of which no more than needed are read."""
+    found, size = [], 0
     for frames in clips:
         found.append(frames)
         size += len(frames)
         if size >= count:
             break
-    return torch.cat(found)[:count]
+    return torch.cat(found)[:count] if found else torch.empty(0, 0)
 
 
 def is_fitted(directory: str | Path) -> bool:

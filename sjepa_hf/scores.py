@@ -195,7 +195,8 @@ def scores_of(checkpoint: Path, path: Path) -> list[ComparedScore]:
     """
     path, rows = Path(path), read_scores(path)
     short = short_names(score.subject for score in rows)
-    own = [name for name in short if same(path.parent if name == THIS_MODEL else Path(name), checkpoint)]
+    folders = {name: path.parent if name == THIS_MODEL else Path(name) for name in short}
+    own = [name for name, folder in folders.items() if folder.expanduser().resolve() == Path(checkpoint).resolve()]
     if not own:
         names = [str(path.parent) if name == THIS_MODEL else name for name in short]
         raise ValueError(f"{path}: no score of {checkpoint}, only of {', '.join(names) or 'nothing'}.")
@@ -241,11 +242,6 @@ def grouped(rows: Iterable, key: Callable) -> dict:
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return groups
-
-
-def same(path: Path, checkpoint: Path) -> bool:
-    """Whether a path leads to the checkpoint's directory."""
-    return path.expanduser().resolve() == Path(checkpoint).resolve()
 
 
 def short_names(subjects: Iterable[str]) -> dict[str, str]:
