@@ -1,10 +1,11 @@
-"""Clusters in pictures: one order, one colouring and one strip for the page and the analyses."""
+"""Clusters in pictures: an order in which neighbours sound alike, and a coloured strip of them in time."""
 
 import numpy as np
 import torch
 
+from .frames import FRAME_SECONDS, frame_centres
 
-FRAME, FIRST_CENTRE = 0.02, 0.0125  # seconds from frame to frame, and to the centre of the first
+
 INCHES_A_DIGIT = 0.058  # of a number on the strip
 APART = 2.0  # inches a second from which runs are parted by a line
 
@@ -33,15 +34,15 @@ def draw_clusters(panel, clusters: np.ndarray, places: np.ndarray, inches_a_seco
     """
     starts = np.flatnonzero(np.diff(clusters, prepend=-1))
     lengths = np.diff(starts, append=len(clusters))
-    edges = FRAME * np.append(starts, len(clusters)) + FIRST_CENTRE - FRAME / 2
+    edges = FRAME_SECONDS * np.append(starts, len(clusters)) + frame_centres(1) - FRAME_SECONDS / 2
     found = places[clusters[starts]]
     panel.pcolormesh(edges, [0, 1], found[None], cmap="viridis", vmin=0, vmax=1)
     if inches_a_second >= APART:
         panel.vlines(edges[1:-1], 0, 1, color="white", lw=0.4)
     for start, length, left, place in zip(starts, lengths, edges, found):
         text = str(clusters[start])
-        if length * FRAME * inches_a_second > INCHES_A_DIGIT * len(text):
+        if length * FRAME_SECONDS * inches_a_second > INCHES_A_DIGIT * len(text):
             ink = "black" if place > 0.55 else "white"
-            middle = left + length * FRAME / 2
+            middle = left + length * FRAME_SECONDS / 2
             panel.text(middle, 0.47, text, ha="center", va="center", fontsize=6.5, color=ink, clip_on=True)
     panel.set(ylim=(0, 1), yticks=[])

@@ -195,7 +195,7 @@ class SJepaConfig(PreTrainedConfig):
             `None`.
         mixture_features (`str`, *optional*):
             What the mixture is over: `"mfcc"`, `"mfcc_cmn"` (less the clip's mean), `"log_mel"`, or layers of the
-            `"encoder"`. Pretraining writes it; `None` where nobody knows.
+            `"encoder"`. Pretraining writes it; `None`: not known.
         mixture_layers (`tuple[int]`, *optional*):
             Layers of the encoder whose mean the mixture is over, numbered as in `hidden_states`.
         mixture_instance_norm (`bool`, *optional*, defaults to `False`):

@@ -100,7 +100,7 @@ def contents(checkpoint: Path) -> Contents:
 
 
 def take(found: Contents, checkpoint: Path, name: str, required: bool = False) -> Path:
-    """Sort one file in. Raises a ValueError if it is `required` and cannot be published."""
+    """Enter one file as published or left out. Raises a ValueError if it is `required` and cannot be published."""
     path = checkpoint / name
     why = unfit(checkpoint, path)
     if why is None:

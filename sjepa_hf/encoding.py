@@ -29,14 +29,14 @@ def check_audio_encoder(model: PreTrainedModel, name: str | Path) -> None:
         raise ValueError(f"{name} reads {model.main_input_name}: only encoders of waveforms can be read here.")
 
 
-def check_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "layers") -> None:
+def check_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
     """Raise a ValueError for a layer that an encoder does not have; they are numbered as in `hidden_states`."""
     last = model.config.num_hidden_layers
     for layer in layers:
         if not 0 <= layer <= last:
-            raise ValueError(f"`{name}` has {layer}, but the encoder has layers 0 to {last}.")
+            raise ValueError(f"`layers` has {layer}, but the encoder has layers 0 to {last}.")
     if not layers:
-        raise ValueError(f"`{name}` is empty: name at least one layer from 0 to {last}.")
+        raise ValueError(f"`layers` is empty: name at least one layer from 0 to {last}.")
 
 
 @torch.no_grad()

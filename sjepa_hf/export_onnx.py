@@ -120,7 +120,7 @@ def ctc_labels(checkpoint: str | Path, vocab_size: int) -> list[str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings and log lines below errors: the exporter's are about its own inside."""
+    """Silence warnings and log lines below errors: the exporter's are about its own internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

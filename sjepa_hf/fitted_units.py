@@ -85,13 +85,7 @@ class FittedUnits:
         check_layers(encoder, layers)
         extractor = open_feature_extractor(checkpoint, **options)
         unfitted = cls(encoder, extractor, None, {"layers": list(layers)})
-        frames, count = [], 0
-        for clip in clips:
-            frames.append(unfitted.features(*unfitted.inputs([clip]))[0][0].cpu())
-            count += len(frames[-1])
-            if count >= max_frames:
-                break
-        sample = torch.cat(frames)[:max_frames] if frames else torch.empty(0, encoder.config.hidden_size)
+        sample = first_frames((unfitted.features(*unfitted.inputs([c]))[0][0].cpu() for c in clips), max_frames)
         if len(sample) < num_components:
             raise ValueError(
                 f"Cannot fit {num_components} components to {len(sample)} frames: give more audio or fewer components."
@@ -189,6 +183,17 @@ class FittedUnits:
             )
         extractor = open_feature_extractor(name, **options)
         return cls(model.to(device), extractor, mixture.to(device), description)
+
+
+def first_frames(clips: Iterable[torch.Tensor], count: int) -> torch.Tensor:
+    """At most `count` frames from the start of all clips `(num_frames, D)`, of which no more than needed are read."""
+    found, size = [], 0
+    for frames in clips:
+        found.append(frames)
+        size += len(frames)
+        if size >= count:
+            break
+    return torch.cat(found)[:count] if found else torch.empty(0, 0)
 
 
 def is_fitted(directory: str | Path) -> bool:

@@ -1,8 +1,8 @@
 """Frames: of audio at 16 kHz, the encoder makes one for each 25 ms, every 20 ms. The one place of these numbers.
 
 They follow from the convolutions of the published configuration (`SJepaConfig.receptive_field`,
-`inputs_to_logits_ratio`), which all models that can be trained here share. What is the encoder's own takes
-them from its configuration instead.
+`inputs_to_logits_ratio`), which all models that can be trained here share. The encoder itself takes them from
+its configuration instead.
 """
 
 import math
@@ -17,6 +17,8 @@ SAMPLING_RATE = 16_000  # Hz
 WINDOW = 400  # samples that a frame reads, 25 ms
 HOP = 320  # samples from one frame to the next, 20 ms
 FRAMES_PER_SECOND = SAMPLING_RATE / HOP
+FRAME_SECONDS = HOP / SAMPLING_RATE  # from one frame to the next
+FIRST_EDGE = (WINDOW - HOP) / 2 / SAMPLING_RATE  # seconds to where the first frame's 20 ms around its centre begin
 MIN_SAMPLES = WINDOW  # of a clip: one frame
 
 Lengths = TypeVar("Lengths", int, np.ndarray, Tensor)
@@ -68,8 +70,16 @@ def real_samples(attention_mask: Tensor) -> Tensor:
 
 
 def nothing_padded(attention_mask: Tensor) -> bool:
-    """Whether a mask can be left out, where it costs nothing to ask."""
+    """Whether a mask marks no padding and can be left out; False where its values are not at hand."""
     return at_hand(attention_mask) and bool(attention_mask.all())
+
+
+def check_samples(input_values: Tensor, attention_mask: Tensor | None) -> None:
+    """Raise a ValueError for NaN or infinite samples, and for padding before real ones, where they are at hand."""
+    if attention_mask is not None:
+        check_right_padded(attention_mask)
+    if at_hand(input_values) and not input_values.isfinite().all():
+        raise ValueError("`input_values` hold NaN or infinite samples: leave such clips out, or mend them.")
 
 
 def check_right_padded(attention_mask: Tensor) -> None:

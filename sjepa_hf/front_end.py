@@ -13,7 +13,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import Float32Buffers, SJepaGroupNorm, at_least_float32, without_autocast
-from .frames import clip_mean, length_mask
+from .frames import SAMPLING_RATE, clip_mean, length_mask
 from .gradient_checkpointing import CheckpointedLayer
 
 
@@ -301,7 +301,9 @@ class SJepaLogMelFrontEnd(Float32Buffers):
             time = torch.arange(self.window_size, dtype=torch.float64)
             angles = 2 * math.pi / self.window_size * time[:, None] * torch.arange(num_bins)
             fourier = window[:, None] * torch.cat([angles.cos(), angles.sin()], dim=1)
-            mel_filters = mel_filter_bank(num_bins, self.output_size, 0.0, 8000.0, 16000, norm=None, mel_scale="htk")
+            mel_filters = mel_filter_bank(
+                num_bins, self.output_size, 0.0, SAMPLING_RATE / 2, SAMPLING_RATE, mel_scale="htk"
+            )
             return fourier.float(), torch.from_numpy(mel_filters).float()
 
     def forward(self, input_values: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
@@ -325,8 +327,7 @@ class SJepaLogMelFrontEnd(Float32Buffers):
 
 class SJepaStem(nn.Module):
     """
-    Two convolutions over log-mel frames, twice as wide, added to them: what the frames around say of a frame, before
-    anything else.
+    Two convolutions over log-mel frames, with twice as many channels, whose output is projected and added to them.
 
     Hidden and padded frames are zero at its input, so that it reads visible ones alone.
     """

@@ -1,4 +1,4 @@
-"""K-means: where a mixture starts, and clusters of frames without one."""
+"""K-means: the start of a mixture's fit, or clusters by themselves."""
 
 from collections.abc import Callable
 

@@ -53,15 +53,9 @@ def instance_normalize(features: torch.Tensor, real: torch.Tensor) -> torch.Tens
     return centred * (variance + 1e-5).rsqrt()
 
 
-def whiten(features: torch.Tensor, mean: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    """Whitened principal components `(..., H) -> (..., D)`, of `mean` `(H,)` and `directions` `(H, D)`."""
-    with without_autocast(features.device):
-        return (features - mean) @ directions
-
-
 class SJepaWhitening(Float32Buffers):
     """
-    The whitened principal components that a mixture is over.
+    Whitened principal components, `(..., hidden_size) -> (..., num_components)`, that a mixture is over.
 
     Buffers (persistent, fp32):
         mean `(hidden_size,)`, directions `(hidden_size, num_components)`.
@@ -73,4 +67,5 @@ class SJepaWhitening(Float32Buffers):
         self.register_buffer("directions", torch.zeros(hidden_size, num_components, dtype=torch.float32))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return whiten(features, self.mean, self.directions)
+        with without_autocast(features.device):
+            return (features - self.mean) @ self.directions

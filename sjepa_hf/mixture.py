@@ -94,17 +94,6 @@ class DiagonalGaussianMixture(Float32Buffers):
     # Densities
 
     @torch.no_grad()
-    def scores(self, features: torch.Tensor) -> torch.Tensor:
-        """
-        Log-joint of features `(N, num_features)` up to one constant per frame, in nats: `(N, num_components)`.
-
-        It is what a posterior needs, `scores.softmax(-1)`, and keeps more digits than [`log_joint`]: the part of the
-        precisions that all components share adds the same to a whole row and is left out of the product.
-        """
-        with without_autocast(features.device):
-            return self._scores(self._moments(features))
-
-    @torch.no_grad()
     def log_joint(self, features: torch.Tensor) -> torch.Tensor:
         """`log pi_k + log N(x_n; mu_k, s2_k)` in nats for features `(N, num_features)`: `(N, num_components)`."""
         with without_autocast(features.device):
@@ -124,8 +113,8 @@ class DiagonalGaussianMixture(Float32Buffers):
 
     def _offsets(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Means about the centre, precisions, and a precision that stands for all: that of the mean variance, since the
-        mean of the precisions would be that of the one component that fell on silence.
+        Means about the centre, precisions, and one shared precision: the inverse of the mean variance, since a mean of
+        the precisions would be dominated by a component that fell on silence.
         """
         precisions = self.variances.reciprocal()
         return self.means - self.centre, precisions, self.variances.mean(0).reciprocal()
@@ -139,6 +128,11 @@ class DiagonalGaussianMixture(Float32Buffers):
         return moments
 
     def _scores(self, moments: torch.Tensor) -> torch.Tensor:
+        """
+        Log-joint of moments `(N, 2D)` up to one constant per frame, in nats: `(N, num_components)`. It is what a
+        posterior needs, `scores.softmax(-1)`, and keeps more digits than [`log_joint`]: the part of the precisions
+        that all components share adds the same to a whole row and is left out of the product.
+        """
         offsets, precisions, shared = self._offsets()
         scaled = offsets * precisions
         constants = self.log_weights() - 0.5 * (self.variances.log().sum(1) + (offsets * scaled).sum(1))
@@ -165,7 +159,9 @@ class DiagonalGaussianMixture(Float32Buffers):
         Returns:
             `torch.Tensor` of shape `(N, num_components)`, fp32, rows summing to 1.
         """
-        return soften(self.scores(features), temperature)
+        with without_autocast(features.device):
+            scores = self._scores(self._moments(features))
+        return soften(scores, temperature)
 
     @torch.no_grad()
     def clip_posteriors(
@@ -324,7 +320,7 @@ class DiagonalGaussianMixture(Float32Buffers):
         progress: Callable[[str], None] = lambda done: None,
     ) -> list[float]:
         """
-        Fit from scratch: mini-batch k-means, then EM (paper, section 3). Transitions know nothing of order after it.
+        Fit from scratch: mini-batch k-means, then EM (paper, section 3). Transitions are then independent of order.
 
         Args:
             features (`torch.Tensor` of shape `(N, num_features)`): frames, without padding, on any device.

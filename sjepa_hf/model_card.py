@@ -184,10 +184,10 @@ def on_the_hub(name: Any) -> str | None:
     return name
 
 
-def enumeration(names: Sequence[str], most: int = 12) -> str:
+def enumeration(names: Sequence[str]) -> str:
     """Names with commas between; of many, the first."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(plain, names[:most])) + more
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return ", ".join(map(plain, names[:12])) + more
 
 
 def summary(config: dict, checkpoint: Path, pipeline: str, pretrained: bool) -> str:
@@ -368,12 +368,8 @@ def eval_result_files(scores: list[ComparedScore], facts: Facts) -> dict[str, st
                 notes=f"{score.metric}; {score.task}; {conditions(score)}",
             )
             entries.setdefault(known["dataset_id"], []).append(entry)
-    return {f"{name.replace('/', '_')}.yaml": dump(found) for name, found in entries.items()}
-
-
-def dump(entries: list[EvalResultEntry]) -> str:
-    """Entries in the Hub's format."""
-    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
+    rows = {f"{name.replace('/', '_')}.yaml": eval_result_entries_to_yaml(found) for name, found in entries.items()}
+    return {name: yaml.safe_dump(found, sort_keys=False, allow_unicode=True) for name, found in rows.items()}
 
 
 @command

@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
-from .frames import at_hand, check_right_padded, length_mask, nothing_padded, real_samples
+from .frames import SAMPLING_RATE, check_samples, length_mask, nothing_padded, real_samples
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
 from .gradient_checkpointing import CheckpointedLayer
 from .hmm import TransitionModel
@@ -293,7 +293,7 @@ class SJepaPreTrainedModel(PreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the matrices: the vectors of norms stay in fp32."""
+        """The dtype of the weight matrices: the weights of norms stay in fp32."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point() and p.ndim > 1), super().dtype)
 
     def freeze_feature_encoder(self):
@@ -399,6 +399,7 @@ class SJepaModel(SJepaPreTrainedModel):
                 on the left and for NaN or infinite samples.
         """
         check_input(self.config, input_values, attention_mask)
+        check_samples(input_values, attention_mask)
         if attention_mask is not None and nothing_padded(attention_mask):
             attention_mask = None
         lengths = None if attention_mask is None else real_samples(attention_mask)
@@ -446,7 +447,7 @@ def pick(hidden_states: torch.Tensor, positions: torch.Tensor | None) -> torch.T
 
 
 def attention_mask_4d(config: SJepaConfig, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None):
-    """What the configured attention implementation wants for `frame_mask` `(batch_size, sequence_length)`."""
+    """The mask `frame_mask` `(batch_size, sequence_length)` as the configured attention implementation takes it."""
     if frame_mask is None:
         return None
     # A clip without a single real frame attends to its first one, so that no softmax runs over nothing. The mask is
@@ -459,7 +460,7 @@ def attention_mask_4d(config: SJepaConfig, hidden_states: torch.Tensor, frame_ma
 
 
 def check_input(config: SJepaConfig, input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
-    """Raise a ValueError that names what is wrong with the shape or type of a batch, or its samples on a CPU."""
+    """Raise a ValueError that names what is wrong with the shape or type of a batch."""
     if input_values.ndim != 2:
         raise ValueError(
             f"`input_values` must have shape (batch_size, num_samples), but has {tuple(input_values.shape)}:"
@@ -470,20 +471,17 @@ def check_input(config: SJepaConfig, input_values: torch.Tensor, attention_mask:
             f"`input_values` must be floating point samples in [-1, 1], but is {input_values.dtype}:"
             " divide 16-bit samples by 32768."
         )
-    if input_values.shape[1] < config.receptive_field:
+    window = config.receptive_field
+    if input_values.shape[1] < window:
         raise ValueError(
-            f"`input_values` holds clips of {input_values.shape[1]} samples, but one frame reads"
-            f" {config.receptive_field} ({config.receptive_field / 16:.0f} ms at 16 kHz): leave such clips out or pad."
+            f"`input_values` holds clips of {input_values.shape[1]} samples, but one frame reads {window}"
+            f" ({1000 * window / SAMPLING_RATE:.0f} ms at 16 kHz): leave such clips out or pad."
         )
     if attention_mask is not None and attention_mask.shape != input_values.shape:
         raise ValueError(
             f"`attention_mask` must have the shape of `input_values`, {tuple(input_values.shape)}, but has"
             f" {tuple(attention_mask.shape)}: it marks samples, not frames."
         )
-    if attention_mask is not None:
-        check_right_padded(attention_mask)
-    if at_hand(input_values) and not input_values.isfinite().all():
-        raise ValueError("`input_values` hold NaN or infinite samples: leave such clips out, or mend them.")
 
 
 def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int], what: str) -> None:

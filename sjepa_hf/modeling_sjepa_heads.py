@@ -260,11 +260,12 @@ class SJepaTDNNLayer(nn.Module):
 
 
 class SJepaAMSoftmaxLoss(nn.Module):
-    """Additive-margin softmax (arXiv 1801.05599): cosines to class vectors, that of the right class less a margin."""
+    """Additive-margin softmax (arXiv 1801.05599): cross-entropy of scaled cosines, the right one less a margin."""
 
-    def __init__(self, input_size: int, num_labels: int, scale: float = 30.0, margin: float = 0.4):
+    scale, margin = 30.0, 0.4
+
+    def __init__(self, input_size: int, num_labels: int):
         super().__init__()
-        self.scale, self.margin = scale, margin
         self.weight = nn.Parameter(torch.randn(input_size, num_labels))
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

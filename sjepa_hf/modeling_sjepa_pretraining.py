@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_sjepa import SJepaConfig
 from .float32 import at_least_float32
 from .frame_features import FRAME_FEATURES
-from .frames import check_frames, nothing_padded, real_samples
+from .frames import SAMPLING_RATE, check_frames, check_samples, nothing_padded, real_samples
 from .layer_features import SJepaWhitening, read_layers
 from .mixture import DiagonalGaussianMixture
 from .modeling_sjepa import (
@@ -68,7 +68,7 @@ class SJepaForPreTrainingOutput(ModelOutput):
 
 class SJepaPredictor(nn.Module):
     """
-    Fills the blanks in: a learned token stands at hidden frames, positions are added, and one small Transformer layer
+    Predicts hidden frames: a learned mask token takes their place, positions are added, a small Transformer layer
     and a linear layer follow. Only the frames at `positions` come out. Beyond the paper, the token may be added to the
     encoder's own output there (`predictor_keeps_hidden`) instead of standing in its place.
     """
@@ -124,11 +124,12 @@ class SJepaPredictor(nn.Module):
 
     def table_rows(self, sequence_length: int) -> torch.Tensor:
         """The positions of a clip, `(sequence_length, hidden_size)`."""
-        if sequence_length > self.config.predictor_max_positions:
+        most = self.config.predictor_max_positions
+        if sequence_length > most:
             raise ValueError(
-                f"The predictor's table of positions ends at {self.config.predictor_max_positions} frames"
-                f" ({self.config.predictor_max_positions / 50:g} s), but a clip has {sequence_length}: crop it, or set"
-                " `predictor_max_positions` in the configuration."
+                f"The predictor's table of positions ends at {most} frames"
+                f" ({most * self.config.inputs_to_logits_ratio / SAMPLING_RATE:g} s), but a clip has"
+                f" {sequence_length}: crop it, or set `predictor_max_positions` in the configuration."
             )
         return self.position_embeddings.weight[:sequence_length]
 
@@ -224,7 +225,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         Have the configuration say what the mixture is over, so that a checkpoint alone gives its posteriors.
 
         Args:
-            features (`str`, *optional*): as `config.mixture_features`; `None`: nobody knows, or it is unfitted.
+            features (`str`, *optional*): as `config.mixture_features`; `None`: not known, or it is unfitted.
             layers, instance_norm, temperature: as in the configuration, where their names begin with `mixture_`.
             whitening: mean `(hidden_size,)` and directions `(hidden_size, num_components)` of principal components.
         """
@@ -309,6 +310,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             if config.mixture_whitened:
                 features = self.mixture_whitening(features)
         else:
+            check_samples(input_values, attention_mask)
             features = FRAME_FEATURES[config.mixture_features]().to(input_values.device)(input_values, samples)
         if features.shape[-1] != self.mixture.num_features:
             raise ValueError(
@@ -325,7 +327,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         self.cluster_head.output.weight.copy_(weight.normal_(std=self.config.initializer_range, generator=generator))
         nn.init.zeros_(self.cluster_head.output.bias)
 
-    def _check_targets(self, shape, mask_time_indices, target_posteriors, frozen_posteriors) -> None:
+    def _check_targets(self, shape, mask_time_indices, target_posteriors, frozen_posteriors, frozen_weight) -> None:
         """Raise a ValueError for a mask or posteriors that do not go with frames of this shape, or with each other."""
         if mask_time_indices is not None:
             check_mask("mask_time_indices", mask_time_indices, shape, "frames")
@@ -335,9 +337,11 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         check_posteriors("frozen_posteriors", frozen_posteriors, shape, self.config.num_frozen_components)
         if frozen_posteriors is not None and target_posteriors is None:
             raise ValueError("`frozen_posteriors` are a second target: give `target_posteriors` too.")
+        if frozen_posteriors is None and frozen_weight:
+            raise ValueError("`frozen_weight` has no effect without `frozen_posteriors`: give both or neither.")
 
     def _encode(self, input_values, attention_mask, mask_time_indices, visible, longest_visible, **kwargs):
-        """Output of the encoder, which with `encode_visible_only` reads the frames alone that are `visible`."""
+        """Output of the encoder, whose layers with `encode_visible_only` run over `visible` frames alone."""
         if not self.config.encode_visible_only:
             return self.sjepa(input_values, attention_mask, mask_time_indices=mask_time_indices, **kwargs)
         frames = VisibleFrames.find(visible, int(visible.sum(1).max()) if longest_visible is None else longest_visible)
@@ -394,9 +398,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         """
         check_input(self.config, input_values, attention_mask)
         shape = len(input_values), self.config.num_frames(input_values.shape[1])  # [B, T]
-        self._check_targets(shape, mask_time_indices, target_posteriors, frozen_posteriors)
-        if frozen_posteriors is None and frozen_weight:
-            raise ValueError("`frozen_weight` has no effect without `frozen_posteriors`: give both or neither.")
+        self._check_targets(shape, mask_time_indices, target_posteriors, frozen_posteriors, frozen_weight)
         if "labels" in kwargs:
             raise ValueError("This model has no `labels`: give `target_posteriors`, for hard labels one-hot in float.")
         if mask_time_indices is None:
@@ -412,48 +414,51 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         if attention_mask is not None and not nothing_padded(attention_mask):
             frame_mask = self._get_feature_vector_attention_mask(shape[1], attention_mask)
             mask_time_indices, visible = frame_mask & mask_time_indices, frame_mask & visible
-        outputs = self._encode(input_values, attention_mask, mask_time_indices, visible, longest_visible, **kwargs)
-        hidden_states = outputs.last_hidden_state  # [B, T, H]
-
         if masked_positions is None:
             masked_positions = mask_time_indices.flatten().nonzero().squeeze(1)
         if target_posteriors is not None and not include_visible:
             visible_positions = masked_positions[:0]
         elif visible_positions is None:
             visible_positions = visible.flatten().nonzero().squeeze(1)
+        positions, num_masked = torch.cat([masked_positions, visible_positions]), len(masked_positions)
+
+        outputs = self._encode(input_values, attention_mask, mask_time_indices, visible, longest_visible, **kwargs)
+        hidden_states = outputs.last_hidden_state  # [B, T, H]
         predicted = self.predictor(hidden_states, mask_time_indices, masked_positions, frame_mask)
         head_states = self.cluster_head.layers(torch.cat([predicted, pick(hidden_states, visible_positions)]))
         logits = self.cluster_head.output(head_states)  # [N, K]
-
-        positions = torch.cat([masked_positions, visible_positions])
-        num_masked, num_visible = len(masked_positions), len(visible_positions)
-        loss = frozen_loss = masked_loss = visible_loss = None
+        losses = {}
         if target_posteriors is not None:
-            targets = pick(target_posteriors, positions)
-            check_distributions("target_posteriors", targets)
-            divergence = soft_target_divergence(logits, targets)  # [N]
-            loss = divergence.sum() / max(num_masked + num_visible, 1)
-            masked_loss = divergence[:num_masked].sum() / max(num_masked, 1)
-            if include_visible:
-                visible_loss = divergence[num_masked:].sum() / max(num_visible, 1)
-            if frozen_posteriors is not None:
-                frozen_logits = self.cluster_head.frozen_output(head_states)
-                frozen_loss = soft_target_divergence(frozen_logits, pick(frozen_posteriors, positions)).sum()
-                frozen_loss = frozen_loss / max(num_masked + num_visible, 1)
-                loss = torch.lerp(loss, frozen_loss, frozen_weight)
+            losses = target_losses(logits, pick(target_posteriors, positions), num_masked, include_visible)
+        if frozen_posteriors is not None:
+            frozen = pick(frozen_posteriors, positions)
+            frozen_logits = self.cluster_head.frozen_output(head_states)
+            losses["frozen_loss"] = soft_target_divergence(frozen_logits, frozen).sum() / max(len(positions), 1)
+            losses["loss"] = torch.lerp(losses["loss"], losses["frozen_loss"], frozen_weight)
         scattered = logits.new_zeros(hidden_states.shape[:2].numel(), logits.shape[-1])
-        scattered = scattered.index_copy(0, positions, logits if loss is None else logits.detach())
+        scattered = scattered.index_copy(0, positions, logits.detach() if losses else logits)
         return SJepaForPreTrainingOutput(
-            loss=loss,
-            masked_loss=masked_loss,
-            visible_loss=visible_loss,
-            frozen_loss=frozen_loss,
+            **losses,
             num_masked_frames=num_masked,
-            num_visible_frames=num_visible,
+            num_visible_frames=len(visible_positions),
             logits=scattered.view(*hidden_states.shape[:2], -1),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def target_losses(logits: torch.Tensor, targets: torch.Tensor, num_masked: int, include_visible: bool) -> dict:
+    """
+    The losses by their names in [`SJepaForPreTrainingOutput`], from logits and targets `(num_frames, num_components)`,
+    whose first `num_masked` rows are masked frames and the others visible ones.
+    """
+    check_distributions("target_posteriors", targets)
+    divergence = soft_target_divergence(logits, targets)  # [N]
+    masked, visible = divergence[:num_masked], divergence[num_masked:]
+    losses = {"loss": divergence.sum() / max(len(divergence), 1), "masked_loss": masked.sum() / max(num_masked, 1)}
+    if include_visible:
+        losses["visible_loss"] = visible.sum() / max(len(visible), 1)
+    return losses
 
 
 def new_mixture(config: SJepaConfig, num_components: int, num_features: int) -> DiagonalGaussianMixture:

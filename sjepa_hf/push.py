@@ -207,14 +207,14 @@ def commit(
         try:
             return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
         except (httpx2.TransportError, HfHubHTTPError, RuntimeError) as error:
-            if attempt + 1 == ATTEMPTS or not passing(error):
+            if attempt + 1 == ATTEMPTS or not is_transient(error):
                 raise
             wait = FIRST_WAIT * 2**attempt
             logger.warning("The upload broke off (%s); trying again in %g s.", error or type(error).__name__, wait)
             time.sleep(wait)
 
 
-def passing(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether an error may be gone by the next attempt: the connection broke, or the Hub itself is at fault."""
     cause = error.__cause__ if isinstance(error, RuntimeError) else error  # how an upload of large files fails
     if isinstance(cause, HfHubHTTPError):

@@ -92,7 +92,7 @@ class Score:
 
     @property
     def merit(self) -> float:
-        """Larger for what is better; least for what is not finite."""
+        """The value with the sign that makes larger better; -inf where it is not finite."""
         if not math.isfinite(self.value):
             return -math.inf
         return -self.value if self.metric in LOWER_IS_BETTER else self.value
@@ -129,7 +129,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def number_or_nan(value: Any) -> Any:
-    """What `json_text` was given: null stands for a number that is not finite."""
+    """NaN for null, as which `json_text` writes numbers that are not finite; any other value as it is."""
     return math.nan if value is None else value
 
 
@@ -195,7 +195,8 @@ def scores_of(checkpoint: Path, path: Path) -> list[ComparedScore]:
     """
     path, rows = Path(path), read_scores(path)
     short = short_names(score.subject for score in rows)
-    own = [name for name in short if same(path.parent if name == THIS_MODEL else Path(name), checkpoint)]
+    folders = {name: path.parent if name == THIS_MODEL else Path(name) for name in short}
+    own = [name for name, folder in folders.items() if folder.expanduser().resolve() == Path(checkpoint).resolve()]
     if not own:
         names = [str(path.parent) if name == THIS_MODEL else name for name in short]
         raise ValueError(f"{path}: no score of {checkpoint}, only of {', '.join(names) or 'nothing'}.")
@@ -209,7 +210,7 @@ def scores_of(checkpoint: Path, path: Path) -> list[ComparedScore]:
             score = best[own[0]]
             task = score.task if score.layer is None else f"{score.task} of layer {score.layer} (the best)"
             baselines = {short[name]: other for name, other in best.items() if name not in own}
-            shown = {"task": task, "data": data_names(score.data.split(" + "))}  # of a row made by hand no path either
+            shown = {"task": task, "data": data_names(score.data.split(" + "))}  # a row made by hand may hold a path
             found.append(ComparedScore(**asdict(score) | shown, baselines=baselines))
     return found
 
@@ -243,11 +244,6 @@ def grouped(rows: Iterable, key: Callable) -> dict:
     return groups
 
 
-def same(path: Path, checkpoint: Path) -> bool:
-    """Whether a path is that directory."""
-    return path.expanduser().resolve() == Path(checkpoint).resolve()
-
-
 def short_names(subjects: Iterable[str]) -> dict[str, str]:
     """
     Subjects as tables name them: MFCC, the last name of a checkpoint's path, "untrained"; where several are alike,
@@ -264,7 +260,7 @@ def short_names(subjects: Iterable[str]) -> dict[str, str]:
 
 
 def forms_of(subject: str) -> list[str]:
-    """Names that a subject may have in a table, from short to long; none tells the folder of the user."""
+    """Names that a subject may have in a table, from short to long; none shows the user's home folder."""
     if subject in (MFCC, THIS_MODEL):
         return [subject.upper() if subject == MFCC else subject]
     path = Path(subject.removeprefix(UNTRAINED))

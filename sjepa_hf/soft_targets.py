@@ -1,4 +1,4 @@
-"""Soft targets: what posteriors have to be, and how far a prediction is from them."""
+"""Soft targets: checks of posteriors, and the divergence of a prediction from them."""
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ def check_posteriors(name: str, posteriors: torch.Tensor | None, shape: tuple[in
 
 
 def check_distributions(name: str, rows: torch.Tensor) -> None:
-    """Raise a ValueError where a row of `(N, num_components)` is no distribution, if it can be looked at for free."""
+    """Raise a ValueError where a row of `(N, num_components)` is no distribution, if its values are at hand."""
     if at_hand(rows) and len(rows):
         total = rows.sum(-1, dtype=torch.float32)
         if (rows < 0).any() or ((total - 1).abs() > 0.01).any():  # NaN is left to the loss

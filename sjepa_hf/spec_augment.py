@@ -9,8 +9,8 @@ def spec_augment(
     config: SJepaConfig, lengths: torch.Tensor, sequence_length: int
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """
-    What to hide of a batch, at the configuration's rates (as in HuBERT). Padding is never masked; it needs neither the
-    host nor NumPy.
+    What to hide of a batch, at the configuration's rates (as in HuBERT). Padding is never masked; all is drawn on
+    the device.
 
     Args:
         lengths (`torch.LongTensor` of shape `(batch_size,)`): real frames of each clip.

@@ -6,12 +6,10 @@ from typing import NamedTuple
 import torch
 from transformers.utils import ModelOutput
 
-from .frames import HOP, SAMPLING_RATE, WINDOW, length_mask
+from .frames import FIRST_EDGE, FRAME_SECONDS, length_mask
 
 
 PADDING = -1
-FRAME = HOP / SAMPLING_RATE  # seconds from frame to frame
-FIRST_EDGE = (WINDOW - HOP) / 2 / SAMPLING_RATE  # seconds to where the first frame's share begins
 
 
 class UnitRun(NamedTuple):
@@ -49,7 +47,7 @@ class SJepaUnitsOutput(ModelOutput):
 
 def units_of(posteriors: torch.Tensor, lengths: torch.Tensor | None = None, top_k: int = 0) -> SJepaUnitsOutput:
     """
-    Units of posteriors.
+    The likeliest component of each frame as its unit.
 
     Args:
         posteriors (`torch.Tensor` of shape `(batch_size, sequence_length, num_components)`): of frames.
@@ -83,7 +81,7 @@ def with_times(units: torch.Tensor, frames: torch.Tensor) -> list[UnitRun]:
     """Runs, as [`run_lengths`] gives them, in seconds."""
     runs, begun = [], 0
     for unit, count in zip(units.tolist(), frames.tolist(), strict=True):
-        runs.append(UnitRun(unit, FIRST_EDGE + FRAME * begun, FRAME * count))
+        runs.append(UnitRun(unit, FIRST_EDGE + FRAME_SECONDS * begun, FRAME_SECONDS * count))
         begun += count
     return runs
 

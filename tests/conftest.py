@@ -26,6 +26,12 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """Dynamo's limit of recompilations counts over all tests of a process."""
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="session")
 def golden_targets() -> dict[str, torch.Tensor]:
     return load_file(GOLDEN / "reference_targets.safetensors")

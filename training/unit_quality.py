@@ -29,6 +29,7 @@ import torch
 import transformers
 
 from sjepa_hf.command import command
+from sjepa_hf.fitted_units import KMEANS_PASSES, first_frames
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.kmeans import kmeans, nearest
 from sjepa_hf.opening import open_config, open_pretraining
@@ -52,7 +53,6 @@ from training.evaluation.unit_measures import at_speed, bitrate, phone_tokens, p
 
 logger = logging.getLogger(__name__)
 
-KMEANS_PASSES = 20
 SPEED = 1.1
 Units = Callable[[np.ndarray], np.ndarray]
 """Samples `(num_samples,)` at 16 kHz -> units `(num_frames,)`."""
@@ -89,14 +89,9 @@ class QualityArguments:
 def clustered(name: str, layer: int, components: int, clips: LabelledClips, arguments: QualityArguments) -> Units:
     """k-means over a layer of an encoder, fitted to random frames. Raises ValueError if there are too few."""
     extract = features_of_layers(open_encoder(name, default_device(), untrained_seed=arguments.seed), [layer])
-    found, count = [], 0
-    for index in np.random.default_rng(arguments.seed).permutation(len(clips)).tolist():
-        if count >= arguments.frames:
-            break
-        if (example := clips[index]) is not None:
-            found.append(torch.from_numpy(extract(example["input_values"])[0]))
-            count += len(found[-1])
-    sample = torch.cat(found)[: arguments.frames]
+    order = np.random.default_rng(arguments.seed).permutation(len(clips)).tolist()
+    examples = filter(None, map(clips.__getitem__, order))
+    sample = first_frames((torch.from_numpy(extract(e["input_values"])[0]) for e in examples), arguments.frames)
     if len(sample) < components:
         raise ValueError(f"`components` is {components}, but train_data has {len(sample)} frames: give more audio.")
     spread = sample.std(0).clamp_min(1e-6) if name == "mfcc" else torch.ones(sample.shape[1])

@@ -9,14 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sjepa_hf.clusters import draw_clusters
-from sjepa_hf.frames import HOP, SAMPLING_RATE, frame_centres
+from sjepa_hf.frames import FRAME_SECONDS, SAMPLING_RATE, frame_centres
 
 
 BLUE, SKY, VERMILLION, INK = "#0072B2", "#56B4E9", "#D55E00", "#22303c"
 STYLE = {"loc": "left", "fontsize": 10.5, "color": INK, "fontweight": "bold", "pad": 5}
 INCHES_A_SECOND = 0.9  # at least; a longer clip gets a wider picture
 DPI, MOST_PIXELS = 140, 16_000  # WebP ends at 16,383
-FRAME = HOP / SAMPLING_RATE  # seconds
 
 
 class Picture(NamedTuple):
@@ -114,7 +113,7 @@ def draw_similarity(first: Clip, second: Clip, matrix: np.ndarray, layer: int) -
         return figure.add_axes((x / width, y / height, w / width, h / height))
 
     centre = axes(left + strip + gap, bottom, wide, high)
-    extent = (0, matrix.shape[1] * FRAME, matrix.shape[0] * FRAME, 0)
+    extent = (0, matrix.shape[1] * FRAME_SECONDS, matrix.shape[0] * FRAME_SECONDS, 0)
     drawn = centre.imshow(matrix, aspect="auto", extent=extent, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
     centre.set(xlim=(0, second.seconds), ylim=(first.seconds, 0), facecolor="0.95")
     centre.set_xlabel("clip B, seconds", color=INK, labelpad=2)

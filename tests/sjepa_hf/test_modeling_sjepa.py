@@ -204,7 +204,6 @@ def test_compiles_into_one_graph(config, padded_batch, training):
     waveforms, attention_mask, _ = padded_batch
     config.num_hidden_layers = 1  # more are more of the same, which takes its time
     model = SJepaModel(config).train(training)
-    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     mask = torch.rand(3, 49) < 0.5
     output = compiled(waveforms, attention_mask=attention_mask, mask_time_indices=mask).last_hidden_state
@@ -260,7 +259,6 @@ def test_compiles_into_one_graph_with_gradient_checkpointing(config):
     config.num_hidden_layers = 1
     model = SJepaModel(config).train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    torch._dynamo.reset()
     torch.compile(model, fullgraph=True, backend="aot_eager")(torch.randn(2, 4000))[0].square().mean().backward()
     assert all(p.grad is not None for p in model.parameters())
 

@@ -131,7 +131,6 @@ def test_compiles_into_one_graph(config, masked_batch, training, encode_visible_
     inputs["masked_positions"] = mask.flatten().nonzero().squeeze(1)
     inputs["visible_positions"] = (real & ~mask).flatten().nonzero().squeeze(1)
     inputs["longest_visible"] = int((real & ~mask).sum(1).max())
-    torch._dynamo.reset()
     output = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs)
     if training:
         output.loss.backward()
@@ -155,7 +154,6 @@ def test_batches_of_all_sizes_share_one_graph(config, part):
         graphs.append(graph)
         return graph
 
-    torch._dynamo.reset()
     compiled = torch.compile(module, dynamic=True, fullgraph=True, backend=count)
     losses, generator = [], torch.Generator().manual_seed(0)
     for clips in (2, 3, 5, 4, 2):
@@ -381,6 +379,26 @@ def test_units_of_a_mixture_that_was_never_fitted_are_warned_of(make_config, pad
         assert "never been fitted" not in caplog.text
     finally:
         transformers.utils.logging.disable_propagation()
+
+
+ENTRIES = {
+    "with a mask": lambda model, *batch: model(*batch, mask_time_indices=torch.ones(1, 12, dtype=torch.bool)),
+    "without a mask": lambda model, *batch: model(*batch),
+    "units of the prediction": lambda model, *batch: model.units(*batch, source="prediction"),
+    "units": lambda model, *batch: model.units(*batch),
+}
+
+
+@pytest.mark.parametrize("features", ["mfcc", "log_mel", "encoder"])
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_entry_refuses_samples_that_cannot_be_meant(make_config, entry, features):
+    layers, size = ([2], 48) if features == "encoder" else (None, {"mfcc": 39, "log_mel": 69}[features])
+    config = make_config(mixture_features=features, mixture_layers=layers, mixture_feature_size=size)
+    model, waveforms = SJepaForPreTraining(config).eval(), torch.randn(1, 4000)
+    with pytest.raises(ValueError, match="NaN or infinite samples"):
+        ENTRIES[entry](model, waveforms.index_fill(1, torch.tensor(7), torch.nan))
+    with pytest.raises(ValueError, match="pad clips on the right"):
+        ENTRIES[entry](model, waveforms, torch.arange(4000)[None] > 9)
 
 
 def test_the_trainer_predicts(config, masked_batch, tmp_path):

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
-from sjepa_hf.units import FIRST_EDGE, FRAME, run_lengths
+from sjepa_hf.frames import FIRST_EDGE, FRAME_SECONDS
+from sjepa_hf.units import run_lengths
 from training.corpus.extraction import Extracted
 from training.corpus.reading import Row
 
@@ -52,12 +53,12 @@ def write_units(
         (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
         return
     counts = [frames.numpy() for _, frames in runs]
-    starts = [np.round(FIRST_EDGE + FRAME * (np.cumsum(count) - count), 4) for count in counts]
+    starts = [np.round(FIRST_EDGE + FRAME_SECONDS * (np.cumsum(count) - count), 4) for count in counts]
     table = clip_columns(rows, extracted, columns)
     table["units"] = listed([each["units"].numpy() for each in found])
     table["run_units"] = listed([units.int().numpy() for units, _ in runs])
     table["run_starts"] = listed([each.astype(np.float32) for each in starts])
-    table["run_seconds"] = listed([np.round(FRAME * count, 4).astype(np.float32) for count in counts])
+    table["run_seconds"] = listed([np.round(FRAME_SECONDS * count, 4).astype(np.float32) for count in counts])
     for key in ("top_units", "posteriors"):
         if found and key in found[0]:
             table[key] = listed([each[key].numpy() for each in found])

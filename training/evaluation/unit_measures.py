@@ -7,6 +7,7 @@ import jiwer
 import numpy as np
 import torch
 
+from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.resampling import resample
 from sjepa_hf.units import run_lengths
 from training.evaluation.abx import Token
@@ -53,7 +54,7 @@ def with_noise(samples: np.ndarray, noise: np.ndarray, decibels: float, rng: np.
 
 def at_speed(samples: np.ndarray, speed: float) -> np.ndarray:
     """Samples played so much faster, pitch included."""
-    return resample(samples, round(16000 * speed))
+    return resample(samples, round(SAMPLING_RATE * speed))
 
 
 def phone_tokens(units: np.ndarray, phones: Sequence[str], ends: np.ndarray, silences: Sequence[str]) -> list[Token]:

@@ -8,22 +8,22 @@ from torch import nn
 
 from sjepa_hf import SJepaModel
 from sjepa_hf.frames import check_frames, frame_lengths
-from sjepa_hf.layer_features import read_layers, whiten
+from sjepa_hf.layer_features import SJepaWhitening, read_layers
 from training.data.batches import real_frames
 
 
-class TargetFeatures(nn.Module):
+class TargetFeatures:
     """
     Args:
-        encoder (`SJepaModel`): whose layers are read; it stays outside this module's state.
+        encoder (`SJepaModel`): whose layers are read.
         layers (`tuple[int]`): layers whose mean is taken, numbered as in `hidden_states` (0 is the input of the first
-            Transformer layer); `None`: the one that `forward` names.
+            Transformer layer); `None`: the `active_layer` of each call.
         instance_norm (`bool`): whether each layer of each clip gets mean 0 and variance 1 over the clip's frames, per
             dimension, as in data2vec: takes the speaker's and the channel's share off.
         num_components (`int`): whitened principal components that are kept; `None` keeps the features as they are.
 
-    Buffers:
-        mean `(hidden_size,)`, directions `(hidden_size, num_components)`: the principal components, once `fit`.
+    Attributes:
+        whitening (`nn.Module`): the principal components, once `fit`; the identity without `num_components`.
     """
 
     def __init__(
@@ -34,40 +34,33 @@ class TargetFeatures(nn.Module):
         num_components: int | None = None,
     ):
         check_frames(encoder.config, "The encoder")
-        super().__init__()
-        self._encoder = [encoder]
+        self.encoder = encoder
         self.layers = layers
         self.instance_norm = instance_norm
-        self.num_features = num_components or encoder.config.hidden_size
-        self.reduced = num_components is not None
-        if self.reduced:
-            as_buffer = {"dtype": torch.float32, "device": encoder.device}
-            self.register_buffer("mean", torch.zeros(encoder.config.hidden_size, **as_buffer))
-            self.register_buffer("directions", torch.zeros(encoder.config.hidden_size, num_components, **as_buffer))
+        self.num_components = num_components
+        self.whitening = nn.Identity()
+        if num_components is not None:
+            self.whitening = SJepaWhitening(encoder.config.hidden_size, num_components).to(encoder.device)
 
     def full(self, batch: dict, active_layer: int) -> torch.Tensor:
         """Features before the principal components, `(batch_size, sequence_length, hidden_size)`, fp32."""
         real = real_frames(batch, frame_lengths(batch["input_values"].shape[1])) if self.instance_norm else None
         layers = self.layers or (active_layer,)
-        return read_layers(self._encoder[0], batch["input_values"], batch["attention_mask"], layers, real)
+        return read_layers(self.encoder, batch["input_values"], batch["attention_mask"], layers, real)
 
-    def forward(self, batch: dict, active_layer: int) -> torch.Tensor:
-        """What the mixture models, `(batch_size, sequence_length, num_features)`, fp32."""
-        return self.project(self.full(batch, active_layer))
-
-    def project(self, features: torch.Tensor) -> torch.Tensor:
-        """Whitened principal components `(..., hidden_size) -> (..., num_features)`, where there are any."""
-        return whiten(features, self.mean, self.directions) if self.reduced else features
+    def __call__(self, batch: dict, active_layer: int) -> torch.Tensor:
+        """What the mixture models, `(batch_size, sequence_length, D)`, fp32."""
+        return self.whitening(self.full(batch, active_layer))
 
     @torch.no_grad()
     def fit(self, sample: torch.Tensor, accelerator: Accelerator) -> None:
         """Principal components of frames `(N, hidden_size)` that every process holds, each scaled to variance 1."""
-        if self.reduced:
-            mean, directions = whitened_components(sample, self.num_features)
-            self.mean.copy_(mean)
-            self.directions.copy_(directions)
+        if self.num_components is not None:
+            mean, directions = whitened_components(sample, self.num_components)
+            self.whitening.mean.copy_(mean)
+            self.whitening.directions.copy_(directions)
             if accelerator.num_processes > 1:  # other processors may round otherwise
-                for buffer in self.buffers():
+                for buffer in self.whitening.buffers():
                     torch.distributed.broadcast(buffer, src=0)
 
 

@@ -113,7 +113,7 @@ class OnlineTargets:
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds beside the student and the mixture."""
-        return {"teacher": self.teacher, "target_features": self.target_features}
+        return {"teacher": self.teacher, "target_features": self.target_features.whitening}
 
     @torch.inference_mode()
     def features(self, batch: dict) -> torch.Tensor:
@@ -164,7 +164,7 @@ class OnlineTargets:
             "encoder",
             layers=features.layers or (self.layer_choice.active,),
             instance_norm=features.instance_norm,
-            whitening=(features.mean, features.directions) if features.reduced else None,
+            whitening=tuple(features.whitening.buffers()) or None,  # mean, directions
             temperature=self.temperature,
         )
 
@@ -188,7 +188,7 @@ class OnlineTargets:
         (if any) to as many; `read` begins a pass over the batches of this process. Returns the log-likelihoods of
         `fit`. Where it does not come to its end, all are as they were.
         """
-        buffers = [*self.target_features.buffers(), *self.mixture.buffers()]
+        buffers = [*self.target_features.whitening.buffers(), *self.mixture.buffers()]
         before = [buffer.clone() for buffer in buffers]
         try:
             return self._seed(read, num_frames, seed, batches_a_round, meeting, transition_passes, **fit)
@@ -204,7 +204,7 @@ class OnlineTargets:
         )
         self._pending = None
         self.target_features.fit(sample, self.accelerator)
-        sample = self.target_features.project(sample.to(self.accelerator.device)).cpu()
+        sample = self.target_features.whitening(sample.to(self.accelerator.device)).cpu()
         history = fit_mixture(self.mixture, sample, seed, self.accelerator, meeting, **fit)
         if self.mixture.transitions is not None:
             fit_transitions(

@@ -71,6 +71,13 @@ def test_a_clip_alone_is_what_the_published_model_makes_of_it(encoder, tmp_path)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_padding_on_the_left_and_nan_are_refused(encoder):
+    with pytest.raises(ValueError, match="pad clips on the right"):
+        encoder(torch.randn(1, 4000), torch.arange(4000)[None] > 9)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        encoder(torch.full((1, 4000), torch.nan))
+
+
 def test_the_first_layers_alone_are_hidden_states(encoder, padded_batch):
     """Later ones do not run; a copy, as the EMA encoder is, does the same."""
     waveforms, attention_mask, _ = padded_batch
