@@ -55,18 +55,17 @@ def judge_texts(texts: Sequence[str], references: Sequence[str]) -> Verdict:
     return Verdict(found <= chance - MARGIN, reason, chance)
 
 
-def judge_classes(answers: Sequence, labels: Sequence, commonest: object = None) -> Verdict:
+def judge_classes(answers: Sequence, labels: Sequence) -> Verdict:
     """
     Whether classes have to do with their clips.
 
     Args:
         answers, labels: one each a clip, of any type.
-        commonest: what to answer where nothing is known; None: the commonest of the labels.
     """
     count, guesses, truths = len(labels), Counter(answers), Counter(labels)
     accuracy = sum(a == b for a, b in zip(answers, labels)) / count
-    name = truths.most_common(1)[0][0] if commonest is None else commonest
-    share = truths[name] / count
+    name, most = truths.most_common(1)[0]
+    share = most / count
     random, deviation = hits_by_chance(guesses, truths)
     chance = max(share, random + DEVIATIONS * deviation)
     if len(truths) == 1:

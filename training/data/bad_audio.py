@@ -22,7 +22,6 @@ class BadAudioMonitor:
 
     Args:
         max_bad_fraction: the share of clips that may be skipped.
-        min_clips: clips to see before the share is judged.
 
     A source that vanishes in the middle of a long run would hardly move the share of all clips so far: the run also
     stops when most of the last 1,000 clips were skipped.
@@ -35,11 +34,11 @@ class BadAudioMonitor:
     """
 
     names_logged = 20
+    min_clips = 50  # before the share is judged
     recent_clips = 1000
 
-    def __init__(self, max_bad_fraction: float = 0.05, min_clips: int = 50):
+    def __init__(self, max_bad_fraction: float = 0.05):
         self.max_bad_fraction = max_bad_fraction
-        self.min_clips = min_clips
         self.seen = 0
         self.by_reason: Counter[str] = Counter()
         self._restored_seen, self._restored = 0, Counter()
