@@ -28,7 +28,7 @@ Extract = Callable[[Sequence[np.ndarray]], list[dict[str, torch.Tensor]]]
 
 
 class Extractor(NamedTuple):
-    """What makes something of clips, and what it is, for the record: plain values that say when two are the same."""
+    """A function from clips to tensors, and its description in plain values: equal if it computes the same."""
 
     extract: Extract
     description: dict
@@ -118,7 +118,7 @@ def feature_extractor(
 ) -> Extractor:
     """
     Hidden states of layers of any encoder: `features` `(T, num_layers, hidden_size)`, or of their `mean`; `pooled` is
-    for the record, and done by [`extract_shard`].
+    only recorded here: [`extract_shard`] takes the mean.
 
     Raises:
         ValueError: if the encoder does not open or has no such layer.
@@ -152,8 +152,8 @@ def autocast(device, precision: str):
 
 class Extracted(NamedTuple):
     """
-    What became of a shard: by place in it the tensors of each usable clip and its seconds, name and reason of the
-    others, and how many clips were read in pieces.
+    Results of a shard, by the place of a clip in it: tensors and seconds of usable clips, name and reason of the
+    others; and how many clips were read in pieces.
     """
 
     found: dict[int, dict[str, torch.Tensor]]

@@ -26,7 +26,7 @@ class BadAudioMonitor:
     A source that vanishes in the middle of a long run would hardly move the share of all clips so far: the run also
     stops when most of the last 1,000 clips were skipped.
 
-    Recordings of noise are named and counted with the others, but do not count as clips: none is missed.
+    Recordings of noise are named and counted with the others, but not as clips, since none is lost.
 
     Attributes:
         seen: clips so far, usable or not.

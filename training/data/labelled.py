@@ -148,8 +148,8 @@ class LabelledClips(torch.utils.data.Dataset):
         )
 
     def cut(self, chosen: Sequence[bool], seconds: float, every: float) -> "LabelledClips":
-        """The clips; each chosen one that is longer as its pieces of `seconds`, of which one begins `every` so often
-        (seconds), as far as they are whole."""
+        """The clips, each chosen one that is longer being replaced by its whole pieces of `seconds`, one beginning
+        every `every` seconds."""
         length, step = round(seconds * SAMPLING_RATE), round(every * SAMPLING_RATE)
         places, numbers = [], []
         for number, place in enumerate(self.places):

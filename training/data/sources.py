@@ -48,7 +48,7 @@ def open_source(
 
     Raises:
         MissingColumn: if it has no such label.
-        ValueError: if it does not exist, has no audio, no such config or split, or labels that leave a doubt.
+        ValueError: if it does not exist, has no audio, no such config or split, or ambiguous labels.
     """
     name, *rest = spec.split("::")
     if len(rest) > 2 or not name:
