@@ -254,7 +254,10 @@ def build_loader(
     """
     sources = open_sources(args) if sources is None else sources
     readers = num_processes * max(1, args.num_workers)
-    corpus = _corpus(args, sources, seed)
+    if args.streaming:
+        corpus = ClipStream(sources, args.train_data_weights, seed, args.shuffle_buffer_size)
+    else:
+        corpus = ClipIndex(sources, args.train_data_weights, seed, fixed_readers=args.cache_gb > 0)
     if not args.streaming and max_epochs is None and corpus.size < readers:
         raise ValueError(
             f"train_data holds {corpus.size} clips for {readers} readers (processes x num_workers): lower num_workers."
@@ -288,12 +291,6 @@ def build_loader(
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(seed),  # leaves the global generator alone
     )
-
-
-def _corpus(args: DataArguments, sources: list[Source], seed: int) -> ClipIndex | ClipStream:
-    if args.streaming:
-        return ClipStream(sources, args.train_data_weights, seed, args.shuffle_buffer_size)
-    return ClipIndex(sources, args.train_data_weights, seed, fixed_readers=args.cache_gb > 0)
 
 
 def _start(

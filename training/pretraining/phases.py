@@ -148,9 +148,7 @@ def fit_pass(run: Run, progress: Progress) -> Callable[[], Iterator[dict]]:
 
 
 def restart_head(run: Run) -> None:
-    """
-    Reset the last layer of the head (alike in every process) and its optimizer state: the clusters have changed.
-    """
+    """Reset the last layer of the head (alike in every process) and its optimizer state: the clusters have changed."""
     seed = seed_for(run.arguments.run.seed, Purpose.HEAD, run.state.step)
     run.model.reset_last_layer(torch.Generator().manual_seed(seed))
     for parameter in run.model.cluster_head.output.parameters():
