@@ -152,7 +152,7 @@ def trial(folder: Path, command: list[str], draw: random.Random) -> tuple[str, C
     if chosen == newer:
 
         def restore() -> None:
-            run = pretrain.begin(parse_arguments([*command, "--resume_from_checkpoint", "auto"]))
+            run = pretrain.prepare(parse_arguments([*command, "--resume_from_checkpoint", "auto"]))
             run.lock.release()
 
         ends[f"restored: {outcome(restore)[0]}"] += 1

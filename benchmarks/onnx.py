@@ -34,7 +34,7 @@ from training.data.labelled import (
     pad_waveforms,
 )
 from training.finetuning.beam_search import greedy_decode
-from training.finetuning.classification import check_labels
+from training.finetuning.classification import check_labels_known
 from training.finetuning.text import TextNormalizer
 from training.finetuning.transcribe import error_rates
 
@@ -180,7 +180,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
         column = choose_column([arguments.data], column, COLUMNS[task][0], "column", COLUMNS[task][1])
     clips = open_labelled([arguments.data], [column] if column else [])
     if task == "classification":
-        check_labels(clips.labels[column], list(model.config.id2label.values()), arguments.data)
+        check_labels_known(clips.labels[column], list(model.config.id2label.values()), arguments.data)
     if arguments.clips < len(clips):
         clips = clips.select(np.linspace(0, len(clips) - 1, arguments.clips).astype(int).tolist())
     with tempfile.TemporaryDirectory() as folder:

@@ -77,7 +77,7 @@ def train(recipe: Path, speech: Path, output_dir: Path, how: str) -> None:
         subprocess.run([*launcher, script, *command, "--num_workers", "1"], env=ENVIRONMENT, check=True)
         return
     steps = "2" if how == "accumulated" else "1"
-    run = pretrain.begin(parse_arguments([*command, "--gradient_accumulation_steps", steps]))
+    run = pretrain.prepare(parse_arguments([*command, "--gradient_accumulation_steps", steps]))
     if how == "one batch":
         run.data.__class__ = JoinedData
     with run.interruption:

@@ -89,7 +89,7 @@ def decode(arguments: argparse.Namespace) -> None:
             results, rows = evaluate_clips(
                 model.to(device), processor, clips, wanted[spec], decoder, arguments.batch_size
             )
-        print(f"{spec}: {in_words(results, rows)}")
+        print(f"{spec}: {error_rates_in_words(results, rows)}")
         print("\n".join(examples(rows, arguments.examples)))
         print(json.dumps({spec: rounded(results)}, ensure_ascii=False))
         transcripts += rows
@@ -99,7 +99,7 @@ def decode(arguments: argparse.Namespace) -> None:
         print(f"all {len(transcripts)} transcripts: {arguments.transcripts}", file=sys.stderr)
 
 
-def in_words(results: dict, rows: Sequence[dict]) -> str:
+def error_rates_in_words(results: dict, rows: Sequence[dict]) -> str:
     """Error rates of some clips in percent, with what they are over."""
     references = [row["reference"] for row in rows]
     words, characters = sum(len(text.split()) for text in references), sum(map(len, references))

@@ -25,11 +25,11 @@ from training.common.learned import judge_classes
 from training.common.progress import Heartbeat
 from training.data.labelled import LABEL_COLUMNS, LabelledClips, choose_column
 from training.finetuning.arguments import FineTuningArguments, parse_finetuning
-from training.finetuning.classification import ClassificationCollator, accuracy_and_f1, check_labels, class_names
+from training.finetuning.classification import ClassificationCollator, accuracy_and_f1, check_labels_known, class_names
 from training.finetuning.data import by_length, open_splits
 from training.finetuning.model import open_extractor, open_with_head
-from training.finetuning.plan import tell_plan
-from training.finetuning.result import Outcome, save_output
+from training.finetuning.plan import log_plan
+from training.finetuning.result import FineTuningResult, save_output
 from training.finetuning.resuming import check_classes, check_weights
 from training.finetuning.trainer import FineTuner, run_training
 from training.finetuning.trainer_settings import settle_steps
@@ -106,7 +106,7 @@ def prepare(argv: list[str] | None = None) -> ClassificationFineTuning:
     held_out = () if arguments.eval_data else evaluation.values()
     names = class_names([train, *held_out], column)
     for name, clips in (evaluation | test).items():
-        check_labels(clips.labels[column], names, name)
+        check_labels_known(clips.labels[column], names, name)
     counts = Counter(train.labels[column])
     logger.info("Training clips of each class: %s.", ", ".join(f"{name} {counts[name]}" for name in names))
 
@@ -139,7 +139,7 @@ def prepare(argv: list[str] | None = None) -> ClassificationFineTuning:
         frozen_encoder=arguments.frozen,
         save_beside=extractor.save_pretrained,
     )
-    tell_plan(trainer, evaluation | test, arguments)
+    log_plan(trainer, evaluation | test, arguments)
     return ClassificationFineTuning(arguments, trainer, extractor, evaluation, test)
 
 
@@ -156,7 +156,7 @@ def train(run: ClassificationFineTuning, heartbeat: Heartbeat | None = None) -> 
             labels += [model.config.id2label[i] for i in found.label_ids.tolist()]
     run.trainer.end()
     if run.trainer.is_world_process_zero():
-        outcome = Outcome.of(run.trainer, judge_classes(answers, labels), scores)
+        outcome = FineTuningResult.of(run.trainer, judge_classes(answers, labels), scores)
         metrics = ("accuracy", "macro_f1")
         save_output(run.trainer, run.arguments, model, outcome, metrics, run.extractor.save_pretrained)
 

@@ -38,8 +38,8 @@ from training.finetuning.ctc import (
 from training.finetuning.data import by_length, open_splits
 from training.finetuning.model import open_extractor, open_with_head
 from training.finetuning.ngram import NGram
-from training.finetuning.plan import tell_plan
-from training.finetuning.result import Outcome, save_output
+from training.finetuning.plan import log_plan
+from training.finetuning.result import FineTuningResult, save_output
 from training.finetuning.resuming import check_normalization, check_vocabulary, check_weights
 from training.finetuning.text import DROPPED, SPACES, TextNormalizer, check_characters, log_examples
 from training.finetuning.trainer import run_training
@@ -163,7 +163,7 @@ def prepare(argv: list[str] | None = None) -> CtcFineTuning:
         check_language_model(lm, arguments.lm, tokenizer, train.labels[column])
         settings = {"alpha": arguments.lm_alpha, "beta": arguments.lm_beta, "beam_width": arguments.beam_width}
         decoder = BeamSearchDecoder(tokenizer, lm, **settings)
-    tell_plan(trainer, evaluation | test, arguments)
+    log_plan(trainer, evaluation | test, arguments)
     return CtcFineTuning(arguments, trainer, processor, normalizer, evaluation, test, column, decoder)
 
 
@@ -182,7 +182,7 @@ def train(run: CtcFineTuning, heartbeat: Heartbeat | None = None) -> None:
         transcripts += [{"data": name} | row for row in rows]
         judged += rows if name in run.evaluation else []
     verdict = judge_texts([row["greedy"] for row in judged], [row["reference"] for row in judged])
-    outcome = Outcome.of(run.trainer, verdict, scores)
+    outcome = FineTuningResult.of(run.trainer, verdict, scores)
 
     def save_others(directory: Path) -> None:
         save_text_tools(directory, run.processor, run.normalizer)

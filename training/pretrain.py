@@ -40,7 +40,7 @@ from training.pretraining.arguments import Arguments, parse_arguments
 from training.pretraining.checkpointing import restore, save_step
 from training.pretraining.monitoring import Monitor, loss_sums
 from training.pretraining.phases import choose_layer, fit, fit_is_due
-from training.pretraining.plan import tell_plan
+from training.pretraining.plan import log_plan
 from training.pretraining.result import finish
 from training.pretraining.resuming import AlreadyFinished
 from training.pretraining.run import Run
@@ -57,11 +57,11 @@ INTERRUPTED = "interrupted"  # file in the output directory of a run that a sign
 def main(argv: list[str] | None = None) -> None:
     """Run the pretraining that the command line asks for."""
     try:
-        run = begin(parse_arguments(argv))
+        run = prepare(parse_arguments(argv))
     except AlreadyFinished as finished:
         logger.info("%s", finished)
         return
-    tell_plan(run.arguments, run.accelerator, run.data.stream, run.model, run.state.step)
+    log_plan(run.arguments, run.accelerator, run.data.stream, run.model, run.state.step)
     if run.arguments.run.dry_run:
         return
     try:
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(stop.status)
 
 
-def begin(arguments: Arguments) -> Run:
+def prepare(arguments: Arguments) -> Run:
     """A run as it stands before its next step: a new one, or one that goes on from its checkpoint."""
     run = Run(arguments)
     if run.resumed and not arguments.run.dry_run:
@@ -104,7 +104,7 @@ def pretrain(run: Run) -> Stop | None:
         train(run)
         finish(run)
     except Interrupted:
-        stop = run.meeting.reason()
+        stop = run.coordinator.reason()
         if run.state.step != run.saved_step:
             save_step(run)
         run.end()
@@ -115,7 +115,7 @@ def pretrain(run: Run) -> Stop | None:
 
 
 def train(run: Run) -> None:
-    """All steps that are left. It is left with [`Interrupted`] between two steps, or while a mixture is fitted."""
+    """Run the remaining steps. A stop raises [`Interrupted`] between two steps or while a mixture is fitted."""
     settings, accelerator, schedule, state = run.arguments.run, run.accelerator, run.schedule, run.state
     (run.output_dir / INTERRUPTED).unlink(missing_ok=True)
     if settings.report_to != "none":
@@ -132,7 +132,7 @@ def train(run: Run) -> None:
         ]
         for group in run.optimizer.param_groups:
             group["lr"] = schedule.learning_rate(state.step)
-        frames = max(1.0, run.meeting.sum(frame_count(run, micro_batches))[0])  # of all processes
+        frames = max(1.0, run.coordinator.sum(frame_count(run, micro_batches))[0])  # of all processes
         run.data.take()
         losses = []
         for number, batch in enumerate(micro_batches):

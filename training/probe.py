@@ -37,7 +37,7 @@ from training.data.labelled import LabelledClips, open_labelled
 from training.evaluation.encoders import open_encoder
 from training.evaluation.probes.classifiers import accuracies
 from training.evaluation.probes.results import draw, report
-from training.evaluation.probes.tasks import Task, phone_task, utterance_task
+from training.evaluation.probes.tasks import ProbeTask, phone_task, utterance_task
 from training.evaluation.rows import FeatureExtractor, features_at, features_of_layers, readable_clips
 
 
@@ -120,7 +120,7 @@ def subjects(
         yield checkpoint, features_of_layers(encoder, layers)
 
 
-def open_tasks(arguments: ProbeArguments) -> tuple[LabelledClips, dict[str, Task]]:
+def open_tasks(arguments: ProbeArguments) -> tuple[LabelledClips, dict[str, ProbeTask]]:
     """The clips that can be read, and what is probed for, by label. Raises ValueError as [`run`]."""
     alignment = ("phones", "phone_ends") if arguments.phones else ()
     split_by = (arguments.split_by,) if arguments.split_by else ()
@@ -164,7 +164,7 @@ def scores_of(found: np.ndarray, subject: str, title: str, task: dict, arguments
             deviation=float(values.std()) if num_splits > 1 else None,
             runs=f"{num_splits} split{'s' * (num_splits > 1)}",
             values=values.tolist(),
-            protocol=in_words(task),
+            protocol=task_in_words(task),
             clips=task["clips"],
             layer=None if subject == MFCC else layer,
             learned=bool(values.mean() > task["commonest_class_share"]),
@@ -220,7 +220,7 @@ def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat 
     }
 
 
-def in_words(task: dict) -> str:
+def task_in_words(task: dict) -> str:
     """How a task was probed for."""
     unit, apart = "frames" if task["level"] == "frame" else "clips", task["apart"]
     known = {None: "of clips that are pieces of one recording", "recordings": "of the recordings"}

@@ -49,7 +49,7 @@ from training.evaluation.phone_information import Information, JointCounts, numb
 from training.evaluation.rows import readable_clips
 from training.targets.layer_choice import LayerChoice
 from training.targets.sampling import sample_frames
-from training.targets.targets import MfccTargets, OnlineTargets, fit_mixture
+from training.targets.targets import FrozenTargets, OnlineTargets, fit_mixture
 from training.targets.transitions import fit_transitions
 
 
@@ -125,14 +125,14 @@ def candidates(num_layers: int, dims: list[int]) -> list[Candidate]:
 
 def fitted_targets(
     candidate: Candidate, encoder: SJepaModel, components: int, clips: LabelledClips, arguments: InformationArguments
-) -> MfccTargets | OnlineTargets:
+) -> FrozenTargets | OnlineTargets:
     """Targets of one kind, their mixture fitted to random frames of the clips."""
     accelerator, seed = Accelerator(), arguments.seed
     fit = {"num_iterations": arguments.em_iterations}
     device = accelerator.device
     if candidate.frame_features is not None:
         mixture = DiagonalGaussianMixture(components, num_features(candidate.frame_features)).to(device)
-        targets = MfccTargets(mixture, candidate.frame_features)
+        targets = FrozenTargets(mixture, candidate.frame_features)
         batches, count = random_batches(clips, seed), arguments.frames
         sample = sample_frames(targets.features, batches, count, seed, accelerator, stop_when_full=True)
         fit_mixture(mixture, sample, seed, accelerator, **fit)
@@ -150,7 +150,7 @@ def fitted_targets(
     return targets
 
 
-def under_whole_clips(targets: MfccTargets, clips: LabelledClips, arguments: InformationArguments):
+def under_whole_clips(targets: FrozenTargets, clips: LabelledClips, arguments: InformationArguments):
     """
     What to call the targets once their mixture has been given transitions: these counted, and after `BAUM_WELCH`
     rounds more.
@@ -171,7 +171,7 @@ def under_whole_clips(targets: MfccTargets, clips: LabelledClips, arguments: Inf
 
 
 def measure(
-    targets: MfccTargets | OnlineTargets,
+    targets: FrozenTargets | OnlineTargets,
     clips: LabelledClips,
     phones: list[torch.Tensor],
     num_phones: int,

@@ -118,7 +118,7 @@ def subjects(checkpoint: str, arguments: QualityArguments) -> Iterator[tuple[str
         yield f"{source}, {model.mixture.num_components}", lambda samples, e=extract: e([samples])[0]["units"].numpy()
 
 
-class Material:
+class QualityData:
     """The clips that all subjects are measured on: aligned ones, noise, words and voices."""
 
     def __init__(self, arguments: QualityArguments):
@@ -156,15 +156,15 @@ def drawn_words(voices: list[str], words: list[str], max_clips: int | None, seed
     return sorted(drawn[:max_clips])
 
 
-def measure(units: Units, material: Material, arguments: QualityArguments) -> dict:
+def measure(units: Units, data: QualityData, arguments: QualityArguments) -> dict:
     """All figures of one kind of units; None where there is nothing to measure them on."""
-    rng, clips = np.random.default_rng(arguments.seed), material.aligned
+    rng, clips = np.random.default_rng(arguments.seed), data.aligned
     samples = [clips[i]["input_values"] for i in range(len(clips))]
     clean = [units(each) for each in samples]
     size = max(int(each.max()) for each in clean) + 1
-    counts, tokens = JointCounts(len(material.known), size), []
+    counts, tokens = JointCounts(len(data.known), size), []
     for number, (expected, others, found) in enumerate(
-        zip(material.phones, of_other_clips(material.phones), clean, strict=True)
+        zip(data.phones, of_other_clips(data.phones), clean, strict=True)
     ):
         one_hot = torch.nn.functional.one_hot(torch.from_numpy(found[: len(expected)]).long(), size).float()
         counts.add(expected, others, one_hot)
@@ -180,22 +180,20 @@ def measure(units: Units, material: Material, arguments: QualityArguments) -> di
         "units_used": len(np.unique(np.concatenate(clean))),
         "speed": run_edits(clean, [units(at_speed(each, SPEED)) for each in samples]),
     }
-    if material.noise:
-        noisy = [
-            with_noise(s, material.noise[i % len(material.noise)], arguments.snr, rng) for i, s in enumerate(samples)
-        ]
+    if data.noise:
+        noisy = [with_noise(s, data.noise[i % len(data.noise)], arguments.snr, rng) for i, s in enumerate(samples)]
         result["noise"] = run_edits(clean, list(map(units, noisy)))
-    if material.words:
-        labels = material.words.labels
+    if data.words:
+        labels = data.words.labels
         tokens = [
-            Token(units(material.words[i]["input_values"]), word, speaker)
+            Token(units(data.words[i]["input_values"]), word, speaker)
             for i, (word, speaker) in enumerate(zip(labels[arguments.word_label], labels[arguments.speaker_label]))
         ]
         result |= _abx("abx_words_within", tokens, False, arguments.seed)
         result |= _abx("abx_words_across", tokens, True, arguments.seed)
-    if material.voices:
-        task = utterance_task(material.voices, arguments.speaker_label, 3, arguments.seed)
-        found = [units(material.voices[i]["input_values"]) for i in range(len(material.voices))]
+    if data.voices:
+        task = utterance_task(data.voices, arguments.speaker_label, 3, arguments.seed)
+        found = [units(data.voices[i]["input_values"]) for i in range(len(data.voices))]
         size = max(int(each.max()) for each in found) + 1
         shares = np.stack([np.bincount(each, minlength=size) / len(each) for each in found])
         features = np.sqrt(shares[task.rows.clips]).astype(np.float32)[None]
@@ -249,10 +247,10 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint=dict(help="An encoder: a directory or Hub name."),
     )
     with Heartbeat("opening the data") as heartbeat:
-        material, rows = Material(arguments), []
+        data, rows = QualityData(arguments), []
         for name, units in subjects(rest.checkpoint, arguments):
             heartbeat.doing = f"measuring {name}"
-            rows.append({"units": name, **measure(units, material, arguments)})
+            rows.append({"units": name, **measure(units, data, arguments)})
             logger.info("%s: %s", name, {key: round(v, 3) for key, v in rows[-1].items() if isinstance(v, float)})
     print(table(rows))
     if arguments.output:

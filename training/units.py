@@ -143,7 +143,7 @@ def settings_of(arguments: UnitArguments, extractor: Extractor, corpus: Corpus) 
     }
 
 
-class Pace:
+class CorpusProgress:
     """Says how far the shards of this process are, and how long the rest will take."""
 
     def __init__(self, size: int | None, speaks: bool):
@@ -180,13 +180,13 @@ def run(checkpoint: str, arguments: UnitArguments, state: PartialState) -> dict 
     if corpus.size is not None:
         numbers = filter(own_shards(state, output), range(-(-corpus.size // size)))
         own = sum(min(size, corpus.size - number * size) for number in numbers)
-    pace = Pace(own, state.process_index == 0)
+    progress = CorpusProgress(own, state.process_index == 0)
     write = write_units if arguments.features is None else write_features
     name = "units" if arguments.features is None else "features"
     pooled = getattr(torch, arguments.dtype) if arguments.pooled else None
 
     def make(number: int, rows: Sequence[Row]) -> Shard:
-        options = (arguments.batch_seconds, arguments.max_seconds, pooled, arguments.threads, pace)
+        options = (arguments.batch_seconds, arguments.max_seconds, pooled, arguments.threads, progress)
         extracted = extract_shard(extractor.extract, rows, *options)
         facts = {
             "clips": len(extracted.found),
@@ -198,11 +198,11 @@ def run(checkpoint: str, arguments: UnitArguments, state: PartialState) -> dict 
         return Shard(facts, bad, lambda folder: write(folder, *options))
 
     totals = write_shards(corpus, output, state, arguments.max_bad_fraction, make)
-    if pace.clips and state.process_index == 0:
-        taken = time.monotonic() - pace.began
+    if progress.clips and state.process_index == 0:
+        taken = time.monotonic() - progress.began
         logger.info(
             "This process read %s in %s, %.0f times real time.",
-            *(audio_amount(pace.seconds / 3600), duration(taken), pace.seconds / taken),
+            *(audio_amount(progress.seconds / 3600), duration(taken), progress.seconds / taken),
         )
     return totals
 

@@ -21,7 +21,7 @@ from training.data.batches import collate
 from training.data.masking import SpanMask
 from training.pretraining.arguments import ARGUMENTS, MaskingArguments, TargetArguments
 from training.targets.layer_choice import LayerChoice
-from training.targets.targets import MfccTargets, OnlineTargets
+from training.targets.targets import FrozenTargets, OnlineTargets
 
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
@@ -142,7 +142,7 @@ class SJepaStep:
         moved_to(self.device, self.model).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, fused=True)
         if self.phase == 1:
-            self.targets = MfccTargets(self.model.mixture)
+            self.targets = FrozenTargets(self.model.mixture)
         else:
             self.targets = OnlineTargets(
                 self.model.sjepa,

@@ -16,7 +16,7 @@ from sjepa_hf import model_card
 from sjepa_hf.facts import Facts
 from sjepa_hf.scores import Score, write_scores
 from training.finetuning.arguments import FineTuningArguments
-from training.finetuning.result import Outcome, score_rows
+from training.finetuning.result import FineTuningResult, score_rows
 
 
 ROW = Score("mine", "words, linear probe", "audio-classification", "words", "test", "accuracy", 0.5)
@@ -68,7 +68,7 @@ def test_a_model_that_has_learned_nothing_says_so_wherever_its_figures_stand(che
     assert f"| accuracy | 0.850 ± 0.071 ({said}) | **0.500** (1 seed) | {never} |" in written.text
     assert said in written.data.eval_results[0].metric_name
     assert said in (checkpoint / ".eval_results" / "ada_words.yaml").read_text()
-    outcome = Outcome(9, None, False, "luck", {"/data/libri/test": {"clips": 7, "accuracy": 0.1}})
+    outcome = FineTuningResult(9, None, False, "luck", {"/data/libri/test": {"clips": 7, "accuracy": 0.1}})
     arguments = FineTuningArguments(model_name_or_path="x", train_data=["/data/libri/train"])
     write_scores(checkpoint / "results.json", score_rows(outcome, arguments))
     assert "| accuracy | 0.100 (no better than chance) |" in card(checkpoint).text
@@ -78,7 +78,7 @@ def test_a_recogniser_tells_its_error_rates_and_where_it_comes_from(make_config,
     directory = tmp_path / "asr"
     sjepa_hf.SJepaForCTC(make_config()).save_pretrained(directory)
     rates = {"greedy": {"wer": 0.5, "cer": 0.2}, "lm": {"wer": 0.4, "cer": 0.19}}
-    outcome = Outcome(90, 60, True, "better than chance", {"/data/libri/test": {"clips": 7} | rates})
+    outcome = FineTuningResult(90, 60, True, "better than chance", {"/data/libri/test": {"clips": 7} | rates})
     arguments = FineTuningArguments(model_name_or_path="ada/encoder", train_data=["/data/libri/train"])
     write_scores(directory / "results.json", score_rows(outcome, arguments))
     record = {

@@ -17,7 +17,7 @@ from sjepa_hf.units import PADDING, UnitRun, units_of
 from training.data.batches import collate
 from training.data.masking import SpanMask
 from training.targets.layer_choice import LayerChoice
-from training.targets.targets import MfccTargets, OnlineTargets
+from training.targets.targets import FrozenTargets, OnlineTargets
 
 
 LENGTHS = (16000, 7000)  # 49 and 21 frames
@@ -43,7 +43,7 @@ def test_units_of_phase_1_are_the_run_s_targets_bit_for_bit(make_config, tmp_pat
     batch["input_values"] *= torch.linspace(0.01, 1, 16000)
     model = SJepaForPreTraining(make_config(mixture_transitions=transitions))
     model.replace_mixture(6, FRAME_FEATURES[name]().num_features)
-    targets = MfccTargets(model.mixture, name, temperature=2.0)
+    targets = FrozenTargets(model.mixture, name, temperature=2.0)
     fitted(model.mixture, targets.features(batch))
     targets.describe(model)
     model.save_pretrained(tmp_path)

@@ -92,7 +92,7 @@ def read_recipe(path: str, groups: Sequence[type]) -> dict:
     except RecursionError:
         raise ValueError(f"The recipe {path} is nested too deeply: write fields as `name: value`.") from None
     if not isinstance(recipe, dict):
-        raise ValueError(f"The recipe {path} holds no fields, but {shown(recipe)}: write them as `name: value`.")
+        raise ValueError(f"The recipe {path} holds no fields, but {short_repr(recipe)}: write them as `name: value`.")
     types = {name: kind for group in groups for name, kind in get_type_hints(group).items()}
     strange = sorted((name for name in recipe if name not in types), key=str)
     if strange:
@@ -109,7 +109,8 @@ def read_recipe(path: str, groups: Sequence[type]) -> dict:
             hint = ""
             if isinstance(value, bool):
                 hint = "; YAML reads yes, no, on and off as that: write such a word in quotes"
-            raise ValueError(f"`{name}` in the recipe {path} is {shown(value)}, and must be {in_words(kind)}{hint}.")
+            words = f"{type_name(kind)}{hint}"
+            raise ValueError(f"`{name}` in the recipe {path} is {short_repr(value)}, and must be {words}.")
     return recipe
 
 
@@ -173,7 +174,7 @@ def _is_text_for_number(value: Any, kind: Any) -> bool:
     return isinstance(value, str) and kind in (int, float)
 
 
-def in_words(kind: Any) -> str:
+def type_name(kind: Any) -> str:
     """A type, as a user would call it."""
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "fields"}
     found = []
@@ -186,7 +187,7 @@ def in_words(kind: Any) -> str:
     return " or ".join(dict.fromkeys(found))
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value in a message: cut where it is long, nothing that ends a line."""
     text = printable(value if isinstance(value, str) else repr(value))
     return text if len(text) <= 100 else f"{text[:100]}..."

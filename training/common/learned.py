@@ -1,10 +1,10 @@
-"""Learned anything at all? A model's answers are held against what chance gives.
+"""Has a model learned anything at all? Its answers are compared with what chance gives.
 
-A text is compared with texts that know nothing of the clip but its length: what all texts in a row hold elsewhere, and
-the texts of other clips of like length. A class is compared with what as many answers of each class would hit if they
-fell on the clips at random, and with the commonest class for all. Only what is better than the mean of chance by
-three of its standard deviations has been learned: the best of many evaluations is judged. Where not even answers that
-are all right would be, the clips are too few to tell.
+A transcript is compared with texts that cannot know the clip, only its length: equally long pieces from elsewhere in
+all transcripts, and transcripts of clips of similar length. Classes are compared with the same answers in random
+order, and with always answering the commonest class. A model has learned if it beats the mean of chance by three
+standard deviations, since the best of many evaluations is judged. Where even perfect answers would not, the clips are
+too few.
 """
 
 from collections import Counter
@@ -55,18 +55,17 @@ def judge_texts(texts: Sequence[str], references: Sequence[str]) -> Verdict:
     return Verdict(found <= chance - MARGIN, reason, chance)
 
 
-def judge_classes(answers: Sequence, labels: Sequence, commonest: object = None) -> Verdict:
+def judge_classes(answers: Sequence, labels: Sequence) -> Verdict:
     """
     Whether classes have to do with their clips.
 
     Args:
         answers, labels: one each a clip, of any type.
-        commonest: what to answer where nothing is known; None: the commonest of the labels.
     """
     count, guesses, truths = len(labels), Counter(answers), Counter(labels)
     accuracy = sum(a == b for a, b in zip(answers, labels)) / count
-    name = truths.most_common(1)[0][0] if commonest is None else commonest
-    share = truths[name] / count
+    name, most = truths.most_common(1)[0]
+    share = most / count
     random, deviation = hits_by_chance(guesses, truths)
     chance = max(share, random + DEVIATIONS * deviation)
     if len(truths) == 1:
@@ -96,8 +95,8 @@ def cer_by_chance(texts: Sequence[str], references: Sequence[str]) -> float:
 
 def unknowing(texts: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
     """
-    Texts of the same clips that know nothing of them: from other places of all texts in a row, as long, and the
-    texts of neighbours in length; `TRIES` of each, at most.
+    Texts that cannot know their clips, at most `TRIES` lists of each kind: equally long pieces from elsewhere in all
+    texts joined, and texts of clips of similar length.
     """
     row, ends = "".join(texts), np.cumsum([len(text) for text in texts])
     moved = []

@@ -18,12 +18,12 @@ from training.common.signals import Interrupted, Interruption, Stop
 
 logger = logging.getLogger(__name__)
 
-NUMBERS = 3  # that travel at each meeting
+NUMBERS = 3  # summed over the processes in each exchange
 TELL_AFTER = 60.0  # seconds of waiting for other processes after which the log says so
-MEETING_LIMIT = 900.0  # seconds until a run ends whose processes do not all come; one gives up reading before that
+EXCHANGE_LIMIT = 900.0  # seconds for all processes to join an exchange, else the run ends; reading gives up sooner
 STOPPING_LIMIT = 120.0  # the same once this process has been asked to stop
-# Any other exchange between processes, while one of them compiles or writes a checkpoint. It is above the limit of a
-# meeting, whose message says more.
+# For any other collective, as one process may compile or write a checkpoint meanwhile. It is above the limit of the
+# coordinator's exchanges, whose message says more.
 COLLECTIVE_TIMEOUT = timedelta(minutes=20)
 
 
@@ -31,10 +31,10 @@ class ProcessMissing(UserError):
     """A process of the run gives no sign of life."""
 
 
-class Meeting:
+class Coordinator:
     """
-    Where the processes of a run meet: before each step, and between the parts of a fit. One that is to stop, or has
-    failed in a wait, says so at the others' next meeting, wherever that is, and all leave together.
+    Keeps the processes of a run together: they exchange numbers before each step, and between the parts of a fit. A
+    process that is to stop, or has failed in a wait, says so in the next exchange, and all stop together.
 
     Args:
         accelerator (`Accelerator`): the processes.
@@ -50,11 +50,11 @@ class Meeting:
 
     def sum(self, *numbers: float) -> list[float]:
         """
-        Sums of at most three numbers over all processes. Each must come.
+        Sums of at most three numbers over all processes. Every process must call it.
 
         Raises:
             Interrupted: in all processes alike, where any is to stop.
-            ProcessMissing: if not all come in time.
+            ProcessMissing: if not all have called it in time.
         """
         if self.accelerator.num_processes == 1:
             if self.interruption.stop is not None:
@@ -67,7 +67,7 @@ class Meeting:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """[`Interruption.waiting`], of whose end the others hear; before their next exchange they must meet."""
+        """[`Interruption.waiting`]; if it is interrupted, the other processes learn of it in their next [`sum`]."""
         try:
             with self.interruption.waiting():
                 yield
@@ -77,7 +77,7 @@ class Meeting:
             raise
 
     def reason(self) -> Stop:
-        """Why the processes have left, the same in all. Each must ask."""
+        """Why the processes stop, the same in all. Every process must call it."""
         own = self.interruption.stop
         agreed = next(stop for stop in gather_object([own]) if stop is not None)
         return own if own == agreed else agreed
@@ -93,13 +93,13 @@ class Meeting:
             return total.tolist()
 
     def _wait(self, work: torch.distributed.Work) -> None:
-        """Wait so that signals are heard meanwhile."""
+        """Wait for the others in short sleeps, so that signal handlers run meanwhile."""
         start, pause, told = time.monotonic(), 1e-5, False
         while not work.is_completed():
             time.sleep(pause)
             pause = min(2 * pause, 0.02)
             waited = time.monotonic() - start
-            limit = MEETING_LIMIT if self.interruption.stop is None else STOPPING_LIMIT
+            limit = EXCHANGE_LIMIT if self.interruption.stop is None else STOPPING_LIMIT
             if not told and waited > min(TELL_AFTER, limit / 2):
                 told = True
                 self._sign()
@@ -110,12 +110,12 @@ class Meeting:
                 )
 
     def _sign(self) -> None:
-        """Leave word that this process has come to this meeting."""
+        """Record in the store that this process has joined the current exchange."""
         logger.warning("Waiting for other processes of this run for more than %.0f s.", TELL_AFTER)
         _get_default_store().set(f"sjepa/{self.count}/{self.accelerator.process_index}", "here")
 
     def _missing(self) -> str:
-        """The processes that have not signed, as far as that can be known."""
+        """The processes that have not joined the current exchange, as far as that can be known."""
         try:
             store = _get_default_store()
             numbers = range(self.accelerator.num_processes)
@@ -174,9 +174,9 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def end_group(accelerator: Accelerator) -> None:
     """
-    End trackers and the group of processes; every process must. The caller has let go of DDP's wrapper, and Accelerate
-    does here: were it the last to hold the group, it would wait, with Python's lock, for Gloo's thread, which may want
-    that lock to drop a tensor.
+    End trackers and the process group; every process must call it. The caller has dropped its reference to DDP's
+    wrapper, and Accelerate's is dropped here: freed together with the group, the wrapper could deadlock, this thread
+    holding the GIL while it waits for Gloo's thread, which needs the GIL to free a tensor.
     """
     accelerator._models.clear()
     gc.collect()

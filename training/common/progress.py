@@ -40,7 +40,7 @@ class Progress:
             logger.info("%s: %s.", self.work, done)
             self._last = time.monotonic()
 
-    def hours(self, batches: Iterable[dict], processes: int = 1) -> Iterator[dict]:
+    def count_hours(self, batches: Iterable[dict], processes: int = 1) -> Iterator[dict]:
         """The same batches, while it says how many hours of audio they were; `processes` read as much each."""
         seconds = 0.0
         for batch in batches:

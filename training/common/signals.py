@@ -45,8 +45,8 @@ class Interruption:
     Holds SIGTERM and Ctrl-C back while a step is made, and lets them end a wait; a second Ctrl-C ends the run at once.
     Processes that are forked meanwhile inherit the handler: there SIGTERM ends the process, and Ctrl-C does nothing.
 
-    A handler may be called in a destructor, or in what Python calls around a fork, where it drops whatever is raised:
-    the hook for such exceptions has the wait ended again a moment later.
+    A handler may run in a destructor or a fork hook, where Python drops the exception that it raises: the hook for
+    dropped exceptions has it raised again a moment later.
 
     Attributes:
         stop (`Stop | None`): set by a signal, or by the run itself when it finds a fault; the first one stays.
@@ -85,7 +85,7 @@ class Interruption:
             if self.stop is not None:
                 raise Interrupted
             yield
-            if self.stop is not None:  # and dropped at the end of the wait
+            if self.stop is not None:  # its exception was dropped
                 raise Interrupted
         except (UserError, ValueError, OSError, MemoryError) as error:
             self.ask(1, str(sentence(error)).rstrip("."), error)
@@ -115,7 +115,7 @@ class Interruption:
             raise Interrupted
 
     def _dropped(self, unraisable) -> None:
-        """`sys.unraisablehook`: the wait goes on whose end was dropped."""
+        """`sys.unraisablehook`: have an [`Interrupted`] that was dropped raised again."""
         if unraisable.exc_type is not Interrupted:
             self._hook(unraisable)
         elif os.getpid() == self._process:

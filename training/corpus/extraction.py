@@ -28,10 +28,21 @@ Extract = Callable[[Sequence[np.ndarray]], list[dict[str, torch.Tensor]]]
 
 
 class Extractor(NamedTuple):
-    """What makes something of clips, and what it is, for the record: plain values that say when two are the same."""
+    """A function from clips to tensors, and its description in plain values: equal if it computes the same."""
 
     extract: Extract
     description: dict
+
+
+class Clusters(NamedTuple):
+    """What `unit_extractor` reads; `posteriors(input_values, attention_mask)` are `(batch_size, num_frames, size)`."""
+
+    posteriors: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+    model: torch.nn.Module
+    extractor: Callable
+    size: int
+    description: dict
+    ema: bool = False
 
 
 def unit_extractor(checkpoint: str, source: str | None, top_k: int, device, precision: str = "fp32") -> Extractor:
@@ -42,49 +53,18 @@ def unit_extractor(checkpoint: str, source: str | None, top_k: int, device, prec
     Raises:
         ValueError: if the checkpoint does not open, has no clusters, or fitted ones alone, where a `source` is named.
     """
-    ema = False
     if is_fitted(checkpoint):
-        if source is not None:
-            raise ValueError(f"`clusters` is {source!r}, but those of {checkpoint} were fitted: leave it out.")
-        fitted = FittedUnits.from_pretrained(checkpoint, device=device)
-        model, extractor, size = fitted.mixture, fitted.extractor, fitted.mixture.num_components
-        described = {"clusters": "fitted", "layers": fitted.layers, "encoder weights": fitted.description["weights"]}
-
-        def posteriors(values, mask):
-            return fitted.unit_posteriors(values, mask)[0]
+        clusters = _fitted_clusters(checkpoint, source, device)
     else:
-        source = source or "mixture"
-        opened = open_pretraining(checkpoint) if open_config(checkpoint).model_type == "sjepa" else None
-        if opened is None:
-            raise ValueError(
-                f"{checkpoint} has no clusters that can be read, as S-JEPA's checkpoints of pretraining have: fit some"
-                " to one of its layers (python -m training.fit_units) and give their directory."
-            )
-        ema = (
-            source == "mixture"
-            and opened.config.mixture_features == "encoder"
-            and (Path(checkpoint) / EMA_ENCODER).is_file()
-        )
-        model = (open_with_ema(checkpoint) if ema else opened).eval().to(device)
-        extractor, size = open_feature_extractor(checkpoint), model.mixture.num_components
-        described = {
-            "clusters": source,
-            "mixture features": model.config.mixture_features,
-            "layers": model.config.mixture_layers if source == "mixture" else None,
-        }
-
-        def posteriors(values, mask):
-            return model.unit_posteriors(values, mask, source)
-
-        posteriors(torch.zeros(1, WINDOW, device=device), None)  # what cannot be, is said at once
-    if not 0 <= top_k <= size:
-        raise ValueError(f"`top_k` is {top_k}; it must lie between 0 and the {size} components.")
+        clusters = _pretrained_clusters(checkpoint, source or "mixture", device)
+    if not 0 <= top_k <= clusters.size:
+        raise ValueError(f"`top_k` is {top_k}; it must lie between 0 and the {clusters.size} components.")
 
     @torch.inference_mode()
     def extract(waveforms: Sequence[np.ndarray]) -> list[dict[str, torch.Tensor]]:
-        inputs = pad_waveforms(extractor, waveforms).to(device)
+        inputs = pad_waveforms(clusters.extractor, waveforms).to(device)
         with autocast(device, precision):
-            found = posteriors(inputs["input_values"], inputs["attention_mask"])
+            found = clusters.posteriors(inputs["input_values"], inputs["attention_mask"])
         lengths = torch.tensor([frame_lengths(len(waveform)) for waveform in waveforms], device=found.device)
         units = units_of(found.float(), lengths, top_k)
         rows = []
@@ -96,8 +76,41 @@ def unit_extractor(checkpoint: str, source: str | None, top_k: int, device, prec
             rows.append(row)
         return rows
 
-    known = {"checkpoint": checkpoint, "weights": weights_hash(model), **described, "components": size, "top_k": top_k}
-    return Extractor(extract, known | {"ema encoder": ema, "precision": precision})
+    known = {"checkpoint": checkpoint, "weights": weights_hash(clusters.model), **clusters.description}
+    known |= {"components": clusters.size, "top_k": top_k, "ema encoder": clusters.ema, "precision": precision}
+    return Extractor(extract, known)
+
+
+def _fitted_clusters(checkpoint: str, source: str | None, device) -> Clusters:
+    if source is not None:
+        raise ValueError(f"`clusters` is {source!r}, but those of {checkpoint} were fitted: leave it out.")
+    fitted = FittedUnits.from_pretrained(checkpoint, device=device)
+    described = {"clusters": "fitted", "layers": fitted.layers, "encoder weights": fitted.description["weights"]}
+    model = fitted.mixture
+    return Clusters(
+        lambda *audio: fitted.unit_posteriors(*audio)[0], model, fitted.extractor, model.num_components, described
+    )
+
+
+def _pretrained_clusters(checkpoint: str, source: str, device) -> Clusters:
+    model = open_pretraining(checkpoint) if open_config(checkpoint).model_type == "sjepa" else None
+    if model is None:
+        raise ValueError(
+            f"{checkpoint} has no clusters that can be read, as S-JEPA's checkpoints of pretraining have: fit some"
+            " to one of its layers (python -m training.fit_units) and give their directory."
+        )
+    over_encoder = source == "mixture" and model.config.mixture_features == "encoder"
+    ema = over_encoder and (Path(checkpoint) / EMA_ENCODER).is_file()
+    model = (open_with_ema(checkpoint) if ema else model).eval().to(device)
+    described = {
+        "clusters": source,
+        "mixture features": model.config.mixture_features,
+        "layers": model.config.mixture_layers if source == "mixture" else None,
+    }
+    extractor, size = open_feature_extractor(checkpoint), model.mixture.num_components
+    clusters = Clusters(lambda *audio: model.unit_posteriors(*audio, source), model, extractor, size, described, ema)
+    clusters.posteriors(torch.zeros(1, WINDOW, device=device), None)  # an error of the model comes at once
+    return clusters
 
 
 def feature_extractor(
@@ -105,7 +118,7 @@ def feature_extractor(
 ) -> Extractor:
     """
     Hidden states of layers of any encoder: `features` `(T, num_layers, hidden_size)`, or of their `mean`; `pooled` is
-    for the record, and done by [`extract_shard`].
+    only recorded here: [`extract_shard`] takes the mean.
 
     Raises:
         ValueError: if the encoder does not open or has no such layer.
@@ -139,8 +152,8 @@ def autocast(device, precision: str):
 
 class Extracted(NamedTuple):
     """
-    What became of a shard: by place in it the tensors of each usable clip and its seconds, name and reason of the
-    others, and how many clips were read in pieces.
+    Results of a shard, by the place of a clip in it: tensors and seconds of usable clips, name and reason of the
+    others; and how many clips were read in pieces.
     """
 
     found: dict[int, dict[str, torch.Tensor]]

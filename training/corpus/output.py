@@ -64,8 +64,8 @@ class OutputFolder:
         for name in [name for name in self.settings if name != "checkpoint"]:  # it may have moved
             if before.get(name) != self.settings[name]:
                 raise ValueError(
-                    f"{self.directory} holds what was made with `{name}` {_shown(before.get(name))}, now it is"
-                    f" {_shown(self.settings[name])}: name another folder, or go on as before."
+                    f"{self.directory} holds what was made with `{name}` {_short_json(before.get(name))}, now it is"
+                    f" {_short_json(self.settings[name])}: name another folder, or go on as before."
                 )
 
     def _write_record(self, facts: dict) -> None:
@@ -118,7 +118,7 @@ class OutputFolder:
 
 def units_settings(folder: str | Path) -> dict:
     """
-    What a corpus of units says of itself: clusters, weights, format, clips.
+    The recorded settings of a corpus of units: clusters, weights, format, clips.
 
     Raises:
         ValueError: if the folder holds none, or not all of it.
@@ -142,6 +142,6 @@ def _visible(directory: Path) -> Iterator[Path]:
     return (path for path in directory.iterdir() if not path.name.startswith(".incomplete-"))
 
 
-def _shown(value: object) -> str:
+def _short_json(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."

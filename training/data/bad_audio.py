@@ -22,12 +22,11 @@ class BadAudioMonitor:
 
     Args:
         max_bad_fraction: the share of clips that may be skipped.
-        min_clips: clips to see before the share is judged.
 
     A source that vanishes in the middle of a long run would hardly move the share of all clips so far: the run also
     stops when most of the last 1,000 clips were skipped.
 
-    Recordings of noise are named and counted with the others, but do not count as clips: none is missed.
+    Recordings of noise are named and counted with the others, but not as clips, since none is lost.
 
     Attributes:
         seen: clips so far, usable or not.
@@ -35,11 +34,11 @@ class BadAudioMonitor:
     """
 
     names_logged = 20
+    min_clips = 50  # before the share is judged
     recent_clips = 1000
 
-    def __init__(self, max_bad_fraction: float = 0.05, min_clips: int = 50):
+    def __init__(self, max_bad_fraction: float = 0.05):
         self.max_bad_fraction = max_bad_fraction
-        self.min_clips = min_clips
         self.seen = 0
         self.by_reason: Counter[str] = Counter()
         self._restored_seen, self._restored = 0, Counter()

@@ -19,10 +19,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 from sjepa_hf.frames import SAMPLING_RATE, frame_lengths, length_mask
 from training.data.bad_audio import BadAudioError
 from training.data.clips import Clip
-from training.data.handover import Handover
 from training.data.masking import PUBLISHED_MASK, Mask
 from training.data.noise import Noise
 from training.data.order import BUCKET, CROP, DRAW, MASK, NOISE, ClipIndex, ClipStream, DataPosition, Position
+from training.data.shared_memory import SharedMemoryPool
 from training.data.waveforms import BadAudio, check_samples
 from training.data.workers import SAMPLE_BYTES
 
@@ -152,7 +152,7 @@ class BatchStream(IterableDataset):
         noise: what augmentation may add; None gives none.
 
     Attributes:
-        handover: what workers send their batches through; None: as torch does it.
+        memory_pool: shared memory that workers send their batches through; None: as torch does it.
 
     Yields:
         The tensors of `collate` and, with noise, of `Noise.for_batch`; `seconds` of real audio; `skipped`, the
@@ -195,7 +195,7 @@ class BatchStream(IterableDataset):
         self.cache = _ClipCache(cache_gb) if cache_gb > 0 else None
         self.mask = mask
         self.noise = noise
-        self.handover: Handover | None = None
+        self.memory_pool: SharedMemoryPool | None = None
         self._lengths: np.ndarray | None = None  # of clips whose header had to be read, by number; 0: not yet
 
     @property
@@ -214,8 +214,8 @@ class BatchStream(IterableDataset):
         if self.position:
             at = self.position.positions.get(reader, at)
         room, pack = torch.empty, dict
-        if info and self.handover:
-            room, pack = partial(self.handover.room, worker), partial(self.handover.pack, worker)
+        if info and self.memory_pool:
+            room, pack = partial(self.memory_pool.room, worker), partial(self.memory_pool.pack, worker)
         self._lengths = None
         skipped: list[tuple[str, str]] = []
         unusable = Counter()  # since the last usable clip

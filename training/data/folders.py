@@ -68,7 +68,7 @@ def list_folder(folder: Path, labels: Sequence[str], classes: bool = False) -> F
 
     Raises:
         MissingColumn: if the metadata lacks a label.
-        ValueError: if labels are asked for and there are none, or they leave a doubt.
+        ValueError: if labels are asked for and are absent or ambiguous.
     """
     metadata, no_list = find_metadata(folder), None
     if metadata is not None:
@@ -201,10 +201,10 @@ def _walk(folder: Path) -> tuple[list[str], list[str]]:
     """All audio files below a folder, and the folders below it that have metadata; links are followed, once."""
     paths, nested, visited, left_out = [], [], set(), Counter()
 
-    def tell(error: OSError) -> None:
+    def log_error(error: OSError) -> None:
         logger.warning("%s cannot be listed and is left out: %s.", printable(error.filename), error.strerror)
 
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=tell):
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=log_error):
         folders.sort()
         if os.path.realpath(root) in visited:  # links may go in circles
             folders.clear()

@@ -1,4 +1,4 @@
-"""Identity of data, to tell cheaply whether they are as before: names and sizes of files, samples of what is in them.
+"""Identity of data, to see cheaply whether they have changed: names and sizes of files, samples of their content.
 
 What a copy to another disk changes (folders, times) does not count. Rows of manifests and shards that are reordered or
 replaced are noticed; in a folder of audio a file that is replaced by one of the same name and size is not.

@@ -8,6 +8,7 @@ import logging
 import os
 import string
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from training.data.clips import Clip, Source
 from training.data.hold_out import held_out
 from training.data.manifest import MissingColumn
 from training.data.sources import open_source
-from training.data.waveforms import BadAudio
+from training.data.waveforms import REASONS, BadAudio
 
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ class LabelledClips(torch.utils.data.Dataset):
         self.labels = labels
         self.num_samples = [place.num_samples for place in places]
         self._monitor = BadAudioMonitor(max_bad_fraction)
-        self._met = torch.zeros(2, len(places), dtype=torch.bool)  # which clips were usable once, and which were not
+        # For each clip: 1 once it was usable; 1 + the place in `REASONS` once it was not.
+        self._met = torch.zeros(2, len(places), dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -87,22 +89,31 @@ class LabelledClips(torch.utils.data.Dataset):
         try:
             waveform = clip.read()
         except BadAudio as error:
-            self._count(index, [(clip.name, error.reason)])
+            self._count(index, clip.name, error.reason)
             return None
-        self._count(index, [])
+        self._count(index, clip.name)
         return {"input_values": waveform} | {name: values[index] for name, values in self.labels.items()}
 
-    def _count(self, index: int, bad: list[tuple[str, str]]) -> None:
-        if not self._met[len(bad), index]:
-            self._met[len(bad), index] = True
-            self._monitor.update(1 - len(bad), bad)
-            if bad:
-                self._monitor.check()
+    def _count(self, index: int, name: str, reason: str | None = None) -> None:
+        """Note once whether a clip was usable; if not, judge all that was met, by all workers that share `_met`."""
+        row = int(reason is not None)
+        if self._met[row, index]:
+            return
+        self._met[row, index] = 1 + REASONS.index(reason) if reason else 1
+        self._monitor.update(1 - row, [(name, reason)] * row)
+        if reason:
+            counts = torch.bincount(self._met[1], minlength=1 + len(REASONS)).tolist()[1:]
+            self._monitor.seen = int(self._met.count_nonzero())
+            self._monitor.by_reason = Counter(dict(zip(REASONS, counts, strict=True)))
+            self._monitor.check()
+
+    def _none_usable(self) -> BadAudioError:
+        return BadAudioError(f"None of {len(self)} clips can be decoded; the log names them.")
 
     @property
     def num_bad(self) -> int:
         """Clips that turned out to be unusable when they were asked for."""
-        return int(self._met[1].sum())
+        return int(self._met[1].count_nonzero())
 
     def filled(self) -> "FilledClips":
         """The same clips for a `DataLoader`, whose batches must be full."""
@@ -122,7 +133,7 @@ class LabelledClips(torch.utils.data.Dataset):
                 kept.append(index)
                 lengths.append(len(example["input_values"]))
         if not kept:
-            raise BadAudioError(f"None of {len(self)} clips can be decoded; the log names them.")
+            raise self._none_usable()
         if len(kept) < len(self):
             logger.warning("%d of %d clips cannot be decoded and are left out.", len(self) - len(kept), len(self))
         return self.select(kept), lengths
@@ -137,8 +148,8 @@ class LabelledClips(torch.utils.data.Dataset):
         )
 
     def cut(self, chosen: Sequence[bool], seconds: float, every: float) -> "LabelledClips":
-        """The clips; each chosen one that is longer as its pieces of `seconds`, of which one begins `every` so often
-        (seconds), as far as they are whole."""
+        """The clips, each chosen one that is longer being replaced by its whole pieces of `seconds`, one beginning
+        every `every` seconds."""
         length, step = round(seconds * SAMPLING_RATE), round(every * SAMPLING_RATE)
         places, numbers = [], []
         for number, place in enumerate(self.places):
@@ -198,8 +209,8 @@ class LabelledClips(torch.utils.data.Dataset):
 
 class FilledClips(LabelledClips):
     """
-    Clips of which each has an item: that of the next usable one, where it is unusable itself. Which clips are so is
-    counted over all workers of a loader.
+    Clips that all have an item: an unusable clip gives that of the next usable one. Unusable clips are counted, and
+    their share judged, over all workers of a loader.
 
     Raises:
         BadAudioError: (when asked for an item) if no clip is usable, or too many are not.
@@ -214,7 +225,7 @@ class FilledClips(LabelledClips):
             example = super().__getitem__(number % len(self))
             if example is not None:
                 return example
-        raise BadAudioError(f"None of {len(self)} clips can be decoded; the log names them.")
+        raise self._none_usable()
 
 
 def choose_column(

@@ -21,11 +21,11 @@ from sjepa_hf.frames import MIN_SAMPLES, SAMPLING_RATE
 from training.common.ranges import check_ranges
 from training.data.batches import BatchStream
 from training.data.clips import Source
-from training.data.handover import Handover
 from training.data.identity import identity
 from training.data.masking import PUBLISHED_MASK, Mask
 from training.data.noise import Noise
 from training.data.order import ClipIndex, ClipStream, DataPosition, Position
+from training.data.shared_memory import SharedMemoryPool
 from training.data.sources import open_source
 from training.data.workers import die_when_stuck
 
@@ -146,24 +146,24 @@ def open_sources(args: DataArguments) -> list[Source]:
 
 
 class BatchLoader(DataLoader):
-    """A `DataLoader` of a `BatchStream`, whose workers ignore signals from the beginning and send through slots."""
+    """A `DataLoader` of a `BatchStream`, whose workers ignore signals and send batches through shared memory."""
 
     def __iter__(self) -> Iterator[dict]:
-        handover = None
+        pool = None
         if self.num_workers:
             try:
-                handover = Handover(self.num_workers, self.dataset.batch_bytes, self.pin_memory)
+                pool = SharedMemoryPool(self.num_workers, self.dataset.batch_bytes, self.pin_memory)
             except RuntimeError as error:  # shared memory may still suffice for one batch after another
                 logger.info("No shared memory is kept for batches: %s.", first_line(error))
-        self.dataset.handover = handover
+        self.dataset.memory_pool = pool
         # A new process begins with its parent's mask: what comes while one starts is held back until it ignores it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_BY_WORKERS)
         try:
             batches = super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            self.dataset.handover = None
-        batches.handover = handover  # which lives as long as they do: each pass has its own
+            self.dataset.memory_pool = None
+        batches.memory_pool = pool  # which lives as long as they do: each pass has its own
         return batches
 
 
@@ -258,23 +258,14 @@ def build_loader(
         corpus = ClipStream(sources, args.train_data_weights, seed, args.shuffle_buffer_size)
     else:
         corpus = ClipIndex(sources, args.train_data_weights, seed, fixed_readers=args.cache_gb > 0)
-        if max_epochs is None and corpus.size < readers:
-            raise ValueError(
-                f"train_data holds {corpus.size} clips for {readers} readers (processes x num_workers): lower"
-                " num_workers."
-            )
+    if not args.streaming and max_epochs is None and corpus.size < readers:
+        raise ValueError(
+            f"train_data holds {corpus.size} clips for {readers} readers (processes x num_workers): lower num_workers."
+        )
     settings, heard = reading_settings(args, corpus, seed, identities), noise.identities if noise else []
-    if position is None:
-        position = DataPosition(readers, settings=settings)
-    else:
-        before = {name: value for name, value in position.settings.items() if name != "noise"}
-        if position.settings.get("noise", []) != heard and process_index == 0:
-            logger.warning("Data: `noise_data` is another than before: the noise is drawn from it from here on.")
-        if (position.readers, before) != (readers, settings):
-            position, note = moved(position, readers, settings)
-            if process_index == 0:
-                logger.warning("Data: %s.", note)
-    position = replace(position, settings=settings | ({"noise": heard} if heard else {}))
+    position, notes = _start(position, readers, settings, heard)
+    for note in notes if process_index == 0 else ():
+        logger.warning("Data: %s.", note)
     corpus.first_epoch, corpus.first_place = position.first
     batches = BatchStream(
         corpus,
@@ -300,6 +291,23 @@ def build_loader(
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(seed),  # leaves the global generator alone
     )
+
+
+def _start(
+    position: DataPosition | None, readers: int, settings: dict, heard: list[str]
+) -> tuple[DataPosition, list[str]]:
+    """Where the readers begin, and sentences about what is not as it was before; `heard` identifies the noise."""
+    notes = []
+    if position is None:
+        position = DataPosition(readers, settings=settings)
+    else:
+        before = {name: value for name, value in position.settings.items() if name != "noise"}
+        if position.settings.get("noise", []) != heard:
+            notes.append("`noise_data` is another than before: the noise is drawn from it from here on")
+        if (position.readers, before) != (readers, settings):
+            position, note = moved(position, readers, settings)
+            notes.append(note)
+    return replace(position, settings=settings | ({"noise": heard} if heard else {})), notes
 
 
 def _as_is(batch: dict) -> dict:

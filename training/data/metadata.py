@@ -1,7 +1,7 @@
 """Metadata files: the audio files of a folder and their labels, as `datasets`' audiofolder has them.
 
 `metadata.csv`, `metadata.jsonl` or `metadata.parquet`, with the column `file_name` (or one `*_file_name`): a path from
-the folder of the file itself. What cannot be read beyond doubt is refused with a sentence that names the line.
+the folder of the file itself. Ambiguous content is refused with a sentence that names the line.
 """
 
 import codecs
@@ -59,7 +59,7 @@ def read_metadata(path: Path, labels: Sequence[str]) -> list[Listed]:
     Raises:
         NoFileColumn: if no column names the audio files.
         MissingColumn: if a label has no column.
-        ValueError: for text that is not UTF-8, quotes or commas that leave a doubt, values that are no labels, and
+        ValueError: for text that is not UTF-8, ambiguous quotes or commas, values that are no labels, and
             files outside the folder.
     """
     read = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[path.suffix]

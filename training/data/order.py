@@ -90,26 +90,19 @@ class ClipIndex:
         weights: relative frequency of each source, or None.
         seed: decides the order.
         fixed_readers: give a clip to the same reader in every epoch, as caches need it.
-        first_epoch, first_place: begin there; the clips of earlier places of that epoch are left out.
 
     Attributes:
         size: number of clips.
+        first_epoch, first_place: set to begin there; the clips of earlier places of that epoch are left out.
     """
 
-    def __init__(
-        self,
-        sources: list[Source],
-        weights: list[float] | None,
-        seed: int,
-        fixed_readers: bool = False,
-        first_epoch: int = 0,
-        first_place: int = 0,
-    ):
+    first_epoch = first_place = 0
+
+    def __init__(self, sources: list[Source], weights: list[float] | None, seed: int, fixed_readers: bool = False):
         self.sources = sources
         self.weights = None if weights is None else np.array(weights, dtype=float)
         self.seed = seed
         self.fixed_readers = fixed_readers
-        self.first_epoch, self.first_place = first_epoch, first_place
         self.sizes = np.array([len(source.dataset) for source in sources])
         self.starts = np.cumsum([0, *self.sizes])
         self.size = int(self.starts[-1])
@@ -199,15 +192,13 @@ class ClipStream:
     """
 
     size = 0
+    first_epoch = 0
 
-    def __init__(
-        self, sources: list[Source], weights: list[float] | None, seed: int, buffer_size: int, first_epoch: int = 0
-    ):
+    def __init__(self, sources: list[Source], weights: list[float] | None, seed: int, buffer_size: int):
         self.sources = sources
         self.weights = weights
         self.seed = seed
         self.buffer_size = buffer_size
-        self.first_epoch = first_epoch
         self._running: list[Iterator[Clip]] = []
         self._stands_at: tuple | None = None
 

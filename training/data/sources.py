@@ -6,6 +6,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -47,7 +48,7 @@ def open_source(
 
     Raises:
         MissingColumn: if it has no such label.
-        ValueError: if it does not exist, has no audio, no such config or split, or labels that leave a doubt.
+        ValueError: if it does not exist, has no audio, no such config or split, or ambiguous labels.
     """
     name, *rest = spec.split("::")
     if len(rest) > 2 or not name:
@@ -55,49 +56,53 @@ def open_source(
     config, split = ((rest[0] if rest else "") or None), ((rest[1] if len(rest) == 2 else "") or "train")
     path = Path(os.path.expanduser(name))
     is_glob = glob.has_magic(name) and not path.exists()
-    on_hub = not (is_glob or path.exists())
-    if on_hub and (path.is_absolute() or name[0] in ".~" or name.count("/") > 1 or path.suffix in LOCAL_SUFFIXES):
-        raise ValueError(f"'{printable(spec)}': there is no file or folder {printable(path)}.")
-    if on_hub:
-        return _load(spec, audio_column, labels, name, config, split=split, streaming=streaming)
-
+    load = partial(_load, spec, audio_column, labels, streaming=streaming)
+    archives = partial(_load_archives, spec, audio_column, labels, streaming=streaming)
+    if not (is_glob or path.exists()):
+        if path.is_absolute() or name[0] in ".~" or name.count("/") > 1 or path.suffix in LOCAL_SUFFIXES:
+            raise ValueError(f"'{printable(spec)}': there is no file or folder {printable(path)}.")
+        return load(name, config, split=split)
     files = list_folder(path, labels, classes) if path.is_dir() else None
     if path.is_dir() and files is None:
-        archives = sorted(map(str, path.rglob("*.tar")))
-        if archives:
-            return _load_archives(spec, audio_column, labels, archives, streaming)
-        if next(path.rglob("*.parquet"), None) is None:
-            kinds = ", ".join(AUDIO_SUFFIXES)
-            raise ValueError(
-                f"'{printable(spec)}': the folder has no audio ({kinds}), no Parquet and no tar archives."
-            )
-        return _load(
-            spec, audio_column, labels, "parquet", data_dir=_plain(str(path)), split=split, streaming=streaming
-        )
+        if found := sorted(map(str, path.rglob("*.tar"))):
+            return archives(found)
+        _check_has_parquet(spec, path)
+        return load("parquet", data_dir=_without_magic(str(path)), split=split)
     if config or split != "train":
         raise ValueError(f"'{spec}': files and folders of audio have no configs or splits; name the part itself.")
     if files is not None:
         return Source(name, files, None)
     found = _matches(path) if is_glob else [str(path)]
     if found and all(file.endswith(".parquet") for file in found):
-        plain = [_plain(file) for file in found]
-        return _load(spec, audio_column, labels, "parquet", data_files=plain, split="train", streaming=streaming)
+        return load("parquet", data_files=[_without_magic(file) for file in found], split="train")
     if found and all(file.endswith(".tar") for file in found):
-        return _load_archives(spec, audio_column, labels, found, streaming)
+        return archives(found)
     if is_glob:
         raise ValueError(
             f"'{spec}': the pattern matches {len(found)} files; it must match Parquet files or tar archives only."
         )
-    if path.suffix.lower() in AUDIO_SUFFIXES:
+    _check_is_manifest(spec, path)
+    return Source(name, JsonLines(path, labels), None)
+
+
+def _check_has_parquet(spec: str, folder: Path) -> None:
+    if next(folder.rglob("*.parquet"), None) is None:
+        kinds = ", ".join(AUDIO_SUFFIXES)
+        raise ValueError(f"'{printable(spec)}': the folder has no audio ({kinds}), no Parquet and no tar archives.")
+
+
+def _check_is_manifest(spec: str, path: Path) -> None:
+    """Raise a ValueError for a file that is none, by its name or, where that does not say, by its beginning."""
+    suffix = path.suffix.lower()
+    if suffix in AUDIO_SUFFIXES:
         raise ValueError(f"'{spec}' is a single audio file: name its folder, or a manifest.")
-    if path.suffix.lower() in TABLES:
+    if suffix in TABLES:
         raise ValueError(f"'{spec}' is a table: name the folder of the audio, with the table in it as metadata.csv.")
-    if path.suffix.lower() not in LOCAL_SUFFIXES and not _begins_as_manifest(path):
+    if suffix not in LOCAL_SUFFIXES and not _begins_as_manifest(path):
         raise ValueError(
             f"'{printable(spec)}' is not a file that can be read: give {', '.join(LOCAL_SUFFIXES)}, or a JSONL"
             " manifest of any other name."
         )
-    return Source(name, JsonLines(path, labels), None)
 
 
 def _begins_as_manifest(path: Path) -> bool:
@@ -112,7 +117,7 @@ def _matches(pattern: Path) -> list[str]:
     return sorted(glob.glob(os.path.join(glob.escape(str(folder)), rest), recursive=True))
 
 
-def _plain(path: str) -> str:
+def _without_magic(path: str) -> str:
     """
     The path, or, where it has characters that `datasets` would take for a pattern, that of a link to it; for a folder
     that of another with links to its Parquet files. They lie in the cache of `datasets`, the same in every run.
@@ -146,15 +151,7 @@ def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str
         dataset = load_dataset(*what, **options)
     # RuntimeError: it is a script. TarError: of archives on the Hub.
     except (ValueError, OSError, DatasetsError, RuntimeError, pa.ArrowException, tarfile.TarError) as error:
-        if isinstance(error.__cause__, ImportError):  # folders and WebDataset on the Hub, copied to Arrow
-            raise ValueError(f"'{spec}' is not Parquet: set streaming ({error.__cause__})") from error
-        if getattr(error.__cause__ or error, "errno", None) == errno.ENOSPC:
-            raise ValueError(
-                f"'{spec}': the disk of {datasets.config.HF_DATASETS_CACHE} is full, where an Arrow copy is made: set"
-                " streaming, or HF_DATASETS_CACHE to a folder with more room."
-            ) from error
-        where = "as Parquet" if what[0] == "parquet" else "as a local path or on the Hub"
-        raise ValueError(f"'{spec}' cannot be opened {where}: {first_line(error.__cause__ or error)}") from error
+        raise ValueError(f"'{spec}'{_why_not_loaded(error, what[0])}") from error
     if dataset.features is None:  # a stream whose files must be looked into
         dataset = dataset._resolve_features()
     column = _audio_column(spec, dataset.features, audio_column)
@@ -174,6 +171,19 @@ def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str
         return Source(spec, audio, column)
     dataset = _as_strings(dataset.select_columns([column, *labels]), labels)
     return Source(spec, _undecoded(dataset, column) if isinstance(feature, Audio) else dataset, column)
+
+
+def _why_not_loaded(error: Exception, kind: str) -> str:
+    cause = error.__cause__ or error
+    if isinstance(error.__cause__, ImportError):  # folders and WebDataset on the Hub, copied to Arrow
+        return f" is not Parquet: set streaming ({cause})"
+    if getattr(cause, "errno", None) == errno.ENOSPC:
+        return (
+            f": the disk of {datasets.config.HF_DATASETS_CACHE} is full, where an Arrow copy is made: set streaming,"
+            " or HF_DATASETS_CACHE to a folder with more room."
+        )
+    where = "as Parquet" if kind == "parquet" else "as a local path or on the Hub"
+    return f" cannot be opened {where}: {first_line(cause)}"
 
 
 def _load_archives(

@@ -1,6 +1,6 @@
 """Unsized audio files, whose headers do not say how long they are: written to a pipe, or put together from pieces.
 
-libsndfile takes such a header at its word, or guesses: it stops early, in silence, or says 2**63 - 1 frames.
+libsndfile believes such a header, or guesses: it stops early without an error, or says 2**63 - 1 frames.
 """
 
 import io

@@ -32,6 +32,9 @@ BLOCK = 1 << 22  # samples of all channels decoded, at a time: 16 MiB
 LENGTHS_KEPT = 1 << 16  # lengths found by decoding that a process remembers
 
 
+REASONS = ("missing", "corrupt", "empty", "too_short", "too_long", "non_finite", "silent", "bad_line")
+
+
 class BadAudio(ValueError):
     """A clip that cannot be used.
 

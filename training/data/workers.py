@@ -30,6 +30,7 @@ STOPPED_LOOKS = 6  # looks in a row at which a worker is stopped, that end it
 TELL_EVERY = 60  # seconds of waiting between two lines in the log
 IDLE_LIMIT = 600  # seconds without a batch in which no worker does anything, that end the run
 BUSY_LIMIT = 3600  # the same while they work: a stream may have to be read again up to where it stood
+DYING = 2.0  # seconds in which a worker that has broken off a batch is expected to be dead
 BUSY = 0.5  # seconds of processor time by which workers count as at work
 
 
@@ -90,9 +91,9 @@ def why_died(workers: Sequence[BaseProcess]) -> str:
     return "is the machine out of memory? Lower num_workers, bucket_buffer_size or shuffle_buffer_size"
 
 
-def one_has_died(workers: Sequence[BaseProcess], patience: float = 2.0) -> bool:
-    """Whether one of the workers is dead; what it leaves half-sent is noticed up to `patience` seconds before that."""
-    end = time.monotonic() + patience
+def one_has_died(workers: Sequence[BaseProcess]) -> bool:
+    """Whether one of the workers is dead; the error of a half-sent batch comes a moment before its process is gone."""
+    end = time.monotonic() + DYING
     while workers and time.monotonic() < end:
         if not all(worker.is_alive() for worker in workers):
             return True
@@ -141,11 +142,11 @@ def status_of(process: psutil.Process) -> str | None:
     return None if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else status
 
 
-class Patience:
+class WorkerTimeout:
     """
-    How long to wait for workers that give no batch.
+    Decides when to give up on workers that send no batch.
 
-    Time counts only while this process looks: one that was suspended itself has not waited.
+    Only time in which this process runs counts: being suspended is no waiting.
     """
 
     def __init__(self, workers: Sequence[BaseProcess]):
@@ -154,8 +155,8 @@ class Patience:
         self._told = 0
         self._worked = self._work()
 
-    def look(self, seconds: float) -> str | None:
-        """Count seconds in vain; returns a sentence once there have been too many."""
+    def add(self, seconds: float) -> str | None:
+        """Add seconds of waiting in vain; returns an error message once there have been too many."""
         self._waited, self._idle = self._waited + seconds, self._idle + seconds
         if (worked := self._work()) > self._worked + BUSY:
             self._worked, self._idle = worked, 0.0

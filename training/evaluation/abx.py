@@ -102,7 +102,7 @@ def distances(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 def _warped(left: list[np.ndarray], right: list[np.ndarray]) -> np.ndarray:
-    """All pairs at once, cell by cell of their tables: cost and steps of the best path in one number."""
+    """DTW of all pairs at once, cell by cell: cost and steps of the best path are packed into one number."""
     rows, columns = np.array([len(each) for each in left]), np.array([len(each) for each in right])
     x, y = _padded(left, -1), _padded(right, -2)
     whole = x.shape[1] + y.shape[1] + 1  # above any number of steps

@@ -29,7 +29,7 @@ def knowledge_at_hidden_frames(
 
     Args:
         model: a pretraining checkpoint, on its device. Where its mixture is over layers of the encoder
-            (`config.mixture_features`), or over nobody knows what, the EMA encoder that targets were read from is not
+            (`config.mixture_features`), or over unknown features, the EMA encoder that targets were read from is not
             in it: then there is neither KL nor the row of the targets.
         clips: those that are aligned.
         phones: for each clip the numbers of its frames' phones, integers `(<= num_frames,)`; later frames are not

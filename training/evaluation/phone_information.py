@@ -25,7 +25,7 @@ def number_phones(clips: LabelledClips, frame_counts: np.ndarray) -> tuple[np.nd
 
 
 def of_other_clips(phones: list[torch.Tensor]) -> list[torch.Tensor]:
-    """For each clip as many phones of the clips that follow (behind the last comes the first)."""
+    """For each clip equally many phones of the clips after it (the last is followed by the first): a control."""
     row, ends = torch.cat(phones), np.cumsum([len(part) for part in phones]).tolist()
     return [row.roll(-end)[: len(part)] for part, end in zip(phones, ends, strict=True)]
 

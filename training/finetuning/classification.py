@@ -20,7 +20,7 @@ def class_names(parts: Sequence[LabelledClips], column: str) -> list[str]:
     return names
 
 
-def check_labels(labels: Sequence[str], names: Sequence[str], data: str) -> None:
+def check_labels_known(labels: Sequence[str], names: Sequence[str], data: str) -> None:
     """Raise a ValueError if the training data lacks a label."""
     unknown = sorted(set(labels) - set(names))
     if unknown:

@@ -64,9 +64,9 @@ def open_splits(
     return train, evaluation, test
 
 
-def drawn(clips: LabelledClips, hours: float, seed: int = 0) -> LabelledClips:
-    """Clips at random, the same for each seed, until they last that long; a smaller part lies in a larger one."""
-    order = np.random.default_rng(seed).permutation(len(clips))
+def drawn(clips: LabelledClips, hours: float) -> LabelledClips:
+    """Clips drawn at random, always the same, until they last that long; fewer hours are a subset of more."""
+    order = np.random.default_rng(0).permutation(len(clips))
     ends = np.cumsum([clips.num_samples[i] for i in order]) / SAMPLING_RATE / 3600
     count = int(np.searchsorted(ends, hours)) + 1
     return clips.select(sorted(order[:count].tolist()))

@@ -19,7 +19,7 @@ from training.finetuning.trainer_settings import total_steps
 logger = logging.getLogger(__name__)
 
 
-def tell_plan(trainer: FineTuner, scored: Mapping[str, LabelledClips], arguments: FineTuningArguments) -> None:
+def log_plan(trainer: FineTuner, scored: Mapping[str, LabelledClips], arguments: FineTuningArguments) -> None:
     """
     Log data, model, device, steps, padding and output of a run that is ready to start; the first process does.
 
@@ -41,7 +41,7 @@ def tell_plan(trainer: FineTuner, scored: Mapping[str, LabelledClips], arguments
 
 
 def plan(trainer: FineTuner, scored: Mapping[str, LabelledClips], arguments: FineTuningArguments) -> list[str]:
-    """The lines of `tell_plan`."""
+    """The lines of `log_plan`."""
     training, model, clips = trainer.args, trainer.model, trainer.train_dataset
     epoch, total = total_steps(training, len(clips))
     trained, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or each) for each in (0, 1))

@@ -36,9 +36,9 @@ TRAINER_SETTINGS = (
 
 
 @dataclass
-class Outcome:
+class FineTuningResult:
     """
-    What a fine-tuning came to.
+    The result of a fine-tuning.
 
     Args:
         steps: that were trained.
@@ -55,7 +55,7 @@ class Outcome:
     scores: dict
 
     @classmethod
-    def of(cls, trainer: FineTuner, verdict: Verdict, scores: dict) -> "Outcome":
+    def of(cls, trainer: FineTuner, verdict: Verdict, scores: dict) -> "FineTuningResult":
         """The outcome of a training that has ended, from what its result answers on the evaluation clips."""
         state, training = trainer.state, trainer.args
         chosen = training.load_best_model_at_end and state.best_model_checkpoint is not None
@@ -72,7 +72,7 @@ class Outcome:
             reason += "; but the first evaluation was already the best, and the later steps added nothing"
         return cls(state.global_step, best_step, learned, reason, scores)
 
-    def tell(self) -> None:
+    def log(self) -> None:
         """Say in the log whether anything was learned."""
         kept = "that of the last step" if self.best_step is None else f"that of step {self.best_step}, the best"
         if self.learned:
@@ -93,7 +93,7 @@ def save_output(
     trainer: FineTuner,
     arguments: FineTuningArguments,
     model: nn.Module,
-    outcome: Outcome,
+    outcome: FineTuningResult,
     metrics: Sequence[str],
     save_others: Callable[[Path], None],
 ) -> None:
@@ -118,14 +118,14 @@ def save_output(
         write_record(directory, trainer.accelerator, **run_record(trainer, arguments))
         draw_learning_curve(trainer.state.log_history, metrics, directory / "learning_curve.png")
     for source, values in outcome.scores.items():
-        logger.info("%s: %s.", data_name(source), in_words(values))
-    outcome.tell()
+        logger.info("%s: %s.", data_name(source), scores_in_words(values))
+    outcome.log()
     logger.info("Written to %s.", final)
     if arguments.hub:
         publish(final, **arguments.hub)
 
 
-def score_rows(outcome: Outcome, arguments: FineTuningArguments) -> list[Score]:
+def score_rows(outcome: FineTuningResult, arguments: FineTuningArguments) -> list[Score]:
     """Rows of `results.json`: a figure of the model on a source, without folders of this machine."""
     names = {
         source: data_names(arguments.train_data) if source == HELD_OUT else data_name(source)
@@ -165,7 +165,7 @@ def score_rows(outcome: Outcome, arguments: FineTuningArguments) -> list[Score]:
     return rows
 
 
-def in_words(values: dict) -> str:
+def scores_in_words(values: dict) -> str:
     """Scores of a source: clips, and each figure as a share of 1 with four digits."""
     parts = [f"{values['clips']} clips"]
     for name, value in values.items():

@@ -92,10 +92,10 @@ class TextNormalizer:
                 raise ValueError(f"`{name}` must be a string of characters, got {getattr(self, name)!r}.")
 
     def __call__(self, text: str) -> str:
-        text = CASES[self.case](self._plain(text))
-        return " ".join(filter(None, map(_grounded, self._plain(text).split())))
+        text = CASES[self.case](self._replaced(text))
+        return " ".join(filter(None, map(_grounded, self._replaced(text).split())))
 
-    def _plain(self, text: str) -> str:
+    def _replaced(self, text: str) -> str:
         text = unicodedata.normalize("NFKC", text.translate(PLAIN)).translate(PLAIN)
         text = re.sub("'{2,}", '"', text).translate(self._table)
         return unicodedata.normalize("NFKC", text)
@@ -161,12 +161,12 @@ def _grounded(word: str) -> str:
     return word
 
 
-def log_examples(before: Sequence[str], normalizer: TextNormalizer, count: int = 3) -> None:
+def log_examples(before: Sequence[str], normalizer: TextNormalizer) -> None:
     """Show in the log what normalisation changes, and what gets lost."""
     changed = [text for text in before if normalizer(text) != text]
     said = ", for example:" if changed else "."
     logger.info("Normalisation changes %d of %d transcripts%s", len(changed), len(before), said)
-    for text in changed[:count]:
+    for text in changed[:3]:
         logger.info("  %s  ->  %s", shorten(text, 90), shorten(normalizer(text), 90))
     lost = normalizer.lost(before)
     if lost:

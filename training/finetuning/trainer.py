@@ -62,7 +62,7 @@ class FineTuner(Trainer):
         self.model_accepts_loss_kwargs = False  # the losses are means: accumulated ones must be divided
         for bars in (ProgressCallback, PrinterCallback):
             self.remove_callback(bars)
-        self.add_callback(Telling())
+        self.add_callback(ProgressLogCallback())
 
     def compute_loss(self, *args, **kwargs):
         if self.frozen_encoder:  # the Trainer has just put all of the model into training mode
@@ -91,7 +91,7 @@ class FineTuner(Trainer):
     def check_shared_memory(self) -> None:
         """Raise a ValueError if batches of the longest clips may not fit into the shared memory that is free."""
         parts = ((self.train_dataset, "train"), (self.eval_dataset, "eval"))
-        longest = {name: max(seconds_of(dataset), default=0.0) for dataset, name in parts}
+        longest = {name: max(clip_seconds(dataset), default=0.0) for dataset, name in parts}
         name = max(longest, key=lambda each: longest[each] * getattr(self.args, f"per_device_{each}_batch_size"))
         check_shared_memory(
             longest[name] * getattr(self.args, f"per_device_{name}_batch_size"),
@@ -135,7 +135,7 @@ class FineTuner(Trainer):
         return torch.utils.data.SequentialSampler(eval_dataset)  # `by_length` has sorted them
 
 
-class EncoderFreeze(TrainerCallback):
+class EncoderFreezeCallback(TrainerCallback):
     """Trains the head alone for the first steps, then all that is to be trained."""
 
     def __init__(self, steps: int):
@@ -156,7 +156,7 @@ class EncoderFreeze(TrainerCallback):
             self.frozen = []
 
 
-class Telling(TrainerCallback):
+class ProgressLogCallback(TrainerCallback):
     """Logs steps and evaluations with four digits, and how long the run will take once a few steps are timed."""
 
     def __init__(self):
@@ -203,7 +203,7 @@ class Telling(TrainerCallback):
             self.heartbeat.doing = doing
 
 
-class StopInOrder(TrainerCallback):
+class SaveAndStopCallback(TrainerCallback):
     """
     Saves a checkpoint after the step in which a signal came, or after the batch of an evaluation, and ends the run.
 
@@ -234,7 +234,7 @@ class StopInOrder(TrainerCallback):
 
 def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: Heartbeat) -> nn.Module:
     """
-    Train; the model of the best evaluation that shows something learned, else the last one.
+    Train, and return the model of the best evaluation that shows something learned, else the last one.
 
     Raises:
         SystemExit: after SIGTERM or Ctrl-C, once a checkpoint is saved; its code is the signal's exit status. With 0,
@@ -248,18 +248,18 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
     if trainer.args.device.type == "cpu":
         keep_freed_memory()
     if arguments.freeze_encoder_steps:
-        trainer.add_callback(EncoderFreeze(arguments.freeze_encoder_steps))
+        trainer.add_callback(EncoderFreezeCallback(arguments.freeze_encoder_steps))
     for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, Telling):
+        if isinstance(callback, ProgressLogCallback):
             callback.heartbeat = heartbeat
     heartbeat.doing = "starting the training"
     trainer.check_shared_memory()
     die_when_stuck()
-    if trainer.args.world_size > 1:  # there the launcher ends all processes, and the last checkpoint is gone on from
+    if trainer.args.world_size > 1:  # a signal ends all processes at once; resume from the last checkpoint
         trainer.train(resume_from_checkpoint=resumed)
     else:
         with Interruption() as interruption:
-            trainer.add_callback(StopInOrder(trainer, interruption))
+            trainer.add_callback(SaveAndStopCallback(trainer, interruption))
             try:
                 trainer.train(resume_from_checkpoint=resumed)
             except Interrupted:
@@ -277,7 +277,7 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
     return trainer.accelerator.unwrap_model(trainer.model)
 
 
-def seconds_of(dataset: torch.utils.data.Dataset) -> list[float]:
+def clip_seconds(dataset: torch.utils.data.Dataset) -> list[float]:
     """Length of every clip, in seconds, of labelled clips or of several sets of them."""
     parts = getattr(dataset, "datasets", [dataset])
     return [samples / SAMPLING_RATE for part in parts for samples in part.num_samples]

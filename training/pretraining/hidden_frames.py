@@ -68,7 +68,7 @@ def _or_none(values: list[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values]
 
 
-class ClipMeanWatch:
+class ClipMeanMonitor:
     """
     Tells when the prediction at masked frames, over the last lines of metrics, is no better than the clip's mean.
 

@@ -13,7 +13,7 @@ from sjepa_hf.opening import open_config, open_sjepa
 from training.pretraining.arguments import Arguments, RunArguments, TargetArguments, check_model, check_unchanged
 from training.pretraining.other_pretraining import OtherForPreTraining, open_other
 from training.targets.layer_choice import LayerChoice
-from training.targets.targets import MfccTargets, OnlineTargets
+from training.targets.targets import FrozenTargets, OnlineTargets
 
 
 logger = logging.getLogger(__name__)
@@ -99,9 +99,9 @@ def build_optimizer(model: SJepaForPreTraining, run: RunArguments) -> torch.opti
     )
 
 
-def frozen_targets(mixture: DiagonalGaussianMixture, settings: TargetArguments) -> MfccTargets:
+def frozen_targets(mixture: DiagonalGaussianMixture, settings: TargetArguments) -> FrozenTargets:
     """The targets of phase 1."""
-    return MfccTargets(mixture, settings.phase1_features, settings.phase1_temperature)
+    return FrozenTargets(mixture, settings.phase1_features, settings.phase1_temperature)
 
 
 def online_targets(

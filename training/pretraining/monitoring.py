@@ -17,7 +17,7 @@ from sjepa_hf.float32 import widest_float
 from sjepa_hf.measures import entropy_bits
 from sjepa_hf.saving import write_text_aside
 from training.common.progress import Forecast
-from training.pretraining.hidden_frames import ClipMeanWatch, hidden_frame_metrics
+from training.pretraining.hidden_frames import ClipMeanMonitor, hidden_frame_metrics
 from training.pretraining.run import Run
 
 
@@ -129,7 +129,7 @@ class Monitor:
         self._run = run
         self._sums: dict[str, torch.Tensor | float] = {}
         self._since, self._seconds_then = time.monotonic(), None
-        self._watch = ClipMeanWatch(run.arguments.run)
+        self._clip_mean = ClipMeanMonitor(run.arguments.run)
         self._next_warning: dict[tuple[int, str], int] = {}  # step, by phase and figure
 
     def count_step(self, losses: list[dict], norm: torch.Tensor, broken: torch.Tensor) -> None:
@@ -158,7 +158,7 @@ class Monitor:
         self.forecast.pause()
 
     def averages(self, device: torch.device) -> dict[str, float]:
-        """Frame means over all processes since the last call, and an empty slate."""
+        """Frame means over all processes since the last call; resets the sums."""
         names = sorted(self._sums)
         values = torch.tensor([float(self._sums[name]) for name in names], dtype=widest_float(device), device=device)
         total = dict(zip(names, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
@@ -174,7 +174,7 @@ class Monitor:
         self, batch: dict, posteriors: torch.Tensor, output: SJepaForPreTrainingOutput, ranks: list[float] | None
     ) -> dict:
         """
-        One line of the history. Every process must ask.
+        One line of the history. Every process must call it.
 
         Args:
             batch, posteriors, output: of the last micro-batch: its audio, its targets, what was predicted.
@@ -241,7 +241,7 @@ class Monitor:
         parts = [text.format(metrics[name]) for name, text in shown if name in metrics]
         self.bar.set_postfix_str(", ".join([*parts, f"{100 * metrics['padded_share']:.1f} % padding"]))
         self._warn_of_collapse(metrics)
-        if sentence := self._watch.observe(metrics):
+        if sentence := self._clip_mean.observe(metrics):
             logger.warning("Step %d: %s.", metrics["step"], sentence)
 
     def _warn_of_collapse(self, metrics: dict) -> None:

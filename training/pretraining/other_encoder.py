@@ -186,7 +186,7 @@ def normed(input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> t
 
 
 def layer_drop(probability: float) -> Callable:
-    """A hook after a Transformer layer that leaves it out, in training, for a clip with a probability."""
+    """A forward hook that, in training, skips a Transformer layer for each clip with that probability."""
 
     def hook(layer: nn.Module, inputs: tuple, output: torch.Tensor | tuple) -> torch.Tensor | tuple | None:
         if not layer.training:

@@ -1,6 +1,6 @@
 """
-Phases: whose posteriors are predicted, and what becomes of model and optimizer when they are others (method, sections
-3 to 5). A fit that is interrupted leaves everything that a checkpoint holds as it was.
+Phases: which posteriors are predicted, and what happens to model and optimizer when they change (method, sections 3 to
+5). A fit that is interrupted leaves everything that a checkpoint holds as it was.
 """
 
 import logging
@@ -58,12 +58,12 @@ def fit_mfcc_mixture(run: Run) -> float:
     seed = seed_for(run.arguments.run.seed, Purpose.FIT, run.state.step)
     targets, read, frames = run.targets, fit_pass(run, progress), settings.fit_frames
     bounds = {"max_seconds": settings.fit_hours * 3600, "batches_a_round": run.data.readers_here}
-    bounds["meeting"] = run.meeting
+    bounds["coordinator"] = run.coordinator
     sample = sample_frames(targets.features, read(), frames, seed, run.accelerator, **bounds)
-    with run.meeting.waiting():
+    with run.coordinator.waiting():
         check_frames(run, len(sample))
     options = settings.fit_options() | {"progress": progress}
-    fit_mixture(targets.mixture, sample, seed, run.accelerator, run.meeting, **options)
+    fit_mixture(targets.mixture, sample, seed, run.accelerator, run.coordinator, **options)
     if settings.target_transitions:
         passes = settings.transition_passes
         fit_transitions(targets.mixture, targets.features, read, frames, passes, run.accelerator, **bounds)
@@ -99,17 +99,17 @@ def begin_on_highest_rank(run: Run) -> None:
     """Choose the first layer of phase 2, where the settings name none: that of the highest effective rank."""
     step = run.state.step
     read = fit_pass(run, Progress("Effective ranks", run.accelerator.is_main_process))
-    rounds = {"batches_a_round": run.data.readers_here, "meeting": run.meeting}
+    rounds = {"batches_a_round": run.data.readers_here, "coordinator": run.coordinator}
     batches = bounded(read(), run.accelerator, max_frames=MEASURED_FRAMES, **rounds)
     seed = seed_for(run.arguments.run.seed, Purpose.LAYER_RANKS, step)
     ranks = layer_ranks(run.model.sjepa, batches, run.accelerator, seed)
-    run.layer_choice.begin(ranks)
+    run.layer_choice.choose_first(ranks)
     said = " ".join(f"{rank:.1f}" for rank in ranks)
     logger.info("Effective ranks of the layers, 0 first: %s. Layer %d leads.", said, run.layer_choice.active)
 
 
 def follow_layer(run: Run) -> float:
-    """Other clusters, after the layer that makes the targets has changed."""
+    """Fit new clusters, after the layer that makes the targets has changed."""
     seconds = seed_mixture(run, run.targets, run.arguments.targets.reseed_frames)
     restart_head(run)
     run.state.seeding_due = False
@@ -134,7 +134,7 @@ def seed_mixture(run: Run, targets: OnlineTargets, num_frames: int) -> float:
         num_frames,
         seed_for(run.arguments.run.seed, Purpose.FIT, step),
         batches_a_round=run.data.readers_here,
-        meeting=run.meeting,
+        coordinator=run.coordinator,
         transition_passes=run.arguments.targets.transition_passes,
         progress=progress,
         **run.arguments.targets.fit_options(),
@@ -143,15 +143,12 @@ def seed_mixture(run: Run, targets: OnlineTargets, num_frames: int) -> float:
 
 
 def fit_pass(run: Run, progress: Progress) -> Callable[[], Iterator[dict]]:
-    """What begins a pass over the data to fit a mixture; all that begin before the same step are alike."""
-    return lambda: progress.hours(run.data.fresh_pass(Purpose.FIT_PASS, run.state.step), run.processes)
+    """A function that begins a pass over the data for a fit; all passes before the same step are alike."""
+    return lambda: progress.count_hours(run.data.fresh_pass(Purpose.FIT_PASS, run.state.step), run.processes)
 
 
 def restart_head(run: Run) -> None:
-    """
-    The clusters are others than before: the last layer of the head starts anew (the same in every process), and its
-    optimizer state too.
-    """
+    """Reset the last layer of the head (alike in every process) and its optimizer state: the clusters have changed."""
     seed = seed_for(run.arguments.run.seed, Purpose.HEAD, run.state.step)
     run.model.reset_last_layer(torch.Generator().manual_seed(seed))
     for parameter in run.model.cluster_head.output.parameters():
@@ -190,4 +187,4 @@ def check_frames(run: Run, found: int) -> None:
 def finished(run: Run, began: float) -> float:
     """Seconds since a fit began, the mean over the processes; its unusable clips are counted."""
     run.data.take()
-    return run.meeting.sum(time.monotonic() - began)[0] / run.processes
+    return run.coordinator.sum(time.monotonic() - began)[0] / run.processes

@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 SAMPLED = 256  # clips whose length is looked up
 SIMULATED = 1000  # clips that are drawn from them and cut into batches
-PATIENCE = 2.0  # seconds that looking them up may take
+LOOKUP_SECONDS = 2.0  # seconds that looking them up may take
 NAMED_SOURCES = 4
 
 
-class Survey(NamedTuple):
+class DataEstimate(NamedTuple):
     """
     What a run will hear, estimated from the lengths of some clips.
 
@@ -53,9 +53,9 @@ class Survey(NamedTuple):
     padding: float
 
 
-def survey(stream: BatchStream, weights: list[float] | None, num_readers: int) -> Survey | None:
+def estimate_data(stream: BatchStream, weights: list[float] | None, num_readers: int) -> DataEstimate | None:
     """Estimate what a run hears, in two seconds at most; None for streams, whose clips nobody knows beforehand."""
-    corpus, end = stream.corpus, time.monotonic() + PATIENCE
+    corpus, end = stream.corpus, time.monotonic() + LOOKUP_SECONDS
     if not corpus.size:
         return None
     choose, rng = random.Random(0), np.random.default_rng(0)
@@ -77,7 +77,7 @@ def survey(stream: BatchStream, weights: list[float] | None, num_readers: int) -
     usable = [len(lengths) / len(seconds) for lengths, seconds in zip(good, known, strict=True)]
     unusable = 1 - float(share @ usable)
     if unusable == 1:
-        return Survey(sampled, exact, hours, 1.0, 0.0, 0.0, 0.0)
+        return DataEstimate(sampled, exact, hours, 1.0, 0.0, 0.0, 0.0)
     # Sections of clips as one reader gets them, cut into batches as it does.
     whole = min(stream.section_size, -(-corpus.size // num_readers))
     count = max(1, round(whole * (1 - unusable)))
@@ -90,7 +90,7 @@ def survey(stream: BatchStream, weights: list[float] | None, num_readers: int) -
         batches += len(cut)
         real += int(lengths.sum())
         padded += sum(len(batch) * int(lengths[batch].max()) for batch in cut)
-    return Survey(
+    return DataEstimate(
         sampled,
         exact,
         hours,
@@ -126,7 +126,7 @@ def plan(
     """
     data, processes = arguments.data, accelerator.num_processes
     readers = processes * max(1, data.num_workers)
-    found = survey(stream, data.train_data_weights, readers)
+    found = estimate_data(stream, data.train_data_weights, readers)
     return [
         about_data(arguments, stream, found),
         *about_noise(arguments, stream),
@@ -139,7 +139,7 @@ def plan(
     ]
 
 
-def tell_plan(arguments: Arguments, accelerator: Accelerator, *of_the_run) -> None:
+def log_plan(arguments: Arguments, accelerator: Accelerator, *of_the_run) -> None:
     """Log the plan, on the main process."""
     if accelerator.is_main_process:
         for sentence in plan(arguments, accelerator, *of_the_run):
@@ -148,7 +148,7 @@ def tell_plan(arguments: Arguments, accelerator: Accelerator, *of_the_run) -> No
         logger.info("A dry run: nothing was written." if dry else "How long that takes follows after some steps.")
 
 
-def about_data(arguments: Arguments, stream: BatchStream, found: Survey | None) -> str:
+def about_data(arguments: Arguments, stream: BatchStream, found: DataEstimate | None) -> str:
     sources = [source.name for source in stream.corpus.sources]
     if found is None:
         return f"Data: {named(sources)}, streamed: how much it is shows when it has been read."
@@ -180,7 +180,7 @@ def about_noise(arguments: Arguments, stream: BatchStream) -> list[str]:
     return [f"Noise: {recordings} of {sources}, crops of which are added to {share}."]
 
 
-def about_batches(arguments: Arguments, readers: int, found: Survey | None) -> str:
+def about_batches(arguments: Arguments, readers: int, found: DataEstimate | None) -> str:
     data = arguments.data
     where = f"{readers} worker process{'es' * (readers > 1)}" if data.num_workers else "the training process itself"
     text = f"Batches: up to {data.batch_seconds:g} s with padding, clips cropped to {data.max_seconds:g} s"
@@ -217,7 +217,7 @@ def about_padding(model: SJepaForPreTraining) -> list[str]:
     ]
 
 
-def about_steps(arguments: Arguments, processes: int, found: Survey | None, step: int) -> str:
+def about_steps(arguments: Arguments, processes: int, found: DataEstimate | None, step: int) -> str:
     run, micro_batches = arguments.run, processes * arguments.run.gradient_accumulation_steps
     left = run.phase1_steps + run.phase2_steps - step
     done = f"{step:,} are taken; " if step else ""

@@ -119,10 +119,10 @@ class AlreadyFinished(Exception):
     """The run that is to be resumed has come to its end; the message says so."""
 
 
-def begin(arguments: Arguments, accelerator: Accelerator, lock: FileLock) -> tuple[Path | None, LoopState]:
+def find_start(arguments: Arguments, accelerator: Accelerator, lock: FileLock) -> tuple[Path | None, LoopState]:
     """
-    Where a run begins: the checkpoint that it is resumed from, with its loop state, or None and a new one. Settings
-    that have had their effect are put back, as `settle` says. Every process must ask.
+    The checkpoint that a run is resumed from, with its loop state; for a new run None and a new state. Settings
+    that have had their effect are put back, as `settle` says. Every process must call it.
 
     Raises:
         ValueError: if there is no such checkpoint, it is damaged, or the settings do not fit it.

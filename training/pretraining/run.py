@@ -12,7 +12,7 @@ from sjepa_hf.float32 import widest_float
 from sjepa_hf.opening import open_config
 from training.common.device import choose_precision
 from training.common.memory import keep_freed_memory
-from training.common.processes import COLLECTIVE_TIMEOUT, Meeting, end_group
+from training.common.processes import COLLECTIVE_TIMEOUT, Coordinator, end_group
 from training.common.publishing import Publisher
 from training.common.signals import Interruption
 from training.data.order import DataPosition
@@ -22,12 +22,12 @@ from training.pretraining.model import build_model, build_optimizer, frozen_targ
 from training.pretraining.schedules import Schedule
 from training.pretraining.training_data import TrainingData
 from training.targets.layer_choice import LayerChoice
-from training.targets.targets import MfccTargets, OnlineTargets
+from training.targets.targets import FrozenTargets, OnlineTargets
 
 
 class Run:
     """
-    The parts of a run. Of a checkpoint, they hold the weights, the loop state and the place in the data;
+    The parts of a run. When it is resumed they hold the checkpoint's weights, loop state and place in the data;
     [`checkpointing.restore`] fills in the rest.
 
     Args:
@@ -35,14 +35,14 @@ class Run:
 
     Attributes:
         accelerator (`Accelerator`): device, precision and processes.
-        meeting (`Meeting`), interruption (`Interruption`): how the processes agree, and how a run ends early.
+        coordinator (`Coordinator`), interruption (`Interruption`): how the processes agree, and how a run ends early.
         schedule (`Schedule`): what the settings say of each step.
         resumed (`Path`, *optional*): the checkpoint that the run goes on from.
         state (`LoopState`): all that changes and is no tensor, as of the last checkpoint but for step and counters.
         model (`SJepaForPreTraining`): encoder, predictor, head and mixture; `wrapped` is the same under Accelerate.
         optimizer (`AcceleratedOptimizer`): of the model's parameters.
-        targets (`MfccTargets` or `OnlineTargets`): make the posteriors that are predicted.
-        frozen_targets (`MfccTargets`, *optional*): in phase 2 those of phase 1, where they stay in the loss.
+        targets (`FrozenTargets` or `OnlineTargets`): make the posteriors that are predicted.
+        frozen_targets (`FrozenTargets`, *optional*): in phase 2 those of phase 1, where they stay in the loss.
         layer_choice (`LayerChoice`): which layer the targets of phase 2 are read from.
         fitted_phase (`int`): the phase whose mixture has been fitted; 0 before the first.
         data (`TrainingData`): the batches of this process.
@@ -79,9 +79,9 @@ class Run:
         if self.accelerator.is_main_process:
             resuming.claim(self.output_dir, self.lock, run.resume_from_checkpoint is not None, run.dry_run)
         self.interruption = Interruption()
-        self.meeting = Meeting(self.accelerator, self.interruption)
+        self.coordinator = Coordinator(self.accelerator, self.interruption)
         self.schedule = Schedule(arguments)
-        self.resumed, self.state = resuming.begin(arguments, self.accelerator, self.lock)
+        self.resumed, self.state = resuming.find_start(arguments, self.accelerator, self.lock)
         self.publisher = None
         if run.push_to_hub and self.accelerator.is_main_process and not run.dry_run:
             repo_id = run.hub_model_id or self.output_dir.resolve().name
@@ -92,12 +92,12 @@ class Run:
         self.model = build_model(arguments, self.resumed, self.accelerator)
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, run))
         set_seed(run.seed, device_specific=True)  # dropout differs between processes, weights do not
-        self.targets: MfccTargets | OnlineTargets = frozen_targets(self.model.mixture, settings)
-        self.frozen_targets: MfccTargets | None = None
+        self.targets: FrozenTargets | OnlineTargets = frozen_targets(self.model.mixture, settings)
+        self.frozen_targets: FrozenTargets | None = None
         self.layer_choice = LayerChoice(settings.start_layer, settings.layer_score_decay, settings.follows_ranks)
         self.fitted_phase = 1 if self.resumed else 0
         position = DataPosition.from_dict(self.state.data) if self.resumed else None
-        self.data = TrainingData(arguments, self.accelerator, self.meeting, position)
+        self.data = TrainingData(arguments, self.accelerator, self.coordinator, position)
         self.skipped_steps = torch.zeros(2, device=self.accelerator.device)
         self.saved_step: int | None = self.state.step
         self.failed_saves = 0
@@ -105,19 +105,15 @@ class Run:
 
     def wrap(self) -> None:
         """Give the model to Accelerate; anew whenever it has other parameters."""
-        self._unwrap()
+        self.wrapped = self.model
+        self.accelerator._models.clear()  # of DDP's earlier wrapper, whose buffers are as large as all gradients
         if self.processes > 1:
             self.wrapped = self.accelerator.prepare_model(self.model)
 
     def end(self) -> None:
-        """End trackers and the group of processes; every process must."""
-        self._unwrap()
-        end_group(self.accelerator)
-
-    def _unwrap(self) -> None:
-        """Let DDP's wrapper go, if there is one, and its buffers as large as all gradients."""
+        """End trackers and the process group; every process must call it."""
         self.wrapped = self.model
-        self.accelerator._models.clear()
+        end_group(self.accelerator)
 
     @property
     def processes(self) -> int:
@@ -125,7 +121,7 @@ class Run:
         return self.accelerator.num_processes
 
     def seconds_heard(self) -> float:
-        """Audio that all processes have heard so far, in seconds. Every process must ask."""
+        """Audio that all processes have heard so far, in seconds. Every process must call it."""
         device = self.accelerator.device
         here = torch.tensor(self.data.seconds, dtype=widest_float(device), device=device)
         return self.state.seconds + self.accelerator.reduce(here, reduction="sum").item()

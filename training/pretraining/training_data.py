@@ -13,14 +13,14 @@ from torch.utils.data import DataLoader
 
 from sjepa_hf.command import first_line, own_words
 from sjepa_hf.frames import SAMPLING_RATE
-from training.common.processes import Meeting
+from training.common.processes import Coordinator
 from training.common.seeds import Purpose, seed_for
 from training.data.bad_audio import BadAudioError, BadAudioMonitor
 from training.data.batches import BatchStream
 from training.data.loader import build_loader, open_sources
 from training.data.noise import open_noise
 from training.data.order import DataPosition
-from training.data.workers import SAMPLE_BYTES, Patience, check_shared_memory, end_stopped, one_has_died, why_died
+from training.data.workers import SAMPLE_BYTES, WorkerTimeout, check_shared_memory, end_stopped, one_has_died, why_died
 from training.pretraining.arguments import Arguments
 from training.pretraining.checkpoint_layout import LoopState
 
@@ -32,9 +32,9 @@ POLL = 1.0  # seconds after which a wait for a batch looks around
 NOTHING_CAME = "DataLoader timed out"  # what torch says then
 
 
-class Reading:
+class RestartingLoader:
     """
-    The batches of a loader, across the deaths of its workers.
+    The batches of a loader that is opened again, where it stood, when one of its workers dies.
 
     Args:
         open_loader: the loader whose readers go on from a position; None: from the start.
@@ -72,7 +72,7 @@ class Reading:
             BadAudioError: when the data give nothing usable, workers die again and again, or no batch comes.
             ValueError: if a source has changed or gone.
         """
-        restarts, patience = 0, None
+        restarts, timeout = 0, None
         while True:
             try:
                 self._start()
@@ -85,8 +85,8 @@ class Reading:
             except (RuntimeError, OSError, EOFError) as error:
                 workers = getattr(self._batches, "_workers", [])
                 if str(error).startswith(NOTHING_CAME) and self._can_come():
-                    patience = patience or Patience(workers)
-                    if said := patience.look(POLL):
+                    timeout = timeout or WorkerTimeout(workers)
+                    if said := timeout.add(POLL):
                         self._end(workers)
                         raise BadAudioError(said) from None
                     continue
@@ -106,7 +106,7 @@ class Reading:
         return batch
 
     def close(self) -> None:
-        """End the workers, which would else wait for the next question until the garbage is collected."""
+        """End the workers, which would otherwise wait for work until garbage collection."""
         self._end(getattr(self._batches, "_workers", []))
 
     def _start(self) -> None:
@@ -140,7 +140,7 @@ class TrainingData:
     Args:
         arguments (`Arguments`): of the run.
         accelerator (`Accelerator`): says which process this is.
-        meeting (`Meeting`): whose waits reading is.
+        coordinator (`Coordinator`): lets a stop of any process end a wait for a batch.
         position (`DataPosition`, *optional*): where an earlier run has stopped.
 
     Attributes:
@@ -157,10 +157,10 @@ class TrainingData:
         self,
         arguments: Arguments,
         accelerator: Accelerator,
-        meeting: Meeting,
+        coordinator: Coordinator,
         position: DataPosition | None = None,
     ):
-        self.arguments, self.accelerator, self.meeting = arguments, accelerator, meeting
+        self.arguments, self.accelerator, self.coordinator = arguments, accelerator, coordinator
         self.bad_audio = BadAudioMonitor(arguments.data.max_bad_fraction)
         self.seconds, self.samples_padded, self.samples_real = 0.0, 0, 0
         data, masking = arguments.data, arguments.masking
@@ -168,9 +168,9 @@ class TrainingData:
         sample_bytes = SAMPLE_BYTES + (4 * masking.p_noise if noise else 0)
         check_shared_memory(data.batch_seconds, data.num_workers, local_processes(accelerator), sample_bytes)
         self._sources, self._identities = open_sources(data), None  # once for all passes
-        opener = self._opener(data, arguments.run.seed, noise=noise)
-        self._reading = Reading(opener, accelerator.num_processes, position)
-        self._identities = self._reading.position.settings["identities"]
+        opener = self._loader_opener(data, arguments.run.seed, noise=noise)
+        self._loader = RestartingLoader(opener, accelerator.num_processes, position)
+        self._identities = self._loader.position.settings["identities"]
         self._read: list[dict] = []  # and not taken
         self._mark()
 
@@ -182,7 +182,7 @@ class TrainingData:
     @property
     def stream(self) -> BatchStream:
         """What plans and reads the batches of this process."""
-        return self._reading.stream
+        return self._loader.stream
 
     def next(self) -> dict:
         """
@@ -191,8 +191,8 @@ class TrainingData:
         Raises:
             Interrupted: if the run is to end, be it for a signal or because the data cannot be read.
         """
-        with self.meeting.waiting():
-            batch = self._reading.next()
+        with self.coordinator.waiting():
+            batch = self._loader.next()
         self._read.append(batch)
         return batch
 
@@ -211,7 +211,7 @@ class TrainingData:
         try:
             self.bad_audio.check()
         except BadAudioError as error:
-            self.meeting.interruption.ask(1, str(error).rstrip("."), error)
+            self.coordinator.interruption.ask(1, str(error).rstrip("."), error)
 
     @property
     def padded_share(self) -> float:
@@ -219,7 +219,7 @@ class TrainingData:
         return 1 - self.samples_real / max(self.samples_padded, 1)
 
     def position(self) -> DataPosition:
-        """Where the readers of all processes stand behind what was taken. Each must ask."""
+        """Where the readers of all processes stand behind what was taken. Every process must call it."""
         processes, index = self.accelerator.num_processes, self.accelerator.process_index
         own = {reader: at for reader, at in self._taken.positions.items() if reader % processes == index}
         parts = gather_object([own])
@@ -234,13 +234,13 @@ class TrainingData:
             purpose (`Purpose`), number (`int`): decide the order.
         """
         data = replace(self.arguments.data, cache_gb=0.0, bucket_buffer_size=256)
-        opener = self._opener(data, seed_for(self.arguments.run.seed, purpose, number), max_epochs=1)
-        with self.meeting.waiting():
-            reading = Reading(opener, self.accelerator.num_processes)
+        opener = self._loader_opener(data, seed_for(self.arguments.run.seed, purpose, number), max_epochs=1)
+        with self.coordinator.waiting():
+            loader = RestartingLoader(opener, self.accelerator.num_processes)
         try:
             while True:
-                with self.meeting.waiting():
-                    batch = reading.next()
+                with self.coordinator.waiting():
+                    batch = loader.next()
                     if batch is not None:
                         self.bad_audio.update(len(batch["lengths"]), batch["skipped"])
                     self.bad_audio.check(end_of_data=batch is None)
@@ -248,11 +248,11 @@ class TrainingData:
                     break
                 yield batch
         finally:
-            reading.close()
+            loader.close()
 
     def close(self) -> None:
         """End the processes that read."""
-        self._reading.close()
+        self._loader.close()
 
     def restore(self, state: LoopState) -> None:
         """Count on from an earlier run."""
@@ -262,15 +262,15 @@ class TrainingData:
         self._mark()
 
     def clips(self) -> tuple[int, Counter[str]]:
-        """Clips of all processes up to what was taken, and the unusable ones by reason. Each must ask."""
+        """Clips of all processes up to what was taken, and the unusable ones by reason. Every process must call it."""
         parts = gather_object([self._clips])
         return sum(seen for seen, _ in parts), sum((reasons for _, reasons in parts), Counter())
 
     def _mark(self) -> None:
-        self._taken = replace(self._reading.position, positions=dict(self._reading.position.positions))
+        self._taken = replace(self._loader.position, positions=dict(self._loader.position.positions))
         self._clips = self.bad_audio.seen, Counter(self.bad_audio.by_reason)
 
-    def _opener(self, data, seed: int, **options) -> Callable[[DataPosition | None], DataLoader]:
+    def _loader_opener(self, data, seed: int, **options) -> Callable[[DataPosition | None], DataLoader]:
         def open_loader(position: DataPosition | None) -> DataLoader:
             return build_loader(
                 data,

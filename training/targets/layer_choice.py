@@ -35,7 +35,7 @@ class LayerChoice:
     adaptive: bool = True
     scores: list[float] = field(default_factory=list)
 
-    def begin(self, ranks: list[float]) -> None:
+    def choose_first(self, ranks: list[float]) -> None:
         """
         Choose the first layer by each layer's effective rank, 0 first; later measures go on from this one.
 

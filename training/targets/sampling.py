@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf.frames import frame_lengths
-from training.common.processes import Meeting
+from training.common.processes import Coordinator
 from training.data.batches import real_frames, to_device
 
 
@@ -77,7 +77,7 @@ def bounded(
     max_seconds: float = math.inf,
     max_frames: float = math.inf,
     batches_a_round: int = 1,
-    meeting: Meeting | None = None,
+    coordinator: Coordinator | None = None,
 ) -> Iterator[dict]:
     """
     Batches of this process, on its device, until all processes together have read enough. They end after a whole round
@@ -87,16 +87,16 @@ def bounded(
         batches: of this process.
         max_seconds, max_frames: how much is enough, over all processes.
         batches_a_round: batches of this process between two looks at whether to end: its number of readers.
-        meeting: where the processes look; from it they may leave.
+        coordinator: sums what all processes have read, and may stop them.
     """
-    meeting = meeting or Meeting(accelerator)
+    coordinator = coordinator or Coordinator(accelerator)
     seconds, frames, batches = 0.0, 0, iter(batches)
     while True:
         batch = None
         for batch in islice(batches, batches_a_round):
             seconds, frames = seconds + batch["seconds"], frames + int(frame_lengths(batch["lengths"]).sum())
             yield to_device(batch, accelerator.device)
-        going, heard, seen = meeting.sum(float(batch is not None), seconds, float(frames))
+        going, heard, seen = coordinator.sum(float(batch is not None), seconds, float(frames))
         if not going or heard >= max_seconds or seen >= max_frames:
             return
 
@@ -112,7 +112,7 @@ def sample_frames(
     max_seconds: float = math.inf,
     stop_when_full: bool = False,
     batches_a_round: int = 1,
-    meeting: Meeting | None = None,
+    coordinator: Coordinator | None = None,
 ) -> torch.Tensor:
     """
     Uniform sample of the frames of all processes, the same in each: `(at most num_frames, num_features)`. It depends
@@ -125,13 +125,13 @@ def sample_frames(
         num_frames: size of the sample over all processes.
         seed: seed of the sample.
         stop_when_full: stop as soon as that many frames were seen, instead of reading all that there is.
-        max_seconds, batches_a_round, meeting: see [`bounded`].
+        max_seconds, batches_a_round, coordinator: see [`bounded`].
 
     Raises:
         ValueError: if no process has read a frame.
     """
     reservoir = FrameReservoir(num_frames, seed)
-    options = {"max_seconds": max_seconds, "batches_a_round": batches_a_round, "meeting": meeting}
+    options = {"max_seconds": max_seconds, "batches_a_round": batches_a_round, "coordinator": coordinator}
     for batch in bounded(batches, accelerator, max_frames=num_frames if stop_when_full else math.inf, **options):
         values = features(batch)
         reservoir.add(values[real_frames(batch, values.shape[1])], batch["draw"])

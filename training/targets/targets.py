@@ -1,6 +1,6 @@
-"""Targets: posteriors of a mixture that is fixed over MFCC (phase 1), then of one over an EMA encoder's features
-(phase 2), given a frame or, where the mixture has transitions, the whole clip. Both are computed from the clean audio,
-in fp32, outside autograd.
+"""Targets: posteriors of a frozen mixture over frame features (phase 1), then of an online one over features of an EMA
+encoder (phase 2), given a frame or, where the mixture has transitions, the whole clip. Both are computed from the
+clean audio, in fp32, outside autograd.
 """
 
 import copy
@@ -15,7 +15,7 @@ from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel, S
 from sjepa_hf.frame_features import FRAME_FEATURES
 from sjepa_hf.frames import frame_lengths
 from sjepa_hf.hmm import TransitionStatistics
-from training.common.processes import Meeting, summed
+from training.common.processes import Coordinator, summed
 from training.targets.encoder_features import TargetFeatures
 from training.targets.layer_choice import LayerChoice
 from training.targets.sampling import sample_frames
@@ -25,9 +25,9 @@ from training.targets.transitions import fit_transitions
 logger = logging.getLogger(__name__)
 
 
-class MfccTargets:
+class FrozenTargets:
     """
-    Phase 1: posteriors of a mixture that was fitted to MFCC once and stays as it is.
+    Phase 1: posteriors of a mixture that is fitted once to frame features (MFCC, log-mel, ...) and stays as it is.
 
     Args:
         mixture (`DiagonalGaussianMixture`): the mixture.
@@ -179,33 +179,33 @@ class OnlineTargets:
         num_frames: int,
         seed: int,
         batches_a_round: int = 1,
-        meeting: Meeting | None = None,
+        coordinator: Coordinator | None = None,
         transition_passes: int = 1,
         **fit,
     ) -> list[float]:
         """
         Fit principal components (if any) and mixture to the active layer's features of some frames, then transitions
         (if any) to as many; `read` begins a pass over the batches of this process. Returns the log-likelihoods of
-        `fit`. Where it does not come to its end, all are as they were.
+        `fit`. If it is interrupted, all are as they were.
         """
         buffers = [*self.target_features.whitening.buffers(), *self.mixture.buffers()]
         before = [buffer.clone() for buffer in buffers]
         try:
-            return self._seed(read, num_frames, seed, batches_a_round, meeting, transition_passes, **fit)
+            return self._seed(read, num_frames, seed, batches_a_round, coordinator, transition_passes, **fit)
         except BaseException:
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(old)
             raise
 
-    def _seed(self, read, num_frames, seed, batches_a_round, meeting, transition_passes, **fit) -> list[float]:
-        rounds = {"batches_a_round": batches_a_round, "meeting": meeting}
+    def _seed(self, read, num_frames, seed, batches_a_round, coordinator, transition_passes, **fit) -> list[float]:
+        rounds = {"batches_a_round": batches_a_round, "coordinator": coordinator}
         sample = sample_frames(
             self.full_features, read(), num_frames, seed, self.accelerator, stop_when_full=True, **rounds
         )
         self._pending = None
         self.target_features.fit(sample, self.accelerator)
         sample = self.target_features.whitening(sample.to(self.accelerator.device)).cpu()
-        history = fit_mixture(self.mixture, sample, seed, self.accelerator, meeting, **fit)
+        history = fit_mixture(self.mixture, sample, seed, self.accelerator, coordinator, **fit)
         if self.mixture.transitions is not None:
             fit_transitions(
                 self.mixture, self.features, read, num_frames, transition_passes, self.accelerator, **rounds
@@ -218,7 +218,7 @@ def fit_mixture(
     sample: torch.Tensor,
     seed: int,
     accelerator: Accelerator,
-    meeting: Meeting | None = None,
+    coordinator: Coordinator | None = None,
     **fit,
 ) -> list[float]:
     """
@@ -227,10 +227,10 @@ def fit_mixture(
     On a GPU sums may be formed in another order each time: all take the first process's mixture, which is the others'
     up to that rounding.
     """
-    with meeting.waiting() if meeting else nullcontext():
+    with coordinator.waiting() if coordinator else nullcontext():
         history = mixture.fit(sample, generator=torch.Generator().manual_seed(seed), **fit)
-    if meeting:
-        meeting.sum()
+    if coordinator:
+        coordinator.sum()
     logger.info(
         "Mixture of %d components fitted to %d frames: log-likelihood in nats per frame after k-means and each EM"
         " iteration: %s",

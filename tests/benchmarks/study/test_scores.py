@@ -19,7 +19,7 @@ from sjepa_hf.scores import write_scores
 from training import probe, superb
 from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.data import HELD_OUT
-from training.finetuning.result import Outcome, score_rows
+from training.finetuning.result import FineTuningResult, score_rows
 
 
 def write_folder(folder: Path, rows: list[dict], seconds: float) -> None:
@@ -127,7 +127,7 @@ def test_error_rates_are_the_greedy_ones_of_the_validation_speakers(monkeypatch,
         arguments = FineTuningArguments(model_name_or_path="a", train_data=["b"], test_data=[test_data])
         rates = {"clips": 2, "greedy": {"wer": 0.5, "cer": 0.2}, "lm": {"wer": 0.4, "cer": 0.1}}
         other = {"clips": 1, "greedy": {"wer": 0.9, "cer": 0.8}}
-        outcome = Outcome(4, None, True, "", {HELD_OUT: other, test_data: rates})
+        outcome = FineTuningResult(4, None, True, "", {HELD_OUT: other, test_data: rates})
         final = Path(command[command.index("--output_dir") + 1]) / "final"
         final.mkdir(parents=True)
         write_scores(final / "results.json", score_rows(outcome, arguments))

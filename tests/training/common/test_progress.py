@@ -44,7 +44,7 @@ def test_one_process_speaks(clock, said):
 
 
 def test_audio_is_told_in_hours_of_all_ranks(clock, said):
-    batches = Progress("Reading").hours([{"seconds": 1800.0}, {"seconds": 900.0}], processes=2)
+    batches = Progress("Reading").count_hours([{"seconds": 1800.0}, {"seconds": 900.0}], processes=2)
     assert next(batches)["seconds"] == 1800 and said() == []
     clock[0] += 7
     assert len(list(batches)) == 1 and said() == ["Reading: 1.5 hours of audio read."]

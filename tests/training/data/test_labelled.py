@@ -140,6 +140,19 @@ def test_a_source_that_goes_away_ends_the_reading(folder):
         [clips[i] for i in range(60)]
 
 
+def test_the_share_of_bad_clips_is_judged_over_all_workers(folder):
+    """Each of four workers meets fewer clips than the share is judged on."""
+    rows = [
+        {"audio_filepath": f"{i % 2 if 40 <= i < 52 or i == 59 else 9}.wav", "offset": i / 1000} for i in range(60)
+    ]
+    (folder / "pieces.jsonl").write_text("\n".join(json.dumps(row | {"duration": 0.2}) for row in rows))
+    clips = open_labelled([str(folder / "pieces.jsonl")], []).filled()
+    for number in range(2):
+        (folder / f"{number}.wav").unlink()
+    with pytest.raises(BadAudioError, match=r"of \d\d clips were skipped \(\d+ missing\), more than max_bad_fraction"):
+        list(DataLoader(clips, 1, collate_fn=len, num_workers=4))
+
+
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [

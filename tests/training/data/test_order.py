@@ -73,7 +73,8 @@ def test_weights_and_each_clip_before_any_again(fixed_readers):
 def test_a_first_place_leaves_out_what_was_read():
     index = ClipIndex(counted(100), None, 0)
     before = [item for reader in range(4) for _, item in index.section(Position(2), reader, 4, 10)[0]]
-    later = ClipIndex(counted(100), None, 0, first_epoch=2, first_place=40)
+    later = ClipIndex(counted(100), None, 0)
+    later.first_epoch, later.first_place = 2, 40
     rest = [item for reader in range(3) for _, item in items(later, 2, reader, 3)]
     assert sorted(before + rest) == list(range(100))
     assert sorted(item for _, item in items(later, 3)) == list(range(100))

@@ -7,7 +7,7 @@ from transformers import AutoModelForCTC
 from training import finetune_classification, finetune_ctc
 from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.data import HELD_OUT
-from training.finetuning.result import Outcome, score_rows
+from training.finetuning.result import FineTuningResult, score_rows
 
 
 def test_a_run_that_has_learned_nothing_says_so_and_keeps_no_noise(checkpoint, mine, tmp_path, caplog):
@@ -35,11 +35,11 @@ def test_rows_of_scores_have_names_without_folders_that_are_told_apart():
     arguments = FineTuningArguments(model_name_or_path="a", train_data=["/data/a/words", "/data/b/more"], **data)
     values = {"clips": 3, "accuracy": 0.5}
     scores = {"/data/c/dev": values, "/data/d/x": values, "/d/e/x": values | {"accuracy": math.nan}}
-    rows = score_rows(Outcome(4, None, None, "", scores), arguments)
+    rows = score_rows(FineTuningResult(4, None, None, "", scores), arguments)
     assert [(row.data, row.split) for row in rows] == [
         ("c/dev", "validation"), ("x (1)", "test"), ("x (2)", "test")
     ]  # fmt: skip
     assert {row.protocol for row in rows} == {"3 validation clips, last checkpoint", "3 test clips, last checkpoint"}
-    (row,) = score_rows(Outcome(4, 2, None, "", {HELD_OUT: values}), arguments)
+    (row,) = score_rows(FineTuningResult(4, 2, None, "", {HELD_OUT: values}), arguments)
     assert (row.data, row.split) == ("words + more", "held-out")
     assert row.protocol == "3 held-out clips, best checkpoint by held-out clips (step 2)"

@@ -27,7 +27,7 @@ from training.pretraining import phases
 from training.pretraining.checkpoint_layout import damage, load_loop_state
 from training.pretraining.monitoring import read_history
 from training.pretraining.resuming import checkpoints
-from training.pretraining.training_data import Reading, TrainingData
+from training.pretraining.training_data import RestartingLoader, TrainingData
 
 
 def break_gradients(monkeypatch, steps) -> None:
@@ -71,7 +71,7 @@ def test_broken_gradients_in_a_row_end_the_run(command, tmp_path, monkeypatch, c
 
 def test_the_traceback_shows_the_way_to_a_fault_in_a_wait(command, monkeypatch):
     monkeypatch.setenv(TRACEBACK, "1")
-    monkeypatch.setattr(Reading, "next", lambda self: json.loads("{"))
+    monkeypatch.setattr(RestartingLoader, "next", lambda self: json.loads("{"))
     with pytest.raises(UserError, match="stopped at step 0 of 24: Expecting") as caught:
         in_one_thread(command("--num_workers", "0"))
     assert isinstance(caught.value.__cause__, json.JSONDecodeError)
@@ -84,7 +84,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(command, tmp_path, monk
     def killing(self):
         calls.append(1)
         if len(calls) == 5:
-            self._reading._batches._workers[0].kill()
+            self._loader._batches._workers[0].kill()
         return read(self)
 
     monkeypatch.setattr(TrainingData, "next", killing)
@@ -173,7 +173,7 @@ def test_a_run_ends_in_order_while_it_waits_for_a_batch(command, tmp_path, monke
     """The batches that were read for the unfinished step are read again."""
     options = ["--num_workers", "0", "--gradient_accumulation_steps", "2"]
     in_one_thread(command(*options, out="whole"))
-    read, calls = Reading.next, []
+    read, calls = RestartingLoader.next, []
 
     def interrupted(self):
         calls.append(1)
@@ -182,7 +182,7 @@ def test_a_run_ends_in_order_while_it_waits_for_a_batch(command, tmp_path, monke
         return read(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Reading, "next", interrupted)
+        patch.setattr(RestartingLoader, "next", interrupted)
         with pytest.raises(SystemExit) as ended:
             in_one_thread(command(*options))
     assert ended.value.code == 143 and (tmp_path / "out" / "interrupted").is_file()
@@ -225,7 +225,7 @@ def test_a_source_that_changes_ends_the_run_with_its_last_step_saved(command, no
     manifest = tmp_path / "list.jsonl"
     lines = [json.dumps({"audio_filepath": str(path)}) + "\n" for path in sorted(noise.glob("*.wav"))]
     manifest.write_text("".join(lines))
-    read, calls = Reading.next, []
+    read, calls = RestartingLoader.next, []
 
     def growing(self):
         calls.append(1)
@@ -233,7 +233,7 @@ def test_a_source_that_changes_ends_the_run_with_its_last_step_saved(command, no
             manifest.write_text("".join(lines) + lines[0])
         return read(self)
 
-    monkeypatch.setattr(Reading, "next", growing)
+    monkeypatch.setattr(RestartingLoader, "next", growing)
     with pytest.raises(SystemExit, match=r"error: stopped at step \d+ of 24: .*list.jsonl has changed since"):
         in_one_thread(command("--train_data", str(manifest), "--num_workers", "0"))
     assert damage(checkpoints(tmp_path / "out")[-1]) is None
@@ -275,7 +275,7 @@ def test_a_signal_to_one_rank_ends_all_in_order(command, tmp_path):
 
 @pytest.mark.parametrize(
     ("place", "said"),
-    [("Reading.next", "Process 1 did not come within"), ("pretrain.predict", "has died or hangs")],
+    [("RestartingLoader.next", "Process 1 did not come within"), ("pretrain.predict", "has died or hangs")],
     ids=["between steps", "in a step"],
 )
 def test_a_rank_that_hangs_ends_the_others(command, tmp_path, place, said):
@@ -286,8 +286,8 @@ import datetime, os, signal
 from training import pretrain
 from training.common import processes
 from training.pretraining import run
-from training.pretraining.training_data import Reading
-processes.MEETING_LIMIT, run.COLLECTIVE_TIMEOUT = 6.0, datetime.timedelta(seconds=10)
+from training.pretraining.training_data import RestartingLoader
+processes.EXCHANGE_LIMIT, run.COLLECTIVE_TIMEOUT = 6.0, datetime.timedelta(seconds=10)
 whole, calls = {place}, []
 def stopping(*args):
     calls.append(1)

@@ -8,7 +8,7 @@ import torch
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
 from training.pretraining import hidden_frames
 from training.pretraining.arguments import RunArguments
-from training.pretraining.hidden_frames import ClipMeanWatch, hidden_frame_metrics
+from training.pretraining.hidden_frames import ClipMeanMonitor, hidden_frame_metrics
 
 
 CLIPS = ("..##.......", "####__", "....___", "#######.###", "###.###____")  # visible, hidden, padding
@@ -86,7 +86,7 @@ def watch(monkeypatch):
     """After 100 steps of warm-up in either phase and 20 more, over 3 lines."""
     monkeypatch.setattr(hidden_frames, "FEWEST_STEPS", 20)
     monkeypatch.setattr(hidden_frames, "LINES", 3)
-    return ClipMeanWatch(RunArguments(phase1_steps=1000, phase1_warmup_steps=100, phase2_warmup_steps=100))
+    return ClipMeanMonitor(RunArguments(phase1_steps=1000, phase1_warmup_steps=100, phase2_warmup_steps=100))
 
 
 def warned(watch, gain, steps, phase=1):

@@ -11,7 +11,7 @@ def test_a_run_starts_from_the_weights_of_another(finished, noise, tmp_path):
     """Sizes and weights are the checkpoint's; mixture and last layer are made anew, as this run's settings say."""
     final = finished[0] / "final"
     begin = ["--initial_checkpoint", str(final), "--phase1_components", "5", "--report_to", "none"]
-    run = pretrain.begin(pretrain.parse_arguments(command(noise, tmp_path, *begin)))
+    run = pretrain.prepare(pretrain.parse_arguments(command(noise, tmp_path, *begin)))
     run.lock.release()
     theirs = AutoModelForPreTraining.from_pretrained(final).state_dict()
     ours = run.model.state_dict()
@@ -51,7 +51,7 @@ def test_an_attention_that_is_not_installed_is_refused(noise, tmp_path):
 def test_a_run_with_transitions_starts_from_weights_without(finished, noise, tmp_path):
     """Its mixture is new all the same; one that is kept must have been fitted as this run's are."""
     begin = ["--target_transitions", "true", "--report_to", "none", "--initial_checkpoint"]
-    run = pretrain.begin(pretrain.parse_arguments(command(noise, tmp_path, *begin, str(finished[0] / "final"))))
+    run = pretrain.prepare(pretrain.parse_arguments(command(noise, tmp_path, *begin, str(finished[0] / "final"))))
     run.lock.release()
     assert run.model.config.mixture_transitions and run.model.mixture.transitions.num_states == 8
     keeps = [*begin, str(finished[0] / "checkpoint-3"), "--phase1_steps", "0", "--frozen_weight", "0.5"]

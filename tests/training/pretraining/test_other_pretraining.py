@@ -79,7 +79,7 @@ def test_a_mask_embedding_that_its_configuration_has_not_lies_beside(other_runs,
     """`mask_time_prob` 0: AutoModel finds nothing in the encoder that it does not know, and nothing is lost."""
     theirs = save_other(copy.deepcopy(KINDS["wav2vec2"]), tmp_path / "theirs")
     options = ["--initial_checkpoint", str(theirs), "--output_dir", str(tmp_path / "out")]
-    run = pretrain.begin(pretrain.parse_arguments([*other_runs[1], *options]))
+    run = pretrain.prepare(pretrain.parse_arguments([*other_runs[1], *options]))
     run.lock.release()
     run.model.save_pretrained(tmp_path / "saved")
     loading = AutoModel.from_pretrained(tmp_path / "saved", output_loading_info=True)[1]
@@ -92,13 +92,13 @@ def resumed_model(other_runs, folder):
     """The model of the finished run, as resuming opens it."""
     shutil.copytree(other_runs[0], folder / "resumed")
     again = ["--output_dir", str(folder / "resumed"), "--resume_from_checkpoint", str(folder / "resumed" / "final")]
-    run = pretrain.begin(pretrain.parse_arguments([*other_runs[1], *again, "--phase2_steps", "9"]))
+    run = pretrain.prepare(pretrain.parse_arguments([*other_runs[1], *again, "--phase2_steps", "9"]))
     run.lock.release()
     return run.model
 
 
 def test_a_run_starts_from_its_weights(other_runs, noise, tmp_path):
-    run = pretrain.begin(pretrain.parse_arguments([*other_runs[1], "--output_dir", str(tmp_path / "new")]))
+    run = pretrain.prepare(pretrain.parse_arguments([*other_runs[1], "--output_dir", str(tmp_path / "new")]))
     run.lock.release()
     theirs = AutoModel.from_pretrained(other_runs[2]).state_dict()
     ours = run.model.sjepa.model.state_dict()
@@ -148,7 +148,7 @@ def test_a_later_run_takes_what_lies_beside_it(other_runs, tmp_path):
     """Predictor and head are those of the run before; the mixture is made anew, as for checkpoints of ours."""
     final = other_runs[0] / "final"
     again = [*other_runs[1], "--initial_checkpoint", str(final), "--output_dir", str(tmp_path / "new")]
-    run = pretrain.begin(pretrain.parse_arguments(again))
+    run = pretrain.prepare(pretrain.parse_arguments(again))
     run.lock.release()
     weights = load_file(final / "pretraining" / "model.safetensors")
     ours = run.model.state_dict()

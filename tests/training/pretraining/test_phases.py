@@ -7,7 +7,7 @@ from pretraining_runs import command
 from training import pretrain
 from training.pretraining import phases
 from training.pretraining.monitoring import read_history
-from training.targets.targets import MfccTargets, OnlineTargets
+from training.targets.targets import FrozenTargets, OnlineTargets
 
 
 @pytest.mark.parametrize(
@@ -26,13 +26,13 @@ def test_clusters_start_anew_only_where_they_are_others_and_training_goes_on(noi
 
 def test_the_boundary_keeps_what_it_should(noise, tmp_path):
     """EMA encoder := encoder; optimizer state stays, but for the head's new last layer; the mixture fits features."""
-    run = pretrain.begin(pretrain.parse_arguments(command(noise, tmp_path, "--report_to", "none")))
+    run = pretrain.prepare(pretrain.parse_arguments(command(noise, tmp_path, "--report_to", "none")))
     batch = run.data.next()
     run.model(
         batch["input_values"], batch["attention_mask"], batch["mask_time_indices"], run.targets.posteriors(batch)
     ).loss.backward()
     run.optimizer.step()
-    assert isinstance(run.targets, MfccTargets)
+    assert isinstance(run.targets, FrozenTargets)
     kept = {name: p for name, p in run.model.named_parameters() if not name.startswith("cluster_head.output")}
     phases.begin_phase_2(run)
     assert isinstance(run.targets, OnlineTargets)
@@ -49,7 +49,7 @@ def test_the_boundary_keeps_what_it_should(noise, tmp_path):
 
 
 def test_another_layer_means_other_clusters_and_a_new_last_layer(noise, tmp_path):
-    run = pretrain.begin(pretrain.parse_arguments(command(noise, tmp_path, "--report_to", "none")))
+    run = pretrain.prepare(pretrain.parse_arguments(command(noise, tmp_path, "--report_to", "none")))
     phases.begin_phase_2(run)
     batch = run.data.next()
     run.model(

@@ -76,8 +76,8 @@ def test_the_plan_is_what_happens(pictures, arguments, tmp_path, caplog):
     options = ["--phase1_steps", "12", "--phase2_steps", "12", "--layer_check_steps", "100", "--save_steps", "12"]
     options += ["--max_bad_fraction", "0.2"]
     parsed = parse_arguments(arguments(*options))
-    run = pretrain.begin(parsed)
-    found = plan.survey(run.data.stream, None, 1)
+    run = pretrain.prepare(parsed)
+    found = plan.estimate_data(run.data.stream, None, 1)
     size = plan.checkpoint_bytes(run.model, parsed)
     pretrain.pretrain(run)
     run.lock.release()
@@ -107,19 +107,19 @@ def test_large_data_are_judged_by_a_sample(tmp_path, arguments, monkeypatch):
     monkeypatch.setattr(Clip, "length", lambda self: pytest.fail("a header was read"))
     both = [str(tmp_path / "short.jsonl"), str(tmp_path / "long.jsonl")]
     parsed = parse_arguments(arguments("--train_data", *both, "--batch_seconds", "8"))
-    run = pretrain.begin(parsed)
+    run = pretrain.prepare(parsed)
     run.lock.release()
-    found = plan.survey(run.data.stream, None, 1)
+    found = plan.estimate_data(run.data.stream, None, 1)
     assert found.hours == pytest.approx((3000 * 1 + 1000 * 10) / 3600)
     assert not found.exact and found.sampled == plan.SAMPLED
     heard = found.batches * found.batch_seconds
     assert heard == pytest.approx(3000 * 1 + 1000 * 2, rel=0.2), "clips are cropped to two seconds"
-    mostly_long = plan.survey(run.data.stream, [1.0, 9.0], 1)
+    mostly_long = plan.estimate_data(run.data.stream, [1.0, 9.0], 1)
     assert mostly_long.batches * mostly_long.batch_seconds > 1.3 * heard
 
 
 def test_a_full_disk_is_foreseen(arguments, monkeypatch):
-    run = pretrain.begin(parse_arguments(arguments()))
+    run = pretrain.prepare(parse_arguments(arguments()))
     run.lock.release()
     assert "ARE FREE" not in plan.about_output(run.arguments, run.model)
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1_000_000})())

@@ -17,7 +17,7 @@ from training.pretraining.monitoring import read_history
 
 
 def test_an_output_directory_belongs_to_one_run(command, tmp_path):
-    run = pretrain.begin(pretrain.parse_arguments(command("--num_workers", "0")))
+    run = pretrain.prepare(pretrain.parse_arguments(command("--num_workers", "0")))
     with pytest.raises(SystemExit, match="error: .*is in use by a run that is still active"):
         pretrain.main(command("--num_workers", "0"))
     run.lock.release()
@@ -30,7 +30,7 @@ def test_an_output_directory_belongs_to_one_run(command, tmp_path):
 
 
 def test_a_run_opens_its_sources_once(command, monkeypatch):
-    run = pretrain.begin(pretrain.parse_arguments(command("--num_workers", "0")))
+    run = pretrain.prepare(pretrain.parse_arguments(command("--num_workers", "0")))
     run.lock.release()
     monkeypatch.setattr("training.data.loader.open_source", lambda *_, **__: pytest.fail("opened again"))
     for _ in range(2):

@@ -15,7 +15,7 @@ from training.data.bad_audio import BadAudioError
 from training.data.loader import _as_is, _start_worker
 from training.data.order import DataPosition, Position
 from training.pretraining import training_data
-from training.pretraining.training_data import Reading
+from training.pretraining.training_data import RestartingLoader
 
 
 class Numbers(IterableDataset):
@@ -38,13 +38,13 @@ def read():
     """The batches of one worker, which is ended behind the test."""
     opened = []
 
-    def read_(trouble, last: int = 5) -> Reading:
+    def read_(trouble, last: int = 5) -> RestartingLoader:
         def open_loader(position):
             dataset = Numbers(position or DataPosition(1), last, trouble)
             options = {"collate_fn": _as_is, "num_workers": 1, "worker_init_fn": _start_worker, "prefetch_factor": 1}
             return DataLoader(dataset, batch_size=None, **options)
 
-        opened.append(Reading(open_loader, processes=1))
+        opened.append(RestartingLoader(open_loader, processes=1))
         return opened[-1]
 
     yield read_
@@ -52,7 +52,7 @@ def read():
         batches.close()
 
 
-def numbers(batches: Reading) -> list[int]:
+def numbers(batches: RestartingLoader) -> list[int]:
     found = []
     while (batch := batches.next()) is not None:
         found.append(int(batch["number"]))

@@ -21,7 +21,7 @@ from training.data.masking import SpanMask
 from training.pretraining import phases
 from training.pretraining.monitoring import read_history
 from training.pretraining.run import Run
-from training.targets.targets import MfccTargets, OnlineTargets
+from training.targets.targets import FrozenTargets, OnlineTargets
 
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -98,7 +98,7 @@ def make_run(released, tmp_path):
         arguments = ["--config", str(recipe), "--train_data", str(tmp_path / "clips")]
         arguments += ["--output_dir", str(tmp_path / "out")]
         arguments += [f"--phase{phase}_steps", str(STEPS), f"--phase{3 - phase}_steps", "0"]
-        run = pretrain.begin(pretrain.parse_arguments(arguments))
+        run = pretrain.prepare(pretrain.parse_arguments(arguments))
         run.model.double()
         weights = convert_state_dict(part(released, f"phase{phase}.state.0."))
         missing, unexpected = run.model.load_state_dict(weights, strict=False)
@@ -173,7 +173,7 @@ def test_phase_1_is_the_released_one(released, make_run):
 
 def test_phase_1_targets_are_the_released_ones(released):
     """Over the released MFCC: centred, one frame more than the encoder's, floored 80 dB below the batch's loudest."""
-    targets = MfccTargets(DiagonalGaussianMixture(20, 39))
+    targets = FrozenTargets(DiagonalGaussianMixture(20, 39))
     set_mixture(targets.mixture, part(released, "phase1.mixture."))
     mfcc = torchaudio.transforms.MFCC(16000, 13, melkwargs={"n_fft": 400, "hop_length": 320, "n_mels": 23})
     deltas = torchaudio.functional.compute_deltas

@@ -18,10 +18,10 @@ def test_scores_start_from_the_first_measure():
 
 def test_the_first_layer_can_be_chosen_by_rank():
     choice = LayerChoice(active=None, decay=0.5, adaptive=False)
-    choice.begin([20.0, 11.0, 12.0, 9.0])
+    choice.choose_first([20.0, 11.0, 12.0, 9.0])
     assert choice.active == 2 and choice.scores == [20.0, 11.0, 12.0, 9.0]
     with pytest.raises(ValueError, match="features of layer 1 are not finite"):
-        choice.begin([20.0, float("nan"), 12.0, 9.0])
+        choice.choose_first([20.0, float("nan"), 12.0, 9.0])
 
 
 def test_a_single_outlier_does_not_move_a_heavily_smoothed_choice():

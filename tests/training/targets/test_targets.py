@@ -8,7 +8,7 @@ from noise_batches import make_batch
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from training.data.batches import real_frames
 from training.targets.layer_choice import LayerChoice
-from training.targets.targets import MfccTargets, OnlineTargets
+from training.targets.targets import FrozenTargets, OnlineTargets
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def online(make_config, accelerator):
 
 
 def test_mfcc_targets_of_a_padded_batch_are_those_of_each_clip():
-    targets = MfccTargets(DiagonalGaussianMixture(8, 39))
+    targets = FrozenTargets(DiagonalGaussianMixture(8, 39))
     targets.mixture.variances.fill_(500.0)
     batch = make_batch(16000, 7000)
     together = targets.posteriors(batch)
@@ -41,7 +41,7 @@ def test_mfcc_targets_of_a_padded_batch_are_those_of_each_clip():
 
 def test_mfcc_targets_can_be_one_hot_and_over_other_features():
     batch = make_batch(16000, 7000)
-    targets = MfccTargets(DiagonalGaussianMixture(8, 69), features="log_mel", temperature=0)
+    targets = FrozenTargets(DiagonalGaussianMixture(8, 69), features="log_mel", temperature=0)
     posteriors = targets.posteriors(batch)
     soft = targets.mixture.posterior(targets.features(batch).flatten(0, 1)).view(2, 49, 8)
     assert posteriors.unique().tolist() == [0, 1] and posteriors.argmax(-1).equal(soft.argmax(-1))

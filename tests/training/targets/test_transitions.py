@@ -3,7 +3,7 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture
-from training.targets.targets import MfccTargets
+from training.targets.targets import FrozenTargets
 from training.targets.transitions import fit_transitions
 
 
@@ -20,9 +20,9 @@ def batches() -> list[dict]:
 
 
 @pytest.fixture
-def targets(batches) -> MfccTargets:
+def targets(batches) -> FrozenTargets:
     torch.manual_seed(0)
-    targets = MfccTargets(DiagonalGaussianMixture(4, 39, transitions=True))
+    targets = FrozenTargets(DiagonalGaussianMixture(4, 39, transitions=True))
     features = torch.cat([targets.features(batch)[0] for batch in batches])
     targets.mixture.fit(features, num_iterations=3, relative_variance_floor=1.0)  # wide: components overlap
     return targets

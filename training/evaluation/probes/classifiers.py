@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from training.common.device import default_device
-from training.evaluation.probes.tasks import Task
+from training.evaluation.probes.tasks import ProbeTask
 
 
 def score_linear(features: np.ndarray, classes: np.ndarray, fit: np.ndarray, score: np.ndarray) -> float:
@@ -48,7 +48,7 @@ def score_mlp(
     return (found == targets[held_out]).float().mean().item()
 
 
-def accuracies(task: Task, classifier: str, features: np.ndarray, seed: int, n_jobs: int) -> np.ndarray:
+def accuracies(task: ProbeTask, classifier: str, features: np.ndarray, seed: int, n_jobs: int) -> np.ndarray:
     """Accuracy of a classifier on features `(num_layers, num_rows, D)`: `(num_layers, num_splits)`."""
     pairs = [(layer, *split) for layer in features for split in task.splits]
     if classifier == "linear":

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.model_selection import GroupShuffleSplit
+from sklearn.model_selection import ShuffleSplit
 
 from training.data.labelled import LabelledClips
 from training.evaluation.alignment import phones_at_frames, read_alignment
@@ -16,10 +16,10 @@ from training.evaluation.rows import WHOLE_CLIP, Rows
 logger = logging.getLogger(__name__)
 
 TEST_SHARE = 0.2
-MOST_DRAWS = 1_000_000  # of which only as many are made as it takes to find the splits
+MOST_DRAWS = 200_000  # to find distinct splits; of owners alone, they take some seconds
 
 
-class Task(NamedTuple):
+class ProbeTask(NamedTuple):
     """
     One label to probe for: `classes` (strings `(num_rows,)`) of the rows, the splits as `(fit, score)` pairs of row
     numbers, the classifiers to fit, what stays on one side of a split ("recordings", a column, or None where all clips
@@ -52,7 +52,9 @@ class Task(NamedTuple):
         }
 
 
-def utterance_task(clips: LabelledClips, label: str, num_splits: int, seed: int, split_by: str | None = None) -> Task:
+def utterance_task(
+    clips: LabelledClips, label: str, num_splits: int, seed: int, split_by: str | None = None
+) -> ProbeTask:
     """The probe for a label of whole clips. Clips without it are left out, and counted."""
     classes = np.array(clips.labels[label])
     rows = Rows(np.arange(len(classes)), np.full(len(classes), WHOLE_CLIP))
@@ -68,7 +70,7 @@ def phone_task(
     max_frames: int | None,
     seed: int,
     split_by: str | None = None,
-) -> Task:
+) -> ProbeTask:
     """The probe for the phone at each frame's centre. Frames behind the last phone are left out."""
     owners, frames, classes = [], [], []
     for clip, count in enumerate(frame_counts.tolist()):
@@ -94,7 +96,7 @@ def _task(
     classifiers: tuple[str, ...],
     num_splits: int,
     seed: int,
-) -> Task:
+) -> ProbeTask:
     """
     A task over the `wanted` rows, without the classes that a single group has (a recording, or all clips that share a
     value of `split_by`): no split could both fit and score.
@@ -120,29 +122,30 @@ def _task(
             *(label, len(np.unique(owners)), several, len(splits), num_splits),
         )
     left_out = {"classes_left_out": len(alone)}
-    return Task(rows, classes, splits, classifiers, kind, left_out)
+    return ProbeTask(rows, classes, splits, classifiers, kind, left_out)
 
 
 def distinct_splits(
     owners: np.ndarray, classes: np.ndarray, num_splits: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """
-    Random splits of rows by their owners `(num_rows,)`, of whom a fifth, rounded up, is scored, and the others have
-    two classes and more; no two splits are alike, so that there are fewer than `num_splits` where the owners can be
-    chosen in fewer ways.
+    Distinct random splits of rows by their owners: a fifth of the owners, rounded up, is scored, the others are fitted
+    and have at least two classes. There are fewer than `num_splits` where the owners can be split in fewer ways.
 
     Args:
+        owners: integers `(num_rows,)`: rows of one owner stay on one side.
         classes: strings `(num_rows,)`, each of two owners and more.
     """
-    pairs = set(zip(owners.tolist(), classes.tolist()))
-    classes_of = Counter(owner for owner, _ in pairs)
-    pure = Counter(name for owner, name in pairs if classes_of[owner] == 1)  # owners of this class alone
-    num_fit = len(classes_of) - math.ceil(TEST_SHARE * len(classes_of))
-    ways = math.comb(len(classes_of), num_fit) - sum(math.comb(count, num_fit) for count in pure.values())
-    draws = GroupShuffleSplit(MOST_DRAWS, test_size=TEST_SHARE, random_state=seed).split(owners, groups=owners)
+    owner_of, class_of = (np.unique(values, return_inverse=True)[1] for values in (owners, classes))
+    has = np.zeros((owner_of.max() + 1, class_of.max() + 1), bool)  # which owner has rows of which class
+    has[owner_of, class_of] = True
+    num_fit = len(has) - math.ceil(TEST_SHARE * len(has))
+    pure = has[has.sum(1) == 1].sum(0)  # owners of each class that have no other
+    ways = math.comb(len(has), num_fit) - sum(math.comb(count, num_fit) for count in pure.tolist())
     found = {}
-    while len(found) < min(num_splits, ways):
-        fit, score = next(draws)
-        if (classes[fit] != classes[fit[0]]).any():
-            found.setdefault(frozenset(owners[score].tolist()), (fit, score))
-    return list(found.values())
+    for fit, score in ShuffleSplit(MOST_DRAWS, test_size=TEST_SHARE, random_state=seed).split(has):
+        if len(found) >= min(num_splits, ways):
+            break
+        if has[fit].any(0).sum() > 1:
+            found.setdefault(frozenset(score.tolist()), (fit, score))
+    return [tuple(np.flatnonzero(np.isin(owner_of, part)) for part in split) for split in found.values()]

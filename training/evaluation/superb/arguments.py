@@ -8,10 +8,10 @@ from typing import Literal, get_type_hints
 import yaml
 
 from sjepa_hf.command import first_line
-from training.common.command_line import as_number, fits, in_words, item_type, kinds, parse_dataclasses, shown
+from training.common.command_line import as_number, fits, item_type, kinds, parse_dataclasses, short_repr, type_name
 from training.common.naming import unknown
 from training.common.ranges import check_ranges
-from training.evaluation.superb.tasks import TASKS, Task, slot_classification
+from training.evaluation.superb.tasks import TASKS, SuperbTask, slot_classification
 
 
 @dataclass
@@ -160,7 +160,7 @@ def checked(arguments: SuperbArguments) -> SuperbArguments:
     return arguments
 
 
-def choose_task(arguments: SuperbArguments) -> Task:
+def choose_task(arguments: SuperbArguments) -> SuperbTask:
     """The task with the settings that the arguments change; columns and data sets are its own or the user's."""
     task = slot_classification() if arguments.slot_columns else TASKS[arguments.task]
     names = ("max_steps", "learning_rate", "batch_size", "eval_steps")
@@ -229,6 +229,6 @@ def own_options(options: dict) -> dict:
             value = [value]
         value = as_number(value, number)
         if not fits(value, kind) or (number and isinstance(value, str)):
-            raise ValueError(f"`{option}` is {shown(value)}, and must be {in_words(kind)}.")
+            raise ValueError(f"`{option}` is {short_repr(value)}, and must be {type_name(kind)}.")
         found[option] = value
     return found

@@ -26,7 +26,7 @@ from training.evaluation.superb.heads import CtcHead, DiarizationHead, LayerSum,
 from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon
 from training.evaluation.superb.query_by_example import Search, make_search, search_splits
 from training.evaluation.superb.splits import open_folds, open_splits
-from training.evaluation.superb.tasks import Task
+from training.evaluation.superb.tasks import SuperbTask
 from training.evaluation.superb.training import Head, Labels, evaluate, statistics, train
 from training.evaluation.superb.verification import SpeakerLabels, heard_in_training, made_trials, read_trials
 
@@ -179,7 +179,7 @@ class Evaluation:
         head = "best layer" if task.head == "dtw" else f"head of step {step} of {task.max_steps}"
         logger.info(
             "%s: %s on %d test clips with the %s (dev: %s on %d clips).",
-            *(whose, in_words(metrics), num_clips, head, in_words(dev_metrics), len(splits["dev"])),
+            *(whose, metrics_in_words(metrics), num_clips, head, metrics_in_words(dev_metrics), len(splits["dev"])),
         )
         if judged is not None and judged.learned is False:
             logger.warning("%s: THE HEAD HAS LEARNED NOTHING: %s.", whose, judged.reason)
@@ -210,7 +210,7 @@ class Evaluation:
         return self._digests[fold, name]
 
 
-def open_data(task: Task, arguments: SuperbArguments) -> dict[str | None, dict[str, LabelledClips | Mixtures]]:
+def open_data(task: SuperbTask, arguments: SuperbArguments) -> dict[str | None, dict[str, LabelledClips | Mixtures]]:
     """The splits of each fold by its name; without `folds` those of the one None."""
     if arguments.folds:
         return open_folds(task, arguments.eval_fraction, arguments.folds, arguments.audio_column)
@@ -224,7 +224,7 @@ def open_data(task: Task, arguments: SuperbArguments) -> dict[str | None, dict[s
     return {None: splits}
 
 
-def with_text_column(task: Task, arguments: SuperbArguments) -> Task:
+def with_text_column(task: SuperbTask, arguments: SuperbArguments) -> SuperbTask:
     """The task with the column of transcripts that the user's data have, where none is named."""
     if not arguments.train_data or arguments.label_column or arguments.slot_columns or task.columns != ("text",):
         return task
@@ -234,7 +234,7 @@ def with_text_column(task: Task, arguments: SuperbArguments) -> Task:
 
 
 def make_labels(
-    task: Task, splits: dict[str, LabelledClips], lexicon: dict[str, str] | None, arguments: SuperbArguments
+    task: SuperbTask, splits: dict[str, LabelledClips], lexicon: dict[str, str] | None, arguments: SuperbArguments
 ) -> Labels:
     """What the labels of the training clips become; of speakers, also the trials of the other splits."""
     if task.head == "diarization":
@@ -260,7 +260,7 @@ def make_labels(
 
 
 def fresh_head(
-    task: Task, features: FrozenFeatures, labels: Labels, seed: int, subject: str, arguments: SuperbArguments
+    task: SuperbTask, features: FrozenFeatures, labels: Labels, seed: int, subject: str, arguments: SuperbArguments
 ) -> Head:
     """The task's head on such features as those of the training clips, with fresh weights."""
     example = next((x for i in range(len(features)) for x in features[[i]] if x is not None), None)
@@ -283,7 +283,7 @@ def fresh_head(
     )
 
 
-def hyperparameters(task: Task, arguments: SuperbArguments, lexicon: dict[str, str] | None) -> dict:
+def hyperparameters(task: SuperbTask, arguments: SuperbArguments, lexicon: dict[str, str] | None) -> dict:
     """What a result depends on besides the encoder, the seed and the clips."""
     names = ("head", "labels", "columns", "learning_rate", "batch_size", "max_steps", "eval_steps", "balanced")
     chosen = {name: value for name, value in asdict(task).items() if name in (*names, "spec_augment")}
@@ -326,6 +326,6 @@ def warn_of_unseen(split: str, clips: LabelledClips, labels: Labels) -> None:
                 )
 
 
-def in_words(metrics: dict[str, float]) -> str:
+def metrics_in_words(metrics: dict[str, float]) -> str:
     """Metrics as shares of 1, with four digits."""
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

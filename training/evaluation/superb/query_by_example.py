@@ -17,7 +17,7 @@ from training.common.naming import several
 from training.common.progress import Heartbeat
 from training.evaluation.frozen_features import FrozenFeatures
 from training.evaluation.superb.labels import check_finite
-from training.evaluation.superb.training import Outcome
+from training.evaluation.superb.training import SplitResult
 
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Search(NamedTuple):
     """
     Attributes:
         queries, documents: numbers of the clips.
-        hits: whether the query's word is in the document, bool `(num_queries, num_documents)`; in each row somewhere.
+        hits: whether the query's word is in the document, bool `(num_queries, num_documents)`; every row has a hit.
     """
 
     queries: list[int]
@@ -109,7 +109,7 @@ def search_scores(features: FrozenFeatures, search: Search, heartbeat: Heartbeat
 
 def search_splits(
     features: dict[str, FrozenFeatures], searches: dict[str, Search], heartbeat: Heartbeat
-) -> tuple[list[float], dict[str, float], Outcome]:
+) -> tuple[list[float], dict[str, float], SplitResult]:
     """
     Query by example with each layer; of the test set with the layer that does best on the dev set.
 
@@ -124,7 +124,7 @@ def search_splits(
     value = maximum_term_weighted_value(scores["test"][best], found["test"].hits)
     queries, documents = len(found["test"].queries), len(found["test"].documents)
     scored = f"{queries} queries in {documents} clips"
-    outcome = Outcome({"mtwv": value}, queries + documents, scored=scored)
+    outcome = SplitResult({"mtwv": value}, queries + documents, scored=scored)
     return [float(layer == best) for layer in range(len(values))], {"mtwv": values[best]}, outcome
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from training.data.labelled import LabelledClips, open_labelled
 from training.evaluation.superb.diarization import Mixtures
-from training.evaluation.superb.tasks import Task
+from training.evaluation.superb.tasks import SuperbTask
 
 
 CROP_SECONDS, CROP_EVERY = 1.0, 0.1  # of background noise that stands for silence
@@ -15,7 +15,7 @@ SPLIT_SEED = 0  # what is held out is the same for all seeds of a run
 
 
 def open_splits(
-    task: Task,
+    task: SuperbTask,
     fraction: float,
     *,
     split_by: str | None = None,
@@ -63,7 +63,7 @@ def open_splits(
 
 
 def open_folds(
-    task: Task, fraction: float, column: str, audio_column: str | None = None
+    task: SuperbTask, fraction: float, column: str, audio_column: str | None = None
 ) -> dict[str, dict[str, LabelledClips]]:
     """
     "train", "dev" and "test" of each fold, by the value of `column` that its test clips have: of all others, a
@@ -88,7 +88,12 @@ def open_folds(
 
 
 def open_clips(
-    task: Task, sources: list[str], more: str | None = None, *, labelled: bool = True, audio_column: str | None = None
+    task: SuperbTask,
+    sources: list[str],
+    more: str | None = None,
+    *,
+    labelled: bool = True,
+    audio_column: str | None = None,
 ) -> LabelledClips:
     """Clips with the labels of the task, if `labelled`, and with the column `more`."""
     optional = task.columns if task.labels == "slots" else ()
@@ -102,7 +107,7 @@ def open_clips(
     )
 
 
-def cut_silence(task: Task, splits: dict[str, LabelledClips]) -> dict[str, LabelledClips]:
+def cut_silence(task: SuperbTask, splits: dict[str, LabelledClips]) -> dict[str, LabelledClips]:
     """The splits, with single seconds of background noise in training and dev set where it stands for silence."""
     if task.silence is None:
         return splits

@@ -57,7 +57,7 @@ HEAD_UNITS = {"recurrent_ctc": 1024, "xvector": 512, "diarization": 512}
 
 
 @dataclass(frozen=True)
-class Task:
+class SuperbTask:
     """
     A task.
 
@@ -67,8 +67,8 @@ class Task:
             "xvector" (x-vectors of 512, AM-softmax), "diarization" (one LSTM layer of
             512, linear, best of both orders of the speakers), or "dtw", where nothing is trained.
         labels: what the label columns hold: "classes" (one classifier each), "slots" (likewise, where empty means that
-            the slot is absent), "characters", "phones", "slot_characters" (characters and slot tokens), "speakers", of
-            which those of the dev and test set are others than those trained on, or "words", to be found in others.
+            the slot is absent), "characters", "phones", "slot_characters" (characters and slot tokens), "speakers"
+            (other ones in dev and test set than in training), or "words", which are searched for in other clips.
         columns: label columns of the data set on the Hub.
         metrics: the first one chooses the best step.
         learning_rate, batch_size, max_steps, weight_decay: of the training of the head.
@@ -120,7 +120,7 @@ def _superb(config: str) -> dict[str, list[str]]:
 TASKS = {
     task.name: task
     for task in (
-        Task(
+        SuperbTask(
             "asr",
             "speech recognition",
             "recurrent_ctc",
@@ -132,7 +132,7 @@ TASKS = {
             spec_augment=True,
             **LIBRISPEECH,
         ),
-        Task(
+        SuperbTask(
             "pr",
             "phone recognition",
             "linear_ctc",
@@ -145,7 +145,7 @@ TASKS = {
             eval_steps=1_000,
             **LIBRISPEECH,
         ),
-        Task(
+        SuperbTask(
             "ks",
             "keyword spotting",
             "pooled",
@@ -158,7 +158,7 @@ TASKS = {
             gain=-3.0,
             **_superb("ks"),
         ),
-        Task(
+        SuperbTask(
             "ic",
             "intent classification",  # right if action, object and location all are
             "pooled",
@@ -168,7 +168,7 @@ TASKS = {
             f"{TOOLKIT}/fluent_commands/config.yaml",
             **_superb("ic"),
         ),
-        Task(
+        SuperbTask(
             "sid",
             "speaker identification",
             "pooled",
@@ -178,7 +178,7 @@ TASKS = {
             f"{TOOLKIT}/voxceleb1/config.yaml",  # batches of 8, gradients of 4
             **_superb("si"),
         ),
-        Task(
+        SuperbTask(
             "er",
             "emotion recognition",  # first of five folds: session 1 is the test set, a fifth of the others the dev set
             "pooled",
@@ -191,7 +191,7 @@ TASKS = {
             train_data=[f"s3prl/superb::er::session{number}" for number in (2, 3, 4, 5)],
             test_data=["s3prl/superb::er::session1"],
         ),
-        Task(
+        SuperbTask(
             "sf",
             "slot filling",  # Audio SNIPS has no data set of this form on the Hub
             "recurrent_ctc",
@@ -202,7 +202,7 @@ TASKS = {
             eval_steps=2_000,
             spec_augment=True,
         ),
-        Task(
+        SuperbTask(
             "asv",
             "speaker verification",  # VoxCeleb1 has no data set of this form on the Hub
             "xvector",
@@ -215,7 +215,7 @@ TASKS = {
             weight_decay=0.01,
             max_norm=1e3,
         ),
-        Task(
+        SuperbTask(
             "sd",
             "diarization of two speakers",
             "diarization",
@@ -226,7 +226,7 @@ TASKS = {
             max_steps=30_000,
             eval_steps=500,
         ),
-        Task(
+        SuperbTask(
             "qbe",
             "query by example",  # QUESST 2014 has no data set of this form on the Hub
             "dtw",
@@ -240,7 +240,7 @@ TASKS = {
 }
 
 
-def slot_classification() -> Task:
+def slot_classification() -> SuperbTask:
     """Slot filling for data with a column of values for each slot but no annotated transcripts. Not SUPERB's task:
     one classifier per slot chooses among the values of the training data, or none."""
     return replace(

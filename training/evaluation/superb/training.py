@@ -15,7 +15,7 @@ from training.evaluation.frozen_features import FrozenFeatures
 from training.evaluation.superb.diarization import ActivityLabels
 from training.evaluation.superb.heads import CtcHead, DiarizationHead, PooledHead, XVectorHead
 from training.evaluation.superb.labels import ClassLabels, TokenLabels, class_mean, score
-from training.evaluation.superb.tasks import CLASS_MEAN, HIGHER_IS_BETTER, Task
+from training.evaluation.superb.tasks import CLASS_MEAN, HIGHER_IS_BETTER, SuperbTask
 from training.evaluation.superb.verification import SpeakerLabels
 
 
@@ -25,9 +25,9 @@ Head = PooledHead | CtcHead | XVectorHead | DiarizationHead
 Labels = ClassLabels | TokenLabels | SpeakerLabels | ActivityLabels
 
 
-class Outcome(NamedTuple):
+class SplitResult(NamedTuple):
     """
-    What a head is worth on a split.
+    How well a head does on a split.
 
     Attributes:
         metrics: by name.
@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
     scored: str = ""
 
 
-def batches(task: Task, lengths: list[int], classes: list[tuple[int, ...]], seed: int) -> Iterator[list[int]]:
+def batches(task: SuperbTask, lengths: list[int], classes: list[tuple[int, ...]], seed: int) -> Iterator[list[int]]:
     """
     Endless batches of clip numbers. Each pass is a permutation, or, balanced, as many draws in which all classes are
     equally likely. For texts, the clips of a batch are of similar length.
@@ -63,7 +63,7 @@ def batches(task: Task, lengths: list[int], classes: list[tuple[int, ...]], seed
 
 def train(
     head: Head,
-    task: Task,
+    task: SuperbTask,
     features: dict[str, FrozenFeatures],
     labels: Labels,
     seed: int,
@@ -104,25 +104,25 @@ def train(
     return best_step, best_metrics
 
 
-def evaluate(head: Head, task: Task, features: FrozenFeatures, labels: Labels, split: str) -> Outcome:
-    """What the head is worth on a split, whose features are given. Raises a ValueError where that is not defined."""
+def evaluate(head: Head, task: SuperbTask, features: FrozenFeatures, labels: Labels, split: str) -> SplitResult:
+    """Scores of the head on a split, whose features are given. Raises a ValueError where that is not defined."""
     found = predictions(head, task, features)
     if not found:
         raise ValueError(f"None of the {split} clips can be decoded; the log names them.")
     if isinstance(labels, SpeakerLabels):
         rate, trials = labels.equal_error_rate(found, split)
-        return Outcome({"eer": rate}, len(found), scored=f"{trials} trials of {len(found)} {split} clips")
+        return SplitResult({"eer": rate}, len(found), scored=f"{trials} trials of {len(found)} {split} clips")
     if isinstance(labels, ActivityLabels):
-        return Outcome({"der": labels.error_rate(found, split)}, len(found), scored=f"{len(found)} mixtures")
+        return SplitResult({"der": labels.error_rate(found, split)}, len(found), scored=f"{len(found)} mixtures")
     references = labels.references({column: features.clips.labels[column] for column in task.columns})
     answers, right = [labels.decode(answer) for answer in found.values()], [references[i] for i in found]
     by_class = task.balanced and split == "dev"
     metrics = {CLASS_MEAN: class_mean(answers, right)} if by_class else score(task.metrics, answers, right)
-    return Outcome(metrics, len(found), verdict(task, labels, answers, right))
+    return SplitResult(metrics, len(found), verdict(task, labels, answers, right))
 
 
-def predictions(head: Head, task: Task, features: FrozenFeatures) -> dict[int, list[int] | Tensor]:
-    """What the head predicts of each clip that can be decoded, by its number, the longest clips first."""
+def predictions(head: Head, task: SuperbTask, features: FrozenFeatures) -> dict[int, list[int] | Tensor]:
+    """Predictions of the head for each clip that can be decoded, by its number, the longest clips first."""
     head.eval()
     order = np.argsort(features.clips.num_samples)[::-1].tolist()
     found = {}
@@ -134,7 +134,7 @@ def predictions(head: Head, task: Task, features: FrozenFeatures) -> dict[int, l
     return found
 
 
-def verdict(task: Task, labels: Labels, predicted: list[str], references: list[str]) -> Verdict | None:
+def verdict(task: SuperbTask, labels: Labels, predicted: list[str], references: list[str]) -> Verdict | None:
     """Whether answers have to do with their clips; None where classes of several slots do not say."""
     if task.labels == "classes":
         return judge_classes(predicted, references)

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from training.evaluation.probes.classifiers import accuracies, score_linear, score_mlp
-from training.evaluation.probes.tasks import Task
+from training.evaluation.probes.tasks import ProbeTask
 from training.evaluation.rows import Rows
 
 
@@ -34,7 +34,7 @@ def test_accuracies_stand_by_layer_and_split():
     classes = np.array(["a", "b"] * 30)
     told = np.where(classes == "a", 1.0, -1.0)[:, None] + 0.01 * rng.normal(size=(60, 2))
     splits = [(np.arange(40), np.arange(40, 60)), (np.arange(20, 60), np.arange(20))]
-    task = Task(Rows(np.arange(60), np.arange(60)), classes, splits, ("linear", "mlp"), "recordings", {})
+    task = ProbeTask(Rows(np.arange(60), np.arange(60)), classes, splits, ("linear", "mlp"), "recordings", {})
     features = np.stack([rng.normal(size=(60, 2)), told]).astype(np.float32)
     for classifier in task.classifiers:
         found = accuracies(task, classifier, features, seed=0, n_jobs=1)

@@ -1,4 +1,6 @@
 import json
+import math
+import time
 
 import numpy as np
 import pytest
@@ -75,6 +77,16 @@ def test_splits_of_many_owners_are_those_of_scikit_learn():
     ours = distinct_splits(owners, owners.astype(str), 10, 3)
     for (fit, score), (their_fit, their_score) in zip(ours, wanted, strict=True):
         assert (fit == their_fit).all() and (score == their_score).all()
+
+
+def test_all_of_many_ways_are_found_soon():
+    """Of 20 owners, three of whom keep their class alive, asked for more splits than the 4,828 ways there are."""
+    owners, start = np.repeat(np.arange(20), 50), time.process_time()
+    splits = distinct_splits(owners, np.where(owners < 3, "rare", "often"), 5000, 0)
+    assert (
+        len({frozenset(score.tolist()) for _, score in splits}) == len(splits) == math.comb(20, 4) - math.comb(17, 16)
+    )
+    assert time.process_time() - start < 10
 
 
 def test_labels_that_cannot_be_probed(two_voices):

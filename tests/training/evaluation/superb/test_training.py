@@ -59,7 +59,7 @@ def test_the_best_step_is_that_of_the_dev_set(monkeypatch):
 
     def evaluate(head, *_):
         seen.append(head.classifier.weight.detach().clone())
-        return superb_training.Outcome({"accuracy": dev[len(seen) - 1]}, 3)
+        return superb_training.SplitResult({"accuracy": dev[len(seen) - 1]}, 3)
 
     class Clips:
         labels, num_samples = {"who": ["a", "b", "a"]}, [1, 1, 1]

@@ -1,6 +1,6 @@
-"""Handover of batches from workers to the process that trains, through shared memory that is used again and again.
+"""Shared memory through which workers send batches to the process that trains; the same memory serves every batch.
 
-torch gives each tensor of each batch shared memory of its own. The system clears that anew, page by page, and both
+torch allocates new shared memory for each tensor of each batch. The system then clears it page by page, and both
 processes open and map it: more work than reading the WAV files that fill it.
 """
 
@@ -16,13 +16,13 @@ from training.data.workers import AHEAD
 
 ALIGNED = 64  # bytes
 Slot = tuple[int, int]  # worker, number
-Place = tuple[int, torch.dtype, torch.Size]  # first byte in the slot
+Layout = tuple[int, torch.dtype, torch.Size]  # of a tensor; the first number is its first byte in the slot
 
 
-class Handover:
+class SharedMemoryPool:
     """
-    Slots in shared memory, two for each worker. One is filled by its worker, travels by its number, and is free again
-    when the batch has been copied out of it. Make it before the workers start, and keep it as long as they run.
+    Slots in shared memory, two for each worker. A worker fills a slot and sends its number; the slot is free again
+    when the batch has been copied out of it. Make the pool before the workers start, and keep it as long as they run.
 
     Args:
         num_workers: of one pass over the data.
@@ -48,12 +48,12 @@ class Handover:
             return torch.empty(shape)
         return self._tensor(free, 0, torch.float32, torch.Size(shape))
 
-    def pack(self, worker: int, batch: dict) -> "Parcel | dict":
-        """A worker's batch as it is sent; the other side gets a dict of its own. Waveforms come first in it."""
-        places, end = {}, 0
+    def pack(self, worker: int, batch: dict) -> "SharedBatch | dict":
+        """A worker's batch as it is sent; its waveforms must come first. The receiver gets a dict of its own."""
+        layouts, end = {}, 0
         for name, value in batch.items():
             if torch.is_tensor(value):
-                places[name] = end, value.dtype, value.shape
+                layouts[name] = end, value.dtype, value.shape
                 end += _aligned(value.nbytes)
         own = self._slot_of(batch["input_values"])
         slot = own or self._free(worker)
@@ -61,19 +61,20 @@ class Handover:
             # The slot is free still: the next batch will be written into it.
             return batch if own is None else {**batch, "input_values": batch["input_values"].clone()}
         self._in_use[slot] = True
-        for name, place in places.items():
-            target = self._tensor(slot, *place)
+        for name, layout in layouts.items():
+            target = self._tensor(slot, *layout)
             if target.data_ptr() != batch[name].data_ptr():
                 target.copy_(batch[name])
-        return Parcel(self._number, slot, places, {name: batch[name] for name in batch if name not in places})
+        return SharedBatch(self._number, slot, layouts, {name: batch[name] for name in batch if name not in layouts})
 
-    def unpack(self, slot: Slot, places: dict[str, Place], rest: dict) -> dict:
+    def unpack(self, slot: Slot, layouts: dict[str, Layout], rest: dict) -> dict:
         """The batch in a slot, which is free then."""
         tensors = {
-            name: torch.empty(place[2], dtype=place[1], pin_memory=self._pin_memory) for name, place in places.items()
+            name: torch.empty(shape, dtype=dtype, pin_memory=self._pin_memory)
+            for name, (_, dtype, shape) in layouts.items()
         }
-        for name, place in places.items():
-            tensors[name].copy_(self._tensor(slot, *place))
+        for name, layout in layouts.items():
+            tensors[name].copy_(self._tensor(slot, *layout))
         self._in_use[slot] = False
         return tensors | rest
 
@@ -89,22 +90,22 @@ class Handover:
         return self._slots[slot][start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
 
 
-class Parcel:
-    """A batch in a slot. Unpickled by the process that has made the handover, it is the batch itself."""
+class SharedBatch:
+    """A batch in a slot. Unpickled by the process that has made the pool, it is the batch itself."""
 
-    def __init__(self, handover: int, slot: Slot, places: dict[str, Place], rest: dict):
-        self._content = handover, slot, places, rest
+    def __init__(self, pool: int, slot: Slot, layouts: dict[str, Layout], rest: dict):
+        self._content = pool, slot, layouts, rest
 
     def __reduce__(self):
         return _unpack, self._content
 
 
 _numbers = itertools.count()
-_open: weakref.WeakValueDictionary[int, Handover] = weakref.WeakValueDictionary()
+_open: weakref.WeakValueDictionary[int, SharedMemoryPool] = weakref.WeakValueDictionary()
 
 
-def _unpack(handover: int, *content) -> dict | None:
-    found = _open.get(handover)
+def _unpack(pool: int, *content) -> dict | None:
+    found = _open.get(pool)
     return None if found is None else found.unpack(*content)  # None: nobody waits for it any more
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from clip_streams import assert_same, write_clips
 
-from training.data import handover, loader
-from training.data.handover import Handover, Parcel
+from training.data import loader, shared_memory
 from training.data.loader import DataArguments, build_loader
+from training.data.shared_memory import SharedBatch, SharedMemoryPool
 
 
 def batch(number: int, num_samples: int = 1000) -> dict:
@@ -22,76 +22,76 @@ def batch(number: int, num_samples: int = 1000) -> dict:
     }
 
 
-def sent(parcel):
-    return pickle.loads(pickle.dumps(parcel))
+def sent(packed):
+    return pickle.loads(pickle.dumps(packed))
 
 
 @pytest.mark.parametrize("in_a_slot", [True, False])
 def test_a_batch_arrives_as_it_was_sent(in_a_slot):
-    slots = Handover(3, 20_000)
+    slots = SharedMemoryPool(3, 20_000)
     for number in range(6):
         given = batch(number)
         if in_a_slot:
             given["input_values"] = slots.room(1, 2, 1000).copy_(given["input_values"])
-        parcel = slots.pack(1, given)
-        assert isinstance(parcel, Parcel) and slots._in_use.sum(1).tolist() == [0, 1, 0]
+        packed = slots.pack(1, given)
+        assert isinstance(packed, SharedBatch) and slots._in_use.sum(1).tolist() == [0, 1, 0]
         expected = {name: value.clone() if torch.is_tensor(value) else value for name, value in given.items()}
-        assert len(pickle.dumps(parcel)) < 1000
-        assert_same([sent(parcel)], [expected])
+        assert len(pickle.dumps(packed)) < 1000
+        assert_same([sent(packed)], [expected])
         assert not slots._in_use.any()
 
 
 def test_what_has_arrived_is_not_written_over():
-    slots = Handover(1, 20_000)
-    parcels = [slots.pack(0, batch(number)) for number in (1, 2)]
-    arrived = [sent(parcel) for parcel in parcels]
+    slots = SharedMemoryPool(1, 20_000)
+    both = [slots.pack(0, batch(number)) for number in (1, 2)]
+    arrived = [sent(packed) for packed in both]
     for number in (3, 5):
         slots.pack(0, batch(number))
     assert [received["input_values"].unique().tolist() for received in arrived] == [[1.0], [2.0]]
 
 
 def test_waveforms_that_are_made_in_a_slot_are_not_copied():
-    slots = Handover(2, 20_000)
+    slots = SharedMemoryPool(2, 20_000)
     slots.pack(1, batch(0))
     rows = slots.room(1, 2, 1000)
     rows[:] = 7.0
-    parcel = slots.pack(1, batch(1) | {"input_values": rows[:1]})
+    packed = slots.pack(1, batch(1) | {"input_values": rows[:1]})
     rows[:] = 8.0  # as nobody does
-    assert sent(parcel)["input_values"].tolist() == [[8.0] * 1000]
+    assert sent(packed)["input_values"].tolist() == [[8.0] * 1000]
 
 
 def test_a_slot_that_is_freed_while_the_next_is_filled_changes_nothing():
-    slots = Handover(1, 20_000)
+    slots = SharedMemoryPool(1, 20_000)
     first = slots.pack(0, batch(1))
     rows = slots.room(0, 2, 1000).fill_(2.0)
     sent(first)
     second = slots.pack(0, batch(3) | {"input_values": rows})
     third = slots.pack(0, batch(3))
-    assert [sent(parcel)["input_values"].unique().tolist() for parcel in (second, third)] == [[2.0], [3.0]]
+    assert [sent(packed)["input_values"].unique().tolist() for packed in (second, third)] == [[2.0], [3.0]]
 
 
 def test_without_a_free_slot_or_a_large_enough_one_batches_go_as_they_are():
-    slots = Handover(1, 20_000)
+    slots = SharedMemoryPool(1, 20_000)
     large = batch(0, num_samples=3000)
     assert slots.pack(0, large) is large
     assert slots.room(0, 2, 3000).shape == (2, 3000)
-    parcels = [slots.pack(0, batch(number)) for number in (1, 2)]
+    both = [slots.pack(0, batch(number)) for number in (1, 2)]
     more = batch(3)
     assert slots.pack(0, more) is more and slots.room(0, 2, 1000).shape == (2, 1000)
-    sent(parcels[1])
-    assert isinstance(slots.pack(0, more), Parcel)
+    sent(both[1])
+    assert isinstance(slots.pack(0, more), SharedBatch)
 
 
 def test_a_batch_too_large_for_its_slot_is_not_overwritten_by_the_next():
     """Its waveforms fit, and lie in the slot; all of it does not."""
-    slots = Handover(1, 20_000)
+    slots = SharedMemoryPool(1, 20_000)
     large = slots.pack(0, batch(1) | {"input_values": slots.room(0, 2, 1000).fill_(1.0), "more": torch.zeros(5000)})
     slots.room(0, 2, 1000).fill_(2.0)
     assert isinstance(large, dict) and large["input_values"].unique().tolist() == [1.0]
 
 
 def test_what_nobody_waits_for_any_more_is_nothing():
-    slots = Handover(1, 20_000)
+    slots = SharedMemoryPool(1, 20_000)
     content = pickle.dumps(slots.pack(0, batch(1)))
     del slots
     assert pickle.loads(content) is None
@@ -99,14 +99,14 @@ def test_what_nobody_waits_for_any_more_is_nothing():
 
 def test_a_batch_is_copied_into_pinned_memory_where_that_is_asked_for(monkeypatch):
     """As far as this can be seen without a GPU."""
-    parcels = [Handover(1, 20_000, pin_memory) for pin_memory in (True, False)]
+    pools = [SharedMemoryPool(1, 20_000, pin_memory) for pin_memory in (True, False)]
     made, empty = [], torch.empty
     monkeypatch.setattr(
-        handover.torch,
+        shared_memory.torch,
         "empty",
         lambda *shape, pin_memory=False, **options: made.append(pin_memory) or empty(*shape, **options),
     )
-    for slots in parcels:
+    for slots in pools:
         sent(slots.pack(0, batch(1)))
     assert made == [True] * 2 + [False] * 2
 
@@ -124,8 +124,8 @@ def arguments(tmp_path):
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_give_what_the_process_itself_reads(arguments, monkeypatch, start):
-    unpacked, unpack = [], Handover.unpack
-    monkeypatch.setattr(Handover, "unpack", lambda *given: unpacked.append(given[0]) or unpack(*given))
+    unpacked, unpack = [], SharedMemoryPool.unpack
+    monkeypatch.setattr(SharedMemoryPool, "unpack", lambda *given: unpacked.append(given[0]) or unpack(*given))
     expected = list(build_loader(arguments(0), max_epochs=2))
     read = build_loader(arguments(1), max_epochs=2)
     read.multiprocessing_context = start
@@ -146,6 +146,6 @@ def test_without_shared_memory_to_keep_batches_come_as_torch_sends_them(argument
     def full(*_):
         raise RuntimeError("unable to allocate shared memory")
 
-    monkeypatch.setattr(loader, "Handover", full)
+    monkeypatch.setattr(loader, "SharedMemoryPool", full)
     assert_same(list(build_loader(arguments(1), max_epochs=1)), list(build_loader(arguments(0), max_epochs=1)))
     assert "No shared memory is kept for batches: unable" in caplog.text
