@@ -26,7 +26,6 @@ import transformers
 
 from sjepa_hf.command import command
 from sjepa_hf.durations import audio_amount
-from sjepa_hf.opening import open_config, open_feature_extractor
 from sjepa_hf.saving import files_written_aside
 from sjepa_hf.scores import MFCC, UNTRAINED, Score, data_names, short_names, write_scores
 from training.common.command_line import parse_dataclasses
@@ -34,7 +33,7 @@ from training.common.device import default_device
 from training.common.progress import Heartbeat
 from training.common.ranges import check_ranges
 from training.data.labelled import LabelledClips, open_labelled
-from training.evaluation.encoders import open_encoder
+from training.evaluation.encoders import check_encoders, open_encoder
 from training.evaluation.probes.classifiers import accuracies
 from training.evaluation.probes.results import draw, report
 from training.evaluation.probes.tasks import ProbeTask, phone_task, utterance_task
@@ -186,9 +185,7 @@ def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat 
         ValueError: if a label cannot be probed for, or a checkpoint cannot be opened.
     """
     heartbeat = heartbeat or Heartbeat("probing")
-    for checkpoint in checkpoints:
-        open_config(checkpoint)  # a wrong one is told before features are read
-        open_feature_extractor(checkpoint)
+    check_encoders(checkpoints)
     clips, tasks = open_tasks(arguments)
     if arguments.dry_run:
         return None

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from sjepa_hf.command import command
 from training.common.progress import Heartbeat
-from training.evaluation.encoders import open_encoder
+from training.evaluation.encoders import check_encoders, open_encoder
 from training.evaluation.frozen_features import FeatureStore
 from training.evaluation.superb.arguments import SuperbArguments, arguments_of_tasks, parse_arguments
 from training.evaluation.superb.evaluation import Evaluation
@@ -81,6 +81,7 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
         ValueError: as `prepare`, and a checkpoint at fault.
         BadAudioError: too much of the audio cannot be used.
     """
+    check_encoders(arguments.model)
     return evaluate(*prepare(arguments), heartbeat or Heartbeat("evaluating"))
 
 
@@ -130,7 +131,7 @@ def evaluate(evaluation: Evaluation, earlier: list[dict], heartbeat: Heartbeat) 
 def run_all(arguments: SuperbArguments, heartbeat: Heartbeat) -> str:
     """
     Evaluate all subjects on all tasks of the file `tasks`, with a table and a picture of their results, `all.md` and
-    `all.png`. All data are opened and checked before the first task is run.
+    `all.png`. All encoders and data are opened and checked before the first task is run.
 
     Returns:
         the table.
@@ -138,6 +139,7 @@ def run_all(arguments: SuperbArguments, heartbeat: Heartbeat) -> str:
     Raises:
         ValueError: as `arguments_of_tasks` and `run` do.
     """
+    check_encoders(arguments.model)
     results = {}
     for evaluation, earlier in [prepare(one) for one in arguments_of_tasks(arguments)]:
         found = evaluate(evaluation, earlier, heartbeat)

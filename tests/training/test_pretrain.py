@@ -178,8 +178,9 @@ def test_mel_bins_are_hidden_until_the_late_steps_and_the_same_ones_after_resumi
         assert torch.equal(tensor, whole[name]), name
 
 
-def test_a_compiled_run_trains_alike(noise, tmp_path, monkeypatch):
-    """Student and EMA encoder are captured as graphs for any length, through both phases."""
+def test_a_compiled_run_trains_alike(tmp_path, monkeypatch):
+    """Student and EMA encoder are captured as graphs through both phases. No clip is padded: few graphs, less time."""
+    noise = write_noise(tmp_path, count=6, shortest=2.0)
     compiled, torch_compile, histories = [], torch.compile, {}
 
     def compile_without_a_backend(function, **options):
@@ -187,7 +188,7 @@ def test_a_compiled_run_trains_alike(noise, tmp_path, monkeypatch):
         return torch_compile(function, backend="eager", **options)
 
     monkeypatch.setattr(torch, "compile", compile_without_a_backend)
-    options = ["--phase1_steps", "2", "--phase2_steps", "2", "--phase1_warmup_steps", "1", "--report_to", "none"]
+    options = ["--phase1_steps", "2", "--phase2_steps", "1", "--phase1_warmup_steps", "1", "--report_to", "none"]
     options += ["--logging_steps", "1", "--layer_check_steps", "100", "--model_config", '{"num_hidden_layers": 2}']
     for torch_compile_too in ("false", "true"):
         here = tmp_path / torch_compile_too

@@ -158,6 +158,12 @@ def open_encoder(name: str, device: torch.device | str = "cpu", untrained_seed: 
     return TransformersEncoder(name, model, extractor, device)
 
 
+def check_encoders(names: Sequence[str]) -> None:
+    """Open each encoder once, so that hours with the first do not precede the error of the last. Raises ValueError."""
+    for name in dict.fromkeys(names):
+        open_encoder(name)
+
+
 def content_hash(*parts: str | bytes | np.ndarray) -> str:
     """A hash of texts, bytes and arrays, each with its length or shape."""
     digest = hashlib.sha256()

@@ -32,6 +32,14 @@ def test_every_label_gives_its_share():
     assert drawn.sum() == 12 and np.bincount(rare[drawn].astype(int)).max() == 1
 
 
+def test_the_only_group_of_a_label_stays():
+    labels = ["a"] * 20 + [f"only {n}" for n in range(20)]
+    for seed in range(5):
+        assert held_out(np.arange(40), 0.2, seed, evenly=labels)[20:].sum() == 0
+    assert held_out(np.arange(4), 0.1, evenly=["b", "a", "a", "a"]).tolist()[0] is False
+    assert held_out(np.arange(3), 0.2, evenly=["a", "b", "c"]).sum() == 1
+
+
 @pytest.mark.parametrize(("groups", "share", "expected"), [("aab", 0.1, 1), ("ab", 0.9, 1), ("abbb", 0.9, 3)])
 def test_neither_side_is_empty(groups, share, expected):
     assert {held_out(np.array(list(groups)), share, seed).sum() for seed in range(10)} == {expected}

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from pretraining_runs import (
-    TORCHRUN,
+    TWO_RANKS,
     in_one_thread,
     start,
     weights,
@@ -48,7 +48,7 @@ def without_dropout(command, *options, out):
 
 def test_two_processes_give_what_one_gives_with_accumulation(command, tmp_path):
     """Also a second time, resumed on the other number of processes."""
-    two = start(without_dropout(command, "--num_workers", "1", out="two"), launcher=TORCHRUN)
+    two = start(without_dropout(command, "--num_workers", "1", out="two"), launcher=TWO_RANKS)
     in_one_thread(without_dropout(command, "--gradient_accumulation_steps", "2", out="one"))
     errors = two.communicate(timeout=300)[1]
     assert two.returncode == 0, errors[-3000:]
