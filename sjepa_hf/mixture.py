@@ -428,6 +428,9 @@ class DiagonalGaussianMixture(Float32Buffers):
         return dead
 
     def _check(self, features: torch.Tensor) -> torch.Tensor:
+        if not isinstance(features, torch.Tensor) or not features.is_floating_point():
+            kind = features.dtype if isinstance(features, torch.Tensor) else type(features).__name__
+            raise ValueError(f"`features` must be a floating point tensor, but is {kind}: convert it.")
         if features.ndim != 2 or features.shape[1] != self.num_features:
             raise ValueError(
                 f"`features` must have shape (frames, {self.num_features}), but has {tuple(features.shape)}:"

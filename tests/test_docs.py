@@ -7,7 +7,8 @@ import numpy as np
 import pages
 import pytest
 import soundfile
-from transformers import Wav2Vec2Processor
+import torch
+from transformers import AutoModelForPreTraining, Wav2Vec2Processor
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor
@@ -120,6 +121,8 @@ def test_python_runs_as_it_stands(page, checkpoints, tmp_path, monkeypatch):
         exec(compile(block, str(page), "exec"), names)
     if page.name == "finetuning.md":
         assert isinstance(names["found"]["text"], str)
+    if page.name == "sharing.md":
+        assert AutoModelForPreTraining.from_pretrained("runs/half").dtype == torch.float32
 
 
 BAD = {

@@ -305,6 +305,9 @@ def test_fit_says_what_is_wrong():
         mixture.fit(torch.full((10, 4), float("nan")))
     with pytest.raises(ValueError, match=r"\(frames, 4\)"):
         mixture.posterior(torch.randn(2, 10, 4))
+    for features, kind in ((torch.randn(10, 4).numpy(), "ndarray"), (torch.ones(10, 4, dtype=int), "torch.int64")):
+        with pytest.raises(ValueError, match=f"must be a floating point tensor, but is {kind}"):
+            mixture.fit(features)
     with pytest.raises(ValueError, match="average"):
         mixture.apply_statistics(mixture.expectation(torch.randn(10, 4))[1], average="moments")
     with pytest.raises(ValueError, match="decay"):

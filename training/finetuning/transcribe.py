@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from training.common.learned import cer
 from training.common.metrics import load_metric
+from training.common.progress import Progress
 from training.data.labelled import LabelledClips, pad_waveforms
 from training.finetuning.beam_search import BeamSearchDecoder, greedy_decode
 
@@ -30,14 +30,14 @@ def evaluate_clips(
     Raises:
         ValueError: if no clip could be decoded.
     """
-    rows = []
-    found = frame_log_probs(model, processor, clips, batch_size)
-    for i, log_probs in tqdm(found, "decoding", len(clips), leave=False, disable=None):
+    rows, progress = [], Progress("Decoding")
+    for i, log_probs in frame_log_probs(model, processor, clips, batch_size):
         row = {"clip": clips.clip(i).name, "reference": references[i]}
         row["greedy"] = greedy_decode(log_probs, processor.tokenizer)
         if decoder is not None:
             row["lm"] = decoder.decode(log_probs)
         rows.append(row)
+        progress(f"{len(rows)} of {len(clips)} clips")
     if not rows:
         raise ValueError("None of the clips to evaluate could be decoded; the log names them.")
     kinds = ("greedy",) if decoder is None else ("greedy", "lm")
