@@ -19,7 +19,7 @@ demo: env
 	$(BIN)/python -m examples.demo.run $(if $(SPEECH),--speech "$(SPEECH)")
 
 test: env
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lowest: env
 	tools/lowest.sh

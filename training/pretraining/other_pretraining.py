@@ -71,9 +71,8 @@ def open_other(
         options: of `from_pretrained`.
 
     Raises:
-        ValueError: if the encoder cannot be pretrained
-        further, what lies beside it is damaged, or the settings want another
-            model.
+        ValueError: if the encoder cannot be pretrained further, what lies beside it is damaged, or the settings want
+            another model.
     """
     check_kind(checkpoint, own_config)
     config = arguments.sjepa_config(own_config)

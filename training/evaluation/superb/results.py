@@ -209,8 +209,7 @@ def table(results: list[dict]) -> str:
 def draw_layer_weights(results: list[dict], directory: Path) -> None:
     """
     The learned layer weights, a panel for each subject that has several layers: bars from the uniform weight to the
-    mean over the seeds, and a dot for each seed. Without such a subject, or where
-    nothing is trained, no picture.
+    mean over the seeds, and a dot for each seed. Without such a subject, or where nothing is trained, no picture.
     """
     layers = {result["encoder"]: len(result["layer_weights"]) for result in results}
     subjects = {name: title for name, title in short_names(layers).items() if layers[name] > 1}
