@@ -74,7 +74,7 @@ def nothing_padded(attention_mask: Tensor) -> bool:
     return at_hand(attention_mask) and bool(attention_mask.all())
 
 
-def check_samples(input_values: Tensor, attention_mask: Tensor | None) -> None:
+def check_values(input_values: Tensor, attention_mask: Tensor | None) -> None:
     """Raise a ValueError for NaN or infinite samples, and for padding before real ones, where they are at hand."""
     if attention_mask is not None:
         check_right_padded(attention_mask)

@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
-from .frames import SAMPLING_RATE, check_samples, length_mask, nothing_padded, real_samples
+from .frames import SAMPLING_RATE, check_values, length_mask, nothing_padded, real_samples
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
 from .gradient_checkpointing import CheckpointedLayer
 from .hmm import TransitionModel
@@ -399,7 +399,7 @@ class SJepaModel(SJepaPreTrainedModel):
                 on the left and for NaN or infinite samples.
         """
         check_input(self.config, input_values, attention_mask)
-        check_samples(input_values, attention_mask)
+        check_values(input_values, attention_mask)
         if attention_mask is not None and nothing_padded(attention_mask):
             attention_mask = None
         lengths = None if attention_mask is None else real_samples(attention_mask)

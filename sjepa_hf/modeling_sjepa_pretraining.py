@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_sjepa import SJepaConfig
 from .float32 import at_least_float32
 from .frame_features import FRAME_FEATURES
-from .frames import SAMPLING_RATE, check_frames, check_samples, nothing_padded, real_samples
+from .frames import SAMPLING_RATE, check_frames, check_values, nothing_padded, real_samples
 from .layer_features import SJepaWhitening, read_layers
 from .mixture import DiagonalGaussianMixture
 from .modeling_sjepa import (
@@ -310,7 +310,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             if config.mixture_whitened:
                 features = self.mixture_whitening(features)
         else:
-            check_samples(input_values, attention_mask)
+            check_values(input_values, attention_mask)
             features = FRAME_FEATURES[config.mixture_features]().to(input_values.device)(input_values, samples)
         if features.shape[-1] != self.mixture.num_features:
             raise ValueError(

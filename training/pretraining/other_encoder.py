@@ -13,7 +13,7 @@ from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedM
 from transformers.modeling_outputs import BaseModelOutput
 
 from sjepa_hf.float32 import at_least_float32
-from sjepa_hf.frames import SAMPLING_RATE, check_frames, check_samples, frame_lengths
+from sjepa_hf.frames import SAMPLING_RATE, check_frames, check_values, frame_lengths
 from sjepa_hf.opening import open_feature_extractor, open_model
 
 
@@ -85,7 +85,7 @@ class OtherEncoder(nn.Module):
         `num_layers` later layers do not run, and `last_hidden_state` is `hidden_states[num_layers]`; without, it is
         what the model gives, which in models that norm first is normed once more.
         """
-        check_samples(input_values, attention_mask)
+        check_values(input_values, attention_mask)
         if self.extractor.do_normalize:
             input_values = normed(input_values, attention_mask)
         if mask_time_indices is None:
