@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,6 @@ class TransformersEncoder:
         self.model = model.eval().requires_grad_(False).float().to(device)
         self.extractor = extractor
         self.pads = model.config.model_type == "sjepa"
-        self.digest = self._digest()
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Tensor]:
         """Waveforms `(num_samples,)` at 16 kHz -> all hidden states `(num_layers, num_frames, hidden_size)` of each,
@@ -56,7 +56,8 @@ class TransformersEncoder:
         states, lengths = hidden_layers(self.model, inputs["input_values"], inputs["attention_mask"])
         return [layers[:, :length] for layers, length in zip(states, lengths.tolist())]
 
-    def _digest(self) -> str:
+    @cached_property
+    def digest(self) -> str:
         config = {key: value for key, value in self.model.config.to_dict().items() if key not in NOT_IN_DIGEST}
         source = Path(inspect.getsourcefile(type(self.model))).parent
         parts = [json.dumps(config, sort_keys=True, default=str), str(self.extractor.to_dict())]
