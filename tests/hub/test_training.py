@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from other_encoders import KINDS, save_other
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForCTC, pipeline
 
 from sjepa_hf.contents import ADAPTER, PRETRAINING
 from sjepa_hf.opening import open_config
+from sjepa_hf.push import push
 from training import finetune_classification, finetune_ctc, pretrain
 from training.pretraining.other_pretraining import load_other
 
@@ -110,6 +111,26 @@ def test_an_encoder_of_another_kind_is_published_with_what_a_later_run_takes(hub
     start_pretraining(clips, tmp_path, *start, recipe=recipe)  # into the same repo once more
     with pytest.raises(SystemExit, match="holds a hubert model, not a sjepa model"):
         start_pretraining(clips, tmp_path, "--hub_model_id", "ada/hubert", "--output_dir", str(tmp_path / "other"))
+
+
+def test_what_may_lie_beside_an_encoder_is_not_taken_as_absent_unless_it_is_known(hub, tmp_path, monkeypatch, caplog):
+    """Without an answer from the Hub opening is refused; offline the log says it, but for what the cache knows."""
+    push(save_other(copy.deepcopy(KINDS["hubert"]), tmp_path / "theirs"), "ada/hubert")
+    config = open_config("ada/hubert")
+    hub.fail("HEAD", "/pretraining/", 501, times=99)
+    with pytest.raises(
+        ValueError, match="Whether ada/hubert has pretraining/config.json is not known, .* .501 .*: try"
+    ):
+        load_other("ada/hubert", config)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_other("ada/hubert", config) is None
+    assert "ada/hubert: pretraining/model.safetensors is taken as absent, for all that is known" in caplog.text
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub.failures.clear()
+    assert load_other("ada/hubert", config) is None  # and now it is known
+    caplog.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_other("ada/hubert", config) is None and not caplog.messages
 
 
 def test_the_card_of_a_published_model_shows_code_that_runs(hub, clips, tmp_path):
