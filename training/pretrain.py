@@ -111,6 +111,8 @@ def pretrain(run: Run) -> Stop | None:
         return stop
     finally:
         run.data.close()
+        if run.publisher:
+            run.publisher.stop()
     return None
 
 

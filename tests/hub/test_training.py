@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from sjepa_hf.contents import ADAPTER, PRETRAINING
 from sjepa_hf.opening import open_config
 from sjepa_hf.push import push
 from training import finetune_classification, finetune_ctc, pretrain
+from training.common import publishing
 from training.pretraining.other_pretraining import load_other
 
 
@@ -157,6 +159,32 @@ def test_what_cannot_be_pushed_is_there_all_the_same(hub, clips, tmp_path):
     assert f"python -m sjepa_hf.push {final} ada/encoder" in caught.value.code
     assert "no space left" in caught.value.code and "model.safetensors" not in hub.files("ada/encoder")
     assert (final / "model.safetensors").is_file() and not (tmp_path / "out" / ".uploading").exists()
+
+
+def test_an_early_end_begins_no_upload_and_says_which_one_it_waits_for(hub, pretrained, tmp_path, monkeypatch, caplog):
+    """Two checkpoints of one name: the one under way goes up as it was, the other not at all."""
+    again, weights = shutil.copytree(pretrained, tmp_path / "again" / pretrained.name), "model.safetensors"
+    content = (pretrained / weights).read_bytes()
+    (again / weights).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    began, go, pushed = threading.Event(), threading.Event(), []
+
+    def slow_push(copy, repo_id, revision):
+        began.set()
+        assert go.wait(30)
+        pushed.append((revision, (copy / weights).read_bytes()))
+
+    monkeypatch.setattr(publishing, "push", slow_push)
+    publisher = publishing.Publisher("ada/encoder", "sjepa", tmp_path)
+    publisher.checkpoint(pretrained, "step-2")
+    assert began.wait(30)
+    publisher.checkpoint(again, "step-2")
+    publisher.stop()
+    assert "not pushed to ada/encoder, as the run ends early: 1." in caplog.text
+    assert "A checkpoint is still on its way to ada/encoder" in caplog.text
+    go.set()
+    publisher._thread.shutdown(wait=True)
+    assert pushed == [("step-2", content)] and (pretrained / weights).read_bytes() == content
+    assert list((tmp_path / ".uploading").iterdir()) == []
 
 
 def test_fine_tuned_models_are_published(hub, clips, pretrained, tmp_path):

@@ -99,7 +99,7 @@ class RestartingLoader:
                         f"Data loader workers died {restarts} times in a row: {why_died(workers)}."
                     ) from None
                 logger.warning("A process that reads audio died and is replaced (%d): %s", restarts, first_line(error))
-                self._loader = self._open_loader(self.position)
+                self._loader, timeout = self._open_loader(self.position), None
         if batch is not None:
             self.position.positions[batch["reader"]] = batch["position"]
             self.position.batches += self._processes

@@ -113,6 +113,23 @@ def test_workers_at_work_are_waited_for_longer(read, monkeypatch):
     assert numbers(read(work, last=1)) == [0, 1]
 
 
+def test_a_worker_that_replaces_another_is_the_one_that_is_watched(read, tmp_path, monkeypatch):
+    """It is at work and so is waited for, as long as the dead one was idle."""
+    monkeypatch.setattr(workers, "IDLE_LIMIT", 0.6)
+    monkeypatch.setattr(workers, "BUSY", 0.01)
+
+    def die_once_then_work(number: int) -> None:
+        if not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            time.sleep(0.3)  # for a first look at it
+            os.kill(os.getpid(), signal.SIGKILL)
+        end = time.process_time() + 1.0
+        while time.process_time() < end:
+            pass
+
+    assert numbers(read(die_once_then_work, last=0)) == [0]
+
+
 def test_an_error_of_a_source_is_told_in_its_own_words(read):
     def gone(number: int) -> None:
         raise ValueError("list.jsonl has changed since it was opened")
