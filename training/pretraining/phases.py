@@ -68,7 +68,7 @@ def fit_mfcc_mixture(run: Run) -> float:
         passes = settings.transition_passes
         fit_transitions(targets.mixture, targets.features, read, frames, passes, run.accelerator, **bounds)
     seconds = finished(run, began)
-    run.fitted_phase, run.saved_step = 1, None
+    run.fitted_phase, run.unsaved = 1, True
     return seconds
 
 

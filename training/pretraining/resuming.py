@@ -189,7 +189,9 @@ def find_checkpoint(output_dir: Path, asked: str) -> Path | None:
         if whole(final) and (newest is None or load_loop_state(final).step >= step_of(newest)):
             newest = final
     if newest is None and (found or asked == "latest"):
-        raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from: start without resuming.")
+        in_the_way = found or (final / RECORD).exists()
+        way_out = "name another `output_dir`, or move what lies there away" if in_the_way else "start without resuming"
+        raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from: {way_out}.")
     return newest
 
 

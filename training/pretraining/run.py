@@ -48,7 +48,7 @@ class Run:
         data (`TrainingData`): the batches of this process.
         skipped_steps (`torch.Tensor`): `(2,)`, steps without an update because of a NaN or infinite gradient, in a row
             and since the run was started.
-        saved_step (`int`, *optional*): step that the last checkpoint holds; the first until a mixture is fitted.
+        unsaved (`bool`): whether a step, or the fit of the first mixture, is in no checkpoint yet.
         failed_saves (`int`): checkpoints in a row that could not be written.
         publisher (`Publisher`, *optional*): sends results to the Hub, from the main process.
         output_dir (`Path`), lock (`FileLock`): where results go, and what keeps other runs out of it.
@@ -99,7 +99,7 @@ class Run:
         position = DataPosition.from_dict(self.state.data) if self.resumed else None
         self.data = TrainingData(arguments, self.accelerator, self.coordinator, position)
         self.skipped_steps = torch.zeros(2, device=self.accelerator.device)
-        self.saved_step: int | None = self.state.step
+        self.unsaved = False
         self.failed_saves = 0
         self.wrap()
 

@@ -104,8 +104,10 @@ def test_a_torn_checkpoint_is_named_and_passed_over(command, tmp_path, caplog):
     with pytest.raises(ValueError, match="checkpoint-8 is damaged: .* Take an earlier one"):
         find_checkpoint(out, str(out / "checkpoint-8"))
     (out / "checkpoint-4" / "config.json").unlink()
-    with pytest.raises(ValueError, match="no complete checkpoint"):
+    with pytest.raises(ValueError, match="no complete checkpoint .*: name another `output_dir`, or move what lies"):
         find_checkpoint(out, "auto")
+    with pytest.raises(ValueError, match="no complete checkpoint .*: start without resuming"):
+        find_checkpoint(tmp_path, "latest")
     assert find_checkpoint(tmp_path, "auto") is None
 
 
