@@ -135,6 +135,13 @@ def summed(tensors: Iterable[torch.Tensor], accelerator: Accelerator) -> list[to
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
+def share(tensors: Iterable[torch.Tensor], accelerator: Accelerator) -> None:
+    """Give all processes the first one's tensors, in place: others may have rounded otherwise."""
+    if accelerator.num_processes > 1:
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, src=0)
+
+
 class ProcessesDisagree(UserError):
     """The processes of a run hold different models or mixtures."""
 
