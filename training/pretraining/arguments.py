@@ -490,7 +490,7 @@ def check_model(arguments: Arguments, config: SJepaConfig) -> None:
     if (mel_mask := arguments.masking.mel_mask) and (config.front_end != "log_mel" or mel_mask > config.num_mel_bins):
         has = f"has {config.num_mel_bins} mel bins" if config.front_end == "log_mel" else "reads the waveform"
         raise ValueError(f"`mel_mask` hides bands of up to {mel_mask} mel bins, but the model {has}: lower it, or 0.")
-    frames = config.num_frames(int(arguments.data.max_seconds * SAMPLING_RATE))
+    frames = config.num_frames(round(arguments.data.max_seconds * SAMPLING_RATE))
     if frames > config.predictor_max_positions:
         raise ValueError(
             f"`max_seconds` ({arguments.data.max_seconds:g} s, {frames} frames) exceeds the predictor's table of"

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from training.data.bad_audio import BadAudioError
 from training.data.loader import _as_is, _start_worker
 from training.data.order import DataPosition, Position
 from training.pretraining import training_data
-from training.pretraining.training_data import RestartingLoader
+from training.pretraining.training_data import RestartingLoader, TrainingData
 
 
 class Numbers(IterableDataset):
@@ -73,6 +74,11 @@ def test_a_stopped_worker_is_named_and_replaced(read, tmp_path, caplog):
 
     assert numbers(read(stop_once)) == [0, 1, 2, 3, 4, 5]
     assert "is stopped for" in caplog.text and "died and is replaced (1)" in caplog.text
+
+
+def test_skipped_clips_are_those_of_all_processes(monkeypatch):
+    monkeypatch.setattr(training_data, "gather_object", lambda own: [*own, 4])
+    assert TrainingData.skipped(SimpleNamespace(bad_audio=SimpleNamespace(skipped=3))) == 7
 
 
 def test_closing_ends_the_workers(read):
