@@ -444,13 +444,13 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     Arguments from `--config RECIPE.yaml` (optional) and `--field value` for each field to override.
 
     Raises:
-        ValueError: for a recipe that is absent or holds an unknown field, for values out of range, and for settings
-            that contradict each other.
+        ValueError: for a recipe that cannot be taken, values out of range, and settings that contradict each other.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     recipe = read_recipe(config_path(argv), ARGUMENTS) if config_path(argv) else {}
     argv += shortened(argv, {f.name: f.default for f in fields(RunArguments)} | recipe)
-    groups = parse_dataclasses(ARGUMENTS, argv, "Pretrain S-JEPA, both phases in one run.", left_out=("model_config",))
+    chosen_there = recipe.pop("model_config", {})
+    groups = parse_dataclasses(ARGUMENTS, argv, "Pretrain S-JEPA, both phases in one run.", values=recipe)
     arguments = Arguments(*groups[: len(ARGUMENTS)])
     try:
         chosen = json.loads(arguments.model.model_config)
@@ -458,7 +458,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         raise ValueError(f"`model_config` is not JSON ({error}): write it like '{{\"hidden_size\": 256}}'.") from None
     if not isinstance(chosen, dict):
         raise ValueError(f"`model_config` is {chosen!r}: write it like '{{\"hidden_size\": 256}}'.")
-    arguments.model.model_config = json.dumps({**recipe.get("model_config", {}), **chosen})
+    arguments.model.model_config = json.dumps(chosen_there | chosen)
     if not arguments.model.initial_checkpoint:
         check_model(arguments, arguments.sjepa_config())
     return arguments
