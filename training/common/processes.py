@@ -187,7 +187,12 @@ def end_group(accelerator: Accelerator) -> None:
     """
     accelerator._models.clear()
     gc.collect()
-    accelerator.end_training()
+    try:
+        accelerator.end_training()
+    except OSError as error:  # of a tracker that cannot write its last values, before the group has ended
+        logger.error("`report_to` lacks its last values: %s.", error)
+        accelerator.trackers = []
+        accelerator.end_training()
 
 
 def is_lost_connection(error: RuntimeError) -> bool:

@@ -28,7 +28,7 @@ def restore(run: Run) -> None:
     """
     checkpoint = run.resumed
     checkpoint_layout.load_optimizer(checkpoint, run.optimizer, run.accelerator.scaler)
-    if run.schedule.phase(run.state.step) == 2 and checkpoint_layout.has_teacher(checkpoint):
+    if checkpoint_layout.has_teacher(checkpoint):
         run.layer_choice.active, run.layer_choice.scores = run.state.active_layer, run.state.layer_scores
         predict_online(
             run, online_targets(run.model.sjepa, run.model.mixture, run.arguments, run.layer_choice, run.accelerator)

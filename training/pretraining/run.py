@@ -44,7 +44,8 @@ class Run:
         targets (`FrozenTargets` or `OnlineTargets`): make the posteriors that are predicted.
         frozen_targets (`FrozenTargets`, *optional*): in phase 2 those of phase 1, where they stay in the loss.
         layer_choice (`LayerChoice`): which layer the targets of phase 2 are read from.
-        fitted_phase (`int`): the phase whose mixture has been fitted; 0 before the first.
+        fitted_phase (`int`): the phase that model and targets are ready for, its mixture being fitted; 0 before the
+            first. Where the next step is of another one by the schedule, a fit is due.
         data (`TrainingData`): the batches of this process.
         skipped_steps (`torch.Tensor`): `(2,)`, steps without an update because of a NaN or infinite gradient, in a row
             and since the run was started.
