@@ -79,6 +79,8 @@ class Publisher:
 
     def finish(self, final: Path) -> None:
         """Wait for the checkpoints under way, then push the result."""
+        if waiting := sum(not upload.done() for upload in self._uploads):
+            logger.info("Checkpoints on their way to %s before the result: %d.", self.repo_id, waiting)
         self._thread.shutdown(wait=True)
         shutil.rmtree(self._staging, ignore_errors=True)
         publish(final, self.repo_id)
