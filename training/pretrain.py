@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 
 # On a CPU, OpenMP threads that spin long while they wait starve the process that decodes audio: ten times slower on
@@ -81,8 +82,16 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(said) from stop.error
         logger.error("%s", said[0].upper() + said[1:])
         if run.accelerator.is_main_process:
-            (run.output_dir / INTERRUPTED).write_text(stop.reason + "\n")
+            tell_in_file(run.output_dir / INTERRUPTED, stop.reason)
         sys.exit(stop.status)
+
+
+def tell_in_file(path: Path, reason: str) -> None:
+    """Leave word that a signal has ended the run; on a full disk the exit status has to do."""
+    try:
+        path.write_text(reason + "\n")
+    except OSError as error:
+        logger.error("%s could not be written: %s.", path, error)
 
 
 def prepare(arguments: Arguments) -> Run:
@@ -105,12 +114,14 @@ def pretrain(run: Run) -> Stop | None:
         finish(run)
     except Interrupted:
         stop = run.coordinator.reason()
-        if run.state.step != run.saved_step:
+        if run.unsaved:
             save_step(run)
         run.end()
         return stop
     finally:
         run.data.close()
+        if run.publisher:
+            run.publisher.stop()
     return None
 
 
@@ -132,6 +143,7 @@ def train(run: Run) -> None:
         ]
         for group in run.optimizer.param_groups:
             group["lr"] = schedule.learning_rate(state.step)
+        # Here all processes stop together, if any is to: before `take`, so that no batch is lost with the step.
         frames = max(1.0, run.coordinator.sum(frame_count(run, micro_batches))[0])  # of all processes
         run.data.take()
         losses = []
@@ -145,7 +157,7 @@ def train(run: Run) -> None:
         norm = accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
         broken = update_weights(run, norm)
         run.targets.update(run.model.sjepa, schedule.ema_decay(state.step))
-        state.step += 1
+        state.step, run.unsaved = state.step + 1, True
         monitor.count_step(losses, norm, broken)
         look_after(run, monitor, micro_batches, posteriors, output)
 

@@ -41,14 +41,16 @@ from sjepa_hf.opening import open_sjepa
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import json_text
 from training.common.command_line import parse_dataclasses
+from training.common.processes import Coordinator
 from training.common.progress import Heartbeat
 from training.common.ranges import check_ranges
+from training.common.signals import Interrupted
 from training.data.batches import to_device
 from training.data.labelled import LabelledClips, open_labelled
 from training.evaluation.phone_information import Information, JointCounts, number_phones, of_other_clips
 from training.evaluation.rows import readable_clips
 from training.targets.layer_choice import LayerChoice
-from training.targets.sampling import sample_frames
+from training.targets.sampling import FitAudio, sample_frames
 from training.targets.targets import FrozenTargets, OnlineTargets, fit_mixture
 from training.targets.transitions import fit_transitions
 
@@ -99,6 +101,11 @@ def random_batches(clips: LabelledClips, seed: int):
             yield batch_of(example["input_values"], draw=seed + index)
 
 
+def fit_audio(clips: LabelledClips, arguments: InformationArguments) -> FitAudio:
+    """The clips, as what mixtures are fitted to."""
+    return FitAudio(lambda: random_batches(clips, arguments.seed), Coordinator(Accelerator()))
+
+
 class Candidate(NamedTuple):
     """One kind of target: its name and what makes it (a frame feature, or layers of the encoder)."""
 
@@ -127,15 +134,15 @@ def fitted_targets(
     candidate: Candidate, encoder: SJepaModel, components: int, clips: LabelledClips, arguments: InformationArguments
 ) -> FrozenTargets | OnlineTargets:
     """Targets of one kind, their mixture fitted to random frames of the clips."""
-    accelerator, seed = Accelerator(), arguments.seed
+    audio, seed = fit_audio(clips, arguments), arguments.seed
     fit = {"num_iterations": arguments.em_iterations}
+    accelerator = audio.coordinator.accelerator
     device = accelerator.device
     if candidate.frame_features is not None:
         mixture = DiagonalGaussianMixture(components, num_features(candidate.frame_features)).to(device)
         targets = FrozenTargets(mixture, candidate.frame_features)
-        batches, count = random_batches(clips, seed), arguments.frames
-        sample = sample_frames(targets.features, batches, count, seed, accelerator, stop_when_full=True)
-        fit_mixture(mixture, sample, seed, accelerator, **fit)
+        sample = sample_frames(targets.features, audio, arguments.frames, seed, stop_when_full=True)
+        fit_mixture(mixture, sample, seed, audio.coordinator, **fit)
         return targets
     targets = OnlineTargets(
         encoder,
@@ -146,7 +153,7 @@ def fitted_targets(
         instance_norm=candidate.instance_norm,
         num_components=candidate.dims or None,
     )
-    targets.seed(lambda: random_batches(clips, seed), arguments.frames, seed, **fit)
+    targets.seed(audio, arguments.frames, seed, **fit)
     return targets
 
 
@@ -159,14 +166,7 @@ def under_whole_clips(targets: FrozenTargets, clips: LabelledClips, arguments: I
     mixture.transitions = TransitionModel(mixture.num_components).to(mixture.means.device)
     mixture.transitions.forget_order(mixture.weights)
     for passes, name in ((1, "given the clip"), (BAUM_WELCH, f"given the clip, {BAUM_WELCH} rounds")):
-        fit_transitions(
-            mixture,
-            targets.features,
-            lambda: random_batches(clips, arguments.seed),
-            arguments.frames,
-            passes,
-            Accelerator(),
-        )
+        fit_transitions(mixture, targets.features, fit_audio(clips, arguments), arguments.frames, passes)
         yield name
 
 
@@ -211,7 +211,10 @@ def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat |
         for candidate in bar:
             heartbeat.doing = f"{components} components, {candidate.name}"
             bar.set_description(heartbeat.doing)
-            targets = fitted_targets(candidate, encoder, components, unlabelled, arguments)
+            try:
+                targets = fitted_targets(candidate, encoder, components, unlabelled, arguments)
+            except Interrupted as stop:  # what ends a run of training in order is an error here
+                raise stop.__cause__ from None
             names = [candidate.name]
             if candidate.frame_features is not None:
                 clipwise = under_whole_clips(targets, unlabelled, arguments)

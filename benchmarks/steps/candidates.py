@@ -135,7 +135,13 @@ class SJepaStep:
         self.config = sjepa_config(arguments, recipe, encode_visible_only)
         self.phase = arguments.phase
         self.include_visible = arguments.include_visible or arguments.phase == 1
-        self.layer = min(recipe.get("start_layer", TargetArguments.start_layer), self.config.num_hidden_layers)
+        layer = recipe.get("start_layer", TargetArguments.start_layer)
+        if layer is None:
+            raise ValueError(
+                f"`config` {arguments.config} leaves the layer to the effective ranks of an encoder: name a recipe"
+                " whose `start_layer` is a number."
+            )
+        self.layer = min(layer, self.config.num_hidden_layers)
         self.accelerator, self.device = accelerator, torch.device(arguments.device)
         attention = recipe.get("attn_implementation")
         self.model = SJepaForPreTraining._from_config(self.config, attn_implementation=attention)

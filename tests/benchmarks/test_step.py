@@ -52,6 +52,7 @@ def test_for_one_size_all_batches_have_the_same_masks(make_arguments):
     [
         ("--config nowhere", "no recipe nowhere"),
         ("--phase 3", "`phase` is 3"),
+        ("--config adapt", "`config` adapt leaves the layer to the effective ranks of an encoder: name a recipe"),
         ("--sweep width 1", "`sweep` is width 1"),
         ("--config tiny --compile true", "`compile` is 'true'; choose no or dynamic or static or graphs"),
         ("--device cpu --check_syncs true", "`check_syncs` needs"),

@@ -4,12 +4,13 @@ import copy
 import json
 import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from other_encoders import KINDS, save_other
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -17,7 +18,9 @@ from transformers import AutoModel, AutoModelForCTC, pipeline
 
 from sjepa_hf.contents import ADAPTER, PRETRAINING
 from sjepa_hf.opening import open_config
+from sjepa_hf.push import push
 from training import finetune_classification, finetune_ctc, pretrain
+from training.common import publishing
 from training.pretraining.other_pretraining import load_other
 
 
@@ -112,6 +115,26 @@ def test_an_encoder_of_another_kind_is_published_with_what_a_later_run_takes(hub
         start_pretraining(clips, tmp_path, "--hub_model_id", "ada/hubert", "--output_dir", str(tmp_path / "other"))
 
 
+def test_what_may_lie_beside_an_encoder_is_not_taken_as_absent_unless_it_is_known(hub, tmp_path, monkeypatch, caplog):
+    """Without an answer from the Hub opening is refused; offline the log says it, but for what the cache knows."""
+    push(save_other(copy.deepcopy(KINDS["hubert"]), tmp_path / "theirs"), "ada/hubert")
+    config = open_config("ada/hubert")
+    hub.fail("HEAD", "/pretraining/", 501, times=99)
+    with pytest.raises(
+        ValueError, match="Whether ada/hubert has pretraining/config.json is not known, .* .501 .*: try"
+    ):
+        load_other("ada/hubert", config)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_other("ada/hubert", config) is None
+    assert "ada/hubert: pretraining/model.safetensors is taken as absent, for all that is known" in caplog.text
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub.failures.clear()
+    assert load_other("ada/hubert", config) is None  # and now it is known
+    caplog.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_other("ada/hubert", config) is None and not caplog.messages
+
+
 def test_the_card_of_a_published_model_shows_code_that_runs(hub, clips, tmp_path):
     start_pretraining(clips, tmp_path, "--hub_model_id", "encoder")
     (code,) = re.findall(r"```python\n(.*?)```", ModelCard.load("ada/encoder").text, re.DOTALL)
@@ -136,6 +159,32 @@ def test_what_cannot_be_pushed_is_there_all_the_same(hub, clips, tmp_path):
     assert f"python -m sjepa_hf.push {final} ada/encoder" in caught.value.code
     assert "no space left" in caught.value.code and "model.safetensors" not in hub.files("ada/encoder")
     assert (final / "model.safetensors").is_file() and not (tmp_path / "out" / ".uploading").exists()
+
+
+def test_an_early_end_begins_no_upload_and_says_which_one_it_waits_for(hub, pretrained, tmp_path, monkeypatch, caplog):
+    """Two checkpoints of one name: the one under way goes up as it was, the other not at all."""
+    again, weights = shutil.copytree(pretrained, tmp_path / "again" / pretrained.name), "model.safetensors"
+    content = (pretrained / weights).read_bytes()
+    (again / weights).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    began, go, pushed = threading.Event(), threading.Event(), []
+
+    def slow_push(copy, repo_id, revision):
+        began.set()
+        assert go.wait(30)
+        pushed.append((revision, (copy / weights).read_bytes()))
+
+    monkeypatch.setattr(publishing, "push", slow_push)
+    publisher = publishing.Publisher("ada/encoder", "sjepa", tmp_path)
+    publisher.checkpoint(pretrained, "step-2")
+    assert began.wait(30)
+    publisher.checkpoint(again, "step-2")
+    publisher.stop()
+    assert "not pushed to ada/encoder, as the run ends early: 1." in caplog.text
+    assert "A checkpoint is still on its way to ada/encoder" in caplog.text
+    go.set()
+    publisher._thread.shutdown(wait=True)
+    assert pushed == [("step-2", content)] and (pretrained / weights).read_bytes() == content
+    assert list((tmp_path / ".uploading").iterdir()) == []
 
 
 def test_fine_tuned_models_are_published(hub, clips, pretrained, tmp_path):

@@ -14,9 +14,11 @@ from sjepa_hf.configuration_sjepa import MIXTURE_FEATURES
 from sjepa_hf.frame_features import FRAME_FEATURES
 from sjepa_hf.opening import EMA_ENCODER, open_with_ema
 from sjepa_hf.units import PADDING, UnitRun, units_of
+from training.common.processes import Coordinator
 from training.data.batches import collate
 from training.data.masking import SpanMask
 from training.targets.layer_choice import LayerChoice
+from training.targets.sampling import FitAudio
 from training.targets.targets import FrozenTargets, OnlineTargets
 
 
@@ -70,7 +72,8 @@ def test_units_of_phase_2_are_the_run_s_targets_bit_for_bit(make_config, tmp_pat
     with torch.no_grad():
         for weight in targets.teacher.parameters():
             weight.add_(0.01 * torch.randn_like(weight))  # as the student moves away
-    targets.seed(lambda: [batch] * 3, num_frames=200, seed=0, num_iterations=2)
+    audio = FitAudio(lambda: [batch] * 3, Coordinator(targets.accelerator))
+    targets.seed(audio, num_frames=200, seed=0, num_iterations=2)
     model.mixture.variances.mul_(20)
     targets.describe(model)
     model.save_pretrained(tmp_path)

@@ -45,6 +45,13 @@ def test_every_kind_of_target_is_measured(aligned, make_config, tmp_path, capsys
     assert capsys.readouterr().out.count("\n| ") == len(rows)
 
 
+def test_a_fit_to_too_few_frames_gets_a_sentence(aligned, make_config, tmp_path):
+    SJepaForPreTraining(make_config("log_mel")).save_pretrained(tmp_path / "model")
+    command = [str(tmp_path / "model"), "--train_data", str(aligned), "--data", str(aligned), "--frames", "100"]
+    with pytest.raises(SystemExit, match="error: Cannot fit 500 components to 100 frames"):
+        main([*command, "--components", "500"])
+
+
 def test_what_is_missing_is_named(aligned, tmp_path):
     command = ["--train_data", str(aligned), "--data", str(aligned)]
     with pytest.raises(SystemExit, match="error: .*nowhere cannot be opened: there is no such directory"):

@@ -17,7 +17,7 @@ def parse_dataclasses(
     argv: Sequence[str],
     description: str,
     recipe: str | None = None,
-    left_out: Sequence[str] = (),
+    values: dict | None = None,
     **positional: dict,
 ) -> tuple:
     """
@@ -28,7 +28,7 @@ def parse_dataclasses(
         argv: the command line.
         description: what `--help` says.
         recipe: recipe to take without `--config`.
-        left_out: fields whose value in the recipe is not taken.
+        values: what the recipe sets, where it has been read already.
         positional: options of `add_argument` for each positional argument.
 
     Returns:
@@ -38,9 +38,9 @@ def parse_dataclasses(
         ValueError: for an option that is unknown, a list that is given twice, and a recipe that [`read_recipe`]
             refuses.
     """
-    path = config_path(argv) or recipe
-    values = read_recipe(path, groups) if path else {}
-    values = {name: value for name, value in values.items() if name not in left_out}
+    if values is None:
+        path = config_path(argv) or recipe
+        values = read_recipe(path, groups) if path else {}
     parser = HfArgumentParser(groups, description=description)
     written = [argument.split("=")[0] for argument in argv]
     for action in parser._actions:

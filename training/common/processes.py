@@ -135,6 +135,13 @@ def summed(tensors: Iterable[torch.Tensor], accelerator: Accelerator) -> list[to
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
+def share(tensors: Iterable[torch.Tensor], accelerator: Accelerator) -> None:
+    """Give all processes the first one's tensors, in place: others may have rounded otherwise."""
+    if accelerator.num_processes > 1:
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, src=0)
+
+
 class ProcessesDisagree(UserError):
     """The processes of a run hold different models or mixtures."""
 
@@ -180,7 +187,12 @@ def end_group(accelerator: Accelerator) -> None:
     """
     accelerator._models.clear()
     gc.collect()
-    accelerator.end_training()
+    try:
+        accelerator.end_training()
+    except OSError as error:  # of a tracker that cannot write its last values, before the group has ended
+        logger.error("`report_to` lacks its last values: %s.", error)
+        accelerator.trackers = []
+        accelerator.end_training()
 
 
 def is_lost_connection(error: RuntimeError) -> bool:

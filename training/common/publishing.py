@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from sjepa_hf.command import UserError
@@ -40,10 +40,12 @@ class Publisher:
         self._staging = Path(output_dir) / STAGING
         shutil.rmtree(self._staging, ignore_errors=True)  # of a run that was killed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
+        self._uploads: list[Future] = []
 
     def checkpoint(self, directory: Path, revision: str) -> None:
         """Have a checkpoint pushed as `revision`; returns at once."""
-        copy = self._staging / directory.name
+        folder = self._staging / str(len(self._uploads))  # the same checkpoint may be saved again meanwhile
+        copy = folder / directory.name
         try:
             for name, path in contents(directory).files.items():
                 target = copy / name
@@ -54,9 +56,11 @@ class Publisher:
                     shutil.copyfile(path, target)
         except (OSError, ValueError) as error:
             logger.warning("%s could not be set aside to be pushed: %s", directory, error)
-            shutil.rmtree(copy, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             return
-        self._thread.submit(self._push_checkpoint, copy, revision)
+        upload = self._thread.submit(self._push_checkpoint, copy, revision)
+        upload.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
+        self._uploads.append(upload)
 
     def _push_checkpoint(self, copy: Path, revision: str) -> None:
         try:
@@ -64,11 +68,19 @@ class Publisher:
             logger.info("%s is revision %s of %s on the Hub.", copy.name, revision, self.repo_id)
         except Exception as error:  # a thread's would be lost
             logger.warning("%s could not be pushed to %s: %s", copy.name, self.repo_id, error)
-        finally:
-            shutil.rmtree(copy, ignore_errors=True)
+
+    def stop(self) -> None:
+        """Begin no more uploads, as the run ends; one that is under way is not waited for here."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if left_out := sum(upload.cancelled() for upload in self._uploads):
+            logger.warning("Checkpoints not pushed to %s, as the run ends early: %d.", self.repo_id, left_out)
+        if not all(upload.done() for upload in self._uploads):
+            logger.warning("A checkpoint is still on its way to %s: this process ends once it is there.", self.repo_id)
 
     def finish(self, final: Path) -> None:
         """Wait for the checkpoints under way, then push the result."""
+        if waiting := sum(not upload.done() for upload in self._uploads):
+            logger.info("Checkpoints on their way to %s before the result: %d.", self.repo_id, waiting)
         self._thread.shutdown(wait=True)
         shutil.rmtree(self._staging, ignore_errors=True)
         publish(final, self.repo_id)

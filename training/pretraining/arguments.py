@@ -444,13 +444,13 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     Arguments from `--config RECIPE.yaml` (optional) and `--field value` for each field to override.
 
     Raises:
-        ValueError: for a recipe that is absent or holds an unknown field, for values out of range, and for settings
-            that contradict each other.
+        ValueError: for a recipe that cannot be taken, values out of range, and settings that contradict each other.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     recipe = read_recipe(config_path(argv), ARGUMENTS) if config_path(argv) else {}
     argv += shortened(argv, {f.name: f.default for f in fields(RunArguments)} | recipe)
-    groups = parse_dataclasses(ARGUMENTS, argv, "Pretrain S-JEPA, both phases in one run.", left_out=("model_config",))
+    chosen_there = recipe.pop("model_config", {})
+    groups = parse_dataclasses(ARGUMENTS, argv, "Pretrain S-JEPA, both phases in one run.", values=recipe)
     arguments = Arguments(*groups[: len(ARGUMENTS)])
     try:
         chosen = json.loads(arguments.model.model_config)
@@ -458,7 +458,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         raise ValueError(f"`model_config` is not JSON ({error}): write it like '{{\"hidden_size\": 256}}'.") from None
     if not isinstance(chosen, dict):
         raise ValueError(f"`model_config` is {chosen!r}: write it like '{{\"hidden_size\": 256}}'.")
-    arguments.model.model_config = json.dumps({**recipe.get("model_config", {}), **chosen})
+    arguments.model.model_config = json.dumps(chosen_there | chosen)
     if not arguments.model.initial_checkpoint:
         check_model(arguments, arguments.sjepa_config())
     return arguments
@@ -490,7 +490,7 @@ def check_model(arguments: Arguments, config: SJepaConfig) -> None:
     if (mel_mask := arguments.masking.mel_mask) and (config.front_end != "log_mel" or mel_mask > config.num_mel_bins):
         has = f"has {config.num_mel_bins} mel bins" if config.front_end == "log_mel" else "reads the waveform"
         raise ValueError(f"`mel_mask` hides bands of up to {mel_mask} mel bins, but the model {has}: lower it, or 0.")
-    frames = config.num_frames(int(arguments.data.max_seconds * SAMPLING_RATE))
+    frames = config.num_frames(round(arguments.data.max_seconds * SAMPLING_RATE))
     if frames > config.predictor_max_positions:
         raise ValueError(
             f"`max_seconds` ({arguments.data.max_seconds:g} s, {frames} frames) exceeds the predictor's table of"

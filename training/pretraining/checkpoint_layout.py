@@ -262,9 +262,11 @@ def load_online(directory: Path, online: dict[str, torch.nn.Module]) -> None:
 def load_optimizer(
     directory: Path, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
 ) -> None:
-    """Restore the optimizer, and the gradient scaler where there is one."""
+    """Restore the optimizer but for its settings, and the gradient scaler where there is one."""
     inside = directory / STATE_DIRECTORY
+    settings = {name: optimizer.param_groups[0][name] for name in ("betas", "weight_decay")}
     with restoring(directory, "optimizer"):
         optimizer.load_state_dict(torch.load(inside / OPTIMIZER, map_location="cpu", weights_only=True))
+        optimizer.param_groups[0].update(settings)
         if scaler is not None and (inside / "scaler.pt").is_file():
             scaler.load_state_dict(torch.load(inside / "scaler.pt", weights_only=True))

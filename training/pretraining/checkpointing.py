@@ -28,7 +28,7 @@ def restore(run: Run) -> None:
     """
     checkpoint = run.resumed
     checkpoint_layout.load_optimizer(checkpoint, run.optimizer, run.accelerator.scaler)
-    if run.schedule.phase(run.state.step) == 2 and checkpoint_layout.has_teacher(checkpoint):
+    if checkpoint_layout.has_teacher(checkpoint):
         run.layer_choice.active, run.layer_choice.scores = run.state.active_layer, run.state.layer_scores
         predict_online(
             run, online_targets(run.model.sjepa, run.model.mixture, run.arguments, run.layer_choice, run.accelerator)
@@ -76,7 +76,7 @@ def save(run: Run, directory: Path) -> None:
         accumulation=run.arguments.run.gradient_accumulation_steps,
         data=run.data.position().to_dict(),
     )
-    if run.fitted_phase == 0 or run.state.seeding_due:  # the mixture is not, or no longer, over what is predicted
+    if run.state.seeding_due:  # the mixture is no longer over what is predicted
         run.model.describe_mixture(None)
     else:
         run.targets.describe(run.model)
@@ -84,7 +84,7 @@ def save(run: Run, directory: Path) -> None:
     if run.accelerator.is_main_process:
         write(run, directory, random_states, state)
     if all(gather_object([run.failed_saves == 0])):  # all wait for the one that writes
-        run.saved_step = run.state.step
+        run.unsaved = False
 
 
 def write(run: Run, directory: Path, random_states: list[dict], state: checkpoint_layout.LoopState) -> None:
@@ -102,8 +102,7 @@ def write(run: Run, directory: Path, random_states: list[dict], state: checkpoin
         )
     except (OSError, RuntimeError) as error:
         run.failed_saves += 1
-        free = shutil.disk_usage(directory.parent).free / 2**20
-        in_a_row = f"{run.failed_saves} in a row, {free:.0f} MiB free there"
+        in_a_row = f"{run.failed_saves} in a row, {room_in(directory.parent)}"
         logger.error("%s could not be written (%s): %s.", directory, in_a_row, error)
         if run.failed_saves >= MAX_FAILED:
             run.interruption.ask(1, f"{run.failed_saves} checkpoints in a row could not be written")
@@ -113,3 +112,11 @@ def write(run: Run, directory: Path, random_states: list[dict], state: checkpoin
         resuming.prune_checkpoints(directory.parent, run.arguments.run.save_total_limit)
         if run.publisher and run.arguments.run.hub_strategy == "every_save":
             run.publisher.checkpoint(directory, revision=f"step-{state.step}")
+
+
+def room_in(directory: Path) -> str:
+    """How much space there is, in words; the storage itself may be gone."""
+    try:
+        return f"{shutil.disk_usage(directory).free / 2**20:.0f} MiB free there"
+    except OSError as error:
+        return f"its folder cannot be looked at: {error.strerror}"

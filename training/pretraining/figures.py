@@ -47,13 +47,8 @@ def draw_hidden_frames(history: list[dict], phase1_steps: int, path: Path) -> No
     """
     How far the KL at hidden frames lies below that of the clip's mean guess, over hours of audio seen: a curve for
     each distance to the nearest visible frame.
-
-    Raises:
-        ValueError: if the history holds no such figures.
     """
     measured = [m for m in history if "masked_kl_by_distance" in m]
-    if not measured:
-        raise ValueError("the history holds no KL by distance: nothing to draw.")
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     for index in range(FARTHEST):
         label = f"{index + 1}{' or more' if index == FARTHEST - 1 else ''}"
@@ -85,13 +80,8 @@ def draw_ranks(history: list[dict], phase1_steps: int, path: Path) -> None:
     """
     Effective rank of each layer over hours of audio seen, layer 0 being the input of the first; in phase 2, the active
     layer as dots.
-
-    Raises:
-        ValueError: if the history holds no measure.
     """
     measured = [m for m in history if m.get("effective_ranks")]
-    if not measured:
-        raise ValueError("the history holds no effective ranks: nothing to draw.")
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     hours = [m["hours_seen"] for m in measured]
     ranks = np.array([m["effective_ranks"] for m in measured])  # [measures, layers]

@@ -47,10 +47,11 @@ def build_model(arguments: Arguments, resumed: Path | None, accelerator: Acceler
     size = num_features(targets.phase1_features)
     if not resumed:
         if arguments.run.phase1_steps == 0 and targets.keeps_frozen:
-            if not checkpoint or model.mixture.num_features != size:
+            known = model.config.mixture_features in (None, targets.phase1_features)  # None: it is not said
+            if not (checkpoint and known and model.mixture.num_features == size and model.mixture.is_fitted()):
                 raise ValueError(
                     f"`frozen_weight` keeps the targets of phase 1, but there are none: `phase1_steps` is 0, and"
-                    f" `initial_checkpoint` names no checkpoint with a mixture over {targets.phase1_features}."
+                    f" `initial_checkpoint` names no checkpoint with a fitted mixture over {targets.phase1_features}."
                 )
             if model.config.mixture_transitions != targets.target_transitions:
                 raise ValueError(

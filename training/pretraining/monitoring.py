@@ -158,7 +158,7 @@ class Monitor:
         self.forecast.pause()
 
     def averages(self, device: torch.device) -> dict[str, float]:
-        """Frame means over all processes since the last call; resets the sums."""
+        """Frame means over all processes since the last call, as far as there are any; resets the sums."""
         names = sorted(self._sums)
         values = torch.tensor([float(self._sums[name]) for name in names], dtype=widest_float(device), device=device)
         total = dict(zip(names, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
@@ -167,7 +167,8 @@ class Monitor:
         for part in ("masked", "visible", "frozen"):
             if total.get(f"{part}_frames"):
                 means[f"{part}_kl"] = total[f"{part}_kl"] / total[f"{part}_frames"]
-        means["gradient_norm"] = total["gradient_norm"] / max(total["steps"], 1)
+        if total["steps"]:
+            means["gradient_norm"] = total["gradient_norm"] / total["steps"]
         return means
 
     def line(
@@ -188,7 +189,7 @@ class Monitor:
             "hours_seen": run.seconds_heard() / 3600,
             "learning_rate": run.schedule.learning_rate(step),
             "padded_share": run.data.padded_share,
-            "skipped_clips": run.data.bad_audio.skipped,
+            "skipped_clips": run.data.skipped(),
             "skipped_steps": run.steps_skipped(),
             **self.averages(run.accelerator.device),
             **target_metrics(run.model.mixture, posteriors, output, batch["masked_positions"]),
@@ -216,6 +217,11 @@ class Monitor:
         if not self.accelerator.is_main_process:
             return
         metrics = {k: v for k, v in metrics.items() if not isinstance(v, float) or math.isfinite(v)}
+        if not all(map(math.isfinite, metrics.get("effective_ranks", []))):
+            ranks = metrics.pop("effective_ranks")
+            logger.warning(
+                "Step %d: features are not finite, and effective ranks left out: %s.", metrics["step"], ranks
+            )
         try:
             with self.history.open("a") as file:
                 file.write(json.dumps(metrics) + "\n")

@@ -5,7 +5,7 @@ Phases: which posteriors are predicted, and what happens to model and optimizer 
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -16,7 +16,7 @@ from training.common.seeds import Purpose, seed_for
 from training.pretraining.model import frozen_targets, online_targets
 from training.pretraining.run import Run
 from training.targets.layer_choice import layer_ranks
-from training.targets.sampling import bounded, sample_frames
+from training.targets.sampling import FitAudio, sample_frames
 from training.targets.targets import OnlineTargets, fit_mixture
 from training.targets.transitions import fit_transitions
 
@@ -56,26 +56,24 @@ def fit_mfcc_mixture(run: Run) -> float:
     logger.info("Reading up to %g hours for the MFCC mixture.", settings.fit_hours)
     progress = Progress("MFCC mixture", run.accelerator.is_main_process)
     seed = seed_for(run.arguments.run.seed, Purpose.FIT, run.state.step)
-    targets, read, frames = run.targets, fit_pass(run, progress), settings.fit_frames
-    bounds = {"max_seconds": settings.fit_hours * 3600, "batches_a_round": run.data.readers_here}
-    bounds["coordinator"] = run.coordinator
-    sample = sample_frames(targets.features, read(), frames, seed, run.accelerator, **bounds)
+    targets, audio = run.targets, fit_audio(run, progress)
+    frames, max_seconds = settings.fit_frames, settings.fit_hours * 3600
+    sample = sample_frames(targets.features, audio, frames, seed, max_seconds=max_seconds)
     with run.coordinator.waiting():
         check_frames(run, len(sample))
-    options = settings.fit_options() | {"progress": progress}
-    fit_mixture(targets.mixture, sample, seed, run.accelerator, run.coordinator, **options)
+    fit_mixture(targets.mixture, sample, seed, run.coordinator, progress=progress, **settings.fit_options())
     if settings.target_transitions:
         passes = settings.transition_passes
-        fit_transitions(targets.mixture, targets.features, read, frames, passes, run.accelerator, **bounds)
+        fit_transitions(targets.mixture, targets.features, audio, frames, passes, max_seconds)
     seconds = finished(run, began)
-    run.fitted_phase, run.saved_step = 1, None
+    run.fitted_phase, run.unsaved = 1, True
     return seconds
 
 
 def begin_phase_2(run: Run) -> float:
     """The boundary: EMA encoder := encoder, a new mixture seeded on its features, a new last layer of the head."""
     settings = run.arguments.targets
-    if run.layer_choice.active is None:
+    if run.layer_choice.active is None and not settings.target_layers:
         begin_on_highest_rank(run)
     size = settings.phase2_components, settings.target_dims or run.model.config.hidden_size
     with torch.random.fork_rng(devices=[]):  # it is made on the CPU
@@ -98,11 +96,9 @@ def begin_phase_2(run: Run) -> float:
 def begin_on_highest_rank(run: Run) -> None:
     """Choose the first layer of phase 2, where the settings name none: that of the highest effective rank."""
     step = run.state.step
-    read = fit_pass(run, Progress("Effective ranks", run.accelerator.is_main_process))
-    rounds = {"batches_a_round": run.data.readers_here, "coordinator": run.coordinator}
-    batches = bounded(read(), run.accelerator, max_frames=MEASURED_FRAMES, **rounds)
+    audio = fit_audio(run, Progress("Effective ranks", run.accelerator.is_main_process))
     seed = seed_for(run.arguments.run.seed, Purpose.LAYER_RANKS, step)
-    ranks = layer_ranks(run.model.sjepa, batches, run.accelerator, seed)
+    ranks = layer_ranks(run.model.sjepa, audio.batches(max_frames=MEASURED_FRAMES), run.accelerator, seed)
     run.layer_choice.choose_first(ranks)
     said = " ".join(f"{rank:.1f}" for rank in ranks)
     logger.info("Effective ranks of the layers, 0 first: %s. Layer %d leads.", said, run.layer_choice.active)
@@ -130,11 +126,9 @@ def seed_mixture(run: Run, targets: OnlineTargets, num_frames: int) -> float:
     logger.info("Seeding the mixture on features of layer %s.", ", ".join(map(str, layers)))
     progress = Progress("Mixture of phase 2", run.accelerator.is_main_process)
     targets.seed(
-        fit_pass(run, progress),
+        fit_audio(run, progress),
         num_frames,
         seed_for(run.arguments.run.seed, Purpose.FIT, step),
-        batches_a_round=run.data.readers_here,
-        coordinator=run.coordinator,
         transition_passes=run.arguments.targets.transition_passes,
         progress=progress,
         **run.arguments.targets.fit_options(),
@@ -142,9 +136,13 @@ def seed_mixture(run: Run, targets: OnlineTargets, num_frames: int) -> float:
     return finished(run, began)
 
 
-def fit_pass(run: Run, progress: Progress) -> Callable[[], Iterator[dict]]:
-    """A function that begins a pass over the data for a fit; all passes before the same step are alike."""
-    return lambda: progress.count_hours(run.data.fresh_pass(Purpose.FIT_PASS, run.state.step), run.processes)
+def fit_audio(run: Run, progress: Progress) -> FitAudio:
+    """The audio of a fit; all passes over it before the same step are alike."""
+
+    def read() -> Iterator[dict]:
+        return progress.count_hours(run.data.fresh_pass(Purpose.FIT_PASS, run.state.step), run.processes)
+
+    return FitAudio(read, run.coordinator, run.data.readers_here)
 
 
 def restart_head(run: Run) -> None:

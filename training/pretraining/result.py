@@ -48,15 +48,17 @@ def finish(run: Run) -> None:
         drawn = figures.draw_run(run.output_dir, final, phase1_steps, entropy, components)
         record(run, final, seconds)
         logger.info("Saved %s: model, training state, record and pictures (%s).", final, ", ".join(drawn))
-    if bad := run.data.bad_audio.skipped:
-        logger.warning("%d clips were skipped: %s.", bad, dict(run.data.bad_audio.by_reason))
+    if bad := run.data.skipped():
+        logger.warning("%d clips were skipped: %s.", bad, dict(run.data.clips()[1]))
     run.end()
     if run.publisher:
         run.publisher.finish(final)
 
 
 def record(run: Run, directory: Path, seconds_heard: float) -> None:
-    """training.json of a run that has heard so many seconds of audio."""
+    """training.json of a run that has heard so many seconds of audio; of sources it tells the names alone."""
+    settings, noise = run.arguments.to_dict(), run.arguments.masking.noise_data
+    settings["noise_data"] = noise and list(map(data_name, noise))
     write_record(
         directory,
         run.accelerator,
@@ -66,7 +68,7 @@ def record(run: Run, directory: Path, seconds_heard: float) -> None:
         steps=run.state.step,
         hours_heard=seconds_heard / 3600,
         hours_taken=run.seconds_taken() / 3600,
-        settings=run.arguments.to_dict(),
+        settings=settings,
     )
 
 

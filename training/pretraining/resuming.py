@@ -34,13 +34,18 @@ logger = logging.getLogger(__name__)
 
 FINAL = "final"  # directory of a run's result
 ABANDONED = ".abandoned"  # ending of checkpoints that a run has gone back behind
-# Settings that have had their effect: those of the first mixture's fit, and of phase 1 once it is over.
-PAST = ("initial_checkpoint", "fit_frames", "fit_hours")
-PAST_IN_PHASE_2 = (
-    *("seed_frames", "start_layer", "phase1_learning_rate", "phase1_warmup_steps", "phase1_schedule"),
-    *("phase1_final_factor", "phase1_decay_steps", "phase1_components"),
-)
-OF_PHASE_1_TARGETS = ("phase1_features", "phase1_temperature")  # past in phase 2 too, unless it keeps these targets
+# What becomes of a setting that differs from the checkpoint's, in phase 1 and in phase 2; all others may differ.
+REFUSED, PUT_BACK = "refused", "put back"
+FIXED = {
+    "target_transitions": (REFUSED, REFUSED),
+    **dict.fromkeys(("phase1_features", "phase1_components"), (REFUSED, PUT_BACK)),
+    **dict.fromkeys(("initial_checkpoint", "fit_frames", "fit_hours"), (PUT_BACK, PUT_BACK)),
+    **dict.fromkeys(("phase1_learning_rate", "phase1_warmup_steps", "phase1_schedule"), (None, PUT_BACK)),
+    **dict.fromkeys(("phase1_final_factor", "phase1_decay_steps", "phase1_temperature"), (None, PUT_BACK)),
+    **dict.fromkeys(("seed_frames", "start_layer"), (None, PUT_BACK)),
+    **dict.fromkeys(("phase2_components", "target_layers", "target_instance_norm", "target_dims"), (None, REFUSED)),
+}
+OF_PHASE_1_TARGETS = ("phase1_features", "phase1_temperature")  # where phase 2 keeps these: as in phase 1
 # `model_config`: compared with the model itself
 OF_THIS_START = ("resume_from_checkpoint", "model_config", "output_dir", "dry_run")
 RATES_LOOKED_AT = 1000  # of the steps to come
@@ -189,7 +194,9 @@ def find_checkpoint(output_dir: Path, asked: str) -> Path | None:
         if whole(final) and (newest is None or load_loop_state(final).step >= step_of(newest)):
             newest = final
     if newest is None and (found or asked == "latest"):
-        raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from: start without resuming.")
+        in_the_way = found or (final / RECORD).exists()
+        way_out = "name another `output_dir`, or move what lies there away" if in_the_way else "start without resuming"
+        raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from: {way_out}.")
     return newest
 
 
@@ -259,19 +266,25 @@ def settle(directory: Path, arguments: Arguments, state: LoopState) -> None:
         chosen_before = json.loads(before["model_config"])
         old_schedule = Schedule(SimpleNamespace(run=SimpleNamespace(**before), targets=SimpleNamespace(**before)))
         old_rate = old_schedule.learning_rate(min(state.step, old_schedule.total_steps - 1))
-        keeps = max(before["frozen_weight"], before["frozen_weight_end"]) > 0
-    check_same_targets(
-        directory, before, arguments.to_dict(), Schedule(arguments).phase(state.step), keeps, state.step
-    )
-    past = PAST
-    if has_teacher(directory):
-        past += PAST_IN_PHASE_2 + (() if keeps else OF_PHASE_1_TARGETS)
+        kept = max(before["frozen_weight"], before["frozen_weight_end"]) > 0
+    before = {"target_transitions": False} | before  # which earlier versions did not know
+    in_phase_2, keeps = has_teacher(directory), arguments.targets.keeps_frozen
+    check_phase(directory, before, arguments, state.step)
+    if in_phase_2 and keeps and not kept:
+        raise ValueError(f"`frozen_weight` is above 0, but {directory} has not kept the mixture of phase 1.")
     for group in vars(arguments).values():
         for name in (field.name for field in fields(group)):
             value = json.loads(json.dumps(getattr(group, name)))
             if name not in before or before[name] == value or name in OF_THIS_START:
                 continue
-            if name in past:
+            as_in_phase_2 = in_phase_2 and not (keeps and name in OF_PHASE_1_TARGETS)
+            then = FIXED.get(name, (None, None))[as_in_phase_2]
+            if then == REFUSED:
+                raise ValueError(
+                    f"`{name}` is {value!r}, but the mixture of {directory} was fitted with {before[name]!r}: go on"
+                    " with that, or start a new run from its weights with `initial_checkpoint`."
+                )
+            if then == PUT_BACK:
                 logger.warning("`%s` stays %r, as it has had its effect: %r is too late.", name, before[name], value)
                 setattr(group, name, before[name])
             else:
@@ -280,39 +293,16 @@ def settle(directory: Path, arguments: Arguments, state: LoopState) -> None:
     check_rate(directory, arguments, state.step, old_rate)
 
 
-def check_same_targets(directory: Path, before: dict, settings: dict, phase: int, kept: bool, step: int) -> None:
-    """
-    Raise a ValueError where a checkpoint's mixture would meet other features than it was fitted to.
-
-    Args:
-        directory: the checkpoint.
-        before, settings: of the run that wrote it, and of that which goes on from it (`Arguments.to_dict`).
-        phase: 1 or 2, in which it goes on.
-        kept: whether the run before has kept the mixture of phase 1 in phase 2.
-        step: the checkpoint's.
-    """
-    before = {"target_transitions": False} | before  # which earlier versions did not know
-    in_phase_2, steps = has_teacher(directory), settings["phase1_steps"]
-    if in_phase_2 and (phase == 1 or steps != before.get("phase1_steps", steps)):
-        raise ValueError(f"`phase1_steps` is {steps}, but {directory} is of phase 2: leave it as it was.")
-    if not in_phase_2 and steps < step:
+def check_phase(directory: Path, before: dict, arguments: Arguments, step: int) -> None:
+    """Raise a ValueError where a checkpoint of that step would come to lie in another phase than it was saved in."""
+    steps = arguments.run.phase1_steps
+    if has_teacher(directory):
+        if steps != before.get("phase1_steps", steps) or step < steps:
+            raise ValueError(f"`phase1_steps` is {steps}, but {directory} is of phase 2: leave it as it was.")
+    elif steps < step:
         raise ValueError(
             f"`phase1_steps` is {steps}, but {directory} has taken {step} of them: {step} begins phase 2 here."
         )
-    names = ["phase1_features", "phase1_components"] if phase == 1 else []
-    if in_phase_2:
-        names = ["phase2_components", "target_layers", "target_instance_norm", "target_dims"]
-    keeps = max(settings["frozen_weight"], settings["frozen_weight_end"]) > 0
-    if phase == 2 and keeps:
-        names.append("phase1_features")
-    if in_phase_2 and keeps and not kept:
-        raise ValueError(f"`frozen_weight` is above 0, but {directory} has not kept the mixture of phase 1.")
-    for name in ["target_transitions", *names]:
-        if name in before and before[name] != settings[name]:
-            raise ValueError(
-                f"`{name}` is {settings[name]!r}, but the mixture of {directory} was fitted with {before[name]!r}:"
-                " go on with that, or start a new run from its weights with `initial_checkpoint`."
-            )
 
 
 def check_same_model(directory: Path, arguments: Arguments, chosen_before: dict) -> None:

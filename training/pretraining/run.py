@@ -44,11 +44,12 @@ class Run:
         targets (`FrozenTargets` or `OnlineTargets`): make the posteriors that are predicted.
         frozen_targets (`FrozenTargets`, *optional*): in phase 2 those of phase 1, where they stay in the loss.
         layer_choice (`LayerChoice`): which layer the targets of phase 2 are read from.
-        fitted_phase (`int`): the phase whose mixture has been fitted; 0 before the first.
+        fitted_phase (`int`): the phase that model and targets are ready for, its mixture being fitted; 0 before the
+            first. Where the next step is of another one by the schedule, a fit is due.
         data (`TrainingData`): the batches of this process.
         skipped_steps (`torch.Tensor`): `(2,)`, steps without an update because of a NaN or infinite gradient, in a row
             and since the run was started.
-        saved_step (`int`, *optional*): step that the last checkpoint holds; the first until a mixture is fitted.
+        unsaved (`bool`): whether a step, or the fit of the first mixture, is in no checkpoint yet.
         failed_saves (`int`): checkpoints in a row that could not be written.
         publisher (`Publisher`, *optional*): sends results to the Hub, from the main process.
         output_dir (`Path`), lock (`FileLock`): where results go, and what keeps other runs out of it.
@@ -99,7 +100,7 @@ class Run:
         position = DataPosition.from_dict(self.state.data) if self.resumed else None
         self.data = TrainingData(arguments, self.accelerator, self.coordinator, position)
         self.skipped_steps = torch.zeros(2, device=self.accelerator.device)
-        self.saved_step: int | None = self.state.step
+        self.unsaved = False
         self.failed_saves = 0
         self.wrap()
 

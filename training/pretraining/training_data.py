@@ -99,7 +99,7 @@ class RestartingLoader:
                         f"Data loader workers died {restarts} times in a row: {why_died(workers)}."
                     ) from None
                 logger.warning("A process that reads audio died and is replaced (%d): %s", restarts, first_line(error))
-                self._loader = self._open_loader(self.position)
+                self._loader, timeout = self._open_loader(self.position), None
         if batch is not None:
             self.position.positions[batch["reader"]] = batch["position"]
             self.position.batches += self._processes
@@ -260,6 +260,10 @@ class TrainingData:
         if self.accelerator.is_main_process:  # its clips are those of all processes
             self.bad_audio.restore(state.clips_seen, state.clips_skipped)
         self._mark()
+
+    def skipped(self) -> int:
+        """Unusable clips of all processes since the run began. Every process must call it."""
+        return sum(gather_object([self.bad_audio.skipped]))
 
     def clips(self) -> tuple[int, Counter[str]]:
         """Clips of all processes up to what was taken, and the unusable ones by reason. Every process must call it."""

@@ -3,13 +3,16 @@ dimensions or their whitened principal components.
 """
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from sjepa_hf import SJepaModel
 from sjepa_hf.frames import check_frames, frame_lengths
 from sjepa_hf.layer_features import SJepaWhitening, read_layers
+from training.common.processes import Coordinator, share
 from training.data.batches import real_frames
+
+
+FRAMES_AT_ONCE = 10_000  # in double precision: 61 MB of 768 dimensions
 
 
 class TargetFeatures:
@@ -48,20 +51,23 @@ class TargetFeatures:
         layers = self.layers or (active_layer,)
         return read_layers(self.encoder, batch["input_values"], batch["attention_mask"], layers, real)
 
-    def __call__(self, batch: dict, active_layer: int) -> torch.Tensor:
-        """What the mixture models, `(batch_size, sequence_length, D)`, fp32."""
-        return self.whitening(self.full(batch, active_layer))
-
     @torch.no_grad()
-    def fit(self, sample: torch.Tensor, accelerator: Accelerator) -> None:
-        """Principal components of frames `(N, hidden_size)` that every process holds, each scaled to variance 1."""
-        if self.num_components is not None:
+    def fit(self, sample: torch.Tensor, coordinator: Coordinator) -> None:
+        """
+        Principal components of frames `(N, hidden_size)` that every process holds, each scaled to variance 1; all take
+        the first process's.
+
+        Raises:
+            Interrupted: if the run is to end meanwhile, or there are too few frames.
+        """
+        if self.num_components is None:
+            return
+        with coordinator.waiting():
             mean, directions = whitened_components(sample, self.num_components)
-            self.whitening.mean.copy_(mean)
-            self.whitening.directions.copy_(directions)
-            if accelerator.num_processes > 1:  # other processors may round otherwise
-                for buffer in self.whitening.buffers():
-                    torch.distributed.broadcast(buffer, src=0)
+        coordinator.sum()
+        self.whitening.mean.copy_(mean)
+        self.whitening.directions.copy_(directions)
+        share(self.whitening.buffers(), coordinator.accelerator)
 
 
 def whitened_components(sample: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,10 +83,10 @@ def whitened_components(sample: torch.Tensor, count: int) -> tuple[torch.Tensor,
             f"`target_dims` asks for {count} principal components of {sample.shape[0]} frames of {sample.shape[1]}"
             " dimensions: ask for fewer."
         )
-    frames = sample.double().cpu()
-    mean = frames.mean(0)
-    centred = frames - mean
-    variances, vectors = torch.linalg.eigh(centred.T @ centred / len(frames))  # in rising order
+    parts = sample.cpu().split(FRAMES_AT_ONCE)
+    mean = sum(part.double().sum(0) for part in parts) / len(sample)
+    centred = (part.double() - mean for part in parts)
+    variances, vectors = torch.linalg.eigh(sum(part.T @ part for part in centred) / len(sample))  # in rising order
     variances, vectors = variances.flip(0)[:count], vectors.flip(1)[:, :count]
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     vectors = vectors * largest.sign()

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from sjepa_hf import SJepaModel
 from sjepa_hf.measures import effective_rank
+from training.common.processes import share
 from training.data.batches import real_frames
 from training.targets.sampling import FrameReservoir, smallest
 
@@ -96,6 +97,5 @@ def layer_ranks(
         frames = smallest(*reservoir.sample(), RANK_FRAMES, accelerator)
         ranks.append(effective_rank(frames.to(accelerator.device)))
     ranks = torch.stack(ranks)
-    if accelerator.num_processes > 1:
-        torch.distributed.broadcast(ranks, src=0)  # the same up to the last bits, which must not decide either
+    share([ranks], accelerator)  # the last bits must not decide either
     return ranks.tolist()

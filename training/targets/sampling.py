@@ -1,10 +1,11 @@
 """Sampling of frames: uniform over a stream, in one pass and bounded memory, the same whoever reads the stream.
 
-`bounded` is the pass, for those who need frames in their order.
+`FitAudio` is the stream, for those who need frames in their order.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -70,49 +71,44 @@ class FrameReservoir:
             self._limit = int(numbers[order[-1]])
 
 
-def bounded(
-    batches: Iterable[dict],
-    accelerator: Accelerator,
-    *,
-    max_seconds: float = math.inf,
-    max_frames: float = math.inf,
-    batches_a_round: int = 1,
-    coordinator: Coordinator | None = None,
-) -> Iterator[dict]:
+@dataclass
+class FitAudio:
     """
-    Batches of this process, on its device, until all processes together have read enough. They end after a whole round
-    of all readers, so that it does not matter how readers are shared out.
+    What is fitted to: passes over the same batches, each of which ends in all processes alike.
 
     Args:
-        batches: of this process.
-        max_seconds, max_frames: how much is enough, over all processes.
-        batches_a_round: batches of this process between two looks at whether to end: its number of readers.
-        coordinator: sums what all processes have read, and may stop them.
+        read: begins a pass over the batches of this process.
+        coordinator (`Coordinator`): sums what all processes have read, and may stop them.
+        readers (`int`): of this process. A pass ends after a whole round of them, so that it does not matter how
+            readers are shared out.
     """
-    coordinator = coordinator or Coordinator(accelerator)
-    seconds, frames, batches = 0.0, 0, iter(batches)
-    while True:
-        batch = None
-        for batch in islice(batches, batches_a_round):
-            seconds, frames = seconds + batch["seconds"], frames + int(frame_lengths(batch["lengths"]).sum())
-            yield to_device(batch, accelerator.device)
-        going, heard, seen = coordinator.sum(float(batch is not None), seconds, float(frames))
-        if not going or heard >= max_seconds or seen >= max_frames:
-            return
+
+    read: Callable[[], Iterable[dict]]
+    coordinator: Coordinator
+    readers: int = 1
+
+    def batches(self, max_seconds: float = math.inf, max_frames: float = math.inf) -> Iterator[dict]:
+        """A pass: batches on the device, until all processes together have read so many seconds or frames."""
+        seconds, frames, batches = 0.0, 0, iter(self.read())
+        while True:
+            batch = None
+            for batch in islice(batches, self.readers):
+                seconds, frames = seconds + batch["seconds"], frames + int(frame_lengths(batch["lengths"]).sum())
+                yield to_device(batch, self.coordinator.accelerator.device)
+            going, heard, seen = self.coordinator.sum(float(batch is not None), seconds, float(frames))
+            if not going or heard >= max_seconds or seen >= max_frames:
+                return
 
 
 @torch.no_grad()
 def sample_frames(
     features: Callable[[dict], torch.Tensor],
-    batches: Iterable[dict],
+    audio: FitAudio,
     num_frames: int,
     seed: int,
-    accelerator: Accelerator,
     *,
     max_seconds: float = math.inf,
     stop_when_full: bool = False,
-    batches_a_round: int = 1,
-    coordinator: Coordinator | None = None,
 ) -> torch.Tensor:
     """
     Uniform sample of the frames of all processes, the same in each: `(at most num_frames, num_features)`. It depends
@@ -121,21 +117,20 @@ def sample_frames(
 
     Args:
         features: function from a batch to `(batch_size, sequence_length, num_features)`.
-        batches: of this process.
+        audio: of which one pass is read.
         num_frames: size of the sample over all processes.
         seed: seed of the sample.
-        stop_when_full: stop as soon as that many frames were seen, instead of reading all that there is.
-        max_seconds, batches_a_round, coordinator: see [`bounded`].
+        max_seconds: of audio that are read, over all processes.
+        stop_when_full: stop as soon as `num_frames` were seen, instead of reading all that there is.
 
     Raises:
         ValueError: if no process has read a frame.
     """
     reservoir = FrameReservoir(num_frames, seed)
-    options = {"max_seconds": max_seconds, "batches_a_round": batches_a_round, "coordinator": coordinator}
-    for batch in bounded(batches, accelerator, max_frames=num_frames if stop_when_full else math.inf, **options):
+    for batch in audio.batches(max_seconds, max_frames=num_frames if stop_when_full else math.inf):
         values = features(batch)
         reservoir.add(values[real_frames(batch, values.shape[1])], batch["draw"])
-    frames = smallest(*reservoir.sample(), num_frames, accelerator).cpu()
+    frames = smallest(*reservoir.sample(), num_frames, audio.coordinator.accelerator).cpu()
     if not len(frames):
         raise ValueError("No frame of the training data could be read: the log names the files and what is wrong.")
     return frames

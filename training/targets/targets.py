@@ -5,8 +5,6 @@ clean audio, in fp32, outside autograd.
 
 import copy
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -15,10 +13,10 @@ from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel, S
 from sjepa_hf.frame_features import FRAME_FEATURES
 from sjepa_hf.frames import frame_lengths
 from sjepa_hf.hmm import TransitionStatistics
-from training.common.processes import Coordinator, summed
+from training.common.processes import Coordinator, share, summed
 from training.targets.encoder_features import TargetFeatures
 from training.targets.layer_choice import LayerChoice
-from training.targets.sampling import sample_frames
+from training.targets.sampling import FitAudio, sample_frames
 from training.targets.transitions import fit_transitions
 
 
@@ -117,9 +115,8 @@ class OnlineTargets:
 
     @torch.inference_mode()
     def features(self, batch: dict) -> torch.Tensor:
-        """EMA features that the mixture models, `(batch_size, sequence_length, D)`; later layers do not run."""
-        with self.accelerator.autocast():
-            return self.target_features(batch, self.layer_choice.active)
+        """EMA features that the mixture models, `(batch_size, sequence_length, D)`, fp32; later layers do not run."""
+        return self.target_features.whitening(self.full_features(batch))
 
     @torch.inference_mode()
     def full_features(self, batch: dict) -> torch.Tensor:
@@ -173,64 +170,43 @@ class OnlineTargets:
         return self.mixture.reseed_dead()
 
     @torch.no_grad()
-    def seed(
-        self,
-        read: Callable[[], Iterable[dict]],
-        num_frames: int,
-        seed: int,
-        batches_a_round: int = 1,
-        coordinator: Coordinator | None = None,
-        transition_passes: int = 1,
-        **fit,
-    ) -> list[float]:
+    def seed(self, audio: FitAudio, num_frames: int, seed: int, transition_passes: int = 1, **fit) -> list[float]:
         """
         Fit principal components (if any) and mixture to the active layer's features of some frames, then transitions
-        (if any) to as many; `read` begins a pass over the batches of this process. Returns the log-likelihoods of
-        `fit`. If it is interrupted, all are as they were.
+        (if any) to as many. Returns the log-likelihoods of `fit`. If it is interrupted, all are as they were.
         """
         buffers = [*self.target_features.whitening.buffers(), *self.mixture.buffers()]
         before = [buffer.clone() for buffer in buffers]
         try:
-            return self._seed(read, num_frames, seed, batches_a_round, coordinator, transition_passes, **fit)
+            sample = sample_frames(self.full_features, audio, num_frames, seed, stop_when_full=True)
+            self._pending = None
+            self.target_features.fit(sample, audio.coordinator)
+            sample = self.target_features.whitening(sample.to(self.accelerator.device)).cpu()
+            history = fit_mixture(self.mixture, sample, seed, audio.coordinator, **fit)
+            if self.mixture.transitions is not None:
+                fit_transitions(self.mixture, self.features, audio, num_frames, transition_passes)
         except BaseException:
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(old)
             raise
-
-    def _seed(self, read, num_frames, seed, batches_a_round, coordinator, transition_passes, **fit) -> list[float]:
-        rounds = {"batches_a_round": batches_a_round, "coordinator": coordinator}
-        sample = sample_frames(
-            self.full_features, read(), num_frames, seed, self.accelerator, stop_when_full=True, **rounds
-        )
-        self._pending = None
-        self.target_features.fit(sample, self.accelerator)
-        sample = self.target_features.whitening(sample.to(self.accelerator.device)).cpu()
-        history = fit_mixture(self.mixture, sample, seed, self.accelerator, coordinator, **fit)
-        if self.mixture.transitions is not None:
-            fit_transitions(
-                self.mixture, self.features, read, num_frames, transition_passes, self.accelerator, **rounds
-            )
         return history
 
 
 def fit_mixture(
-    mixture: DiagonalGaussianMixture,
-    sample: torch.Tensor,
-    seed: int,
-    accelerator: Accelerator,
-    coordinator: Coordinator | None = None,
-    **fit,
+    mixture: DiagonalGaussianMixture, sample: torch.Tensor, seed: int, coordinator: Coordinator, **fit
 ) -> list[float]:
     """
     Fit a mixture to a sample that every process holds; each does the same. Returns the log-likelihoods of `fit`.
 
     On a GPU sums may be formed in another order each time: all take the first process's mixture, which is the others'
     up to that rounding.
+
+    Raises:
+        Interrupted: if the run is to end meanwhile, or the fit fails.
     """
-    with coordinator.waiting() if coordinator else nullcontext():
+    with coordinator.waiting():
         history = mixture.fit(sample, generator=torch.Generator().manual_seed(seed), **fit)
-    if coordinator:
-        coordinator.sum()
+    coordinator.sum()
     logger.info(
         "Mixture of %d components fitted to %d frames: log-likelihood in nats per frame after k-means and each EM"
         " iteration: %s",
@@ -240,7 +216,5 @@ def fit_mixture(
     )
     if dead := mixture.num_dead():
         logger.warning("%d of the components have hardly a frame: equal frames, such as digital silence.", dead)
-    if accelerator.num_processes > 1:
-        for buffer in mixture.buffers():
-            torch.distributed.broadcast(buffer, src=0)
+    share(mixture.buffers(), coordinator.accelerator)
     return history

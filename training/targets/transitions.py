@@ -1,16 +1,16 @@
 """Transitions of a mixture that is a hidden Markov model: estimated on audio, its Gaussians staying as they are."""
 
 import logging
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 
 import torch
-from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture
 from sjepa_hf.frames import frame_lengths
 from sjepa_hf.hmm import TransitionStatistics
 from training.common.processes import summed
-from training.targets.sampling import bounded
+from training.targets.sampling import FitAudio
 
 
 logger = logging.getLogger(__name__)
@@ -20,11 +20,10 @@ logger = logging.getLogger(__name__)
 def fit_transitions(
     mixture: DiagonalGaussianMixture,
     features: Callable[[dict], torch.Tensor],
-    read: Callable[[], Iterable[dict]],
+    audio: FitAudio,
     num_frames: int,
     passes: int,
-    accelerator: Accelerator,
-    **options,
+    max_seconds: float = math.inf,
 ) -> list[float]:
     """
     Baum-Welch over the transitions alone, the same in all processes. After [`DiagonalGaussianMixture.fit`] states are
@@ -34,19 +33,18 @@ def fit_transitions(
     Args:
         mixture: with `transitions`, where they begin.
         features: function from a batch to `(batch_size, sequence_length, num_features)`.
-        read: begins a pass over the batches of this process, the same each time.
-        num_frames: frames over all processes after which a pass ends.
+        audio: of which passes are read.
+        num_frames, max_seconds: over all processes, after which a pass ends.
         passes: how many.
-        options: of [`bounded`].
 
     Returns:
         Log-likelihood in nats per frame before each pass has changed anything.
     """
-    history, transitions = [], mixture.transitions
+    history, transitions, accelerator = [], mixture.transitions, audio.coordinator.accelerator
     for _ in range(passes):
         counts = TransitionStatistics(torch.zeros_like(transitions.initial), torch.zeros_like(transitions.pairs))
         likelihood = torch.zeros_like(transitions.initial[:1])
-        for batch in bounded(read(), accelerator, max_frames=num_frames, **options):
+        for batch in audio.batches(max_seconds, num_frames):
             frames = features(batch)
             observed = mixture.log_likelihoods(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
             found = transitions.expectation(observed, frame_lengths(batch["lengths"]))

@@ -1,11 +1,15 @@
 """Processes sum what they hold, and those that have drifted apart are found before anything is saved."""
 
+import errno
+from types import SimpleNamespace
+
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from training.common import processes
-from training.common.processes import ProcessesDisagree, bits, check_processes_agree, summed
+from training.common.processes import ProcessesDisagree, bits, check_processes_agree, end_group, summed
 
 
 class TwoProcesses:
@@ -29,6 +33,17 @@ def test_tensors_of_any_shape_are_summed_at_once():
     for part, total in zip(parts, summed(iter(parts), exchange), strict=True):
         assert total.equal(2 * part)
     assert exchange.times == 1
+
+
+def test_a_tracker_that_cannot_end_leaves_the_group_ended(monkeypatch, caplog):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    accelerator, ended = Accelerator(cpu=True), []
+    accelerator.trackers = [SimpleNamespace(finish=full)]
+    monkeypatch.setattr(accelerator.state, "destroy_process_group", lambda: ended.append(1))
+    end_group(accelerator)
+    assert ended == [1] and "`report_to` lacks its last values: [Errno 28] No space left" in caplog.text
 
 
 def checked(monkeypatch, other: nn.Module, other_layer: int = 1) -> None:

@@ -77,6 +77,11 @@ def test_every_field_is_documented():
         ("{}", ["--target_dims", "1000"], "`target_dims` is 1000; it must lie between 1 and the model's 768"),
         ("{}", ["--target_layers", "0", "7"], "`target_layers` names layer 7, but the model has layers 1 to 6"),
         ("{}", ["--max_seconds", "20"], "table of 750 positions"),
+        (
+            "model_config: {predictor_max_positions: 402}",
+            ["--max_seconds", "8.065"],
+            "8.065 s, 403 frames. exceeds the predictor's table of 402",
+        ),
         ("{}", ["--mixture_average", "mean"], "`mixture_average` is 'mean'; choose one of statistics, parameters"),
         ("{}", ["--phase2_schedule", "cos"], "`phase2_schedule` is 'cos'; choose one of linear, cosine, constant"),
         ("{}", ["--ema_decays", "0.9", "1.1"], "`ema_decays` must lie between 0 and 1, got 1.1"),

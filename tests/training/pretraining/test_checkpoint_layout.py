@@ -24,6 +24,17 @@ def test_a_run_that_numbered_layers_otherwise_is_not_resumed(command, tmp_path):
         load_loop_state(tmp_path / "out" / "checkpoint-4")
 
 
+def test_the_optimizer_goes_on_with_the_settings_of_this_start(finished, tmp_path):
+    out, fixed, _ = finished
+    changed = ["--weight_decay", "0.5", "--adam_beta1", "0.8", "--adam_beta2", "0.95"]
+    at = ["--output_dir", str(tmp_path / "out"), "--resume_from_checkpoint", str(out / "checkpoint-6")]
+    run = pretrain.prepare(pretrain.parse_arguments([*fixed, *at, *changed]))
+    run.lock.release()
+    (group,) = run.optimizer.param_groups
+    assert (group["weight_decay"], group["betas"]) == (0.5, (0.8, 0.95))
+    assert all("exp_avg" in run.optimizer.state[parameter] for parameter in group["params"])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

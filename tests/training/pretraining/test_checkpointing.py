@@ -2,6 +2,7 @@
 
 import errno
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from pretraining_runs import assert_equal_weights, in_one_thread
 
 from sjepa_hf.opening import open_sjepa_config, open_with_ema
 from training import pretrain
-from training.pretraining import checkpoint_layout, phases
+from training.pretraining import checkpoint_layout, checkpointing, phases
 from training.pretraining.checkpoint_layout import damage
 from training.pretraining.resuming import checkpoints
 
@@ -56,6 +57,15 @@ def test_a_disk_that_stays_full_ends_the_run(command, tmp_path, monkeypatch, cap
     fill_the_disk(monkeypatch, [4, 8, 12, 16])
     with pytest.raises(SystemExit, match="error: stopped at step .*3 checkpoints in a row could not be written"):
         in_one_thread(command("--num_workers", "0"))
+
+
+def test_storage_that_is_gone_costs_checkpoints_alone(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    run = SimpleNamespace(failed_saves=0, model=None, optimizer=None, accelerator=SimpleNamespace(scaler=None))
+    run.targets, run.arguments = SimpleNamespace(modules={}), SimpleNamespace(to_dict=dict)
+    checkpointing.write(run, tmp_path / "file" / "out" / "checkpoint-4", [], None)
+    assert run.failed_saves == 1
+    assert "could not be written (1 in a row, its folder cannot be looked at: Not a directory)" in caplog.text
 
 
 def test_a_checkpoint_says_what_its_mixture_is_over(command, tmp_path):

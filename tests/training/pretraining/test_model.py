@@ -48,6 +48,20 @@ def test_an_attention_that_is_not_installed_is_refused(noise, tmp_path):
             pretrain.main(command(noise, tmp_path, "--attn_implementation", name, "--report_to", "none"))
 
 
+def test_targets_that_are_kept_must_be_fitted_to_the_features_of_phase_1(finished, noise, tmp_path):
+    """Other features may have as many values (mfcc, mfcc_cmn); a mixture without weights of its own is random."""
+    phase_1 = finished[0] / "checkpoint-3"
+    random = AutoModelForPreTraining.from_pretrained(phase_1)
+    random.replace_mixture(8, 39)
+    random.save_pretrained(tmp_path / "random")
+    keeps = ["--phase1_steps", "0", "--frozen_weight", "0.5", "--report_to", "none", "--dry_run", "true"]
+    for checkpoint, features in ((tmp_path / "random", "mfcc"), (phase_1, "mfcc_cmn")):
+        options = [*keeps, "--initial_checkpoint", str(checkpoint), "--phase1_features", features]
+        with pytest.raises(SystemExit, match=f"error: .*names no checkpoint with a fitted mixture over {features}"):
+            pretrain.main(command(noise, tmp_path, *options))
+    pretrain.main(command(noise, tmp_path, *keeps, "--initial_checkpoint", str(phase_1)))
+
+
 def test_a_run_with_transitions_starts_from_weights_without(finished, noise, tmp_path):
     """Its mixture is new all the same; one that is kept must have been fitted as this run's are."""
     begin = ["--target_transitions", "true", "--report_to", "none", "--initial_checkpoint"]

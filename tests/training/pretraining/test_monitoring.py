@@ -103,6 +103,24 @@ def test_the_bar_and_the_rate_of_audio_leave_out_what_is_no_step(run, tmp_path, 
     assert read_history(tmp_path / "metrics.jsonl")[1]["audio_seconds_per_second"] == pytest.approx(20.0)
 
 
+def test_where_all_steps_were_skipped_there_is_no_gradient_norm(run):
+    run.schedule.phase = lambda step: 1
+    monitor, broken = Monitor(run), torch.tensor(True)
+    monitor.count_step([{"masked_kl": torch.tensor(float("nan")), "masked_frames": 3}], torch.tensor(math.inf), broken)
+    assert monitor.averages(torch.device("cpu")) == {}
+    monitor.count_step([{"masked_kl": torch.tensor(6.0), "masked_frames": 3}], torch.tensor(0.5), ~broken)
+    assert monitor.averages(torch.device("cpu")) == {"masked_kl": 2.0, "gradient_norm": 0.5}
+
+
+def test_ranks_of_features_that_are_not_finite_are_told_and_not_written(run, tmp_path, caplog):
+    Monitor(run).write(
+        {"step": 3, "phase": 1, "hours_seen": 0.1, "padded_share": 0.0, "effective_ranks": [2, math.nan]}
+    )
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "effective_ranks" not in json.loads(text)
+    assert "Step 3: features are not finite, and effective ranks left out: [2, nan]" in caplog.text
+
+
 def test_what_is_known_at_hidden_frames_is_shown_everywhere(run, tmp_path, monkeypatch, caplog):
     """History, trackers, bar, and a word in the log where it is nothing."""
     tracked = []

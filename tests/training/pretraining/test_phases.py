@@ -48,6 +48,18 @@ def test_the_boundary_keeps_what_it_should(noise, tmp_path):
     assert run.model.mixture.log_prob(features).mean() > untrained.log_prob(features).mean()
 
 
+def test_no_layer_is_chosen_by_rank_where_others_make_the_targets(noise, tmp_path, monkeypatch):
+    """`start_layer: null` beside `target_layers`, through a checkpoint too."""
+    monkeypatch.setattr(phases, "begin_on_highest_rank", lambda run: pytest.fail("measured"))
+    options = ["--phase1_steps", "2", "--phase2_steps", "2", "--report_to", "none", "--target_layers", "1", "2"]
+    arguments = command(noise, tmp_path, *options, "--save_steps", "3", "--layer_check_steps", "100")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("start_layer: 2", "start_layer: null"))
+    pretrain.main(arguments)
+    pretrain.main([*arguments, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-3")])
+    assert "active_layer" not in read_history(tmp_path / "out" / "metrics.jsonl")[-1]
+
+
 def test_another_layer_means_other_clusters_and_a_new_last_layer(noise, tmp_path):
     run = pretrain.prepare(pretrain.parse_arguments(command(noise, tmp_path, "--report_to", "none")))
     phases.begin_phase_2(run)

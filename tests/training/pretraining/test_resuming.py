@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,8 +24,8 @@ from transformers import AutoConfig
 
 from training import pretrain
 from training.pretraining import resuming
-from training.pretraining.arguments import RunArguments
-from training.pretraining.checkpoint_layout import damage, load_loop_state
+from training.pretraining.arguments import ARGUMENTS, RunArguments, parse_arguments
+from training.pretraining.checkpoint_layout import LoopState, damage, load_arguments, load_loop_state
 from training.pretraining.monitoring import read_history
 from training.pretraining.resuming import check_rate, checkpoints, find_checkpoint
 
@@ -104,8 +105,10 @@ def test_a_torn_checkpoint_is_named_and_passed_over(command, tmp_path, caplog):
     with pytest.raises(ValueError, match="checkpoint-8 is damaged: .* Take an earlier one"):
         find_checkpoint(out, str(out / "checkpoint-8"))
     (out / "checkpoint-4" / "config.json").unlink()
-    with pytest.raises(ValueError, match="no complete checkpoint"):
+    with pytest.raises(ValueError, match="no complete checkpoint .*: name another `output_dir`, or move what lies"):
         find_checkpoint(out, "auto")
+    with pytest.raises(ValueError, match="no complete checkpoint .*: start without resuming"):
+        find_checkpoint(tmp_path, "latest")
     assert find_checkpoint(tmp_path, "auto") is None
 
 
@@ -157,6 +160,28 @@ def test_settings_that_have_changed_are_named_refused_or_put_back(resume, tmp_pa
     assert (record["fit_hours"], record["seed_frames"], record["phase1_learning_rate"]) == (1000.0, 600, 0.001)
     assert record["weight_decay"] == 0.5
     assert json.loads(record["model_config"])["hidden_size"] == 32
+
+
+def test_what_is_fixed_are_settings():
+    assert resuming.FIXED.keys() <= {field.name for group in ARGUMENTS for field in fields(group)}
+
+
+def test_settings_of_kept_targets_stay_open_in_phase_2_but_for_their_features(finished, tmp_path, monkeypatch, caplog):
+    """As long as the run keeps them; else they have had their effect."""
+    before = load_arguments(finished[0] / "checkpoint-6") | {"frozen_weight": 0.5}
+    monkeypatch.setattr(resuming, "load_arguments", lambda directory: before)
+
+    def settled(*options):
+        arguments = parse_arguments([*finished[1], "--output_dir", str(tmp_path), *options])
+        resuming.settle(finished[0] / "checkpoint-6", arguments, LoopState(step=6))
+        return arguments.targets
+
+    keeps = ["--frozen_weight", "0.5", "--phase1_temperature", "2"]
+    assert settled(*keeps).phase1_temperature == 2
+    with pytest.raises(ValueError, match="`phase1_features` is 'mfcc_cmn', but the mixture of .* with 'mfcc'"):
+        settled(*keeps, "--phase1_features", "mfcc_cmn")
+    targets = settled("--phase1_temperature", "2", "--phase1_features", "mfcc_cmn")
+    assert (targets.phase1_temperature, targets.phase1_features) == (1.0, "mfcc")
 
 
 def test_steps_that_would_learn_nothing_are_refused(tmp_path):

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from training.pretraining.arguments import parse_arguments
-from training.pretraining.schedules import Schedule, ema_decay, learning_rate_factor
+from training.pretraining.schedules import Schedule, learning_rate_factor
 
 
 def factors(**arguments) -> list[float]:
@@ -43,8 +43,6 @@ def test_the_rate_can_stay_at_its_peak_until_the_last_steps():
         learning_rate_factor(step, num_steps=10, warmup_steps=2, shape="linear", decay_steps=4) for step in range(11)
     ]
     assert factors == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0])
-    with pytest.raises(ValueError, match="decay_steps"):
-        learning_rate_factor(0, num_steps=10, warmup_steps=2, shape="linear", decay_steps=9)
 
 
 def test_a_schedule_tells_the_phases_apart():
@@ -58,45 +56,8 @@ def test_a_schedule_tells_the_phases_apart():
     rates = [schedule.learning_rate(step) for step in (0, 2, 4, 5, 11)]
     assert rates == pytest.approx([1, 0.5, 0.25, 0.5, 0.5])
     assert [schedule.frozen_weight(step) for step in (4, 8, 12)] == pytest.approx([0.8, 0.4, 0])
-    assert [schedule.ema_decay(step) for step in (0, 4, 7, 10)] == [0.9, 0.9, 0.99, 0.9]
+    assert [schedule.ema_decay(step) for step in (0, 4, 6, 7, 9, 10, 13)] == [0.9, 0.9, 0.9, 0.99, 0.99, 0.9, 0.99]
 
 
 def test_a_phase_of_warm_up_alone():
     assert factors(num_steps=2, warmup_steps=2, shape="cosine")[:3] == [0.5, 1.0, 1.0]
-
-
-@pytest.mark.parametrize(
-    "arguments, field",
-    [
-        ({"shape": "exponential"}, "shape"),
-        ({"warmup_steps": 11}, "warmup_steps"),
-        ({"warmup_steps": -1}, "warmup_steps"),
-        ({"step": -1}, "step"),
-        ({"final_factor": 1.5}, "final_factor"),
-    ],
-)
-def test_bad_learning_rate_arguments_are_named(arguments, field):
-    call = {"step": 0, "num_steps": 10, "warmup_steps": 2, "shape": "linear"} | arguments
-    with pytest.raises(ValueError, match=field):
-        learning_rate_factor(call.pop("step"), **call)
-
-
-def test_ema_decay_alternates():
-    steps = [0, 19999, 20000, 39999, 40000, 59999, 60000]
-    assert [ema_decay(step) for step in steps] == [0.999, 0.999, 0.9999, 0.9999, 0.999, 0.999, 0.9999]
-    assert [ema_decay(step, (0.9,), 2) for step in range(4)] == [0.9] * 4
-    assert [ema_decay(step, (0.1, 0.2, 0.3), 1) for step in range(4)] == [0.1, 0.2, 0.3, 0.1]
-
-
-@pytest.mark.parametrize(
-    "arguments, field",
-    [
-        ({"step_in_phase": -1}, "step_in_phase"),
-        ({"switch_every": 0}, "switch_every"),
-        ({"decays": ()}, "decays"),
-        ({"decays": (1.5,)}, "decays"),
-    ],
-)
-def test_bad_ema_arguments_are_named(arguments, field):
-    with pytest.raises(ValueError, match=field):
-        ema_decay(**{"step_in_phase": 0} | arguments)

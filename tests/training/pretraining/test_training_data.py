@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from training.data.bad_audio import BadAudioError
 from training.data.loader import _as_is, _start_worker
 from training.data.order import DataPosition, Position
 from training.pretraining import training_data
-from training.pretraining.training_data import RestartingLoader
+from training.pretraining.training_data import RestartingLoader, TrainingData
 
 
 class Numbers(IterableDataset):
@@ -75,6 +76,11 @@ def test_a_stopped_worker_is_named_and_replaced(read, tmp_path, caplog):
     assert "is stopped for" in caplog.text and "died and is replaced (1)" in caplog.text
 
 
+def test_skipped_clips_are_those_of_all_processes(monkeypatch):
+    monkeypatch.setattr(training_data, "gather_object", lambda own: [*own, 4])
+    assert TrainingData.skipped(SimpleNamespace(bad_audio=SimpleNamespace(skipped=3))) == 7
+
+
 def test_closing_ends_the_workers(read):
     batches = read(lambda _: None, last=100)
     batches.next()
@@ -111,6 +117,23 @@ def test_workers_at_work_are_waited_for_longer(read, monkeypatch):
             pass
 
     assert numbers(read(work, last=1)) == [0, 1]
+
+
+def test_a_worker_that_replaces_another_is_the_one_that_is_watched(read, tmp_path, monkeypatch):
+    """It is at work and so is waited for, as long as the dead one was idle."""
+    monkeypatch.setattr(workers, "IDLE_LIMIT", 0.6)
+    monkeypatch.setattr(workers, "BUSY", 0.01)
+
+    def die_once_then_work(number: int) -> None:
+        if not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            time.sleep(0.3)  # for a first look at it
+            os.kill(os.getpid(), signal.SIGKILL)
+        end = time.process_time() + 1.0
+        while time.process_time() < end:
+            pass
+
+    assert numbers(read(die_once_then_work, last=0)) == [0]
 
 
 def test_an_error_of_a_source_is_told_in_its_own_words(read):

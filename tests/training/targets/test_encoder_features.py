@@ -1,15 +1,20 @@
 """What the online mixture sees: mean of layers, instance norm, whitened principal components."""
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from sklearn.decomposition import PCA
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
+from training.common.processes import Coordinator
+from training.common.signals import Interrupted
 from training.data.batches import collate
 from training.data.masking import SpanMask
+from training.targets import encoder_features
 from training.targets.encoder_features import TargetFeatures, whitened_components
 from training.targets.layer_choice import LayerChoice
+from training.targets.sampling import FitAudio
 from training.targets.targets import OnlineTargets
 
 
@@ -37,7 +42,7 @@ def batch():
 @pytest.mark.parametrize("layers", [None, (0,), (2,), (0, 1, 3)])
 @torch.no_grad()
 def test_features_are_those_of_each_clip_alone(encoder, batch, layers, instance_norm):
-    together = TargetFeatures(encoder, layers, instance_norm)(batch, active_layer=3)
+    together = TargetFeatures(encoder, layers, instance_norm).full(batch, active_layer=3)
     assert together.shape == (2, 49, 48)
     for row, length in enumerate(LENGTHS):
         alone = encoder(batch["input_values"][row : row + 1, :length], output_hidden_states=True).hidden_states
@@ -66,13 +71,36 @@ def test_directions_without_variance_are_not_blown_up():
         whitened_components(frames, 7)
 
 
+def test_components_are_found_in_parts(monkeypatch):
+    """No second copy of all frames in double precision is made, and the covariance is that of numpy."""
+    monkeypatch.setattr(encoder_features, "FRAMES_AT_ONCE", 7)
+    frames = 1000 + torch.randn(40, 3) @ torch.randn(3, 5)
+    mean, directions = whitened_components(frames, 3)
+    variances, vectors = np.linalg.eigh(np.cov(frames.double().numpy().T, bias=True))
+    expected = np.abs(vectors[:, :-4:-1] / np.sqrt(variances[:-4:-1]))
+    torch.testing.assert_close(directions.abs().double(), torch.from_numpy(expected), atol=0, rtol=1e-6)
+    torch.testing.assert_close(mean, frames.double().mean(0).float(), atol=0, rtol=0)
+    doubled, double = [], torch.Tensor.double
+    monkeypatch.setattr(torch.Tensor, "double", lambda self: doubled.append(len(self)) or double(self))
+    whitened_components(frames, 3)
+    assert max(doubled) == 7
+
+
+def test_too_few_frames_for_the_components_end_a_run_in_order(encoder, accelerator):
+    coordinator = Coordinator(accelerator)
+    with pytest.raises(Interrupted):
+        TargetFeatures(encoder, num_components=8).fit(torch.randn(4, 48), coordinator)
+    assert coordinator.interruption.stop.reason.startswith("`target_dims` asks for 8 principal components of 4 frames")
+
+
 def test_the_mixture_models_the_components_and_both_travel_in_the_state(encoder, batch, accelerator):
     def fresh():
         mixture = DiagonalGaussianMixture(4, 8)
         return OnlineTargets(encoder, mixture, LayerChoice(2), accelerator, layers=(1, 2), num_components=8)
 
     targets = fresh()
-    history = targets.seed(lambda: [batch] * 4, num_frames=200, seed=0, num_iterations=3)
+    audio = FitAudio(lambda: [batch] * 4, Coordinator(accelerator))
+    history = targets.seed(audio, num_frames=200, seed=0, num_iterations=3)
     assert history[-1] >= history[0]
     posteriors = targets.posteriors(batch)
     assert posteriors.shape == (2, 49, 4)

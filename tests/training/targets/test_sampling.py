@@ -4,7 +4,8 @@ import torch
 from accelerate import Accelerator
 from noise_batches import make_batch
 
-from training.targets.sampling import FrameReservoir, sample_frames
+from training.common.processes import Coordinator
+from training.targets.sampling import FitAudio, FrameReservoir, sample_frames
 
 
 def test_keeps_everything_that_fits():
@@ -51,11 +52,12 @@ def test_sample_frames_takes_real_frames_only_and_stops():
     def loudness(batch):
         return batch["input_values"][:, ::320][:, : batch["mask_time_indices"].shape[1], None]
 
-    accelerator = Accelerator(cpu=True)
+    coordinator = Coordinator(Accelerator(cpu=True))
     batches = [make_batch(16000, 7000) | {"draw": draw} for draw in range(5)]
-    sample = sample_frames(loudness, batches, 10_000, 0, accelerator)
+    audio = FitAudio(lambda: batches, coordinator)
+    sample = sample_frames(loudness, audio, 10_000, 0)
     assert len(sample) == 5 * (49 + 21) and (sample != 0).all()
-    assert len(sample_frames(loudness, batches, 10_000, 0, accelerator, max_seconds=2.0)) == 2 * 70
-    assert len(sample_frames(loudness, iter(batches), 100, 0, accelerator, stop_when_full=True)) == 100
+    assert len(sample_frames(loudness, audio, 10_000, 0, max_seconds=2.0)) == 2 * 70
+    assert len(sample_frames(loudness, audio, 100, 0, stop_when_full=True)) == 100
     with pytest.raises(ValueError, match="No frame of the training data could be read"):
-        sample_frames(loudness, [], 100, 0, accelerator)
+        sample_frames(loudness, FitAudio(list, coordinator), 100, 0)

@@ -6,14 +6,20 @@ from accelerate import Accelerator
 from noise_batches import make_batch
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
+from training.common.processes import Coordinator
 from training.data.batches import real_frames
 from training.targets.layer_choice import LayerChoice
+from training.targets.sampling import FitAudio
 from training.targets.targets import FrozenTargets, OnlineTargets
 
 
 @pytest.fixture(scope="module")
 def accelerator():
     return Accelerator(cpu=True)
+
+
+def audio(read) -> FitAudio:
+    return FitAudio(read, Coordinator(Accelerator(cpu=True)))
 
 
 @pytest.fixture
@@ -105,7 +111,7 @@ def test_seeding_fits_the_active_layer(online):
     with torch.no_grad():
         for parameter in targets.teacher.encoder.layers.parameters():
             parameter.mul_(20 if parameter.dim() > 1 else 1)  # else the layers of a fresh encoder are much alike
-    history = targets.seed(lambda: [make_batch(48000, 30000)], num_frames=200, seed=0, num_iterations=5)
+    history = targets.seed(audio(lambda: [make_batch(48000, 30000)]), num_frames=200, seed=0, num_iterations=5)
     assert len(history) == 6 and history[-1] > history[0]
     batch = make_batch(48000, 30000)
     real = real_frames(batch, batch["mask_time_indices"].shape[1])
@@ -160,9 +166,9 @@ def test_seeding_finds_transitions_or_leaves_all_as_it_was(given_clips):
 
     passes = iter([[make_batch(48000, 30000)]] * 2)  # one for the frames, one of two for transitions
     options = {"num_frames": 200, "seed": 0, "num_iterations": 3}
-    with pytest.raises(StopIteration):
-        targets.seed(lambda: next(passes), transition_passes=2, **options)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        targets.seed(audio(lambda: next(passes)), transition_passes=2, **options)
     assert all(torch.equal(before[k], v) for k, v in targets.mixture.state_dict().items())
-    targets.seed(lambda: [make_batch(48000, 30000)], transition_passes=2, **options)
+    targets.seed(audio(lambda: [make_batch(48000, 30000)]), transition_passes=2, **options)
     pairs, weights = targets.mixture.transitions.pairs, targets.mixture.weights
     assert (pairs - weights[:, None] * weights).abs().max() > 0.01, "order is known"

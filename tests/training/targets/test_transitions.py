@@ -3,6 +3,8 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture
+from training.common.processes import Coordinator
+from training.targets.sampling import FitAudio
 from training.targets.targets import FrozenTargets
 from training.targets.transitions import fit_transitions
 
@@ -28,18 +30,11 @@ def targets(batches) -> FrozenTargets:
     return targets
 
 
-def fitted(targets, batches, num_frames=1000, passes=1, **options):
+def fitted(targets, batches, num_frames=1000, passes=1, readers=1, **options):
     read = []
-    history = fit_transitions(
-        targets.mixture,
-        targets.features,
-        lambda: (read.append(batch) or batch for batch in batches),
-        num_frames,
-        passes,
-        Accelerator(cpu=True),
-        **options,
-    )
-    return history, read
+    coordinator = Coordinator(Accelerator(cpu=True))
+    audio = FitAudio(lambda: (read.append(batch) or batch for batch in batches), coordinator, readers)
+    return fit_transitions(targets.mixture, targets.features, audio, num_frames, passes, **options), read
 
 
 def test_the_first_pass_counts_consecutive_real_frames_of_the_mixtures_posteriors(targets, batches):
@@ -73,4 +68,4 @@ def test_later_passes_raise_the_likelihood_and_leave_the_gaussians(targets, batc
 def test_a_pass_ends_where_enough_is_read(targets, batches):
     assert len(fitted(targets, batches, num_frames=50, passes=2)[1]) == 2
     assert len(fitted(targets, batches, max_seconds=1.5)[1]) == 2
-    assert len(fitted(targets, batches, num_frames=50, batches_a_round=2)[1]) == 2, "whole rounds"
+    assert len(fitted(targets, batches, num_frames=50, readers=2)[1]) == 2, "whole rounds"
