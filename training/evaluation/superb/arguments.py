@@ -90,10 +90,6 @@ class SuperbArguments:
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of the head and of the batches."})
     untrained_seed: int = field(default=0, metadata={"help": "Seed of the weights of untrained:CHECKPOINT."})
-    published: bool = field(
-        default=False,
-        metadata={"help": "With --task all: rows of published figures, which are of SUPERB's own data, in the table."},
-    )
     output_dir: str = field(
         default="runs/superb", metadata={"help": "Where results go; what is there is not run again."}
     )
@@ -114,8 +110,6 @@ def parse_arguments(argv: list[str] | None = None) -> SuperbArguments:
     arguments = parse_dataclasses((SuperbArguments,), argv, "SUPERB-style evaluation of frozen encoders.")[0]
     if (arguments.task == "all") != (arguments.tasks is not None):
         raise ValueError("`tasks` belongs to --task all, which needs it.")
-    if arguments.published and arguments.task != "all":
-        raise ValueError("`published` belongs to --task all.")
     return arguments if arguments.task == "all" else checked(arguments)
 
 
@@ -217,7 +211,7 @@ def arguments_of_tasks(arguments: SuperbArguments) -> list[SuperbArguments]:
 
 def own_options(options: dict) -> dict:
     """The options of one task, as the file `tasks` has them. Raises a ValueError for one that it cannot have."""
-    shared = {"task", "tasks", "model", "published", "output_dir", "dry_run"}
+    shared = {"task", "tasks", "model", "output_dir", "dry_run"}
     types = {name: kind for name, kind in get_type_hints(SuperbArguments).items() if name not in shared}
     found = {}
     for option, value in options.items():
