@@ -252,7 +252,8 @@ def test_slots_by_classification(call):
     ],
 )
 def test_sequence_tasks(call, checkpoint, task, column, metrics):
-    options = ["--max_steps", "4", "--batch_size", "4", "--head_units", "8", "--label_column", column]
+    options = ["--max_steps", "4", "--batch_size", "4", "--label_column", column]
+    options += [] if task == "pr" else ["--head_units", "8"]
     (result,) = call(task, "--model", checkpoint, *options)
     assert result["metrics"].keys() == result["dev_metrics"].keys() == metrics
     assert all(0 <= value for value in result["metrics"].values())
@@ -340,12 +341,15 @@ def test_all_tasks_in_one_command(folder, tmp_path, monkeypatch, capsys):
     assert ran == ["ks"]
     for content, message in {
         "ks: {max_step: 3}": r"task ks: a task of its own cannot have the option max_step \(near: max_steps",
-        "ks: {max_steps: many}": "tasks.yaml, task ks: `max_steps` is many, and must be a whole number",
+        "ks: {max_steps: many}": "tasks.yaml, task ks: `max_steps` is 'many', and must be a whole number",
+        'pr: {stress: "false"}': "tasks.yaml, task pr: `stress` is 'false', and must be true or false",
+        "ks: {seeds: []}": "tasks.yaml, task ks: `seeds` is empty: name one or more",
+        "ks: {train_data: \xe4}": "tasks.yaml, line 1: the byte 0xe4 is not UTF-8",
         "xx: {train_data: a}": "There is no task 'xx'",
         "ks": "does not name tasks with their options",
         "{": "is no YAML",
     }.items():
-        (tmp_path / "tasks.yaml").write_text(content)
+        (tmp_path / "tasks.yaml").write_text(content, encoding="latin-1")
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
             main(options)
 
@@ -422,7 +426,7 @@ def test_unseen_labels_count_as_errors(tmp_path, folder, caplog, call):
         (["--task", "ks", "--lexicon", "x"], "`lexicon` belongs to --task pr"),
         (["--task", "ks", "--stress", "false"], "`stress` belongs to --task pr"),
         (["--task", "asr", "--stacked_frames", "2"], "`stacked_frames` belongs to --task pr"),
-        (["--task", "pr", "--stacked_frames", "0"], "`stacked_frames` must be positive, got 0"),
+        (["--task", "pr", "--stacked_frames", "0"], "`stacked_frames` must be at least 1, got 0"),
         (["--task", "ks", "--split_by", "who"], "`split_by` needs `train_data` beside it"),
         (
             ["--task", "ks", "--split_by", "a", "--train_data", "b", "--eval_data", "c", "--test_data", "d"],
@@ -446,10 +450,19 @@ def test_unseen_labels_count_as_errors(tmp_path, folder, caplog, call):
             ["--task", "er", "--label_column", "tone", "--folds", "all", "--train_data", "FOLDER"],
             "--folds all needs two values and more: the training clips have the one 'same'",
         ),
-        (["--task", "ks", "--max_steps", "0"], "`max_steps` must be positive, got 0"),
+        (["--task", "ks", "--max_steps", "0"], "`max_steps` must be at least 1, got 0"),
+        (["--task", "pr", "--head_units", "8"], "`head_units` belongs to the tasks asr, asv and sd"),
+        (["--task", "sf", "--head_units", "8", "--slot_columns", "size"], "`head_units` belongs to the tasks asr"),
+        *(
+            (["--task", task, "--label_column", "a", "b"], f"of --task {task} is a single column, got a, b")
+            for task in ("asr", "qbe", "sd", "asv")
+        ),
+        *(
+            (["--task", task, "--train_data", "b", "--split_by", "a"], f"of --task {task} is the speakers' own column")
+            for task in ("sd", "asv")
+        ),
         (["--task", "ks", "--eval_fraction", "0.7"], "`eval_fraction` must lie between 0 and 0.5"),
         (["--task", "ks", "--test_data", "x"], "need `train_data` beside them"),
-        (["--task", "asr", "--label_column", "a", "b"], "one column of texts, got a, b"),
         (["--task", "ks", "--train_data", "FOLDER"], "no column 'label'; it has file_name, tone, who"),
         (["--task", "sf", "--train_data", "FOLDER"], "texts of column 'text' hold no slots"),
         (["--task", "asv"], "no data set on the Hub for --task asv"),

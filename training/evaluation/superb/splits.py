@@ -38,7 +38,7 @@ def open_splits(
         ValueError: if a source cannot be opened, lacks a column, or cannot be parted.
         BadAudioError: too much of the audio cannot be used.
     """
-    apart = task.columns[0] if task.labels == "speakers" and split_by is None else split_by
+    apart = task.columns[0] if task.labels == "speakers" else split_by
     splits = {}
     if task.train_data:
         splits["train"] = open_clips(task, task.train_data, apart, audio_column=audio_column)
