@@ -192,11 +192,17 @@ def settle_steps(training: TrainingArguments, min_steps: int, num_clips: int) ->
     Make the epochs enough for `min_steps`, and shares of the run steps.
 
     Raises:
-        ValueError: if not one step would be trained.
+        ValueError: if not one step would be trained, or the best one could be one that is not saved.
     """
     enough_epochs(training, min_steps, num_clips)
     total = total_steps(training, num_clips)[1]
     training.eval_steps, training.save_steps = (interval(n, total) for n in (training.eval_steps, training.save_steps))
+    by_steps = training.eval_strategy == IntervalStrategy.STEPS and training.save_strategy == SaveStrategy.STEPS
+    if training.load_best_model_at_end and by_steps and training.eval_steps != training.save_steps:
+        raise ValueError(
+            f"`save_steps` comes to {training.save_steps:g} and `eval_steps` to {training.eval_steps:g}: the best step"
+            " would not always be saved. Give one of them alone, or --load_best_model_at_end false for the last step."
+        )
 
 
 def enough_epochs(training: TrainingArguments, min_steps: int, num_clips: int) -> None:

@@ -26,6 +26,8 @@ def test_the_checkpoint_of_a_stopped_run_opens_and_goes_on(stopped, checkpoint, 
         assert ready.trainer.args.resume_from_checkpoint == str(folder)
     finetune_ctc.train(ready)
     assert json.loads((stopped / "final" / "results.json").read_text())["steps"] == 6
+    record = json.loads((stopped / "final" / "training.json").read_text())
+    assert record["hours_taken"] is None, "nobody has timed the session before"
     history = [entry["step"] for entry in ready.trainer.state.log_history if "eval_cer" in entry]
     assert history.count(0) == 1 and history[-1] == 6
     before = {path: path.stat().st_mtime_ns for path in stopped.rglob("*")}

@@ -70,6 +70,16 @@ def test_a_batch_larger_than_the_data_is_refused_where_it_would_be_dropped(check
     assert ready.trainer.args.num_train_epochs == 1000  # a step an epoch
 
 
+def test_each_step_that_may_be_the_best_is_saved(checkpoint, mine, tmp_path):
+    both = ("--max_steps", "200", "--eval_steps", "50", "--save_steps", "100")
+    message = sentence(finetune_ctc, checkpoint, mine, tmp_path, *both)
+    assert "`save_steps` comes to 100 and `eval_steps` to 50: the best step would not always be saved" in message
+    shares = ("--max_steps", "90", "--eval_steps", "0.2", "--save_steps", "0.4")  # 25 and 36 steps
+    assert "comes to 36 and `eval_steps` to 25" in sentence(finetune_ctc, checkpoint, mine, tmp_path, *shares)
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path, *both, "--load_best_model_at_end", "false")
+    assert (ready.trainer.args.eval_steps, ready.trainer.args.save_steps) == (50, 100)
+
+
 @pytest.mark.parametrize("options", ["--label_smoothing_factor 0.1", "--metric_for_best_model loss"])
 def test_what_the_trainer_can_do_works(options, checkpoint, classes, tmp_path):
     ready, final = run(finetune_classification, checkpoint, classes, tmp_path, *SHORT, *options.split())
