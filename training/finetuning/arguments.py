@@ -24,6 +24,8 @@ from training.finetuning.trainer_settings import check_training, with_equal_inte
 
 SOURCES = "Each is a folder with metadata.csv, a JSONL manifest, Parquet, or on the Hub (name::config::split)."
 
+MIN_SECONDS = 0.25  # of a clip that is trained on or scored, where the user does not say
+
 
 @dataclass
 class FineTuningArguments:
@@ -49,7 +51,7 @@ class FineTuningArguments:
         default=None, metadata={"help": "Sources that are scored at the end only, each by itself."}
     )
     audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Hub data and Parquet."})
-    min_seconds: float = field(default=0.25, metadata={"help": "Shorter clips are left out."})
+    min_seconds: float = field(default=MIN_SECONDS, metadata={"help": "Shorter clips are left out."})
     max_seconds: float = field(default=20.0, metadata={"help": "Longer training clips are left out."})
     max_bad_fraction: float = field(
         default=0.05, metadata={"help": "Share of clips that may be bad audio or lack a label before the run stops."}

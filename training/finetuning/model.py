@@ -125,6 +125,14 @@ def with_adapters(model: PreTrainedModel, rank: int):
     return adapted
 
 
+def scored_at_once(model: nn.Module, batch_size: int) -> int:
+    """
+    How many clips to score in a batch of at most `batch_size`: padding changes nothing in S-JEPA; any other encoder
+    gets each clip alone (HuBERT base norms over the padding), so that no score depends on what else is in the batch.
+    """
+    return batch_size if model.config.model_type == "sjepa" else 1
+
+
 def in_encoder(name: str, model: nn.Module) -> bool:
     """Whether a parameter of that name belongs to the encoder rather than to the head."""
     return model.base_model_prefix in name.split(".")
