@@ -143,9 +143,8 @@ def prepare(argv: list[str] | None = None) -> ClassificationFineTuning:
     return ClassificationFineTuning(arguments, trainer, extractor, evaluation, test)
 
 
-def train(run: ClassificationFineTuning, heartbeat: Heartbeat | None = None) -> None:
+def train(run: ClassificationFineTuning, heartbeat: Heartbeat) -> None:
     """Train, score the best model on every source, and save it with its feature extractor."""
-    heartbeat = heartbeat or Heartbeat("training")
     model = run_training(run.trainer, run.arguments, heartbeat)
     batch_size = run.trainer.args.per_device_eval_batch_size
     run.trainer.args.per_device_eval_batch_size = scored_at_once(model, batch_size)

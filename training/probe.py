@@ -172,7 +172,7 @@ def scores_of(found: np.ndarray, subject: str, title: str, task: dict, arguments
     ]
 
 
-def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat | None = None) -> dict | None:
+def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat) -> dict | None:
     """
     All probes of all subjects.
 
@@ -184,7 +184,6 @@ def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat 
     Raises:
         ValueError: if a label cannot be probed for, or a checkpoint cannot be opened.
     """
-    heartbeat = heartbeat or Heartbeat("probing")
     check_encoders(checkpoints)
     clips, tasks = open_tasks(arguments)
     if arguments.dry_run:

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         print(text)
 
 
-def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[dict]:
+def run(arguments: SuperbArguments, heartbeat: Heartbeat) -> list[dict]:
     """
     Evaluate all subjects with all seeds, but those whose results `output_dir` holds, unless an encoder has changed;
     results are written after each.
@@ -82,7 +82,7 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
         BadAudioError: too much of the audio cannot be used.
     """
     check_encoders(arguments.model)
-    return evaluate(*prepare(arguments), heartbeat or Heartbeat("evaluating"))
+    return evaluate(*prepare(arguments), heartbeat)
 
 
 def prepare(arguments: SuperbArguments) -> tuple[Evaluation, list[dict]]:

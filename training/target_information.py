@@ -185,7 +185,7 @@ def measure(
     return counts.result()
 
 
-def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat | None = None) -> list[dict]:
+def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat) -> list[dict]:
     """
     Figures of every kind of target, one dict a row of the table.
 
@@ -193,7 +193,6 @@ def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat |
         ValueError: if the checkpoint or a source cannot be opened, or alignments are broken.
         BadAudioError: if too much audio cannot be decoded.
     """
-    heartbeat = heartbeat or Heartbeat("measuring")
     encoder = open_sjepa(SJepaModel, checkpoint).eval().to(Accelerator().device)
     unlabelled = open_labelled(arguments.train_data, (), audio_column=arguments.audio_column)
     aligned = open_labelled(arguments.data, ("phones", "phone_ends"), audio_column=arguments.audio_column)

@@ -68,14 +68,13 @@ def train(
     features: dict[str, FrozenFeatures],
     labels: Labels,
     seed: int,
-    heartbeat: Heartbeat | None = None,
+    heartbeat: Heartbeat,
 ) -> tuple[int, dict[str, float]]:
     """Train the head; it ends with the weights of the step that did best on the dev set.
 
     Returns:
         that step, and the dev set's metrics there.
     """
-    heartbeat = heartbeat or Heartbeat("training the head")
     clips = features["train"].clips
     targets = labels.encode({column: clips.labels[column] for column in task.columns})
     classes = [tuple(target.tolist()) for target in targets] if task.balanced else []
