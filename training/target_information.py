@@ -77,7 +77,13 @@ class InformationArguments:
     seed: int = field(default=0, metadata={"help": "Seed of clips, frames and fits."})
 
     def __post_init__(self):
-        check_ranges(self, at_least_2="components frames em_iterations", seed="seed")
+        check_ranges(
+            self,
+            at_least_2="components frames em_iterations",
+            at_least_1="max_clips",
+            not_negative="dims",
+            seed="seed",
+        )
 
 
 def batch_of(samples: np.ndarray, draw: int) -> dict:
@@ -194,6 +200,9 @@ def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat) 
         BadAudioError: if too much audio cannot be decoded.
     """
     encoder = open_sjepa(SJepaModel, checkpoint).eval().to(Accelerator().device)
+    most, size = max(arguments.dims, default=0), encoder.config.hidden_size
+    if most > size:
+        raise ValueError(f"`dims` has {most}, but the encoder's features have {size} dimensions.")
     unlabelled = open_labelled(arguments.train_data, (), audio_column=arguments.audio_column)
     aligned = open_labelled(arguments.data, ("phones", "phone_ends"), audio_column=arguments.audio_column)
     aligned, frame_counts = readable_clips(aligned, arguments.max_clips, arguments.seed)

@@ -192,6 +192,19 @@ def test_what_is_there_is_not_evaluated_again(call, checkpoint, make_config, fol
     assert len(scored) == 6
 
 
+@pytest.mark.parametrize("task", ["sid", "sd"])
+def test_a_clip_that_cannot_be_read_makes_no_other_data_of_each_run(voices, task):
+    options = ["--task", task, "--model", "mfcc", "--train_data", str(voices), "--label_column", "who"]
+    arguments, digests, path = parse_arguments(options), [], voices / "3.wav"
+    for readable in (True, False, False):
+        opened = evaluation.Evaluation(arguments)
+        opened.open()
+        moved = path if readable else path.rename(path.with_suffix(".gone"))
+        digests.append(opened.data_digest)
+        moved.rename(path)
+    assert digests[0] != digests[1] == digests[2]
+
+
 def test_folds(call, tmp_path, monkeypatch, capsys, caplog):
     """Four folds and two seeds are eight results and one score; after an interruption what is missing is run alone."""
     caplog.set_level("INFO")
