@@ -108,7 +108,7 @@ def evaluate(evaluation: Evaluation, earlier: list[dict], heartbeat: Heartbeat) 
     if arguments.dry_run:
         return []
     store = FeatureStore(arguments.cache_dir, arguments.cache_gb)
-    for subject in arguments.model:
+    for subject in dict.fromkeys(arguments.model):
         heartbeat.doing = f"encoding the clips with {subject}"
         encoder = open_encoder(subject, evaluation.device, arguments.untrained_seed)
         own = [result for result in earlier if result["encoder"] == subject]

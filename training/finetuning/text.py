@@ -96,6 +96,8 @@ class TextNormalizer:
                 raise ValueError(f"`{name}` must be a string of characters, got {getattr(self, name)!r}.")
 
     def __call__(self, text: str) -> str:
+        # Before the case, for letters that have one only in their plain form (ª), and after it, for what it takes
+        # apart (ΐ in upper case) or makes an apostrophe of (Ꞌ in lower case).
         text = CASES[self.case](self._replaced(text))
         return " ".join(filter(None, map(_grounded, self._replaced(text).split())))
 
