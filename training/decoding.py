@@ -39,11 +39,14 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--text", required=True, help="text file, a sentence a line, or a source with transcripts")
     build.add_argument("--order", type=int, default=4, help="longest n-gram (default: 4)")
     build.add_argument("--output", type=Path, required=True, help="ARPA file to write")
-    build.add_argument("--model", help="fine-tuned model whose text normalisation applies (default: upper case)")
+    build.add_argument(
+        "--model",
+        help="fine-tuned model, a folder or Hub name, whose text normalisation applies (default: upper case)",
+    )
 
     score = kinds.add_parser("decode", help="word and character error rates of a CTC model")
     score.set_defaults(run=decode)
-    score.add_argument("--model", required=True, help="folder of a fine-tuned CTC model with its processor")
+    score.add_argument("--model", required=True, help="fine-tuned CTC model with its processor: a folder or Hub name")
     score.add_argument("--data", nargs="+", required=True, help="sources with transcripts")
     score.add_argument("--lm", help="ARPA file")
     score.add_argument("--alpha", type=float, help=f"weight of the language model (default: {ALPHA})")

@@ -76,7 +76,7 @@ class MfccEncoder:
     def __init__(self, device: torch.device | str = "cpu"):
         self.features = MfccFeatures().to(device)
         self.device = device
-        self.digest = content_hash("mfcc", Path(inspect.getsourcefile(MfccFeatures)).read_text())
+        self.digest = content_hash("mfcc", Path(inspect.getsourcefile(MfccFeatures)).read_text(encoding="utf-8"))
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Tensor]:
         """Waveforms `(num_samples,)` at 16 kHz -> `(1, num_frames, 39)` of each."""
@@ -94,7 +94,7 @@ class FbankEncoder:
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
-        self.digest = content_hash("fbank", inspect.getsource(type(self)))
+        self.digest = content_hash("fbank", inspect.getsource(type(self)), inspect.getsource(slopes))
         self.window = window_function(self.WIDTH, "povey", periodic=False)
         self.bands = mel_filter_bank(
             *(self.FFT // 2 + 1, self.BANDS, 20.0, SAMPLING_RATE / 2, SAMPLING_RATE),
