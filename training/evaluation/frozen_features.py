@@ -53,7 +53,8 @@ class FeatureStore:
 
     @property
     def num_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.directory.rglob("*.safetensors"))
+        whole = self.directory.glob("*/*/*.safetensors")  # deeper lies what another run is writing, and may be gone
+        return sum(file.stat().st_size for file in whole)
 
     def folder(self, name: str) -> dict[str, safe_open]:
         """All keys of a folder, each with the (memory-mapped) shard that holds it."""

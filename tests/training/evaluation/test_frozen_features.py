@@ -152,6 +152,16 @@ def test_an_interrupted_write_leaves_nothing(store, monkeypatch):
     assert "clip" not in store.folder("encoder/means")
 
 
+def test_what_another_run_is_writing_is_not_counted(store):
+    store.add("encoder/means", {"clip": torch.ones(3)})
+    before = store.num_bytes
+    written = store.directory / "encoder" / "means" / ".incomplete-x" / "files" / "y.safetensors"
+    written.parent.mkdir(parents=True)
+    written.write_bytes(b"half a sh")
+    assert store.num_bytes == before > 0
+    assert FeatureStore(store.directory, 1).folder("encoder/means").keys() == {"clip"}
+
+
 def test_a_torn_shard_is_named_and_its_features_are_made_again(clips, encoder, store, caplog):
     first = FrozenFeatures(encoder, clips, store, pooled=True)[[0, 1]]
     (shard,) = store.directory.rglob("*.safetensors")
