@@ -41,6 +41,7 @@ from sjepa_hf.scores import json_text
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.figures import caption, draw_entropy, save
+from training.common.progress import Heartbeat
 from training.common.ranges import check_ranges
 from training.data.labelled import LabelledClips, open_labelled
 from training.data.masking import SpanMask
@@ -205,7 +206,7 @@ def find_utterance(clips: LabelledClips, wanted: str | None) -> Utterance:
     if index is None:
         index = next((i for i in range(len(clips)) if clips.clip(i).name.endswith(wanted)), None)
         if index is None and Path(wanted).is_file():
-            return Utterance(Path(wanted).name, read_audio(wanted))
+            return Utterance(Path(wanted).name, samples_of(wanted, lambda: read_audio(wanted)))
     if index is None or index >= len(clips):
         raise ValueError(
             f"`utterance` is '{wanted}': neither a number below {len(clips)}, nor the end of a file name in the data,"
@@ -214,11 +215,15 @@ def find_utterance(clips: LabelledClips, wanted: str | None) -> Utterance:
     clip = clips.clip(index)
     phones, ends = read_alignment(clips, index) if "phones" in clips.labels else ((), None)
     transcript = next((text[index] for name, text in clips.labels.items() if name not in ("phones", "phone_ends")), "")
+    return Utterance(Path(clip.name).name, samples_of(clip.name, clip.read), transcript, tuple(phones), ends)
+
+
+def samples_of(name: str, read: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `read` reads. Raises a ValueError with the clip's name if it cannot."""
     try:
-        samples = clip.read()
+        return read()
     except BadAudio as error:
-        raise ValueError(f"`utterance` {clip.name} cannot be read: {error.reason}.") from None
-    return Utterance(Path(clip.name).name, samples, transcript, tuple(phones), ends)
+        raise ValueError(f"`utterance` {name} cannot be read: {error.reason}.") from None
 
 
 def analyze_utterance(predict: Predictor, places: np.ndarray, utterance: Utterance, path: Path) -> dict:
@@ -366,7 +371,7 @@ def report(results: dict) -> str:
     return "\n".join(lines)
 
 
-def run(checkpoint: str, arguments: AnalysisArguments, directory: Path) -> dict:
+def run(checkpoint: str, arguments: AnalysisArguments, directory: Path, heartbeat: Heartbeat) -> dict:
     """
     The analyses asked for; their pictures go into `directory`, their figures come back.
 
@@ -379,6 +384,7 @@ def run(checkpoint: str, arguments: AnalysisArguments, directory: Path) -> dict:
     if chosen != ["rank"]:
         model = open_head(checkpoint, default_device())
         predict, places = predictor_of(model, checkpoint)
+    heartbeat.doing = "opening the data"
     labels = (arguments.transcript,) if arguments.transcript else ()
     labels += ("phones", "phone_ends") if arguments.phones else ()
     clips = open_labelled(arguments.data, (), optional=labels, audio_column=arguments.audio_column)
@@ -388,12 +394,15 @@ def run(checkpoint: str, arguments: AnalysisArguments, directory: Path) -> dict:
     if set(chosen) - {"utterance"}:
         clips, frame_counts = readable_clips(clips, arguments.max_clips, arguments.seed)
     if "entropy" in chosen:
+        heartbeat.doing = "measuring the entropy of the prediction"
         results["entropy"] = analyze_entropy(predict, clips, arguments.seed, directory / "entropy.png")
     if "rank" in chosen:
+        heartbeat.doing = "measuring the rank of each layer"
         results["rank"] = analyze_rank(
             checkpoint, clips, frame_counts, arguments.rank_frames, arguments.seed, directory / "rank.png"
         )
     if "hidden" in chosen:
+        heartbeat.doing = "measuring what is known of hidden frames"
         mask = SpanMask(arguments.mask_prob)
         known, phones = number_phones(clips, frame_counts)
         results["hidden"] = knowledge_at_hidden_frames(model, clips, phones, len(known), mask, arguments.seed)
@@ -409,9 +418,9 @@ def main(argv: list[str] | None = None) -> None:
         "The paper's three analyses of a pretraining checkpoint, and its knowledge at hidden frames.",
         checkpoint=dict(help="What AutoModelForPreTraining opens: a directory or Hub name."),
     )
-    with files_written_aside(arguments.output) as aside:
-        results = run(rest.checkpoint, arguments, aside)
-        (aside / "analysis.json").write_text(json_text(results, 1) + "\n")
+    with Heartbeat("opening the model") as heartbeat, files_written_aside(arguments.output) as aside:
+        results = run(rest.checkpoint, arguments, aside, heartbeat)
+        (aside / "analysis.json").write_text(json_text(results, 1) + "\n", encoding="utf-8")
         written = sorted(str(Path(arguments.output) / path.name) for path in aside.iterdir())
     print(report(results))
     print(f"\nwritten: {', '.join(written)}")

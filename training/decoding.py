@@ -5,7 +5,8 @@
 
 `--text` takes a text file, one sentence a line, or any source with a column of transcripts; `--model` normalises it as
 that model's transcripts are. `decode` prints word and character error rates without and, given `--lm`, with the
-language model. Only transcripts that the evaluation does not use belong into the n-gram.
+language model; it scores the clips that a fine-tuning would. Only transcripts that the evaluation does not use belong
+into the n-gram.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from sjepa_hf.saving import write_text_aside
 from training.common.device import default_device
 from training.common.progress import Heartbeat
 from training.data.labelled import TEXT_COLUMNS, choose_column, open_labelled
+from training.finetuning.arguments import MIN_SECONDS
 from training.finetuning.beam_search import ALPHA, BEAM_WIDTH, BETA, BeamSearchDecoder, check_language_model
+from training.finetuning.ctc import normalized
 from training.finetuning.data import read_sentences
 from training.finetuning.ngram import NGram, estimate
 from training.finetuning.text import TextNormalizer
@@ -36,11 +39,14 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--text", required=True, help="text file, a sentence a line, or a source with transcripts")
     build.add_argument("--order", type=int, default=4, help="longest n-gram (default: 4)")
     build.add_argument("--output", type=Path, required=True, help="ARPA file to write")
-    build.add_argument("--model", help="fine-tuned model whose text normalisation applies (default: upper case)")
+    build.add_argument(
+        "--model",
+        help="fine-tuned model, a folder or Hub name, whose text normalisation applies (default: upper case)",
+    )
 
     score = kinds.add_parser("decode", help="word and character error rates of a CTC model")
     score.set_defaults(run=decode)
-    score.add_argument("--model", required=True, help="folder of a fine-tuned CTC model with its processor")
+    score.add_argument("--model", required=True, help="fine-tuned CTC model with its processor: a folder or Hub name")
     score.add_argument("--data", nargs="+", required=True, help="sources with transcripts")
     score.add_argument("--lm", help="ARPA file")
     score.add_argument("--alpha", type=float, help=f"weight of the language model (default: {ALPHA})")
@@ -58,7 +64,6 @@ def build_ngram(arguments: argparse.Namespace) -> None:
     normalizer = TextNormalizer.load(arguments.model) if arguments.model else TextNormalizer()
     sentences = read_sentences(arguments.text, arguments.text_column, normalizer)
     lm = estimate(sentences, arguments.order)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     lm.save(arguments.output)
     sizes = ", ".join(f"{len(table)} {n}-grams" for n, table in enumerate(lm.tables, start=1))
     print(f"{arguments.output}: {len(sentences)} sentences, {sizes}, their perplexity {lm.perplexity(sentences):.1f}")
@@ -74,20 +79,19 @@ def decode(arguments: argparse.Namespace) -> None:
     normalizer = TextNormalizer.load(arguments.model)
     column = choose_column(arguments.data, arguments.text_column, TEXT_COLUMNS, "text_column", "transcripts")
     with Heartbeat("reading the data"):
-        parts = {spec: open_labelled([spec], [column]) for spec in arguments.data}
-    wanted = {spec: [normalizer(text) for text in clips.labels[column]] for spec, clips in parts.items()}
+        parts = {spec: open_labelled([spec], [column], min_seconds=MIN_SECONDS) for spec in arguments.data}
+    parts = {spec: normalized(clips, column, normalizer, spec) for spec, clips in parts.items()}
     decoder = None
     if arguments.lm:
         lm = NGram.load(arguments.lm)
-        check_language_model(
-            lm, arguments.lm, processor.tokenizer, [text for texts in wanted.values() for text in texts]
-        )
+        texts = [text for clips in parts.values() for text in clips.labels[column]]
+        check_language_model(lm, arguments.lm, processor.tokenizer, texts)
         decoder = BeamSearchDecoder(processor.tokenizer, lm, **settings)
     transcripts = []
     for spec, clips in parts.items():
         with Heartbeat(f"decoding {spec}, {len(clips)} clips"):
             results, rows = evaluate_clips(
-                model.to(device), processor, clips, wanted[spec], decoder, arguments.batch_size
+                model.to(device), processor, clips, clips.labels[column], decoder, arguments.batch_size
             )
         print(f"{spec}: {error_rates_in_words(results, rows)}")
         print("\n".join(examples(rows, arguments.examples)))

@@ -27,7 +27,7 @@ from training.data.labelled import LABEL_COLUMNS, LabelledClips, choose_column
 from training.finetuning.arguments import FineTuningArguments, parse_finetuning
 from training.finetuning.classification import ClassificationCollator, accuracy_and_f1, check_labels_known, class_names
 from training.finetuning.data import by_length, open_splits
-from training.finetuning.model import open_extractor, open_with_head
+from training.finetuning.model import open_extractor, open_with_head, scored_at_once
 from training.finetuning.plan import log_plan
 from training.finetuning.result import FineTuningResult, save_output
 from training.finetuning.resuming import check_classes, check_weights
@@ -143,10 +143,11 @@ def prepare(argv: list[str] | None = None) -> ClassificationFineTuning:
     return ClassificationFineTuning(arguments, trainer, extractor, evaluation, test)
 
 
-def train(run: ClassificationFineTuning, heartbeat: Heartbeat | None = None) -> None:
+def train(run: ClassificationFineTuning, heartbeat: Heartbeat) -> None:
     """Train, score the best model on every source, and save it with its feature extractor."""
-    heartbeat = heartbeat or Heartbeat("training")
     model = run_training(run.trainer, run.arguments, heartbeat)
+    batch_size = run.trainer.args.per_device_eval_batch_size
+    run.trainer.args.per_device_eval_batch_size = scored_at_once(model, batch_size)
     scores, answers, labels = {}, [], []
     for name, clips in (run.evaluation | run.test).items():
         found = run.trainer.predict(by_length([clips]), metric_key_prefix="test")

@@ -167,9 +167,8 @@ def prepare(argv: list[str] | None = None) -> CtcFineTuning:
     return CtcFineTuning(arguments, trainer, processor, normalizer, evaluation, test, column, decoder)
 
 
-def train(run: CtcFineTuning, heartbeat: Heartbeat | None = None) -> None:
+def train(run: CtcFineTuning, heartbeat: Heartbeat) -> None:
     """Train, score the best model on every source, and save it with all that inference needs."""
-    heartbeat = heartbeat or Heartbeat("training")
     model = run_training(run.trainer, run.arguments, heartbeat)
     run.trainer.end()
     if not run.trainer.is_world_process_zero():

@@ -172,7 +172,7 @@ def scores_of(found: np.ndarray, subject: str, title: str, task: dict, arguments
     ]
 
 
-def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat | None = None) -> dict | None:
+def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat) -> dict | None:
     """
     All probes of all subjects.
 
@@ -182,9 +182,14 @@ def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat 
         accuracy of every split. None with `dry_run`.
 
     Raises:
-        ValueError: if a label cannot be probed for, or a checkpoint cannot be opened.
+        ValueError: if a label cannot be probed for, or a checkpoint is none or cannot be opened.
     """
-    heartbeat = heartbeat or Heartbeat("probing")
+    for name in checkpoints:
+        if name in ("mfcc", "fbank") or name.startswith(UNTRAINED):
+            raise ValueError(
+                f"{name} is no checkpoint: MFCC and the untrained encoder are probed beside every checkpoint, FBANK in"
+                " training.superb."
+            )
     check_encoders(checkpoints)
     clips, tasks = open_tasks(arguments)
     if arguments.dry_run:

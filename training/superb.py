@@ -35,14 +35,14 @@ from training.evaluation.frozen_features import FeatureStore
 from training.evaluation.superb.arguments import SuperbArguments, arguments_of_tasks, parse_arguments
 from training.evaluation.superb.evaluation import Evaluation
 from training.evaluation.superb.results import (
+    add,
     check_data,
+    current,
     draw_layer_weights,
     earlier_results,
-    merge,
     over_folds,
     run_of,
     table,
-    write,
 )
 from training.evaluation.superb.summary import write_summary
 
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         print(text)
 
 
-def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[dict]:
+def run(arguments: SuperbArguments, heartbeat: Heartbeat) -> list[dict]:
     """
     Evaluate all subjects with all seeds, but those whose results `output_dir` holds, unless an encoder has changed;
     results are written after each.
@@ -82,7 +82,7 @@ def run(arguments: SuperbArguments, heartbeat: Heartbeat | None = None) -> list[
         BadAudioError: too much of the audio cannot be used.
     """
     check_encoders(arguments.model)
-    return evaluate(*prepare(arguments), heartbeat or Heartbeat("evaluating"))
+    return evaluate(*prepare(arguments), heartbeat)
 
 
 def prepare(arguments: SuperbArguments) -> tuple[Evaluation, list[dict]]:
@@ -104,28 +104,33 @@ def prepare(arguments: SuperbArguments) -> tuple[Evaluation, list[dict]]:
 
 def evaluate(evaluation: Evaluation, earlier: list[dict], heartbeat: Heartbeat) -> list[dict]:
     """What `run` returns, of a task that `prepare` has opened."""
-    arguments, output, merged = evaluation.arguments, Path(evaluation.arguments.output_dir), earlier
+    arguments, output = evaluation.arguments, Path(evaluation.arguments.output_dir)
     if arguments.dry_run:
         return []
     store = FeatureStore(arguments.cache_dir, arguments.cache_gb)
-    results = []
-    for subject in arguments.model:
+    for subject in dict.fromkeys(arguments.model):
         heartbeat.doing = f"encoding the clips with {subject}"
         encoder = open_encoder(subject, evaluation.device, arguments.untrained_seed)
-        there = {run_of(result) for result in earlier if result["encoder_digest"] == encoder.digest}
-        if done := sum((subject, seed, fold) in there for seed in evaluation.seeds for fold in evaluation.folds):
-            of = len(evaluation.seeds) * len(evaluation.folds)
+        own = [result for result in earlier if result["encoder"] == subject]
+        there = {run_of(result) for result in own if result["encoder_digest"] == encoder.digest}
+        outdated = {result["seed"] for result in own if run_of(result) not in there}
+        if outdated:
+            logger.warning(
+                "%s is another than output_dir has results of: those of the seeds %s are scored again.",
+                *(subject, ", ".join(map(str, sorted(outdated)))),
+            )
+        seeds = sorted({*evaluation.seeds, *outdated})
+        if done := sum((subject, seed, fold) in there for seed in seeds for fold in evaluation.folds):
+            of = len(seeds) * len(evaluation.folds)
             logger.info("%s: %d of %d results are in output_dir already.", subject, done, of)
         for fold in evaluation.folds:
-            missing = [seed for seed in evaluation.seeds if (subject, seed, fold) not in there]
+            missing = [seed for seed in seeds if (subject, seed, fold) not in there]
             features = evaluation.features(fold, encoder, store) if missing else {}
             for seed in missing:
-                results.append(evaluation.score(subject, encoder, fold, features, seed, heartbeat))
-                merged = merge(earlier, results)
-                write(merged, output)
-    merged = over_folds(merged)
-    draw_layer_weights(merged, output)
-    return merged
+                add(evaluation.score(subject, encoder, fold, features, seed, heartbeat), output)
+    results = over_folds(current(earlier_results(output, evaluation.task.name, evaluation.settings)))
+    draw_layer_weights(results, output)
+    return results
 
 
 def run_all(arguments: SuperbArguments, heartbeat: Heartbeat) -> str:
@@ -146,7 +151,7 @@ def run_all(arguments: SuperbArguments, heartbeat: Heartbeat) -> str:
         results[evaluation.task.name] = [result for result in found if result["encoder"] in arguments.model]
     if arguments.dry_run:
         return ""
-    return write_summary(results, Path(arguments.output_dir), arguments.published)
+    return write_summary(results, Path(arguments.output_dir))
 
 
 if __name__ == "__main__":

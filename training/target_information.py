@@ -79,7 +79,13 @@ class InformationArguments:
     seed: int = field(default=0, metadata={"help": "Seed of clips, frames and fits."})
 
     def __post_init__(self):
-        check_ranges(self, at_least_2="components frames em_iterations", seed="seed")
+        check_ranges(
+            self,
+            at_least_2="components frames em_iterations",
+            at_least_1="max_clips",
+            not_negative="dims",
+            seed="seed",
+        )
 
 
 def batch_of(samples: np.ndarray, draw: int) -> dict:
@@ -185,7 +191,7 @@ def measure(
     return counts.result()
 
 
-def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat | None = None) -> list[dict]:
+def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat) -> list[dict]:
     """
     Figures of every kind of target, one dict a row of the table.
 
@@ -193,8 +199,10 @@ def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat |
         ValueError: if the checkpoint or a source cannot be opened, or alignments are broken.
         BadAudioError: if too much audio cannot be decoded.
     """
-    heartbeat = heartbeat or Heartbeat("measuring")
     encoder = open_sjepa(SJepaModel, checkpoint).eval().to(Accelerator().device)
+    most, size = max(arguments.dims, default=0), encoder.config.hidden_size
+    if most > size:
+        raise ValueError(f"`dims` has {most}, but the encoder's features have {size} dimensions.")
     unlabelled = open_labelled(arguments.train_data, (), audio_column=arguments.audio_column)
     aligned = open_labelled(arguments.data, ("phones", "phone_ends"), audio_column=arguments.audio_column)
     aligned, frame_counts = readable_clips(aligned, arguments.max_clips, arguments.seed)

@@ -23,6 +23,7 @@ import yaml
 
 from benchmarks.s3prl.data import EXPERIMENTS, write_manifest
 from sjepa_hf.command import UserError, command
+from training.common.progress import Heartbeat
 from training.evaluation.superb.arguments import SuperbArguments
 from training.evaluation.superb.tasks import TASKS
 from training.superb import run
@@ -88,7 +89,9 @@ def in_superb(task: str, root: Path, checkpoint: str, seeds: list[int]) -> list[
         test_data=[str(root / "test.jsonl")],
         **(sources | trials | folders | experiment.settings),
     )
-    results = {result["seed"]: result["metrics"][experiment.metric] for result in run(arguments)}
+    results = {
+        result["seed"]: result["metrics"][experiment.metric] for result in run(arguments, Heartbeat("evaluating"))
+    }
     return [results[seed] for seed in seeds]
 
 

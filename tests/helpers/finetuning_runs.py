@@ -8,6 +8,8 @@ import pytest
 import soundfile
 from transformers import TrainerCallback
 
+from training.common.progress import Heartbeat
+
 
 SIZES = dict(
     hidden_size=32,
@@ -55,7 +57,7 @@ def prepare(script, checkpoint, data, output, *options):
 def run(script, *arguments):
     """Train to the end; the run and the folder of its result."""
     ready = prepare(script, *arguments)
-    script.train(ready)
+    script.train(ready, Heartbeat("training"))
     return ready, arguments[2] / "final"
 
 

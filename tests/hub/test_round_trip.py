@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import httpx2
 import numpy as np
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from processes import without_the_package
 from transformers import (
     AutoModel,
@@ -20,6 +21,7 @@ from transformers import (
 
 import sjepa_hf
 from sjepa_hf.push import push
+from training.finetuning.text import TextNormalizer
 
 
 AUTO_CLASSES = {
@@ -142,3 +144,21 @@ def test_what_is_downloaded_is_what_was_pushed(hub, published, tmp_path):
     path = api.hf_hub_download("ada/encoder", "model.safetensors", cache_dir=tmp_path / "cache")
     with open(path, "rb") as file:
         assert hashlib.sha256(file.read()).hexdigest() == hashlib.sha256(whole).hexdigest()
+
+
+def test_the_normalisation_of_transcripts_is_that_of_the_repo(hub, recogniser, monkeypatch, caplog):
+    push(recogniser, "bare")
+    assert TextNormalizer.load("ada/bare")("As it, is") == "As it, is"
+    assert "ada/bare has no text_normalization.json" in caplog.text
+    lower = TextNormalizer(case="lower")
+    lower.save(recogniser)
+    push(recogniser, "asr")
+    assert TextNormalizer.load("ada/asr") == lower
+    with pytest.raises(ValueError, match="ada/arsr cannot be opened from the Hub, and is no directory here"):
+        TextNormalizer.load("ada/arsr")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert TextNormalizer.load("ada/asr") == lower and TextNormalizer.load("ada/bare").case == "keep"
+    for path in Path(constants.HF_HUB_CACHE).glob("models--ada--asr/snapshots/*/text_normalization.json"):
+        path.unlink()
+    with pytest.raises(ValueError, match="Whether ada/asr has text_normalization.json, .* cannot be known without"):
+        TextNormalizer.load("ada/asr")

@@ -13,6 +13,7 @@ from voices import write_voices
 from sjepa_hf import SJepaConfig, SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor
 from training import finetune_ctc
+from training.common.progress import Heartbeat
 from training.finetuning.ngram import estimate
 
 
@@ -85,7 +86,7 @@ def stopped(checkpoint, mine, tmp_path):
     ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "run", "--max_steps", "6")
     ready.trainer.add_callback(At(3, signal.SIGTERM))
     with pytest.raises(SystemExit) as caught:
-        finetune_ctc.train(ready)
+        finetune_ctc.train(ready, Heartbeat("training"))
     assert caught.value.code == 143
     return tmp_path / "run"
 

@@ -147,6 +147,9 @@ def test_utterances_by_number_name_and_file(folder, tmp_path):
     with pytest.raises(ValueError, match="`utterance` .*clip0.wav cannot be read: silent"):
         find_utterance(clips, "0")
     soundfile.write(tmp_path / "else.wav", np.random.default_rng(0).normal(0, 0.1, 8000), 16000)
+    (tmp_path / "text.wav").write_text("no audio")
+    with pytest.raises(ValueError, match="`utterance` .*text.wav cannot be read: corrupt"):
+        find_utterance(clips, str(tmp_path / "text.wav"))
     other = find_utterance(clips, str(tmp_path / "else.wav"))
     assert other.name == "else.wav" and len(other.samples) == 8000 and not other.phones
 

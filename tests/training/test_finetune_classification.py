@@ -1,10 +1,12 @@
-from finetuning_runs import run, sentence, write_clips
+from finetuning_runs import SHORT, prepare, run, sentence, write_clips
+from other_encoders import KINDS, save_other
 from transformers import (
     pipeline,
 )
 
 from sjepa_hf.scores import read_scores
 from training import finetune_classification
+from training.common.progress import Heartbeat
 from training.data.waveforms import read_audio
 
 
@@ -39,3 +41,19 @@ def test_classification_refuses_with_a_sentence(checkpoint, classes, tmp_path, t
     assert "has labels that train_data has not: 'C'" in message
     message = sentence(finetune_classification, checkpoint, classes, tmp_path / "out", "--epochs_of_what", "3")
     assert "--epochs_of_what" in message
+
+
+def test_clips_of_an_encoder_that_norms_over_padding_are_scored_alone(classes, tmp_path):
+    """HuBERT base."""
+    ready = prepare(finetune_classification, str(save_other(KINDS["hubert"], tmp_path)), classes, tmp_path, *SHORT)
+    sizes, predict = [], ready.trainer.predict
+
+    def watched(*args, **kwargs):
+        with ready.trainer.model.register_forward_pre_hook(
+            lambda model, inputs, named: sizes.append(len(named["input_values"])), with_kwargs=True
+        ):
+            return predict(*args, **kwargs)
+
+    ready.trainer.predict = watched
+    finetune_classification.train(ready, Heartbeat("training"))
+    assert sizes == [1] * sum(map(len, ready.evaluation.values())) and len(sizes) > 1

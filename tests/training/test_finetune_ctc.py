@@ -21,6 +21,7 @@ from training.finetuning.text import build_tokenizer
 
 def test_the_loss_falls_and_the_best_checkpoint_is_kept(recogniser):
     ready, final = recogniser
+    assert json.loads((final / "training.json").read_text())["hours_taken"] > 0
     losses = [entry["loss"] for entry in ready.trainer.state.log_history if "loss" in entry]
     assert len(losses) == 20 * 3 and np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
     results = json.loads((final / "results.json").read_text())
@@ -91,5 +92,8 @@ def test_ctc_refuses_with_a_sentence(checkpoint, mine, tmp_path, texts):
     assert "`reinit_layers` leaves layers to be learned" in sentence(
         finetune_ctc, checkpoint, mine, out, "--reinit_layers", "1", "--lora_rank", "2"
     )
+    (out / "final").mkdir(parents=True)
+    for options in ((), ("--resume_from_checkpoint", "latest")):
+        assert "holds the result of another run in final/" in sentence(finetune_ctc, checkpoint, mine, out, *options)
     (out / "checkpoint-7").mkdir(parents=True)
     assert "checkpoints of another run" in sentence(finetune_ctc, checkpoint, mine, out)

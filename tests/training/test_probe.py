@@ -66,6 +66,12 @@ def test_a_wrong_checkpoint_is_told_before_any_data_are_read(tmp_path):
         main([str(tmp_path / "nowhere"), "--data", str(tmp_path / "no-data"), "--utterance_labels", "voice"])
 
 
+@pytest.mark.parametrize("name", ["mfcc", "fbank", "untrained:CHECKPOINT"])
+def test_baselines_are_no_checkpoints(name, checkpoint):
+    with pytest.raises(SystemExit, match="is no checkpoint: MFCC and the untrained encoder are probed beside every"):
+        main([name.replace("CHECKPOINT", checkpoint), "--data", "nowhere", "--utterance_labels", "voice"])
+
+
 def test_checkpoints_of_one_shape_share_the_untrained_encoder(two_voices, checkpoint, make_config, tmp_path, capsys):
     other = save(SJepaForPreTraining(make_config("log_mel")), tmp_path / "other")
     larger = save(SJepaForPreTraining(make_config("log_mel", num_hidden_layers=4)), tmp_path / "larger")

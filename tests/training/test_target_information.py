@@ -52,12 +52,19 @@ def test_a_fit_to_too_few_frames_gets_a_sentence(aligned, make_config, tmp_path)
         main([*command, "--components", "500"])
 
 
-def test_what_is_missing_is_named(aligned, tmp_path):
+def test_what_is_missing_is_named(aligned, make_config, tmp_path):
     command = ["--train_data", str(aligned), "--data", str(aligned)]
     with pytest.raises(SystemExit, match="error: .*nowhere cannot be opened: there is no such directory"):
         main([str(tmp_path / "nowhere"), *command])
     HubertConfig().save_pretrained(tmp_path / "hubert")
     with pytest.raises(SystemExit, match="error: .*hubert is of type hubert, not an S-JEPA checkpoint"):
         main([str(tmp_path / "hubert"), *command])
-    with pytest.raises(SystemExit, match="error: `components` must be at least 2"):
-        main([str(tmp_path), *command, "--components", "1"])
+    SJepaForPreTraining(make_config("log_mel")).save_pretrained(tmp_path / "model")
+    for option, value, message in (
+        ("components", "1", "must be at least 2"),
+        ("max_clips", "-5", "must be at least 1"),
+        ("dims", "-1", "must be at least 0"),
+        ("dims", "49", "has 49, but the encoder's features have 48 dimensions"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: `{option}` {message}"):
+            main([str(tmp_path / "model"), *command, f"--{option}", value])

@@ -16,6 +16,7 @@ RULES = {
     "a_frame": (lambda value: value >= A_FRAME, f"must be at least {A_FRAME} (one frame)"),
     "seed": (lambda value: 0 <= value < 2**31, "must lie between 0 and 2147483647"),  # each process adds its number
     "share": (lambda value: 0 <= value <= 1, "must lie between 0 and 1"),
+    "below_1": (lambda value: 0 <= value < 1, "must be at least 0 and below 1"),
 }
 
 

@@ -7,8 +7,10 @@ alignment.py        phones of a clip in time, and at the centres of frames
 phone_information.py what posteriors over clusters know of phones
 hidden_frames.py    that, of predictions, by distance to the nearest visible frame
 bimodality.py       the dip test, and two Gaussians: has a sample one mode or two?
+abx.py              ABX errors of units, by dynamic time warping
+unit_measures.py    purity, bits a second, and edits under noise and another speed, of units
 probes/             tasks, classifiers and results of `training/probe.py`
 superb/             tasks, labels, heads, their training and results of `training/superb.py`
 
-`training/analyze.py` and `training/target_information.py` stand on these too.
+`training/analyze.py`, `training/target_information.py` and `training/unit_quality.py` stand on these too.
 """

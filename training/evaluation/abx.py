@@ -102,10 +102,14 @@ def distances(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 def _warped(left: list[np.ndarray], right: list[np.ndarray]) -> np.ndarray:
-    """DTW of all pairs at once, cell by cell: cost and steps of the best path are packed into one number."""
+    """
+    DTW of all pairs at once, cell by cell. Each cell holds the best path to it as one number, `cost * whole + steps`:
+    as `whole` exceeds the steps of any path, the least such number is of the least cost and, among equals, of the
+    fewest steps; `//` and `%` give the two back.
+    """
     rows, columns = np.array([len(each) for each in left]), np.array([len(each) for each in right])
     x, y = _padded(left, -1), _padded(right, -2)
-    whole = x.shape[1] + y.shape[1] + 1  # above any number of steps
+    whole = x.shape[1] + y.shape[1] + 1
     far = np.full(len(x), np.iinfo(np.int64).max // 2)
     above, result = [far] * (y.shape[1] + 1), np.zeros(len(x), np.int64)
     for i in range(x.shape[1]):

@@ -19,7 +19,8 @@ from transformers import AutoModel
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
-from sjepa_hf.encoding import check_audio_encoder, hidden_layers
+from sjepa_hf.configuration_sjepa import MODEL_CODE
+from sjepa_hf.encoding import check_audio_encoder, hidden_layers, weights_hash
 from sjepa_hf.frame_features import MfccFeatures, slopes
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.opening import build_model, open_config, open_feature_extractor, open_model
@@ -38,7 +39,7 @@ class TransformersEncoder:
 
     Attributes:
         name (`str`): what the user called it.
-        digest (`str`): hash of weights, configuration, feature extractor and code.
+        digest (`str`): hash of weights, configuration, feature extractor and of the code that computes.
     """
 
     def __init__(self, name: str, model: torch.nn.Module, extractor, device: torch.device | str = "cpu"):
@@ -60,11 +61,11 @@ class TransformersEncoder:
     def digest(self) -> str:
         config = {key: value for key, value in self.model.config.to_dict().items() if key not in NOT_IN_DIGEST}
         source = Path(inspect.getsourcefile(type(self.model))).parent
+        ours = self.model.config.model_type == "sjepa"
+        code = [source / name for name in MODEL_CODE] if ours else sorted(source.glob("*.py"))
         parts = [json.dumps(config, sort_keys=True, default=str), str(self.extractor.to_dict())]
-        parts += [transformers.__version__, *(file.read_text() for file in sorted(source.glob("*.py")))]
-        for key, value in sorted(self.model.state_dict().items()):
-            parts += [key, str(tuple(value.shape)), value.detach().cpu().contiguous().numpy()]
-        return content_hash(*parts)
+        parts += [transformers.__version__, *(file.read_text(encoding="utf-8") for file in code)]
+        return content_hash(*parts, weights_hash(self.model))
 
 
 class MfccEncoder:
@@ -75,7 +76,7 @@ class MfccEncoder:
     def __init__(self, device: torch.device | str = "cpu"):
         self.features = MfccFeatures().to(device)
         self.device = device
-        self.digest = content_hash("mfcc", Path(inspect.getsourcefile(MfccFeatures)).read_text())
+        self.digest = content_hash("mfcc", Path(inspect.getsourcefile(MfccFeatures)).read_text(encoding="utf-8"))
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Tensor]:
         """Waveforms `(num_samples,)` at 16 kHz -> `(1, num_frames, 39)` of each."""
@@ -93,7 +94,7 @@ class FbankEncoder:
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
-        self.digest = content_hash("fbank", inspect.getsource(type(self)))
+        self.digest = content_hash("fbank", inspect.getsource(type(self)), inspect.getsource(slopes))
         self.window = window_function(self.WIDTH, "povey", periodic=False)
         self.bands = mel_filter_bank(
             *(self.FFT // 2 + 1, self.BANDS, 20.0, SAMPLING_RATE / 2, SAMPLING_RATE),
@@ -165,11 +166,11 @@ def check_encoders(names: Sequence[str]) -> None:
         open_encoder(name)
 
 
-def content_hash(*parts: str | bytes | np.ndarray) -> str:
-    """A hash of texts, bytes and arrays, each with its length or shape."""
+def content_hash(*parts: str | bytes) -> str:
+    """A hash of texts and bytes, each with its length."""
     digest = hashlib.sha256()
     for part in parts:
         part = part.encode() if isinstance(part, str) else part
-        digest.update(str(len(part) if isinstance(part, bytes) else part.shape).encode())
+        digest.update(str(len(part)).encode())
         digest.update(part)
     return digest.hexdigest()[:32]

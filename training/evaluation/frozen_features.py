@@ -19,11 +19,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from sjepa_hf.saving import files_written_aside
 from training.data.batches import batches_by_length
 from training.data.clips import Clip
 from training.data.labelled import LabelledClips
@@ -52,7 +53,8 @@ class FeatureStore:
 
     @property
     def num_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.directory.rglob("*.safetensors"))
+        whole = self.directory.glob("*/*/*.safetensors")  # deeper lies what another run is writing, and may be gone
+        return sum(file.stat().st_size for file in whole)
 
     def folder(self, name: str) -> dict[str, safe_open]:
         """All keys of a folder, each with the (memory-mapped) shard that holds it."""
@@ -67,18 +69,17 @@ class FeatureStore:
         if self.num_bytes + sum(tensor.nbytes for tensor in tensors.values()) > self.max_bytes:
             return False
         path = self.directory / folder / f"{content_hash(*sorted(tensors))}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}.incomplete")
-        try:
-            save_file(tensors, aside)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with files_written_aside(path.parent) as aside:
+            save_file(tensors, aside / path.name)
         self._take_in(folder, path)
         return True
 
     def _take_in(self, folder: str, path: Path) -> None:
-        shard = safe_open(path, "pt")
+        try:
+            shard = safe_open(path, "pt")
+        except SafetensorError as error:
+            logger.warning("%s is damaged (%s): its features are computed again.", path, error)
+            return
         self.folder(folder).update(dict.fromkeys(shard.keys(), shard))
 
 
@@ -105,11 +106,12 @@ class FrozenFeatures:
         clips: LabelledClips,
         store: FeatureStore,
         pooled: bool,
-        keys: Sequence[str] | None = None,
+        keys: Sequence[str | None] | None = None,
         gain: float = 0.0,
     ):
         self.encoder, self.clips, self.pooled, self.gain = encoder, clips, pooled, gain
-        self.keys = clip_keys(clips) if keys is None else keys
+        keys = clip_keys(clips) if keys is None else keys
+        self.keys = [key or uuid.uuid4().hex for key in keys]  # by which nothing is found
         self._folder = f"{encoder.digest}/{'means' if pooled else 'frames'}{f'{gain:g}dB' if gain else ''}"
         self._stored = store.folder(self._folder)
         self._bad: set[int] = set()
@@ -196,19 +198,19 @@ class FrozenFeatures:
         return dict(zip(waveforms, features))
 
 
-def clip_keys(clips: LabelledClips) -> list[str]:
-    """A hash of each clip: its encoded bytes, its place in the file, its length in samples."""
+def clip_keys(clips: LabelledClips) -> list[str | None]:
+    """A hash of each clip: its encoded bytes, its place in the file, its length in samples; None if it is not read."""
     return [_clip_key(clips.clip(i), clips.num_samples[i]) for i in range(len(clips))]
 
 
-def _clip_key(clip: Clip, num_samples: int) -> str:
+def _clip_key(clip: Clip, num_samples: int) -> str | None:
     audio = clip.content()
     if isinstance(audio, bytes):
         content = content_hash(audio)
     elif isinstance(audio, str) and os.path.isfile(audio):
         content = _file_hash(audio, os.stat(audio).st_mtime_ns)
-    else:  # cannot be read: a key that nothing is found by
-        content = uuid.uuid4().hex
+    else:
+        return None
     return content_hash(content, repr((clip.offset, clip.duration, num_samples)))
 
 

@@ -25,9 +25,22 @@ def number_phones(clips: LabelledClips, frame_counts: np.ndarray) -> tuple[np.nd
 
 
 def of_other_clips(phones: list[torch.Tensor]) -> list[torch.Tensor]:
-    """For each clip equally many phones of the clips after it (the last is followed by the first): a control."""
-    row, ends = torch.cat(phones), np.cumsum([len(part) for part in phones]).tolist()
-    return [row.roll(-end)[: len(part)] for part, end in zip(phones, ends, strict=True)]
+    """
+    For each clip equally many phones of the clips after it (the last is followed by the first): a control. Where all
+    others together are shorter, theirs are repeated.
+
+    Raises:
+        ValueError: if only one clip has phones.
+    """
+    row, ends, found = torch.cat(phones), np.cumsum([len(part) for part in phones]).tolist(), []
+    for part, end in zip(phones, ends, strict=True):
+        others = torch.cat([row[end:], row[: end - len(part)]])
+        if not len(others):
+            raise ValueError(
+                "A single clip has phones: what is known of those of other clips, the control, needs two."
+            )
+        found.append(others.repeat(-(-len(part) // len(others)))[: len(part)])
+    return found
 
 
 class Information(NamedTuple):

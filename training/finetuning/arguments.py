@@ -17,11 +17,14 @@ from sjepa_hf.command import own_words
 from sjepa_hf.opening import open_config
 from sjepa_hf.push import open_repo
 from training.common.command_line import parse_dataclasses
+from training.common.ranges import check_ranges
 from training.finetuning.resuming import choose_checkpoint
 from training.finetuning.trainer_settings import check_training, with_equal_intervals
 
 
 SOURCES = "Each is a folder with metadata.csv, a JSONL manifest, Parquet, or on the Hub (name::config::split)."
+
+MIN_SECONDS = 0.25  # of a clip that is trained on or scored, where the user does not say
 
 
 @dataclass
@@ -48,7 +51,7 @@ class FineTuningArguments:
         default=None, metadata={"help": "Sources that are scored at the end only, each by itself."}
     )
     audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Hub data and Parquet."})
-    min_seconds: float = field(default=0.25, metadata={"help": "Shorter clips are left out."})
+    min_seconds: float = field(default=MIN_SECONDS, metadata={"help": "Shorter clips are left out."})
     max_seconds: float = field(default=20.0, metadata={"help": "Longer training clips are left out."})
     max_bad_fraction: float = field(
         default=0.05, metadata={"help": "Share of clips that may be bad audio or lack a label before the run stops."}
@@ -94,20 +97,14 @@ class FineTuningArguments:
     )  # with --push_to_hub: where the result goes, as `publish` takes it
 
     def __post_init__(self):
-        if not 0 < self.eval_fraction < 1:
-            raise ValueError(f"`eval_fraction` is {self.eval_fraction}; it must lie between 0 and 1.")
-        if self.train_hours is not None and self.train_hours <= 0:
-            raise ValueError(f"`train_hours` is {self.train_hours}; it must be above 0.")
+        check_ranges(
+            self,
+            positive="train_hours eval_fraction",
+            below_1="eval_fraction mask_time_prob mask_feature_prob dropout",
+            not_negative="lora_rank freeze_encoder_steps reinit_layers min_steps head_learning_rate",
+        )
         if self.freeze_feature_encoder is None:
             self.freeze_feature_encoder = not self.from_scratch
-        for name in ("mask_time_prob", "mask_feature_prob", "dropout"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"`{name}` is {value}; it must lie between 0 and 1.")
-        for name in ("lora_rank", "freeze_encoder_steps", "reinit_layers", "min_steps", "head_learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"`{name}` is {value}; it must not be negative.")
         if self.from_scratch and (self.lora_rank or self.freeze_encoder_steps or self.reinit_layers):
             raise ValueError(
                 "`from_scratch` trains all weights, fresh ones: it goes with none of lora_rank, freeze_encoder_steps"

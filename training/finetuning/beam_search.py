@@ -64,7 +64,7 @@ class BeamSearchDecoder:
 
     Args:
         tokenizer: its special tokens other than the blank are never written.
-        lm: word n-gram, or None.
+        lm: word n-gram.
         alpha, beta, beam_width: as above; strings that are kept from frame to frame.
         min_log_prob: labels of a frame that are less likely are not tried, its best one always is.
     """
@@ -72,7 +72,7 @@ class BeamSearchDecoder:
     def __init__(
         self,
         tokenizer: Wav2Vec2CTCTokenizer,
-        lm: NGram | None = None,
+        lm: NGram,
         *,
         alpha: float = ALPHA,
         beta: float = BETA,
@@ -86,8 +86,7 @@ class BeamSearchDecoder:
         vocabulary = tokenizer.get_vocab().items()
         self.characters = {number: token for token, number in vocabulary if number not in special}
         self.alpha, self.beta, self.beam_width, self.min_log_prob = alpha, beta, beam_width, min_log_prob
-        self.lm = lm
-        self.known = lm.words if lm else set()
+        self.lm, self.known = lm, lm.words
         self.beginnings = {word[:n] for word in self.known for n in range(1, len(word) + 1)}
 
     def decode(self, log_probs: np.ndarray) -> str:
@@ -142,7 +141,7 @@ class BeamSearchDecoder:
 
     def complete(self, prefix: Prefix) -> tuple[float, Gram]:
         """Score and context once the word that is being spelled, if any, is complete."""
-        if not prefix.word or self.lm is None:
+        if not prefix.word:
             return prefix.words, prefix.context
         known = prefix.word in self.known
         log10 = self.lm.log10_probability(prefix.context, prefix.word if known else UNKNOWN)
@@ -152,15 +151,14 @@ class BeamSearchDecoder:
 
     def score(self, prefix: Prefix) -> float:
         """Score of a string while the search goes on."""
-        unknown = self.lm is not None and prefix.word and prefix.word not in self.beginnings
+        unknown = prefix.word and prefix.word not in self.beginnings
         penalty = self.alpha * LN10 * unknown_penalty(prefix.word) if unknown else 0.0
         return log_add(prefix.blank, prefix.label) + prefix.words + penalty
 
     def final_score(self, prefix: Prefix) -> float:
         """Score of a string that ends here."""
         words, context = self.complete(prefix)
-        if self.lm is not None:
-            words += self.alpha * LN10 * max(self.lm.log10_probability(context, END), NOT_LISTED)
+        words += self.alpha * LN10 * max(self.lm.log10_probability(context, END), NOT_LISTED)
         return log_add(prefix.blank, prefix.label) + words
 
     def text(self, prefix: Prefix) -> str:

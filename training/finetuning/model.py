@@ -58,6 +58,7 @@ def open_with_head(
     """
     path = arguments.model_name_or_path
     config = open_config(path)
+    config.dtype = torch.float32  # also of fresh weights
     for name in ("mask_time_prob", "mask_feature_prob"):
         if getattr(arguments, name) is not None:
             changes[name] = getattr(arguments, name)
@@ -76,6 +77,8 @@ def open_with_head(
             if isinstance(module, nn.Linear) and not in_encoder(name, model):
                 nn.init.normal_(module.weight, std=config.initializer_range)
                 nn.init.zeros_(module.bias)
+        if hasattr(model, "layer_weights"):  # of a classifier that reads all layers
+            nn.init.constant_(model.layer_weights, 1 / len(model.layer_weights))
     if arguments.freeze_feature_encoder:
         model.freeze_feature_encoder()
     return with_adapters(model, arguments.lora_rank) if arguments.lora_rank else model
@@ -120,6 +123,14 @@ def with_adapters(model: PreTrainedModel, rank: int):
     trained, total = adapted.get_nb_trainable_parameters()
     logger.info("LoRA (%s) and head: %d of %d parameters are trained.", ", ".join(targets), trained, total)
     return adapted
+
+
+def scored_at_once(model: nn.Module, batch_size: int) -> int:
+    """
+    How many clips to score in a batch of at most `batch_size`: padding changes nothing in S-JEPA; any other encoder
+    gets each clip alone (HuBERT base norms over the padding), so that no score depends on what else is in the batch.
+    """
+    return batch_size if model.config.model_type == "sjepa" else 1
 
 
 def in_encoder(name: str, model: nn.Module) -> bool:

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -21,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 def log_plan(trainer: FineTuner, scored: Mapping[str, LabelledClips], arguments: FineTuningArguments) -> None:
     """
-    Log data, model, device, steps, padding and output of a run that is ready to start; the first process does.
+    Log data, model, device, steps and output of a run that is ready to start; the first process does.
 
     Raises:
         ValueError: if the encoder were kept as it is to the end.
@@ -56,10 +55,7 @@ def plan(trainer: FineTuner, scored: Mapping[str, LabelledClips], arguments: Fin
         f"{kind}: {trained:,} of {whole:,} parameters are trained, on {training.device}{threads} in {precision}."
     )
     lines.append(f"Trained: {what_is_trained(trainer, arguments)}.")
-    lines.append(
-        f"{total:,} steps of {batch} clips{processes}, {epoch:,} an epoch ({total / epoch:.1f} epochs);"
-        f" {padded_share(trainer):.0%} of a batch is padding."
-    )
+    lines.append(f"{total:,} steps of {batch} clips{processes}, {epoch:,} an epoch ({total / epoch:.1f} epochs).")
     evaluations = when(training.eval_strategy, training.eval_steps, total)
     savings = when(training.save_strategy, training.save_steps, total)
     output = Path(training.output_dir)
@@ -99,13 +95,3 @@ def when(strategy: IntervalStrategy | SaveStrategy, steps: float | None, total: 
     if strategy == "steps":
         return f"every {int(steps):,} steps" if steps < total else "at the end"
     return {"no": "never", "epoch": "after every epoch", "best": "after every evaluation that is the best"}[strategy]
-
-
-def padded_share(trainer: FineTuner) -> float:
-    """Share of the samples of an epoch's batches that is padding, as the sampler draws them."""
-    lengths = np.array(trainer.train_dataset.num_samples)
-    with torch.random.fork_rng(devices=[]):
-        order = np.array(list(trainer._get_train_sampler()))
-    size = trainer.args.train_batch_size
-    batches = [lengths[order[start : start + size]] for start in range(0, len(order), size)]
-    return float(1 - lengths.sum() / sum(len(batch) * batch.max() for batch in batches))

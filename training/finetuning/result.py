@@ -6,23 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 from torch import nn
 
 from sjepa_hf.contents import RESULTS
 from sjepa_hf.saving import written_aside
 from sjepa_hf.scores import THIS_MODEL, Score, data_name, data_names, grouped, write_scores
+from training.common.figures import save
 from training.common.learned import Verdict
 from training.common.publishing import publish
 from training.common.run_record import base_of, write_record
 from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.data import HELD_OUT
-from training.finetuning.resuming import FINAL
+from training.finetuning.resuming import FINAL, step_of
 from training.finetuning.trainer import FineTuner
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 
 logger = logging.getLogger(__name__)
@@ -59,7 +56,7 @@ class FineTuningResult:
         """The outcome of a training that has ended, from what its result answers on the evaluation clips."""
         state, training = trainer.state, trainer.args
         chosen = training.load_best_model_at_end and state.best_model_checkpoint is not None
-        best_step = state.best_global_step if chosen else None
+        best_step = step_of(Path(state.best_model_checkpoint)) if chosen else None
         learned, reason = verdict.learned, verdict.reason
         metric = f"eval_{(training.metric_for_best_model or 'loss').removeprefix('eval_')}"
         found = {entry["step"]: entry[metric] for entry in state.log_history if metric in entry}
@@ -183,9 +180,9 @@ def run_record(trainer: FineTuner, arguments: FineTuningArguments) -> dict:
     chosen = {name: value for name, value in vars(arguments).items() if value is not None and value != unset[name]}
     shown_elsewhere = ("model_name_or_path", "train_data", "eval_data", "test_data", "from_scratch", "hub", "dry_run")
     settings = {name: value for name, value in chosen.items() if name not in shown_elsewhere}
-    taken = next(
-        (line["train_runtime"] for line in reversed(trainer.state.log_history) if "train_runtime" in line), None
-    )
+    taken = None
+    if not trainer.args.resume_from_checkpoint:  # else it would be the time of the last session alone
+        taken = next((line["train_runtime"] for line in trainer.state.log_history if "train_runtime" in line), None)
     return {
         "kind": "fine-tuning",
         **base_of(arguments.model_name_or_path),
@@ -230,5 +227,4 @@ def draw_learning_curve(history: Sequence[dict], metrics: Sequence[str], path: P
     rows[0, 0].set_title("Fine-tuning")
     rows[-1, 0].set_xlabel("optimizer steps")
     rows[-1, 0].xaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)

@@ -33,7 +33,8 @@ def choose_checkpoint(asked: str | None, output_dir: str) -> str | None:
         output_dir: of the run.
 
     Raises:
-        ValueError: if there is no such checkpoint, it is not whole, or `output_dir` holds those of another run.
+        ValueError: if there is no such checkpoint, it is not whole, or `output_dir` holds checkpoints or the result of
+            another run.
     """
     word = (asked or "").strip()
     found = sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True)
@@ -43,6 +44,7 @@ def choose_checkpoint(asked: str | None, output_dir: str) -> str | None:
                 f"`output_dir` {output_dir} holds checkpoints of another run: choose another, or go on from them"
                 " with --resume_from_checkpoint latest."
             )
+        check_no_result(output_dir)
         return None
     if word.lower() in NEWEST:
         for path in found:
@@ -52,6 +54,7 @@ def choose_checkpoint(asked: str | None, output_dir: str) -> str | None:
             logger.warning("%s is passed over: %s.", path, problem)
         if found:
             raise ValueError(f"None of the checkpoints in {output_dir} is whole: start again in another `output_dir`.")
+        check_no_result(output_dir)
         logger.info("%s holds no checkpoint: the run begins.", output_dir)
         return None
     if not Path(word).is_dir():
@@ -64,6 +67,15 @@ def choose_checkpoint(asked: str | None, output_dir: str) -> str | None:
     if problem is not None:
         raise ValueError(f"`resume_from_checkpoint` {word} cannot be resumed: {problem}.")
     return word
+
+
+def check_no_result(output_dir: str) -> None:
+    """Raise a ValueError if a run that begins would replace the result of another one."""
+    if (Path(output_dir) / FINAL).exists():
+        raise ValueError(
+            f"`output_dir` {output_dir} holds the result of another run in {FINAL}/, and no checkpoint to go on from:"
+            " choose another, or delete it."
+        )
 
 
 def step_of(path: Path) -> int:

@@ -12,7 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import Wav2Vec2CTCTokenizer
+
+from sjepa_hf.opening import open_config
 
 
 logger = logging.getLogger(__name__)
@@ -92,6 +96,8 @@ class TextNormalizer:
                 raise ValueError(f"`{name}` must be a string of characters, got {getattr(self, name)!r}.")
 
     def __call__(self, text: str) -> str:
+        # Before the case, for letters that have one only in their plain form (ª), and after it, for what it takes
+        # apart (ΐ in upper case) or makes an apostrophe of (Ꞌ in lower case).
         text = CASES[self.case](self._replaced(text))
         return " ".join(filter(None, map(_grounded, self._replaced(text).split())))
 
@@ -130,21 +136,42 @@ class TextNormalizer:
         (Path(directory) / FILE_NAME).write_text(content, encoding="utf-8")
 
     @classmethod
-    def load(cls, directory: str | Path) -> "TextNormalizer":
+    def load(cls, checkpoint: str | Path) -> "TextNormalizer":
         """
-        The normalisation of a saved model; one without the file gets its transcripts as they are, and a warning.
+        The normalisation of a saved model, in a directory or on the Hub; one without the file gets its transcripts as
+        they are, and a warning.
 
         Raises:
-            ValueError: if the file is not one that `save` writes.
+            ValueError: if there is no such model, the Hub cannot be asked for the file, or it is not one that `save`
+                writes.
         """
-        path = Path(directory) / FILE_NAME
-        if not path.is_file():
-            logger.warning("%s has no %s: transcripts are taken as they are written.", directory, FILE_NAME)
+        path = _normalization_of(checkpoint)
+        if path is None:
+            logger.warning("%s has no %s: transcripts are taken as they are written.", checkpoint, FILE_NAME)
             return cls(case="keep", dropped="", spaces="")
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _normalization_of(checkpoint: str | Path) -> Path | None:
+    """Where the file of a model lies, a directory or a repo on the Hub; None if the model has none."""
+    if Path(checkpoint).is_dir():
+        path = Path(checkpoint) / FILE_NAME
+        return path if path.is_file() else None
+    open_config(checkpoint)  # is there such a model?
+    try:
+        return Path(hf_hub_download(str(checkpoint), FILE_NAME))
+    except LocalEntryNotFoundError:
+        if try_to_load_from_cache(str(checkpoint), FILE_NAME) is _CACHED_NO_EXIST:
+            return None
+        raise ValueError(
+            f"Whether {checkpoint} has {FILE_NAME}, which transcripts need, cannot be known without the Hub: try again"
+            " once it answers, or give a directory."
+        ) from None
+    except EntryNotFoundError:
+        return None
 
 
 def _set(characters: str) -> set[str]:

@@ -10,7 +10,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
-from training.common.ranges import check_hub
+from training.common.ranges import check_hub, check_ranges
 
 
 logger = logging.getLogger(__name__)
@@ -36,10 +36,6 @@ REFUSED = {
     "hub_revision": (None, "the result goes to the main branch"),
     "debug": (None, "its hooks fail on the boolean masks of encoders of speech, or need a TPU"),
 }
-AT_LEAST_1 = "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps".split()
-NOT_NEGATIVE = (
-    "dataloader_num_workers learning_rate weight_decay max_grad_norm logging_steps eval_steps save_steps".split()
-)
 
 
 def given(argv: Sequence[str]) -> dict[str, str]:
@@ -83,15 +79,13 @@ def check_training(training: TrainingArguments, argv: Sequence[str], higher_is_b
     strategy = training.hub_strategy
     if training.push_to_hub and strategy != "end" and ("hub_strategy" in asked or strategy != "every_save"):
         raise ValueError(f"`hub_strategy` must be end: fine-tuning pushes its result alone, got {strategy.value}.")
-    for name in AT_LEAST_1:
-        if getattr(training, name) < 1:
-            raise ValueError(f"`{name}` is {getattr(training, name)}; it must be at least 1.")
-    for name in NOT_NEGATIVE:
-        value = getattr(training, name)
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"`{name}` is {value}; it must not be negative.")
-    if not 0 <= training.seed < 2**32:
-        raise ValueError(f"`seed` is {training.seed}; it must lie between 0 and 4294967295.")
+    check_ranges(
+        training,
+        at_least_1="per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps",
+        not_negative="dataloader_num_workers learning_rate weight_decay max_grad_norm logging_steps eval_steps"
+        " save_steps",
+        seed="seed",
+    )
     if training.max_steps == 0 or training.max_steps < 0 and not training.num_train_epochs > 0:
         raise ValueError("`max_steps` or `num_train_epochs` must be above 0: no step would be trained.")
     for name, way in (("do_train", "--dry_run shows what a run would do"), ("do_eval", "give --eval_strategy no")):
@@ -198,11 +192,17 @@ def settle_steps(training: TrainingArguments, min_steps: int, num_clips: int) ->
     Make the epochs enough for `min_steps`, and shares of the run steps.
 
     Raises:
-        ValueError: if not one step would be trained.
+        ValueError: if not one step would be trained, or the best one could be one that is not saved.
     """
     enough_epochs(training, min_steps, num_clips)
     total = total_steps(training, num_clips)[1]
     training.eval_steps, training.save_steps = (interval(n, total) for n in (training.eval_steps, training.save_steps))
+    by_steps = training.eval_strategy == IntervalStrategy.STEPS and training.save_strategy == SaveStrategy.STEPS
+    if training.load_best_model_at_end and by_steps and training.eval_steps != training.save_steps:
+        raise ValueError(
+            f"`save_steps` comes to {training.save_steps:g} and `eval_steps` to {training.eval_steps:g}: the best step"
+            " would not always be saved. Give one of them alone, or --load_best_model_at_end false for the last step."
+        )
 
 
 def enough_epochs(training: TrainingArguments, min_steps: int, num_clips: int) -> None:

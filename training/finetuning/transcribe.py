@@ -11,6 +11,7 @@ from training.common.metrics import load_metric
 from training.common.progress import Progress
 from training.data.labelled import LabelledClips, pad_waveforms
 from training.finetuning.beam_search import BeamSearchDecoder, greedy_decode
+from training.finetuning.model import scored_at_once
 
 
 def evaluate_clips(
@@ -49,8 +50,12 @@ def evaluate_clips(
 def frame_log_probs(
     model: torch.nn.Module, processor, clips: LabelledClips, batch_size: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Number of each clip and ln P of its labels, `(num_frames, vocab_size)`; longest first, without bad audio."""
+    """
+    Number of each clip and ln P of its labels, `(num_frames, vocab_size)`; longest first, without bad audio. Models
+    that padding may reach are given one clip at a time.
+    """
     model.eval()
+    batch_size = scored_at_once(model, batch_size)
     order = sorted(range(len(clips)), key=clips.num_samples.__getitem__, reverse=True)
     for start in range(0, len(order), batch_size):
         batch = [(i, clips[i]) for i in order[start : start + batch_size]]

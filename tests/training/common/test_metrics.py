@@ -1,4 +1,5 @@
 import evaluate
+import numpy as np
 import pytest
 
 from training.common.metrics import load_metric
@@ -32,6 +33,12 @@ def test_classification(predictions, references):
     assert score("accuracy", predictions, references) == 0.5
     f1 = [2 / 3, 2 / 4, 0]  # a: one hit of 2 and 1; b: one of 1 and 3; c: predicted, never right
     assert score("macro_f1", predictions, references) == pytest.approx(sum(f1) / 3)
+
+
+def test_class_names_that_look_like_numbers_are_names():
+    assert score("accuracy", ["007", "7", "7"], ["7", "007", "7"]) == pytest.approx(1 / 3)
+    assert score("macro_f1", ["7", "yes"], ["7", "no"]) == pytest.approx(1 / 3)
+    assert score("accuracy", np.array([7, 8]), np.array([7, 9])) == 0.5
 
 
 def test_slot_type_f1():

@@ -1,6 +1,8 @@
 """Encoders that are evaluated: every bit of their layers, what their digest follows, sentences."""
 
 import logging
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +11,13 @@ from other_encoders import KINDS, save_other
 from transformers import ASTConfig, ASTModel, AutoModelForCTC, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
+import sjepa_hf
 from sjepa_hf import SJepaModel
 from sjepa_hf.fitted_units import FittedUnits
 from sjepa_hf.saving import feature_extractor
 from training import probe
 from training.corpus.extraction import feature_extractor as feature_extractor_of
+from training.evaluation import encoders
 from training.evaluation.encoders import TransformersEncoder, open_encoder
 from training.finetuning.model import open_extractor
 
@@ -67,6 +71,15 @@ def test_digest_follows_weights_and_configuration(checkpoint, make_config):
     before = TransformersEncoder("same", encoder.model, encoder.extractor).digest
     encoder.model.config.layer_norm_eps = 1e-3
     assert TransformersEncoder("same", encoder.model, encoder.extractor).digest != before
+
+
+def test_digest_follows_the_code_that_computes_and_no_other(checkpoint, tmp_path, monkeypatch):
+    code = Path(shutil.copytree(Path(sjepa_hf.__file__).parent, tmp_path / "code"))
+    monkeypatch.setattr(encoders.inspect, "getsourcefile", lambda _: code / "modeling_sjepa.py")
+    before = open_encoder(checkpoint).digest
+    for name, follows in (("push.py", False), ("front_end.py", True)):
+        (code / name).write_text("# changed")
+        assert (open_encoder(checkpoint).digest != before) == follows, name
 
 
 def test_untrained_encoders_are_drawn_from_their_seed_alone(checkpoint):

@@ -152,6 +152,26 @@ def test_an_interrupted_write_leaves_nothing(store, monkeypatch):
     assert "clip" not in store.folder("encoder/means")
 
 
+def test_what_another_run_is_writing_is_not_counted(store):
+    store.add("encoder/means", {"clip": torch.ones(3)})
+    before = store.num_bytes
+    written = store.directory / "encoder" / "means" / ".incomplete-x" / "files" / "y.safetensors"
+    written.parent.mkdir(parents=True)
+    written.write_bytes(b"half a sh")
+    assert store.num_bytes == before > 0
+    assert FeatureStore(store.directory, 1).folder("encoder/means").keys() == {"clip"}
+
+
+def test_a_torn_shard_is_named_and_its_features_are_made_again(clips, encoder, store, caplog):
+    first = FrozenFeatures(encoder, clips, store, pooled=True)[[0, 1]]
+    (shard,) = store.directory.rglob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    for stored in (FeatureStore(store.directory, 1), FeatureStore(store.directory, 1)):
+        again = FrozenFeatures(encoder, clips, stored, pooled=True)[[0, 1]]
+        assert all(map(torch.equal, first, again)) and encoder.clips == 8
+    assert caplog.text.count(f"{shard} is damaged") == 1 and "its features are computed again" in caplog.text
+
+
 def test_values_beyond_half_precision_are_kept(clips, store):
     class Loud:
         name, digest = "loud", "loud"
@@ -179,7 +199,8 @@ def test_a_clip_that_is_gone_when_its_key_is_formed_has_no_features(clips, encod
     for _ in range(2):
         features = FrozenFeatures(encoder, clips, store, pooled=True)
         assert [x is None for x in features[range(4)]] == [False, True, False, False]
-    assert len({frozen_features._clip_key(Clip("x", BadAudio("missing")), 10) for _ in range(2)}) == 2
+    assert frozen_features._clip_key(Clip("x", BadAudio("missing")), 10) is None
+    assert len(set(FrozenFeatures(encoder, clips, store, True, keys=[None] * 4).keys)) == 4
 
 
 def test_other_encoders_get_clips_unpadded_and_normed(tmp_path, clips, store):

@@ -30,7 +30,9 @@ def test_few_frames_seem_to_know_phones_of_other_clips():
     """Components drawn at random: 60 of 80 frames have one of their own."""
     random, clips = torch.Generator().manual_seed(0), [torch.arange(40) % 4, torch.arange(1, 41) % 4]
     assert [part.tolist() for part in of_other_clips(clips)] == [clips[1].tolist(), clips[0].tolist()]
-    assert [part.tolist() for part in of_other_clips([torch.tensor([1, 2, 3]), torch.tensor([4])])] == [[4, 1, 2], [1]]
+    assert [part.tolist() for part in of_other_clips([torch.tensor([1, 2, 3]), torch.tensor([4])])] == [[4, 4, 4], [1]]
+    with pytest.raises(ValueError, match="A single clip has phones: .* needs two"):
+        of_other_clips([clips[0], clips[0][:0]])
     counts = JointCounts(4, 300)
     for said, others in zip(clips, of_other_clips(clips)):
         counts.add(said, others, torch.eye(300)[torch.randint(300, (40,), generator=random)])

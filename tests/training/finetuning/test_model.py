@@ -3,6 +3,7 @@ import torch
 from finetuning_runs import SIZES, prepare, run, sentence
 from peft import PeftModel
 from transformers import (
+    AutoModelForAudioClassification,
     AutoModelForCTC,
     HubertConfig,
     HubertForCTC,
@@ -12,9 +13,10 @@ from transformers import (
     WavLMForCTC,
 )
 
-from sjepa_hf import SJepaConfig, SJepaForCTC
+from sjepa_hf import SJepaConfig, SJepaForCTC, SJepaForSequenceClassification
 from training import finetune_ctc
-from training.finetuning.model import with_adapters
+from training.finetuning.arguments import FineTuningArguments
+from training.finetuning.model import open_with_head, with_adapters
 
 
 def test_the_top_layers_can_start_afresh(checkpoint, mine, tmp_path):
@@ -67,3 +69,19 @@ def test_from_scratch_keeps_the_sizes_and_forgets_the_weights(checkpoint, mine, 
     name = "sjepa.encoder.layers.0.attention.q_proj.weight"
     assert fresh.state_dict()[name].shape == trained[name].shape and not fresh.state_dict()[name].equal(trained[name])
     assert all(p.requires_grad for p in fresh.parameters())
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_weights_are_in_fp32_however_the_checkpoint_was_saved(from_scratch, tmp_path):
+    SJepaForCTC(SJepaConfig(**SIZES)).bfloat16().save_pretrained(tmp_path)
+    arguments = FineTuningArguments(model_name_or_path=str(tmp_path), from_scratch=from_scratch)
+    model = open_with_head(AutoModelForCTC, arguments)
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+
+
+def test_a_fresh_head_keeps_no_weights_of_layers_from_an_earlier_fine_tuning(tmp_path):
+    earlier = SJepaForSequenceClassification(SJepaConfig(**SIZES, use_weighted_layer_sum=True))
+    torch.nn.init.normal_(earlier.layer_weights)
+    earlier.save_pretrained(tmp_path)
+    model = open_with_head(AutoModelForAudioClassification, FineTuningArguments(model_name_or_path=str(tmp_path)))
+    assert model.layer_weights.tolist() == pytest.approx([1 / 3] * 3)

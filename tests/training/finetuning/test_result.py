@@ -1,10 +1,12 @@
 import json
 import math
+from types import SimpleNamespace
 
 from finetuning_runs import run
 from transformers import AutoModelForCTC
 
 from training import finetune_classification, finetune_ctc
+from training.common.learned import Verdict
 from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.data import HELD_OUT
 from training.finetuning.result import FineTuningResult, score_rows
@@ -28,6 +30,16 @@ def test_classes_that_were_not_learned(checkpoint, classes, tmp_path):
     _, final = run(finetune_classification, checkpoint, classes, tmp_path, *options)
     results = json.loads((final / "results.json").read_text())
     assert results["learned"] is False and results["best_step"] is None
+
+
+def test_the_best_step_is_that_of_the_checkpoint_that_was_loaded():
+    """The Trainer remembers the best evaluation, and loads the best checkpoint that was saved."""
+    history = [{"step": step, "eval_cer": cer} for step, cer in ((50, 0.9), (100, 0.7), (150, 0.5), (200, 0.6))]
+    state = SimpleNamespace(best_global_step=150, best_model_checkpoint="out/checkpoint-100", log_history=history)
+    settings = {"load_best_model_at_end": True, "metric_for_best_model": "cer", "greater_is_better": False}
+    trainer = SimpleNamespace(state=state, args=SimpleNamespace(**settings))
+    state.global_step = 200
+    assert FineTuningResult.of(trainer, Verdict(True, "better", 1.0), {}).best_step == 100
 
 
 def test_rows_of_scores_have_names_without_folders_that_are_told_apart():

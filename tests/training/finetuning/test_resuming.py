@@ -8,6 +8,7 @@ from finetuning_runs import SHORT, prepare, run, sentence
 from transformers import pipeline
 
 from training import finetune_classification, finetune_ctc
+from training.common.progress import Heartbeat
 from training.data.waveforms import read_audio
 
 
@@ -24,13 +25,17 @@ def test_the_checkpoint_of_a_stopped_run_opens_and_goes_on(stopped, checkpoint, 
     for word in ("True", "auto", "latest", str(folder)):
         ready = prepare(finetune_ctc, checkpoint, mine, stopped, "--max_steps", "6", "--resume_from_checkpoint", word)
         assert ready.trainer.args.resume_from_checkpoint == str(folder)
-    finetune_ctc.train(ready)
+    finetune_ctc.train(ready, Heartbeat("training"))
     assert json.loads((stopped / "final" / "results.json").read_text())["steps"] == 6
+    record = json.loads((stopped / "final" / "training.json").read_text())
+    assert record["hours_taken"] is None, "nobody has timed the session before"
     history = [entry["step"] for entry in ready.trainer.state.log_history if "eval_cer" in entry]
     assert history.count(0) == 1 and history[-1] == 6
     before = {path: path.stat().st_mtime_ns for path in stopped.rglob("*")}
     with pytest.raises(SystemExit) as ended:
-        finetune_ctc.train(prepare(finetune_ctc, checkpoint, mine, stopped, "--max_steps", "6", *GO_ON))
+        finetune_ctc.train(
+            prepare(finetune_ctc, checkpoint, mine, stopped, "--max_steps", "6", *GO_ON), Heartbeat("training")
+        )
     assert not ended.value.code and "final is finished: it has taken 6 steps" in caplog.text
     assert before == {path: path.stat().st_mtime_ns for path in stopped.rglob("*")}
 

@@ -81,8 +81,11 @@ def test_normalisation_is_shown_and_travels_with_the_model(tmp_path, caplog):
     assert TextNormalizer.load(tmp_path) == normalizer
     log_examples(["same", "Other_one"], normalizer)
     assert "1 of 2 transcripts" in caplog.text and "Other_one  ->  other one" in caplog.text
-    bare = TextNormalizer.load(tmp_path / "elsewhere")
+    (tmp_path / "bare").mkdir()
+    bare = TextNormalizer.load(tmp_path / "bare")
     assert bare("As it, is") == "As it, is" and "no text_normalization.json" in caplog.text
+    with pytest.raises(ValueError, match="nowhere cannot be opened: there is no such directory"):
+        TextNormalizer.load(tmp_path / "nowhere")
 
 
 def test_vocabulary(tmp_path):

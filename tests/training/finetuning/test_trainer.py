@@ -20,6 +20,7 @@ from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.opening import open_model
 from sjepa_hf.scores import read_scores
 from training import finetune_classification, finetune_ctc
+from training.common.progress import Heartbeat
 
 
 def test_the_encoder_is_frozen_first(checkpoint, mine, tmp_path):
@@ -32,7 +33,7 @@ def test_the_encoder_is_frozen_first(checkpoint, mine, tmp_path):
             seen.append({name: value.clone() for name, value in model.state_dict().items()})
 
     ready.trainer.add_callback(Watch())
-    finetune_ctc.train(ready)
+    finetune_ctc.train(ready, Heartbeat("training"))
     assert ready.trainer.args.ddp_find_unused_parameters, "with checkpointing, too, nobody waits for its gradients"
     first, frozen, last = seen[0], seen[2], model.state_dict()
     assert not frozen["lm_head.weight"].equal(first["lm_head.weight"])
@@ -59,7 +60,7 @@ def test_a_frozen_encoder_stays_as_it_is(checkpoint, classes, tmp_path):
     ready = prepare(finetune_classification, checkpoint, classes, tmp_path, *options)
     whole, modes = ready.trainer.model, set()
     whole.sjepa.register_forward_pre_hook(lambda encoder, _: modes.add((whole.training, encoder.training)))
-    finetune_classification.train(ready)
+    finetune_classification.train(ready, Heartbeat("training"))
     assert modes == {(True, False), (False, False)}, "the head trains on features without dropout"
     final = tmp_path / "final"
     before = SJepaForPreTraining.from_pretrained(checkpoint).sjepa.state_dict()
@@ -82,7 +83,7 @@ def test_a_signal_in_an_evaluation_loses_no_step(checkpoint, mine, tmp_path):
     ready = prepare(finetune_ctc, checkpoint, mine, tmp_path, "--max_steps", "6", "--eval_steps", "2")
     ready.trainer.add_callback(At(4, signal.SIGINT, evaluating=True))
     with pytest.raises(SystemExit) as caught:
-        finetune_ctc.train(ready)
+        finetune_ctc.train(ready, Heartbeat("training"))
     assert caught.value.code == 130 and (tmp_path / "checkpoint-4" / "trainer_state.json").is_file()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -92,7 +93,7 @@ def test_checkpoints_with_adapters_hold_the_merged_model_and_go_on(checkpoint, m
     ready = prepare(finetune_ctc, checkpoint, mine, tmp_path, *options)
     ready.trainer.add_callback(At(2, signal.SIGTERM))
     with pytest.raises(SystemExit):
-        finetune_ctc.train(ready)
+        finetune_ctc.train(ready, Heartbeat("training"))
     folder = tmp_path / "checkpoint-2"
     assert pipeline("automatic-speech-recognition", str(folder / "merged"), device="cpu").tokenizer is not None
     adapted = ready.trainer.model.eval()
@@ -101,7 +102,10 @@ def test_checkpoints_with_adapters_hold_the_merged_model_and_go_on(checkpoint, m
     assert torch.allclose(merged(waveform).logits, adapted(waveform).logits, atol=1e-5)
     with pytest.raises(ValueError, match="holds adapters, not a whole model: .*`merged`"):
         open_model(AutoModelForCTC, folder)
-    finetune_ctc.train(prepare(finetune_ctc, checkpoint, mine, tmp_path, *options, "--resume_from_checkpoint", "true"))
+    finetune_ctc.train(
+        prepare(finetune_ctc, checkpoint, mine, tmp_path, *options, "--resume_from_checkpoint", "true"),
+        Heartbeat("training"),
+    )
     assert json.loads((tmp_path / "final" / "results.json").read_text())["steps"] == 4
 
 
@@ -126,7 +130,7 @@ def test_batches_that_shared_memory_cannot_hold_are_refused(checkpoint, mine, tm
     with pytest.raises(
         ValueError, match="0 MiB free, but 2 workers .*--shm-size=1g, or lower `dataloader_num_workers`"
     ):
-        finetune_ctc.train(ready)
+        finetune_ctc.train(ready, Heartbeat("training"))
 
 
 @pytest.mark.parametrize(("script", "data"), [(finetune_ctc, "mine"), (finetune_classification, "classes")])
@@ -142,5 +146,5 @@ def test_at_the_end_the_wrapper_of_ddp_goes_before_the_group(script, data, check
         return trainer.model
 
     monkeypatch.setattr(script, "run_training", trained)
-    script.train(ready)
+    script.train(ready, Heartbeat("training"))
     assert there == [None] and (tmp_path / "final" / "results.json").is_file()

@@ -41,15 +41,17 @@ def test_few_clips_train_for_enough_steps(checkpoint, mine, tmp_path):
         ("--report_to nonsense", "`report_to` nonsense is unknown"),
         ("--max_steps 0", "no step would be trained"),
         ("--max_steps -1 --num_train_epochs 0", "no step would be trained"),
-        ("--learning_rate -1", "`learning_rate` is -1.0"),
-        ("--head_learning_rate -1", "`head_learning_rate` is -1.0"),
-        ("--per_device_train_batch_size 0", "`per_device_train_batch_size` is 0"),
-        ("--gradient_accumulation_steps 0", "`gradient_accumulation_steps` is 0"),
+        ("--learning_rate -1", "`learning_rate` must be at least 0, got -1.0"),
+        ("--head_learning_rate -1", "`head_learning_rate` must be at least 0, got -1.0"),
+        ("--per_device_train_batch_size 0", "`per_device_train_batch_size` must be at least 1, got 0"),
+        ("--gradient_accumulation_steps 0", "`gradient_accumulation_steps` must be at least 1, got 0"),
         ("--hub_model_id ada/asr", "`hub_model_id` has no effect without `push_to_hub`: set that to true, or"),
         ("--hub_strategy every_save", "`hub_strategy` has no effect without `push_to_hub`"),
         ("--push_to_hub true --hub_strategy every_save", "`hub_strategy` must be end"),
         ("--push_to_hub true --hub_revision draft", "`hub_revision` draft does not go with fine-tuning"),
-        ("--seed -1", "`seed` is -1"),
+        ("--seed -1", "`seed` must lie between 0 and"),
+        ("--eval_fraction 1", "`eval_fraction` must be at least 0 and below 1, got 1.0"),
+        ("--eval_fraction 0", "`eval_fraction` must be above 0, got 0.0"),
         ("--resume_from_checkpoint /nowhere", "/nowhere is not a directory"),
     ],
 )
@@ -66,6 +68,16 @@ def test_a_batch_larger_than_the_data_is_refused_where_it_would_be_dropped(check
     assert "18 clips do not fill one of 64: no step would be trained" in message
     ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "out", *options[2:])
     assert ready.trainer.args.num_train_epochs == 1000  # a step an epoch
+
+
+def test_each_step_that_may_be_the_best_is_saved(checkpoint, mine, tmp_path):
+    both = ("--max_steps", "200", "--eval_steps", "50", "--save_steps", "100")
+    message = sentence(finetune_ctc, checkpoint, mine, tmp_path, *both)
+    assert "`save_steps` comes to 100 and `eval_steps` to 50: the best step would not always be saved" in message
+    shares = ("--max_steps", "90", "--eval_steps", "0.2", "--save_steps", "0.4")  # 25 and 36 steps
+    assert "comes to 36 and `eval_steps` to 25" in sentence(finetune_ctc, checkpoint, mine, tmp_path, *shares)
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path, *both, "--load_best_model_at_end", "false")
+    assert (ready.trainer.args.eval_steps, ready.trainer.args.save_steps) == (50, 100)
 
 
 @pytest.mark.parametrize("options", ["--label_smoothing_factor 0.1", "--metric_for_best_model loss"])

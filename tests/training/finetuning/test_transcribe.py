@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from other_encoders import KINDS
+from transformers import HubertForCTC, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 from training.common import progress
 from training.data.labelled import open_labelled
@@ -25,7 +27,7 @@ def test_error_rates():
 
 
 def test_clips_are_read_longest_first_and_without_padding(mine, checkpoint, monkeypatch, caplog):
-    from transformers import AutoModelForCTC, Wav2Vec2Processor
+    from transformers import AutoModelForCTC
 
     from sjepa_hf.saving import feature_extractor
 
@@ -45,3 +47,16 @@ def test_clips_are_read_longest_first_and_without_padding(mine, checkpoint, monk
     scores, rows = evaluate_clips(model, processor, clips, ["A"] * 5)
     assert caplog.messages[-5:] == [f"Decoding: {number} of 5 clips." for number in range(1, 6)]
     assert scores["clips"] == len(rows) == 5 and scores.keys() == {"clips", "greedy"}
+
+
+def test_no_clip_of_an_encoder_that_norms_over_padding_hears_another(mine, tmp_path):
+    """HuBERT base."""
+    config = KINDS["hubert"]
+    tokenizer = build_tokenizer(["AB"])
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    processor = Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)
+    model = HubertForCTC(config).eval()
+    clips = open_labelled([str(mine)], ["text"]).select(range(3))
+    together, alone = (dict(frame_log_probs(model, processor, clips, batch_size)) for batch_size in (3, 1))
+    assert len({len(values) for values in alone.values()}) > 1, "there is padding"
+    assert all(np.array_equal(values, together[i]) for i, values in alone.items())

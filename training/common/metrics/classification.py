@@ -12,8 +12,8 @@ class Classification(evaluate.Metric):
         return evaluate.MetricInfo(
             description=self.__doc__,
             citation="https://scikit-learn.org/stable/modules/model_evaluation.html",
-            features=[
-                Features({"predictions": Value(kind), "references": Value(kind)}) for kind in ("int64", "string")
+            features=[  # names first: as a number, "007" would be "7"
+                Features({"predictions": Value(kind), "references": Value(kind)}) for kind in ("string", "int64")
             ],
         )
 

@@ -11,5 +11,4 @@ verification.py  trials of two clips and the equal error rate
 training.py  the loop that all tasks share, and the answers of a trained head
 results.py   JSON lines, means over the folds, scores over the seeds, table, picture of the layer weights
 summary.py   table and picture of several tasks
-published.py  figures of other encoders, on SUPERB's own data
 """

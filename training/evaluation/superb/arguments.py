@@ -11,7 +11,8 @@ from sjepa_hf.command import first_line
 from training.common.command_line import as_number, fits, item_type, kinds, parse_dataclasses, short_repr, type_name
 from training.common.naming import unknown
 from training.common.ranges import check_ranges
-from training.evaluation.superb.tasks import TASKS, SuperbTask, slot_classification
+from training.data.metadata import decoded
+from training.evaluation.superb.tasks import HEAD_UNITS, TASKS, SuperbTask, slot_classification
 
 
 @dataclass
@@ -90,10 +91,6 @@ class SuperbArguments:
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of the head and of the batches."})
     untrained_seed: int = field(default=0, metadata={"help": "Seed of the weights of untrained:CHECKPOINT."})
-    published: bool = field(
-        default=False,
-        metadata={"help": "With --task all: rows of published figures, which are of SUPERB's own data, in the table."},
-    )
     output_dir: str = field(
         default="runs/superb", metadata={"help": "Where results go; what is there is not run again."}
     )
@@ -114,8 +111,6 @@ def parse_arguments(argv: list[str] | None = None) -> SuperbArguments:
     arguments = parse_dataclasses((SuperbArguments,), argv, "SUPERB-style evaluation of frozen encoders.")[0]
     if (arguments.task == "all") != (arguments.tasks is not None):
         raise ValueError("`tasks` belongs to --task all, which needs it.")
-    if arguments.published and arguments.task != "all":
-        raise ValueError("`published` belongs to --task all.")
     return arguments if arguments.task == "all" else checked(arguments)
 
 
@@ -125,11 +120,16 @@ def checked(arguments: SuperbArguments) -> SuperbArguments:
         raise ValueError(f"There is no task '{arguments.task}': choose {', '.join(TASKS)} or all.")
     if not 0 < arguments.eval_fraction < 0.5:
         raise ValueError(f"`eval_fraction` must lie between 0 and 0.5, got {arguments.eval_fraction:g}.")
-    for name in ("max_steps", "eval_steps", "learning_rate", "batch_size", "head_units", "stacked_frames", "cache_gb"):
-        value = getattr(arguments, name)
-        if value is not None and (value < 0 if name == "cache_gb" else value <= 0):
-            raise ValueError(f"`{name}` must be positive, got {value:g}.")
-    check_ranges(arguments, seed="seeds untrained_seed")
+    check_ranges(
+        arguments,
+        at_least_1="max_steps eval_steps batch_size head_units stacked_frames",
+        positive="learning_rate",
+        not_negative="cache_gb",
+        seed="seeds untrained_seed",
+    )
+    for name in ("model", "seeds"):
+        if not getattr(arguments, name):
+            raise ValueError(f"`{name}` is empty: name one or more.")
     if arguments.slot_columns and arguments.task != "sf":
         raise ValueError("`slot_columns` belongs to --task sf; other tasks take --label_column.")
     if arguments.slot_columns and arguments.label_column:
@@ -141,6 +141,8 @@ def checked(arguments: SuperbArguments) -> SuperbArguments:
     }
     if arguments.task != "pr" and any(of_phones.values()):
         raise ValueError(f"`{next(filter(of_phones.get, of_phones))}` belongs to --task pr.")
+    if arguments.head_units and (TASKS[arguments.task].head not in HEAD_UNITS or arguments.slot_columns):
+        raise ValueError("`head_units` belongs to the tasks asr, asv and sd, and to sf without --slot_columns.")
     if arguments.trials and arguments.task != "asv":
         raise ValueError("`trials` belongs to --task asv.")
     if arguments.trials and not arguments.test_data:
@@ -167,13 +169,15 @@ def choose_task(arguments: SuperbArguments) -> SuperbTask:
     task = replace(task, **{name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None})
     task = replace(task, eval_steps=min(task.eval_steps, max(1, task.max_steps // 10)))
     columns = arguments.slot_columns or arguments.label_column
-    if task.labels in ("characters", "phones", "slot_characters") and len(columns) > 1:
-        raise ValueError(f"`label_column` of --task {task.name} is one column of texts, got {', '.join(columns)}.")
+    if task.labels not in ("classes", "slots") and len(columns) > 1:
+        raise ValueError(f"`label_column` of --task {task.name} is a single column, got {', '.join(columns)}.")
     if task.labels == "phones" and not arguments.lexicon and not columns:
         if not arguments.train_data:
             raise ValueError("--task pr on LibriSpeech needs --lexicon, such as its own librispeech-lexicon.txt.")
         columns = ["phones"]
     task = replace(task, columns=tuple(columns) or task.columns)
+    if task.labels == "speakers" and arguments.split_by not in (None, *task.columns):
+        raise ValueError(f"`split_by` of --task {task.name} is the speakers' own column: leave it out.")
     if arguments.train_data or (task.head == "dtw" and arguments.eval_data and arguments.test_data):
         return replace(
             task,
@@ -201,7 +205,7 @@ def arguments_of_tasks(arguments: SuperbArguments) -> list[SuperbArguments]:
     if not path.is_file():
         raise ValueError(f"--tasks {arguments.tasks}: there is no such file.")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(decoded(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {first_line(error)}") from None
     if not isinstance(found, dict) or not found or not all(isinstance(own, dict | None) for own in found.values()):
@@ -217,7 +221,7 @@ def arguments_of_tasks(arguments: SuperbArguments) -> list[SuperbArguments]:
 
 def own_options(options: dict) -> dict:
     """The options of one task, as the file `tasks` has them. Raises a ValueError for one that it cannot have."""
-    shared = {"task", "tasks", "model", "published", "output_dir", "dry_run"}
+    shared = {"task", "tasks", "model", "output_dir", "dry_run"}
     types = {name: kind for name, kind in get_type_hints(SuperbArguments).items() if name not in shared}
     found = {}
     for option, value in options.items():
@@ -228,7 +232,7 @@ def own_options(options: dict) -> dict:
         if item_type(kind) and not isinstance(value, list):
             value = [value]
         value = as_number(value, number)
-        if not fits(value, kind) or (number and isinstance(value, str)):
-            raise ValueError(f"`{option}` is {short_repr(value)}, and must be {type_name(kind)}.")
+        if not fits(value, kind) or (isinstance(value, str) and str not in kinds(kind)):
+            raise ValueError(f"`{option}` is {short_repr(repr(value))}, and must be {type_name(kind)}.")
         found[option] = value
     return found

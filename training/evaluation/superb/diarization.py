@@ -71,11 +71,11 @@ class Mixtures:
     def hours(self) -> float:
         return sum(self.num_samples) / SAMPLING_RATE / 3600
 
-    def keys(self) -> list[str]:
-        """A hash of each mixture: its clips and how they are mixed."""
+    def keys(self) -> list[str | None]:
+        """A hash of each mixture: its clips and how they are mixed; None if one of them is not read."""
         keys = clip_keys(self.clips)
-        parts = zip(keys, self.others, self.starts, self.loudness.tolist())
-        return [content_hash(key, keys[other], repr((start, loudness))) for key, other, start, loudness in parts]
+        parts = zip(keys, (keys[other] for other in self.others), self.starts, self.loudness.tolist())
+        return [content_hash(a, b, repr(how)) if a and b else None for a, b, *how in parts]
 
     def activity(self, index: int) -> Tensor:
         """Whose clip runs at the centre of each frame: `(num_frames, 2)` of 0 and 1."""

@@ -61,7 +61,7 @@ class Evaluation:
         self.folds: dict[str | None, dict[str, LabelledClips | Mixtures]] = {}
         self.labels: dict[str | None, Labels | None] = {}
         self._searches: dict[str, Search] = {}
-        self._digests: dict[tuple[str | None, str], list[str]] = {}
+        self._digests: dict[tuple[str | None, str], list[str | None]] = {}
 
     def open(self) -> None:
         """
@@ -202,7 +202,7 @@ class Evaluation:
     def _among(self, fold: str | None) -> str:
         return "" if fold is None else f", {self.arguments.folds} {fold}"
 
-    def _keys(self, fold: str | None, name: str) -> list[str]:
+    def _keys(self, fold: str | None, name: str) -> list[str | None]:
         """Digests of a split's clips, formed once: subjects share them."""
         if (fold, name) not in self._digests:
             clips = self.folds[fold][name]

@@ -10,6 +10,7 @@ from sklearn.metrics import recall_score
 from torch import Tensor
 
 from training.common.metrics import load_metric
+from training.data.metadata import decoded
 
 
 NO_PHONES = {"", "sil", "sp", "spn", "|"}  # silences, and bars between words: no part of what is recognised
@@ -160,13 +161,13 @@ def read_lexicon(paths: Sequence[str]) -> dict[str, str]:
     word counts, as in s3prl.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or it is not UTF-8.
     """
     lexicon: dict[str, str] = {}
     for path in paths:
         if not Path(path).is_file():
             raise ValueError(f"--lexicon {path}: there is no such file.")
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
+        for line in decoded(Path(path)).splitlines():
             word, *phones = line.split() or [""]
             if phones:
                 lexicon.setdefault(word.upper(), " ".join(phones))

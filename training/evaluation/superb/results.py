@@ -6,12 +6,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from filelock import FileLock
 
 from sjepa_hf.durations import audio_amount
 from sjepa_hf.saving import files_written_aside
 from sjepa_hf.scores import MFCC, Score, data_names, grouped, json_text, number_or_nan, short_names, write_scores
 from training.common.figures import caption, save
-from training.evaluation.superb.tasks import CLASS_MEAN, HEAD_UNITS, TASKS, slot_classification
+from training.evaluation.superb.tasks import HEAD_UNITS, TASKS, slot_classification
 
 
 def earlier_results(directory: Path, task: str, settings: dict) -> list[dict]:
@@ -48,26 +49,34 @@ def check_data(results: list[dict], data_digest: str, directory: Path) -> None:
 
 
 def with_nan(result: dict) -> dict:
-    """A result as it was before it became JSON: figures that are not finite are null there. In older files
-    `CLASS_MEAN` is called accuracy."""
+    """A result as it was before it became JSON: figures that are not finite are null there."""
     metrics = {
         part: {name: number_or_nan(value) for name, value in result[part].items()}
         for part in ("metrics", "dev_metrics")
     }
-    if result["hyperparameters"].get("balanced") and "accuracy" in metrics["dev_metrics"]:
-        metrics["dev_metrics"] = {CLASS_MEAN: metrics["dev_metrics"]["accuracy"]}
     return result | metrics | {"layer_weights": list(map(number_or_nan, result["layer_weights"]))}
 
 
-def merge(earlier: list[dict], new: list[dict]) -> list[dict]:
-    """Earlier results, less those whose encoder has changed, then the new ones."""
-    latest = {result["encoder"]: result["encoder_digest"] for result in new}
-    kept = [
-        result
-        for result in earlier
-        if latest.get(result["encoder"], result["encoder_digest"]) == result["encoder_digest"]
-    ]
-    return kept + new
+def add(result: dict, directory: Path) -> None:
+    """
+    Add a result to those of its task that a directory holds, in the place of one of the same encoder, seed and fold.
+    They are read under a lock just before: another run may have added to them.
+
+    Raises:
+        ValueError: if that run has other settings or data.
+    """
+    task = result["task"]
+    directory.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory / f".{task}.lock"):
+        there = earlier_results(directory, task, result["hyperparameters"])
+        check_data(there, result["data_digest"], directory)
+        write([one for one in there if run_of(one) != run_of(result)] + [result], directory)
+
+
+def current(results: list[dict]) -> list[dict]:
+    """The results whose encoder is as it was for the last one of its name: the others are yet to be scored again."""
+    latest = {result["encoder"]: result["encoder_digest"] for result in results}
+    return [result for result in results if latest[result["encoder"]] == result["encoder_digest"]]
 
 
 def run_of(result: dict) -> tuple:
@@ -106,8 +115,8 @@ def learned(results: list[dict]) -> bool | None:
 
 
 def write(results: list[dict], directory: Path) -> None:
-    """Results of a task; scores and table of those whose folds are all there. Written aside and renamed."""
-    name, whole = results[0]["task"], over_folds(results)
+    """Results of a task; scores and table of the current ones whose folds are all there. Written aside and renamed."""
+    name, whole = results[0]["task"], over_folds(current(results))
     with files_written_aside(directory) as aside:
         (aside / f"{name}.jsonl").write_text("".join(json_text(result) + "\n" for result in results), encoding="utf-8")
         if whole:

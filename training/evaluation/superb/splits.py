@@ -38,7 +38,7 @@ def open_splits(
         ValueError: if a source cannot be opened, lacks a column, or cannot be parted.
         BadAudioError: too much of the audio cannot be used.
     """
-    apart = task.columns[0] if task.labels == "speakers" and split_by is None else split_by
+    apart = task.columns[0] if task.labels == "speakers" else split_by
     splits = {}
     if task.train_data:
         splits["train"] = open_clips(task, task.train_data, apart, audio_column=audio_column)
@@ -48,14 +48,14 @@ def open_splits(
             f"two speakers and more are needed: column '{task.columns[0]}' of the training clips has the one value"
             f" '{speakers.pop()}'."
         )
-    for name, sources in (("test", task.test_data), ("dev", task.eval_data)):
+    dev_share = fraction if task.test_data else fraction / (1 - fraction)  # of what the test set leaves: as many clips
+    for name, sources, share in (("test", task.test_data, fraction), ("dev", task.eval_data, dev_share)):
         if sources:
             labelled = not (unlabelled_test and name == "test")
             splits[name] = open_clips(task, sources, labelled=labelled, audio_column=audio_column)
         else:
             evenly = task.columns if task.labels == "classes" else ()
-            splits["train"], splits[name] = splits["train"].hold_out(fraction, SPLIT_SEED, apart=apart, evenly=evenly)
-            fraction /= 1 - fraction  # the next share is of what is left, and as large
+            splits["train"], splits[name] = splits["train"].hold_out(share, SPLIT_SEED, apart=apart, evenly=evenly)
     splits = cut_silence(task, splits)
     if task.head == "diarization":
         return {name: Mixtures(clips, task.columns[0], name) for name, clips in splits.items()}

@@ -6,26 +6,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from sjepa_hf.saving import files_written_aside
-from sjepa_hf.scores import grouped, short_names
+from sjepa_hf.scores import LOWER_IS_BETTER, grouped, short_names
 from training.common.figures import save
-from training.evaluation.superb.published import COLUMNS, FIGURES
-from training.evaluation.superb.tasks import HIGHER_IS_BETTER, TASKS
 
 
-def write_summary(results: dict[str, list[dict]], directory: Path, published: bool = False) -> str:
+def write_summary(results: dict[str, list[dict]], directory: Path) -> str:
     """
     Write `all.md` and `all.png`.
 
     Args:
         results: of each task by its name, as in its JSON lines.
         directory: where the files go.
-        published: add rows of published figures to the table.
 
     Returns:
         the table.
     """
     figures = means(results)
-    text = summary_table(with_published(figures, results) if published else figures)
+    text = summary_table(figures)
     with files_written_aside(directory) as aside:
         (aside / "all.md").write_text(text + "\n", encoding="utf-8")
         draw(figures, aside / "all.png")
@@ -43,23 +40,9 @@ def means(results: dict[str, list[dict]]) -> dict[tuple[str, str], dict[str, flo
     return found
 
 
-def with_published(
-    figures: dict[tuple[str, str], dict[str, float]], results: dict[str, list[dict]]
-) -> dict[tuple[str, str], dict[str, float]]:
-    """The figures, and those that are published of the tasks that are SUPERB's, in rows that say so."""
-    found = dict(figures)
-    for number, column in enumerate(COLUMNS):
-        task = column[0]
-        if column in figures and results[task][0]["title"] == TASKS[task].title:
-            found[column] = figures[column] | {
-                f"{name} (published, of SUPERB's own data)": own[number] for name, own in FIGURES.items()
-            }
-    return found
-
-
 def arrow(metric: str) -> str:
     """Which way is better."""
-    return "↑" if HIGHER_IS_BETTER.get(metric, False) else "↓"  # cer stands beside wer
+    return "↓" if metric in LOWER_IS_BETTER else "↑"
 
 
 def summary_table(figures: dict[tuple[str, str], dict[str, float]]) -> str:

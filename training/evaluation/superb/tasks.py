@@ -42,17 +42,6 @@ from typing import Literal
 
 TOOLKIT = "s3prl/s3prl@ec8064b, s3prl/downstream"
 CLASS_MEAN = "class_mean_accuracy"  # of the dev set where classes count alike
-HIGHER_IS_BETTER = {
-    "accuracy": True,
-    CLASS_MEAN: True,
-    "slot_type_f1": True,
-    "slot_value_cer": False,
-    "wer": False,
-    "per": False,
-    "eer": False,
-    "der": False,
-    "mtwv": True,
-}
 HEAD_UNITS = {"recurrent_ctc": 1024, "xvector": 512, "diarization": 512}
 
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sjepa_hf.scores import LOWER_IS_BETTER
 from training.common.learned import Verdict, judge_classes, judge_texts
 from training.common.progress import Heartbeat
 from training.evaluation.frozen_features import FrozenFeatures
 from training.evaluation.superb.diarization import ActivityLabels
 from training.evaluation.superb.heads import CtcHead, DiarizationHead, PooledHead, XVectorHead
 from training.evaluation.superb.labels import ClassLabels, TokenLabels, class_mean, score
-from training.evaluation.superb.tasks import CLASS_MEAN, HIGHER_IS_BETTER, SuperbTask
+from training.evaluation.superb.tasks import CLASS_MEAN, SuperbTask
 from training.evaluation.superb.verification import SpeakerLabels
 
 
@@ -67,14 +68,13 @@ def train(
     features: dict[str, FrozenFeatures],
     labels: Labels,
     seed: int,
-    heartbeat: Heartbeat | None = None,
+    heartbeat: Heartbeat,
 ) -> tuple[int, dict[str, float]]:
     """Train the head; it ends with the weights of the step that did best on the dev set.
 
     Returns:
         that step, and the dev set's metrics there.
     """
-    heartbeat = heartbeat or Heartbeat("training the head")
     clips = features["train"].clips
     targets = labels.encode({column: clips.labels[column] for column in task.columns})
     classes = [tuple(target.tolist()) for target in targets] if task.balanced else []
@@ -97,7 +97,7 @@ def train(
             metrics = evaluate(head, task, features["dev"], labels, "dev").metrics
             first = next(iter(metrics))
             gain = metrics[first] - best_metrics[first] if best else 0.0
-            if not best or (gain > 0 if HIGHER_IS_BETTER[first] else gain < 0):
+            if not best or (gain < 0 if first in LOWER_IS_BETTER else gain > 0):
                 best_step, best_metrics = step, metrics
                 best = {name: value.detach().clone() for name, value in head.state_dict().items()}
     head.load_state_dict(best)

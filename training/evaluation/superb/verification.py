@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from training.common.naming import printable, several
 from training.data.labelled import LabelledClips
+from training.data.metadata import decoded
 from training.evaluation.superb.labels import ClassLabels, check_finite
 
 
@@ -117,12 +119,12 @@ def read_trials(path: str, clips: LabelledClips) -> list[Trial]:
     clips' paths, such as `id10270/x6uYqmx31kE/00001.wav`.
 
     Raises:
-        ValueError: if there is no such file, a line has another form, a clip is not there or not the only one, or no
-            trial is a target, or a non-target.
+        ValueError: if there is no such file, it is not UTF-8, a line has another form, a clip is not there or not the
+            only one, or no trial is a target, or a non-target.
     """
     if not Path(path).is_file():
         raise ValueError(f"--trials {printable(path)}: there is no such file.")
-    rows = [line.split() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    rows = [line.split() for line in decoded(Path(path)).splitlines()]
     for number, row in enumerate(rows, 1):
         if row and (len(row) != 3 or row[0] not in ("0", "1")):
             raise ValueError(f"{printable(path)}, line {number} is not `label a b` with the label 1 or 0.")
@@ -160,11 +162,8 @@ def equal_error_rate(scores: np.ndarray, targets: np.ndarray) -> float:
     check_finite(scores, "trials")
     if targets.all() or not targets.any():
         raise ValueError(f"All {len(targets)} trials are of one kind: an equal error rate needs targets and others.")
-    thresholds, places = np.unique(scores, return_inverse=True)
-    hits, alarms = (np.bincount(places[chosen], minlength=len(thresholds)) for chosen in (targets, ~targets))
-    accepted = np.concatenate([[0], np.cumsum(alarms[::-1])]) / alarms.sum()  # by threshold, from the highest
-    missed = 1 - np.concatenate([[0], np.cumsum(hits[::-1])]) / hits.sum()
-    gap = missed - accepted  # from 1 down to -1
+    accepted, hits, _ = roc_curve(targets, scores, drop_intermediate=False)  # by threshold, from the highest
+    gap = 1 - hits - accepted  # from 1 down to -1
     after = int(np.argmax(gap <= 0))
     share = gap[after - 1] / (gap[after - 1] - gap[after])
     return float(accepted[after - 1] + share * (accepted[after] - accepted[after - 1]))

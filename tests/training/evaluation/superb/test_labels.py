@@ -100,6 +100,9 @@ def test_lexicon(tmp_path):
     assert TokenLabels({"text": ["a cab"]}, "phones", lexicon).references({"text": ["a cab"]}) == ["AH0 K AE1 B"]
     with pytest.raises(ValueError, match="lacks the word 'TAXI'"):
         TokenLabels({"text": ["a taxi"]}, "phones", lexicon)
+    (tmp_path / "lexicon.txt").write_bytes(b"A AH0\n\xe4 EH1\n")
+    with pytest.raises(ValueError, match="lexicon.txt, line 2: the byte 0xe4 is not UTF-8"):
+        read_lexicon([str(tmp_path / "lexicon.txt")])
     with pytest.raises(ValueError, match="--lexicon nowhere.txt"):
         read_lexicon(["nowhere.txt"])
 

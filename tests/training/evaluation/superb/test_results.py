@@ -6,7 +6,7 @@ import math
 import pytest
 
 from sjepa_hf.scores import read_scores
-from training.evaluation.superb.results import check_data, earlier_results, merge, over_folds, table, write
+from training.evaluation.superb.results import add, check_data, current, earlier_results, over_folds, table, write
 
 
 RESULT = {
@@ -38,13 +38,6 @@ def test_figures_that_are_not_finite_are_null_in_the_files_and_come_back(tmp_pat
     assert "nan" in (tmp_path / "sid.md").read_text(), "the table of a later run is made of both"
 
 
-def test_an_older_file_s_mean_over_the_classes_has_its_name_now(tmp_path):
-    balanced = RESULT["hyperparameters"] | {"balanced": True}
-    write([RESULT | {"hyperparameters": balanced}], tmp_path)
-    (result,) = earlier_results(tmp_path, "sid", balanced)
-    assert result["dev_metrics"] == {"class_mean_accuracy": 0.4} and result["metrics"] == {"accuracy": 0.5}
-
-
 def test_scores_say_what_was_scored(tmp_path):
     other = RESULT["hyperparameters"] | {"head": "recurrent_ctc", "test_data": ["/data/c", "/data/d"]}
     write([RESULT, RESULT | {"encoder": "mfcc", "hyperparameters": other}], tmp_path)
@@ -73,11 +66,21 @@ def test_folds_are_one_result_once_all_are_there():
     assert over_folds([RESULT]) == [RESULT]
 
 
-def test_results_of_an_encoder_that_has_changed_go():
-    earlier = [RESULT, RESULT | {"seed": 1}, RESULT | {"encoder": "f"}]
-    new = RESULT | {"encoder_digest": "another", "seed": 1}
-    assert merge(earlier, [new]) == [earlier[2], new]
-    assert merge(earlier, [RESULT | {"seed": 2}]) == [*earlier, RESULT | {"seed": 2}]
+def test_results_of_an_encoder_that_has_changed_stay_on_file_until_they_are_made_again(tmp_path):
+    """They are in no table: but a run that is interrupted knows from them which seeds are left to be scored again."""
+    first, second, other = (RESULT | {"data_digest": "a"} | own for own in ({}, {"seed": 1}, {"encoder": "f"}))
+    for result in (first, second, other):
+        add(result, tmp_path)
+    new = second | {"encoder_digest": "another"}
+    add(new, tmp_path)
+    there = earlier_results(tmp_path, "sid", RESULT["hyperparameters"])
+    assert there == [first, other, new] and current(there) == [other, new]
+    assert [(score.subject, score.runs) for score in read_scores(tmp_path / "sid.json")] == [
+        ("f", "1 seed"),
+        ("e", "1 seed"),
+    ]
+    with pytest.raises(ValueError, match="holds results of other clips or labels"):
+        add(new | {"data_digest": "b"}, tmp_path)
 
 
 def test_results_of_other_data_are_refused(tmp_path):

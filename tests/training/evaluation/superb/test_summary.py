@@ -1,10 +1,8 @@
-from training.evaluation.superb.summary import means, summary_table, with_published, write_summary
-from training.evaluation.superb.tasks import TASKS
+from training.evaluation.superb.summary import means, summary_table, write_summary
 
 
 def row(encoder, **metrics):
-    title = TASKS["asr" if "wer" in metrics else "qbe"].title
-    return {"encoder": encoder, "metrics": metrics, "title": title}
+    return {"encoder": encoder, "metrics": metrics}
 
 
 RESULTS = {
@@ -22,12 +20,3 @@ def test_a_row_an_encoder_and_a_column_a_metric():
 def test_table_and_picture_are_written(tmp_path):
     text = write_summary(RESULTS, tmp_path)
     assert (tmp_path / "all.md").read_text() == text + "\n" and (tmp_path / "all.png").stat().st_size > 1000
-
-
-def test_published_figures_are_rows_of_tasks_that_are_superb_s():
-    figures = means(RESULTS)
-    text = summary_table(with_published(figures, RESULTS))
-    assert text.startswith(summary_table(figures) + "\n") and len(text.splitlines()) == 4 + 5
-    assert text.splitlines()[-1] == "| S-JEPA (published, of SUPERB's own data) | 0.1210 |  |  |"
-    other = {"asr": [one | {"title": "another task"} for one in RESULTS["asr"]], "qbe": RESULTS["qbe"]}
-    assert with_published(figures, other) == figures

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from training.common.progress import Heartbeat
 from training.evaluation.superb import training as superb_training
 from training.evaluation.superb.heads import LayerSum, PooledHead
 from training.evaluation.superb.labels import ClassLabels
@@ -72,6 +73,6 @@ def test_the_best_step_is_that_of_the_dev_set(monkeypatch):
 
     monkeypatch.setattr(superb_training, "evaluate", evaluate)
     features = {"train": Features(), "dev": Features()}
-    step, metrics = superb_training.train(head, task, features, ClassLabels(Clips.labels), seed=0)
+    step, metrics = superb_training.train(head, task, features, ClassLabels(Clips.labels), 0, Heartbeat("training"))
     assert (step, metrics) == (2, {"accuracy": 0.7})
     assert torch.equal(head.classifier.weight, seen[1]) and not torch.equal(seen[1], seen[4])

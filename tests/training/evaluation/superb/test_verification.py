@@ -91,6 +91,9 @@ def test_a_list_of_trials_is_read(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_trials(str(path), clips)
+    path.write_bytes(b"1 id1/a/1.wav id1/b/1.wav\n0 id1/a/1.wav \xe4.wav\n")
+    with pytest.raises(ValueError, match="trials.txt, line 2: the byte 0xe4 is not UTF-8"):
+        read_trials(str(path), clips)
     with pytest.raises(ValueError, match="--trials nowhere: there is no such file"):
         read_trials("nowhere", clips)
 
