@@ -77,28 +77,23 @@ def batches_by_length(lengths: dict[int, int], batch_seconds: float) -> list[lis
     return found
 
 
-def collate(clips: list[np.ndarray], mask: Mask, generator: torch.Generator) -> dict[str, Tensor]:
-    """Pad clips to the longest one and draw which frames are masked.
+def with_masks(
+    input_values: Tensor, lengths: Tensor, mask: Mask, generator: torch.Generator
+) -> dict[str, Tensor | int | None]:
+    """Draw which frames of padded clips are masked.
 
     Args:
-        clips: at least one clip `(num_samples,)`, each of at least 400 samples at 16 kHz.
+        input_values: at least one clip, float32 `(batch_size, num_samples)`, zero-padded to the longest.
+        lengths: int64 `(batch_size,)`, real samples of each at 16 kHz, at least 400.
         mask: draws the masks, as `SpanMask` does.
         generator: source of randomness of the masks.
 
     Returns:
-        `input_values` float32 `(batch_size, num_samples)`, `attention_mask` bool of that shape, or None where nothing
-        is padded, `lengths` int64 `(batch_size,)` in samples, `mask_time_indices` bool `(batch_size, num_frames)`, and
-        `masked_positions` and `visible_positions`, int64, the ascending flat indices `clip * num_frames + frame` of
-        masked and of visible real frames, and `longest_visible`, the most visible frames of any clip.
+        `input_values` and `lengths` as they are, `attention_mask` bool `(batch_size, num_samples)`, or None where
+        nothing is padded, `mask_time_indices` bool `(batch_size, num_frames)`, `masked_positions` and
+        `visible_positions`, int64, the ascending flat indices `clip * num_frames + frame` of masked and of visible
+        real frames, and `longest_visible`, the most visible frames of any clip.
     """
-    input_values = torch.empty(len(clips), max(map(len, clips)))  # [B, S]
-    for row, clip in zip(input_values.numpy(), clips):
-        row[: len(clip)], row[len(clip) :] = clip, 0.0
-    return with_masks(input_values, torch.tensor([len(clip) for clip in clips]), mask, generator)
-
-
-def with_masks(input_values: Tensor, lengths: Tensor, mask: Mask, generator: torch.Generator) -> dict[str, Tensor]:
-    """What [`collate`] returns, of clips that are padded already."""
     frames = frame_lengths(lengths)
     num_frames = int(frames.max())
     masked = mask(frames, num_frames, generator)  # [B, T]
@@ -152,7 +147,7 @@ class BatchStream(IterableDataset):
         memory_pool: shared memory that workers send their batches through; None: as torch does it.
 
     Yields:
-        The tensors of `collate` and, with noise, of `Noise.for_batch`; `seconds` of real audio; `skipped`, the
+        What `with_masks` returns and, with noise, of `Noise.for_batch`; `seconds` of real audio; `skipped`, the
         `(name, reason)` of bad clips, and of bad noise, met since this reader's previous batch; `reader`, its number,
         and `position`, where it goes on; `draw`, an integer for random choices about this batch.
 

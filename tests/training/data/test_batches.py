@@ -8,9 +8,10 @@ import pytest
 import soundfile
 import torch
 from clip_streams import NUM_CLIPS, after, as_source, assert_same, loader, numbers, take, write_clips
+from noise_batches import collate
 
 from sjepa_hf.frames import SAMPLING_RATE
-from training.data.batches import BatchStream, attention_mask, batches_by_length, collate, cut_batches
+from training.data.batches import BatchStream, attention_mask, batches_by_length, cut_batches
 from training.data.clips import Clip, Source
 from training.data.masking import SpanMask
 from training.data.order import ClipIndex
@@ -66,7 +67,7 @@ def test_batches_by_length_hold_every_clip_once_within_their_bound():
     assert [len(batch) for batch in batches_by_length({0: 10**6, 1: 400}, 1)] == [1, 1]
 
 
-def test_collate_pads_and_tells_masked_from_visible_frames():
+def test_masked_and_visible_frames_of_padded_clips_are_told_apart():
     rng = np.random.default_rng(0)
     samples = [rng.standard_normal(length).astype(np.float32) for length in (16000, 400, 9000, 1679, 1680)]
     batch = collate(samples, SpanMask(0.65, 10), torch.Generator().manual_seed(0))

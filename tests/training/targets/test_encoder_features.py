@@ -3,10 +3,10 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from noise_batches import collate
 from sklearn.decomposition import PCA
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
-from training.data.batches import collate
 from training.data.masking import SpanMask
 from training.targets.encoder_features import TargetFeatures, whitened_components
 from training.targets.layer_choice import LayerChoice
