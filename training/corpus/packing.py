@@ -87,8 +87,11 @@ def write_packed(
 ) -> None:
     """
     A shard as NAME.parquet, with a column `audio` as `datasets` writes it, or as NAME.tar in the WebDataset format:
-    for each clip NUMBER.flac or .opus, and NUMBER.json with its name, source, seconds and labels.
+    for each clip NUMBER.flac or .opus, and NUMBER.json with its name, source, seconds and labels. No file without a
+    clip: `datasets` does not stream Parquet that has no row.
     """
+    if not packed:
+        return
     described = [
         {
             "name": row.clip.name,

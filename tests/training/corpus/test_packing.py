@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from training.corpus.packing import pack_clip, pack_row, write_packed
-from training.corpus.reading import Row
+from training.corpus.reading import Corpus, Row
 from training.data.clips import Clip
 from training.data.sources import open_source
 from training.data.waveforms import BadAudio, check_samples, read_audio
@@ -52,6 +52,16 @@ def test_opus_is_smaller_at_lower_rates_and_worse():
 def test_a_bad_clip_is_named():
     found = pack_row(Row(0, "", Clip("a", BadAudio("missing", "gone")), {}), "flac", 0)
     assert isinstance(found, BadAudio) and found.reason == "missing"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_shard_without_a_usable_clip_is_no_file(tmp_path, kind):
+    write_packed(tmp_path, "train-00000", kind, "flac", [], [], ["text"])
+    write_packed(
+        tmp_path, "train-00001", kind, "flac", [Row(1, "", Clip("a", ""), {})], [pack_clip(voice(), "flac", 0)], []
+    )
+    ((_, rows),) = Corpus([str(tmp_path)], 9, streaming=True).shards()
+    assert [row.number for row in rows] == [0]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
