@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from clip_streams import NUM_CLIPS, after, as_source, assert_same, loader, numbers, take, write_clips
+from clip_streams import NUM_CLIPS, EndlessList, after, as_source, assert_same, loader, numbers, take, write_clips
 from noise_batches import collate
 
 from sjepa_hf.frames import SAMPLING_RATE
@@ -209,19 +209,6 @@ def test_headers_are_read_once_and_not_where_the_duration_is_given(clips, monkey
     )
     assert read == []
     assert_same(without, given)
-
-
-class EndlessList:
-    """A manifest of so many rows, with the duration in each."""
-
-    def __init__(self, path: str):
-        self.path = path
-
-    def __len__(self) -> int:
-        return 50_000_000
-
-    def __getitem__(self, index: int) -> dict:
-        return {"path": self.path, "offset": None, "duration": 0.1}
 
 
 def test_memory_does_not_grow_with_a_list_that_gives_durations(clips):
