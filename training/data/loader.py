@@ -167,22 +167,10 @@ def reading_settings(
     """
     if identities is None:
         identities = [identity(spec, source) for spec, source in zip(args.train_data, corpus.sources, strict=True)]
-    sizes_or_names = corpus.sizes.tolist() if isinstance(corpus, ClipIndex) else [s.name for s in corpus.sources]
-    return {
-        "order": {
-            "sources": sizes_or_names,
-            "weights": args.train_data_weights,
-            "seed": seed,
-            "streaming": args.streaming,
-        },
-        "cut": {
-            "section_size": args.bucket_buffer_size,
-            "batch_seconds": args.batch_seconds,
-            "max_seconds": args.max_seconds,
-            "min_seconds": args.min_seconds,
-        },
-        "identities": identities,
-    }
+    sources = [source.name for source in corpus.sources] if args.streaming else corpus.sizes.tolist()
+    order = {"sources": sources, "weights": args.train_data_weights, "seed": seed, "streaming": args.streaming}
+    cut = {name: getattr(args, name) for name in ("bucket_buffer_size", "batch_seconds", "max_seconds", "min_seconds")}
+    return {"order": order, "cut": cut, "identities": identities}
 
 
 def changed_sources(position: DataPosition, settings: dict) -> list[int]:
@@ -201,7 +189,7 @@ def first_place_not_read_by_all(position: DataPosition) -> tuple[int, int, int]:
     Epoch and place in it (both as `DataPosition.first`) from which on clips may not have been read, in an order that
     is no stream's, and at most how many behind it have been.
     """
-    section_size, size = position.settings["cut"]["section_size"], sum(position.settings["order"]["sources"])
+    section_size, size = position.settings["cut"]["bucket_buffer_size"], sum(position.settings["order"]["sources"])
     ats = [position.positions.get(reader, Position(position.first[0])) for reader in range(position.readers)]
     epoch = min(at.epoch for at in ats)
     behind = min(at.section for at in ats if at.epoch == epoch)
