@@ -5,10 +5,10 @@
 Speech is written as FLAC, Opus, WAV and MP3 (16 kHz, mono), and of these FLAC and WAV files Parquet and tar archives,
 all in a temporary folder. First table: the time of one core for an hour of audio, `soundfile.read` and the loader
 taking turns, the loader's as a share of the other. It reads a folder (headers and all), a manifest that gives the
-durations, shards as a stream, or what it has cached. It does so in this process, and manifest or shards also in a
-worker, whose time is told apart from that of this process, which takes the batches. Last column: hours of audio a
-second that 16 such workers would feed if nothing held them up, an estimate. Second table: 10 s read out of one file of
-an hour, at a given offset and at a random place, against decoding that hour.
+durations, or shards as a stream. It does so in this process, and manifest or shards also in a worker, whose time is
+told apart from that of this process, which takes the batches. Last column: hours of audio a second that 16 such
+workers would feed if nothing held them up, an estimate. Second table: 10 s read out of one file of an hour, at a given
+offset and at a random place, against decoding that hour.
 """
 
 import argparse
@@ -88,11 +88,9 @@ def decode(files: Sequence[Path | bytes]) -> None:
         soundfile.read(io.BytesIO(file) if isinstance(file, bytes) else file, dtype="float32")
 
 
-def loader_of(source: str, num_workers: int = 0, max_epochs: int = 1, cache_gb: float = 0.0) -> DataLoader:
+def loader_of(source: str, num_workers: int = 0, max_epochs: int = 1) -> DataLoader:
     streaming = source.endswith((".tar", ".parquet"))
-    args = DataArguments(
-        [source], max_seconds=LONGEST, num_workers=num_workers, streaming=streaming, cache_gb=cache_gb
-    )
+    args = DataArguments([source], max_seconds=LONGEST, num_workers=num_workers, streaming=streaming)
     return build_loader(args, max_epochs=max_epochs)
 
 
@@ -115,14 +113,13 @@ def ways_here(source: str, folder: Path | None = None) -> dict[str, Callable[[],
     """Passes over the data in this process, by column of the table; those of a folder and its list, or of a stream."""
     ways = {"listed": lambda: load(loader_of(source))}
     if folder is not None:
-        cached = loader_of(source, cache_gb=100.0)
-        ways |= {"folder": lambda: load(loader_of(str(folder))), "cached": lambda: load(cached)}
+        ways["folder"] = lambda: load(loader_of(str(folder)))
     return ways
 
 
 def compare_loader(folder: Path, repeats: int, profile: bool) -> None:
     print(f"{'':16s} {'bare,':>8s} here, as a share of bare   {'by a worker, and':>16s} {'16 cores,':>9s}")
-    columns = ("folder", "listed", "cached", "worker", "here")
+    columns = ("folder", "listed", "worker", "here")
     print(f"{'':16s} {'ms/hour':>8s} {' '.join(f'{column:>8s}' for column in columns)} {'hours/s':>9s}")
     shards = write_shards(folder)
     for name in (*FORMATS, *shards):
@@ -139,7 +136,7 @@ def compare_loader(folder: Path, repeats: int, profile: bool) -> None:
         for turn in range(repeats + 1):
             spent = {"bare": core_seconds(decode, bare)} | {way: core_seconds(call) for way, call in ways.items()}
             spent["worker"], spent["here"] = worker_seconds(source, passes)
-            for column in spent if turn else ():  # the first is to warm up, and to fill the cache
+            for column in spent if turn else ():  # the first is to warm up
                 seconds[column].append(spent[column])
         median = {column: statistics.median(values) for column, values in seconds.items() if values}
         shares = (f"{median[way] / median['bare']:8.2f}" if way in median else " " * 8 for way in columns)

@@ -87,8 +87,9 @@ class FittedUnits:
         unfitted = cls(encoder, extractor, None, {"layers": list(layers)})
         sample = first_frames((unfitted.features(*unfitted.inputs([c]))[0][0].cpu() for c in clips), max_frames)
         if len(sample) < num_components:
+            more = "more audio" if max_frames >= num_components else f"a larger `max_frames` than {max_frames}"
             raise ValueError(
-                f"Cannot fit {num_components} components to {len(sample)} frames: give more audio or fewer components."
+                f"Cannot fit {num_components} components to {len(sample)} frames: give {more} or fewer components."
             )
         mixture = DiagonalGaussianMixture(num_components, sample.shape[1])
         generator = torch.Generator().manual_seed(seed)

@@ -24,6 +24,8 @@ from training.common.device import default_device
 from training.common.progress import Heartbeat
 from training.common.ranges import check_ranges
 from training.data.bad_audio import BadAudioMonitor
+from training.data.order import ClipIndex
+from training.data.permutation import Permutation
 from training.data.sources import open_source
 from training.data.waveforms import BadAudio
 
@@ -48,16 +50,24 @@ class FitArguments:
 
     def __post_init__(self):
         check_ranges(self, at_least_2="components frames", a_frame="max_seconds", seed="seed")
+        if self.frames < self.components:
+            raise ValueError(f"`frames` is {self.frames}: {self.components} `components` need at least as many.")
 
 
 def waveforms(arguments: FitArguments) -> Iterator[np.ndarray]:
-    """The clips of all sources in random order, `(num_samples,)` each, without those that cannot be used."""
+    """
+    The clips of all sources in random order, `(num_samples,)` each, without those that cannot be used.
+
+    Raises:
+        ValueError: if a source cannot be opened.
+        BadAudioError: if too many clips cannot be used, or none can.
+    """
     sources = [open_source(spec, audio_column=arguments.audio_column) for spec in arguments.data]
-    sizes, monitor = np.cumsum([len(source.dataset) for source in sources]), BadAudioMonitor()
-    for number in np.random.default_rng(arguments.seed).permutation(sizes[-1]).tolist():
-        place = int(np.searchsorted(sizes, number, side="right"))
-        row = number - int(sizes[place - 1]) * (place > 0)
-        clip = sources[place].clip(sources[place].dataset[row], row)
+    index, monitor = ClipIndex(sources, None, arguments.seed), BadAudioMonitor()
+    order = Permutation(index.size, arguments.seed)
+    for place in range(index.size):
+        number = int(order(np.array([place]))[0])
+        clip = index.get(number)
         try:
             samples = clip.read(max_seconds=arguments.max_seconds, rng=[arguments.seed, number])
         except BadAudio as error:
@@ -66,6 +76,7 @@ def waveforms(arguments: FitArguments) -> Iterator[np.ndarray]:
             continue
         monitor.update(1, [])
         yield samples
+    monitor.check(end_of_data=True)
 
 
 @command

@@ -5,14 +5,14 @@
 
 A million small files starve a GPU, and data sets on the Hub want Parquet: `--train_data packed` then reads few large
 ones (`--streaming true` in place; tar always so). FLAC holds 16-bit samples and is read back bit for bit after it was
-written; clips that are 16 kHz mono of 16 bits come out as they were. Opus is lossy: its signal-to-noise ratio is
-told. Shards are resumable as those of `training.units`; `corpus.json` has the counts and names each clip that could
-not be used.
+written; clips that are 16 kHz mono of 16 bits come out as they were, samples beyond full scale are clipped, and told.
+Opus is lossy: its signal-to-noise ratio is told. Shards are resumable as those of `training.units`; `corpus.json` has
+the counts and names each clip that could not be used.
 """
 
+import logging
 import math
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,13 +23,16 @@ from accelerate import PartialState
 
 from sjepa_hf.command import command
 from training.common.command_line import parse_dataclasses
-from training.common.progress import Progress
+from training.common.naming import several
 from training.common.ranges import check_ranges, refuse_unread
 from training.corpus.output import OutputFolder
 from training.corpus.packing import OPUS_RATES, PACKED_COLUMNS, pack_row, write_packed
 from training.corpus.reading import Corpus, Row, check_names
-from training.corpus.shards import Shard, print_totals, write_shards
+from training.corpus.shards import CorpusProgress, Shard, print_totals, write_shards
 from training.data.waveforms import BadAudio
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -75,16 +78,13 @@ def run(arguments: PackArguments, state: PartialState) -> dict | None:
     settings = {"what": "packed audio", "format": arguments.format}
     settings |= {"codec": arguments.codec, "kbits": arguments.kbits}
     output = OutputFolder(arguments.output, settings | corpus.settings, state.process_index)
-    say, clips, began = Progress("Packing", state.process_index == 0), 0, time.monotonic()
+    progress = CorpusProgress("Packing", corpus, output, state)
 
     def make(number: int, rows: Sequence[Row]) -> Shard:
-        nonlocal clips
         kept, packed, bad = [], [], []
         with ThreadPoolExecutor(arguments.threads) as pool:
             for row, found in zip(rows, pool.map(lambda row: pack_row(row, arguments.codec, arguments.kbits), rows)):
-                clips += 1
-                pace = clips / (time.monotonic() - began)
-                say(f"{clips:,} clips of {corpus.size or 'a stream'}, {pace:.0f} a second")
+                progress(1, 0.0 if isinstance(found, BadAudio) else found.seconds)
                 if isinstance(found, BadAudio):
                     bad.append((row.clip.name, found.reason))
                 else:
@@ -95,9 +95,12 @@ def run(arguments: PackArguments, state: PartialState) -> dict | None:
             "seconds": round(sum(each.seconds for each in packed), 4),
             "bytes": sum(len(each.content) for each in packed),
             "exact": sum(each.exact for each in packed),
+            "clipped": sum(each.clipped for each in packed),
             "energy": sum(each.energy for each in packed),
             "error": sum(each.error for each in packed),
         }
+        if clipped := [row.clip.name for row, each in zip(kept, packed) if each.clipped]:
+            logger.warning("Clipped at full scale, %d of shard %d: %s.", len(clipped), number, several(clipped, 5))
         name = f"{'train' if arguments.format == 'parquet' else 'clips'}-{number:05d}"
         options = (name, arguments.format, arguments.codec, kept, packed, arguments.columns)
         return Shard(facts, bad, lambda folder: write_packed(folder, *options))
@@ -113,6 +116,8 @@ def decibels(totals: dict) -> float:
 def details(arguments: PackArguments, totals: dict) -> str:
     """What there is to say of the files: their size, and what was lost."""
     exact = "lossy" if arguments.codec == "opus" else f"{totals['exact']:,} sample for sample, the others rounded"
+    if totals["clipped"]:
+        exact += f"; {totals['clipped']:,} pass full scale and were clipped there: make them softer before packing"
     said = f", {totals['bytes'] / 1e6:,.1f} MB; {exact}"
     return said + (f"; signal to noise {decibels(totals):.1f} dB" if totals["error"] else "")
 

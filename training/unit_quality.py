@@ -115,7 +115,8 @@ def subjects(checkpoint: str, arguments: QualityArguments) -> Iterator[tuple[str
         if source == "mixture" and model.config.mixture_features is None:
             continue
         extract = unit_extractor(checkpoint, source, 0, default_device()).extract
-        yield f"{source}, {model.mixture.num_components}", lambda samples, e=extract: e([samples])[0]["units"].numpy()
+        name = f"{source}, {model.mixture.num_components}"
+        yield name, lambda samples, e=extract: e([samples], [checkpoint])[0]["units"].numpy()
 
 
 class QualityData:

@@ -36,12 +36,11 @@ from sjepa_hf.command import command
 from sjepa_hf.durations import audio_amount, duration
 from training.common.command_line import parse_dataclasses
 from training.common.memory import keep_freed_memory
-from training.common.progress import Progress
 from training.common.ranges import check_ranges, refuse_unread
 from training.corpus.extraction import Extractor, extract_shard, feature_extractor, unit_extractor
 from training.corpus.output import OutputFolder
 from training.corpus.reading import Corpus, Row, check_names
-from training.corpus.shards import Shard, own_shards, print_totals, write_shards
+from training.corpus.shards import CorpusProgress, Shard, print_totals, write_shards
 from training.corpus.tables import (
     COLUMNS_OF_FEATURES,
     COLUMNS_OF_UNITS,
@@ -143,23 +142,6 @@ def settings_of(arguments: UnitArguments, extractor: Extractor, corpus: Corpus) 
     }
 
 
-class CorpusProgress:
-    """Says how far the shards of this process are, and how long the rest will take."""
-
-    def __init__(self, size: int | None, speaks: bool):
-        self.left, self.clips, self.seconds, self.began = size, 0, 0.0, time.monotonic()
-        self._say = Progress("Corpus", speaks)
-
-    def __call__(self, clips: int, seconds: float) -> None:
-        self.clips, self.seconds = self.clips + clips, self.seconds + seconds
-        taken = time.monotonic() - self.began
-        said = f"{self.clips:,} clips, {audio_amount(self.seconds / 3600)}, {self.seconds / taken:.0f} times real time"
-        if self.left:
-            rest = taken * max(self.left - self.clips, 0) / self.clips
-            said += f"; of {self.left:,}, about {duration(rest)} left"
-        self._say(said)
-
-
 def run(checkpoint: str, arguments: UnitArguments, state: PartialState) -> dict | None:
     """
     Write the shards of this process that are not there yet.
@@ -176,13 +158,11 @@ def run(checkpoint: str, arguments: UnitArguments, state: PartialState) -> dict 
         arguments.data, arguments.clips_per_shard, arguments.columns, arguments.streaming, arguments.audio_column
     )
     output = OutputFolder(arguments.output, settings_of(arguments, extractor, corpus), state.process_index)
-    size, own = arguments.clips_per_shard, None
-    if corpus.size is not None:
-        numbers = filter(own_shards(state, output), range(-(-corpus.size // size)))
-        own = sum(min(size, corpus.size - number * size) for number in numbers)
-    progress = CorpusProgress(own, state.process_index == 0)
-    write = write_units if arguments.features is None else write_features
-    name = "units" if arguments.features is None else "features"
+    progress = CorpusProgress("Corpus", corpus, output, state)
+    if arguments.features is None:
+        name, write = "units", partial(write_units, top_k=arguments.top_k)
+    else:
+        name, write = "features", partial(write_features, dtype=arguments.dtype)
     pooled = getattr(torch, arguments.dtype) if arguments.pooled else None
 
     def make(number: int, rows: Sequence[Row]) -> Shard:
@@ -191,7 +171,7 @@ def run(checkpoint: str, arguments: UnitArguments, state: PartialState) -> dict 
         facts = {
             "clips": len(extracted.found),
             "seconds": round(sum(extracted.seconds[place] for place in sorted(extracted.seconds)), 4),
-            "clips_in_pieces": extracted.in_pieces,
+            "clips_in_pieces": sum(seconds > arguments.max_seconds for seconds in extracted.seconds.values()),
         }
         bad = [extracted.bad[place] for place in sorted(extracted.bad)]
         options = (f"{name}-{number:05d}", arguments.format, rows, extracted, arguments.columns)

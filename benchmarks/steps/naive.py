@@ -54,7 +54,7 @@ class NaiveStep:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
 
     def train_on(self, batch: dict) -> Tensor:
-        """One step on a batch of `collate`. Returns the loss, `()`."""
+        """One step on a batch of `with_masks`. Returns the loss, `()`."""
         num_frames = batch["mask_time_indices"].shape[1]
         frames = torch.arange(num_frames, device=batch["lengths"].device)
         real = frames < frame_lengths(batch["lengths"])[:, None]  # [B, T]

@@ -47,7 +47,7 @@ PREDICTOR = {
     "predictor_dropout": 0.0,
 }
 SHARED = (
-    "--mixed_precision no --max_seconds 8 --batch_seconds 8 --bucket_buffer_size 1000 --num_workers 0 --cache_gb 2"
+    "--mixed_precision no --max_seconds 8 --batch_seconds 8 --bucket_buffer_size 1000 --num_workers 0"
     " --mask_prob 0.45 --p_mix 0 --p_noise 0 --phase1_features mfcc_cmn --phase1_components 500 --fit_frames 50000"
     " --fit_hours 0.5 --phase1_schedule linear --phase2_schedule linear --report_to none --resume_from_checkpoint auto"
     " --attn_implementation eager --save_steps 1000 --save_total_limit 1 --logging_steps 100"

@@ -26,7 +26,7 @@ def write_corpus(folder: Path, clips: list[list[int]], form: str = "text", compl
     (folder / "corpus.json").write_text(json.dumps(record))
     rows = [Row(n, "here", SimpleNamespace(name=f"{n}.wav"), {}) for n in range(len(clips))]
     found = {n: {"units": torch.tensor(clip).int().repeat_interleave(2)} for n, clip in enumerate(clips)}
-    write_units(folder, "units-00000", form, rows, Extracted(found, dict.fromkeys(found, 1.0), {}, 0), ())
+    write_units(folder, "units-00000", form, rows, Extracted(found, dict.fromkeys(found, 1.0), {}), (), 0)
     return str(folder)
 
 

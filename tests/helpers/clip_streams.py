@@ -35,6 +35,19 @@ def as_source(paths: list[str]) -> Source:
     return Source("test", Dataset.from_dict(columns), None)
 
 
+class EndlessList:
+    """A manifest of so many rows, with the duration in each."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __len__(self) -> int:
+        return 50_000_000
+
+    def __getitem__(self, index: int) -> dict:
+        return {"path": self.path, "offset": None, "duration": 0.1}
+
+
 def loader(batches: BatchStream, num_workers: int = 0) -> torch.utils.data.DataLoader:
     return torch.utils.data.DataLoader(
         batches, batch_size=None, num_workers=num_workers, collate_fn=lambda batch: batch

@@ -1,9 +1,16 @@
-"""Batches of noise, as the loader makes them."""
+"""Batches, of noise or of given clips, as the loader makes them."""
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from training.data.batches import collate
+from training.data.batches import with_masks
 from training.data.masking import SpanMask
+
+
+def collate(clips, mask, generator):
+    """A batch of arrays `(num_samples,)`."""
+    padded = pad_sequence(list(map(torch.as_tensor, clips)), batch_first=True)
+    return with_masks(padded, torch.tensor(list(map(len, clips))), mask, generator)
 
 
 def clips(*lengths):

@@ -64,6 +64,8 @@ def test_another_encoder_is_refused_and_a_moved_one_found(checkpoint, clips, tmp
 
 
 def test_what_cannot_be_fitted_or_opened_gets_a_sentence(checkpoint, clips, tmp_path):
+    with pytest.raises(ValueError, match="to 20 frames: give a larger `max_frames` than 20 or fewer components"):
+        FittedUnits.fit(checkpoint, clips, layers=[1], num_components=30, max_frames=20)
     with pytest.raises(ValueError, match="Cannot fit 500 components to 134 frames: give more audio or fewer"):
         FittedUnits.fit(checkpoint, clips, layers=[1])
     with pytest.raises(ValueError, match="`layers` has 9, but the encoder has layers 0 to 2"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
+from noise_batches import collate
 from processes import without_the_package
 from safetensors.torch import save_file
 from transformers import AutoModelForPreTraining
@@ -15,7 +16,6 @@ from sjepa_hf.frame_features import FRAME_FEATURES
 from sjepa_hf.opening import EMA_ENCODER, open_with_ema
 from sjepa_hf.units import PADDING, UnitRun, units_of
 from training.common.processes import Coordinator
-from training.data.batches import collate
 from training.data.masking import SpanMask
 from training.targets.layer_choice import LayerChoice
 from training.targets.sampling import FitAudio

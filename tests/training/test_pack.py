@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 
 from training import pack
 from training.corpus.reading import Corpus
@@ -23,6 +24,15 @@ def test_what_was_packed_reads_back_bit_for_bit(corpus_folder, tmp_path, capsys)
         assert np.array_equal(old.clip.read(), new.clip.read())
     pack.main(["--data", str(tmp_path / "packed"), "--output", str(tmp_path / "opus"), "--codec", "opus"])
     assert "lossy; signal to noise" in capsys.readouterr().out
+
+
+def test_clips_beyond_full_scale_are_counted_and_named(tmp_path, capsys, caplog):
+    (tmp_path / "in").mkdir()
+    for name, peak in (("loud", 1.5), ("soft", 0.5)):
+        soundfile.write(tmp_path / "in" / f"{name}.wav", np.tile([peak, -peak], 8000), 16000, subtype="FLOAT")
+    pack.main(["--data", str(tmp_path / "in"), "--output", str(tmp_path / "packed")])
+    assert "1 sample for sample, the others rounded; 1 pass full scale and were clipped" in capsys.readouterr().out
+    assert "Clipped at full scale, 1 of shard 0: " in caplog.text and "loud.wav" in caplog.text
 
 
 def test_other_settings_are_refused(corpus_folder, tmp_path):

@@ -13,7 +13,7 @@ from sjepa_hf.saving import write_text_aside
 
 
 # Of this machine rather than of the run.
-LEFT_OUT = "output_dir train_data resume_from_checkpoint initial_checkpoint report_to num_workers cache_gb".split()
+LEFT_OUT = "output_dir train_data resume_from_checkpoint initial_checkpoint report_to num_workers".split()
 LEFT_OUT += (
     "logging_steps save_steps save_total_limit push_to_hub hub_model_id hub_private_repo hub_strategy dry_run".split()
 )

@@ -16,6 +16,7 @@ from sjepa_hf.opening import EMA_ENCODER, open_config, open_feature_extractor, o
 from sjepa_hf.units import units_of
 from training.corpus.reading import Row
 from training.data.batches import batches_by_length
+from training.data.clips import Clip
 from training.data.labelled import pad_waveforms
 from training.data.waveforms import BadAudio
 
@@ -23,8 +24,8 @@ from training.data.waveforms import BadAudio
 CONTEXT = 100  # frames (2 s) that a piece of a long clip reads beyond its ends, and does not give
 AHEAD = 2  # batches that are decoded while one is encoded
 
-Extract = Callable[[Sequence[np.ndarray]], list[dict[str, torch.Tensor]]]
-"""Waveforms `(num_samples,)` at 16 kHz -> for each clip tensors `(num_frames, ...)` by name."""
+Extract = Callable[[Sequence[np.ndarray], Sequence[str]], list[dict[str, torch.Tensor]]]
+"""Waveforms `(num_samples,)` at 16 kHz, and names for messages -> for each clip tensors `(num_frames, ...)` by key."""
 
 
 class Extractor(NamedTuple):
@@ -61,14 +62,15 @@ def unit_extractor(checkpoint: str, source: str | None, top_k: int, device, prec
         raise ValueError(f"`top_k` is {top_k}; it must lie between 0 and the {clusters.size} components.")
 
     @torch.inference_mode()
-    def extract(waveforms: Sequence[np.ndarray]) -> list[dict[str, torch.Tensor]]:
+    def extract(waveforms: Sequence[np.ndarray], names: Sequence[str]) -> list[dict[str, torch.Tensor]]:
         inputs = pad_waveforms(clusters.extractor, waveforms).to(device)
         with autocast(device, precision):
             found = clusters.posteriors(inputs["input_values"], inputs["attention_mask"])
         lengths = torch.tensor([frame_lengths(len(waveform)) for waveform in waveforms], device=found.device)
         units = units_of(found.float(), lengths, top_k)
         rows = []
-        for number, length in enumerate(lengths.tolist()):
+        for number, (length, name) in enumerate(zip(lengths.tolist(), names)):
+            check_finite(name, found[number, :length])
             row = {"units": units.units[number, :length].int().cpu()}
             if top_k:
                 row["top_units"] = units.top_units[number, :length].int().cpu()
@@ -128,7 +130,7 @@ def feature_extractor(
     extractor, kind = open_feature_extractor(checkpoint), getattr(torch, dtype)
 
     @torch.inference_mode()
-    def extract(waveforms: Sequence[np.ndarray]) -> list[dict[str, torch.Tensor]]:
+    def extract(waveforms: Sequence[np.ndarray], names: Sequence[str]) -> list[dict[str, torch.Tensor]]:
         inputs = pad_waveforms(extractor, waveforms).to(device)
         with autocast(device, precision):
             states, lengths = hidden_layers(model, inputs["input_values"], inputs["attention_mask"], layers)
@@ -153,13 +155,12 @@ def autocast(device, precision: str):
 class Extracted(NamedTuple):
     """
     Results of a shard, by the place of a clip in it: tensors and seconds of usable clips, name and reason of the
-    others; and how many clips were read in pieces.
+    others.
     """
 
     found: dict[int, dict[str, torch.Tensor]]
     seconds: dict[int, float]
     bad: dict[int, tuple[str, str]]
-    in_pieces: int
 
 
 def extract_shard(
@@ -181,17 +182,20 @@ def extract_shard(
         max_seconds: longer clips are read in pieces of that length with 2 s more on either side.
         pooled: the mean over a clip's frames in this dtype, in place of the frames.
         threads: that decode, ahead of the encoder.
-        progress: told clips and seconds of each batch.
+        progress: told clips, usable or not, and seconds of each batch.
+
+    Raises:
+        ValueError: if what is made of a clip has NaN or infinity; it names the clip.
     """
-    done = Extracted({}, {}, {}, 0)
-    lengths = {}
-    for place, row in enumerate(rows):
-        try:
-            lengths[place] = row.clip.length()
-        except BadAudio as error:
-            done.bad[place] = (row.clip.name, error.reason)
-    in_pieces = 0
+    done = Extracted({}, {}, {})
     with ThreadPoolExecutor(threads) as pool:
+        lengths = {}
+        for place, found in enumerate(pool.map(_length, [row.clip for row in rows])):
+            if isinstance(found, BadAudio):
+                done.bad[place] = (rows[place].clip.name, found.reason)
+                progress(1, 0.0)
+            else:
+                lengths[place] = found
         for places, decoded in _ahead(pool, rows, batches_by_length(lengths, batch_seconds)):
             waveforms = {}
             for place, future in zip(places, decoded):
@@ -199,19 +203,35 @@ def extract_shard(
                     waveforms[place] = future.result()
                 except BadAudio as error:
                     done.bad[place] = (rows[place].clip.name, error.reason)
-            if not waveforms:
-                continue
-            if max(map(len, waveforms.values())) > max_seconds * SAMPLING_RATE:
-                found = [in_whole_pieces(extract, waveform, max_seconds) for waveform in waveforms.values()]
-                in_pieces += sum(len(waveform) > max_seconds * SAMPLING_RATE for waveform in waveforms.values())
+            names = [rows[place].clip.name for place in waveforms]
+            if max(map(len, waveforms.values()), default=0) > max_seconds * SAMPLING_RATE:
+                found = [in_whole_pieces(extract, *clip, max_seconds) for clip in zip(waveforms.values(), names)]
             else:
-                found = extract(list(waveforms.values()))
-            for (place, waveform), tensors in zip(waveforms.items(), found):
+                found = extract(list(waveforms.values()), names) if waveforms else []
+            for name, (place, waveform), tensors in zip(names, waveforms.items(), found):
                 if pooled is not None:
-                    tensors = {name: value.mean(0, keepdim=True).to(pooled) for name, value in tensors.items()}
+                    tensors = {key: value.mean(0, keepdim=True).to(pooled) for key, value in tensors.items()}
+                check_finite(name, *tensors.values())
                 done.found[place], done.seconds[place] = tensors, len(waveform) / SAMPLING_RATE
             progress(len(places), sum(map(len, waveforms.values())) / SAMPLING_RATE)
-    return done._replace(in_pieces=in_pieces)
+    return done
+
+
+def check_finite(name: str, *values: torch.Tensor) -> None:
+    """Raise a ValueError that names a clip if what is made of it has NaN, which no unit would show, or infinity."""
+    if not all(value.isfinite().all() for value in values):
+        raise ValueError(
+            f"{name}: the encoder's output, or what would be written of it, has NaN or infinity. Take --precision bf16"
+            " or fp32; for features also --dtype float32."
+        )
+
+
+def _length(clip: Clip) -> int | BadAudio:
+    """Samples of a clip, by which it is batched: as its list says, or else its file, or what is wrong with that."""
+    try:
+        return clip.length() if clip.duration is None else round(clip.duration * SAMPLING_RATE)
+    except BadAudio as error:
+        return error
 
 
 def _ahead(pool: ThreadPoolExecutor, rows: Sequence[Row], groups: list[list[int]]) -> Iterator[tuple[list[int], list]]:
@@ -224,7 +244,7 @@ def _ahead(pool: ThreadPoolExecutor, rows: Sequence[Row], groups: list[list[int]
         started[number] = None
 
 
-def in_whole_pieces(extract: Extract, waveform: np.ndarray, max_seconds: float) -> dict[str, torch.Tensor]:
+def in_whole_pieces(extract: Extract, waveform: np.ndarray, name: str, max_seconds: float) -> dict[str, torch.Tensor]:
     """
     A long clip in pieces that meet without a gap: as many frames, at the same times, as the whole has. Their values
     are those of a piece with 2 s around it, not of the whole: attention and norm reach no further.
@@ -234,11 +254,11 @@ def in_whole_pieces(extract: Extract, waveform: np.ndarray, max_seconds: float) 
     for first in range(0, total, size):
         last = min(first + size, total)
         begin, end = max(0, first - CONTEXT), min(total, last + CONTEXT)
-        found = extract([waveform[begin * HOP : (end - 1) * HOP + WINDOW]])[0]
+        found = extract([waveform[begin * HOP : (end - 1) * HOP + WINDOW]], [name])[0]
         if any(len(value) != end - begin for value in found.values()):
             raise ValueError(
                 f"The encoder does not make a frame of {WINDOW} samples every {HOP}, and clips longer than"
                 f" `max_seconds` ({max_seconds:g}) cannot be read in pieces: raise it to the longest clip's."
             )
-        parts.append({name: value[first - begin : last - begin] for name, value in found.items()})
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        parts.append({key: value[first - begin : last - begin] for key, value in found.items()})
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}

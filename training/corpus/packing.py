@@ -15,53 +15,57 @@ import soundfile
 
 from sjepa_hf.frames import SAMPLING_RATE
 from training.corpus.reading import Row
-from training.data.waveforms import BadAudio, read_audio
+from training.data.waveforms import SILENCE, BadAudio, read_audio
 
 
 PACKED_COLUMNS = ("audio", "name", "source", "seconds")
-SCALE = 32768  # of 16-bit samples
+WHISPER = 2 * SILENCE  # peak to peak; of a clip below it 16 bits could leave what counts as silent: it has 24
 OPUS_RATES = (6, 256)  # kbit/s that libsndfile's compression level runs over
 ROWS_A_GROUP = 100
 
 
 class Packed(NamedTuple):
     """
-    An encoded clip: its bytes and seconds, whether it is the source sample for sample, and the energies of the source
-    and of what the packed one differs by.
+    An encoded clip: its bytes and seconds, whether it is the source sample for sample, whether it was clipped at full
+    scale, and the energies of the source and of what the packed one differs by.
     """
 
     content: bytes
     seconds: float
     exact: bool
+    clipped: bool
     energy: float
     error: float
 
 
 def pack_clip(samples: np.ndarray, codec: str, kbits: float) -> Packed:
     """
-    Encode samples `(num_samples,)` in float32, and read them back. FLAC holds 16 bits a sample, to which they are
-    rounded.
+    Encode samples `(num_samples,)` in float32, and read them back. FLAC holds 16 bits a sample, 24 of the softest
+    clips, to which they are rounded; what passes full scale is clipped there.
 
     Raises:
         BadAudio: if the encoded clip does not come back as it must: FLAC bit for bit, Opus at its length.
     """
     file = io.BytesIO()
     if codec == "flac":
-        rounded = np.clip(np.rint(samples * SCALE), -SCALE, SCALE - 1).astype(np.int16)
-        soundfile.write(file, rounded, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+        bits = 24 if np.ptp(samples) < WHISPER else 16
+        scale = 2 ** (bits - 1)
+        rounded = np.clip(np.rint(samples * scale), -scale, scale - 1).astype(np.int32)
+        soundfile.write(file, rounded << 32 - bits, SAMPLING_RATE, format="FLAC", subtype=f"PCM_{bits}")
     else:
         low, high = OPUS_RATES
         level = 1 - (kbits - low) / (high - low)
         soundfile.write(file, samples, SAMPLING_RATE, format="OGG", subtype="OPUS", compression_level=level)
     content = file.getvalue()
     again = read_audio(content)
-    if codec == "flac" and not np.array_equal(again, rounded.astype(np.float32) / SCALE):
+    if codec == "flac" and not np.array_equal(again, rounded.astype(np.float32) / scale):
         raise BadAudio("corrupt", "FLAC does not come back as it was written")
     if len(again) != len(samples):
         raise BadAudio("corrupt", f"{len(samples)} samples have become {len(again)}")
     wrong = float(np.square(again - samples, dtype=np.float64).sum())
     energy = float(np.square(samples, dtype=np.float64).sum())
-    return Packed(content, len(samples) / SAMPLING_RATE, wrong == 0, energy, wrong)
+    clipped = codec == "flac" and float(np.abs(samples).max()) > 1
+    return Packed(content, len(samples) / SAMPLING_RATE, wrong == 0, clipped, energy, wrong)
 
 
 def pack_row(row: Row, codec: str, kbits: float) -> Packed | BadAudio:
@@ -83,8 +87,11 @@ def write_packed(
 ) -> None:
     """
     A shard as NAME.parquet, with a column `audio` as `datasets` writes it, or as NAME.tar in the WebDataset format:
-    for each clip NUMBER.flac or .opus, and NUMBER.json with its name, source, seconds and labels.
+    for each clip NUMBER.flac or .opus, and NUMBER.json with its name, source, seconds and labels. No file without a
+    clip: `datasets` does not stream Parquet that has no row.
     """
+    if not packed:
+        return
     described = [
         {
             "name": row.clip.name,

@@ -1,7 +1,7 @@
 """Clips of any source in their order, cut into shards of a fixed number."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
 from typing import NamedTuple
 
 from sjepa_hf.command import first_line
@@ -62,21 +62,26 @@ class Corpus:
             "clips_per_shard": self.clips_per_shard,
         }
 
-    def shards(self, wanted: Callable[[int], bool] = lambda shard: True) -> Iterator[tuple[int, list[Row] | None]]:
-        """Number and rows of each shard in turn; None for those that are not wanted, of which nothing is decoded."""
-        if self.size is None:
-            rows = (row for source in self.sources for row in _streamed(source, self.columns))
-            number = 0
-            while taken := list(islice(rows, self.clips_per_shard)):
-                first = number * self.clips_per_shard
-                kept = [Row(first + i, *row) for i, row in enumerate(taken)] if wanted(number) else None
-                yield number, kept
-                number += 1
+    def shards(self) -> Iterator[tuple[int, Iterator[Row]]]:
+        """
+        Number and rows of each shard in turn; a row is opened when it is asked for, but read by then in a stream.
+
+        Raises:
+            ValueError: if a stream breaks off, or has no clip.
+        """
+        size = self.clips_per_shard
+        if self.size is not None:
+            for number, first in enumerate(range(0, self.size, size)):
+                yield number, map(self.row, range(first, min(first + size, self.size)))
             return
-        for number in range(-(-self.size // self.clips_per_shard)):
-            first = number * self.clips_per_shard
-            last = min(first + self.clips_per_shard, self.size)
-            yield number, list(map(self.row, range(first, last))) if wanted(number) else None
+        rows = enumerate(row for source in self.sources for row in _streamed(source, self.columns))
+        for number in count():
+            taken = list(islice(rows, size))
+            if not taken:
+                break
+            yield number, (Row(place, *row) for place, row in taken)
+        if number == 0:
+            raise ValueError(f"{', '.join(self.specs)} holds no clip.")
 
     def row(self, number: int) -> Row:
         """One clip by its number; not of streams."""

@@ -27,22 +27,21 @@ def clip_columns(rows: Sequence[Row], extracted: Extracted, columns: Sequence[st
     """What every table says of its clips: number, source, name and seconds, and the source's own columns as text."""
     places = sorted(extracted.found)
     table = {
-        "number": [rows[place].number for place in places],
-        "source": [rows[place].source for place in places],
-        "name": [rows[place].clip.name for place in places],
-        "seconds": [extracted.seconds[place] for place in places],
+        "number": pa.array([rows[place].number for place in places], pa.int64()),
+        "source": pa.array([rows[place].source for place in places], pa.string()),
+        "name": pa.array([rows[place].clip.name for place in places], pa.string()),
+        "seconds": pa.array([extracted.seconds[place] for place in places], pa.float64()),
     }
-    table = {name: pa.array(values) for name, values in table.items()}
     own = {name: pa.array([rows[place].labels.get(name) for place in places]) for name in columns}
     return table | {name: values.cast(pa.string()) for name, values in own.items()}
 
 
 def write_units(
-    folder: Path, name: str, kind: str, rows: Sequence[Row], extracted: Extracted, columns: Sequence[str]
+    folder: Path, name: str, kind: str, rows: Sequence[Row], extracted: Extracted, columns: Sequence[str], top_k: int
 ) -> None:
     """
     A shard of units as NAME.parquet, NAME.jsonl or NAME.txt. Tables have, beside the clip's columns, `units` of all
-    frames, and its runs: `run_units`, `run_starts` and `run_seconds`; with posteriors `top_units` and `posteriors`.
+    frames, and its runs: `run_units`, `run_starts` and `run_seconds`; with `top_k` also `top_units` and `posteriors`.
     Text has a line a clip, its runs' units with spaces between.
     """
     places = sorted(extracted.found)
@@ -55,13 +54,13 @@ def write_units(
     counts = [frames.numpy() for _, frames in runs]
     starts = [np.round(FIRST_EDGE + FRAME_SECONDS * (np.cumsum(count) - count), 4) for count in counts]
     table = clip_columns(rows, extracted, columns)
-    table["units"] = listed([each["units"].numpy() for each in found])
-    table["run_units"] = listed([units.int().numpy() for units, _ in runs])
-    table["run_starts"] = listed([each.astype(np.float32) for each in starts])
-    table["run_seconds"] = listed([np.round(FRAME_SECONDS * count, 4).astype(np.float32) for count in counts])
-    for key in ("top_units", "posteriors"):
-        if found and key in found[0]:
-            table[key] = listed([each[key].numpy() for each in found])
+    table["units"] = listed([each["units"].numpy() for each in found], np.int32)
+    table["run_units"] = listed([units.numpy() for units, _ in runs], np.int32)
+    table["run_starts"] = listed(starts, np.float32)
+    table["run_seconds"] = listed([np.round(FRAME_SECONDS * count, 4) for count in counts], np.float32)
+    if top_k:
+        table["top_units"] = listed([each["top_units"].numpy() for each in found], np.int32, top_k)
+        table["posteriors"] = listed([each["posteriors"].numpy() for each in found], np.float16, top_k)
     table = pa.table(table)
     if kind == "parquet":
         pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
@@ -75,37 +74,35 @@ def write_units(
 
 
 def write_features(
-    folder: Path, name: str, kind: str, rows: Sequence[Row], extracted: Extracted, columns: Sequence[str]
+    folder: Path, name: str, kind: str, rows: Sequence[Row], extracted: Extracted, columns: Sequence[str], dtype: str
 ) -> None:
     """
     A shard of features. As NAME.npy or NAME.safetensors (tensor `features`) one array `(rows, num_layers,
     hidden_size)`, with NAME.index.parquet, which says for each clip the `first` of its rows and how many `rows` it
-    has; as NAME.parquet a column `features`, each clip's flat, with its `shape`.
+    has; without a usable clip there is the index alone. As NAME.parquet a column `features`, each clip's flat, with
+    its `shape`.
     """
     found = [extracted.found[place]["features"] for place in sorted(extracted.found)]
     table = clip_columns(rows, extracted, columns)
     if kind == "parquet":
-        table["shape"] = listed([np.array(each.shape, np.int32) for each in found])
-        table["features"] = listed([each.flatten().numpy() for each in found])
+        table["shape"] = listed([np.array(each.shape) for each in found], np.int32)
+        table["features"] = listed([each.flatten().numpy() for each in found], dtype)
         pq.write_table(pa.table(table), folder / f"{name}.parquet", compression="none")
         return
     counts = np.array([len(each) for each in found], dtype=np.int64)
     table |= {"first": pa.array(np.cumsum(counts) - counts), "rows": pa.array(counts)}
-    whole = torch.cat(found) if found else torch.empty(0, 0, 0)
-    if kind == "npy":
-        np.save(folder / f"{name}.npy", whole.numpy())
-    else:
-        save_file({"features": whole.contiguous()}, folder / f"{name}.safetensors")
+    if found and kind == "npy":
+        np.save(folder / f"{name}.npy", torch.cat(found).numpy())
+    elif found:
+        save_file({"features": torch.cat(found)}, folder / f"{name}.safetensors")
     pq.write_table(pa.table(table), folder / f"{name}.index.parquet", compression="zstd")
 
 
-def listed(arrays: Sequence[np.ndarray]) -> pa.Array:
-    """A column of lists: each `(n,)`, or `(n, k)` as lists of k."""
-    if not arrays:
-        return pa.array([], pa.list_(pa.null()))
+def listed(arrays: Sequence[np.ndarray], dtype: np.typing.DTypeLike, width: int = 0) -> pa.Array:
+    """A column of lists of `dtype`: each `(n,)`, or `(n, width)` as lists of so many; without any of the same type."""
     offsets = np.cumsum([0, *map(len, arrays)])
-    joined = np.concatenate(arrays)
-    values = pa.array(np.ascontiguousarray(joined).reshape(-1))
-    if joined.ndim == 2:
-        values = pa.FixedSizeListArray.from_arrays(values, joined.shape[1])
+    joined = np.concatenate([np.empty((0, width) if width else 0, dtype), *arrays], dtype=dtype)
+    values = pa.array(joined.reshape(-1))
+    if width:
+        values = pa.FixedSizeListArray.from_arrays(values, width)
     return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 
+MIX_RATIO_DB = (-5.0, 5.0)  # lowest and highest energy ratio of an utterance's piece and one added to it
+NOISE_SNR_DB = (-5.0, 20.0)  # lowest and highest signal-to-noise ratio
 SILENCE_POWER = 1e-10  # mean square (-100 dB of full scale); a source below it is not amplified any further
 
 
@@ -14,8 +16,6 @@ def augment(
     *,
     p_mix: float = 0.25,
     p_noise: float = 0.25,
-    mix_ratio_db: tuple[float, float] = (-5.0, 5.0),
-    noise_snr_db: tuple[float, float] = (-5.0, 20.0),
     noise: Tensor | None = None,
     noise_lengths: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -26,9 +26,9 @@ def augment(
 
     - with probability `p_mix`, a *piece of another utterance* is added, cut and placed at random. Its length is
       uniform from 1 sample to half of the utterance, or to the whole other one where that is shorter. The energy ratio
-      of the two pieces, the utterance's own over the added one, is uniform in `mix_ratio_db`.
+      of the two pieces, the utterance's own over the added one, is uniform in `MIX_RATIO_DB`.
     - else with probability `p_noise`, *noise over the whole utterance* at a signal-to-noise ratio uniform in
-      `noise_snr_db`: `x + sqrt(Ex / (10^(snr / 10) En)) n`. It is read from `noise`, or where there is none from
+      `NOISE_SNR_DB`: `x + sqrt(Ex / (10^(snr / 10) En)) n`. It is read from `noise`, or where there is none from
       another utterance of the batch, from a random place on, starting over at its end.
 
     Both scales use the energies over the samples where something is added, real ones only; padding stays as it is. A
@@ -42,8 +42,6 @@ def augment(
         lengths: integers `(batch_size,)`, real samples of each.
         p_mix: probability of mixing in another utterance.
         p_noise: probability of noise; `p_mix + p_noise` is at most 1.
-        mix_ratio_db: lowest and highest energy ratio of the two pieces, in dB.
-        noise_snr_db: lowest and highest signal-to-noise ratio, in dB.
         noise: noise clips `(num_clips, num_noise_samples)` on the same device, or None.
         noise_lengths: integers `(num_clips,)`, real samples of each; None if all of them are.
         generator: source of randomness, on the device of `input_values`.
@@ -52,9 +50,9 @@ def augment(
         Augmented waveforms `(batch_size, num_samples)`.
 
     Raises:
-        ValueError: if the probabilities, a range of ratios or a shape is off.
+        ValueError: if the probabilities or a shape is off.
     """
-    _check(input_values, lengths, p_mix, p_noise, mix_ratio_db, noise_snr_db, noise, noise_lengths)
+    _check(input_values, lengths, p_mix, p_noise, noise, noise_lengths)
     batch_size, num_samples = input_values.shape
     device = input_values.device
     lengths = lengths.to(device)
@@ -95,7 +93,7 @@ def augment(
     target_power = (input_values * inside).square().sum(1) / window.clamp(min=1)
     source_power = (added.square().sum(1) / window.clamp(min=1)).clamp(min=SILENCE_POWER)
 
-    low, high = (torch.where(mixes, m, n) for m, n in zip(mix_ratio_db, noise_snr_db))
+    low, high = (torch.where(mixes, m, n) for m, n in zip(MIX_RATIO_DB, NOISE_SNR_DB))
     decibels = low + ratio * (high - low)
     scale = (target_power / (10.0 ** (decibels / 10.0) * source_power)).sqrt()
     return input_values + (scale * (mixes | adds_noise))[:, None] * added
@@ -119,7 +117,7 @@ def _uniform_integer(draw: Tensor, count: Tensor | int) -> Tensor:
     return (draw * count).long().clamp(min=0)
 
 
-def _check(input_values, lengths, p_mix, p_noise, mix_ratio_db, noise_snr_db, noise, noise_lengths) -> None:
+def _check(input_values, lengths, p_mix, p_noise, noise, noise_lengths) -> None:
     if input_values.dim() != 2 or lengths.shape != input_values.shape[:1]:
         raise ValueError(
             "input_values must have shape (batch_size, num_samples) and lengths (batch_size,), got "
@@ -127,9 +125,6 @@ def _check(input_values, lengths, p_mix, p_noise, mix_ratio_db, noise_snr_db, no
         )
     if p_mix < 0 or p_noise < 0 or p_mix + p_noise > 1:
         raise ValueError(f"p_mix and p_noise must be at least 0 and sum to at most 1, got {p_mix} and {p_noise}.")
-    for name, (low, high) in {"mix_ratio_db": mix_ratio_db, "noise_snr_db": noise_snr_db}.items():
-        if low > high:
-            raise ValueError(f"{name} must be (lowest, highest) in dB, got {(low, high)}.")
     if noise is not None and (noise.dim() != 2 or noise.numel() == 0):
         raise ValueError(f"noise must have shape (num_clips, num_samples) and hold samples, got {tuple(noise.shape)}.")
     if noise_lengths is not None and (noise is None or noise_lengths.shape != noise.shape[:1]):

@@ -88,7 +88,7 @@ class BadAudioMonitor:
         seen, reasons = self._since_restored()
         skipped = reasons.total()
         if end_of_data and seen == skipped:
-            raise BadAudioError(f"The training data gave no usable clip: {self._counts()}; check train_data.")
+            raise BadAudioError(f"The data gave no usable clip: {self._counts()}; check it.")
         if seen >= self.min_clips and skipped > self.max_bad_fraction * seen:
             raise BadAudioError(
                 f"{self._counts()}, more than max_bad_fraction={self.max_bad_fraction} allows: "

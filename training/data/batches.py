@@ -8,7 +8,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -23,14 +22,13 @@ from training.data.masking import PUBLISHED_MASK, Mask
 from training.data.noise import Noise
 from training.data.order import BUCKET, CROP, DRAW, MASK, NOISE, ClipIndex, ClipStream, DataPosition, Position
 from training.data.shared_memory import SharedMemoryPool
-from training.data.waveforms import BadAudio, check_samples
+from training.data.waveforms import BadAudio
 from training.data.workers import SAMPLE_BYTES
 
 
 logger = logging.getLogger(__name__)
 
 LENGTH_JITTER = 0.05  # clips up to 5 % apart in length are shuffled before they are batched
-LONGEST_CACHED = 4  # times max_seconds; of longer clips only the crop is decoded, and nothing cached
 HOPELESS = 50  # unusable clips in a row, at the end of an epoch without a usable one, that end the run
 
 
@@ -79,28 +77,23 @@ def batches_by_length(lengths: dict[int, int], batch_seconds: float) -> list[lis
     return found
 
 
-def collate(clips: list[np.ndarray], mask: Mask, generator: torch.Generator) -> dict[str, Tensor]:
-    """Pad clips to the longest one and draw which frames are masked.
+def with_masks(
+    input_values: Tensor, lengths: Tensor, mask: Mask, generator: torch.Generator
+) -> dict[str, Tensor | int | None]:
+    """Draw which frames of padded clips are masked.
 
     Args:
-        clips: at least one clip `(num_samples,)`, each of at least 400 samples at 16 kHz.
+        input_values: at least one clip, float32 `(batch_size, num_samples)`, zero-padded to the longest.
+        lengths: int64 `(batch_size,)`, real samples of each at 16 kHz, at least 400.
         mask: draws the masks, as `SpanMask` does.
         generator: source of randomness of the masks.
 
     Returns:
-        `input_values` float32 `(batch_size, num_samples)`, `attention_mask` bool of that shape, or None where nothing
-        is padded, `lengths` int64 `(batch_size,)` in samples, `mask_time_indices` bool `(batch_size, num_frames)`, and
-        `masked_positions` and `visible_positions`, int64, the ascending flat indices `clip * num_frames + frame` of
-        masked and of visible real frames, and `longest_visible`, the most visible frames of any clip.
+        `input_values` and `lengths` as they are, `attention_mask` bool `(batch_size, num_samples)`, or None where
+        nothing is padded, `mask_time_indices` bool `(batch_size, num_frames)`, `masked_positions` and
+        `visible_positions`, int64, the ascending flat indices `clip * num_frames + frame` of masked and of visible
+        real frames, and `longest_visible`, the most visible frames of any clip.
     """
-    input_values = torch.empty(len(clips), max(map(len, clips)))  # [B, S]
-    for row, clip in zip(input_values.numpy(), clips):
-        row[: len(clip)], row[len(clip) :] = clip, 0.0
-    return with_masks(input_values, torch.tensor([len(clip) for clip in clips]), mask, generator)
-
-
-def with_masks(input_values: Tensor, lengths: Tensor, mask: Mask, generator: torch.Generator) -> dict[str, Tensor]:
-    """What [`collate`] returns, of clips that are padded already."""
     frames = frame_lengths(lengths)
     num_frames = int(frames.max())
     masked = mask(frames, num_frames, generator)  # [B, T]
@@ -147,7 +140,6 @@ class BatchStream(IterableDataset):
         section_size: clips of a reader sorted by length at a time.
         max_seconds: longer clips are cropped at random.
         min_seconds: shorter clips are bad.
-        cache_gb: GiB per worker for decoded clips.
         mask: draws the masks of a batch.
         noise: what augmentation may add; None gives none.
 
@@ -155,7 +147,7 @@ class BatchStream(IterableDataset):
         memory_pool: shared memory that workers send their batches through; None: as torch does it.
 
     Yields:
-        The tensors of `collate` and, with noise, of `Noise.for_batch`; `seconds` of real audio; `skipped`, the
+        What `with_masks` returns and, with noise, of `Noise.for_batch`; `seconds` of real audio; `skipped`, the
         `(name, reason)` of bad clips, and of bad noise, met since this reader's previous batch; `reader`, its number,
         and `position`, where it goes on; `draw`, an integer for random choices about this batch.
 
@@ -176,7 +168,6 @@ class BatchStream(IterableDataset):
         section_size: int,
         max_seconds: float,
         min_seconds: float,
-        cache_gb: float = 0.0,
         mask: Mask = PUBLISHED_MASK,
         noise: Noise | None = None,
     ):
@@ -192,7 +183,6 @@ class BatchStream(IterableDataset):
         self.max_seconds = max_seconds
         self.min_seconds = min_seconds
         self.max_samples = round(max_seconds * SAMPLING_RATE)
-        self.cache = _ClipCache(cache_gb) if cache_gb > 0 else None
         self.mask = mask
         self.noise = noise
         self.memory_pool: SharedMemoryPool | None = None
@@ -219,35 +209,40 @@ class BatchStream(IterableDataset):
         self._lengths = None
         skipped: list[tuple[str, str]] = []
         unusable = Counter()  # since the last usable clip
-        for epoch in count(at.epoch):
-            if self.max_epochs is not None and epoch >= self.max_epochs:
-                break
-            if epoch > at.epoch:
-                at = Position(epoch)
-            usable = at.section + at.batch > 0
-            while True:
-                clips, cursor = self.corpus.section(at, reader, num_readers, self.section_size)
-                if not clips:
-                    break
-                batches, bad = self._plan(clips, np.random.default_rng([self.seed, BUCKET, epoch, at.section, reader]))
-                skipped += [] if at.batch else bad  # else an earlier batch has told
+        while self.max_epochs is None or at.epoch < self.max_epochs:
+            # What is left of an epoch may hold nothing for this reader.
+            begun = at.epoch == self.corpus.first_epoch and self.corpus.first_place > 0
+            usable = begun or at.section + at.batch > 0
+            for batch, bad in self._epoch(at, reader, num_readers, room):
+                skipped += bad
                 unusable.update(reason for _, reason in bad)
-                for number, planned in enumerate(batches):
-                    if number < at.batch:
-                        continue
-                    input_values, lengths, bad = self._read(planned, epoch, room)
-                    skipped += bad
-                    unusable.update(reason for _, reason in bad)
-                    if len(lengths):
-                        batch, bad = self._batch(input_values, lengths, at._replace(batch=number), reader)
-                        batch["skipped"] = skipped + bad
-                        yield pack(batch)
-                        usable, skipped, unusable = True, [], Counter()
-                at = Position(epoch, at.section + 1, 0, cursor)
+                if batch is not None:
+                    yield pack(batch | {"skipped": skipped})
+                    usable, skipped, unusable = True, [], Counter()
             if not usable:
-                self._check_hopeless(epoch, unusable, num_readers)
+                self._check_hopeless(at.epoch, unusable, num_readers)
+            at = Position(at.epoch + 1)
         for name, reason in skipped[:20]:
             logger.warning("Skipped %s: %s (after the last batch, %d such clips).", name, reason, len(skipped))
+
+    def _epoch(
+        self, at: Position, reader: int, num_readers: int, room: Callable[[int, int], Tensor]
+    ) -> Iterator[tuple[dict | None, list[tuple[str, str]]]]:
+        """
+        A reader's batches of an epoch from `at` on, each what is yielded but for `skipped`, or None for one without a
+        usable clip; with each, name and reason of what has been found unusable.
+        """
+        while True:
+            clips, cursor = self.corpus.section(at, reader, num_readers, self.section_size)
+            if not clips:
+                return
+            words = [self.seed, BUCKET, at.epoch, at.section, reader]
+            batches, bad = self._plan(clips, np.random.default_rng(words))
+            if at.batch == 0:  # else an earlier batch has told
+                yield None, bad
+            for number in range(at.batch, len(batches)):
+                yield self._batch(batches[number], at._replace(batch=number), reader, room)
+            at = Position(at.epoch, at.section + 1, 0, cursor)
 
     def _plan(
         self, clips: Sequence[tuple[int, object]], rng: np.random.Generator
@@ -272,16 +267,19 @@ class BatchStream(IterableDataset):
         return [[planned[i] for i in batch] for batch in cut_batches(lengths, self.max_batch, rng)], skipped
 
     def _batch(
-        self, input_values: Tensor, lengths: Tensor, at: Position, reader: int
-    ) -> tuple[dict, list[tuple[str, str]]]:
-        """What is yielded but for `skipped`, and name and reason of unusable noise."""
+        self, planned: list[_Planned], at: Position, reader: int, room: Callable[[int, int], Tensor]
+    ) -> tuple[dict | None, list[tuple[str, str]]]:
+        """As `_epoch` gives it."""
+        input_values, lengths, bad = self._read(planned, at.epoch, room)
+        if not len(lengths):
+            return None, bad
         place = (at.epoch, at.section, at.batch, reader)
         generator = torch.Generator().manual_seed(_random_state(self.seed, MASK, *place))
-        noise, bad = {}, []
+        batch = with_masks(input_values, lengths, self.mask, generator)
         if self.noise is not None:
             rng = np.random.default_rng([self.seed, NOISE, *place])
-            noise, bad = self.noise.for_batch(*input_values.shape, rng)
-        batch = with_masks(input_values, lengths, self.mask, generator) | noise
+            noise, bad_noise = self.noise.for_batch(*input_values.shape, rng)
+            batch, bad = batch | noise, bad + bad_noise
         return batch | {
             "seconds": int(lengths.sum()) / SAMPLING_RATE,
             "reader": reader,
@@ -301,9 +299,6 @@ class BatchStream(IterableDataset):
             self._lengths[key % self.corpus.size] = length
         return length
 
-    def _clip(self, planned: _Planned) -> Clip:
-        return planned.clip or self.corpus.get(planned.item)
-
     def _read(
         self, batch: list[_Planned], epoch: int, room: Callable[[int, int], Tensor]
     ) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
@@ -311,31 +306,18 @@ class BatchStream(IterableDataset):
         memory = room(len(batch), max(min(planned.length, self.max_samples) for planned in batch))
         rows, lengths, bad = memory.numpy(), [], []
         for planned in batch:
+            clip, seed = planned.clip or self.corpus.get(planned.item), [self.seed, CROP, epoch, planned.key]
             try:
-                clip = self._decode(planned, [self.seed, CROP, epoch, planned.key])
+                samples = clip.read(max_seconds=self.max_seconds, min_seconds=self.min_seconds, rng=seed)
             except BadAudio as error:
-                bad.append((self._clip(planned).name, error.reason))
+                bad.append((clip.name, error.reason))
                 continue
+            samples = samples[: planned.length]  # headers can promise less than comes
             row = rows[len(lengths)]
-            row[: len(clip)], row[len(clip) :] = clip, 0.0
-            lengths.append(len(clip))
+            row[: len(samples)], row[len(samples) :] = samples, 0.0
+            lengths.append(len(samples))
         # A copy only where all clips are shorter than their headers say.
         return memory[: len(lengths), : max(lengths, default=0)].contiguous(), torch.tensor(lengths), bad
-
-    def _decode(self, planned: _Planned, seed: list[int]) -> np.ndarray:
-        limit = min(planned.length, self.max_samples)  # headers can promise less than comes
-        if self.cache is None or planned.length > LONGEST_CACHED * self.max_samples:
-            clip = self._clip(planned)
-            return clip.read(max_seconds=self.max_seconds, min_seconds=self.min_seconds, rng=seed)[:limit]
-        # Every clip that could be cached is decoded this way, cached yet or not: a resumed run gets the same samples.
-        index = planned.key % self.corpus.size
-        stored = self.cache.get(index)
-        if stored is None:
-            stored = self.cache.put(index, self._clip(planned).read(min_seconds=self.min_seconds))
-        start = int(np.random.default_rng(seed).integers(max(len(stored) - limit, 0) + 1))
-        samples = stored[start : start + limit].astype(np.float32) / 32767
-        check_samples(samples)
-        return samples
 
     def _check_hopeless(self, epoch: int, unusable: Counter, num_readers: int) -> None:
         """Called after an epoch in which this reader found nothing usable; in a small share this may be chance."""
@@ -349,24 +331,6 @@ class BatchStream(IterableDataset):
             raise BadAudioError(
                 f"Epoch {epoch} gave no usable clip, {count} were skipped ({reasons}): check train_data."
             )
-
-
-class _ClipCache:
-    """Decoded clips as 16-bit samples, up to a budget in GiB; clips beyond it are decoded each time."""
-
-    def __init__(self, gib: float):
-        self.free = int(gib * 2**30)
-        self.clips: dict[int, np.ndarray] = {}
-
-    def get(self, index: int) -> np.ndarray | None:
-        return self.clips.get(index)
-
-    def put(self, index: int, samples: np.ndarray) -> np.ndarray:
-        stored = np.rint(samples.clip(-1.0, 1.0) * 32767).astype(np.int16)
-        if stored.nbytes <= self.free:
-            self.free -= stored.nbytes
-            self.clips[index] = stored
-        return stored
 
 
 def to_device(batch: dict, device: torch.device) -> dict:

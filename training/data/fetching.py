@@ -6,6 +6,7 @@ Hosts are not judged: users keep audio on machines of their own network, and who
 a GET whose answer is decoded as audio here or dropped.
 """
 
+import itertools
 import logging
 import re
 import threading
@@ -24,6 +25,7 @@ SCHEMES = ("http", "https", "hf", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss
 LARGEST = 1 << 30  # bytes of one file
 LONGEST = 300.0  # seconds for one file
 PIECE = 1 << 20  # bytes read at a time
+NAMED = 20  # failures that a process tells the cause of
 
 
 def fetch(audio: str | bytes | BadAudio) -> str | bytes | BadAudio:
@@ -36,8 +38,17 @@ def fetch(audio: str | bytes | BadAudio) -> str | bytes | BadAudio:
     try:
         return _fetch_in_time(audio)
     except BadAudio as error:
-        logger.info("Could not fetch %s: %s.", audio, error.detail)
+        if next(_failures) <= NAMED:
+            logger.info("Could not fetch %s: %s.", _without_query(audio), error.detail)
         return error
+
+
+_failures = itertools.count(1)
+
+
+def _without_query(text: str) -> str:
+    """A URL, or a message with some in it, without what may be a signature."""
+    return re.sub(r"(\w://[^\s?'\"]*)\?[^\s'\")]*", r"\1", text)
 
 
 def _fetch_in_time(url: str) -> bytes:
@@ -63,7 +74,7 @@ def _fetch_in_time(url: str) -> bytes:
     if len(content) > LARGEST:
         raise BadAudio("missing", f"more than {LARGEST:,} bytes")
     if failures:
-        raise BadAudio("missing", str(failures[0]) or type(failures[0]).__name__)
+        raise BadAudio("missing", _without_query(str(failures[0])) or type(failures[0]).__name__)
     return bytes(content)
 
 

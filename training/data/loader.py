@@ -95,13 +95,6 @@ class DataArguments:
     num_workers: int = field(
         default=4, metadata={"help": "Processes that decode, per process. 0: in the training process."}
     )
-    cache_gb: float = field(
-        default=0.0,
-        metadata={
-            "help": "GiB per worker for decoded clips (16-bit), for small corpora read again and again; 0 is off. "
-            "Each worker then keeps its clips for the whole run. Not with streaming."
-        },
-    )
     max_bad_fraction: float = field(
         default=0.05,
         metadata={
@@ -116,7 +109,7 @@ class DataArguments:
             self,
             positive="train_data_weights min_seconds max_seconds batch_seconds",
             at_least_1="bucket_buffer_size shuffle_buffer_size",
-            not_negative="num_workers cache_gb",
+            not_negative="num_workers",
             share="max_bad_fraction",
         )
         if self.train_data_weights is not None:
@@ -132,8 +125,6 @@ class DataArguments:
                 f"min_seconds ({self.min_seconds}), max_seconds ({self.max_seconds}) and batch_seconds "
                 f"({self.batch_seconds}) must not decrease in this order: a batch holds at least one whole clip."
             )
-        if self.cache_gb and self.streaming:
-            raise ValueError("cache_gb has no use with streaming: set one of them.")
 
 
 def open_sources(args: DataArguments) -> list[Source]:
@@ -172,16 +163,40 @@ def reading_settings(
 ) -> dict:
     """
     What decides the order of the clips (`order`), how they are cut into batches (`cut`), and which clips they are
-    (`identities`, of each source; looked up where they are not given).
+    (`identities`, of each source; looked up where they are not given). For JSON.
     """
     if identities is None:
         identities = [identity(spec, source) for spec, source in zip(args.train_data, corpus.sources, strict=True)]
-    sizes = corpus.sizes.tolist() if isinstance(corpus, ClipIndex) else [s.name for s in corpus.sources]
-    return {
-        "order": [sizes, args.train_data_weights, seed, args.streaming, args.cache_gb > 0],
-        "cut": [args.bucket_buffer_size, args.batch_seconds, args.max_seconds, args.min_seconds],
-        "identities": identities,
-    }
+    sources = [source.name for source in corpus.sources] if args.streaming else corpus.sizes.tolist()
+    order = {"sources": sources, "weights": args.train_data_weights, "seed": seed, "streaming": args.streaming}
+    cut = {name: getattr(args, name) for name in ("bucket_buffer_size", "batch_seconds", "max_seconds", "min_seconds")}
+    return {"order": order, "cut": cut, "identities": identities}
+
+
+def changed_sources(position: DataPosition, settings: dict) -> list[int]:
+    """Numbers, from 1, of the sources that hold other clips than those that `position` was reached in."""
+    pairs = zip(position.settings.get("identities", settings["identities"]), settings["identities"])
+    return [number for number, (before, now) in enumerate(pairs, start=1) if before != now]
+
+
+def is_same_order(position: DataPosition, settings: dict) -> bool:
+    """Whether the clips come in the order that `position` was reached in, so that a place in it is the same one."""
+    return position.settings.get("order") == settings["order"] and not changed_sources(position, settings)
+
+
+def first_place_not_read_by_all(position: DataPosition) -> tuple[int, int, int]:
+    """
+    Epoch and place in it (both as `DataPosition.first`) from which on clips may not have been read, in an order that
+    is no stream's, and at most how many behind it have been.
+    """
+    section_size, size = position.settings["cut"]["bucket_buffer_size"], sum(position.settings["order"]["sources"])
+    ats = [position.positions.get(reader, Position(position.first[0])) for reader in range(position.readers)]
+    epoch = min(at.epoch for at in ats)
+    behind = min(at.section for at in ats if at.epoch == epoch)
+    start = position.first[1] if epoch == position.first[0] else 0
+    sections = math.ceil((size - start) / (section_size * position.readers))
+    ahead = sum((at.epoch - epoch) * sections + at.section + (at.batch > 0) - behind for at in ats)
+    return epoch, start + behind * section_size * position.readers, ahead * section_size
 
 
 def moved(position: DataPosition, readers: int, settings: dict) -> tuple[DataPosition, str]:
@@ -192,29 +207,18 @@ def moved(position: DataPosition, readers: int, settings: dict) -> tuple[DataPos
     before have been read: none is lost, a few come again. Else a new epoch begins.
     """
     changed = "the number of readers (processes x workers)" if position.readers != readers else "a data setting"
-    ats = [position.positions.get(n, Position(position.first[0])) for n in range(position.readers)]
-    known = position.settings.get("identities", settings["identities"])
-    other = [number for number, (a, b) in enumerate(zip(known, settings["identities"]), start=1) if a != b]
-    same_order = position.settings.get("order") == settings["order"] and not other
-    streaming, cached = settings["order"][3:]
-    if not same_order or streaming or cached:
-        epoch = max(at.epoch for at in ats) + 1
-        why = "the data or their order are others" if not same_order else f"{changed} is another"
-        if other:
-            why = f"the contents of source {', '.join(map(str, other))} of train_data have changed"
+    if is_same_order(position, settings) and not settings["order"]["streaming"]:
+        epoch, place, again = first_place_not_read_by_all(position)
+        note = (
+            f"{changed} is another: this pass over the data goes on in its order, no clip is left out, at most"
+            f" {again} come again; batches, crops and masks are others"
+        )
+    else:
+        epoch, place = max([position.first[0], *(at.epoch for at in position.positions.values())]) + 1, 0
+        why = f"{changed} is another" if is_same_order(position, settings) else "the data or their order are others"
+        if numbers := changed_sources(position, settings):
+            why = f"the contents of source {', '.join(map(str, numbers))} of train_data have changed"
         note = f"{why}: a new pass over the data begins (number {epoch}); what was left of the last one is not read"
-        return DataPosition(readers, batches=position.batches, first=(epoch, 0), settings=settings), note
-    section_size = position.settings["cut"][0]
-    epoch = min(at.epoch for at in ats)
-    behind = min(at.section for at in ats if at.epoch == epoch)
-    start = position.first[1] if epoch == position.first[0] else 0
-    sections = math.ceil((sum(settings["order"][0]) - start) / (section_size * position.readers))
-    ahead = sum((at.epoch - epoch) * sections + at.section + (at.batch > 0) - behind for at in ats)
-    place = start + behind * section_size * position.readers
-    note = (
-        f"{changed} is another: this pass over the data goes on in its order, no clip is left out, at most"
-        f" {ahead * section_size} come again; batches, crops and masks are others"
-    )
     return DataPosition(readers, batches=position.batches, first=(epoch, place), settings=settings), note
 
 
@@ -257,7 +261,7 @@ def build_loader(
     if args.streaming:
         corpus = ClipStream(sources, args.train_data_weights, seed, args.shuffle_buffer_size)
     else:
-        corpus = ClipIndex(sources, args.train_data_weights, seed, fixed_readers=args.cache_gb > 0)
+        corpus = ClipIndex(sources, args.train_data_weights, seed)
     if not args.streaming and max_epochs is None and corpus.size < readers:
         raise ValueError(
             f"train_data holds {corpus.size} clips for {readers} readers (processes x num_workers): lower num_workers."
@@ -278,7 +282,6 @@ def build_loader(
         section_size=args.bucket_buffer_size,
         max_seconds=args.max_seconds,
         min_seconds=args.min_seconds,
-        cache_gb=args.cache_gb,
         mask=mask,
         noise=noise,
     )

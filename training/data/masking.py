@@ -137,18 +137,17 @@ PUBLISHED_MASK = SpanMask()
 FARTHEST = 5  # frames to the nearest visible one: so far and farther count as one distance
 
 
-def distance_to_visible(visible: Tensor, farthest: int = FARTHEST) -> Tensor:
+def distance_to_visible(visible: Tensor) -> Tensor:
     """
-    Frames from each frame to the nearest visible one of its clip: 0 at visible frames, at most `farthest`, which is
+    Frames from each frame to the nearest visible one of its clip: 0 at visible frames, at most `FARTHEST`, which is
     also the distance to nothing, in a clip without visible frames.
 
     Args:
         visible (`Tensor`): bool `(batch_size, num_frames)`, True at real frames that are not hidden.
-        farthest (`int`): the distance beyond which none is told apart, at least 1.
 
     Returns:
         Integers `(batch_size, num_frames)`, on the same device.
     """
     seen = visible.float()
-    near = [nn.functional.max_pool1d(seen, 2 * d + 1, stride=1, padding=d) for d in range(farthest)]  # within d frames
-    return farthest - torch.stack(near).sum(0).long()
+    near = [nn.functional.max_pool1d(seen, 2 * d + 1, stride=1, padding=d) for d in range(FARTHEST)]  # within d frames
+    return FARTHEST - torch.stack(near).sum(0).long()

@@ -42,7 +42,7 @@ class Noise:
         self.sources, self.share, self.identities = sources, share, list(identities)
         self._index = ClipIndex(sources, None, seed=0)
         self.size = self._index.size
-        self._bad: set[int] = set()  # told already
+        self._bad: dict[int, str] = {}  # told already, and why
 
     def for_batch(
         self, num_clips: int, longest: int, rng: np.random.Generator
@@ -70,12 +70,12 @@ class Noise:
             clip = self._index.get(number)
             try:
                 if number in self._bad:
-                    raise BadAudio("told before")
+                    raise BadAudio(self._bad[number])
                 crops.append(clip.read(max_seconds=limit / SAMPLING_RATE, rng=np.random.default_rng(seed))[:limit])
                 in_a_row.clear()
             except BadAudio as error:
                 if number not in self._bad:
-                    self._bad.add(number)
+                    self._bad[number] = error.reason
                     told.append((clip.name, NOISE + error.reason))
                 in_a_row[error.reason] += 1
                 if in_a_row.total() >= HOPELESS:

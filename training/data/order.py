@@ -25,7 +25,8 @@ MIX_BLOCK = 4096  # places of a weighted epoch whose sources are drawn together
 OPEN_SHARDS = 8  # files of a streamed source that are read, and shuffled, together: a chapter
 LARGEST_BUFFER = 1 << 31  # bytes of encoded clips that are held to be shuffled, and in a section
 ASKED = 8  # other files that are asked for the usual number of rows
-ORDER, OWNER, MIX, SHUFFLE, BUCKET, CROP, MASK, DRAW, NOISE = range(1, 10)  # independent random streams of one seed
+# Independent random streams of one seed; a run that is resumed draws on from those of its number.
+ORDER, MIX, SHUFFLE, BUCKET, CROP, MASK, DRAW, NOISE = 1, 3, 4, 5, 6, 7, 8, 9
 
 Cursor = tuple[tuple[int, int, int, int], ...]
 
@@ -89,7 +90,6 @@ class ClipIndex:
         sources: opened sources.
         weights: relative frequency of each source, or None.
         seed: decides the order.
-        fixed_readers: give a clip to the same reader in every epoch, as caches need it.
 
     Attributes:
         size: number of clips.
@@ -98,11 +98,10 @@ class ClipIndex:
 
     first_epoch = first_place = 0
 
-    def __init__(self, sources: list[Source], weights: list[float] | None, seed: int, fixed_readers: bool = False):
+    def __init__(self, sources: list[Source], weights: list[float] | None, seed: int):
         self.sources = sources
         self.weights = None if weights is None else np.array(weights, dtype=float)
         self.seed = seed
-        self.fixed_readers = fixed_readers
         self.sizes = np.array([len(source.dataset) for source in sources])
         self.starts = np.cumsum([0, *self.sizes])
         self.size = int(self.starts[-1])
@@ -119,20 +118,12 @@ class ClipIndex:
         """
         epoch, number = position.epoch, position.section
         within = np.arange(number * size, (number + 1) * size)
-        if self.fixed_readers:
-            sizes = np.array([len(range(reader, int(count), num_readers)) for count in self.sizes])
-            places, words = within, (self.seed, ORDER, epoch, reader)
-        else:
-            first = self.first_place if epoch == self.first_epoch else 0
-            sizes, places, words = self.sizes, first + reader + num_readers * within, (self.seed, ORDER, epoch)
-        places = places[places < sizes.sum()]
+        first = self.first_place if epoch == self.first_epoch else 0
+        places = first + reader + num_readers * within
+        places = places[places < self.size]
         if not len(places):
             return [], ()
-        source, item, repetition = self._at(places, sizes, words)
-        if self.fixed_readers:
-            for n in np.unique(source):
-                here = source == n
-                item[here] = Permutation(int(self.sizes[n]), self.seed, OWNER, n)(reader + num_readers * item[here])
+        source, item, repetition = self._at(places, (self.seed, ORDER, epoch))
         keys = self.starts[source] + item + self.size * repetition
         return [(key, key % self.size) for key in keys.tolist()], ()
 
@@ -142,18 +133,17 @@ class ClipIndex:
         number = item - int(self.starts[source])
         return self.sources[source].clip(self.sources[source].dataset[number], number)
 
-    def _at(self, places: np.ndarray, sizes: np.ndarray, words: tuple[int, ...]):
-        """Source, number within it and repetition of the clip at each of `places` of an epoch over `sizes` clips."""
+    def _at(self, places: np.ndarray, words: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Source, number within it and repetition of the clip at each of `places` of an epoch."""
         if self.weights is None:
-            numbers = Permutation(int(sizes.sum()), *words)(places)
-            starts = np.cumsum(sizes) - sizes
-            source = np.searchsorted(starts + sizes, numbers, side="right")
-            return source, numbers - starts[source], np.zeros_like(numbers)
-        source, number = _mixed(places, int(sizes.sum()), self.weights * (sizes > 0), (*words, MIX))
-        repetition, item = np.divmod(number, sizes[source])
+            numbers = Permutation(self.size, *words)(places)
+            source = np.searchsorted(self.starts[1:], numbers, side="right")
+            return source, numbers - self.starts[source], np.zeros_like(numbers)
+        source, number = _mixed(places, self.size, self.weights * (self.sizes > 0), (*words, MIX))
+        repetition, item = np.divmod(number, self.sizes[source])
         for n, again in np.unique(np.stack([source, repetition]), axis=1).T.tolist():
             here = (source == n) & (repetition == again)
-            item[here] = Permutation(int(sizes[n]), *words, n, again)(item[here])
+            item[here] = Permutation(int(self.sizes[n]), *words, n, again)(item[here])
         return source, item, repetition
 
 
@@ -192,7 +182,7 @@ class ClipStream:
     """
 
     size = 0
-    first_epoch = 0
+    first_epoch = first_place = 0
 
     def __init__(self, sources: list[Source], weights: list[float] | None, seed: int, buffer_size: int):
         self.sources = sources

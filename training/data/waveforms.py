@@ -209,12 +209,14 @@ class _Recording:
         else:
             status = os.stat(self._source)
             key = (os.fspath(self._source), status.st_size, status.st_mtime_ns)
-        if key not in _lengths:
-            if len(_lengths) >= LENGTHS_KEPT:
-                _lengths.clear()
-            right = is_right_after_all(self._file, self._source)
-            _lengths[key] = (self.frames, False) if right else (self._counted(), True)
-        return _lengths[key]
+        if (known := _lengths.get(key)) is not None:
+            return known
+        right = is_right_after_all(self._file, self._source)
+        found = (self.frames, False) if right else (self._counted(), True)
+        if len(_lengths) >= LENGTHS_KEPT:
+            _lengths.clear()
+        _lengths[key] = found
+        return found  # which another thread may have cleared
 
     def _counted(self) -> int:
         frames = 0

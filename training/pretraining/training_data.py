@@ -233,7 +233,7 @@ class TrainingData:
         Args:
             purpose (`Purpose`), number (`int`): decide the order.
         """
-        data = replace(self.arguments.data, cache_gb=0.0, bucket_buffer_size=256)
+        data = replace(self.arguments.data, bucket_buffer_size=256)
         opener = self._loader_opener(data, seed_for(self.arguments.run.seed, purpose, number), max_epochs=1)
         with self.coordinator.waiting():
             loader = RestartingLoader(opener, self.accelerator.num_processes)

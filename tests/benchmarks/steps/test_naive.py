@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from noise_batches import collate
 
 from benchmarks.steps import candidates
 from benchmarks.steps.candidates import SJepaStep
-from training.data.batches import collate, real_frames
+from training.data.batches import real_frames
 from training.data.masking import SpanMask
 
 

@@ -10,14 +10,20 @@ from sjepa_hf.frames import frame_lengths
 from sjepa_hf.opening import open_sjepa
 from training.corpus.extraction import extract_shard, feature_extractor, in_whole_pieces, unit_extractor
 from training.corpus.reading import Corpus
+from training.data.clips import Clip
+
+
+def all_rows(folder):
+    ((_, rows),) = Corpus([str(folder)], clips_per_shard=20).shards()
+    return list(rows)
 
 
 @pytest.mark.parametrize("source", ["mixture", "prediction"])
 def test_units_of_a_shard_are_those_of_each_clip(corpus_folder, clustered, source):
-    (_, rows), *rest = Corpus([str(corpus_folder)], clips_per_shard=20).shards()
+    rows = all_rows(corpus_folder)
     extractor = unit_extractor(clustered, source, top_k=2, device="cpu")
     done = extract_shard(extractor.extract, rows, batch_seconds=6, max_seconds=60)
-    assert not rest and sorted(done.found) == [0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12] and done.in_pieces == 0
+    assert sorted(done.found) == [0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12]
     assert {place: reason for place, (_, reason) in done.bad.items()} == {4: "empty", 9: "corrupt"}
     model, same, frames = open_sjepa(SJepaForPreTraining, clustered).eval(), 0, 0
     for place, found in done.found.items():
@@ -31,7 +37,7 @@ def test_units_of_a_shard_are_those_of_each_clip(corpus_folder, clustered, sourc
 
 
 def test_features_are_those_of_the_layers(corpus_folder, clustered):
-    (_, rows), *_ = Corpus([str(corpus_folder)], clips_per_shard=20).shards()
+    rows = all_rows(corpus_folder)
     encoder = SJepaModel.from_pretrained(clustered).eval()
     with torch.no_grad():
         states = encoder(torch.from_numpy(rows[0].clip.read())[None], output_hidden_states=True).hidden_states
@@ -48,23 +54,63 @@ def test_pieces_meet_without_a_gap():
     """An extractor that tells where in the whole each frame begins."""
     waveform = np.arange(16000 * 11 + 123, dtype=np.float32)
 
-    def extract(waveforms):
+    def extract(waveforms, names):
         return [{"first": torch.from_numpy(w[: frame_lengths(len(w)) * 320 : 320].copy())} for w in waveforms]
 
-    found = in_whole_pieces(extract, waveform, max_seconds=3)["first"]
+    found = in_whole_pieces(extract, waveform, "a", max_seconds=3)["first"]
     assert found.equal(torch.arange(frame_lengths(len(waveform))) * 320.0)
     with pytest.raises(ValueError, match=r"longer than `max_seconds` \(3\) cannot be read in pieces: raise it"):
-        in_whole_pieces(
-            lambda waveforms: [{"every 10 ms": torch.zeros(len(w) // 160)} for w in waveforms], waveform, 3
-        )
+        in_whole_pieces(lambda clips, names: [{"": torch.zeros(len(w) // 160)} for w in clips], waveform, "a", 3)
 
 
-def test_long_clips_are_counted(corpus_folder, clustered):
-    (_, rows), *_ = Corpus([str(corpus_folder)], clips_per_shard=20).shards()
+def test_long_clips_have_all_their_frames(corpus_folder, clustered):
+    rows = all_rows(corpus_folder)
     extractor = unit_extractor(clustered, "mixture", 0, "cpu")
     done = extract_shard(extractor.extract, rows, batch_seconds=60, max_seconds=1.0)
-    assert done.in_pieces == sum(seconds > 1 for seconds in done.seconds.values()) > 0
+    assert any(seconds > 1 for seconds in done.seconds.values())
     assert all(len(done.found[p]["units"]) == frame_lengths(round(16000 * s)) for p, s in done.seconds.items())
+
+
+def test_what_half_precision_does_not_hold_names_the_clip(corpus_folder, clustered, tmp_path):
+    """Features by frame, and the mean of the frames, which is converted later; float32 holds them."""
+    model = SJepaModel.from_pretrained(clustered)
+    model.encoder.layers[-1].final_layer_norm.weight.data.mul_(1e6)
+    loud, rows = save(model, tmp_path / "loud"), all_rows(corpus_folder)[:2]
+    for pooled, dtype in ((False, "float16"), (True, "float16"), (False, "float32")):
+        extract = feature_extractor(loud, [3], False, pooled, dtype, "cpu").extract
+        options = (extract, rows, 60, 60, torch.float16 if pooled else None)
+        if dtype == "float32":
+            assert len(extract_shard(*options).found) == 2
+            continue
+        with pytest.raises(ValueError, match=r"0\d.wav: .* NaN or infinity. Take .*--dtype float32"):
+            extract_shard(*options)
+
+
+def test_no_unit_stands_for_nan(corpus_folder, clustered, tmp_path):
+    model = SJepaForPreTraining.from_pretrained(clustered)
+    model.cluster_head.layers[-2].bias.data.fill_(1e4)
+    model.cluster_head.output.weight.data.fill_(1e4)  # logits of 5e9
+    loud, rows = save(model, tmp_path / "loud"), all_rows(corpus_folder)[:2]
+    with pytest.raises(ValueError, match=r"0\d.wav: .* has NaN or infinity. Take --precision bf16"):
+        extract_shard(unit_extractor(loud, "prediction", 0, "cpu", "fp16").extract, rows, 60, 60)
+    assert len(extract_shard(unit_extractor(loud, "prediction", 0, "cpu", "bf16").extract, rows, 60, 60).found) == 2
+
+
+def test_only_the_list_is_asked_how_long_a_clip_is_where_it_says_so(corpus_folder, clustered, monkeypatch):
+    rows = all_rows(corpus_folder)
+    listed = [row._replace(clip=row.clip._replace(duration=0.4)) for row in rows[:3]]
+    monkeypatch.setattr(Clip, "length", lambda clip: pytest.fail("was opened for its length"))
+    told = []
+    extract = unit_extractor(clustered, "mixture", 0, "cpu").extract
+    done = extract_shard(extract, listed, 60, 60, progress=lambda clips, seconds: told.append((clips, seconds)))
+    assert list(done.seconds.values()) == [0.4] * 3 and told == [(3, pytest.approx(1.2))]
+
+
+def test_clips_that_cannot_be_opened_count_as_done(corpus_folder, clustered):
+    told = []
+    extract = unit_extractor(clustered, "mixture", 0, "cpu").extract
+    extract_shard(extract, all_rows(corpus_folder), 60, 60, progress=lambda clips, seconds: told.append(clips))
+    assert sum(told) == 13
 
 
 def test_what_a_checkpoint_does_not_have_gets_a_sentence(clustered, make_config, tmp_path):

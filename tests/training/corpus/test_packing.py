@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from training.corpus.packing import pack_clip, pack_row, write_packed
-from training.corpus.reading import Row
+from training.corpus.reading import Corpus, Row
 from training.data.clips import Clip
 from training.data.sources import open_source
-from training.data.waveforms import BadAudio, read_audio
+from training.data.waveforms import BadAudio, check_samples, read_audio
 
 
 def voice(seconds=1.0):
@@ -24,8 +24,23 @@ def test_flac_is_exact_for_16_bits_and_rounds_what_has_more():
     assert whole.exact and whole.error == 0 and np.array_equal(read_audio(whole.content), rounded)
     finer = pack_clip(rounded + 1e-6, "flac", 0)
     assert not finer.exact and np.array_equal(read_audio(finer.content), rounded)
+    assert not (whole.clipped or finer.clipped)
+
+
+def test_flac_ends_at_full_scale_and_says_so():
     loud = pack_clip(4 * voice(), "flac", 0)
-    assert np.abs(read_audio(loud.content)).max() <= 1 and loud.error > 0
+    assert np.abs(read_audio(loud.content)).max() <= 1 and loud.error > 0 and loud.clipped
+    full = np.append(voice() / 0.3, [1, -1]).astype(np.float32)
+    assert not pack_clip(full, "flac", 0).clipped, "a step less than 1 is rounding"
+    assert not pack_clip(4 * voice(), "opus", 64).clipped
+
+
+def test_a_whisper_is_not_rounded_to_silence():
+    whisper = np.tile(np.float32([0.40e-4, -0.62e-4]), 8000)
+    with pytest.raises(BadAudio, match="silent"):  # what 16 bits leave of it
+        check_samples(np.rint(whisper * 2**15) / 2**15)
+    packed = pack_clip(whisper, "flac", 0)
+    assert np.abs(read_audio(packed.content) - whisper).max() <= 2**-24
 
 
 def test_opus_is_smaller_at_lower_rates_and_worse():
@@ -37,6 +52,16 @@ def test_opus_is_smaller_at_lower_rates_and_worse():
 def test_a_bad_clip_is_named():
     found = pack_row(Row(0, "", Clip("a", BadAudio("missing", "gone")), {}), "flac", 0)
     assert isinstance(found, BadAudio) and found.reason == "missing"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_shard_without_a_usable_clip_is_no_file(tmp_path, kind):
+    write_packed(tmp_path, "train-00000", kind, "flac", [], [], ["text"])
+    write_packed(
+        tmp_path, "train-00001", kind, "flac", [Row(1, "", Clip("a", ""), {})], [pack_clip(voice(), "flac", 0)], []
+    )
+    ((_, rows),) = Corpus([str(tmp_path)], 9, streaming=True).shards()
+    assert [row.number for row in rows] == [0]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])

@@ -17,9 +17,10 @@ def test_shards_run_over_all_sources_and_say_what_is_what(tmp_path):
     write_parquet(tmp_path / "b" / "train.parquet", range(10, 14))
     corpus = Corpus([str(tmp_path / "a"), str(tmp_path / "b")], clips_per_shard=4)
     assert corpus.size == 9 and numbers(corpus) == [[1, 2, 3, 4], [5, 10, 11, 12], [13]]
-    rows = dict(corpus.shards(lambda shard: shard == 1))
-    assert rows[0] is None and [row.number for row in rows[1]] == [4, 5, 6, 7]
-    assert [row.source for row in rows[1]] == [str(tmp_path / "a"), *[str(tmp_path / "b")] * 3]
+    (_, _), (_, rows), (_, _) = corpus.shards()
+    rows = list(rows)
+    assert [row.number for row in rows] == [4, 5, 6, 7]
+    assert [row.source for row in rows] == [str(tmp_path / "a"), *[str(tmp_path / "b")] * 3]
 
 
 def test_streams_have_the_same_shards(tmp_path):
@@ -27,9 +28,17 @@ def test_streams_have_the_same_shards(tmp_path):
     spec = [str(tmp_path / "b")]
     streamed = Corpus(spec, clips_per_shard=3, columns=("speaker",), streaming=True)
     assert streamed.size is None and numbers(streamed) == numbers(Corpus(spec, clips_per_shard=3))
-    wanted = list(streamed.shards(lambda shard: shard == 2))
-    assert [rows is None for _, rows in wanted] == [True, True, False]
-    assert wanted[2][1][0].number == 6 and wanted[2][1][0].labels == {"speaker": "a"}
+    shards = {number: list(rows) for number, rows in streamed.shards()}
+    assert [row.number for row in shards[1]] == [3, 4, 5]
+    assert [(row.number, row.labels) for row in shards[2]] == [(6, {"speaker": "a"})]
+
+
+def test_a_stream_without_a_clip_gets_a_sentence(tmp_path):
+    write_parquet(tmp_path / "b" / "train.parquet", range(1))
+    corpus = Corpus([str(tmp_path / "b")], clips_per_shard=3, streaming=True)
+    corpus.sources[0] = corpus.sources[0]._replace(dataset=corpus.sources[0].dataset.take(0))
+    with pytest.raises(ValueError, match="b holds no clip"):
+        list(corpus.shards())
 
 
 def test_a_column_that_is_not_there_gets_a_sentence(tmp_path):

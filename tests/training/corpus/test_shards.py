@@ -8,7 +8,7 @@ from source_files import write_clip
 
 from training.corpus.output import OutputFolder
 from training.corpus.reading import Corpus
-from training.corpus.shards import Shard, own_shards, print_totals, write_shards
+from training.corpus.shards import CorpusProgress, Shard, is_due, print_totals, write_shards
 from training.data.bad_audio import BadAudioError
 
 
@@ -38,9 +38,9 @@ def test_processes_share_the_shards(corpus, tmp_path, capsys, caplog):
     found = []
     for index in (0, 1):
         output, state = OutputFolder(tmp_path / "out", settings, index), process(index, 2)
-        assert [n for n in range(4) if own_shards(state, output)(n)] == [index, index + 2]
+        assert [n for n in range(4) if is_due(n, output, state)] == [index, index + 2]
         found.append(write_shards(corpus, output, state, 0.5, shard_of))
-        assert not any(map(own_shards(state, output), range(4)))
+        assert not any(is_due(n, output, state) for n in range(4))
     assert found[0] is None and (found[1]["clips"], found[1]["seconds"]) == (6, 60.0)
     texts = [(tmp_path / "out" / f"{number}.txt").read_text() for number in range(4)]
     assert texts == ["[0, 1]", "[2, 3]", "[4]", "[6]"]
@@ -50,6 +50,19 @@ def test_processes_share_the_shards(corpus, tmp_path, capsys, caplog):
     print_totals("out", found[1], lambda totals: f" and {totals['clips']} more")
     said = capsys.readouterr().out
     assert said.startswith("out: 6 clips, ") and " and 6 more; 1 could not be used {'odd': 1}" in said
+
+
+def test_progress_counts_what_is_left_to_this_process(corpus, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("training.common.progress.SILENCE", 0)
+    output = OutputFolder(tmp_path / "out", corpus.settings)
+    with output.shard(0, {}):
+        pass
+    with caplog.at_level(logging.INFO):
+        CorpusProgress("Work", corpus, output, process(0, 2))(1, 5.0)
+        CorpusProgress("Work", corpus, output, process(0, 1))(5, 5.0)
+    one, two = (record.getMessage() for record in caplog.records)
+    assert one.startswith("Work: 1 clips, ") and "; of 2, about " in one  # shard 2 of 0 and 2
+    assert "; of 5, about 0" in two
 
 
 def test_too_many_clips_that_cannot_be_used_end_the_run(corpus, tmp_path):

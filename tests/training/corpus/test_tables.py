@@ -23,12 +23,12 @@ def units() -> Extracted:
         top = torch.tensor([[value, 9] for value in values], dtype=torch.int32)
         posteriors = torch.tensor([[0.75, 0.25]] * len(values)).half()
         found[place] = {"units": torch.tensor(values).int(), "top_units": top, "posteriors": posteriors}
-    return Extracted(found, {0: 0.0725, 2: 0.03}, {1: ("1.wav", "empty")}, 0)
+    return Extracted(found, {0: 0.0725, 2: 0.03}, {1: ("1.wav", "empty")})
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_units_come_back_with_runs_and_columns(tmp_path, kind):
-    write_units(tmp_path, "units-00000", kind, ROWS, units(), ["speaker"])
+    write_units(tmp_path, "units-00000", kind, ROWS, units(), ["speaker"], top_k=2)
     path = tmp_path / f"units-00000.{kind}"
     rows = pq.read_table(path).to_pylist() if kind == "parquet" else list(map(json.loads, path.open(encoding="utf-8")))
     first, second = rows
@@ -41,7 +41,7 @@ def test_units_come_back_with_runs_and_columns(tmp_path, kind):
 
 
 def test_text_has_a_line_a_clip(tmp_path):
-    write_units(tmp_path, "units-00000", "text", ROWS, units(), [])
+    write_units(tmp_path, "units-00000", "text", ROWS, units(), [], top_k=0)
     assert (tmp_path / "units-00000.txt").read_text() == "3 1\n2\n"
 
 
@@ -50,8 +50,8 @@ def test_text_has_a_line_a_clip(tmp_path):
 )
 def test_features_come_back(tmp_path, kind, dtype):
     values = {0: torch.randn(4, 2, 3).to(dtype), 2: torch.randn(5, 2, 3).to(dtype)}
-    extracted = Extracted({p: {"features": v} for p, v in values.items()}, {0: 0.1, 2: 0.2}, {}, 0)
-    write_features(tmp_path, "features-00000", kind, ROWS, extracted, ["speaker"])
+    extracted = Extracted({p: {"features": v} for p, v in values.items()}, {0: 0.1, 2: 0.2}, {})
+    write_features(tmp_path, "features-00000", kind, ROWS, extracted, ["speaker"], str(dtype).removeprefix("torch."))
     if kind == "parquet":
         rows = pq.read_table(tmp_path / "features-00000.parquet").to_pylist()
         found = [torch.tensor(row["features"], dtype=dtype).view(row["shape"]) for row in rows]
@@ -66,8 +66,28 @@ def test_features_come_back(tmp_path, kind, dtype):
     assert [row["speaker"] for row in rows] == ["ä", "ä"]
 
 
-def test_a_shard_without_a_usable_clip_is_an_empty_table(tmp_path):
-    empty = Extracted({}, {}, {0: ("0.wav", "empty")}, 0)
-    write_units(tmp_path, "units-00000", "parquet", ROWS, empty, ["speaker"])
-    write_features(tmp_path, "features-00000", "npy", ROWS, empty, ["speaker"])
-    assert pq.read_table(tmp_path / "units-00000.parquet").num_rows == 0
+NONE = Extracted({}, {}, {0: ("0.wav", "empty")})
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy", "safetensors"])
+def test_a_shard_without_a_usable_clip_has_the_columns_of_the_others(tmp_path, kind):
+    """Whichever comes first: all shards are read as one table."""
+    some = Extracted({0: {"features": torch.ones(4, 2, 3).half()}}, {0: 0.1}, {})
+    for number, extracted in enumerate((NONE, some)):
+        write_features(tmp_path, f"features-{number}", kind, ROWS, extracted, ["speaker"], "float16")
+    index = sorted(tmp_path.glob("features-*.parquet"))
+    assert pq.read_schema(index[0]) == pq.read_schema(index[1])
+    assert pq.read_table(index)["speaker"].to_pylist() == ["ä"]
+    arrays = sorted(path.name for path in tmp_path.iterdir() if path not in index)
+    assert arrays == ([] if kind == "parquet" else [f"features-1.{kind}"])
+
+
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_so_it_is_with_units(tmp_path, top_k):
+    for number, extracted in enumerate((NONE, units())):
+        write_units(tmp_path, f"units-{number}", "parquet", ROWS, extracted, ["speaker"], top_k)
+    files = sorted(tmp_path.iterdir())
+    assert pq.read_schema(files[0]) == pq.read_schema(files[1])
+    assert pq.read_table(files)["units"].to_pylist() == [[3, 3, 1], [2]]
+    write_units(tmp_path, "units", "jsonl", ROWS, NONE, [], top_k)
+    assert (tmp_path / "units.jsonl").read_text() == ""

@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from clip_streams import NUM_CLIPS, after, as_source, assert_same, loader, numbers, take, write_clips
+from clip_streams import NUM_CLIPS, EndlessList, after, as_source, assert_same, loader, numbers, take, write_clips
+from noise_batches import collate
 
 from sjepa_hf.frames import SAMPLING_RATE
-from training.data.batches import BatchStream, attention_mask, batches_by_length, collate, cut_batches
+from training.data.batches import BatchStream, attention_mask, batches_by_length, cut_batches
 from training.data.clips import Clip, Source
 from training.data.masking import SpanMask
-from training.data.order import ClipIndex, Position
+from training.data.order import ClipIndex
 
 
 def stream(paths, *, weights=None, **options) -> BatchStream:
     """Batches over files, or over several sources as lists of files."""
     sources = [as_source(part) for part in (paths if isinstance(paths[0], list) else [paths])]
     options = {"seed": 0, "batch_seconds": 2.0, "section_size": 20, "max_seconds": 1.0, "min_seconds": 0.1} | options
-    corpus = ClipIndex(sources, weights, options["seed"], fixed_readers=options.get("cache_gb", 0) > 0)
+    corpus = ClipIndex(sources, weights, options["seed"])
     return BatchStream(corpus, **options)
 
 
@@ -66,7 +67,7 @@ def test_batches_by_length_hold_every_clip_once_within_their_bound():
     assert [len(batch) for batch in batches_by_length({0: 10**6, 1: 400}, 1)] == [1, 1]
 
 
-def test_collate_pads_and_tells_masked_from_visible_frames():
+def test_masked_and_visible_frames_of_padded_clips_are_told_apart():
     rng = np.random.default_rng(0)
     samples = [rng.standard_normal(length).astype(np.float32) for length in (16000, 400, 9000, 1679, 1680)]
     batch = collate(samples, SpanMask(0.65, 10), torch.Generator().manual_seed(0))
@@ -111,13 +112,10 @@ def test_a_batch_holds_whole_clips_within_the_bound(clips):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
-@pytest.mark.parametrize("cache_gb", [0.0, 0.1])
-def test_an_epoch_is_every_clip_once_over_processes_and_workers(clips, num_processes, num_workers, cache_gb):
+def test_an_epoch_is_every_clip_once_over_processes_and_workers(clips, num_processes, num_workers):
     seen = []
     for process_index in range(num_processes):
-        batches = stream(
-            clips, process_index=process_index, num_processes=num_processes, max_epochs=2, cache_gb=cache_gb
-        )
+        batches = stream(clips, process_index=process_index, num_processes=num_processes, max_epochs=2)
         seen += [number for batch in loader(batches, num_workers) for number in numbers(batch)]
     assert sorted(seen) == sorted(2 * list(range(NUM_CLIPS)))
 
@@ -131,12 +129,12 @@ def test_seed_decides_and_epochs_differ(clips):
     assert {frozenset(numbers(batch)) for batch in epochs[0]} != {frozenset(numbers(batch)) for batch in epochs[1]}
 
 
-@pytest.mark.parametrize(("num_workers", "cache_gb"), [(0, 0.0), (0, 1e-4), (2, 0.0), (2, 1e-4)])
-def test_positions_continue_where_a_run_stopped(tmp_path, clips, num_workers, cache_gb):
-    # Crops (max_seconds), a partly filled cache and bad clips must all come out as in the uninterrupted run.
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_positions_continue_where_a_run_stopped(tmp_path, clips, num_workers):
+    # Crops (max_seconds) and bad clips must come out as in the uninterrupted run.
     bad = str(tmp_path / "bad.wav")
     soundfile.write(bad, np.zeros(5000), SAMPLING_RATE)
-    options = {"max_seconds": 0.25, "batch_seconds": 0.8, "cache_gb": cache_gb, "process_index": 1, "num_processes": 2}
+    options = {"max_seconds": 0.25, "batch_seconds": 0.8, "process_index": 1, "num_processes": 2}
     options["section_size"] = 8
     paths = clips + [bad, str(tmp_path / "absent.wav")]
     whole = take(loader(stream(paths, **options), num_workers), 40)
@@ -167,52 +165,21 @@ def test_processes_and_workers_only_decide_who_reads(clips, weights):
 def test_crops_are_random_each_epoch_and_masks_each_batch(tmp_path):
     samples = np.arange(1, 32001, dtype=np.float32) / 2**18
     soundfile.write(tmp_path / "ramp.wav", samples, SAMPLING_RATE, subtype="FLOAT")
-    for cache_gb in (0.0, 0.1):
-        batches = take(stream([str(tmp_path / "ramp.wav")], cache_gb=cache_gb), 12)
-        starts = {batch["input_values"][0, 0].item() for batch in batches}
-        assert all(batch["lengths"].tolist() == [16000] for batch in batches) and len(starts) > 10
-        assert len({tuple(batch["masked_positions"].tolist()) for batch in batches}) == 12
+    batches = take(stream([str(tmp_path / "ramp.wav")]), 12)
+    starts = {batch["input_values"][0, 0].item() for batch in batches}
+    assert all(batch["lengths"].tolist() == [16000] for batch in batches) and len(starts) > 10
+    assert len({tuple(batch["masked_positions"].tolist()) for batch in batches}) == 12
 
 
-def test_cache_keeps_what_fits_and_changes_no_batch_beyond_16_bits(clips):
-    cached, small = (stream(clips, max_epochs=3, cache_gb=gib) for gib in (1.0, 1e-4))
-    batches = list(cached)
-    assert_same(batches, list(small))
-    assert len(cached.cache.clips) == NUM_CLIPS
-    assert 0 < len(small.cache.clips) < NUM_CLIPS
-    assert sum(kept.nbytes for kept in small.cache.clips.values()) <= 1e-4 * 2**30
-    for batch in batches:
-        for number, row, length in zip(numbers(batch), batch["input_values"], batch["lengths"].tolist()):
-            original = soundfile.read(clips[number], dtype="float32")[0]
-            np.testing.assert_allclose(row[:length], original, atol=0.51 / 32767)
-
-
-def test_cache_decodes_each_clip_once(clips, monkeypatch):
-    reads = []
-    read = Clip.read
-    monkeypatch.setattr(Clip, "read", lambda self, **options: reads.append(self.name) or read(self, **options))
-    assert len(list(stream(clips, max_epochs=3, cache_gb=1.0))) > 0
-    assert sorted(reads) == sorted(clips)
-
-
-def test_cache_and_crop_from_the_file_call_the_same_clips_silent(tmp_path):
+def test_a_clip_whose_crop_is_silent_is_left_out(tmp_path):
     samples = np.zeros(30000)
     samples[15000:] = np.random.default_rng(0).uniform(-0.1, 0.1, 15000)
     soundfile.write(tmp_path / "late.wav", samples, SAMPLING_RATE)
     paths = write_clips(tmp_path, 1) + [str(tmp_path / "late.wav")]
-    for cache_gb in (0.0, 0.1):
-        batches = list(stream(paths, cache_gb=cache_gb, max_seconds=0.5, max_epochs=40))
-        skipped = sum(len(batch["skipped"]) for batch in batches)
-        assert 5 < skipped < 35 and sum(len(batch["lengths"]) for batch in batches) == 80 - skipped
-        assert all((batch["input_values"].abs().amax(dim=1) > 0.01).all() for batch in batches)
-
-
-def test_readers_keep_their_clips_where_there_is_a_cache(clips):
-    for fixed in (True, False):
-        index = ClipIndex([as_source(clips)], None, 0, fixed_readers=fixed)
-        shares = [frozenset(item for _, item in index.section(Position(epoch), 1, 3, 100)[0]) for epoch in range(3)]
-        assert len(set(shares)) == (1 if fixed else 3)
-        assert all(len(share) == NUM_CLIPS // 3 for share in shares)
+    batches = list(stream(paths, max_seconds=0.5, max_epochs=40))
+    skipped = sum(len(batch["skipped"]) for batch in batches)
+    assert 5 < skipped < 35 and sum(len(batch["lengths"]) for batch in batches) == 80 - skipped
+    assert all((batch["input_values"].abs().amax(dim=1) > 0.01).all() for batch in batches)
 
 
 def test_header_decides_the_length_in_the_batch(tmp_path, clips, monkeypatch):
@@ -242,19 +209,6 @@ def test_headers_are_read_once_and_not_where_the_duration_is_given(clips, monkey
     )
     assert read == []
     assert_same(without, given)
-
-
-class EndlessList:
-    """A manifest of so many rows, with the duration in each."""
-
-    def __init__(self, path: str):
-        self.path = path
-
-    def __len__(self) -> int:
-        return 50_000_000
-
-    def __getitem__(self, index: int) -> dict:
-        return {"path": self.path, "offset": None, "duration": 0.1}
 
 
 def test_memory_does_not_grow_with_a_list_that_gives_durations(clips):

@@ -1,6 +1,8 @@
 """Audio behind URLs: only remote storage is asked, and no answer fills the memory or hangs."""
 
+import itertools
 import json
+import logging
 import threading
 import time
 import zipfile
@@ -12,7 +14,7 @@ import soundfile
 
 import training.data.fetching
 from training.data.clips import Source
-from training.data.fetching import fetch
+from training.data.fetching import NAMED, fetch
 from training.data.loader import DataArguments, build_loader
 from training.data.waveforms import BadAudio, read_audio
 
@@ -158,6 +160,16 @@ def test_hosts_that_do_not_have_it(server, path):
     found = fetch(server.url + path)
     assert isinstance(found, BadAudio) and found.reason == "missing" and found.detail
     assert len(server.asked) < 20
+
+
+def test_failures_are_told_without_signatures_and_not_without_end(server, monkeypatch, caplog):
+    monkeypatch.setattr(training.data.fetching, "_failures", itertools.count(1))
+    with caplog.at_level(logging.INFO):
+        found = [fetch(f"{server.url}/absent{number}.wav?signature=secret") for number in range(NAMED + 2)]
+    assert all(error.detail and "secret" not in error.detail for error in found)
+    told = [record.getMessage() for record in caplog.records if record.name == "training.data.fetching"]
+    assert len(told) == NAMED and told[0].startswith(f"Could not fetch {server.url}/absent0.wav: ")
+    assert not any("secret" in line for line in told)
 
 
 def test_no_host_at_all():

@@ -53,7 +53,6 @@ def test_empty_manifest_and_too_few_clips(tmp_path, monkeypatch):
         ({"bucket_buffer_size": 0}, "`bucket_buffer_size` must be at least 1"),
         ({"num_workers": -1}, "`num_workers` must be at least 0"),
         ({"batch_seconds": float("inf")}, "`batch_seconds` must be finite"),
-        ({"cache_gb": 1.0, "streaming": True}, "cache_gb has no use with streaming"),
         ({"max_bad_fraction": 2.0}, "`max_bad_fraction` must lie between 0 and 1"),
     ],
 )
@@ -155,6 +154,20 @@ def test_a_reader_that_is_a_pass_ahead_counts_among_the_clips_that_come_again(tm
     assert [(at.epoch, at.section) for at in ends] == [(1, 0), (0, 1)]
     build_loader(args, position=replace(loader.dataset.position, positions=dict(enumerate(ends))))
     assert "no clip is left out, at most 56 come again" in caplog.text
+
+
+def test_more_readers_than_clips_left_of_the_pass_go_on_with_the_next(tmp_path):
+    for number in range(20):
+        write_clip(tmp_path / "in" / f"{number}.wav", number)
+    args = DataArguments(
+        train_data=[str(tmp_path / "in")], num_workers=0, batch_seconds=0.25, max_seconds=0.25, bucket_buffer_size=6
+    )
+    first, position = consume(args, 19, 1, None)  # 18 places read by all; four readers for the other two
+    second, position = consume(args, 2, 4, position)
+    rest = [batch for batch in second if batch["position"].epoch == 0]
+    assert sorted(numbers(first[:18] + rest)) == list(range(20))
+    assert [batch["reader"] for batch in rest] == [0, 1], "readers 2 and 3 begin with the next pass"
+    consume(args, 2, 8, position)  # and once more from there
 
 
 def test_other_data_or_a_stream_begin_a_new_pass(tmp_path, caplog):

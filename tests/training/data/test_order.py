@@ -45,28 +45,25 @@ def counted(*sizes):
     return [SimpleNamespace(dataset=range(size)) for size in sizes]
 
 
-@pytest.mark.parametrize("fixed_readers", [False, True])
 @pytest.mark.parametrize("num_readers", [1, 3, 8])
-def test_an_epoch_is_every_clip_once(num_readers, fixed_readers):
-    index = ClipIndex(counted(50, 1, 120), None, 0, fixed_readers)
+def test_an_epoch_is_every_clip_once(num_readers):
+    index = ClipIndex(counted(50, 1, 120), None, 0)
     for epoch in range(2):
         shares = [items(index, epoch, reader, num_readers) for reader in range(num_readers)]
         assert sorted(item for share in shares for _, item in share) == list(range(171))
-        assert max(map(len, shares)) - min(map(len, shares)) <= (3 if fixed_readers else 1)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-@pytest.mark.parametrize("fixed_readers", [False, True])
-def test_weights_and_each_clip_before_any_again(fixed_readers):
-    index = ClipIndex(counted(40, 9000), [1.0, 3.0], 0, fixed_readers)
+def test_weights_and_each_clip_before_any_again():
+    index = ClipIndex(counted(40, 9000), [1.0, 3.0], 0)
     shares = [items(index, 1, reader, 2, size=1000) for reader in range(2)]
     pairs = shares[0] + shares[1]
     assert len(pairs) == 9040
     assert 0.23 < sum(item < 40 for _, item in pairs) / len(pairs) < 0.27
-    for part in shares if fixed_readers else [pairs]:  # with fixed readers each has clips of its own
-        counts = Counter(item for _, item in part)
-        small = [count for item, count in counts.items() if item < 40]
-        assert max(small) - min(small) <= 1
-        assert max(count for item, count in counts.items() if item >= 40) == 1
+    counts = Counter(item for _, item in pairs)
+    small = [count for item, count in counts.items() if item < 40]
+    assert max(small) - min(small) <= 1
+    assert max(count for item, count in counts.items() if item >= 40) == 1
     assert len({key for key, _ in pairs}) == 9040, "a repetition has a key of its own"
 
 

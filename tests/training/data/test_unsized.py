@@ -82,6 +82,16 @@ def test_a_wav_file_that_holds_nothing_but_a_title_is_empty():
     assert reason(content[:place]) == reason(content[:place] + title) == "empty"
 
 
+def test_a_length_that_another_thread_has_just_forgotten_is_returned(tmp_path, monkeypatch):
+    class Forgetful(dict):
+        def __setitem__(self, key, value):
+            self.clear()
+
+    monkeypatch.setattr(training.data.waveforms, "_lengths", Forgetful())
+    (tmp_path / "piped.flac").write_bytes(piped_flac(wander(1.0), 0, 16000))
+    assert audio_length(tmp_path / "piped.flac") == 16000
+
+
 def test_a_length_is_counted_once(tmp_path, monkeypatch):
     (tmp_path / "piped.flac").write_bytes(piped_flac(wander(2.0)))
     monkeypatch.setattr(training.data.waveforms, "_lengths", {})

@@ -11,12 +11,12 @@ import pytest
 import soundfile
 import torch
 import torchaudio
+from noise_batches import collate
 from safetensors.torch import load_file
 
 from sjepa_hf import DiagonalGaussianMixture
 from sjepa_hf.convert_original import convert_state_dict
 from training import pretrain
-from training.data.batches import collate
 from training.data.masking import SpanMask
 from training.pretraining import phases
 from training.pretraining.monitoring import read_history

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from noise_batches import collate
 from sklearn.decomposition import PCA
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from training.common.processes import Coordinator
 from training.common.signals import Interrupted
-from training.data.batches import collate
 from training.data.masking import SpanMask
 from training.targets import encoder_features
 from training.targets.encoder_features import TargetFeatures, whitened_components
