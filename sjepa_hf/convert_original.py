@@ -233,19 +233,16 @@ def convert(
     Args:
         checkpoint: `torch.save` of a state dict, or of a dict with it under `online`, beside `ema_encoder` and
             `gmm_weights`, `gmm_means`, `gmm_variances` where there are any; or a safetensors file of a state dict.
-        output_dir: directory to write; appears when it is complete.
+        output_dir: directory to write, which must be empty or not be there; appears when it is complete.
         num_attention_heads: heads of the encoder; 64 dimensions each if not given.
         use_ema: take the weights of the EMA encoder instead of the trained one.
 
     Raises:
-        ValueError: where the checkpoint cannot be read or understood.
+        ValueError: where the checkpoint cannot be read or understood, or something lies in `output_dir`.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and not (output_dir / "config.json").is_file():
-        if not output_dir.is_dir() or any(output_dir.iterdir()):
-            raise ValueError(
-                f"{output_dir} exists already and is not a checkpoint: name a directory that is not there."
-            )
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"{output_dir} exists already: name a directory that is not there.")
     loaded = read_checkpoint(checkpoint)
     if use_ema and "ema_encoder" not in loaded:
         raise ValueError(f"{checkpoint} has no `ema_encoder`: convert without use_ema.")

@@ -51,6 +51,20 @@ def test_fitted_units_open_again_as_they_were(checkpoint, clips, method, tmp_pat
         assert found.units[0].equal(nearest(features[0], again.mixture.means))
 
 
+def test_units_lie_beside_their_encoder(checkpoint, clips, tmp_path):
+    units = FittedUnits.fit(checkpoint, clips, layers=[1], num_components=3)
+    units.save_pretrained(checkpoint)
+    assert FittedUnits.from_pretrained(checkpoint).mixture.means.equal(units.mixture.means)
+
+
+def test_a_description_without_the_hash_gets_a_sentence(checkpoint, clips, tmp_path):
+    units = FittedUnits.fit(checkpoint, clips, layers=[1], num_components=3)
+    del units.description["weights"]
+    units.save_pretrained(tmp_path / "units")
+    with pytest.raises(ValueError, match="units holds no fitted units that open: KeyError: 'weights'"):
+        FittedUnits.from_pretrained(tmp_path / "units")
+
+
 def test_another_encoder_is_refused_and_a_moved_one_found(checkpoint, clips, tmp_path):
     FittedUnits.fit(checkpoint, clips, layers=[1], num_components=3).save_pretrained(tmp_path / "units")
     shutil.copytree(checkpoint, tmp_path / "moved")
