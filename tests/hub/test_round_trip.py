@@ -19,6 +19,7 @@ from transformers import (
 )
 
 import sjepa_hf
+from sjepa_hf.configuration_sjepa import MODEL_CODE
 from sjepa_hf.push import push
 
 
@@ -142,3 +143,12 @@ def test_what_is_downloaded_is_what_was_pushed(hub, published, tmp_path):
     path = api.hf_hub_download("ada/encoder", "model.safetensors", cache_dir=tmp_path / "cache")
     with open(path, "rb") as file:
         assert hashlib.sha256(file.read()).hexdigest() == hashlib.sha256(whole).hexdigest()
+
+
+def test_a_configuration_that_is_pushed_alone_brings_the_code(hub, make_config, tmp_path):
+    config = make_config("log_mel")
+    for directory in (tmp_path / "new", tmp_path / "new"):  # the code lies there already when it is saved again
+        config.save_pretrained(directory, push_to_hub=True, repo_id="ada/settings", commit_message="settings")
+    assert {"config.json", *MODEL_CODE} <= hub.files("ada/settings").keys()
+    config.save_pretrained(str(tmp_path / "named"), push_to_hub=True)
+    assert {"config.json", *MODEL_CODE} <= hub.files("ada/named").keys()
