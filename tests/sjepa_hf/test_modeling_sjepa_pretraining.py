@@ -230,6 +230,18 @@ def test_only_pretraining_leaves_masked_frames_out(config, masked_batch):
     assert torch.equal(model.sjepa(*arguments).last_hidden_state, before)
 
 
+@pytest.mark.parametrize("changes", [{}, {"encode_visible_only": True}])
+def test_tuples_hold_what_outputs_by_name_do(config, masked_batch, tmp_path, changes):
+    for name, value in changes.items():
+        setattr(config, name, value)
+    SJepaForPreTraining(config).save_pretrained(tmp_path)
+    model = SJepaForPreTraining.from_pretrained(tmp_path, return_dict=False).eval()
+    trained, _ = masked_batch
+    for inputs in (trained, {"input_values": trained["input_values"]}):
+        found, expected = model(**inputs, output_hidden_states=True), model(**inputs, return_dict=True)
+        assert type(found) is tuple and found[0].equal(expected.to_tuple()[0])
+
+
 def test_replace_mixture_keeps_all_but_the_last_layer(config, masked_batch, tmp_path):
     model = SJepaForPreTraining(config)
     before = {name: p.clone() for name, p in model.named_parameters()}
