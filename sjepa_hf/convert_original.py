@@ -81,7 +81,7 @@ def read_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
-def check_tensors(where: str, tensors: object) -> None:
+def check_state_dict(where: str, tensors: object) -> None:
     """Raise a ValueError unless `tensors` is a dict of names to finite, dense floating point tensors."""
     if not isinstance(tensors, dict):
         raise ValueError(f"{where} is of type {type(tensors).__name__}, not a dict of tensors.")
@@ -111,7 +111,7 @@ def check_mixture(loaded: dict, num_components: int) -> dict[str, torch.Tensor] 
     found = {name.removeprefix("gmm_"): loaded[name] for name in MIXTURE if name in loaded}
     if not found:
         return None
-    check_tensors("the mixture (gmm_*)", found)
+    check_state_dict("the mixture (gmm_*)", found)
     if missing := [name for name in MIXTURE if name not in loaded]:
         raise ValueError(f"The checkpoint has a mixture without {', '.join(missing)}.")
     means = found["means"]
@@ -249,7 +249,7 @@ def convert(
     which = "ema_encoder" if use_ema else "online"
     released = loaded[which]
     try:
-        check_tensors(f"`{which}`", released)
+        check_state_dict(f"`{which}`", released)
         config = infer_config(released, num_attention_heads, None)
         mixture = check_mixture(loaded, config.num_mixture_components)
         if mixture is not None:

@@ -199,6 +199,6 @@ def first_frames(clips: Iterable[torch.Tensor], count: int) -> torch.Tensor:
     return torch.cat(found)[:count] if found else torch.empty(0, 0)
 
 
-def is_fitted(directory: str | Path) -> bool:
+def holds_fitted_units(directory: str | Path) -> bool:
     """Whether a directory is one of [`FittedUnits`]."""
     return (Path(directory) / DESCRIPTION).is_file()

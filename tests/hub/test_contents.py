@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import snapshot_download
 from pushing import push
 
 import sjepa_hf
@@ -98,16 +97,6 @@ def test_links_of_folders_and_of_weights(hub, pretrained, tmp_path):
     (pretrained / "model.safetensors").rename(tmp_path / "weights")
     (pretrained / "model.safetensors").symlink_to(tmp_path / "weights")
     assert "lacks model.safetensors: it is a link" in push(pretrained, "encoder")
-
-
-def test_a_snapshot_of_the_hubs_cache_can_be_pushed(hub, pretrained):
-    """There every file is a link into blobs/ beside it."""
-    assert push(pretrained, "encoder") == ""
-    snapshot = Path(snapshot_download("ada/encoder"))
-    assert (snapshot / "config.json").is_symlink()
-    (snapshot / "loss.png").symlink_to("/etc/passwd")
-    assert push(snapshot, "again") == ""
-    assert hub.files("ada/again") == hub.files("ada/encoder")
 
 
 def test_a_checkpoint_without_any_code_is_published_with_the_packages(hub, pretrained):
