@@ -441,8 +441,9 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             frozen_logits = self.cluster_head.frozen_output(head_states)
             losses["frozen_loss"] = soft_target_divergence(frozen_logits, frozen).sum() / max(len(positions), 1)
             losses["loss"] = torch.lerp(losses["loss"], losses["frozen_loss"], frozen_weight)
-        scattered = logits.new_zeros(hidden_states.shape[:2].numel(), logits.shape[-1])
-        scattered = scattered.index_copy(0, positions, logits.detach() if losses else logits)
+        scattered = logits.new_zeros(hidden_states.shape[:2].numel(), logits.shape[-1]).index_copy(
+            0, positions, logits
+        )
         return SJepaForPreTrainingOutput(
             **losses,
             num_masked_frames=num_masked,

@@ -110,6 +110,13 @@ def test_without_a_mask_the_encoder_predicts_every_frame(config):
         model(waveforms, target_posteriors=torch.rand(2, 24, 10))
 
 
+def test_a_loss_of_one_s_own_is_learned_from_too(config, masked_batch):
+    model = SJepaForPreTraining(config).eval()
+    output = model(**masked_batch[0])
+    (gradient,) = torch.autograd.grad(output.logits.square().mean(), model.predictor.mask_token)
+    assert output.loss.requires_grad and gradient.abs().max() > 0
+
+
 @pytest.mark.parametrize("changes", [*PREDICTORS, {"encode_visible_only": True}])
 def test_every_parameter_learns(config, masked_batch, changes):
     config = type(config)(**(config.to_dict() | changes))
