@@ -78,7 +78,7 @@ class SJepaGroupNorm(nn.GroupNorm):
             # [B, T]; with all channels it sums to one
             share = length_mask(lengths, num_frames).to(dtype) / (lengths.clamp(min=1)[:, None] * num_channels)
         values, share = at_least_float32(hidden_states), share[:, :, None]  # [B, T, C], [B, T, 1]
-        centred = values - (values * share).sum((1, 2), keepdim=True)
-        variance = (centred.square() * share).sum((1, 2), keepdim=True)
+        centred = values - (values * share).sum(1, keepdim=True).sum(2, keepdim=True)
+        variance = (centred.square() * share).sum(1, keepdim=True).sum(2, keepdim=True)
         scale = torch.rsqrt(variance + self.eps) * self.weight.to(dtype)
         return torch.addcmul(self.bias.to(dtype), centred, scale).to(hidden_states.dtype)
