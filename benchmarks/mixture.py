@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     matrix = torch.randn(components, dims)
 
     def ours():
-        _, sums = mixture.expectation(features)
+        _, sums = mixture.clip_expectation(features[None])
         mixture.apply_statistics(sums)
 
     def bare_products():

@@ -31,7 +31,7 @@ from transformers import (
 
 from sjepa_hf.command import command
 from sjepa_hf.durations import duration
-from sjepa_hf.saving import write_text_aside, written_aside
+from sjepa_hf.saving import written_aside
 from training.common.command_line import parse_dataclasses
 from training.common.progress import Progress
 from training.common.ranges import check_ranges
@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
         model = train(known, num_units, arguments, aside)
         found["GPT-2"] = perplexity(model, test)
         model.save_pretrained(aside)
-        write_text_aside(aside / "perplexities.json", json.dumps(found, indent=1) + "\n")
+        (aside / "perplexities.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{sum(map(len, known)):,} units to learn from, {sum(map(len, test)):,} of {folders.test}; perplexity:")
     for name, value in found.items():
         print(f"  {name:8} {value:8.1f}")

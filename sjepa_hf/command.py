@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import transformers
 
 
 TRACEBACK = "SJEPA_TRACEBACK"  # set in the environment, it shows where an error was raised too
+WORKER_FRAME = re.compile(r'^  File "(.+)", line (\d+).*\n(?:    .*\n)*', re.MULTILINE)
 LONGEST = 1000  # characters of a message that are shown
 CHATTY = ("httpx", "httpx2", "datasets", "evaluate", "matplotlib", "fsspec")
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,20 +75,27 @@ def sentence(error: BaseException) -> str | None:
         return own_words(error)
     if isinstance(error, ValueError):
         place = traceback.extract_tb(error.__traceback__)[-1]
-        if any(Path(place.filename).resolve().is_relative_to(folder) for folder in OURS):
+        file, line = frame.groups() if (frame := last_of_worker(error)) else (place.filename, place.lineno)
+        if any(Path(file).resolve().is_relative_to(folder) for folder in OURS):
             return own_words(error)
-        return f"{own_words(error)} (raised in {place.filename}:{place.lineno}; {TRACEBACK}=1 shows the way there)"
+        return f"{own_words(error)} (raised in {file}:{line}; {TRACEBACK}=1 shows the way there)"
     return None
 
 
 def own_words(error: BaseException) -> str:
-    """The message; of an error that comes from a worker process, whose traceback stands before it, the last line."""
+    """The message; of an error that comes from a worker process, what stands after the worker's traceback."""
     text = str(error).strip()
-    if "Original Traceback" in text:
-        text = text.splitlines()[-1].partition(": ")[2]
+    if frame := last_of_worker(error):
+        text = text[frame.end() :].partition(": ")[2]
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     return text or type(error).__name__
+
+
+def last_of_worker(error: BaseException) -> re.Match | None:
+    """File and line where an error was raised in a worker process, whose message begins with the traceback there."""
+    text = str(error).strip()
+    return (list(WORKER_FRAME.finditer(text)) or [None])[-1] if "Original Traceback" in text else None
 
 
 def first_line(error: BaseException) -> str:

@@ -441,7 +441,9 @@ class SJepaConfig(PreTrainedConfig):
         parts, processor = ("preprocessor_config.json", "tokenizer_config.json"), there / "processor_config.json"
         if all((there / part).is_file() for part in parts) and not processor.exists():
             processor.write_text('{"processor_class": "Wav2Vec2Processor"}\n')
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        super().save_pretrained(save_directory)
+        if push_to_hub:  # Transformers' own way uploads what changes after the code above was written
+            self.push_to_hub(kwargs.pop("repo_id", there.name), **kwargs)
 
 
 __all__ = ["SJepaConfig"]

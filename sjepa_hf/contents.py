@@ -67,8 +67,7 @@ class Contents:
 def contents(checkpoint: Path) -> Contents:
     """
     Sort a checkpoint directory by a list of what may go: weights, configuration, tokenizer, the model's code, card,
-    pictures, scores and adapters. A file must lie in the directory itself: no link is followed, but for those that the
-    Hub's cache makes of its own files.
+    pictures, scores and adapters. A file must lie in the directory itself: no link is followed.
 
     Raises:
         ValueError: if the directory is no checkpoint, or what it must have is not whole.
@@ -116,7 +115,7 @@ def unfit(checkpoint: Path, path: Path) -> str | None:
     """Why a file of a checkpoint may not be published; None if it may."""
     try:
         place = Path(os.path.realpath(checkpoint), path.relative_to(checkpoint))
-        if os.path.realpath(path) != str(place) and not in_hub_cache(checkpoint, path):
+        if os.path.realpath(path) != str(place):
             return "it is a link, and links are not followed; put the file itself there"
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -134,18 +133,6 @@ def unfit(checkpoint: Path, path: Path) -> str | None:
     if path.suffix in IMAGES and not start.startswith(IMAGES[path.suffix]):
         return "it is not a picture of the kind that its name says"
     return None
-
-
-def in_hub_cache(checkpoint: Path, path: Path) -> bool:
-    """Whether a snapshot in the Hub's cache has a file as the link into `blobs/` that every file is there."""
-    snapshot = Path(os.path.realpath(checkpoint))
-    repo = snapshot.parent.parent
-    if snapshot.parent.name != "snapshots" or not repo.name.startswith("models--"):
-        return False
-    folders = [checkpoint / part for part in path.relative_to(checkpoint).parents]
-    return Path(os.path.realpath(path)).parent == repo / "blobs" and not any(
-        f.is_symlink() for f in folders if f != checkpoint
-    )
 
 
 def is_own_folder(path: Path) -> bool:

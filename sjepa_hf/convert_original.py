@@ -81,7 +81,7 @@ def read_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
-def check_tensors(where: str, tensors: object) -> None:
+def check_state_dict(where: str, tensors: object) -> None:
     """Raise a ValueError unless `tensors` is a dict of names to finite, dense floating point tensors."""
     if not isinstance(tensors, dict):
         raise ValueError(f"{where} is of type {type(tensors).__name__}, not a dict of tensors.")
@@ -111,7 +111,7 @@ def check_mixture(loaded: dict, num_components: int) -> dict[str, torch.Tensor] 
     found = {name.removeprefix("gmm_"): loaded[name] for name in MIXTURE if name in loaded}
     if not found:
         return None
-    check_tensors("the mixture (gmm_*)", found)
+    check_state_dict("the mixture (gmm_*)", found)
     if missing := [name for name in MIXTURE if name not in loaded]:
         raise ValueError(f"The checkpoint has a mixture without {', '.join(missing)}.")
     means = found["means"]
@@ -233,26 +233,23 @@ def convert(
     Args:
         checkpoint: `torch.save` of a state dict, or of a dict with it under `online`, beside `ema_encoder` and
             `gmm_weights`, `gmm_means`, `gmm_variances` where there are any; or a safetensors file of a state dict.
-        output_dir: directory to write; appears when it is complete.
+        output_dir: directory to write, which must be empty or not be there; appears when it is complete.
         num_attention_heads: heads of the encoder; 64 dimensions each if not given.
         use_ema: take the weights of the EMA encoder instead of the trained one.
 
     Raises:
-        ValueError: where the checkpoint cannot be read or understood.
+        ValueError: where the checkpoint cannot be read or understood, or something lies in `output_dir`.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and not (output_dir / "config.json").is_file():
-        if not output_dir.is_dir() or any(output_dir.iterdir()):
-            raise ValueError(
-                f"{output_dir} exists already and is not a checkpoint: name a directory that is not there."
-            )
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"{output_dir} exists already: name a directory that is not there.")
     loaded = read_checkpoint(checkpoint)
     if use_ema and "ema_encoder" not in loaded:
         raise ValueError(f"{checkpoint} has no `ema_encoder`: convert without use_ema.")
     which = "ema_encoder" if use_ema else "online"
     released = loaded[which]
     try:
-        check_tensors(f"`{which}`", released)
+        check_state_dict(f"`{which}`", released)
         config = infer_config(released, num_attention_heads, None)
         mixture = check_mixture(loaded, config.num_mixture_components)
         if mixture is not None:

@@ -13,11 +13,12 @@ from .opening import open_model
 
 def open_audio_encoder(checkpoint: str | Path, **options) -> PreTrainedModel:
     """
-    The encoder of a checkpoint, in evaluation mode.
+    The encoder of a checkpoint, in evaluation mode and, unless `options` name a `dtype`, in fp32 however it was saved.
 
     Raises:
         ValueError: as [`sjepa_hf.opening.open_model`] does, or if it does not read waveforms.
     """
+    options = {"dtype": torch.float32} | options
     model = open_model(AutoModel, checkpoint, **options).eval().requires_grad_(False)
     check_audio_encoder(model, checkpoint)
     return model
@@ -57,6 +58,9 @@ def hidden_layers(
 
     Returns:
         `(batch_size, num_layers, sequence_length, hidden_size)`, and real frames of each clip, `(batch_size,)`.
+
+    Raises:
+        ValueError: for padding on the left, and for an encoder whose hidden states are not one a frame.
     """
     ours = model.config.model_type == "sjepa"
     samples = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
@@ -77,12 +81,19 @@ def hidden_layers(
 
 
 def _read(model, input_values, attention_mask, layers: Sequence[int] | None) -> torch.Tensor:
-    few = {}
+    few = {"return_dict": True}
     if layers is not None and model.config.model_type == "sjepa":
-        few = {"num_layers": max(layers)}
+        few["num_layers"] = max(layers)
         if len(layers) == 1:  # nothing is kept that is not asked for
             return model(input_values, attention_mask, **few).last_hidden_state[:, None]
     found = model(input_values, attention_mask, output_hidden_states=True, **few).hidden_states
+    frames = int(model._get_feat_extract_output_lengths(torch.tensor(input_values.shape[1])))
+    if found[0].shape[1] != frames:
+        raise ValueError(
+            f"The encoder gives {found[0].shape[1]} hidden states where it counts {frames} frames"
+            f" ({type(model).__name__}, {input_values.shape[1]} samples): take one without pooling or adapters over"
+            " time."
+        )
     return torch.stack(found if layers is None else [found[layer] for layer in layers], dim=1)
 
 

@@ -240,17 +240,6 @@ def quantize(path: Path, output: Path) -> None:
         )
 
 
-@contextmanager
-def onnx_packages() -> Iterator[None]:
-    """Say in one sentence which package an export lacks."""
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(
-            f"The export needs more packages ({error}): pip install onnx onnxscript onnxruntime"
-        ) from None
-
-
 def export_onnx(
     checkpoint: str | Path, output: str | Path, task: str | None = None, int8: bool = False
 ) -> dict[Path, float]:
@@ -273,10 +262,14 @@ def export_onnx(
     output = Path(output)
     if output.suffix != ".onnx" or output.is_dir():
         raise ValueError(f"`output` {output} must be the name of a file that ends in .onnx.")
-    with onnx_packages():
+    try:
         import onnx
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"The export needs more packages ({error}): pip install onnx onnxscript onnxruntime"
+        ) from None
     model, task = open_checkpoint(checkpoint, task)
     properties = metadata(model, task, checkpoint)
     exported = Exported(model, task)

@@ -51,7 +51,9 @@ class Facts:
         lists = {f.name for f in fields(cls) if f.default_factory is list}
         try:
             values = {
-                name: data_names(value) if name == "result_data" else (texts if name in lists else text)(name, value)
+                name: names_of_data(value)
+                if name == "result_data"
+                else (texts if name in lists else text)(name, value)
                 for name, value in found.items()
                 if value is not None
             }
@@ -79,7 +81,7 @@ def texts(name: str, value: Any) -> list[str]:
     return [text(f"{name}[{number}]" if len(values) > 1 else name, item) for number, item in enumerate(values)]
 
 
-def data_names(value: Any) -> dict[str, dict[str, str]]:
+def names_of_data(value: Any) -> dict[str, dict[str, str]]:
     """`result_data`: for the data of a result, its better name and where it is on the Hub."""
     if not isinstance(value, dict):
         raise ValueError(f"`result_data` should map each source to fields among {', '.join(DATA_FIELDS)}.")

@@ -21,7 +21,7 @@ from .frames import SAMPLING_RATE, check_frames
 from .kmeans import kmeans, nearest
 from .mixture import DiagonalGaussianMixture
 from .opening import open_feature_extractor, why
-from .saving import written_aside
+from .saving import files_written_aside
 from .units import SJepaUnitsOutput, units_of
 
 
@@ -145,8 +145,11 @@ class FittedUnits:
         return units_of(*self.unit_posteriors(input_values, attention_mask), top_k)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write the directory; it appears when it is whole. The encoder is named in it, not copied."""
-        with written_aside(directory) as aside:
+        """
+        Write `units.json` and `clusters.safetensors` into a directory, whole or not at all; what else lies there
+        stays. The encoder is named, not copied.
+        """
+        with files_written_aside(directory) as aside:
             (aside / DESCRIPTION).write_text(json.dumps(self.description, indent=1) + "\n", encoding="utf-8")
             save_file({n: b.cpu().contiguous() for n, b in self.mixture.state_dict().items()}, aside / CLUSTERS)
 
@@ -172,12 +175,12 @@ class FittedUnits:
             mixture = DiagonalGaussianMixture(size, tensors["means"].shape[1])
             mixture.load_state_dict(tensors)
             name, revision = encoder or description["encoder"], None if encoder else description["revision"]
-            layers = description["layers"]
+            layers, weights = description["layers"], description["weights"]
         except Exception as error:  # of whatever is damaged
             raise ValueError(f"{directory} holds no fitted units that open: {why(error)}") from error
         options = {} if revision is None else {"revision": revision}
         model = open_audio_encoder(name, **options)
-        if weights_hash(model) != description["weights"]:
+        if weights_hash(model) != weights:
             raise ValueError(
                 f"{directory} was fitted to another encoder than {name} is now (layers {layers}, {size} components):"
                 " its weights differ. Fit anew, or name the old one."
@@ -197,6 +200,6 @@ def first_frames(clips: Iterable[torch.Tensor], count: int) -> torch.Tensor:
     return torch.cat(found)[:count] if found else torch.empty(0, 0)
 
 
-def is_fitted(directory: str | Path) -> bool:
+def holds_fitted_units(directory: str | Path) -> bool:
     """Whether a directory is one of [`FittedUnits`]."""
     return (Path(directory) / DESCRIPTION).is_file()

@@ -77,38 +77,8 @@ class SJepaGroupNorm(nn.GroupNorm):
         else:
             # [B, T]; with all channels it sums to one
             share = length_mask(lengths, num_frames).to(dtype) / (lengths.clamp(min=1)[:, None] * num_channels)
-        with without_autocast(hidden_states.device):
-            return _MaskedGroupNorm.apply(hidden_states, share, self.weight.to(dtype), self.bias.to(dtype), self.eps)
-
-
-class _MaskedGroupNorm(torch.autograd.Function):
-    """
-    `(x - mean) / sqrt(variance + eps) * weight + bias` with statistics weighted by `share` `(batch_size, frames)`.
-
-    Written out so that a backward pass inside autocast stays in fp32, and to keep one copy of the frames, not four.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden_states, share, weight, bias, eps):
-        values = at_least_float32(hidden_states)  # [B, T, C]
-        mean = torch.bmm(share[:, None], values).sum(2, keepdim=True)  # [B, 1, 1]
-        centred = values - mean
-        variance = torch.bmm(share[:, None], centred.square()).sum(2, keepdim=True)
-        scale = torch.rsqrt(variance + eps)
-        ctx.save_for_backward(hidden_states, share, weight, mean, scale)
-        return torch.addcmul(bias, centred, scale * weight).to(hidden_states.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        hidden_states, share, weight, mean, scale = ctx.saved_tensors
-        gradient = at_least_float32(gradient)
-        normed = (at_least_float32(hidden_states) - mean).mul_(scale)  # [B, T, C]
-        by_channel = (gradient * normed).sum(1)  # [B, C]
-        bias_by_channel = gradient.sum(1)
-        # How the loss moves with the utterance's mean and variance, spread over the frames that made them. Sums of
-        # products, not matrix products: a backward pass inside autocast would form those in half precision.
-        through_mean = (bias_by_channel * weight).sum(1)[:, None, None]
-        through_variance = (by_channel * weight).sum(1)[:, None, None]
-        spread = normed.mul_(through_variance).add_(through_mean).mul_(share[:, :, None])
-        grad_input = spread.neg_().addcmul_(gradient, weight).mul_(scale)
-        return grad_input.to(hidden_states.dtype), None, by_channel.sum(0), bias_by_channel.sum(0), None
+        values, share = at_least_float32(hidden_states), share[:, :, None]  # [B, T, C], [B, T, 1]
+        centred = values - (values * share).sum(1, keepdim=True).sum(2, keepdim=True)
+        variance = (centred.square() * share).sum(1, keepdim=True).sum(2, keepdim=True)
+        scale = torch.rsqrt(variance + self.eps) * self.weight.to(dtype)
+        return torch.addcmul(self.bias.to(dtype), centred, scale).to(hidden_states.dtype)

@@ -250,7 +250,9 @@ class SJepaWaveformFrontEnd(nn.Module):
         """All frames of `waveforms`, `(batch_size, num_frames, conv_dim[-1])`."""
         first, *later = self.conv_layers
         (kernel_size,), (stride,) = first.conv.kernel_size, first.conv.stride
-        # A clip's rows are those of whole frames: as many as the last frame reads take the place of one or two.
+        # Every clip gets whole places of `hop` samples each, T - 1 and as many as its last frame reads. As published
+        # (a frame of 400 samples every 320; kernel 10, stride 5) these are 2: T + 1 places of 64 rows each, which read
+        # at most 245 samples more than T frames do.
         beyond = -(-(self.receptive_field - kernel_size + stride) // self.hop)
         allocated = num_frames - 1 + beyond
         missing = max(beyond * self.hop - stride + kernel_size - self.receptive_field, 0)  # samples, at most

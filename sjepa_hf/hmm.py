@@ -105,7 +105,7 @@ def _forward_backward(
     batch_size, num_frames, num_states = log_likelihoods.shape
     real, mirrored = _times(batch_size, num_frames, lengths, log_likelihoods.device)
     likelihoods, largest = _scaled_likelihoods(log_likelihoods.transpose(0, 1), real[..., None])  # [T, B, K], [T, B]
-    both = torch.stack([likelihoods, _in_time(likelihoods, mirrored)], dim=1)  # [T, 2, B, K]
+    both = torch.stack([likelihoods, _in_time(likelihoods, mirrored)], dim=1)  # [T, 2, B, K]; becomes the states
     matrices = torch.stack([transitions, transitions.T])
     priors = torch.empty_like(both)  # what is known of a frame's state from the frames before it (after it)
     totals = both.new_empty(num_frames, 2, batch_size, 1)
@@ -118,22 +118,23 @@ def _forward_backward(
         torch.sum(frame.mul_(prior), -1, keepdim=True, out=total)
         state = frame.div_(total)
 
+    before, after = priors[:, 0], priors[:, 1]  # of a frame, [T, B, K]; the second in reversed time
     logarithms = None
     if scores:
-        logarithms = log_likelihoods.transpose(0, 1) + priors[:, 0].log() + _in_time(priors[:, 1], mirrored).log()
+        logarithms = log_likelihoods.transpose(0, 1) + before.log() + _in_time(after, mirrored).log()
         logarithms = logarithms.masked_fill_(~real[..., None], 0.0).transpose(0, 1).contiguous()
     evidence = (largest + totals[:, 0, :, 0].log()).masked_fill_(~real, 0.0).sum(0)  # [B]
     forward, backward = both[:, 0], _in_time(both[:, 1], mirrored)  # normed p(state | x_1..t), g_t: [T, B, K]
     backward.masked_fill_(~real[..., None], 0.0)
-    posteriors = priors[:, 0].mul_(backward)
+    posteriors = before.mul_(backward)  # in its place, to spare the memory: `before` is not read again
     scale = posteriors.sum(-1, keepdim=True).masked_fill_(~real[..., None], 1.0)
     posteriors = nn.functional.threshold_(posteriors.div_(scale), SMALLEST, 0.0)
     statistics = None
     if count:
-        before, after = forward[:-1].flatten(0, 1), backward.div_(scale)[1:].flatten(0, 1)
-        # `after` is zero in padding; `before` holds no padding where `after` does not.
+        earlier, later = forward[:-1].flatten(0, 1), backward.div_(scale)[1:].flatten(0, 1)
+        # `later` is zero in padding; `earlier` holds no padding where `later` does not.
         first = posteriors[0].sum(0) if num_frames else torch.zeros_like(initial)
-        statistics = TransitionStatistics(first, transitions * (before.T @ after))
+        statistics = TransitionStatistics(first, transitions * (earlier.T @ later))
     return ClipPosteriors(posteriors.transpose(0, 1).contiguous(), evidence, statistics, logarithms)
 
 

@@ -32,6 +32,7 @@ def read_layers(
         input_values,
         attention_mask,
         num_layers=max(layers),
+        return_dict=True,
         **({"output_hidden_states": True} if several else {}),
     )
     read = [outputs.hidden_states[layer] for layer in layers] if several else [outputs.last_hidden_state]

@@ -180,8 +180,6 @@ class DiagonalGaussianMixture(Float32Buffers):
         Returns:
             `torch.Tensor` of shape `(batch_size, sequence_length, num_components)`; padded frames hold anything.
         """
-        if self.transitions is None:
-            return self.posterior(features.flatten(0, 1), temperature).unflatten(0, features.shape[:2])
         return self._given_clips(features, lengths, temperature, count=False)[0]
 
     # Estimation
@@ -199,60 +197,37 @@ class DiagonalGaussianMixture(Float32Buffers):
         return SufficientStatistics(responsibilities.sum(0), sums, squares)
 
     @torch.no_grad()
-    def expectation(
-        self, features: torch.Tensor, real: torch.Tensor | None = None, temperature: float = 1.0
-    ) -> tuple[torch.Tensor, SufficientStatistics]:
-        """
-        Posterior and statistics of a batch at once, cheaper than one after the other: the E-step of online EM.
-
-        Args:
-            features (`torch.Tensor` of shape `(N, num_features)`): frames.
-            real (`torch.BoolTensor` of shape `(N,)`, *optional*): frames that count in the statistics.
-            temperature (`float`, *optional*, defaults to 1.0):
-                Tempers the posterior that is returned; the statistics always take the plain responsibilities.
-
-        Returns:
-            posterior `(N, num_components)` at `temperature`, and the [`SufficientStatistics`].
-        """
-        with without_autocast(features.device):
-            moments = self._moments(features)
-            scores = self._scores(moments)
-            responsibilities = soften(scores)
-            counted = responsibilities
-            if real is not None:  # zeros on both sides: padding may be NaN
-                counted = responsibilities.masked_fill(~real[:, None], 0)
-                moments.masked_fill_(~real[:, None], 0)
-            statistics = self._statistics(moments, counted)
-            return (responsibilities if temperature == 1 else soften(scores, temperature)), statistics
-
-    @torch.no_grad()
     def clip_expectation(
         self, features: torch.Tensor, lengths: torch.Tensor | None = None, temperature: float = 1.0
     ) -> tuple[torch.Tensor, SufficientStatistics]:
         """
-        [`~DiagonalGaussianMixture.clip_posteriors`] and the statistics of their real frames, which always take the
-        plain posteriors: with transitions the E-step of Baum-Welch.
+        [`~DiagonalGaussianMixture.clip_posteriors`] and the statistics of their real frames, cheaper than one after
+        the other: the E-step of online EM, with transitions that of Baum-Welch. The statistics always take the plain
+        posteriors.
         """
-        if self.transitions is not None:
-            return self._given_clips(features, lengths, temperature, count=True)
-        real = None
-        if lengths is not None:
-            real = length_mask(lengths, features.shape[1]).flatten()
-        posteriors, statistics = self.expectation(features.flatten(0, 1), real, temperature)
-        return posteriors.unflatten(0, features.shape[:2]), statistics
+        return self._given_clips(features, lengths, temperature, count=True)
 
     def _given_clips(self, features: torch.Tensor, lengths: torch.Tensor | None, temperature: float, count: bool):
+        shape, steps, statistics = features.shape[:2], None, None
         with without_autocast(features.device):
             moments = self._moments(features.flatten(0, 1))
-            observed = self._scores(moments).sub_(self.log_weights()).unflatten(0, features.shape[:2])
-            found = self.transitions.expectation(observed, lengths, count, scores=temperature != 1)
-            statistics = None
+            scores = self._scores(moments)  # [N, K]
+            if self.transitions is None:
+                posteriors = soften(scores) if count or temperature == 1 else None
+            else:
+                observed = scores.sub_(self.log_weights()).unflatten(0, shape)
+                found = self.transitions.expectation(observed, lengths, count, scores=temperature != 1)
+                posteriors, steps = found.posteriors.flatten(0, 1), found.statistics
+                scores = None if found.scores is None else found.scores.flatten(0, 1)
             if count:
-                if lengths is not None:
-                    moments.masked_fill_(~length_mask(lengths, features.shape[1]).flatten()[:, None], 0)
-                statistics = self._statistics(moments, found.posteriors.flatten(0, 1))
-                statistics = statistics._replace(transitions=found.statistics)
-            return (found.posteriors if temperature == 1 else soften(found.scores, temperature)), statistics
+                counted = posteriors
+                if lengths is not None:  # zeros on both sides: padding may be NaN
+                    padded = ~length_mask(lengths, shape[1]).flatten()[:, None]
+                    counted = posteriors.masked_fill(padded, 0)
+                    moments.masked_fill_(padded, 0)
+                statistics = self._statistics(moments, counted)._replace(transitions=steps)
+            softened = posteriors if temperature == 1 else soften(scores, temperature)
+            return softened.unflatten(0, shape), statistics
 
     @torch.no_grad()
     def apply_statistics(
@@ -379,7 +354,7 @@ class DiagonalGaussianMixture(Float32Buffers):
             for chunk in chunks(f"EM iteration {min(iteration + 1, num_iterations)} of {num_iterations}"):
                 joint = self.log_joint(chunk)
                 evidence = joint.logsumexp(-1, keepdim=True)
-                log_likelihood += evidence.double().sum().item() if device.type == "cpu" else evidence.sum().item()
+                log_likelihood += evidence.sum(dtype=widest_float(device)).item()
                 if iteration < num_iterations:
                     statistics = self.statistics(chunk, soften(joint))
                     total = statistics if total is None else total + statistics
@@ -390,14 +365,14 @@ class DiagonalGaussianMixture(Float32Buffers):
             self.transitions.forget_order(self.weights)
         return history
 
-    def num_dead(self, min_share: float = 0.01) -> int:
-        """How many components have a weight below `min_share / num_components`."""
-        return int((self.weights < min_share / self.num_components).sum())
+    def num_dead(self) -> int:
+        """How many components have a weight below a hundredth of the mean one, `1 / num_components`."""
+        return int((self.weights < 0.01 / self.num_components).sum())
 
     @torch.no_grad()
-    def reseed_dead(self, min_share: float = 0.01) -> int:
+    def reseed_dead(self) -> int:
         """
-        Give every component whose weight is below `min_share / num_components` one half of one of the heaviest ones.
+        Give every dead component ([`~DiagonalGaussianMixture.num_dead`]) one half of one of the heaviest ones.
 
         The halves part along one dimension alone: that in which the component is widest, measured by the mean
         precision of all components there. What it has swallowed lies there, and its own variance says how wide its
@@ -409,7 +384,7 @@ class DiagonalGaussianMixture(Float32Buffers):
             `int`: how many components were re-seeded (at most as many as are alive).
         """
         order = self.weights.argsort(descending=True, stable=True)
-        dead = self.num_dead(min_share)
+        dead = self.num_dead()
         dead = min(dead, self.num_components - dead)
         if dead == 0:
             return 0

@@ -71,6 +71,7 @@ class SJepaEncoderWithHead(SJepaPreTrainedModel):
             input_values,
             attention_mask=attention_mask,
             output_hidden_states=True if all_layers else wants_hidden_states,
+            return_dict=True,
             **kwargs,
         )
         features = outputs.last_hidden_state

@@ -1,7 +1,8 @@
 """S-JEPA pretraining model: encoder, predictor, cluster head, mixture and loss (arXiv 2606.19398, section 3)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -269,7 +270,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
     ) -> torch.Tensor:
         """
         Posterior of each cluster at each frame, `(batch_size, sequence_length, num_mixture_components)`, fp32; padded
-        frames hold anything.
+        frames hold anything. The encoder runs in evaluation mode while the model is trained, too.
 
         Args:
             source (`str`, *optional*, defaults to `"mixture"`):
@@ -288,7 +289,9 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         check_frames(config, "The encoder")
         check_input(config, input_values, attention_mask)
         if source == "prediction":
-            return at_least_float32(self(input_values, attention_mask).logits).softmax(-1)
+            with evaluating(self):
+                logits = self(input_values, attention_mask, return_dict=True).logits
+            return at_least_float32(logits).softmax(-1)
         if config.mixture_features is None:
             raise ValueError(
                 "The configuration does not say what the mixture is over (`mixture_features`), as in checkpoints"
@@ -306,7 +309,8 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             if config.mixture_instance_norm:
                 whole = torch.ones_like(input_values, dtype=torch.bool) if attention_mask is None else attention_mask
                 real = self._get_feature_vector_attention_mask(num_frames, whole)
-            features = read_layers(self.sjepa, input_values, attention_mask, config.mixture_layers, real)
+            with evaluating(self.sjepa):
+                features = read_layers(self.sjepa, input_values, attention_mask, config.mixture_layers, real)
             if config.mixture_whitened:
                 features = self.mixture_whitening(features)
         else:
@@ -342,6 +346,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
 
     def _encode(self, input_values, attention_mask, mask_time_indices, visible, longest_visible, **kwargs):
         """Output of the encoder, whose layers with `encode_visible_only` run over `visible` frames alone."""
+        kwargs["return_dict"] = True
         if not self.config.encode_visible_only:
             return self.sjepa(input_values, attention_mask, mask_time_indices=mask_time_indices, **kwargs)
         frames = VisibleFrames.find(visible, int(visible.sum(1).max()) if longest_visible is None else longest_visible)
@@ -404,6 +409,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         if mask_time_indices is None:
             # Nothing is hidden; without a mask SpecAugment would draw one.
             none_hidden = input_values.new_zeros(shape, dtype=torch.bool)
+            kwargs["return_dict"] = True
             outputs = self.sjepa(input_values, attention_mask, mask_time_indices=none_hidden, **kwargs)
             logits = self.cluster_head(outputs.last_hidden_state)
             return SJepaForPreTrainingOutput(
@@ -435,8 +441,9 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             frozen_logits = self.cluster_head.frozen_output(head_states)
             losses["frozen_loss"] = soft_target_divergence(frozen_logits, frozen).sum() / max(len(positions), 1)
             losses["loss"] = torch.lerp(losses["loss"], losses["frozen_loss"], frozen_weight)
-        scattered = logits.new_zeros(hidden_states.shape[:2].numel(), logits.shape[-1])
-        scattered = scattered.index_copy(0, positions, logits.detach() if losses else logits)
+        scattered = logits.new_zeros(hidden_states.shape[:2].numel(), logits.shape[-1]).index_copy(
+            0, positions, logits
+        )
         return SJepaForPreTrainingOutput(
             **losses,
             num_masked_frames=num_masked,
@@ -445,6 +452,18 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Have a module, and all in it, in evaluation mode; what was in training mode is so again afterwards."""
+    trained = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in trained:
+            part.training = True
 
 
 def target_losses(logits: torch.Tensor, targets: torch.Tensor, num_masked: int, include_visible: bool) -> dict:

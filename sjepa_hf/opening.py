@@ -114,6 +114,7 @@ def open_model(auto_class: Any, checkpoint: str | Path, *, fresh_head: bool = Fa
     fresh = {name.partition(".")[0] for name in (*loading["missing_keys"], *shapes) if not name.endswith(MAY_BE_FRESH)}
     if fresh:
         logger.info("%s has no weights for %s: they are fresh.", checkpoint, ", ".join(sorted(fresh)))
+    model.config.return_dict = True  # outputs are read by their names
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{checkpoint}: {name} holds NaN or infinite weights: it is damaged, or of a failed run.")

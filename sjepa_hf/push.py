@@ -35,7 +35,9 @@ from .model_card import MARK, card_files
 
 logger = logging.getLogger(__name__)
 
-STALE = re.compile(r"model.*\.safetensors(\.index\.json)?|adapter/adapter_model\.safetensors")
+STALE = re.compile(
+    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|adapter/adapter_model\.safetensors"
+)
 NAMED = 10  # of what stays here; --dry_run names all
 ATTEMPTS, FIRST_WAIT = 5, 1.0  # tries to commit, and seconds before the second; each wait is twice the last
 
@@ -199,12 +201,19 @@ def hub_errors(api: HfApi, repo_id: str) -> Iterator[None]:
 def commit(
     api: HfApi, files: dict[str, Path | bytes], present: set[str], repo_id: str, revision: str | None, message: str
 ) -> CommitInfo:
-    """One commit, tried again where the connection breaks; what is uploaded by then is not sent twice."""
-    stale = sorted(name for name in present - files.keys() if STALE.fullmatch(name))
+    """
+    One commit, tried again where the connection breaks; what is uploaded by then is not sent twice. Where the answer
+    alone was lost, `present` is looked up again: a file that is gone cannot be deleted.
+    """
     for attempt in range(ATTEMPTS):
-        operations = [CommitOperationDelete(name) for name in stale]
-        operations += [CommitOperationAdd(name, content) for name, content in files.items()]
         try:
+            if attempt:
+                present = set(api.list_repo_files(repo_id, revision=revision))
+            stale = sorted(name for name in present - files.keys() if STALE.fullmatch(name))
+            if stale:
+                logger.info("Weights that this checkpoint does not have are deleted: %s.", ", ".join(stale))
+            operations = [CommitOperationDelete(name) for name in stale]
+            operations += [CommitOperationAdd(name, content) for name, content in files.items()]
             return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
         except (httpx2.TransportError, HfHubHTTPError, RuntimeError) as error:
             if attempt + 1 == ATTEMPTS or not is_transient(error):

@@ -13,7 +13,6 @@ from .frames import SAMPLING_RATE
 
 ZERO_CROSSINGS = 6  # of the sinc, on each side of an output sample
 PIECE = 1 << 22  # samples that are resampled at a time: memory does not grow with the clip
-MARGIN = 256  # samples beside a piece that its ends depend on: no filter below reaches farther than 84
 ROLLOFF = 0.99  # cut-off, as a share of the lower of the two Nyquist frequencies
 
 
@@ -37,7 +36,8 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     if ratio == 1:
         return samples
     step, phases = ratio.numerator, ratio.denominator  # every `step` samples become `phases`
-    piece, margin = -(-PIECE // step) * step, -(-MARGIN // step) * step
+    _, reach = _filters(step, phases)
+    piece, margin = (-(-size // step) * step for size in (PIECE, reach))
     found = []
     for start in range(0, max(len(samples), 1), piece):
         before = min(start, margin)

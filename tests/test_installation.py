@@ -34,6 +34,14 @@ def test_every_dependency_has_one_lower_bound():
         assert bounds.setdefault(requirement.name, lower_bound(requirement)) == lower_bound(requirement)
 
 
+def test_what_a_wheel_lacks_is_installed_editable():
+    """A wheel holds sjepa_hf alone, and the page imports training."""
+    lines = re.findall(
+        r"^pip install .*\[(?:.*,)?(?:train|page|test)\b.*", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    assert len(lines) == 3 and all(line.startswith("pip install --editable ") for line in lines)
+
+
 def test_the_space_asks_for_what_the_project_asks_for():
     bounds = {requirement.name: lower_bound(requirement) for requirement in THIRD_PARTY}
     lines = (ROOT / "model_cards/space/requirements.txt").read_text().splitlines()

@@ -6,7 +6,7 @@
 Your own folder may hold `train/` and `test/` (or `validation/`, `dev/`); otherwise all of it is pretrained on. Any
 file that soundfile reads will do. Labels in its `metadata.csv` bring the probes of `training/probe.py`: `speaker_id`
 that for the speaker, `phones` and `phone_ends` (seconds) that for the phone at each frame.
-Options that this script does not know go to `training/pretrain.py`, e.g. `--phase1_steps 100`.
+Options that this script does not know go to `training/pretrain.py`, e.g. `--phase1_steps 100` or `--seed 1`.
 """
 
 import argparse
@@ -42,7 +42,15 @@ def locate_speech(folder: Path) -> tuple[Path, Path, str]:
         held_out = folder / name
         if train != folder and (held_out / "metadata.csv").is_file():
             return train, held_out, f"The recordings come from {name}/, which pretraining did not read."
-    return train, train, "Pretraining heard these recordings too, without their labels: there is no held-out folder."
+    names = ", ".join(f"{name}/" for name in HELD_OUT_FOLDERS)
+    return (
+        train,
+        train,
+        (
+            f"Pretraining heard these recordings too, without their labels: none of {names} lies beside train/ with a"
+            " metadata.csv."
+        ),
+    )
 
 
 def free_folder(wanted: Path) -> Path:
@@ -124,7 +132,7 @@ class Stages:
         return "\n".join(lines)
 
 
-def shown(path: Path) -> str:
+def typed(path: Path) -> str:
     """The path as short as it can be typed from here."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
@@ -135,16 +143,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Synthesise speech, pretrain a small S-JEPA on it, probe the result.")
     parser.add_argument("--speech", type=Path, help="a folder of your own recordings instead of synthetic ones")
     parser.add_argument("--output_dir", type=Path, default=Path("demo-output"))
-    parser.add_argument("--minutes", type=float, default=60.0, help="how much speech to synthesise")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the synthetic speech")
+    parser.add_argument("--minutes", type=float, help="how much speech to synthesise (default: 60)")
+    parser.add_argument("--speech_seed", type=int, help="seed of the synthetic speech (default: 0)")
     args, extra = parser.parse_known_args()
     stages = Stages()
 
     if args.speech:
+        for name in ("minutes", "speech_seed"):
+            if getattr(args, name) is not None:
+                raise ValueError(
+                    f"`{name}` is of synthetic speech, but `speech` names your own: leave one of them out."
+                )
         train_data, probe_data, note = locate_speech(args.speech)
     else:
-        speech = args.output_dir / f"speech-{args.minutes:g}min-seed{args.seed}"
-        minutes = stages.run("Speech, synthesised with eSpeak NG", synthesize, speech, args.minutes, args.seed)
+        length, seed = 60.0 if args.minutes is None else args.minutes, args.speech_seed or 0
+        speech = args.output_dir / f"speech-{length:g}min-seed{seed}"
+        minutes = stages.run("Speech, synthesised with eSpeak NG", synthesize, speech, length, seed)
         print(f"{minutes['train']:.0f} minutes to pretrain on and {minutes['test']:.0f} by other voices: {speech}")
         train_data, probe_data = speech / "train", speech / "test"
         note = "All voices below are held out: pretraining never heard them."
@@ -158,11 +172,11 @@ def main() -> None:
 
     print(f"\n=== Where the time went\n{stages.table()}")
     print("\n=== What there is now")
-    print(f'  model     AutoModel.from_pretrained("{shown(final)}"), after: import sjepa_hf')
+    print(f'  model     AutoModel.from_pretrained("{typed(final)}"), after: import sjepa_hf')
     if probed:
-        print(f"  probes    {shown(probes / 'probes.json')}")
+        print(f"  probes    {typed(probes / 'probes.json')}")
     for n, picture in enumerate([*sorted(final.glob("*.png")), *sorted(probes.glob("*.png"))]):
-        print(f"  {'pictures' if n == 0 else '':8}  {shown(picture)}")
+        print(f"  {'pictures' if n == 0 else '':8}  {typed(picture)}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import numpy as np
 import soundfile
 from scipy.signal import fftconvolve, lfilter, resample_poly
 
-from sjepa_hf.command import UserError
+from sjepa_hf.command import UserError, command
 from sjepa_hf.frames import SAMPLING_RATE
 
 
@@ -350,6 +350,7 @@ def synthesize(folder: str | Path, minutes: float = 60.0, seed: int = 0, num_pro
     return split_minutes
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description="Synthesise the demo corpus with eSpeak NG.")
     parser.add_argument("folder", type=Path, help="where to write it")

@@ -1,6 +1,5 @@
 """What the page knows about a clip: its samples, and what a checkpoint hears in them."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -178,8 +177,6 @@ class Listener:
 
     def __init__(self, checkpoint: str, asr: str | None = None, like: dict | None = None):
         self.name, self.device = checkpoint, "cuda" if torch.cuda.is_available() else "cpu"
-        if not Path(checkpoint).is_dir() and checkpoint.count("/") != 1:  # a name on the Hub has one
-            raise ValueError(f"there is no directory {checkpoint}: choose another with --checkpoint.")
         self.config = open_sjepa_config(checkpoint)
         self.extractor = open_feature_extractor(checkpoint)
         model = open_pretraining(checkpoint)

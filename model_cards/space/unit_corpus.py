@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from segments import MOST, Segment, cut
 
@@ -27,7 +28,9 @@ class UnitCorpus:
     def __init__(self, folder: str):
         self.name, self.settings = folder, read_settings(folder)
         columns = ["number", "name", "run_units", "run_starts", "run_seconds"]
-        table = pq.read_table(sorted(Path(folder).glob("units-*.parquet")), columns=columns)
+        shards = [pq.read_table(file, columns=columns) for file in sorted(Path(folder).glob("units-*.parquet"))]
+        shards = [shard for shard in shards if len(shard)]  # without a clip, a shard's columns may have no type
+        table = pa.concat_tables(shards)
         self.num_clips = len(table)
         self._numbers, self._names = table["number"].to_numpy(), table["name"]
         units, self._starts, self._seconds = (
@@ -41,7 +44,8 @@ class UnitCorpus:
     def _open(self) -> Corpus:
         known = self.settings
         try:
-            corpus = Corpus(known["data"], known["clips_per_shard"], known["columns"])
+            named = {"audio_column": known.get("audio_column")}  # which corpora of before do not tell
+            corpus = Corpus(known["data"], known["clips_per_shard"], known["columns"], **named)
         except ValueError as error:
             raise ValueError(f"The clips that {self.name} holds units of cannot be opened: {error}") from None
         if corpus.size is None or corpus.settings["data as it was"] != known["data as it was"]:

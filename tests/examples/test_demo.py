@@ -117,15 +117,42 @@ def test_phone_segments_merge_pauses_and_drop_empty_phones():
 
 def test_own_speech_is_split_only_where_it_has_a_held_out_folder(tmp_path):
     train, probe, note = run.locate_speech(tmp_path)
-    assert train == probe == tmp_path and "no held-out folder" in note
+    said = "none of test/, validation/, dev/ lies beside train/ with a metadata.csv"
+    assert train == probe == tmp_path and said in note
     for name in ("train", "validation"):
         (tmp_path / name).mkdir()
-    assert run.locate_speech(tmp_path)[:2] == (tmp_path / "train", tmp_path / "train")
+    train, probe, note = run.locate_speech(tmp_path)
+    assert train == probe == tmp_path / "train" and said in note
     (tmp_path / "validation" / "metadata.csv").write_text("file_name\n")
     train, probe, note = run.locate_speech(tmp_path)
     assert (train, probe) == (tmp_path / "train", tmp_path / "validation") and "did not read" in note
     with pytest.raises(ValueError, match="not a folder"):
         run.locate_speech(tmp_path / "absent")
+
+
+def test_options_of_synthetic_speech_do_not_go_with_one_s_own(tmp_path, monkeypatch):
+    for option in ("minutes", "speech_seed"):
+        monkeypatch.setattr(sys, "argv", ["run.py", "--speech", str(tmp_path), f"--{option}", "1"])
+        with pytest.raises(
+            SystemExit, match=f"^error: `{option}` is of synthetic speech, but `speech` names your own"
+        ):
+            run.main()
+
+
+def test_a_seed_is_that_of_pretraining(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(run, "pretrain", lambda train_data, output_dir, extra: given.extend(extra))
+    monkeypatch.setattr(run, "probe", lambda *arguments: False)
+    words = ["run.py", "--speech", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--seed", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    run.main()
+    assert given == ["--seed", "1"]
+
+
+def test_the_command_of_the_corpus_says_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["synthesize.py", str(tmp_path / "speech"), "--minutes", "-1"])
+    with pytest.raises(SystemExit, match="^error: minutes must be positive, got -1"):
+        synthesize.main()
 
 
 def test_earlier_models_are_kept(tmp_path):

@@ -94,7 +94,10 @@ class HubServer:
         self.http.server_close()
 
     def fail(self, method: str, path: str, how: str | int, times: int = 1) -> None:
-        """Break the next `times` requests whose path matches: "cut" closes the connection, a number is the answer."""
+        """
+        Break the next `times` requests whose path matches: "cut" closes the connection, "lost" does so when all is
+        done, a number is the answer.
+        """
         self.failures += [(method, path, how)] * times
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
@@ -143,14 +146,19 @@ class Handler(BaseHTTPRequestHandler):
                 return
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
-            if failure:
+            if failure and failure[2] != "lost":
                 raise HubError(failure[2], "this request was made to fail")
             for verb, pattern, function in self.routes:
                 match = pattern.fullmatch(path)
                 if match and (verb == method or (verb, method) == ("GET", "HEAD")):
                     values = {name: unquote(value) for name, value in match.groupdict(default="").items()}
                     with self.hub.lock:
-                        self.send(200, function(self, **values))
+                        answer = function(self, **values)
+                    if failure:
+                        self.close_connection = True
+                        self.connection.close()
+                    else:
+                        self.send(200, answer)
                     return
             raise HubError(404, f"{method} {path} is not served here", "EntryNotFound")
         except HubError as error:

@@ -107,6 +107,19 @@ def test_a_connection_that_is_cut_is_tried_again(hub, pretrained, monkeypatch, m
     assert len(hub.repos["ada/encoder"].commits) == 2
 
 
+def test_a_push_whose_answer_was_lost_ends_well(hub, pretrained, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    model = sjepa_hf.SJepaForPreTraining.from_pretrained(pretrained)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    assert push(tmp_path / "shards", "encoder") == ""
+    hub.fail("POST", "/commit/", "lost")
+    with caplog.at_level("INFO"):
+        assert push(pretrained, "encoder") == "" and not hub.failures
+    assert "that this checkpoint does not have are deleted: model-00001-of-" in caplog.text
+    weights = [name for name in hub.files("ada/encoder") if ".safetensors" in name]
+    assert weights == ["model.safetensors"]
+
+
 def test_a_full_hub_publishes_nothing(hub, pretrained):
     hub.fail("PUT", "/lfs/", 507)
     assert push(pretrained, "encoder") == "error: The Hub has no space left for these files; nothing was published."

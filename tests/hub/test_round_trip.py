@@ -20,6 +20,7 @@ from transformers import (
 )
 
 import sjepa_hf
+from sjepa_hf.configuration_sjepa import MODEL_CODE
 from sjepa_hf.push import push
 from training.finetuning.text import TextNormalizer
 
@@ -162,3 +163,12 @@ def test_the_normalisation_of_transcripts_is_that_of_the_repo(hub, recogniser, m
         path.unlink()
     with pytest.raises(ValueError, match="Whether ada/asr has text_normalization.json, .* cannot be known without"):
         TextNormalizer.load("ada/asr")
+
+
+def test_a_configuration_that_is_pushed_alone_brings_the_code(hub, make_config, tmp_path):
+    config = make_config("log_mel")
+    for directory in (tmp_path / "new", tmp_path / "new"):  # the code lies there already when it is saved again
+        config.save_pretrained(directory, push_to_hub=True, repo_id="ada/settings", commit_message="settings")
+    assert {"config.json", *MODEL_CODE} <= hub.files("ada/settings").keys()
+    config.save_pretrained(str(tmp_path / "named"), push_to_hub=True)
+    assert {"config.json", *MODEL_CODE} <= hub.files("ada/named").keys()

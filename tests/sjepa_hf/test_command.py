@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from sjepa_hf.command import TRACEBACK, UserError, command, own_words, sentence
+from sjepa_hf.frames import check_frames
 
 
 def ends(error: BaseException) -> pytest.ExceptionInfo:
@@ -32,16 +35,49 @@ def ends(error: BaseException) -> pytest.ExceptionInfo:
             RuntimeError("DataLoader worker (pid(s) 5) exited unexpectedly"),
             "error: a data loader worker has died (DataLoader worker (pid(s) 5) exited unexpectedly): does the",
         ),
-        (
-            UserError("Caught UserError in worker process 0.\nOriginal Traceback:\n  File x\nUserError: no: clips."),
-            "error: no: clips.",
-        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence(error, said):
     caught = ends(error)
     assert caught.type is SystemExit
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+class Worker:
+    """A data set whose clips cannot be had."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, number):
+        return self.function()
+
+
+def two_lines():
+    raise UserError("no: clips.\nName a folder.")
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (two_lines, r"error: no: clips\.\nName a folder\.$"),
+        (
+            partial(check_frames, AutoConfig.for_model("hubert", conv_stride=(1,) * 7), "It"),
+            r"error: It makes frames of.*320: [\w ]*\.$",
+        ),
+        (partial(int, "x"), r"error: invalid literal .* \(raised in .*test_command\.py:\d+; SJEPA_TRACEBACK=1"),
+    ],
+)
+def test_an_error_in_a_worker_process_is_told_as_if_it_were_here(function, said):
+    @command
+    def main():
+        next(iter(torch.utils.data.DataLoader(Worker(function), num_workers=1)))
+
+    with pytest.raises(SystemExit, match=said):
+        main()
 
 
 def test_a_fault_of_ours_keeps_its_traceback():

@@ -183,14 +183,13 @@ def test_an_ema_encoder_is_checked_too(released, tmp_path):
 
 def test_what_lies_in_the_way_stays(released, tmp_path):
     torch.save(released, tmp_path / "portable.pt")
-    with pytest.raises(ValueError, match="exists already and is not a checkpoint"):
-        convert(tmp_path / "portable.pt", tmp_path, HEADS)
-    with pytest.raises(ValueError, match="exists already and is not a checkpoint"):
-        convert(tmp_path / "portable.pt", tmp_path / "portable.pt", HEADS)
+    (tmp_path / "out").mkdir()  # an empty one is not in the way
+    convert(tmp_path / "portable.pt", tmp_path / "out", HEADS)
+    for way in ("", "portable.pt", "out"):
+        with pytest.raises(ValueError, match="exists already: name a directory that is not there"):
+            convert(tmp_path / "portable.pt", tmp_path / way, HEADS)
     with pytest.raises(ValueError, match="is a directory"):
-        convert(tmp_path, tmp_path / "out")
-    for _ in range(2):  # a checkpoint gives way to its successor
-        convert(tmp_path / "portable.pt", tmp_path / "out", HEADS)
+        convert(tmp_path, tmp_path / "again")
     with pytest.raises(ValueError, match="out is a directory: AutoModel opens it as it is"):
         convert(tmp_path / "out", tmp_path / "again")
     assert {path.name for path in tmp_path.iterdir()} == {"portable.pt", "out"}

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from transformers import HubertConfig, HubertModel
+from checkpoints import save
+from transformers import HubertConfig, HubertModel, SEWConfig, SEWModel, Wav2Vec2Config, Wav2Vec2Model
 
 from sjepa_hf import SJepaModel
-from sjepa_hf.encoding import check_layers, hidden_layers, weights_hash
+from sjepa_hf.encoding import check_layers, hidden_layers, open_audio_encoder, weights_hash
+from sjepa_hf.frames import check_frames
 
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=[16] * 7)
@@ -35,6 +37,34 @@ def test_each_clip_gets_what_it_gets_alone(encoder):
     one, _ = hidden_layers(encoder, waveforms, mask, [1])
     several, _ = hidden_layers(encoder, waveforms, mask, [1, 2])
     assert one[:, 0].equal(several[:, 0])
+
+
+def test_an_encoder_whose_hidden_states_are_fewer_than_its_frames_is_refused():
+    sew = SEWModel(SEWConfig(**SMALL, conv_stride=(5, 2, 2, 2, 2, 2, 2), conv_kernel=(10, 3, 3, 3, 3, 2, 2)))
+    adapted = Wav2Vec2Model(Wav2Vec2Config(**SMALL, add_adapter=True, num_adapter_layers=1))
+    mask = torch.ones(2, 16000, dtype=torch.long)
+    mask[1, 7000:] = 0
+    for model, said in ((sew, "24 hidden states where it counts 49 frames"), (adapted, "49 hidden states where it")):
+        check_frames(model.config, "It passes")
+        for given in (None, mask):
+            with pytest.raises(ValueError, match=f"{said}.*take one without pooling or adapters"):
+                hidden_layers(model.eval(), torch.randn(2, 16000), given, [1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_encoder_opens_in_fp32_however_it_was_saved(make_config, tmp_path, dtype):
+    for model in (small_hubert(), SJepaModel(make_config("log_mel"))):
+        folder = save(model.to(dtype), tmp_path / type(model).__name__)
+        assert open_audio_encoder(folder).dtype == torch.float32
+        assert open_audio_encoder(folder, dtype=dtype).dtype == dtype
+
+
+def test_a_configuration_that_asks_for_tuples_changes_nothing(make_config):
+    encoder, waveforms = SJepaModel(make_config("log_mel")).eval(), torch.randn(1, 8000)
+    expected = [hidden_layers(encoder, waveforms, None, layers)[0] for layers in ([1], [1, 2], None)]
+    encoder.config.return_dict = False
+    found = [hidden_layers(encoder, waveforms, None, layers)[0] for layers in ([1], [1, 2], None)]
+    assert all(a.equal(b) for a, b in zip(found, expected))
 
 
 def test_padding_on_the_left_gets_a_sentence(encoder):

@@ -10,7 +10,7 @@ from checkpoints import save
 from transformers import HubertConfig, HubertModel
 
 from sjepa_hf import SJepaModel
-from sjepa_hf.fitted_units import FittedUnits, is_fitted
+from sjepa_hf.fitted_units import FittedUnits, holds_fitted_units
 from sjepa_hf.kmeans import nearest
 
 
@@ -35,7 +35,7 @@ def clips():
 def test_fitted_units_open_again_as_they_were(checkpoint, clips, method, tmp_path):
     units = FittedUnits.fit(checkpoint, clips, layers=[1, 2], num_components=5, method=method)
     units.save_pretrained(tmp_path / "units")
-    assert is_fitted(tmp_path / "units") and not is_fitted(checkpoint)
+    assert holds_fitted_units(tmp_path / "units") and not holds_fitted_units(checkpoint)
     again = FittedUnits.from_pretrained(tmp_path / "units")
     inputs = again.inputs(clips[:2])
     expected, found = units.units(*inputs, top_k=2), again.units(*inputs, top_k=2)
@@ -49,6 +49,20 @@ def test_fitted_units_open_again_as_they_were(checkpoint, clips, method, tmp_pat
     if method == "kmeans":
         features, _ = again.features(*inputs)
         assert found.units[0].equal(nearest(features[0], again.mixture.means))
+
+
+def test_units_lie_beside_their_encoder(checkpoint, clips, tmp_path):
+    units = FittedUnits.fit(checkpoint, clips, layers=[1], num_components=3)
+    units.save_pretrained(checkpoint)
+    assert FittedUnits.from_pretrained(checkpoint).mixture.means.equal(units.mixture.means)
+
+
+def test_a_description_without_the_hash_gets_a_sentence(checkpoint, clips, tmp_path):
+    units = FittedUnits.fit(checkpoint, clips, layers=[1], num_components=3)
+    del units.description["weights"]
+    units.save_pretrained(tmp_path / "units")
+    with pytest.raises(ValueError, match="units holds no fitted units that open: KeyError: 'weights'"):
+        FittedUnits.from_pretrained(tmp_path / "units")
 
 
 def test_another_encoder_is_refused_and_a_moved_one_found(checkpoint, clips, tmp_path):

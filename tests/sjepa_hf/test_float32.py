@@ -155,24 +155,29 @@ def test_positional_convolution_under_autocast_on_a_cpu(make_config):
 def test_mixture_under_autocast():
     mixture, twin = DiagonalGaussianMixture(20, 24, True), DiagonalGaussianMixture(20, 24, True)
     mixture.means.add_(10)
+    mixture.means[0], mixture.weights[0] = 1000, 0  # dead
     mixture.transitions.pairs.copy_(torch.rand(20, 20))
     twin.load_state_dict(mixture.state_dict())
     features = torch.randn(400, 24) + 10
 
+    def counted(mixture):
+        return mixture.statistics(features, mixture.posterior(features))
+
     def asked(mixture) -> tuple[torch.Tensor, ...]:
         posteriors, statistics = mixture.clip_expectation(features.view(4, 100, 24), temperature=2.0)
-        frames = mixture.posterior(features), mixture.log_prob(features), *mixture.expectation(features)[1][:3]
+        frames = mixture.posterior(features), mixture.log_prob(features), *counted(mixture)[:3]
         return *frames, posteriors, *statistics[:3], *statistics.transitions
+
+    def updated(mixture) -> None:
+        mixture.apply_statistics(counted(mixture), decay=0.5)
+        mixture.apply_statistics(counted(mixture), decay=0.5, average="parameters")
+        assert mixture.reseed_dead() > 0
 
     with autocast():
         found = asked(mixture)
-        mixture.apply_statistics(mixture.expectation(features)[1], decay=0.5)
-        mixture.apply_statistics(mixture.expectation(features)[1], decay=0.5, average="parameters")
-        mixture.reseed_dead(min_share=0.5)
+        updated(mixture)
     wanted = asked(twin)
-    twin.apply_statistics(twin.expectation(features)[1], decay=0.5)
-    twin.apply_statistics(twin.expectation(features)[1], decay=0.5, average="parameters")
-    twin.reseed_dead(min_share=0.5)
+    updated(twin)
     for ours, theirs in zip((*found, *mixture.buffers()), (*wanted, *twin.buffers()), strict=True):
         assert torch.equal(ours, theirs)
 

@@ -58,7 +58,7 @@ def test_golden_posteriors(golden_mixture, golden_targets):
 
 
 def test_golden_published_update(golden_mixture, golden_targets):
-    statistics = golden_mixture.expectation(golden_targets["gmm.features"])[1]
+    statistics = golden_mixture.clip_expectation(golden_targets["gmm.features"][None])[1]
     golden_mixture.apply_statistics(statistics, decay=0.9, average="parameters")
     for name in ("weights", "means", "variances"):
         expected = golden_targets[f"gmm.after_update.{name}"]
@@ -112,7 +112,7 @@ def test_statistics_update_is_stepwise_em():
             (responsibilities.mean(0), responsibilities.T @ x / 300, responsibilities.T @ x**2 / 300),
         )
     ]
-    mixture.apply_statistics(mixture.expectation(features)[1], decay=decay)
+    mixture.apply_statistics(mixture.clip_expectation(features[None])[1], decay=decay)
     means = moments[1] / moments[0][:, None]
     torch.testing.assert_close(mixture.weights.double(), moments[0], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(mixture.means.double(), means, atol=1e-5, rtol=1e-5)
@@ -130,7 +130,7 @@ def test_decay_zero_is_one_em_iteration_of_scikit_learn():
     )  # fmt: skip
     with pytest.warns(ConvergenceWarning):
         reference.fit(features.numpy())
-    mixture.apply_statistics(mixture.expectation(features)[1], decay=0)
+    mixture.apply_statistics(mixture.clip_expectation(features[None])[1], decay=0)
     np.testing.assert_allclose(mixture.means.numpy(), reference.means_, atol=1e-4)
     np.testing.assert_allclose(mixture.variances.numpy(), reference.covariances_, atol=1e-4)
 
@@ -144,7 +144,7 @@ def test_statistics_add_up_over_batches():
         statistics = split.statistics(chunk, split.posterior(chunk))
         parts = statistics if parts is None else parts + statistics
     split.apply_statistics(parts, decay=0.5)
-    whole.apply_statistics(whole.expectation(features)[1], decay=0.5)
+    whole.apply_statistics(whole.clip_expectation(features[None])[1], decay=0.5)
     for name, value in whole.named_buffers():
         torch.testing.assert_close(getattr(split, name), value, atol=1e-6, rtol=1e-5)
 
@@ -157,8 +157,8 @@ def test_a_component_that_nobody_visits_stays_where_it_is_and_fades():
     published.load_state_dict(mixture.state_dict())
     for _ in range(100):
         features = torch.randn(50, 5)
-        mixture.apply_statistics(mixture.expectation(features)[1], decay=0.99)
-        published.apply_statistics(published.expectation(features)[1], decay=0.99, average="parameters")
+        mixture.apply_statistics(mixture.clip_expectation(features[None])[1], decay=0.99)
+        published.apply_statistics(published.clip_expectation(features[None])[1], decay=0.99, average="parameters")
     torch.testing.assert_close(mixture.means[3], mean)
     torch.testing.assert_close(mixture.variances[3], variance)
     torch.testing.assert_close(mixture.weights[3], weight * 0.99**100, rtol=1e-3, atol=0)
@@ -229,7 +229,7 @@ def test_the_halves_part_where_there_are_two_clusters(num_features, parted):
     mixture = swollen_mixture(features)
     mixture.reseed_dead()
     for _ in range(20):
-        mixture.apply_statistics(mixture.expectation(features)[1], decay=0.5)
+        mixture.apply_statistics(mixture.clip_expectation(features[None])[1], decay=0.5)
     ours = mixture.posterior(features)[:, 7] > 0.5
     agreement = (ours == cluster.bool()).float().mean()
     assert max(agreement, 1 - agreement) > 0.95
@@ -309,9 +309,9 @@ def test_fit_says_what_is_wrong():
         with pytest.raises(ValueError, match=f"must be a floating point tensor, but is {kind}"):
             mixture.fit(features)
     with pytest.raises(ValueError, match="average"):
-        mixture.apply_statistics(mixture.expectation(torch.randn(10, 4))[1], average="moments")
+        mixture.apply_statistics(mixture.clip_expectation(torch.randn(1, 10, 4))[1], average="moments")
     with pytest.raises(ValueError, match="decay"):
-        mixture.apply_statistics(mixture.expectation(torch.randn(10, 4))[1], decay=1.5)
+        mixture.apply_statistics(mixture.clip_expectation(torch.randn(1, 10, 4))[1], decay=1.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -379,7 +379,7 @@ def test_updated_variances_far_from_the_centre_are_exact_within_a_thousandth():
     mixture.means.normal_()
     mixture.means.mul_(30 / mixture.means.abs().mean())
     frames = mixture.means[torch.randint(50, (4000,))] + 1.1 * torch.randn(4000, 64)
-    posteriors, statistics = mixture.expectation(frames)
+    (posteriors,), statistics = mixture.clip_expectation(frames[None])
     means, counts = mixture.means.double(), posteriors.double().sum(0)
     step = (1 - decay) * counts / 4000 / (decay / 50 + (1 - decay) * counts / 4000)
     distances = frames.double()[:, None] - means
@@ -435,7 +435,8 @@ def test_transitions_decay_as_the_other_statistics_do():
     new = statistics.transitions.pairs / 58
     torch.testing.assert_close(mixture.transitions.pairs, 0.9 * old + 0.1 * new, atol=1e-6, rtol=1e-5)
     before = mixture.transitions.pairs.clone()
-    mixture.apply_statistics(mixture.expectation(features.flatten(0, 1))[1], decay=0.9)
+    frames = features.flatten(0, 1)
+    mixture.apply_statistics(mixture.statistics(frames, mixture.posterior(frames)), decay=0.9)
     assert mixture.transitions.pairs.equal(before), "frames alone say nothing of order"
 
 

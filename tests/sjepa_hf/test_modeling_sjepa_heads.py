@@ -110,6 +110,15 @@ def test_a_pretrained_encoder_takes_any_head(make_config, tmp_path):
             assert torch.isfinite(parameter).all() and parameter.abs().max() < 20
 
 
+@pytest.mark.parametrize("head_class", HEADS)
+def test_tuples_hold_what_outputs_by_name_do(head_class, head_config, padded_batch, tmp_path):
+    head_class(head_config).save_pretrained(tmp_path)
+    model = head_class.from_pretrained(tmp_path, return_dict=False).eval()
+    inputs = dict(input_values=padded_batch[0], attention_mask=padded_batch[1], labels=labels_for(head_class))
+    found, expected = model(**inputs), model(**inputs, return_dict=True)
+    assert type(found) is tuple and all(a.equal(b) for a, b in zip(found, expected.to_tuple(), strict=True))
+
+
 def test_hidden_states_come_when_asked_for(head_config):
     model = SJepaForSequenceClassification(head_config).eval()
     assert model(torch.randn(1, 4000)).hidden_states is None

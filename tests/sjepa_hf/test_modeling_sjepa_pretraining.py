@@ -110,6 +110,13 @@ def test_without_a_mask_the_encoder_predicts_every_frame(config):
         model(waveforms, target_posteriors=torch.rand(2, 24, 10))
 
 
+def test_a_loss_of_one_s_own_is_learned_from_too(config, masked_batch):
+    model = SJepaForPreTraining(config).eval()
+    output = model(**masked_batch[0])
+    (gradient,) = torch.autograd.grad(output.logits.square().mean(), model.predictor.mask_token)
+    assert output.loss.requires_grad and gradient.abs().max() > 0
+
+
 @pytest.mark.parametrize("changes", [*PREDICTORS, {"encode_visible_only": True}])
 def test_every_parameter_learns(config, masked_batch, changes):
     config = type(config)(**(config.to_dict() | changes))
@@ -228,6 +235,18 @@ def test_only_pretraining_leaves_masked_frames_out(config, masked_batch):
     before = model.sjepa(*arguments).last_hidden_state
     config.encode_visible_only = True
     assert torch.equal(model.sjepa(*arguments).last_hidden_state, before)
+
+
+@pytest.mark.parametrize("changes", [{}, {"encode_visible_only": True}])
+def test_tuples_hold_what_outputs_by_name_do(config, masked_batch, tmp_path, changes):
+    for name, value in changes.items():
+        setattr(config, name, value)
+    SJepaForPreTraining(config).save_pretrained(tmp_path)
+    model = SJepaForPreTraining.from_pretrained(tmp_path, return_dict=False).eval()
+    trained, _ = masked_batch
+    for inputs in (trained, {"input_values": trained["input_values"]}):
+        found, expected = model(**inputs, output_hidden_states=True), model(**inputs, return_dict=True)
+        assert type(found) is tuple and found[0].equal(expected.to_tuple()[0])
 
 
 def test_replace_mixture_keeps_all_but_the_last_layer(config, masked_batch, tmp_path):

@@ -155,6 +155,13 @@ def test_a_head_is_fresh_only_where_it_may_be(originals, kind, caplog):
     assert caught.value.names == ["lm_head.bias", "lm_head.weight"]
 
 
+def test_outputs_have_names_whatever_the_configuration_asks_for(make_config, tmp_path):
+    model = SJepaModel(make_config("log_mel"))
+    model.config.return_dict = False
+    model.save_pretrained(tmp_path)
+    assert open_model(AutoModel, tmp_path)(torch.randn(1, 4000)).last_hidden_state.shape[:2] == (1, 12)
+
+
 def test_a_configuration_that_makes_no_network(originals):
     config = open_config(originals / "hubert")
     config.num_attention_heads = 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sjepa_hf import resampling
 from sjepa_hf.resampling import resample
 
 
@@ -35,6 +36,14 @@ def test_a_tone_keeps_its_pitch_and_loudness(rate):
 def test_what_16_khz_cannot_hold_is_filtered_out():
     samples = np.sin(2 * np.pi * 12000 * np.arange(48000) / 48000).astype(np.float32)
     assert np.abs(resample(samples, 48000)[100:-100]).max() < 0.01
+
+
+@pytest.mark.parametrize("rate", [11025, 48000, 2_000_000])
+def test_a_clip_in_pieces_is_the_whole_one(rate, monkeypatch):
+    samples = np.random.default_rng(0).standard_normal(20 * 1000 + 7).astype(np.float32)
+    whole = resample(samples, rate)
+    monkeypatch.setattr(resampling, "PIECE", 1000)
+    np.testing.assert_allclose(resample(samples, rate), whole, atol=1e-6)
 
 
 def test_lengths_and_what_stays_as_it_is():

@@ -105,6 +105,21 @@ def test_units_of_the_prediction_are_those_of_the_head_and_of_each_clip_alone(ma
     assert alone.units[0].equal(found.units[1, :21]) and alone.lengths.tolist() == [21]
 
 
+@pytest.mark.parametrize("layers", [[2], [1, 2]])
+def test_posteriors_do_not_depend_on_the_mode_of_the_model(make_config, layers):
+    """A loop of one's own asks for targets while the model is trained: without dropout and SpecAugment."""
+    over = dict(mixture_features="encoder", mixture_layers=layers)
+    config = make_config("log_mel", hidden_dropout=0.5, mask_time_prob=0.5, **over)
+    batch, model = make_batch(), SJepaForPreTraining(config).eval()
+    fitted(model.mixture, model.sjepa(batch["input_values"]).last_hidden_state.detach())
+    expected = [model.unit_posteriors(batch["input_values"], source=source) for source in ("mixture", "prediction")]
+    model.train().predictor.eval()
+    model.config.return_dict = False
+    found = [model.unit_posteriors(batch["input_values"], source=source) for source in ("mixture", "prediction")]
+    assert all(a.equal(b) for a, b in zip(found, expected))
+    assert model.training and model.sjepa.encoder.training and not model.predictor.training
+
+
 def test_runs_have_times():
     posteriors = torch.eye(3)[torch.tensor([[2, 2, 0, 0, 0, 2], [1, 1, 1, 0, 0, 0]])]
     first, second = units_of(posteriors, torch.tensor([6, 3])).runs()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sjepa_hf.encoding import check_layers, hidden_layers, open_audio_encoder, weights_hash
-from sjepa_hf.fitted_units import FittedUnits, is_fitted
+from sjepa_hf.fitted_units import FittedUnits, holds_fitted_units
 from sjepa_hf.frames import FRAMES_PER_SECOND, HOP, SAMPLING_RATE, WINDOW, frame_lengths
 from sjepa_hf.opening import EMA_ENCODER, open_config, open_feature_extractor, open_pretraining, open_with_ema
 from sjepa_hf.units import units_of
@@ -54,7 +54,7 @@ def unit_extractor(checkpoint: str, source: str | None, top_k: int, device, prec
     Raises:
         ValueError: if the checkpoint does not open, has no clusters, or fitted ones alone, where a `source` is named.
     """
-    if is_fitted(checkpoint):
+    if holds_fitted_units(checkpoint):
         clusters = _fitted_clusters(checkpoint, source, device)
     else:
         clusters = _pretrained_clusters(checkpoint, source or "mixture", device)

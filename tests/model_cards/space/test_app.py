@@ -199,7 +199,7 @@ def test_checkpoints_that_cannot_be_shown(pretrained, tmp_path, make_config, mon
     BertConfig().save_pretrained(tmp_path / "bert")
     mute = save(SJepaForCTC(make_config("log_mel")), tmp_path / "mute")
     for arguments, sentence in (
-        (["--checkpoint", str(tmp_path / "nowhere")], r"error: there is no directory .*nowhere.*--checkpoint"),
+        (["--checkpoint", str(tmp_path / "nowhere")], "error: .*nowhere cannot be opened: there is no such dir"),
         (["--checkpoint", "name/nowhere"], r"error: name/nowhere cannot be opened"),
         (["--checkpoint", str(tmp_path / "bert")], "bert is of type bert, not an S-JEPA checkpoint"),
         (["--checkpoint", mute], "mute has no tokenizer that opens, .*: give the result"),
@@ -218,11 +218,8 @@ def test_the_space_is_in_the_hubs_form(space):
     imported = set(re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)) - set(sys.stdlib_module_names)
     assert imported - {"sjepa_hf", "training", "listening", "pictures", "segments", "example_clips"} <= required
     package = "".join(path.read_text() for path in (space.parents[1] / "sjepa_hf").glob("modeling*.py"))
-    assert "torch" in required and set(re.findall(r"^from (\w+)", package, re.MULTILINE)) <= required | {
-        "collections",
-        "dataclasses",
-        "typing",
-    }
+    imported = set(re.findall(r"^from (\w+)", package, re.MULTILINE)) - set(sys.stdlib_module_names)
+    assert "torch" in required and imported <= required
 
 
 def test_real_speech(speech, pretrained):

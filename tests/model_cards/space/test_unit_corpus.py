@@ -4,6 +4,8 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from listening import Listener, read_clip
 from segments import cut
@@ -39,6 +41,32 @@ def test_every_segment_is_one_that_the_model_hears(corpus, unit_folder, pretrain
             again = cut(segment.name, clips[segment.name], segment.start, segment.seconds)
             assert np.array_equal(segment.samples, again.samples)
     assert sum(corpus.count(unit)[0] for unit in range(10)) == sum(map(len, heard.values())) > 20
+
+
+def test_a_shard_without_a_usable_clip_is_passed_over(pretrained, unit_folder, tmp_path):
+    clips, folder = tmp_path / "clips", tmp_path / "units"
+    shutil.copytree(unit_folder, clips)
+    (clips / "0.wav").write_text("This is no sound.")
+    make = [pretrained[0], "--data", str(clips), "--clusters", "prediction", "--output", str(folder)]
+    units.main([*make, "--clips_per_shard", "1"])
+    corpus, whole = UnitCorpus(str(folder)), UnitCorpus(str(unit_folder.parent / "units"))
+    assert corpus.num_clips == 3
+    for unit in range(10):
+        rest = [segment.seconds for segment in whole.segments(unit) if not segment.name.endswith("0.wav")]
+        assert [segment.seconds for segment in corpus.segments(unit)] == rest
+
+
+def test_clips_lie_in_the_column_that_the_units_were_made_of(pretrained, unit_folder, tmp_path):
+    folder, table = tmp_path / "units", tmp_path / "clips.parquet"
+    audio = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(unit_folder.glob("*.wav"))]
+    pq.write_table(pa.table({"quiet": [{"bytes": b"", "path": ""}] * 4, "speech": audio}), table)
+    make = [pretrained[0], "--data", str(table), "--clusters", "prediction", "--output", str(folder)]
+    units.main([*make, "--audio_column", "speech"])
+    record = json.loads((folder / "corpus.json").read_text())
+    record["settings"]["audio_column"] = "speech"
+    (folder / "corpus.json").write_text(json.dumps(record))
+    corpus = UnitCorpus(str(folder))
+    assert sum(len(corpus.segments(unit)) for unit in range(10)) > 0
 
 
 def test_audio_that_is_gone(pretrained, unit_folder, tmp_path):
