@@ -3,11 +3,11 @@
 import numpy as np
 import soundfile
 import torch
-from datasets import Dataset
 
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.batches import BatchStream
 from training.data.clips import Source
+from training.data.folders import Files
 from training.data.order import DataPosition
 
 
@@ -31,8 +31,7 @@ def numbers(batch) -> list[int]:
 
 
 def as_source(paths: list[str]) -> Source:
-    columns = {"path": paths, "offset": [None] * len(paths), "duration": [None] * len(paths)}
-    return Source("test", Dataset.from_dict(columns), None)
+    return Source("test", Files(paths))
 
 
 def loader(batches: BatchStream, num_workers: int = 0) -> torch.utils.data.DataLoader:

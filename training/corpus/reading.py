@@ -5,8 +5,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from sjepa_hf.command import first_line
-from training.data.archives import TarArchives
-from training.data.clips import Clip, Source
+from training.data.clips import Clip, Sample, Source
 from training.data.identity import identity
 from training.data.sources import open_source
 
@@ -65,7 +64,7 @@ class Corpus:
     def shards(self, wanted: Callable[[int], bool] = lambda shard: True) -> Iterator[tuple[int, list[Row] | None]]:
         """Number and rows of each shard in turn; None for those that are not wanted, of which nothing is decoded."""
         if self.size is None:
-            rows = (row for source in self.sources for row in _streamed(source, self.columns))
+            rows = ((source.name, *sample) for source in self.sources for sample in _streamed(source))
             number = 0
             while taken := list(islice(rows, self.clips_per_shard)):
                 first = number * self.clips_per_shard
@@ -83,8 +82,7 @@ class Corpus:
         place = number
         for source in self.sources:
             if place < len(source.dataset):
-                row = source.dataset[place]
-                return Row(number, source.name, source.clip(row, place), {name: row[name] for name in self.columns})
+                return Row(number, source.name, *source.sample(source.dataset[place], place))
             place -= len(source.dataset)
         raise IndexError(number)
 
@@ -97,23 +95,14 @@ def check_names(columns: Sequence[str], written: Sequence[str]) -> None:
         )
 
 
-def _streamed(source: Source, columns: Sequence[str]) -> Iterator[tuple[str, Clip, dict]]:
-    """Source, clip and labels of each row of a source from front to back."""
-    dataset, count = source.dataset, 0
-    if isinstance(dataset, TarArchives):
-        for shard in range(dataset.num_shards):
-            for clip, labels in dataset.samples(shard):
-                yield source.name, clip, labels
-        return
-    rows = iter(dataset)
-    while True:
-        try:
-            row = next(rows, None)
-        except Exception as error:  # of whatever library reads the format
-            raise ValueError(
-                f"'{source.name}' cannot be read any further after row {count}: {first_line(error)}"
-            ) from error
-        if row is None:
-            return
-        yield source.name, source.clip(row, count), {name: row[name] for name in columns}
-        count += 1
+def _streamed(source: Source) -> Iterator[Sample]:
+    """The samples of a source from front to back."""
+    count = 0
+    try:
+        for sample in source.samples():
+            yield sample
+            count += 1
+    except Exception as error:  # of whatever library reads the format
+        raise ValueError(
+            f"'{source.name}' cannot be read any further after row {count}: {first_line(error)}"
+        ) from error

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import BinaryIO, NamedTuple
 
-from training.data.clips import Clip
+from training.data.clips import Clip, Sample
 from training.data.manifest import check_columns, label_text, parse_object
 from training.data.waveforms import BadAudio
 
@@ -59,11 +59,14 @@ class TarArchives:
     def num_shards(self) -> int:
         return len(self.files)
 
+    def __iter__(self) -> Iterator[Sample]:
+        return (sample for shard in range(self.num_shards) for sample in self.samples(shard))
+
     def clips(self, shard: int) -> Iterator[Clip]:
         """The clips of one archive in their order; what cannot be read stands among them as bad clips."""
         return (clip for clip, _ in self.samples(shard))
 
-    def samples(self, shard: int) -> Iterator[tuple[Clip, dict[str, str | None]]]:
+    def samples(self, shard: int) -> Iterator[Sample]:
         """The same, each with its labels; None for one that its sample lacks."""
         for clips, texts in self._grouped(self.files[shard]):
             labels = dict.fromkeys(self.labels)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data.clips import Source
+from training.data.clips import Clip, Source
 from training.data.folders import Files
 from training.data.manifest import JsonLines
 
@@ -31,12 +31,17 @@ def identity(spec: str, source: Source) -> str:
         return of_file(Path(source.dataset.path), WHOLE // BLOCK, BLOCK)
     path = Path(spec.split("::")[0]).expanduser()
     if isinstance(source.dataset, Files):  # a folder of audio
-        return of_files([row["path"] for row in source.dataset], os.path.abspath(path), blocks=0)
+        return of_files([_path(clip) for clip, _ in source.samples()], os.path.abspath(path), blocks=0)
     files = [str(path)] if path.exists() else glob(str(path), recursive=True)
     shards = [p for f in files for p in (Path(f).rglob("*") if Path(f).is_dir() else [Path(f)]) if p.is_file()]
     shards = [str(p) for p in shards if p.suffix in (".parquet", ".tar")]
     root = os.path.commonpath([os.path.dirname(shard) for shard in shards]) if shards else ""
     return of_files(sorted(shards), root, blocks=SHARD_BLOCKS)
+
+
+def _path(clip: Clip) -> str:
+    """The file of a clip; of a bad row the place where it stands."""
+    return clip.audio if isinstance(clip.audio, str) else clip.name
 
 
 def of_files(paths: Sequence[str], root: str, blocks: int) -> str:

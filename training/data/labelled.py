@@ -296,12 +296,11 @@ def open_labelled(
     places, kept = [], {label: [] for label in (*labels, *optional)}
     monitor, too_long = BadAudioMonitor(max_bad_fraction), 0
     for number, source in enumerate(sources):
-        for row_number, row in enumerate(source.dataset):
-            clip = source.clip(row, row_number)
-            values = {label: _clean(row[label]) for label in kept}
+        for row_number, (clip, found) in enumerate(source.samples()):
+            values = {label: _clean(found[label]) for label in kept}
             unlabelled = [label for label in labels if not values[label]]
             try:
-                if unlabelled and "bad_line" not in row:
+                if unlabelled and not isinstance(clip.audio, BadAudio):
                     raise BadAudio(f"no {unlabelled[0]}")
                 length = clip.length()
                 if length < min_seconds * SAMPLING_RATE:
@@ -315,9 +314,8 @@ def open_labelled(
                 too_long += 1
                 logger.info("Left out %s: %.1f s.", clip.name, length / SAMPLING_RATE)
                 continue
-            file = row["path"] if source.column is None else clip.audio
-            if isinstance(file, str):
-                file = os.path.normpath(file)
+            if isinstance(clip.audio, str):
+                file = os.path.normpath(clip.audio)
                 _check_repeated(labelled, (file, clip.offset, clip.duration), clip.name, values)
             else:
                 file = (number, row_number)

@@ -53,6 +53,7 @@ def open_source(
     name, *rest = spec.split("::")
     if len(rest) > 2 or not name:
         raise ValueError(f"'{spec}' is not of the form PATH_OR_HUB_NAME[::config[::split]].")
+    labels = tuple(dict.fromkeys(labels))
     config, split = ((rest[0] if rest else "") or None), ((rest[1] if len(rest) == 2 else "") or "train")
     path = Path(os.path.expanduser(name))
     is_glob = glob.has_magic(name) and not path.exists()
@@ -71,7 +72,7 @@ def open_source(
     if config or split != "train":
         raise ValueError(f"'{spec}': files and folders of audio have no configs or splits; name the part itself.")
     if files is not None:
-        return Source(name, files, None)
+        return Source(name, files)
     found = _matches(path) if is_glob else [str(path)]
     if found and all(file.endswith(".parquet") for file in found):
         return load("parquet", data_files=[_without_magic(file) for file in found], split="train")
@@ -82,7 +83,7 @@ def open_source(
             f"'{spec}': the pattern matches {len(found)} files; it must match Parquet files or tar archives only."
         )
     _check_is_manifest(spec, path)
-    return Source(name, JsonLines(path, labels), None)
+    return Source(name, JsonLines(path, labels))
 
 
 def _check_has_parquet(spec: str, folder: Path) -> None:
@@ -160,6 +161,8 @@ def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str
     if not (isinstance(feature, Audio) or encoded or getattr(feature, "dtype", "").endswith(("string", "binary"))):
         raise ValueError(f"'{spec}': column '{column}' holds {feature}, not audio files or their paths.")
     check_columns(spec, labels, dataset.features)
+    if column in labels:
+        raise ValueError(f"'{spec}': column '{column}' holds the audio, it cannot be a label too.")
     for label in labels:
         check_label_feature(dataset.features[label], f"'{spec}': column '{label}'")
     if isinstance(dataset, Dataset):  # labels on their own: a cast of the table would copy the audio too
@@ -196,7 +199,7 @@ def _load_archives(
             " with labels, turn them into Parquet (python -m training.pack --streaming true --columns ...)."
         )
     try:
-        return Source(spec, TarArchives(files, audio_column, labels), "audio")
+        return Source(spec, TarArchives(files, audio_column, labels))
     except MissingColumn:
         raise
     except ValueError as error:

@@ -11,7 +11,7 @@ from clip_streams import NUM_CLIPS, after, as_source, assert_same, loader, numbe
 
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.batches import BatchStream, attention_mask, batches_by_length, collate, cut_batches
-from training.data.clips import Clip, Source
+from training.data.clips import Clip, Sample, Source
 from training.data.masking import SpanMask
 from training.data.order import ClipIndex, Position
 
@@ -235,8 +235,8 @@ def test_headers_are_read_once_and_not_where_the_duration_is_given(clips, monkey
     assert sorted(read) == sorted(clips)
     read.clear()
     seconds = [soundfile.info(path).duration for path in clips]
-    rows = [{"path": path, "offset": None, "duration": duration} for path, duration in zip(clips, seconds)]
-    corpus = ClipIndex([Source("test", rows, None)], None, 0)
+    samples = [(Clip(path, path, 0.0, duration), {}) for path, duration in zip(clips, seconds)]
+    corpus = ClipIndex([Source("test", samples)], None, 0)
     given = list(
         BatchStream(corpus, seed=0, batch_seconds=2, section_size=20, max_seconds=1, min_seconds=0.1, max_epochs=3)
     )
@@ -253,12 +253,12 @@ class EndlessList:
     def __len__(self) -> int:
         return 50_000_000
 
-    def __getitem__(self, index: int) -> dict:
-        return {"path": self.path, "offset": None, "duration": 0.1}
+    def __getitem__(self, index: int) -> Sample:
+        return Clip(self.path, self.path, 0.0, 0.1), {}
 
 
 def test_memory_does_not_grow_with_a_list_that_gives_durations(clips):
-    corpus = ClipIndex([Source("test", EndlessList(clips[0]), None)], None, 0)
+    corpus = ClipIndex([Source("test", EndlessList(clips[0]))], None, 0)
     batches = BatchStream(corpus, seed=0, batch_seconds=2, section_size=20, max_seconds=1, min_seconds=0.1)
     tracemalloc.start()
     try:

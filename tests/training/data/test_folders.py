@@ -19,8 +19,8 @@ def test_folder_is_searched_for_every_format(tmp_path):
     (tmp_path / "in" / "notes.txt").write_text("no audio")
     write_clip(tmp_path / "in" / "._a.wav", 30)  # what macOS leaves behind
     os.symlink(tmp_path / "in", tmp_path / "in" / "b" / "circle")
-    clips = open_source(str(tmp_path / "in"))
-    assert [Path(row["path"]).name for row in clips.dataset] == ["a.wav", "c.flac", "d.WAV", "e.ogg", "f.mp3"]
+    samples = open_source(str(tmp_path / "in")).samples()
+    assert [Path(clip.audio).name for clip, _ in samples] == ["a.wav", "c.flac", "d.WAV", "e.ogg", "f.mp3"]
     assert len(found(str(tmp_path / "in"))) == 5
 
 
@@ -60,8 +60,7 @@ def test_file_names_that_are_not_utf8_are_read(tmp_path, caplog):
         os.rename(path, os.path.join(os.fsencode(tmp_path / "in"), name))
     (tmp_path / "in" / "bad.wav").touch()
     os.rename(tmp_path / "in" / "bad.wav", os.path.join(os.fsencode(tmp_path / "in"), b"bad\xe9.wav"))
-    source = open_source(str(tmp_path / "in"))
-    names = [Path(source.clip(row, n).name).name for n, row in enumerate(source.dataset)]
+    names = [Path(clip.name).name for clip, _ in open_source(str(tmp_path / "in")).samples()]
     assert sorted(names) == ["\\udcff\\udcfe.wav", "bad\\udce9.wav", "caf\\udce9.wav", "day\\nlight.wav"]
     assert found(str(tmp_path / "in")) == [1, 2, 3]
     with pytest.raises(ValueError, match="is a table: name the folder"):

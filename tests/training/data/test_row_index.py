@@ -36,7 +36,7 @@ def rows(count: int, name: str = "a") -> str:
 
 
 def paths(manifest: JsonLines) -> list[str]:
-    return [os.path.basename(manifest[index]["path"]) for index in range(len(manifest))]
+    return [os.path.basename(manifest[index][0].audio) for index in range(len(manifest))]
 
 
 def kept() -> list[str]:

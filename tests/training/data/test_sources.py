@@ -80,6 +80,16 @@ def test_audio_column_is_found_or_named(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_the_audio_is_no_label_and_a_label_is_read_once(tmp_path, streaming):
+    pq.write_table(pa.table({"path": ["a.wav"], "text": ["A"]}), tmp_path / "x.parquet")
+    options = {"streaming": streaming, "audio_column": "path"}
+    with pytest.raises(ValueError, match="column 'path' holds the audio"):
+        open_source(str(tmp_path / "x.parquet"), labels=["path"], **options)
+    ((clip, labels),) = open_source(str(tmp_path / "x.parquet"), labels=["text", "text"], **options).samples()
+    assert (clip.audio, labels) == ("a.wav", {"text": "A"})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_hub_name_config_and_split_are_handed_on(tmp_path, monkeypatch, streaming):
     write_parquet(tmp_path / "speech.parquet", range(1, 4), column="speech")
     asked = []
