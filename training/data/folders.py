@@ -81,7 +81,7 @@ def list_folder(folder: Path, labels: Sequence[str], classes: bool = False) -> F
         except NoFileColumn as error:
             no_list = error
     paths, nested = _walk(folder)
-    if not paths and not nested:
+    if not paths and not (labels and nested):
         return None
     if not labels:
         if no_list is not None:
@@ -90,7 +90,12 @@ def list_folder(folder: Path, labels: Sequence[str], classes: bool = False) -> F
     if no_list is not None:
         raise no_list
     if nested:
-        return _listed(_read_nested(folder, labels, paths, nested), labels)
+        try:
+            return _listed(_read_nested(folder, labels, paths, nested), labels)
+        except NoFileColumn:
+            if paths:
+                raise
+            return None  # of another kind, beside data that are no files of audio
     above = _read_above(folder, labels)
     return _listed(above, labels) if above else _by_class(folder, labels, paths, classes)
 

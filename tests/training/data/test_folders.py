@@ -53,6 +53,22 @@ def test_brackets_in_names_are_no_patterns(tmp_path, monkeypatch):
         open_source(str(folder / "c*.parquet"))
 
 
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_another_list_in_a_subfolder_does_not_hide_parquet_or_archives(tmp_path, name):
+    write_parquet(tmp_path / "in" / "train.parquet", range(1, 3))
+    write_clip(tmp_path / "3.wav", 3)
+    (tmp_path / "tar").mkdir()
+    with tarfile.open(tmp_path / "tar" / "x.tar", "w") as archive:
+        archive.add(tmp_path / "3.wav", "3.wav")
+    for folder in ("in", "tar"):
+        (tmp_path / folder / "docs").mkdir()
+        (tmp_path / folder / "docs" / name).write_text('{"speaker": 1}\n')
+    assert found(str(tmp_path / "in")) == [1, 2]
+    assert found(str(tmp_path / "tar"), streaming=True) == [3]
+    labels = [labels for _, labels in open_source(str(tmp_path / "in"), labels=["speaker"]).samples()]
+    assert labels == [{"speaker": "a"}] * 2
+
+
 def test_file_names_that_are_not_utf8_are_read(tmp_path, caplog):
     for number, name in enumerate([b"caf\xe9.wav", b"day\nlight.wav", b"\xff\xfe.wav"], start=1):
         path = write_clip(tmp_path / "plain.wav", number)
