@@ -45,6 +45,7 @@ class Corpus:
     ):
         options = {"streaming": streaming, "audio_column": audio_column, "labels": tuple(columns)}
         self.specs, self.columns, self.clips_per_shard = list(specs), tuple(columns), clips_per_shard
+        self.audio_column = audio_column
         self.sources = [open_source(spec, **options) for spec in specs]
         sized = all(hasattr(source.dataset, "__len__") for source in self.sources)
         self.size = sum(len(source.dataset) for source in self.sources) if sized else None
@@ -57,6 +58,7 @@ class Corpus:
         return {
             "data": self.specs,
             "data as it was": [identity(spec, source) for spec, source in zip(self.specs, self.sources)],
+            "audio_column": self.audio_column,
             "columns": list(self.columns),
             "clips_per_shard": self.clips_per_shard,
         }

@@ -172,7 +172,7 @@ def reading_settings(
 ) -> dict:
     """
     What decides the order of the clips (`order`), how they are cut into batches (`cut`), and which clips they are
-    (`identities`, of each source; looked up where they are not given).
+    (`identities`, of each source; looked up where they are not given; and `audio_column` where it is set).
     """
     if identities is None:
         identities = [identity(spec, source) for spec, source in zip(args.train_data, corpus.sources, strict=True)]
@@ -181,7 +181,7 @@ def reading_settings(
         "order": [sizes, args.train_data_weights, seed, args.streaming, args.cache_gb > 0],
         "cut": [args.bucket_buffer_size, args.batch_seconds, args.max_seconds, args.min_seconds],
         "identities": identities,
-    }
+    } | ({"audio_column": args.audio_column} if args.audio_column else {})
 
 
 def moved(position: DataPosition, readers: int, settings: dict) -> tuple[DataPosition, str]:

@@ -32,6 +32,12 @@ def test_streams_have_the_same_shards(tmp_path):
     assert wanted[2][1][0].number == 6 and wanted[2][1][0].labels == {"speaker": "a"}
 
 
+def test_the_column_with_the_audio_is_a_setting(tmp_path):
+    write_parquet(tmp_path / "b" / "train.parquet", range(2))
+    settings = [Corpus([str(tmp_path / "b")], 3, audio_column=column).settings for column in (None, "audio")]
+    assert [found.pop("audio_column") for found in settings] == [None, "audio"] and settings[0] == settings[1]
+
+
 def test_a_column_that_is_not_there_gets_a_sentence(tmp_path):
     write_parquet(tmp_path / "b" / "train.parquet", range(2))
     with pytest.raises(ValueError, match="has no column 'speakers'"):
