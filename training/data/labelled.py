@@ -68,8 +68,9 @@ class LabelledClips(torch.utils.data.Dataset):
         self.labels = labels
         self.num_samples = [place.num_samples for place in places]
         self._monitor = BadAudioMonitor(max_bad_fraction)
-        # For each clip: 1 once it was usable; 1 + the place in `REASONS` once it was not.
-        self._met = torch.zeros(2, len(places), dtype=torch.uint8)
+        # For each clip: 0 before it is asked for, 1 once it was usable, 2 + the place in `REASONS` once it was not. A
+        # tensor, which workers can share.
+        self._met = torch.zeros(len(places), dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -96,15 +97,14 @@ class LabelledClips(torch.utils.data.Dataset):
 
     def _count(self, index: int, name: str, reason: str | None = None) -> None:
         """Note once whether a clip was usable; if not, judge all that was met, by all workers that share `_met`."""
-        row = int(reason is not None)
-        if self._met[row, index]:
+        if self._met[index] >= (2 if reason else 1):
             return
-        self._met[row, index] = 1 + REASONS.index(reason) if reason else 1
-        self._monitor.update(1 - row, [(name, reason)] * row)
+        self._met[index] = 2 + REASONS.index(reason) if reason else 1
+        self._monitor.update(0 if reason else 1, [(name, reason)] if reason else [])
         if reason:
-            counts = torch.bincount(self._met[1], minlength=1 + len(REASONS)).tolist()[1:]
-            self._monitor.seen = int(self._met.count_nonzero())
-            self._monitor.by_reason = Counter(dict(zip(REASONS, counts, strict=True)))
+            _, usable, *bad = torch.bincount(self._met, minlength=2 + len(REASONS)).tolist()
+            self._monitor.seen = usable + sum(bad)
+            self._monitor.by_reason = Counter(dict(zip(REASONS, bad, strict=True)))
             self._monitor.check()
 
     def _none_usable(self) -> BadAudioError:
@@ -113,7 +113,7 @@ class LabelledClips(torch.utils.data.Dataset):
     @property
     def num_bad(self) -> int:
         """Clips that turned out to be unusable when they were asked for."""
-        return int(self._met[1].count_nonzero())
+        return int((self._met > 1).sum())
 
     def filled(self) -> "FilledClips":
         """The same clips for a `DataLoader`, whose batches must be full."""
@@ -249,15 +249,16 @@ def choose_column(
     """
     if column is not None:
         return column
-    open_source(specs[0], audio_column=audio_column)  # whatever else is wrong with it, is said first
-    for candidate in candidates:
-        try:
-            open_source(specs[0], audio_column=audio_column, labels=[candidate], classes=classes)
-            return candidate
-        except MissingColumn as error:
-            problem = error
-    names = ", ".join(candidates)
-    raise ValueError(f"No column of {what} was found ({names}): {problem} If it has another name, give `{argument}`.")
+    try:
+        open_source(specs[0], audio_column=audio_column, labels=candidates[:1], classes=classes)
+        return candidates[0]
+    except MissingColumn as error:
+        if found := [name for name in candidates if name in error.columns]:
+            return found[0]
+        raise ValueError(
+            f"No column of {what} was found ({', '.join(candidates)}): {error} If it has another name, give"
+            f" `{argument}`."
+        ) from None
 
 
 def open_labelled(

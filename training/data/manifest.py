@@ -19,11 +19,11 @@ CHECKED = 100_000  # rows that are parsed when a manifest is opened
 
 
 class MissingColumn(ValueError):
-    """A source lacks a column that is asked for, `column`."""
+    """A source lacks a column that is asked for, `column`; it has `columns`."""
 
-    def __init__(self, message: str, column: str = ""):
+    def __init__(self, message: str, column: str = "", columns: Collection[str] = ()):
         super().__init__(message)
-        self.column = column
+        self.column, self.columns = column, columns
 
 
 class JsonLines(Sequence):
@@ -159,7 +159,7 @@ def check_columns(where: str, wanted: Iterable[str], columns: Collection[str]) -
     missing = [label for label in wanted if label not in columns]
     if missing:
         has = several(columns) or "none"
-        raise MissingColumn(f"'{where}' has no column '{missing[0]}'; it has {has}.", missing[0])
+        raise MissingColumn(f"'{where}' has no column '{missing[0]}'; it has {has}.", missing[0], columns)
 
 
 def local_path(folder: str, name: str, where: str) -> str:
