@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import BinaryIO, NamedTuple
 
+from training.common.naming import printable
 from training.data.clips import Clip, Sample
 from training.data.manifest import check_columns, label_text, parse_object
 from training.data.waveforms import BadAudio
@@ -91,7 +92,7 @@ class TarArchives:
             if isinstance(found, Clip):
                 clips.append(found)
             elif self._is_clip(found.name):
-                clips.append(Clip(f"{path}/{found.name}", found.content))
+                clips.append(Clip(printable(f"{path}/{found.name}"), found.content))
             elif self._is_label(found.name):
                 texts[f"{path}/{found.name}"] = found.content
         yield clips, texts
@@ -129,7 +130,7 @@ class TarArchives:
             yield from self._lost(path, f"all of it ({error.strerror})", max(size, self._usual_size) / self._clip_size)
 
     def _lost(self, path: str, what: str, clips: float) -> Iterator[Clip]:
-        bad = Clip(f"{path}: {what}", BadAudio("corrupt", "cannot be read"))
+        bad = Clip(printable(f"{path}: {what}"), BadAudio("corrupt", "cannot be read"))
         for _ in range(min(max(1, round(clips)), MOST_LOST)):
             yield bad
 

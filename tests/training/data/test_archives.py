@@ -126,6 +126,14 @@ def test_what_is_no_clip_is_passed_over_and_what_should_be_one_is_named(tmp_path
     assert names == {"empty.wav": "empty", "text.wav": "corrupt", "link.wav": "missing", "hard.wav": "missing"}
 
 
+def test_names_are_told_in_characters_that_any_terminal_takes(tmp_path):
+    (tmp_path / "caf\udce9").mkdir()
+    path = write(tmp_path / "caf\udce9" / "a.tar", {"line\nbreak.wav": sound(1), "b.wav": sound(2)})
+    path.write_bytes(path.read_bytes()[:6000])
+    names = [clip.name for clip in clips(path)]
+    assert names[0] == f"{tmp_path}/caf\\udce9/a.tar/line\\nbreak.wav" and "caf\\udce9/a.tar: the rest" in names[1]
+
+
 def test_a_name_twice_is_two_clips(tmp_path):
     with tarfile.open(tmp_path / "twice.tar", "w") as archive:
         for number in (1, 2):
