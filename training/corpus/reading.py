@@ -5,6 +5,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from sjepa_hf.command import first_line
+from training.common.naming import printable
 from training.data.clips import Clip, Sample, Source
 from training.data.identity import identity
 from training.data.sources import open_source
@@ -56,7 +57,7 @@ class Corpus:
     def settings(self) -> dict:
         """What is read, in what order, and how it is cut: for the record of what is made of it."""
         return {
-            "data": self.specs,
+            "data": list(map(printable, self.specs)),
             "data as it was": [identity(spec, source) for spec, source in zip(self.specs, self.sources)],
             "audio_column": self.audio_column,
             "columns": list(self.columns),

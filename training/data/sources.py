@@ -71,7 +71,7 @@ def open_source(
     if config or split != "train":
         raise ValueError(f"'{spec}': files and folders of audio have no configs or splits; name the part itself.")
     if files is not None:
-        return Source(name, files)
+        return Source(printable(name), files)
     if found and all(file.endswith(".parquet") for file in found):
         return load("parquet", data_files=list(map(glob.escape, found)), split="train")
     if found and all(file.endswith(".tar") for file in found):
@@ -81,7 +81,7 @@ def open_source(
             f"'{spec}': the pattern matches {len(found)} files; it must match Parquet files or tar archives only."
         )
     _check_is_manifest(spec, path)
-    return Source(name, JsonLines(path, labels))
+    return Source(printable(name), JsonLines(path, labels))
 
 
 def _check_has_parquet(spec: str, folder: Path) -> None:
@@ -140,9 +140,9 @@ def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str
             audio = audio.cast_column(column, Audio(decode=False))
         if labels:
             audio = concatenate_datasets([audio, _as_strings(dataset.select_columns(list(labels)), labels)], axis=1)
-        return Source(spec, audio, column)
+        return Source(printable(spec), audio, column)
     dataset = _as_strings(dataset.select_columns([column, *labels]), labels)
-    return Source(spec, _undecoded(dataset, column) if isinstance(feature, Audio) else dataset, column)
+    return Source(printable(spec), _undecoded(dataset, column) if isinstance(feature, Audio) else dataset, column)
 
 
 def _why_not_loaded(error: Exception, kind: str) -> str:
@@ -168,7 +168,7 @@ def _load_archives(
             " with labels, turn them into Parquet (python -m training.pack --streaming true --columns ...)."
         )
     try:
-        return Source(spec, TarArchives(files, audio_column, labels))
+        return Source(printable(spec), TarArchives(files, audio_column, labels))
     except MissingColumn:
         raise
     except ValueError as error:
