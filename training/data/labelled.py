@@ -290,6 +290,8 @@ def open_labelled(
             left.
         BadAudioError: if more than `max_bad_fraction` of the clips is bad.
     """
+    if "input_values" in (*labels, *optional):
+        raise ValueError("A label cannot be called input_values, which is the audio: rename the column.")
     options = {"audio_column": audio_column, "labels": (*labels, *optional), "classes": classes}
     sources = [open_source(spec, **options) for spec in specs]
     recordings: dict = {}

@@ -158,6 +158,7 @@ def test_the_share_of_bad_clips_is_judged_over_all_workers(folder):
     ("labels", "options", "message"),
     [
         (["sentence"], {}, "no column 'sentence'; it has file_name, text, who"),
+        (["input_values"], {}, "cannot be called input_values, which is the audio"),
         (["text"], {"max_seconds": 0.2}, "no usable clip .* 10 are too long"),
     ],
 )
