@@ -3,9 +3,8 @@
     python -m benchmarks.manifest --speech ../shared/speech/keywords [--rows 10000000] [--reads 100000]
 
 Writes both manifests, which name the audio files of the folder again and again and give durations, into a temporary
-folder. Opens each in two processes one after the other, the file being in the page cache: the second finds the index
-that the first has kept. Each reads rows at random places, and has two workers of the pretraining loader decode clips.
-Memory is what the process, or a worker, holds for itself.
+folder. Opens each in a process of its own, the file being in the page cache, reads rows at random places, and has two
+workers of the pretraining loader decode clips. Memory is what the process, or a worker, holds for itself.
 """
 
 import argparse
@@ -18,7 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import datasets
 import numpy as np
 import psutil
 
@@ -74,8 +72,8 @@ def own_memory(process: int | None = None) -> float:
     return psutil.Process(process).memory_full_info().uss / 2**20
 
 
-def in_a_process(path: Path, cache: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    measured = ["--measure", str(path), "--cache", str(cache)]
+def in_a_process(path: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    measured = ["--measure", str(path)]
     counts = ["--reads", str(arguments.reads), "--clips", str(arguments.clips)]
     answer = subprocess.run(
         [sys.executable, "-m", "benchmarks.manifest", *measured, *counts], check=True, stdout=subprocess.PIPE
@@ -92,10 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=10_000, help="clips decoded by workers")
     parser.add_argument("--scratch", type=Path, help="where to write; 130 bytes a row are needed")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # the manifest that a process of its own measures
-    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.measure:
-        datasets.config.HF_DATASETS_CACHE = arguments.cache
         print(json.dumps(measure(arguments.measure, arguments.reads, arguments.clips)))
         return
     if not arguments.speech:
@@ -107,9 +103,7 @@ def main(argv: list[str] | None = None) -> None:
             path = Path(folder) / f"{rows}.jsonl"
             write_manifest(path, files, rows)
             print(f"{rows} rows, {os.path.getsize(path) / 2**20:.1f} MiB")
-            first = in_a_process(path, Path(folder, "cache"), arguments)
-            again = in_a_process(path, Path(folder, "cache"), arguments)
-            found.append({"seconds to open first": first["seconds to open"]} | again)
+            found.append(in_a_process(path, arguments))
     print(f"{'':24s} {1000:>12d} {arguments.rows:>12d} {'difference':>12s} {'ratio':>8s}")
     for name, few in found[0].items():
         many = found[1][name]

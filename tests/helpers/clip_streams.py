@@ -3,11 +3,11 @@
 import numpy as np
 import soundfile
 import torch
-from datasets import Dataset
 
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.batches import BatchStream
-from training.data.clips import Source
+from training.data.clips import Clip, Sample, Source
+from training.data.folders import Files
 from training.data.order import DataPosition
 
 
@@ -31,8 +31,7 @@ def numbers(batch) -> list[int]:
 
 
 def as_source(paths: list[str]) -> Source:
-    columns = {"path": paths, "offset": [None] * len(paths), "duration": [None] * len(paths)}
-    return Source("test", Dataset.from_dict(columns), None)
+    return Source("test", Files(paths))
 
 
 class EndlessList:
@@ -44,8 +43,8 @@ class EndlessList:
     def __len__(self) -> int:
         return 50_000_000
 
-    def __getitem__(self, index: int) -> dict:
-        return {"path": self.path, "offset": None, "duration": 0.1}
+    def __getitem__(self, index: int) -> Sample:
+        return Clip(self.path, self.path, 0.0, 0.1), {}
 
 
 def loader(batches: BatchStream, num_workers: int = 0) -> torch.utils.data.DataLoader:

@@ -41,7 +41,7 @@ def test_why_nothing_can_be_fitted_is_said(clustered, tmp_path):
 
 
 def test_clips_of_a_long_list_are_drawn_in_little_memory(corpus_folder, monkeypatch):
-    endless = Source("list", EndlessList(str(corpus_folder / "00.wav")), None)
+    endless = Source("list", EndlessList(str(corpus_folder / "00.wav")))
     monkeypatch.setattr(fit_units, "open_source", lambda spec, **options: endless)
     tracemalloc.start()
     try:

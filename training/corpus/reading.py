@@ -5,8 +5,8 @@ from itertools import count, islice
 from typing import NamedTuple
 
 from sjepa_hf.command import first_line
-from training.data.archives import TarArchives
-from training.data.clips import Clip, Source
+from training.common.naming import printable
+from training.data.clips import Clip, Sample, Source
 from training.data.identity import identity
 from training.data.sources import open_source
 
@@ -46,6 +46,7 @@ class Corpus:
     ):
         options = {"streaming": streaming, "audio_column": audio_column, "labels": tuple(columns)}
         self.specs, self.columns, self.clips_per_shard = list(specs), tuple(columns), clips_per_shard
+        self.audio_column = audio_column
         self.sources = [open_source(spec, **options) for spec in specs]
         sized = all(hasattr(source.dataset, "__len__") for source in self.sources)
         self.size = sum(len(source.dataset) for source in self.sources) if sized else None
@@ -56,8 +57,9 @@ class Corpus:
     def settings(self) -> dict:
         """What is read, in what order, and how it is cut: for the record of what is made of it."""
         return {
-            "data": self.specs,
+            "data": list(map(printable, self.specs)),
             "data as it was": [identity(spec, source) for spec, source in zip(self.specs, self.sources)],
+            "audio_column": self.audio_column,
             "columns": list(self.columns),
             "clips_per_shard": self.clips_per_shard,
         }
@@ -74,7 +76,7 @@ class Corpus:
             for number, first in enumerate(range(0, self.size, size)):
                 yield number, map(self.row, range(first, min(first + size, self.size)))
             return
-        rows = enumerate(row for source in self.sources for row in _streamed(source, self.columns))
+        rows = enumerate((source.name, *sample) for source in self.sources for sample in _streamed(source))
         for number in count():
             taken = list(islice(rows, size))
             if not taken:
@@ -88,8 +90,7 @@ class Corpus:
         place = number
         for source in self.sources:
             if place < len(source.dataset):
-                row = source.dataset[place]
-                return Row(number, source.name, source.clip(row, place), {name: row[name] for name in self.columns})
+                return Row(number, source.name, *source.sample(source.dataset[place], place))
             place -= len(source.dataset)
         raise IndexError(number)
 
@@ -102,23 +103,14 @@ def check_names(columns: Sequence[str], written: Sequence[str]) -> None:
         )
 
 
-def _streamed(source: Source, columns: Sequence[str]) -> Iterator[tuple[str, Clip, dict]]:
-    """Source, clip and labels of each row of a source from front to back."""
-    dataset, count = source.dataset, 0
-    if isinstance(dataset, TarArchives):
-        for shard in range(dataset.num_shards):
-            for clip, labels in dataset.samples(shard):
-                yield source.name, clip, labels
-        return
-    rows = iter(dataset)
-    while True:
-        try:
-            row = next(rows, None)
-        except Exception as error:  # of whatever library reads the format
-            raise ValueError(
-                f"'{source.name}' cannot be read any further after row {count}: {first_line(error)}"
-            ) from error
-        if row is None:
-            return
-        yield source.name, source.clip(row, count), {name: row[name] for name in columns}
-        count += 1
+def _streamed(source: Source) -> Iterator[Sample]:
+    """The samples of a source from front to back."""
+    count = 0
+    try:
+        for sample in source.samples():
+            yield sample
+            count += 1
+    except Exception as error:  # of whatever library reads the format
+        raise ValueError(
+            f"'{source.name}' cannot be read any further after row {count}: {first_line(error)}"
+        ) from error

@@ -1,33 +1,35 @@
 """Archives (tar, the WebDataset format) of audio files on this machine: read from front to back, and not trusted.
 
-An archive is a chain of blocks of 512 bytes: a header for each member, then its content. After a broken header reading
-goes on at the next whole one. What cannot be read is named, and counts as the clips that it probably held.
+To `tarfile` an archive that is cut off is one that ends, and broken headers are passed over in silence. Here what
+cannot be read is named, and counts as the clips that it probably held: the piece from a broken header to the next
+whole one or, after a size that lies or where unpacking fails, the rest of the archive.
 """
 
 import bz2
 import gzip
 import lzma
+import math
 import os
 import statistics
-import zlib
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import BinaryIO, NamedTuple
 
-from training.data.clips import Clip
+from training.common.naming import printable
+from training.data.clips import Clip, Sample
 from training.data.manifest import check_columns, label_text, parse_object
 from training.data.waveforms import BadAudio
 
 
-BLOCK = 512
 LARGEST = 1 << 30  # bytes of one member
-LARGEST_HEADER = 1 << 20  # bytes of a member's long name or its further attributes
-SEARCHED = 1 << 30  # bytes after a broken header in which another is looked for
+EXTENDED = b"xgXLK"  # types of headers: a member's long name, or its further attributes
+LARGEST_HEADER = 1 << 14  # bytes of one of those
+LONGEST_END = 1 << 22  # bytes of zeros that may end an archive; more are room for what never came
 MOST_LOST = 100_000  # clips that the loss of one piece can count as
 LOOKED_AT = 1000  # members of an archive that tell what it holds, samples that tell which labels there are
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by their first bytes
-UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 class TarArchives:
@@ -59,11 +61,14 @@ class TarArchives:
     def num_shards(self) -> int:
         return len(self.files)
 
+    def __iter__(self) -> Iterator[Sample]:
+        return (sample for shard in range(self.num_shards) for sample in self.samples(shard))
+
     def clips(self, shard: int) -> Iterator[Clip]:
         """The clips of one archive in their order; what cannot be read stands among them as bad clips."""
         return (clip for clip, _ in self.samples(shard))
 
-    def samples(self, shard: int) -> Iterator[tuple[Clip, dict[str, str | None]]]:
+    def samples(self, shard: int) -> Iterator[Sample]:
         """The same, each with its labels; None for one that its sample lacks."""
         for clips, texts in self._grouped(self.files[shard]):
             labels = dict.fromkeys(self.labels)
@@ -87,7 +92,7 @@ class TarArchives:
             if isinstance(found, Clip):
                 clips.append(found)
             elif self._is_clip(found.name):
-                clips.append(Clip(f"{path}/{found.name}", found.content))
+                clips.append(Clip(printable(f"{path}/{found.name}"), found.content))
             elif self._is_label(found.name):
                 texts[f"{path}/{found.name}"] = found.content
         yield clips, texts
@@ -125,7 +130,7 @@ class TarArchives:
             yield from self._lost(path, f"all of it ({error.strerror})", max(size, self._usual_size) / self._clip_size)
 
     def _lost(self, path: str, what: str, clips: float) -> Iterator[Clip]:
-        bad = Clip(f"{path}: {what}", BadAudio("corrupt", "cannot be read"))
+        bad = Clip(printable(f"{path}: {what}"), BadAudio("corrupt", "cannot be read"))
         for _ in range(min(max(1, round(clips)), MOST_LOST)):
             yield bad
 
@@ -156,15 +161,11 @@ class TarArchives:
         """Bytes that a clip takes in the first archive that holds any, with what lies beside it."""
         others: set[str] = set()
         for path in self.files:
-            names, reached = [], 0
             try:
                 with open(path, "rb") as raw:
-                    for found in _walk(raw, lambda name: False):
-                        if isinstance(found, _Member):
-                            names.append(found.name)
-                            reached = raw.tell()
-                        if len(names) == LOOKED_AT:
-                            break
+                    members = (found for found in _walk(raw, lambda name: False) if isinstance(found, _Member))
+                    names = [member.name for member in islice(members, LOOKED_AT)]
+                    reached = raw.tell() if len(names) == LOOKED_AT else os.fstat(raw.fileno()).st_size
             except OSError:
                 continue
             clips = [name for name in names if self._is_clip(name)]
@@ -212,165 +213,75 @@ class _Gap(NamedTuple):
     why: str
 
 
-class _Header(NamedTuple):
-    name: str
-    kind: bytes  # one letter
-    size: int
+class _Header(tarfile.TarInfo):
+    """A header: refused where its size would fill the memory; of what is none the archive is told."""
 
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Header":
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in EXTENDED and header.size > LARGEST_HEADER):
+            raise tarfile.HeaderError(f"a header of {header.size:,} bytes")
+        return header
 
-class _Torn(Exception):
-    """An archive does not go on as it should."""
-
-
-class _Blocks:
-    """An archive's bytes, unpacked, from front to back; `place` is where it stands."""
-
-    def __init__(self, raw: BinaryIO):
-        unpack = COMPRESSED.get(raw.read(2))
-        raw.seek(0)
-        self.is_packed = unpack is not None
-        self.place = 0
-        self._raw, self._held = raw, b""
-        self._file = unpack(raw) if unpack else raw
-        self._end = float("inf") if unpack else os.fstat(raw.fileno()).st_size
-
-    @property
-    def reached(self) -> int:
-        """How much of the file that is, in bytes on the disk."""
-        return self._raw.tell() if self.is_packed else self.place
-
-    def read(self, size: int) -> bytes:
-        """Exactly that much. Raises _Torn if there is less, and then, unless it has to be unpacked, takes nothing."""
-        if self.place + size > self._end:
-            raise _Torn("cut off there")
-        content, self._held = self._held, b""
+    @classmethod
+    def fromtarfile(cls, archive: "_Archive") -> "_Header":
         try:
-            content += self._file.read(size - len(content))
-        except UNREADABLE as error:
-            raise _Torn(str(error) or type(error).__name__) from None
-        if len(content) < size:
-            raise _Torn("cut off there")
-        self.place += size
-        return content
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            archive.passed_over = archive.passed_over or error
+            raise
 
-    def skip(self, size: int) -> None:
-        if self.is_packed:  # has to be unpacked
-            for _ in range(0, size, 1 << 20):
-                self.read(min(size, 1 << 20))
-                size -= 1 << 20
-        elif self.place + size > self._end:
-            raise _Torn("cut off there")
-        else:
-            self._file.seek(size, os.SEEK_CUR)
-            self.place += size
 
-    def search(self) -> bool:
-        """Go on to the next whole header, if there is one."""
-        try:
-            for _ in range(SEARCHED // BLOCK):
-                block = self.read(BLOCK)
-                if block[257:262] == b"ustar" and _parse(block):
-                    self._held = block
-                    self.place -= BLOCK
-                    return True
-        except _Torn:
-            pass
-        return False
+class _Archive(tarfile.TarFile):
+    tarinfo = _Header
+    passed_over: tarfile.HeaderError | None = None  # the first since the last member
 
 
 def _walk(raw: BinaryIO, is_wanted: Callable[[str], bool]) -> Iterator[_Member | _Gap]:
     """The files of an archive, links among them, and the gaps between them."""
-    blocks = _Blocks(raw)
+    unpack = COMPRESSED.get(raw.read(2))
+    raw.seek(0)
+    file, size = (unpack(raw), math.inf) if unpack else (raw, os.fstat(raw.fileno()).st_size)
+    archive, end = None, 0
     while True:
-        start, reached = blocks.place, blocks.reached
+        reached = raw.tell() if unpack else end  # bytes on the disk
         try:
-            header = _next_header(blocks)
-            member = header and _next_member(blocks, header, is_wanted(header.name))
-        except _Torn as torn:
-            found = blocks.search()
-            yield _Gap(start, blocks.place if found else None, reached, str(torn))
-            if not found:
-                return
-            continue
+            if archive is None:
+                archive = _Archive(fileobj=file, encoding="utf-8", errors="replace", ignore_zeros=True)
+            header = archive.next()
+            archive.members.clear()
+            if header and (not header.offset < archive.offset <= size or (unpack and header.size > LARGEST)):
+                raise tarfile.ReadError(f"{header.name} of {header.size:,} bytes, or cut off there")
+            member = header and _read_member(file, header, is_wanted(header.name))
+        except Exception as error:  # of whatever kind damage is to `tarfile` or to what unpacks
+            yield _Gap(end, None, reached, str(error) or type(error).__name__)
+            return
+        passed_over, archive.passed_over = archive.passed_over, None
+        if passed_over and not isinstance(passed_over, tarfile.EOFHeaderError):  # not the zeros of an archive's end
+            is_broken = isinstance(passed_over, tarfile.InvalidHeaderError)
+            yield _Gap(end, header and header.offset, reached, "a broken header" if is_broken else "cut off there")
+        elif header is None and archive.offset - end > LONGEST_END:
+            yield _Gap(end, None, reached, "nothing but zeros")
+        if header is None:
+            return
+        end = archive.offset
         if member:
             yield member
-        elif header is None and not blocks.search():  # archives put together have an end in the middle
-            return
 
 
-def _next_header(blocks: _Blocks) -> _Header | None:
-    """The header of the next member, or None for the zeros that end an archive. Raises _Torn."""
-    more: dict[str, str] = {}
-    while True:
-        block = blocks.read(BLOCK)
-        if not any(block):
-            return None
-        header = _parse(block)
-        if header is None:
-            raise _Torn("a broken header")
-        if header.kind not in b"xgLK":
-            break
-        if header.size > LARGEST_HEADER:
-            raise _Torn(f"a header of {header.size:,} bytes")
-        content = blocks.read(-(-header.size // BLOCK) * BLOCK)[: header.size]
-        if header.kind == b"L":
-            more["path"] = content.rstrip(b"\0").decode(errors="replace")
-        elif header.kind == b"x":
-            more |= _attributes(content)
-    size = more.get("size", "")
-    kind = b"S" if "GNU.sparse" in more else header.kind
-    is_size = size.isdecimal() and len(size) < 20  # of 4,300 digits `int` makes an error
-    return _Header(more.get("path", header.name), kind, int(size) if is_size else header.size)
-
-
-def _next_member(blocks: _Blocks, header: _Header, is_wanted: bool) -> _Member | None:
-    """The member that follows its header; None for folders and devices. Raises _Torn."""
-    if header.kind in b"3456":
+def _read_member(file: BinaryIO, header: tarfile.TarInfo, is_wanted: bool) -> _Member | None:
+    """The member after its header; None for folders and devices. Raises `tarfile.ReadError` if it is not whole."""
+    if header.isdir() or header.isdev():
         return None
-    if header.kind in b"12":  # no content follows
+    if header.issym() or header.islnk():
         return _Member(header.name, BadAudio("missing", "a link within the archive"))
-    padded = -(-header.size // BLOCK) * BLOCK
-    if header.size > LARGEST and blocks.is_packed:
-        raise _Torn(f"{header.name} of {header.size:,} bytes")
-    if header.size > LARGEST or header.kind == b"S" or not is_wanted:
-        blocks.skip(padded)
-        wrong = ("too_long", f"{header.size:,} bytes") if header.size > LARGEST else ("corrupt", "stored with holes")
-        return _Member(header.name, BadAudio(*wrong) if is_wanted else None)
-    return _Member(header.name, blocks.read(padded)[: header.size])
-
-
-def _parse(block: bytes) -> _Header | None:
-    """A header of 512 bytes; None if it is not whole."""
-    try:
-        total, size = _number(block[148:156]), _number(block[124:136])
-    except ValueError:
-        return None
-    if sum(block) - sum(block[148:156]) + 8 * ord(" ") != total:
-        return None
-    name, folder = (part.partition(b"\0")[0].decode(errors="replace") for part in (block[:100], block[345:500]))
-    is_posix = block[257:263] == b"ustar\0"
-    return _Header(f"{folder}/{name}" if is_posix and folder else name, block[156:157], size)
-
-
-def _number(field: bytes) -> int:
-    """A number of a header: bytes, or octal digits among spaces and zeros. Raises ValueError for anything else."""
-    if field[0] & 128:
-        return int.from_bytes(field[1:], "big")
-    digits = field.strip(b" \0")
-    if digits.strip(b"01234567"):  # `int` would take signs, underscores and prefixes too
-        raise ValueError("no octal number")
-    return int(digits or b"0", 8)
-
-
-def _attributes(content: bytes) -> dict[str, str]:
-    """What counts here of the lines "LENGTH KEY=VALUE" of a POSIX extended header: path, size, GNU.sparse."""
-    found = {}
-    while content:
-        length = content.partition(b" ")[0]
-        if not length.isdigit() or not len(length) < 8 or not 0 < int(length) <= len(content):
-            break
-        line, content = content[len(length) + 1 : int(length)], content[int(length) :]
-        key, _, value = line.rstrip(b"\n").partition(b"=")
-        if key in (b"path", b"size") or key.startswith(b"GNU.sparse."):
-            found[key[:10].decode()] = value.decode(errors="replace")
-    return found
+    if not is_wanted:
+        return _Member(header.name, None)
+    if header.size > LARGEST:
+        return _Member(header.name, BadAudio("too_long", f"{header.size:,} bytes"))
+    if header.issparse():
+        return _Member(header.name, BadAudio("corrupt", "stored with holes"))
+    content = file.read(header.size)
+    if len(content) < header.size:
+        raise tarfile.ReadError("cut off there")
+    return _Member(header.name, content)

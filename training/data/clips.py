@@ -1,6 +1,6 @@
 """Clips, and the sources that they come from: what a row of any data set is turned into before it is decoded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -36,21 +36,31 @@ class Clip(NamedTuple):
         return audio_length(self.content(), offset=self.offset, duration=self.duration)
 
 
+Sample = tuple[Clip, dict[str, str | None]]  # a clip, and its labels by name
+
+
 class Source(NamedTuple):
     """
-    An opened source: `column` holds the audio; None means rows of path, offset and duration. A row that cannot be used
-    says why as `bad_line`.
+    An opened source, whose rows are samples; or dicts of the audio, in `column`, and of the labels.
     """
 
     name: str
-    dataset: "Dataset | IterableDataset | TarArchives | Sequence[dict]"
-    column: str | None
+    dataset: "Dataset | IterableDataset | TarArchives | Sequence[Sample]"
+    column: str | None = None
 
-    def clip(self, row: dict, number: int | str) -> Clip:
+    def sample(self, row: Sample | dict, number: int | str) -> Sample:
+        """A row, which has that number, as a clip with its labels."""
         if self.column is None:
-            offset = 0.0 if row["offset"] is None else row["offset"]
-            return Clip(printable(row["path"]), row.get("bad_line") or row["path"], offset, row["duration"])
-        audio = row[self.column]
+            return row
+        audio, labels = row[self.column], {name: row[name] for name in row if name != self.column}
         path, content = (audio.get("path"), audio.get("bytes")) if isinstance(audio, dict) else (None, audio)
         name = path or (content if isinstance(content, str) else f"{self.name}[{number}]")
-        return Clip(printable(name), (path or "") if content is None else content)
+        return Clip(printable(name), (path or "") if content is None else content), labels
+
+    def clip(self, row: Sample | dict, number: int | str) -> Clip:
+        """The clip of a row."""
+        return self.sample(row, number)[0]
+
+    def samples(self) -> Iterator[Sample]:
+        """All rows in their order."""
+        return (self.sample(row, number) for number, row in enumerate(self.dataset))

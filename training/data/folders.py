@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from training.common.naming import printable, several
+from training.data.clips import Clip, Sample
 from training.data.metadata import FILE_COLUMN, FILE_NAMES, Listed, NoFileColumn, find_metadata, read_metadata
 from training.data.waveforms import BadAudio
 
@@ -28,8 +29,7 @@ SPLITS = {  # the words of `datasets` for the parts of a data set
 
 class Files(Sequence):
     """
-    Audio files as rows: dicts of `path` (str), `offset` and `duration` (None: the whole file), and of the labels (str,
-    or None). A row of a metadata file that names no file has what is wrong with it as `bad_line`.
+    Audio files with their labels, as samples. A row of a metadata file that names no file is a bad clip, a "bad_line".
 
     Paths are kept as the bytes that the file system has, since not every file name is UTF-8.
     """
@@ -44,17 +44,18 @@ class Files(Sequence):
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, index: int) -> dict:
-        return self._row(*(column[range(len(self))[index]].as_py() for column in self._table.columns))
+    def __getitem__(self, index: int) -> Sample:
+        return self._sample(*(column[range(len(self))[index]].as_py() for column in self._table.columns))
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[Sample]:
         for batch in self._table.to_batches(max_chunksize=1000):
             for values in zip(*(column.to_pylist() for column in batch.columns)):
-                yield self._row(*values)
+                yield self._sample(*values)
 
-    def _row(self, path: bytes, problem: str | None, *labels: str | None) -> dict:
-        row = {"path": os.fsdecode(path), "offset": None, "duration": None} | dict(zip(self.labels, labels))
-        return row if problem is None else row | {"bad_line": BadAudio("bad_line", problem)}
+    def _sample(self, path: bytes, problem: str | None, *labels: str | None) -> Sample:
+        name = os.fsdecode(path)
+        clip = Clip(printable(name), name if problem is None else BadAudio("bad_line", problem))
+        return clip, dict(zip(self.labels, labels))
 
 
 def list_folder(folder: Path, labels: Sequence[str], classes: bool = False) -> Files | None:
@@ -80,7 +81,7 @@ def list_folder(folder: Path, labels: Sequence[str], classes: bool = False) -> F
         except NoFileColumn as error:
             no_list = error
     paths, nested = _walk(folder)
-    if not paths and not nested:
+    if not paths and not (labels and nested):
         return None
     if not labels:
         if no_list is not None:
@@ -89,7 +90,12 @@ def list_folder(folder: Path, labels: Sequence[str], classes: bool = False) -> F
     if no_list is not None:
         raise no_list
     if nested:
-        return _listed(_read_nested(folder, labels, paths, nested), labels)
+        try:
+            return _listed(_read_nested(folder, labels, paths, nested), labels)
+        except NoFileColumn:
+            if paths:
+                raise
+            return None  # of another kind, beside data that are no files of audio
     above = _read_above(folder, labels)
     return _listed(above, labels) if above else _by_class(folder, labels, paths, classes)
 

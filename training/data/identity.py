@@ -1,42 +1,66 @@
 """Identity of data, to see cheaply whether they have changed: names and sizes of files, samples of their content.
 
 What a copy to another disk changes (folders, times) does not count. Rows of manifests and shards that are reordered or
-replaced are noticed; in a folder of audio a file that is replaced by one of the same name and size is not.
+replaced are noticed, and in a folder of audio labels that are read; a file there that is replaced by one of the same
+name and size is not.
 """
 
 import os
+import re
 import zlib
 from collections.abc import Iterable, Sequence
-from glob import glob
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset, IterableDataset
 
 from training.data.clips import Source
 from training.data.folders import Files
 from training.data.manifest import JsonLines
+from training.data.sources import matches
 
 
 BLOCK = 1 << 20  # bytes
 WHOLE = 256 * BLOCK  # bytes of a manifest that are all looked at; of a longer one as many, evenly spread
 FILES_LOOKED_AT = 1000
 SHARD_BLOCKS, SHARD_BLOCK = 16, 4096  # of each shard: their number, and bytes
+COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 
 
 def identity(spec: str, source: Source) -> str:
-    """
-    A checksum of an opened source, `spec` being what it was opened by. Of data on the Hub it knows the columns alone.
-    """
+    """A checksum of an opened source, `spec` being what it was opened by; of data on the Hub, their revision."""
     if isinstance(source.dataset, JsonLines):
         return of_file(Path(source.dataset.path), WHOLE // BLOCK, BLOCK)
     path = Path(spec.split("::")[0]).expanduser()
     if isinstance(source.dataset, Files):  # a folder of audio
-        return of_files([row["path"] for row in source.dataset], os.path.abspath(path), blocks=0)
-    files = [str(path)] if path.exists() else glob(str(path), recursive=True)
+        return _of_folder(source, os.path.abspath(path))
+    files = [str(path)] if path.exists() else matches(path)
     shards = [p for f in files for p in (Path(f).rglob("*") if Path(f).is_dir() else [Path(f)]) if p.is_file()]
     shards = [str(p) for p in shards if p.suffix in (".parquet", ".tar")]
-    root = os.path.commonpath([os.path.dirname(shard) for shard in shards]) if shards else ""
-    return of_files(sorted(shards), root, blocks=SHARD_BLOCKS)
+    if not shards:
+        return " ".join(sorted(_revisions(source.dataset)))
+    return of_files(sorted(shards), os.path.commonpath(list(map(os.path.dirname, shards))), blocks=SHARD_BLOCKS)
+
+
+def _of_folder(source: Source, root: str) -> str:
+    """The same of a folder of audio, with its labels if they are read."""
+    paths, labelled = [], 0
+    for clip, labels in source.samples():
+        paths.append(clip.audio if isinstance(clip.audio, str) else clip.name)
+        if labels:
+            labelled = zlib.crc32(ascii(labels).encode(), labelled)
+    return of_files(paths, root, blocks=0) + (f":{labelled:08x}" if labelled else "")
+
+
+def _revisions(dataset: Dataset | IterableDataset) -> set[str]:
+    """The commits of data on the Hub, which the paths of their Arrow copy, or of what a stream reads, contain."""
+    if isinstance(dataset, Dataset):
+        return set(COMMIT.findall(str(dataset.cache_files)))
+    layers = [dataset._ex_iterable]
+    for layer in layers:  # which grow
+        layers += getattr(layer, "ex_iterables", [])
+        layers += [layer.ex_iterable] if hasattr(layer, "ex_iterable") else []
+    return set(COMMIT.findall(str([getattr(layer, "kwargs", "") for layer in layers])))
 
 
 def of_files(paths: Sequence[str], root: str, blocks: int) -> str:

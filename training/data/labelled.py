@@ -68,8 +68,9 @@ class LabelledClips(torch.utils.data.Dataset):
         self.labels = labels
         self.num_samples = [place.num_samples for place in places]
         self._monitor = BadAudioMonitor(max_bad_fraction)
-        # For each clip: 1 once it was usable; 1 + the place in `REASONS` once it was not.
-        self._met = torch.zeros(2, len(places), dtype=torch.uint8)
+        # For each clip: 0 before it is asked for, 1 once it was usable, 2 + the place in `REASONS` once it was not. A
+        # tensor, which workers can share.
+        self._met = torch.zeros(len(places), dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -96,15 +97,14 @@ class LabelledClips(torch.utils.data.Dataset):
 
     def _count(self, index: int, name: str, reason: str | None = None) -> None:
         """Note once whether a clip was usable; if not, judge all that was met, by all workers that share `_met`."""
-        row = int(reason is not None)
-        if self._met[row, index]:
+        if self._met[index] >= (2 if reason else 1):
             return
-        self._met[row, index] = 1 + REASONS.index(reason) if reason else 1
-        self._monitor.update(1 - row, [(name, reason)] * row)
+        self._met[index] = 2 + REASONS.index(reason) if reason else 1
+        self._monitor.update(0 if reason else 1, [(name, reason)] if reason else [])
         if reason:
-            counts = torch.bincount(self._met[1], minlength=1 + len(REASONS)).tolist()[1:]
-            self._monitor.seen = int(self._met.count_nonzero())
-            self._monitor.by_reason = Counter(dict(zip(REASONS, counts, strict=True)))
+            _, usable, *bad = torch.bincount(self._met, minlength=2 + len(REASONS)).tolist()
+            self._monitor.seen = usable + sum(bad)
+            self._monitor.by_reason = Counter(dict(zip(REASONS, bad, strict=True)))
             self._monitor.check()
 
     def _none_usable(self) -> BadAudioError:
@@ -113,7 +113,7 @@ class LabelledClips(torch.utils.data.Dataset):
     @property
     def num_bad(self) -> int:
         """Clips that turned out to be unusable when they were asked for."""
-        return int(self._met[1].count_nonzero())
+        return int((self._met > 1).sum())
 
     def filled(self) -> "FilledClips":
         """The same clips for a `DataLoader`, whose batches must be full."""
@@ -249,15 +249,16 @@ def choose_column(
     """
     if column is not None:
         return column
-    open_source(specs[0], audio_column=audio_column)  # whatever else is wrong with it, is said first
-    for candidate in candidates:
-        try:
-            open_source(specs[0], audio_column=audio_column, labels=[candidate], classes=classes)
-            return candidate
-        except MissingColumn as error:
-            problem = error
-    names = ", ".join(candidates)
-    raise ValueError(f"No column of {what} was found ({names}): {problem} If it has another name, give `{argument}`.")
+    try:
+        open_source(specs[0], audio_column=audio_column, labels=candidates[:1], classes=classes)
+        return candidates[0]
+    except MissingColumn as error:
+        if found := [name for name in candidates if name in error.columns]:
+            return found[0]
+        raise ValueError(
+            f"No column of {what} was found ({', '.join(candidates)}): {error} If it has another name, give"
+            f" `{argument}`."
+        ) from None
 
 
 def open_labelled(
@@ -289,6 +290,8 @@ def open_labelled(
             left.
         BadAudioError: if more than `max_bad_fraction` of the clips is bad.
     """
+    if "input_values" in (*labels, *optional):
+        raise ValueError("A label cannot be called input_values, which is the audio: rename the column.")
     options = {"audio_column": audio_column, "labels": (*labels, *optional), "classes": classes}
     sources = [open_source(spec, **options) for spec in specs]
     recordings: dict = {}
@@ -296,12 +299,11 @@ def open_labelled(
     places, kept = [], {label: [] for label in (*labels, *optional)}
     monitor, too_long = BadAudioMonitor(max_bad_fraction), 0
     for number, source in enumerate(sources):
-        for row_number, row in enumerate(source.dataset):
-            clip = source.clip(row, row_number)
-            values = {label: _clean(row[label]) for label in kept}
+        for row_number, (clip, found) in enumerate(source.samples()):
+            values = {label: _clean(found[label]) for label in kept}
             unlabelled = [label for label in labels if not values[label]]
             try:
-                if unlabelled and "bad_line" not in row:
+                if unlabelled and not isinstance(clip.audio, BadAudio):
                     raise BadAudio(f"no {unlabelled[0]}")
                 length = clip.length()
                 if length < min_seconds * SAMPLING_RATE:
@@ -315,9 +317,8 @@ def open_labelled(
                 too_long += 1
                 logger.info("Left out %s: %.1f s.", clip.name, length / SAMPLING_RATE)
                 continue
-            file = row["path"] if source.column is None else clip.audio
-            if isinstance(file, str):
-                file = os.path.normpath(file)
+            if isinstance(clip.audio, str):
+                file = os.path.normpath(clip.audio)
                 _check_repeated(labelled, (file, clip.offset, clip.duration), clip.name, values)
             else:
                 file = (number, row_number)

@@ -162,14 +162,15 @@ def reading_settings(
     args: DataArguments, corpus: ClipIndex | ClipStream, seed: int, identities: list[str] | None = None
 ) -> dict:
     """
-    What decides the order of the clips (`order`), how they are cut into batches (`cut`), and which clips they are
+    What decides the order of the clips (`order`), how they are read and cut into batches (`cut`), and which they are
     (`identities`, of each source; looked up where they are not given). For JSON.
     """
     if identities is None:
         identities = [identity(spec, source) for spec, source in zip(args.train_data, corpus.sources, strict=True)]
     sources = [source.name for source in corpus.sources] if args.streaming else corpus.sizes.tolist()
     order = {"sources": sources, "weights": args.train_data_weights, "seed": seed, "streaming": args.streaming}
-    cut = {name: getattr(args, name) for name in ("bucket_buffer_size", "batch_seconds", "max_seconds", "min_seconds")}
+    names = ("audio_column", "bucket_buffer_size", "batch_seconds", "max_seconds", "min_seconds")
+    cut = {name: getattr(args, name) for name in names}
     return {"order": order, "cut": cut, "identities": identities}
 
 

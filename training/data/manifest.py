@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from training.common.naming import printable, several
+from training.data.clips import Clip, Sample
 from training.data.row_index import STRIDE, index_rows
 from training.data.waveforms import BadAudio
 
@@ -18,21 +19,20 @@ CHECKED = 100_000  # rows that are parsed when a manifest is opened
 
 
 class MissingColumn(ValueError):
-    """A source lacks a column that is asked for, `column`."""
+    """A source lacks a column that is asked for, `column`; it has `columns`."""
 
-    def __init__(self, message: str, column: str = ""):
+    def __init__(self, message: str, column: str = "", columns: Collection[str] = ()):
         super().__init__(message)
-        self.column = column
+        self.column, self.columns = column, columns
 
 
 class JsonLines(Sequence):
     """
-    Rows of a JSONL manifest: dicts of `path` (str), `offset` and `duration` (seconds, or None), and of the labels
-    (str, or None). Relative paths start from the manifest's folder. Blank lines do not count.
+    Rows of a JSONL manifest, as samples. Relative paths start from the manifest's folder. Blank lines do not count.
 
-    Only the place of every 32nd row is held, in a `RowIndex`, which is all that workers get. The first 100,000 rows
-    are checked at once. A bad line further down gives a row that names the line as its `path` and whose `bad_line` is
-    a `BadAudio`: one more clip that cannot be used.
+    Only the place of every 32nd row is held, in a `RowIndex`: 5 MB for ten million rows, which forked workers share
+    and others get. The first 100,000 rows are checked at once. A bad line further down gives a bad clip, a "bad_line",
+    whose name is that of the line.
 
     Args:
         path: the manifest, UTF-8.
@@ -60,12 +60,12 @@ class JsonLines(Sequence):
     def __len__(self) -> int:
         return self._index.size
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Sample:
         block, place = divmod(range(self._index.size)[index], STRIDE)
-        return self._row(*self._block(block)[place])
+        return self._sample(*self._block(block)[place])
 
-    def __iter__(self) -> Iterator[dict]:
-        return (self._row(number, line) for number, line in self._lines())
+    def __iter__(self) -> Iterator[Sample]:
+        return (self._sample(number, line) for number, line in self._lines())
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_file": None}
@@ -84,14 +84,14 @@ class JsonLines(Sequence):
             raise ValueError(f"{self.path} has changed since it was opened: start again to read the new one.")
         return [(number, line) for number, line in enumerate(content.split(b"\n"), first) if line.strip()]
 
-    def _row(self, number: int, line: bytes) -> dict:
+    def _sample(self, number: int, line: bytes) -> Sample:
         try:
             return self._parse(number, line)
         except ValueError as error:
-            nothing = dict.fromkeys(("offset", "duration", *self.labels))
-            return {"path": f"{self.path}, line {number}", **nothing, "bad_line": BadAudio("bad_line", str(error))}
+            clip = Clip(f"{self._shown}, line {number}", BadAudio("bad_line", str(error)))
+            return clip, dict.fromkeys(self.labels)
 
-    def _parse(self, number: int, line: bytes) -> dict:
+    def _parse(self, number: int, line: bytes) -> Sample:
         where = f"{self._shown}, line {number}"
         entry = parse_object(line, where)
         names = [entry[key] for key in AUDIO_KEYS if entry.get(key)]
@@ -99,16 +99,17 @@ class JsonLines(Sequence):
             raise ValueError(f"{where} has neither {' nor '.join(AUDIO_KEYS)}; it has {several(entry) or 'nothing'}.")
         if names[0] != names[-1]:
             raise ValueError(f"{where}: {' and '.join(AUDIO_KEYS)} differ; give one.")
-        row = {"path": names[0] if "://" in names[0] else local_path(self._folder, names[0], where)}
-        for key in ("offset", "duration"):
-            seconds = entry.get(key)
-            if seconds is not None and not (type(seconds) in (int, float) and 0 <= seconds < LONGEST_CLIP):
-                raise ValueError(f"{where}: {key} must be seconds, got {several([seconds])}.")
-            row[key] = None if seconds is None else float(seconds)
+        path = names[0] if "://" in names[0] else local_path(self._folder, names[0], where)
+        clip = Clip(printable(path), path, _seconds(entry, "offset", where) or 0.0, _seconds(entry, "duration", where))
         check_columns(where, self.labels, entry)
-        for label in self.labels:
-            row[label] = label_text(entry[label], label, where)
-        return row
+        return clip, {label: label_text(entry[label], label, where) for label in self.labels}
+
+
+def _seconds(entry: dict, key: str, where: str) -> float | None:
+    seconds = entry.get(key)
+    if seconds is not None and not (type(seconds) in (int, float) and 0 <= seconds < LONGEST_CLIP):
+        raise ValueError(f"{where}: {key} must be seconds, got {several([seconds])}.")
+    return None if seconds is None else float(seconds)
 
 
 def parse_object(line: bytes, where: str) -> dict:
@@ -158,7 +159,7 @@ def check_columns(where: str, wanted: Iterable[str], columns: Collection[str]) -
     missing = [label for label in wanted if label not in columns]
     if missing:
         has = several(columns) or "none"
-        raise MissingColumn(f"'{where}' has no column '{missing[0]}'; it has {has}.", missing[0])
+        raise MissingColumn(f"'{where}' has no column '{missing[0]}'; it has {has}.", missing[0], columns)
 
 
 def local_path(folder: str, name: str, where: str) -> str:

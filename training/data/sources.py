@@ -2,7 +2,6 @@
 
 import errno
 import glob
-import hashlib
 import os
 import tarfile
 from collections.abc import Sequence
@@ -53,36 +52,36 @@ def open_source(
     name, *rest = spec.split("::")
     if len(rest) > 2 or not name:
         raise ValueError(f"'{spec}' is not of the form PATH_OR_HUB_NAME[::config[::split]].")
+    labels = tuple(dict.fromkeys(labels))
     config, split = ((rest[0] if rest else "") or None), ((rest[1] if len(rest) == 2 else "") or "train")
     path = Path(os.path.expanduser(name))
     is_glob = glob.has_magic(name) and not path.exists()
     load = partial(_load, spec, audio_column, labels, streaming=streaming)
-    archives = partial(_load_archives, spec, audio_column, labels, streaming=streaming)
     if not (is_glob or path.exists()):
         if path.is_absolute() or name[0] in ".~" or name.count("/") > 1 or path.suffix in LOCAL_SUFFIXES:
             raise ValueError(f"'{printable(spec)}': there is no file or folder {printable(path)}.")
         return load(name, config, split=split)
     files = list_folder(path, labels, classes) if path.is_dir() else None
-    if path.is_dir() and files is None:
-        if found := sorted(map(str, path.rglob("*.tar"))):
-            return archives(found)
+    found = matches(path) if is_glob else [str(path)]
+    if path.is_dir() and files is None and not (found := sorted(map(str, path.rglob("*.tar")))):
         _check_has_parquet(spec, path)
-        return load("parquet", data_dir=_without_magic(str(path)), split=split)
+        if config:
+            raise ValueError(f"'{spec}': a folder of Parquet has no configs; name the subfolder.")
+        return load("parquet", data_dir=glob.escape(str(path)), split=split)
     if config or split != "train":
         raise ValueError(f"'{spec}': files and folders of audio have no configs or splits; name the part itself.")
     if files is not None:
-        return Source(name, files, None)
-    found = _matches(path) if is_glob else [str(path)]
+        return Source(printable(name), files)
     if found and all(file.endswith(".parquet") for file in found):
-        return load("parquet", data_files=[_without_magic(file) for file in found], split="train")
+        return load("parquet", data_files=list(map(glob.escape, found)), split="train")
     if found and all(file.endswith(".tar") for file in found):
-        return archives(found)
+        return _load_archives(spec, audio_column, labels, found, streaming)
     if is_glob:
         raise ValueError(
             f"'{spec}': the pattern matches {len(found)} files; it must match Parquet files or tar archives only."
         )
     _check_is_manifest(spec, path)
-    return Source(name, JsonLines(path, labels), None)
+    return Source(printable(name), JsonLines(path, labels))
 
 
 def _check_has_parquet(spec: str, folder: Path) -> None:
@@ -110,40 +109,11 @@ def _begins_as_manifest(path: Path) -> bool:
         return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"")
 
 
-def _matches(pattern: Path) -> list[str]:
+def matches(pattern: Path) -> list[str]:
     """The files that a pattern matches, sorted; brackets in folders that exist are part of their names."""
     folder = next(parent for parent in pattern.parents if parent.exists())
     rest = str(pattern.relative_to(folder))
     return sorted(glob.glob(os.path.join(glob.escape(str(folder)), rest), recursive=True))
-
-
-def _without_magic(path: str) -> str:
-    """
-    The path, or, where it has characters that `datasets` would take for a pattern, that of a link to it; for a folder
-    that of another with links to its Parquet files. They lie in the cache of `datasets`, the same in every run.
-    """
-    if not glob.has_magic(path):
-        return path
-    target = os.path.abspath(path)
-    name = hashlib.sha256(os.fsencode(target)).hexdigest()[:32] + os.path.splitext(target)[1]
-    link = Path(datasets.config.HF_DATASETS_CACHE).absolute() / "links" / name
-    if not os.path.isdir(target):
-        _link(link, target)
-        return str(link)
-    wanted = {link / file.relative_to(target): str(file) for file in Path(target).rglob("*.parquet")}
-    for file in set(link.rglob("*.parquet")) - wanted.keys():
-        file.unlink(missing_ok=True)
-    for place, file in wanted.items():
-        _link(place, file)
-    return str(link)
-
-
-def _link(link: Path, target: str) -> None:
-    link.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        link.symlink_to(target)
-    except FileExistsError:  # an earlier run, or another process
-        pass
 
 
 def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str | None, **options) -> Source:
@@ -160,6 +130,8 @@ def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str
     if not (isinstance(feature, Audio) or encoded or getattr(feature, "dtype", "").endswith(("string", "binary"))):
         raise ValueError(f"'{spec}': column '{column}' holds {feature}, not audio files or their paths.")
     check_columns(spec, labels, dataset.features)
+    if column in labels:
+        raise ValueError(f"'{spec}': column '{column}' holds the audio, it cannot be a label too.")
     for label in labels:
         check_label_feature(dataset.features[label], f"'{spec}': column '{label}'")
     if isinstance(dataset, Dataset):  # labels on their own: a cast of the table would copy the audio too
@@ -168,9 +140,9 @@ def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str
             audio = audio.cast_column(column, Audio(decode=False))
         if labels:
             audio = concatenate_datasets([audio, _as_strings(dataset.select_columns(list(labels)), labels)], axis=1)
-        return Source(spec, audio, column)
+        return Source(printable(spec), audio, column)
     dataset = _as_strings(dataset.select_columns([column, *labels]), labels)
-    return Source(spec, _undecoded(dataset, column) if isinstance(feature, Audio) else dataset, column)
+    return Source(printable(spec), _undecoded(dataset, column) if isinstance(feature, Audio) else dataset, column)
 
 
 def _why_not_loaded(error: Exception, kind: str) -> str:
@@ -196,7 +168,7 @@ def _load_archives(
             " with labels, turn them into Parquet (python -m training.pack --streaming true --columns ...)."
         )
     try:
-        return Source(spec, TarArchives(files, audio_column, labels), "audio")
+        return Source(printable(spec), TarArchives(files, audio_column, labels))
     except MissingColumn:
         raise
     except ValueError as error:

@@ -85,5 +85,5 @@ def read_sentences(text: str, column: str | None, normalizer: TextNormalizer) ->
         lines = decoded(path).splitlines()
     else:
         column = choose_column([text], column, TEXT_COLUMNS, "text_column", "transcripts")
-        lines = [row[column] or "" for row in open_source(text, labels=[column]).dataset]
+        lines = [labels[column] or "" for _, labels in open_source(text, labels=[column]).samples()]
     return [sentence for sentence in map(normalizer, lines) if sentence]

@@ -41,6 +41,20 @@ def test_a_stream_without_a_clip_gets_a_sentence(tmp_path):
         list(corpus.shards())
 
 
+def test_the_column_with_the_audio_is_a_setting(tmp_path):
+    write_parquet(tmp_path / "b" / "train.parquet", range(2))
+    settings = [Corpus([str(tmp_path / "b")], 3, audio_column=column).settings for column in (None, "audio")]
+    assert [found.pop("audio_column") for found in settings] == [None, "audio"] and settings[0] == settings[1]
+
+
+def test_what_is_written_of_a_folder_whose_name_is_not_utf8_is(tmp_path):
+    write_clip(tmp_path / "in" / "1.wav", 1)
+    folder = (tmp_path / "in").rename(tmp_path / "caf\udce9")
+    corpus = Corpus([str(folder)], 3)
+    row, told = corpus.row(0), f"{tmp_path}/caf\\udce9"
+    assert (row.source, row.clip.name, corpus.settings["data"]) == (told, f"{told}/1.wav", [told])
+
+
 def test_a_column_that_is_not_there_gets_a_sentence(tmp_path):
     write_parquet(tmp_path / "b" / "train.parquet", range(2))
     with pytest.raises(ValueError, match="has no column 'speakers'"):

@@ -202,8 +202,8 @@ def test_headers_are_read_once_and_not_where_the_duration_is_given(clips, monkey
     assert sorted(read) == sorted(clips)
     read.clear()
     seconds = [soundfile.info(path).duration for path in clips]
-    rows = [{"path": path, "offset": None, "duration": duration} for path, duration in zip(clips, seconds)]
-    corpus = ClipIndex([Source("test", rows, None)], None, 0)
+    samples = [(Clip(path, path, 0.0, duration), {}) for path, duration in zip(clips, seconds)]
+    corpus = ClipIndex([Source("test", samples)], None, 0)
     given = list(
         BatchStream(corpus, seed=0, batch_seconds=2, section_size=20, max_seconds=1, min_seconds=0.1, max_epochs=3)
     )
@@ -212,7 +212,7 @@ def test_headers_are_read_once_and_not_where_the_duration_is_given(clips, monkey
 
 
 def test_memory_does_not_grow_with_a_list_that_gives_durations(clips):
-    corpus = ClipIndex([Source("test", EndlessList(clips[0]), None)], None, 0)
+    corpus = ClipIndex([Source("test", EndlessList(clips[0]))], None, 0)
     batches = BatchStream(corpus, seed=0, batch_seconds=2, section_size=20, max_seconds=1, min_seconds=0.1)
     tracemalloc.start()
     try:

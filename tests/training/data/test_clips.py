@@ -13,11 +13,10 @@ def clips(tmp_path):
     return write_clips(tmp_path, 2)
 
 
-def test_a_row_of_a_list_is_a_file_or_a_part_of_one(clips):
-    source = as_source(clips)
-    whole = source.clip({"path": clips[0], "offset": None, "duration": None}, 0)
+def test_a_clip_is_a_file_or_a_part_of_one(clips):
+    whole = as_source(clips).clip(as_source(clips).dataset[0], 0)
     assert whole == Clip(clips[0], clips[0])
-    part = source.clip({"path": clips[0], "offset": 0.025, "duration": 0.05}, 0)
+    part = Clip(clips[0], clips[0], 0.025, 0.05)
     np.testing.assert_array_equal(part.read(), whole.read()[400:1200])
 
 
@@ -32,12 +31,11 @@ def test_a_row_of_a_list_is_a_file_or_a_part_of_one(clips):
     ],
 )
 def test_a_row_of_a_column_has_bytes_or_a_path(audio, name):
-    clip = Source("corpus", [], "audio").clip({"audio": audio}, 7)
+    clip, labels = Source("corpus", [], "audio").sample({"audio": audio, "path": "a label"}, 7)
     assert clip.name == name and clip.audio == ("b.wav" if audio == "b.wav" else b"RIFF")
+    assert labels == {"path": "a label"}
 
 
-def test_a_bad_clip_of_a_source_says_why(clips):
-    source = as_source(clips[:2])
-    clip = source.clip({"path": "x", "offset": None, "duration": None, "bad_line": BadAudio("bad_line", "line 3")}, 0)
+def test_a_bad_clip_says_why():
     with pytest.raises(BadAudio, match="line 3"):
-        clip.read()
+        Clip("x", BadAudio("bad_line", "line 3")).read()

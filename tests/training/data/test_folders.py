@@ -19,8 +19,8 @@ def test_folder_is_searched_for_every_format(tmp_path):
     (tmp_path / "in" / "notes.txt").write_text("no audio")
     write_clip(tmp_path / "in" / "._a.wav", 30)  # what macOS leaves behind
     os.symlink(tmp_path / "in", tmp_path / "in" / "b" / "circle")
-    clips = open_source(str(tmp_path / "in"))
-    assert [Path(row["path"]).name for row in clips.dataset] == ["a.wav", "c.flac", "d.WAV", "e.ogg", "f.mp3"]
+    samples = open_source(str(tmp_path / "in")).samples()
+    assert [Path(clip.audio).name for clip, _ in samples] == ["a.wav", "c.flac", "d.WAV", "e.ogg", "f.mp3"]
     assert len(found(str(tmp_path / "in"))) == 5
 
 
@@ -53,6 +53,22 @@ def test_brackets_in_names_are_no_patterns(tmp_path, monkeypatch):
         open_source(str(folder / "c*.parquet"))
 
 
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_another_list_in_a_subfolder_does_not_hide_parquet_or_archives(tmp_path, name):
+    write_parquet(tmp_path / "in" / "train.parquet", range(1, 3))
+    write_clip(tmp_path / "3.wav", 3)
+    (tmp_path / "tar").mkdir()
+    with tarfile.open(tmp_path / "tar" / "x.tar", "w") as archive:
+        archive.add(tmp_path / "3.wav", "3.wav")
+    for folder in ("in", "tar"):
+        (tmp_path / folder / "docs").mkdir()
+        (tmp_path / folder / "docs" / name).write_text('{"speaker": 1}\n')
+    assert found(str(tmp_path / "in")) == [1, 2]
+    assert found(str(tmp_path / "tar"), streaming=True) == [3]
+    labels = [labels for _, labels in open_source(str(tmp_path / "in"), labels=["speaker"]).samples()]
+    assert labels == [{"speaker": "a"}] * 2
+
+
 def test_file_names_that_are_not_utf8_are_read(tmp_path, caplog):
     for number, name in enumerate([b"caf\xe9.wav", b"day\nlight.wav", b"\xff\xfe.wav"], start=1):
         path = write_clip(tmp_path / "plain.wav", number)
@@ -60,8 +76,7 @@ def test_file_names_that_are_not_utf8_are_read(tmp_path, caplog):
         os.rename(path, os.path.join(os.fsencode(tmp_path / "in"), name))
     (tmp_path / "in" / "bad.wav").touch()
     os.rename(tmp_path / "in" / "bad.wav", os.path.join(os.fsencode(tmp_path / "in"), b"bad\xe9.wav"))
-    source = open_source(str(tmp_path / "in"))
-    names = [Path(source.clip(row, n).name).name for n, row in enumerate(source.dataset)]
+    names = [Path(clip.name).name for clip, _ in open_source(str(tmp_path / "in")).samples()]
     assert sorted(names) == ["\\udcff\\udcfe.wav", "bad\\udce9.wav", "caf\\udce9.wav", "day\\nlight.wav"]
     assert found(str(tmp_path / "in")) == [1, 2, 3]
     with pytest.raises(ValueError, match="is a table: name the folder"):

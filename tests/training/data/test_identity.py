@@ -1,7 +1,9 @@
 """Identity of data: told by their contents."""
 
-from datasets import Dataset
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
+from source_files import write_clip
 
+from training.data.clips import Source
 from training.data.identity import identity
 from training.data.sources import open_source
 
@@ -24,3 +26,49 @@ def test_what_data_are_is_told_by_their_contents(tmp_path):
         Dataset.from_list(rows).to_parquet(str(path))
         shards.append(identity(str(path), open_source(str(path), streaming=True)))
     assert shards[0] != shards[1]
+
+
+def test_labels_count_where_they_are_read(tmp_path):
+    write_clip(tmp_path / "in" / "a.wav", 1)
+    found = []
+    for text in ("right", "wrong", "right"):
+        (tmp_path / "in" / "metadata.csv").write_text(f"file_name,text\na.wav,{text}\n")
+        found.append(
+            [identity(str(tmp_path / "in"), open_source(str(tmp_path / "in"), labels=x)) for x in ((), ("text",))]
+        )
+    (bare, right), (bare_too, wrong), again = found
+    assert bare == bare_too and len({bare, right, wrong}) == 3 and again == found[0]
+
+
+def test_brackets_in_a_folder_of_shards_are_no_pattern(tmp_path):
+    spec, found = str(tmp_path / "[set 1]" / "*.parquet"), []
+    for content in (b"1", b"2"):
+        (tmp_path / "[set 1]").mkdir(exist_ok=True)
+        Dataset.from_list([{"audio": {"path": "a.wav", "bytes": content}}]).to_parquet(
+            str(tmp_path / "[set 1]" / "part.parquet")
+        )
+        found.append(identity(spec, open_source(spec, streaming=True)))
+    assert found[0] != found[1]
+
+
+def revised(tmp_path, commit: str) -> tuple[Source, Source]:
+    """A data set of the Hub as `datasets` holds it: an Arrow copy, and a stream of two splits."""
+    folder = tmp_path / "org___name" / "default" / "0.0.0" / commit
+    Dataset.from_dict({"audio": ["a.wav"], "text": ["A"]}).save_to_disk(folder)
+    copy = Dataset.from_file(str(folder / "data-00000-of-00001.arrow"))
+
+    def rows(files):
+        yield from ({"audio": "a.wav"} for _ in files)
+
+    files = [f"hf://datasets/org/name@{commit}/{number}.parquet" for number in range(2)]
+    parts = [
+        IterableDataset.from_generator(rows, Features({"audio": Value("string")}), {"files": [file]}) for file in files
+    ]
+    stream = concatenate_datasets(parts).select_columns(["audio"])
+    return Source("org/name", copy.select_columns(["audio"]), "audio"), Source("org/name", stream, "audio")
+
+
+def test_another_revision_on_the_hub_is_other_data(tmp_path):
+    first, second = "1" * 40, "abcdef0123" * 4
+    assert [identity("org/name", source) for source in revised(tmp_path, first)] == [first, first]
+    assert [identity("org/name", source) for source in revised(tmp_path, second)] == [second, second]

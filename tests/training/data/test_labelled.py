@@ -7,8 +7,9 @@ import soundfile
 from datasets import Audio, ClassLabel, Dataset, Features
 from torch.utils.data import DataLoader
 
+import training.data.labelled
 from training.data.bad_audio import BadAudioError
-from training.data.labelled import open_labelled
+from training.data.labelled import choose_column, open_labelled
 
 
 def tone(seconds: float, pitch: float = 200.0) -> np.ndarray:
@@ -157,12 +158,24 @@ def test_the_share_of_bad_clips_is_judged_over_all_workers(folder):
     ("labels", "options", "message"),
     [
         (["sentence"], {}, "no column 'sentence'; it has file_name, text, who"),
+        (["input_values"], {}, "cannot be called input_values, which is the audio"),
         (["text"], {"max_seconds": 0.2}, "no usable clip .* 10 are too long"),
     ],
 )
 def test_what_cannot_work_gets_a_sentence(folder, labels, options, message):
     with pytest.raises(ValueError, match=message):
         open_labelled([str(folder)], labels, **options)
+
+
+def test_a_column_is_chosen_by_opening_the_source_once(folder, monkeypatch):
+    opened, open_source = [], training.data.labelled.open_source
+    monkeypatch.setattr(
+        training.data.labelled, "open_source", lambda *a, **options: opened.append(a) or open_source(*a, **options)
+    )
+    assert choose_column([str(folder)], None, ["words", "who", "text"], "text_column", "transcripts") == "who"
+    assert len(opened) == 1
+    with pytest.raises(ValueError, match="transcripts was found .words, label.: .*; it has file_name, text, who. If"):
+        choose_column([str(folder)], None, ["words", "label"], "text_column", "transcripts")
 
 
 def test_a_folder_without_labels_says_what_to_write(folder):

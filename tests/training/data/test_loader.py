@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from source_files import write_clip
+from source_files import write_clip, write_parquet
 from transformers import HfArgumentParser
 
 import training.data.sources
@@ -182,6 +182,17 @@ def test_other_data_or_a_stream_begin_a_new_pass(tmp_path, caplog):
         and "the contents of source 1 of train_data have changed" in caplog.text
     )
     assert next(iter(loader))["position"].epoch == 1
+
+
+def test_another_audio_column_is_told(tmp_path, caplog):
+    write_parquet(tmp_path / "in" / "x.parquet", range(20))
+    options = {"num_workers": 0, "batch_seconds": 1.0, "max_seconds": 0.5}
+    args = DataArguments(train_data=[str(tmp_path / "in" / "x.parquet")], **options)
+    _, position = consume(args, 3, 1, None)
+    build_loader(args, position=position)
+    assert "a data setting is another" not in caplog.text
+    build_loader(replace(args, audio_column="audio"), position=position)
+    assert "a data setting is another: this pass over the data goes on in its order" in caplog.text
 
 
 def test_one_pass_can_be_gone_on_with(tmp_path):

@@ -13,6 +13,7 @@ import training.data.manifest
 import training.data.row_index
 import training.data.sources
 from sjepa_hf.frames import SAMPLING_RATE
+from training.data.clips import Clip
 from training.data.labelled import open_labelled
 from training.data.loader import DataArguments, build_loader
 from training.data.manifest import JsonLines
@@ -27,7 +28,7 @@ def lines(number: int, **more) -> list[str]:
 
 
 def numbers(manifest: JsonLines) -> list[int]:
-    return [int(os.path.basename(row["path"])[:-4]) for row in manifest]
+    return [int(os.path.basename(clip.audio)[:-4]) for clip, _ in manifest]
 
 
 def write(path, content: str | bytes) -> JsonLines:
@@ -60,7 +61,8 @@ def blanks(number: int) -> str:
 def test_rows_are_those_of_a_plain_reading(tmp_path, monkeypatch, number, block, form):
     monkeypatch.setattr(training.data.row_index, "BLOCK", block)
     manifest = write(tmp_path / "list.jsonl", form[1](number))
-    expected = [{"path": str(tmp_path / f"{n}.wav"), "offset": n / 4, "duration": n + 1.0} for n in range(number)]
+    paths = [str(tmp_path / f"{n}.wav") for n in range(number)]
+    expected = [(Clip(path, path, n / 4, n + 1.0), {}) for n, path in enumerate(paths)]
     assert len(manifest) == number
     assert list(manifest) == expected
     assert [manifest[i] for i in np.random.default_rng(0).permutation(number)] == [
@@ -73,15 +75,15 @@ def test_rows_are_those_of_a_plain_reading(tmp_path, monkeypatch, number, block,
 
 
 def test_paths_and_missing_fields(tmp_path):
-    rows = write(
+    samples = write(
         tmp_path / "list.jsonl",
         '{"audio_filepath": "a/b.wav", "text": "t"}\n{"wav_path": "/c.wav", "offset": 2, "duration": null}\n'
         '{"wav_path": "s3://d/e.wav"}',
     )
-    assert list(rows) == [
-        {"path": str(tmp_path / "a/b.wav"), "offset": None, "duration": None},
-        {"path": "/c.wav", "offset": 2.0, "duration": None},
-        {"path": "s3://d/e.wav", "offset": None, "duration": None},
+    assert [clip[1:] for clip, _ in samples] == [
+        (str(tmp_path / "a/b.wav"), 0.0, None),
+        ("/c.wav", 2.0, None),
+        ("s3://d/e.wav", 0.0, None),
     ]
 
 
@@ -89,8 +91,8 @@ def test_labels_are_strings(tmp_path):
     path = tmp_path / "list.jsonl"
     entries = [{"wav_path": "a.wav", "text": "día", "speaker": 7}, {"wav_path": "b.wav", "speaker": None, "text": ""}]
     path.write_text("\n".join(json.dumps(entry) for entry in entries))
-    rows = open_source(str(path), labels=["speaker", "text"]).dataset
-    assert [(row["speaker"], row["text"]) for row in rows] == [("7", "día"), (None, "")]
+    samples = open_source(str(path), labels=["speaker", "text"]).samples()
+    assert [labels for _, labels in samples] == [{"speaker": "7", "text": "día"}, {"speaker": None, "text": ""}]
     with pytest.raises(ValueError, match="line 1' has no column 'words'; it has wav_path, text, speaker"):
         JsonLines(path, ["words"])
 
@@ -106,8 +108,21 @@ def test_what_is_no_label_is_a_bad_line(tmp_path, monkeypatch, value):
     if len(value) < 100:
         assert len(JsonLines(path)) == 2, "it is not asked for"
     monkeypatch.setattr(training.data.manifest, "CHECKED", 1)
-    row = JsonLines(path, ["text"])[1]
-    assert row["text"] is None and row["bad_line"].reason == "bad_line"
+    clip, labels = JsonLines(path, ["text"])[1]
+    assert labels == {"text": None} and clip.audio.reason == "bad_line"
+
+
+def test_labels_have_names_of_their_own(tmp_path):
+    """A label may be called what a clip has: neither takes the other's place."""
+    write_clip(tmp_path / "a.wav", 1, seconds=0.5)
+    own = {"path": "b.wav", "bad_line": "no"}
+    entry = {"wav_path": "a.wav", "offset": 0, "duration": 3} | own
+    (tmp_path / "list.jsonl").write_text(json.dumps(entry))
+    (tmp_path / "metadata.csv").write_text("file_name,path,duration,bad_line\na.wav,b.wav,3,no\n")
+    for source in (tmp_path / "list.jsonl", tmp_path):
+        clips = open_labelled([str(source)], ["path", "duration", "bad_line"])
+        assert clips.clip(0).audio == str(tmp_path / "a.wav") and len(clips[0]["input_values"]) == 8000
+        assert clips.labels == {"path": ["b.wav"], "duration": ["3"], "bad_line": ["no"]}
 
 
 def test_home_and_windows_paths(tmp_path, monkeypatch):
@@ -115,7 +130,7 @@ def test_home_and_windows_paths(tmp_path, monkeypatch):
     (tmp_path / "odd\\name.wav").touch()
     entries = [{"wav_path": name} for name in ("~/a.wav", "sub\\b.wav", "odd\\name.wav", "caf\udce9.wav")]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, entries)))
-    found = [os.path.relpath(row["path"], tmp_path) for row in JsonLines(tmp_path / "list.jsonl")]
+    found = [os.path.relpath(clip.audio, tmp_path) for clip, _ in JsonLines(tmp_path / "list.jsonl")]
     assert found == ["home/a.wav", "sub/b.wav", "odd\\name.wav", "caf\udce9.wav"]
 
 
@@ -234,8 +249,8 @@ def test_manifest_is_not_copied_and_follows_changes(tmp_path):
     for last in (3, 5):
         entries = [{"wav_path": str(write_clip(tmp_path / f"{n}.wav", n)), "text": "t"} for n in range(1, last)]
         manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-        row = open_source(str(manifest)).dataset[1]
-        assert row == {"path": str(tmp_path / "2.wav"), "offset": None, "duration": None}
+        clip, _ = open_source(str(manifest)).dataset[1]
+        assert clip == Clip(str(tmp_path / "2.wav"), str(tmp_path / "2.wav"))
         assert found(str(manifest)) == list(range(1, last))
     assert not (tmp_path / "cache").exists()
 

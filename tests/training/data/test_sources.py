@@ -80,6 +80,16 @@ def test_audio_column_is_found_or_named(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_the_audio_is_no_label_and_a_label_is_read_once(tmp_path, streaming):
+    pq.write_table(pa.table({"path": ["a.wav"], "text": ["A"]}), tmp_path / "x.parquet")
+    options = {"streaming": streaming, "audio_column": "path"}
+    with pytest.raises(ValueError, match="column 'path' holds the audio"):
+        open_source(str(tmp_path / "x.parquet"), labels=["path"], **options)
+    ((clip, labels),) = open_source(str(tmp_path / "x.parquet"), labels=["text", "text"], **options).samples()
+    assert (clip.audio, labels) == ("a.wav", {"text": "A"})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_hub_name_config_and_split_are_handed_on(tmp_path, monkeypatch, streaming):
     write_parquet(tmp_path / "speech.parquet", range(1, 4), column="speech")
     asked = []
@@ -150,6 +160,9 @@ def test_sources_of_all_kinds_together(tmp_path):
         ("{tmp}/clips.zip", "is not a file that can be read: .*, or a JSONL manifest of any other name"),
         ("{tmp}/full::clean", "no configs or splits"),
         ("{tmp}/full::::test", "no configs or splits"),
+        ("{tmp}/shards::clean::train", "a folder of Parquet has no configs; name the subfolder"),
+        ("{tmp}/archives::::validation", "no configs or splits"),
+        ("{tmp}/archives::clean", "no configs or splits"),
         ("a::b::c::d", "not of the form"),
         ("", "not of the form"),
         ("org/absent-data-set", "cannot be opened as a local path or on the Hub"),
@@ -161,6 +174,9 @@ def test_what_cannot_be_opened_is_named(tmp_path, spec, message):
     write_clip(tmp_path / "full" / "1.wav", 1)
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
     (tmp_path / "clips.zip").write_bytes(b"PK")
+    write_parquet(tmp_path / "shards" / "train.parquet", range(1, 2))
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "archives" / "train.tar").touch()
     if "bad" in spec:
         spec = "{tmp}/bad.parquet"
     elif "*.parquet" in spec:
