@@ -113,7 +113,12 @@ def test_python_runs_as_it_stands(page, checkpoints, tmp_path, monkeypatch):
         assert names["outputs"].last_hidden_state.shape == (1, 256, 256)
         return
     monkeypatch.chdir(tmp_path)
-    soundfile.write("clip.wav", 0.1 * np.random.default_rng(0).standard_normal(30000), 16000)
+    noise = np.random.default_rng(0)
+    soundfile.write("clip.wav", 0.1 * noise.standard_normal(30000), 16000)
+    for word in ("no", "yes") if page.name == "finetuning.md" else ():
+        Path("words", word).mkdir(parents=True)
+        for number in range(5):
+            soundfile.write(f"words/{word}/{number}.wav", 0.1 * noise.standard_normal(8000), 16000)
     names = {}
     for block in pages.blocks(page.read_text(), "python"):
         for name, path in checkpoints.items():
@@ -121,6 +126,7 @@ def test_python_runs_as_it_stands(page, checkpoints, tmp_path, monkeypatch):
         exec(compile(block, str(page), "exec"), names)
     if page.name == "finetuning.md":
         assert isinstance(names["found"]["text"], str)
+        assert len(names["held_out"]) == 2 and set(names["classifier"].classes_) == {"no", "yes"}
     if page.name == "sharing.md":
         assert AutoModelForPreTraining.from_pretrained("runs/half").dtype == torch.float32
 
