@@ -106,15 +106,15 @@ class Batches:
     def __init__(self, arguments: StepArguments, mask: SpanMask):
         self.mask, self.generator = mask, torch.Generator().manual_seed(0)
         shape = arguments.clips, int(SAMPLING_RATE * arguments.seconds)
-        self.clips = torch.from_numpy(0.1 * np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
-        self.lengths = torch.full(shape[:1], shape[1])
+        self.clips = 0.1 * np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         self.device = torch.device(arguments.device)
         self.same_masks = arguments.compile in ("static", "graphs")
 
     def __call__(self) -> dict:
         if self.same_masks:
             self.generator.manual_seed(0)
-        batch = with_masks(self.clips.clone(), self.lengths, self.mask, self.generator)
+        lengths = torch.full((len(self.clips),), self.clips.shape[1])
+        batch = with_masks(torch.from_numpy(self.clips.copy()), lengths, self.mask, self.generator)
         if self.device.type == "cuda":
             pinned = {k: v.pin_memory() for k, v in batch.items() if torch.is_tensor(v)}
             batch |= {k: v.to(self.device, non_blocking=True) for k, v in pinned.items()}
