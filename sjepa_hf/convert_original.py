@@ -286,6 +286,9 @@ def main() -> None:
     arguments = parser.parse_args()
     model = convert(arguments.checkpoint, arguments.output_dir, arguments.num_attention_heads, arguments.use_ema)
     print(f"{model.num_parameters():,} parameters, {model.sjepa.num_parameters():,} of them the encoder's")
+    if arguments.num_attention_heads is None:
+        heads, size = model.config.num_attention_heads, model.config.hidden_size
+        print(f"assumed {heads} attention heads of {size // heads} dimensions: the weights do not say")
     print(f"wrote {arguments.output_dir}")
 
 

@@ -107,6 +107,7 @@ def evaluate(evaluation: Evaluation, earlier: list[dict], heartbeat: Heartbeat) 
     arguments, output = evaluation.arguments, Path(evaluation.arguments.output_dir)
     if arguments.dry_run:
         return []
+    evaluation.warn_of_shared()
     store = FeatureStore(arguments.cache_dir, arguments.cache_gb)
     for subject in dict.fromkeys(arguments.model):
         heartbeat.doing = f"encoding the clips with {subject}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
-from sjepa_hf.convert_original import convert, convert_state_dict
+from sjepa_hf.convert_original import convert, convert_state_dict, main
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_the_command_keeps_the_mixture(released, tmp_path):
     torch.save({"online": released, "ema_encoder": ema, **mixture}, tmp_path / "portable.pt")
     command = [sys.executable, "-m", "sjepa_hf.convert_original", tmp_path / "portable.pt", tmp_path / "out"]
     done = subprocess.run([*command, "--num_attention_heads", "4"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "assumed" not in done.stdout, done.stderr
     model = AutoModelForPreTraining.from_pretrained(tmp_path / "out")
     for name in ("weights", "means", "variances"):
         assert torch.equal(getattr(model.mixture, name), mixture[f"gmm_{name}"])
@@ -61,6 +61,13 @@ def test_the_command_keeps_the_mixture(released, tmp_path):
     averaged = convert(tmp_path / "portable.pt", tmp_path / "ema", num_attention_heads=4, use_ema=True)
     weight = "feature_projection.projection.weight"
     assert torch.equal(averaged.sjepa.get_parameter(weight), 2 * model.sjepa.get_parameter(weight))
+
+
+def test_heads_that_are_assumed_are_told(released, tmp_path, monkeypatch, capsys):
+    torch.save(released, tmp_path / "portable.pt")
+    monkeypatch.setattr(sys, "argv", ["convert_original", str(tmp_path / "portable.pt"), str(tmp_path / "out")])
+    main()
+    assert "assumed 1 attention heads of 48 dimensions: the weights do not say" in capsys.readouterr().out
 
 
 def test_bad_checkpoints_get_a_sentence(released, tmp_path):

@@ -333,6 +333,7 @@ def test_query_by_example(checkpoint, tmp_path, caplog):
     assert "nothing is trained" in text and "dev 40 (15 seconds)" in text
     assert "test clips with the best layer (dev: mtwv" in caplog.text and "head of step" not in caplog.text
     assert results[0]["hours"].keys() == {"dev", "test"}
+    assert "40 of the test clips are in the dev split too: the figures are not of unheard clips" in caplog.text
 
 
 def test_all_tasks_in_one_command(folder, tmp_path, monkeypatch, capsys):

@@ -92,7 +92,8 @@ class BadAudioMonitor:
         if seen >= self.min_clips and skipped > self.max_bad_fraction * seen:
             raise BadAudioError(
                 f"{self._counts()}, more than max_bad_fraction={self.max_bad_fraction} allows: "
-                "repair the data (the log names the first ones) or raise max_bad_fraction."
+                "repair the data or leave those clips out (the log names the first ones), or raise max_bad_fraction"
+                " where the command has it."
             )
 
         most = max(0.5, self.max_bad_fraction)

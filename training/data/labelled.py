@@ -310,7 +310,6 @@ def open_labelled(
                     raise BadAudio("too_short")
             except BadAudio as error:
                 monitor.update(0, [(clip.name, error.reason)])
-                monitor.check()
                 continue
             monitor.update(1, [])
             if length > max_seconds * SAMPLING_RATE:
@@ -325,6 +324,7 @@ def open_labelled(
             places.append(Place(number, row_number, length, recordings.setdefault(file, len(recordings))))
             for label, value in values.items():
                 kept[label].append(value)
+    monitor.check()  # of all clips, in whatever order the bad ones stand
     name = ", ".join(specs)
     if too_long:
         logger.warning("%s: %d clips longer than %g s were left out.", name, too_long, max_seconds)

@@ -115,6 +115,16 @@ def test_bad_clips_are_left_out_and_named(folder, caplog):
     assert "0.wav: corrupt" in caplog.text and "1.wav: missing" in caplog.text and "2.wav: no text" in caplog.text
 
 
+def test_the_share_of_bad_clips_is_that_of_all(folder):
+    seconds = [0.05 if 50 <= i < 53 else 0.2 for i in range(100)]
+    rows = [{"audio_filepath": f"{i % 10}.wav", "duration": duration} for i, duration in enumerate(seconds)]
+    path = folder / "list.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(open_labelled([str(path)], [])) == 97
+    with pytest.raises(BadAudioError, match="3 of 100 clips were skipped .* or leave those clips out"):
+        open_labelled([str(path)], [], max_bad_fraction=0.02)
+
+
 def test_audio_that_breaks_only_when_decoded(folder, caplog):
     soundfile.write(folder / "5.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
     clips = open_labelled([str(folder)], ["text"], max_seconds=2)

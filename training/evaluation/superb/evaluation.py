@@ -118,6 +118,17 @@ class Evaluation:
             parts.append(self.labels[fold].trials)
         return content_hash(repr(parts))
 
+    def warn_of_shared(self) -> None:
+        """Warn of test clips, by their audio, that are in another split as well."""
+        for fold, splits in self.folds.items():
+            test = set(self._keys(fold, "test")) - {None}
+            for name in splits.keys() - {"test"}:
+                if shared := len(test.intersection(self._keys(fold, name))):
+                    logger.warning(
+                        "%s%s: %d of the test clips are in the %s split too: the figures are not of unheard clips.",
+                        *(self.task.name, self._among(fold), shared, name),
+                    )
+
     def features(self, fold: str | None, encoder: Encoder, store: FeatureStore) -> dict[str, FrozenFeatures]:
         """The encoder's features of each split of a fold, made when they are read."""
         pooled = self.task.head == "pooled"
