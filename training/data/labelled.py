@@ -86,6 +86,13 @@ class LabelledClips(torch.utils.data.Dataset):
         return clip._replace(offset=offset, duration=place.num_samples / SAMPLING_RATE)
 
     def __getitem__(self, index: int) -> dict | None:
+        example = self._read(index)
+        if example is None:
+            self._monitor.check()
+        return example
+
+    def _read(self, index: int) -> dict | None:
+        """What `clips[index]` is, however many of the clips are unusable."""
         clip = self.clip(index)
         try:
             waveform = clip.read()
@@ -96,7 +103,7 @@ class LabelledClips(torch.utils.data.Dataset):
         return {"input_values": waveform} | {name: values[index] for name, values in self.labels.items()}
 
     def _count(self, index: int, name: str, reason: str | None = None) -> None:
-        """Note once whether a clip was usable; if not, judge all that was met, by all workers that share `_met`."""
+        """Note once whether a clip was usable; if not, the monitor has all that was met, by all who share `_met`."""
         if self._met[index] >= (2 if reason else 1):
             return
         self._met[index] = 2 + REASONS.index(reason) if reason else 1
@@ -105,7 +112,6 @@ class LabelledClips(torch.utils.data.Dataset):
             _, usable, *bad = torch.bincount(self._met, minlength=2 + len(REASONS)).tolist()
             self._monitor.seen = usable + sum(bad)
             self._monitor.by_reason = Counter(dict(zip(REASONS, bad, strict=True)))
-            self._monitor.check()
 
     def _none_usable(self) -> BadAudioError:
         return BadAudioError(f"None of {len(self)} clips can be decoded; the log names them.")
@@ -128,12 +134,13 @@ class LabelledClips(torch.utils.data.Dataset):
         """
         kept, lengths = [], []
         for index in tqdm(range(len(self)), desc="reading", leave=False, disable=None):
-            example = self[index]
+            example = self._read(index)
             if example is not None:
                 kept.append(index)
                 lengths.append(len(example["input_values"]))
         if not kept:
             raise self._none_usable()
+        self._monitor.check()  # of all clips, in whatever order the bad ones stand
         if len(kept) < len(self):
             logger.warning("%d of %d clips cannot be decoded and are left out.", len(self) - len(kept), len(self))
         return self.select(kept), lengths

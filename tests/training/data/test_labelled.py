@@ -123,6 +123,12 @@ def test_the_share_of_bad_clips_is_that_of_all(folder):
     assert len(open_labelled([str(path)], [])) == 97
     with pytest.raises(BadAudioError, match="3 of 100 clips were skipped .* or leave those clips out"):
         open_labelled([str(path)], [], max_bad_fraction=0.02)
+    soundfile.write(folder / "0.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
+    numbers = [0 if 50 <= i < 53 else 1 + i % 9 for i in range(100)]
+    path.write_text("".join(json.dumps({"audio_filepath": f"{number}.wav"}) + "\n" for number in numbers))
+    assert len(open_labelled([str(path)], []).readable()[0]) == 97
+    with pytest.raises(BadAudioError, match="3 of 100 clips were skipped .* or leave those clips out"):
+        open_labelled([str(path)], [], max_bad_fraction=0.02).readable()
 
 
 def test_audio_that_breaks_only_when_decoded(folder, caplog):
