@@ -34,12 +34,13 @@ class Verdict(NamedTuple):
     chance: float
 
 
-def judge_texts(texts: Sequence[str], references: Sequence[str]) -> Verdict:
+def judge_texts(texts: Sequence[str], references: Sequence[str], symbol: str = "character") -> Verdict:
     """
     Whether transcripts have to do with their clips; both in the order of the clips' lengths.
 
     Args:
         texts, references: as normalised, one each a clip; references are not empty.
+        symbol: what each of their characters is called.
     """
     count, empty = len(texts), sum(not text.strip() for text in texts)
     found, chance = cer(texts, references), cer_by_chance(texts, references)
@@ -51,7 +52,7 @@ def judge_texts(texts: Sequence[str], references: Sequence[str]) -> Verdict:
         return Verdict(False, f"all {count} texts are alike: {texts[0][:40]!r}", chance)
     if cer_by_chance(references, references) < MARGIN:
         return Verdict(None, f"{count} clips are too few to tell knowledge from luck", chance)
-    reason = f"the character error rate of {count} clips is {found:.4f}, and {chance:.4f} by chance"
+    reason = f"the {symbol} error rate of {count} clips is {found:.4f}, and {chance:.4f} by chance"
     return Verdict(found <= chance - MARGIN, reason, chance)
 
 

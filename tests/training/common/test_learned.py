@@ -50,6 +50,10 @@ def test_the_blank_and_one_text_for_all_are_nothing_learned():
     assert judge_texts([text[:3] for text in reversed(SENTENCES)], SENTENCES).learned is False
 
 
+def test_what_is_counted_has_its_name():
+    assert judge_texts(SENTENCES, SENTENCES, "phone").reason.startswith("the phone error rate of")
+
+
 def test_single_letters_can_be_learned():
     """Where every transcript is one letter, its order says nothing and its clip all."""
     letters = list("ABCDEFBADCFE")

@@ -59,7 +59,7 @@ class SuperbTask:
             the slot is absent), "characters", "phones", "slot_characters" (characters and slot tokens), "speakers"
             (other ones in dev and test set than in training), or "words", which are searched for in other clips.
         columns: label columns of the data set on the Hub.
-        metrics: the first one chooses the best step.
+        metrics: the first one chooses the best step; where it is the same, the next.
         learning_rate, batch_size, max_steps, weight_decay: of the training of the head.
         max_norm: to which gradients are clipped.
         eval_steps: steps between two looks at the dev set.

@@ -95,13 +95,16 @@ def train(
                 optimizer.step()
         if step % task.eval_steps == 0 or step == task.max_steps:
             metrics = evaluate(head, task, features["dev"], labels, "dev").metrics
-            first = next(iter(metrics))
-            gain = metrics[first] - best_metrics[first] if best else 0.0
-            if not best or (gain < 0 if first in LOWER_IS_BETTER else gain > 0):
+            if not best or merits(metrics) > merits(best_metrics):
                 best_step, best_metrics = step, metrics
                 best = {name: value.detach().clone() for name, value in head.state_dict().items()}
     head.load_state_dict(best)
     return best_step, best_metrics
+
+
+def merits(metrics: dict[str, float]) -> list[float]:
+    """Figures to compare steps by, more being better: the first metric, and where it is the same the next."""
+    return [-value if name in LOWER_IS_BETTER else value for name, value in metrics.items()]
 
 
 def evaluate(head: Head, task: SuperbTask, features: FrozenFeatures, labels: Labels, split: str) -> SplitResult:
@@ -139,7 +142,8 @@ def verdict(task: SuperbTask, labels: Labels, predicted: list[str], references: 
     if task.labels == "classes":
         return judge_classes(predicted, references)
     if isinstance(labels, TokenLabels):
-        return judge_texts(*([labels.one_character_each(text) for text in texts] for texts in (predicted, references)))
+        texts = ([labels.one_character_each(text) for text in texts] for texts in (predicted, references))
+        return judge_texts(*texts, "phone" if task.labels == "phones" else "character")
     return None
 
 

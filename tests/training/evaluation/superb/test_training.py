@@ -9,6 +9,7 @@ from training.evaluation.superb import training as superb_training
 from training.evaluation.superb.heads import LayerSum, PooledHead
 from training.evaluation.superb.labels import ClassLabels
 from training.evaluation.superb.tasks import TASKS
+from training.evaluation.superb.training import merits
 
 
 def test_balanced_batches_draw_all_classes_alike():
@@ -52,6 +53,12 @@ def test_sequences_of_similar_length_go_together():
     first = [next(drawn) for _ in range(20)]
     assert sorted(i for batch in first for i in batch) == list(range(640))
     assert np.mean([np.ptp([lengths[i] for i in batch]) for batch in first]) < 100
+
+
+def test_equal_steps_are_told_apart_by_the_next_metric():
+    first, better = {"wer": 1.0, "cer": 0.9}, {"wer": 1.0, "cer": 0.4}
+    assert merits(better) > merits(first) and not merits(first) > merits(dict(first))
+    assert merits({"slot_type_f1": 0.5, "slot_value_cer": 0.1}) > merits({"slot_type_f1": 0.4, "slot_value_cer": 0.0})
 
 
 def test_the_best_step_is_that_of_the_dev_set(monkeypatch):
