@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
@@ -43,6 +49,26 @@ class MissingWeights(ValueError):
             f"{checkpoint} lacks {len(names)} weights of {kind} ({listed}): it is incomplete, or of another kind of"
             " model."
         )
+
+
+def file_of(checkpoint: str | Path, name: str) -> Path | None:
+    """
+    Where a file of a checkpoint, a directory or a repo on the Hub, lies; None where it has none of that name.
+
+    Raises:
+        LocalEntryNotFoundError: if it is not in the cache, and neither that nor the Hub says whether it is there.
+    """
+    if Path(checkpoint).is_dir():
+        path = Path(checkpoint) / name
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(str(checkpoint), name))
+    except LocalEntryNotFoundError:
+        if try_to_load_from_cache(str(checkpoint), name) is not _CACHED_NO_EXIST:
+            raise
+    except EntryNotFoundError:
+        pass
+    return None
 
 
 def open_pretrained(auto_class: Any, checkpoint: str | Path, **options) -> Any:

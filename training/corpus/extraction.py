@@ -229,7 +229,7 @@ def check_finite(name: str, *values: torch.Tensor) -> None:
 def _length(clip: Clip) -> int | BadAudio:
     """Samples of a clip, by which it is batched: as its list says, or else its file, or what is wrong with that."""
     try:
-        return clip.length() if clip.duration is None else round(clip.duration * SAMPLING_RATE)
+        return clip.listed_length()
     except BadAudio as error:
         return error
 

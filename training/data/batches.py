@@ -289,7 +289,7 @@ class BatchStream(IterableDataset):
 
     def _length(self, clip: Clip, key: int) -> int:
         """Samples of a clip. Headers are read once: what they say is kept, which manifests with durations spare."""
-        length = clip.length() if clip.duration is None else round(clip.duration * SAMPLING_RATE)
+        length = clip.listed_length()
         if length < self.min_seconds * SAMPLING_RATE:
             raise BadAudio("too_short")
         length = min(length, np.iinfo(np.int32).max)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from datasets import Dataset, IterableDataset
 
+from sjepa_hf.frames import SAMPLING_RATE
 from training.common.naming import printable
 from training.data.fetching import fetch
 from training.data.waveforms import BadAudio, audio_length, read_audio
@@ -34,6 +35,10 @@ class Clip(NamedTuple):
     def length(self) -> int:
         """`audio_length` of this clip: what its file says, whatever a manifest does."""
         return audio_length(self.content(), offset=self.offset, duration=self.duration)
+
+    def listed_length(self) -> int:
+        """Samples as a manifest says, without a look at the file; `length` where it does not."""
+        return self.length() if self.duration is None else round(self.duration * SAMPLING_RATE)
 
 
 Sample = tuple[Clip, dict[str, str | None]]  # a clip, and its labels by name

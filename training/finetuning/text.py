@@ -12,11 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 
-from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import Wav2Vec2CTCTokenizer
 
-from sjepa_hf.opening import open_config
+from sjepa_hf.opening import file_of, open_config
 
 
 logger = logging.getLogger(__name__)
@@ -157,21 +156,15 @@ class TextNormalizer:
 
 def _normalization_of(checkpoint: str | Path) -> Path | None:
     """Where the file of a model lies, a directory or a repo on the Hub; None if the model has none."""
-    if Path(checkpoint).is_dir():
-        path = Path(checkpoint) / FILE_NAME
-        return path if path.is_file() else None
-    open_config(checkpoint)  # is there such a model?
+    if not Path(checkpoint).is_dir():
+        open_config(checkpoint)  # is there such a model?
     try:
-        return Path(hf_hub_download(str(checkpoint), FILE_NAME))
+        return file_of(checkpoint, FILE_NAME)
     except LocalEntryNotFoundError:
-        if try_to_load_from_cache(str(checkpoint), FILE_NAME) is _CACHED_NO_EXIST:
-            return None
         raise ValueError(
             f"Whether {checkpoint} has {FILE_NAME}, which transcripts need, cannot be known without the Hub: try again"
             " once it answers, or give a directory."
         ) from None
-    except EntryNotFoundError:
-        return None
 
 
 def _set(characters: str) -> set[str]:

@@ -7,15 +7,15 @@ only pretraining needs lies beside it in `pretraining/`.
 import logging
 from pathlib import Path
 
-from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, is_offline_mode, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import is_offline_mode
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedConfig
 
 from sjepa_hf import SJepaConfig, SJepaForPreTraining
 from sjepa_hf.contents import PRETRAINING, read_json
-from sjepa_hf.opening import why
+from sjepa_hf.opening import file_of, why
 from training.pretraining.arguments import Arguments, check_unchanged
 from training.pretraining.other_encoder import OtherEncoder, check_kind, open_other_encoder
 
@@ -126,26 +126,19 @@ def load_other(checkpoint: str | Path, own_config: PreTrainedConfig, **options) 
 
 def beside(checkpoint: str | Path, name: str) -> Path | None:
     """
-    Where a file of a checkpoint, a directory or a repo on the Hub, lies; None where it has none of that name. Offline,
-    the log says where that is not known.
+    As [`sjepa_hf.opening.file_of`], but that offline a file is taken as absent where that is not known; the log says
+    so.
 
     Raises:
         ValueError: if the Hub does not say whether it is there.
     """
-    if Path(checkpoint).is_dir():
-        path = Path(checkpoint) / name
-        return path if path.is_file() else None
     try:
-        return Path(hf_hub_download(str(checkpoint), name))
-    except LocalEntryNotFoundError as error:  # it is not in the cache, and the Hub cannot be asked
-        if try_to_load_from_cache(str(checkpoint), name) is _CACHED_NO_EXIST:
-            return None
+        return file_of(checkpoint, name)
+    except LocalEntryNotFoundError as error:
         if not is_offline_mode():
             raise ValueError(
                 f"Whether {checkpoint} has {name} is not known, as the Hub did not answer ({why(error.__cause__)}):"
                 " try again, or give a directory."
             ) from error
         logger.warning("%s: %s is taken as absent, for all that is known offline.", checkpoint, name)
-    except EntryNotFoundError:
-        pass
-    return None
+        return None
