@@ -70,6 +70,7 @@ RANGES = {
     "initializer_range": (0, 10),
     "layer_norm_eps": (1e-12, 1),
     "num_mel_bins": (1, 2**12),
+    "log_mel_prior_frames": (0, 10**6),
     "stem_kernel_size": (0, 1000),
     "feature_grad_mult": (0, 100),
     "conv_dim": (1, 2**16),
@@ -152,6 +153,9 @@ class SJepaConfig(PreTrainedConfig):
             Mel bins of the `"log_mel"` front end.
         log_mel_cmn (`bool`, *optional*, defaults to `False`):
             Whether each mel bin loses its mean over the clip (cepstral mean normalisation, of log-mel frames).
+        log_mel_prior_frames (`int`, *optional*, defaults to 0):
+            So many frames of average speech, as loud as the clip, count in the mean that `log_mel_cmn` takes off. The
+            mean of half a second holds much of what is said, and with 10 such frames a quarter less of it goes.
         stem_kernel_size (`int`, *optional*, defaults to 0):
             Frames (an odd number) that each of two convolutions over the log-mel frames reads, ahead of the
             projection (our addition); 0: there are none.
@@ -276,6 +280,7 @@ class SJepaConfig(PreTrainedConfig):
     front_end: str = "waveform"
     num_mel_bins: int = 64
     log_mel_cmn: bool = False
+    log_mel_prior_frames: int = 0
     stem_kernel_size: int = 0
     feat_extract_activation: str = "gelu"
     feature_grad_mult: float | int = 0.1
@@ -360,6 +365,8 @@ class SJepaConfig(PreTrainedConfig):
             )
         if self.log_mel_cmn and self.front_end != "log_mel":
             raise ValueError(f'`log_mel_cmn` goes with `front_end` "log_mel", but that is {self.front_end!r}.')
+        if self.log_mel_prior_frames and not self.log_mel_cmn:
+            raise ValueError("`log_mel_prior_frames` count in the mean that `log_mel_cmn` takes off, but that is off.")
         if self.stem_kernel_size and (self.front_end != "log_mel" or self.stem_kernel_size % 2 == 0):
             raise ValueError(
                 f"`stem_kernel_size` is {self.stem_kernel_size} with `front_end` {self.front_end!r}: it is an odd"

@@ -19,6 +19,9 @@ from .gradient_checkpointing import CheckpointedLayer
 
 FRAMES_AT_ONCE = {"cpu": 1500, "cuda": 24000}  # of all clips together, where no gradient is asked for
 WINDOWS_AT_ONCE = 2**18
+SPEECH_TILT = (
+    4.5  # nats by which the average log-mel spectrum of speech falls from 0 to 8 kHz: a line through 400 clips
+)
 
 
 class RowConvolution(torch.autograd.Function):
@@ -276,7 +279,8 @@ class SJepaLogMelFrontEnd(Float32Buffers):
 
     The spectrum is a product with a table of windowed cosines and sines, in fp32: it compiles and exports like any
     other layer. Energies are floored at 1e-10 before the logarithm, so that quiet recordings keep their spectrum. With
-    `log_mel_cmn` each bin loses its mean over the clip, and with it what the channel adds. Padded frames are zero.
+    `log_mel_cmn` each bin loses its mean over the clip, and with it what the channel adds; with `log_mel_prior_frames`
+    only as much of it as the clip is long enough to tell from what is said. Padded frames are zero.
 
     Buffers (not saved; functions of the configuration):
         fourier (`(400, 402)`): Hann-windowed cosines and sines.
@@ -292,7 +296,7 @@ class SJepaLogMelFrontEnd(Float32Buffers):
         fourier, mel_filters = self.tables()
         self.register_buffer("fourier", fourier, persistent=False)
         self.register_buffer("mel_filters", mel_filters, persistent=False)
-        self.subtracts_mean = config.log_mel_cmn
+        self.subtracts_mean, self.prior_frames = config.log_mel_cmn, config.log_mel_prior_frames
         self.layer_norm = SJepaGroupNorm(config.num_mel_bins)
 
     def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -319,12 +323,27 @@ class SJepaLogMelFrontEnd(Float32Buffers):
             if lengths is not None:
                 lengths = (lengths - self.window_size) // self.hop + 1
             if self.subtracts_mean:
-                log_mel = log_mel - clip_mean(log_mel, lengths)
+                log_mel = log_mel - self.channel(log_mel, lengths)
             normed = self.layer_norm(log_mel, lengths)
             if lengths is None:
                 return normed
             # Where a clip has a single frame, or equal ones, its padding would be beyond the range of fp16.
             return normed.masked_fill(~length_mask(lengths, normed.shape[1])[:, :, None], 0.0)
+
+    def channel(self, log_mel: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        """
+        What the channel adds, as far as a clip tells: the mean of its frames and of `prior_frames` more of average
+        speech at its level, `(batch_size, sequence_length, num_mel_bins) -> (batch_size, 1, num_mel_bins)`.
+        """
+        mean = clip_mean(log_mel, lengths)
+        if not self.prior_frames:
+            return mean
+        num_frames = log_mel.shape[1] if lengths is None else lengths[:, None, None]
+        tilt = torch.linspace(
+            SPEECH_TILT / 2, -SPEECH_TILT / 2, self.output_size, dtype=mean.dtype, device=mean.device
+        )
+        average = mean.mean(2, keepdim=True) + tilt
+        return mean + self.prior_frames / (num_frames + self.prior_frames) * (average - mean)
 
 
 class SJepaStem(nn.Module):

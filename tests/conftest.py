@@ -81,7 +81,7 @@ def small_config(front_end: str = "waveform", **changes) -> SJepaConfig:
 @pytest.fixture(params=["waveform", "log_mel", "stem"])
 def config(request) -> SJepaConfig:
     if request.param == "stem":
-        return small_config("log_mel", stem_kernel_size=3, log_mel_cmn=True)
+        return small_config("log_mel", stem_kernel_size=3, log_mel_cmn=True, log_mel_prior_frames=10)
     return small_config(request.param)
 
 

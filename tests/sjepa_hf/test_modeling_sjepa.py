@@ -22,7 +22,8 @@ def test_base_model_has_the_published_size():
 def test_config_names_agree_with_hubert():
     ours, theirs = SJepaConfig().to_dict(), HubertConfig().to_dict() | WavLMConfig().to_dict()
     own = {
-        "front_end", "num_mel_bins", "log_mel_cmn", "stem_kernel_size", "feature_grad_mult", "encode_visible_only",
+        "front_end", "num_mel_bins", "log_mel_cmn", "log_mel_prior_frames", "stem_kernel_size", "feature_grad_mult",
+        "encode_visible_only",
         "predictor_num_hidden_layers", "predictor_num_attention_heads", "predictor_intermediate_size",
         "predictor_dropout", "predictor_max_positions", "predictor_keeps_hidden",
         "num_mixture_components", "mixture_feature_size", "mixture_features", "mixture_layers", "mixture_temperature",
@@ -72,6 +73,8 @@ NAN, INFINITY = float("nan"), float("inf")
         ({"front_end": "log_mel", "stem_kernel_size": 4}, "`stem_kernel_size` is 4.*odd number"),
         ({"stem_kernel_size": 5}, "`stem_kernel_size` is 5.*log_mel"),
         ({"log_mel_cmn": True}, "`log_mel_cmn` goes with `front_end`.*waveform"),
+        ({"front_end": "log_mel", "log_mel_prior_frames": 10}, "`log_mel_prior_frames` .*`log_mel_cmn`.* off"),
+        ({"log_mel_prior_frames": -1}, "`log_mel_prior_frames` is -1"),
         ({"pad_token_id": 32}, "`pad_token_id` is 32, but `vocab_size` 32"),
         ({"pad_token_id": -1}, "pad_token_id"),
         ({"num_labels": 0}, "num_labels"),
@@ -361,6 +364,26 @@ def test_without_the_clip_s_mean_a_channel_s_colour_is_gone(make_config):
     gains = torch.logspace(-2, 2, front_end.output_size, dtype=torch.float64)
     front_end.mel_filters *= gains
     torch.testing.assert_close(front_end(waveforms, lengths), frames)
+
+
+def test_average_speech_counts_in_the_mean_as_if_it_had_been_heard(make_config):
+    front_end, plain = (
+        SJepaModel(make_config("log_mel", log_mel_cmn=on, log_mel_prior_frames=10 * on)).feature_extractor.double()
+        for on in (True, False)
+    )
+    front_end.layer_norm = plain.layer_norm = torch.nn.Identity()
+    front_end.layer_norm.forward = lambda log_mel, lengths: log_mel
+    waveform = torch.randn(1, 5000, dtype=torch.float64)
+    log_mel = plain(waveform)[0]
+    tilt = torch.linspace(2.25, -2.25, front_end.output_size, dtype=torch.float64)
+    average = (log_mel.mean() + tilt).expand(10, -1)  # falls by 4.5 nats, as loud as the clip
+    expected = log_mel - torch.cat([log_mel, average]).mean(0)
+    torch.testing.assert_close(front_end(waveform)[0], expected)
+    padded = torch.cat([waveform, torch.randn(1, 5000)], dim=1)
+    alone = front_end(padded, torch.tensor([5000]))[0, : len(expected)]
+    torch.testing.assert_close(alone, expected)
+    louder = 20.0 * waveform
+    torch.testing.assert_close(front_end(louder)[0], expected)
 
 
 def test_hidden_frames_and_bins_are_hidden_from_the_stem_too(make_config):
