@@ -81,7 +81,7 @@ def read_units(folder: str) -> tuple[list[list[int]], dict]:
         if settings["format"] == "parquet":
             clips += pq.read_table(file, columns=["run_units"])["run_units"].to_pylist()
             continue
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in filter(None, file.read_text(encoding="utf-8").splitlines()):  # empty: a clip that cannot be used
             clips.append(
                 json.loads(line)["run_units"] if settings["format"] == "jsonl" else list(map(int, line.split()))
             )

@@ -11,7 +11,8 @@ The encoder:
     frames.py                       16 kHz, a frame of 25 ms every 20 ms: the one place of these numbers
 
 Pretraining and fine-tuning:
-    modeling_sjepa_pretraining.py   SJepaForPreTraining: predictor, cluster head, loss
+    modeling_sjepa_pretraining.py   SJepaForPreTraining: encoder, predictor, cluster head, mixture, and their loss
+    predictor.py                    predictor of hidden frames, and the cluster head over it
     soft_targets.py                 what targets have to be, and the divergence of a prediction from them
     mixture.py                      the diagonal Gaussian mixture: posteriors, EM, running statistics
     kmeans.py                       where its fit begins

@@ -23,6 +23,7 @@ from .modeling_sjepa_heads import (
     SJepaForXVector,
 )
 from .modeling_sjepa_pretraining import SJepaForPreTraining
+from .predictor import SJepaPredictor  # noqa: F401
 from .soft_targets import soft_target_divergence  # noqa: F401
 from .spec_augment import spec_augment  # noqa: F401
 from .units import SJepaUnitsOutput  # noqa: F401

@@ -1,5 +1,6 @@
 """Configuration of S-JEPA (arXiv 2606.19398): every default is the published base model."""
 
+import filecmp
 import math
 import shutil
 from pathlib import Path
@@ -47,10 +48,17 @@ MODEL_CODE = (
     "modeling_sjepa.py",
     "modeling_sjepa_heads.py",
     "modeling_sjepa_pretraining.py",
+    "predictor.py",
     "soft_targets.py",
     "spec_augment.py",
     "units.py",
 )
+
+
+def own_classes(auto_map: dict | None) -> dict:
+    """What of an `auto_map` is not this package's: classes of the user's own, each in a file beside config.json."""
+    ours = AUTO_MAP.values()  # behind "user/repo--" where they were loaded from the Hub
+    return {auto: place for auto, place in (auto_map or {}).items() if str(place).split("--")[-1] not in ours}
 
 
 # Smallest and largest value of each number, and of each entry of a list of numbers. The largest ones only catch slips
@@ -432,15 +440,29 @@ class SJepaConfig(PreTrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoConfig"):
-        """Nothing: `save_pretrained` always writes the code of all classes and where each of them is."""
+        """As in Transformers for a class of your own; `save_pretrained` always writes the code of this package's."""
+        if cls.__name__ != "SJepaConfig":
+            super().register_for_auto_class(auto_class)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """As in Transformers, with the model's code beside config.json: what `trust_remote_code=True` runs."""
-        self.auto_map = dict(AUTO_MAP)
+        """
+        As in Transformers, with the model's code beside config.json: what `trust_remote_code=True` runs.
+
+        Raises:
+            ValueError: if the directory is no checkpoint and holds other files of the names of that code.
+        """
+        self.auto_map = AUTO_MAP | own_classes(getattr(self, "auto_map", None))
         here, there = Path(__file__).parent, Path(save_directory)
         there.mkdir(parents=True, exist_ok=True)
-        for name in MODEL_CODE:
-            if here.resolve() != there.resolve():
+        if not (there / "config.json").exists():
+            for name in MODEL_CODE:
+                if (there / name).exists() and not filecmp.cmp(here / name, there / name, shallow=False):
+                    raise ValueError(
+                        f"{there} holds {name}, which is none of a checkpoint, and the model's code would replace it:"
+                        " save into a directory of its own."
+                    )
+        if here.resolve() != there.resolve():
+            for name in MODEL_CODE:
                 shutil.copyfile(here / name, there / name)
         # A feature extractor and a tokenizer that were saved one by one, as Transformers' own CTC script does, are a
         # processor. This file says so; were one registered for the class, `AutoProcessor` would want a tokenizer of

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from .command import first_line
-from .configuration_sjepa import AUTO_MAP, MODEL_CODE
+from .configuration_sjepa import AUTO_MAP, MODEL_CODE, own_classes
 from .scores import data_name
 
 
@@ -184,7 +184,7 @@ def code_files(checkpoint: Path, config: dict) -> dict[str, Path]:
     Raises:
         ValueError: for an S-JEPA model with a part of it, and for code that is not ours.
     """
-    if config.get("model_type") == "sjepa":
+    if config.get("model_type") == "sjepa" and not own_classes(config.get("auto_map")):
         absent = [name for name in MODEL_CODE if not os.path.lexists(checkpoint / name)]
         if len(absent) == len(MODEL_CODE) and config.get("auto_map") == AUTO_MAP:
             return {name: PACKAGE / name for name in MODEL_CODE}

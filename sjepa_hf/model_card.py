@@ -125,6 +125,7 @@ def make_card(
     architecture = (config.get("architectures") or [""])[0]
     pipeline = next((PIPELINES[end] for end in PIPELINES if architecture.endswith(end)), "feature-extraction")
     is_sjepa, pretrained = config.get("model_type") == "sjepa", record.get("kind") == "pretraining"
+    unlabelled = [] if record.get("from_scratch") else ["self-supervised-learning"]
     name = facts.name or repo_id.split("/")[-1]
     index = [model_index_entry(score, facts) for score in scores if math.isfinite(score.value)]
     data = ModelCardData(
@@ -134,7 +135,7 @@ def make_card(
         language=facts.language or None,
         datasets=facts.datasets or None,
         base_model=on_the_hub(record.get("base_model")),
-        tags=["speech", "s-jepa", "self-supervised-learning"] if is_sjepa or pretrained else ["speech"],
+        tags=["speech", *(["s-jepa", *unlabelled] if is_sjepa or pretrained else [])],
         model_name=name if index else None,
         eval_results=index or None,
     )
@@ -143,7 +144,7 @@ def make_card(
         template_path=str(template()),
         mark=MARK,
         name=name,
-        summary=summary(config, checkpoint, pipeline, pretrained),
+        summary=summary(config, checkpoint, pipeline, record),
         usage=usage(repo_id, pipeline, is_sjepa),
         by_sjepa=is_sjepa or pretrained,
         limits=[*(facts.intended_use or LIMITS[pipeline]), *facts.limits, *GENERAL_LIMITS],
@@ -190,10 +191,10 @@ def enumeration(names: Sequence[str]) -> str:
     return ", ".join(map(plain, names[:12])) + more
 
 
-def summary(config: dict, checkpoint: Path, pipeline: str, pretrained: bool) -> str:
+def summary(config: dict, checkpoint: Path, pipeline: str, record: dict) -> str:
     """What the model is, in two sentences."""
     if config.get("model_type") != "sjepa":
-        if pretrained:
+        if record.get("kind") == "pretraining":
             return (
                 f"A {config.get('model_type')} encoder, whose pretraining was continued without labels by"
                 " [S-JEPA](https://arxiv.org/abs/2606.19398): it predicts, at hidden frames, the soft posterior of a"
@@ -203,9 +204,14 @@ def summary(config: dict, checkpoint: Path, pipeline: str, pretrained: bool) -> 
         return f"A {config.get('model_type')} model for {pipeline.replace('-', ' ')}, fine-tuned with sjepa_hf."
     count = parameters(checkpoint)
     front = "log-mel frames" if config.get("front_end") == "log_mel" else "the waveform, by seven convolutions"
+    learned = (
+        "a speech encoder that learned without labels to predict, at hidden frames, the soft posterior of a Gaussian"
+        " mixture"
+    )
+    if record.get("from_scratch"):
+        learned = "the architecture of its speech encoder, trained here on labels alone, without its pretraining"
     text = (
-        "[S-JEPA](https://arxiv.org/abs/2606.19398): a speech encoder that learned without labels to predict, at"
-        " hidden frames, the soft posterior of a Gaussian mixture."
+        f"[S-JEPA](https://arxiv.org/abs/2606.19398): {learned}."
         f" {config['num_hidden_layers']} Transformer layers of {config['hidden_size']} dimensions over {front};"
         f" {count / 1e6:.1f}M parameters in the encoder; 16 kHz mono in, a vector every 20 ms out."
     )

@@ -16,7 +16,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_sjepa import SJepaConfig
+from .configuration_sjepa import AUTO_MAP, SJepaConfig
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
 from .frames import SAMPLING_RATE, check_values, length_mask, nothing_padded, real_samples
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
@@ -297,7 +297,7 @@ class SJepaPreTrainedModel(PreTrainedModel):
         return next((p.dtype for p in self.parameters() if p.is_floating_point() and p.ndim > 1), super().dtype)
 
     def freeze_feature_encoder(self):
-        """Stop the gradient at the front end, as fine-tuning usually does."""
+        """Stop the gradient at the convolutions, or at the log-mel frames: a stem over these goes on learning."""
         self.base_model.feature_extractor.requires_grad_(False)
 
     @torch.no_grad()
@@ -327,7 +327,9 @@ class SJepaPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoModel"):
-        """Nothing: [`SJepaConfig.save_pretrained`] always writes the code of all classes and where each of them is."""
+        """As in Transformers for a class of your own; the code of ours is always saved ([`SJepaConfig`])."""
+        if f"auto_classes.{cls.__name__}" not in AUTO_MAP.values():
+            super().register_for_auto_class(auto_class)
 
     def _get_feat_extract_output_lengths(self, input_lengths: torch.Tensor | int) -> torch.Tensor | int:
         """Frames of clips of `input_lengths` samples."""

@@ -108,6 +108,11 @@ def test_a_recogniser_tells_its_error_rates_and_where_it_comes_from(make_config,
         assert line in written.text, line
     assert written.data.base_model == "ada/encoder"
     assert [r.metric_value for r in written.data.eval_results] == [0.5, 0.2, 0.4, 0.19]
+    assert "learned without labels" in written.text and "self-supervised-learning" in written.data.tags
+    (directory / "training.json").write_text(json.dumps(record | {"from_scratch": True}))
+    written = card(directory, "--repo_id", "ada/asr")
+    assert "trained here on labels alone" in written.text and "without labels" not in written.text
+    assert written.data.tags == ["speech", "s-jepa"]
 
 
 def test_a_fine_tuned_model_of_another_kind_is_not_called_s_jepa(tmp_path):

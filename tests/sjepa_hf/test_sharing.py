@@ -1,6 +1,9 @@
 """A checkpoint opens anywhere: every class from one directory, with this package and without it, and in pipelines."""
 
+import importlib
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec
 
 import sjepa_hf
 from sjepa_hf.configuration_sjepa import AUTO_MAP, MODEL_CODE
+from sjepa_hf.contents import contents
 from sjepa_hf.saving import feature_extractor
 
 
@@ -72,6 +76,67 @@ model = transformers.AutoModelForCTC.from_pretrained({str(again)!r}, trust_remot
     for path in (*asr_checkpoint.glob("*.py"), asr_checkpoint / "model.safetensors"):
         assert (again / path.name).read_bytes() == path.read_bytes()
     assert json.loads((again / "config.json").read_text())["auto_map"] == AUTO_MAP
+
+
+# A head of a user's own, in a file of the user's own.
+OWN_HEAD = """
+from torch import nn
+from sjepa_hf import SJepaModel, SJepaPreTrainedModel
+
+class Emotion(SJepaPreTrainedModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.sjepa, self.out = SJepaModel(config), nn.Linear(config.hidden_size, 4)
+        self.post_init()
+"""
+
+
+def test_a_class_of_the_user_s_own_travels_with_its_file(make_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    (tmp_path / "mood_head.py").write_text(OWN_HEAD)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("mood_head")
+    module.Emotion.register_for_auto_class("AutoModelForAudioClassification")
+    assert sjepa_hf.SJepaModel._auto_class is None
+    model, saved, again = module.Emotion(make_config()), tmp_path / "saved", tmp_path / "again"
+    model.save_pretrained(saved)
+    auto_map = json.loads((saved / "config.json").read_text())["auto_map"]
+    assert auto_map == AUTO_MAP | {"AutoModelForAudioClassification": "mood_head.Emotion"}
+    script = f"""
+from transformers import AutoModelForAudioClassification
+model = AutoModelForAudioClassification.from_pretrained({str(saved)!r}, trust_remote_code=True)
+model.save_pretrained({str(again)!r})
+print(type(model).__name__)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout == "Emotion\n"
+    assert torch.equal(module.Emotion.from_pretrained(again).out.weight, model.out.weight)
+    assert {path.name for path in again.glob("*.py")} == {*MODEL_CODE, "mood_head.py"}
+    assert json.loads((again / "config.json").read_text())["auto_map"] == auto_map
+    with pytest.raises(ValueError, match="code that is not sjepa_hf's"):
+        contents(saved)
+
+
+def test_a_configuration_of_the_user_s_own_is_not_taken_for_ours(tmp_path):
+    class MyConfig(sjepa_hf.SJepaConfig):
+        pass
+
+    MyConfig.register_for_auto_class()
+    assert MyConfig._auto_class == "AutoConfig" and sjepa_hf.SJepaConfig._auto_class is None
+    places = {"AutoFeatureExtractor": "mine.Extractor", "AutoModel": "ada/x--auto_classes.SJepaModel"}
+    sjepa_hf.SJepaConfig(auto_map=places).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert saved == AUTO_MAP | {"AutoFeatureExtractor": "mine.Extractor"}
+
+
+def test_the_code_replaces_no_file_of_another_kind(tmp_path):
+    (tmp_path / "units.py").write_text("mine = True")
+    with pytest.raises(ValueError, match="holds units.py, which is none of a checkpoint"):
+        sjepa_hf.SJepaConfig().save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["units.py"]
+    (tmp_path / "config.json").write_text("{}")  # an earlier version's code, say
+    sjepa_hf.SJepaConfig().save_pretrained(tmp_path)
+    assert "mine" not in (tmp_path / "units.py").read_text()
 
 
 def test_transitions_work_without_the_package(make_config, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def test_what_cannot_be_gets_a_sentence(command, clustered, corpus_folder, tmp_p
         (("--format", "text", "--top_k", "2"), "`top_k` is not written as text"),
         (("--features", "1", "--top_k", "2"), "`top_k` is of units, not of features: leave out --features"),
         (("--features", "1", "--clusters", "mixture"), "`clusters` is of units"),
-        (("--columns", "units"), "`columns` has 'units', but number, source, .* are the output's own: rename"),
+        (("--columns", "units"), "`columns` has 'units', but number, seconds, .* are the output's own: rename"),
     ):
         with pytest.raises(SystemExit, match=said):
             command(*options)

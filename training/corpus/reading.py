@@ -96,7 +96,11 @@ class Corpus:
 
 
 def check_names(columns: Sequence[str], written: Sequence[str]) -> None:
-    """Raise a ValueError where a column of the data has the name of one that is written of every clip anyway."""
+    """
+    Raise a ValueError where a column of the data has the name of one that is written of every clip anyway. `name` and
+    `source` of the data take the place of these: packed data say so what their clips were called before.
+    """
+    written = [name for name in written if name not in ("name", "source")]
     if taken := [name for name in columns if name in written]:
         raise ValueError(
             f"`columns` has '{taken[0]}', but {', '.join(written)} are the output's own: rename it in the data."

@@ -42,13 +42,14 @@ def write_units(
     """
     A shard of units as NAME.parquet, NAME.jsonl or NAME.txt. Tables have, beside the clip's columns, `units` of all
     frames, and its runs: `run_units`, `run_starts` and `run_seconds`; with `top_k` also `top_units` and `posteriors`.
-    Text has a line a clip, its runs' units with spaces between.
+    Text has a line a clip, its runs' units with spaces between; that of a clip that could not be used is empty.
     """
     places = sorted(extracted.found)
     found = [extracted.found[place] for place in places]
     runs = [run_lengths(each["units"]) for each in found]
     if kind == "text":
-        lines = [" ".join(map(str, units.tolist())) + "\n" for units, _ in runs]
+        of_places = {place: " ".join(map(str, units.tolist())) for place, (units, _) in zip(places, runs)}
+        lines = [of_places.get(place, "") + "\n" for place in range(len(rows))]
         (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
         return
     counts = [frames.numpy() for _, frames in runs]

@@ -64,7 +64,8 @@ class FineTuningArguments:
         },
     )
     freeze_feature_encoder: bool | None = field(
-        default=None, metadata={"help": "Keep the front end as it is. Default: true, false with from_scratch."}
+        default=None,
+        metadata={"help": "Keep the front end, but its stem, as it is. Default: true, false with from_scratch."},
     )
     freeze_encoder_steps: int = field(
         default=0, metadata={"help": "Steps in which the head alone is trained, before all is."}

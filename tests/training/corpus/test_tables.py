@@ -40,9 +40,15 @@ def test_units_come_back_with_runs_and_columns(tmp_path, kind):
     assert first["top_units"] == [[3, 9], [3, 9], [1, 9]] and second["posteriors"] == [[0.75, 0.25]]
 
 
-def test_text_has_a_line_a_clip(tmp_path):
+def test_a_name_of_the_data_stands_in_the_place_of_the_clip_s(tmp_path):
+    rows = [row._replace(labels={"name": f"first called {row.number}"}) for row in ROWS]
+    write_units(tmp_path, "units-00000", "parquet", rows, units(), ["name"], top_k=0)
+    assert pq.read_table(tmp_path / "units-00000.parquet")["name"].to_pylist() == ["first called 7", "first called 9"]
+
+
+def test_text_has_a_line_a_clip_an_empty_one_where_it_could_not_be_used(tmp_path):
     write_units(tmp_path, "units-00000", "text", ROWS, units(), [], top_k=0)
-    assert (tmp_path / "units-00000.txt").read_text() == "3 1\n2\n"
+    assert (tmp_path / "units-00000.txt").read_text() == "3 1\n\n2\n"
 
 
 @pytest.mark.parametrize(
