@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from transformers import PreTrainedConfig
 
-from sjepa_hf import SJepaConfig
-from sjepa_hf.frame_features import FRAME_FEATURES, num_features
+from sjepa_hf.configuration_sjepa import MIXTURE_FEATURES, SJepaConfig
+from sjepa_hf.frame_features import num_features
 from sjepa_hf.frames import SAMPLING_RATE, check_frames
 from sjepa_hf.opening import why
 from training.common.command_line import config_path, parse_dataclasses, read_recipe
@@ -218,7 +218,7 @@ class TargetArguments:
             not_negative="em_iterations relative_variance_floor phase1_temperature target_temperature",
             share="mixture_decay frozen_weight frozen_weight_end layer_score_decay ema_decays",
         )
-        check_choice(self, "phase1_features", FRAME_FEATURES)
+        check_choice(self, "phase1_features", [n for n in MIXTURE_FEATURES if n != "encoder"])  # what a save can name
         check_choice(self, "mixture_average", ("statistics", "parameters"))
         for frames, phase in (("fit_frames", "phase1"), ("seed_frames", "phase2"), ("reseed_frames", "phase2")):
             given, needed = getattr(self, frames), getattr(self, f"{phase}_components")

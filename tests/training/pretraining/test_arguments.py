@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from sjepa_hf import SJepaConfig, SJepaForPreTraining
+from sjepa_hf.frame_features import FRAME_FEATURES, MfccFeatures
 from training.pretraining.arguments import ARGUMENTS, parse_arguments
 
 
@@ -110,6 +111,12 @@ def test_wrong_settings_get_a_sentence(tmp_path, recipe, options, message):
     path.write_text(recipe)
     with pytest.raises(ValueError, match=message):
         parse_arguments(["--config", str(path), "--train_data", "speech", *options])
+
+
+def test_a_feature_that_no_checkpoint_could_name_is_refused_at_the_start(monkeypatch):
+    monkeypatch.setitem(FRAME_FEATURES, "plp", MfccFeatures)
+    with pytest.raises(ValueError, match="`phase1_features` is 'plp'; choose one of mfcc, mfcc_cmn, log_mel"):
+        parse_arguments(["--train_data", "speech", "--phase1_features", "plp"])
 
 
 def test_one_value_will_do_for_a_list_in_a_recipe(tmp_path):
