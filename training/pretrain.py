@@ -146,19 +146,19 @@ def train(run: Run) -> None:
         # Here all processes stop together, if any is to: before `take`, so that no batch is lost with the step.
         frames = max(1.0, run.coordinator.sum(frame_count(run, micro_batches))[0])  # of all processes
         run.data.take()
-        losses = []
+        sums = []
         for number, batch in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
             with nullcontext() if last else accelerator.no_sync(run.wrapped):
                 posteriors = run.targets.posteriors(batch)
                 output = predict(run, batch, posteriors)
-                accelerator.backward(summed_divergence(output) * run.processes / frames)
-            losses.append(loss_sums(output))
+                accelerator.backward(summed_loss(output) * run.processes / frames)
+            sums.append(loss_sums(output))
         norm = accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
         broken = update_weights(run, norm)
         run.targets.update(run.model.sjepa, schedule.ema_decay(state.step))
         state.step, run.unsaved = state.step + 1, True
-        monitor.count_step(losses, norm, broken)
+        monitor.count_step(sums, norm, broken)
         look_after(run, monitor, micro_batches, posteriors, output)
 
 
@@ -200,7 +200,7 @@ def predict(run: Run, batch: dict, posteriors: torch.Tensor) -> SJepaForPreTrain
         )
 
 
-def summed_divergence(output: SJepaForPreTrainingOutput) -> torch.Tensor:
+def summed_loss(output: SJepaForPreTrainingOutput) -> torch.Tensor:
     """The loss as a sum over frames, from which the global mean is made."""
     return output.loss * (output.num_masked_frames + output.num_visible_frames)
 

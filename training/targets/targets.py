@@ -206,7 +206,7 @@ def fit_mixture(
     """
     with coordinator.waiting():
         history = mixture.fit(sample, generator=torch.Generator().manual_seed(seed), **fit)
-    coordinator.sum()
+    coordinator.barrier()
     logger.info(
         "Mixture of %d components fitted to %d frames: log-likelihood in nats per frame after k-means and each EM"
         " iteration: %s",

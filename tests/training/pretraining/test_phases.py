@@ -24,6 +24,13 @@ def test_clusters_start_anew_only_where_they_are_others_and_training_goes_on(noi
     assert last.get("active_layer") == (None if "--target_layers" in options else 2)
 
 
+def test_the_log_names_what_the_mixture_of_phase_1_is_over(noise, tmp_path, caplog):
+    caplog.set_level("INFO")
+    options = ["--phase1_features", "log_mel", "--report_to", "none"]
+    phases.begin_phase_1(pretrain.prepare(pretrain.parse_arguments(command(noise, tmp_path, *options))))
+    assert "for the mixture of phase 1, over log_mel." in caplog.text and "MFCC" not in caplog.text
+
+
 def test_the_boundary_keeps_what_it_should(noise, tmp_path):
     """EMA encoder := encoder; optimizer state stays, but for the head's new last layer; the mixture fits features."""
     run = pretrain.prepare(pretrain.parse_arguments(command(noise, tmp_path, "--report_to", "none")))
