@@ -168,7 +168,7 @@ class SJepaStep:
         self.compiled = COMPILE[arguments.compile]
         if self.compiled:
             self.model.compile(**self.compiled)
-            if self.targets.teacher is not None:
+            if self.phase == 2:
                 self.targets.teacher.compile(**self.compiled)
         self.shape: BatchShape | None = None
 

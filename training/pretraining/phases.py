@@ -28,7 +28,7 @@ MEASURED_FRAMES = 20_000  # of audio, out of which come the frames that the firs
 
 def fit_is_due(run: Run) -> bool:
     """Whether the next step needs a mixture that is not there yet: that of its phase, or one over another layer."""
-    return run.fitted_phase < run.schedule.phase(run.state.step) or run.state.seeding_due
+    return (run.targets.phase, run.targets.fitted) != (run.schedule.phase(run.state.step), True)
 
 
 def fit(run: Run) -> float:
@@ -44,7 +44,7 @@ def fit(run: Run) -> float:
     """
     if run.schedule.phase(run.state.step) == 1:
         return begin_phase_1(run)
-    return follow_layer(run) if run.fitted_phase == 2 else begin_phase_2(run)
+    return follow_layer(run) if run.targets.phase == 2 else begin_phase_2(run)
 
 
 def begin_phase_1(run: Run) -> float:
@@ -67,7 +67,7 @@ def begin_phase_1(run: Run) -> float:
         passes = settings.transition_passes
         fit_transitions(targets.mixture, targets.features, audio, frames, passes, max_seconds)
     seconds = end_fit(run, began)
-    run.fitted_phase, run.unsaved = 1, True
+    targets.fitted = run.unsaved = True
     return seconds
 
 
@@ -109,15 +109,15 @@ def follow_layer(run: Run) -> float:
     """Fit new clusters, after the layer that makes the targets has changed."""
     seconds = seed_mixture(run, run.targets, run.arguments.targets.reseed_frames)
     restart_head(run)
-    run.state.seeding_due = False
     return seconds
 
 
 def predict_online(run: Run, targets: OnlineTargets) -> None:
     """From now on predict the targets of phase 2, and beside them those of phase 1 if the model has kept them."""
-    run.targets, run.fitted_phase = targets, 2
+    run.targets = targets
     if run.model.config.num_frozen_components is not None:
         run.frozen_targets = frozen_targets(run.model.frozen_mixture, run.arguments.targets)
+        run.frozen_targets.fitted = True
 
 
 def seed_mixture(run: Run, targets: OnlineTargets, num_frames: int) -> float:
@@ -134,7 +134,9 @@ def seed_mixture(run: Run, targets: OnlineTargets, num_frames: int) -> float:
         progress=progress,
         **run.arguments.targets.fit_options(),
     )
-    return end_fit(run, began)
+    seconds = end_fit(run, began)
+    targets.fitted = True
+    return seconds
 
 
 def fit_audio(run: Run, progress: Progress) -> FitAudio:
@@ -162,13 +164,14 @@ def choose_layer(run: Run, micro_batches: list[dict]) -> list[float] | None:
     settings, step = run.arguments.targets, run.state.step
     if step % settings.layer_check_steps:
         return None
-    encoder = run.targets.teacher or run.model.sjepa
+    in_phase_2 = run.targets.phase == 2
+    encoder = run.targets.teacher if in_phase_2 else run.model.sjepa
     seed = seed_for(run.arguments.run.seed, Purpose.LAYER_RANKS, step)
     ranks = layer_ranks(encoder, micro_batches, run.accelerator, seed)
     more_to_come = step < run.schedule.total_steps
-    if run.targets.teacher and more_to_come and run.layer_choice.observe(ranks):
+    if in_phase_2 and more_to_come and run.layer_choice.observe(ranks):
         logger.info("Step %d: layer %d now has the highest effective rank.", step, run.layer_choice.active)
-        run.state.seeding_due = settings.reseed_on_layer_switch
+        run.targets.fitted = not settings.reseed_on_layer_switch
     return ranks
 
 

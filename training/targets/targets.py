@@ -33,15 +33,18 @@ class FrozenTargets:
         temperature (`float`): tempers the target; 0 makes it one-hot.
 
     Attributes:
-        teacher: None, as there is no EMA encoder.
+        phase (`int`): 1.
+        fitted (`bool`): whether the mixture is that of `features`, so that it can be predicted. Whoever
+            fits it says so.
         modules (`dict`): what a checkpoint holds of the targets beside student and mixture: nothing.
     """
 
-    teacher = None
+    phase = 1
     modules: dict[str, torch.nn.Module] = {}
 
     def __init__(self, mixture: DiagonalGaussianMixture, features: str = "mfcc", temperature: float = 1.0):
         self.mixture = mixture
+        self.fitted = False
         self.temperature = temperature
         self.feature_name = features
         self.frame_features = FRAME_FEATURES[features]().to(mixture.means.device)
@@ -80,7 +83,14 @@ class OnlineTargets:
         mixture_decay, average: see [`DiagonalGaussianMixture.apply_statistics`].
         layers, instance_norm, num_components: see [`TargetFeatures`].
         compiled (`bool`): whether to `torch.compile` the EMA encoder.
+
+    Attributes:
+        phase (`int`): 2.
+        fitted (`bool`): whether the mixture is that of the layer that is read, so that it can be predicted; whoever
+            fits it, or chooses another layer, says so.
     """
+
+    phase = 2
 
     def __init__(
         self,
@@ -101,6 +111,7 @@ class OnlineTargets:
         if compiled:
             self.teacher.compile(dynamic=True)
         self.mixture = mixture
+        self.fitted = False
         self.layer_choice = layer_choice
         self.accelerator = accelerator
         self.temperature = temperature
