@@ -138,8 +138,10 @@ class OnlineTargets:
     @torch.no_grad()
     def posteriors(self, batch: dict) -> torch.Tensor:
         """
-        Soft targets `(batch_size, sequence_length, num_components)`; padded frames hold anything. The statistics of
-        the batch are kept for `update`, so every micro-batch of a step counts, once.
+        Soft targets `(batch_size, sequence_length, num_components)`; padded frames hold anything.
+
+        This is no mere query: the statistics of the batch are added to those that the next `update` moves the mixture
+        by. Call it once for each micro-batch of a step, and for nothing else between two updates.
         """
         lengths = frame_lengths(batch["lengths"])
         targets, statistics = self.mixture.clip_expectation(self.features(batch), lengths, self.temperature)
