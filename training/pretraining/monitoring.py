@@ -178,7 +178,7 @@ class Monitor:
         One line of the history. Every process must call it.
 
         Args:
-            batch, posteriors, output: of the last micro-batch: its audio, its targets, what was predicted.
+            batch, posteriors, output: of one micro-batch: its audio, its targets, what was predicted.
             ranks: effective rank of each layer, where it was measured.
         """
         run, state = self._run, self._run.state

@@ -126,9 +126,9 @@ def record(monkeypatch) -> list[torch.Tensor]:
     """The posteriors that the steps of a run will predict."""
     found, predict = [], pretrain.predict
 
-    def recorded(run, batch, posteriors):
-        found.append(posteriors.clone())
-        return predict(run, batch, posteriors)
+    def recorded(run, batch, targets):
+        found.append(targets["target_posteriors"].clone())
+        return predict(run, batch, targets)
 
     monkeypatch.setattr(pretrain, "predict", recorded)
     return found
