@@ -95,8 +95,10 @@ def count(step: SJepaStep | HubertStep, batch: dict, beside: dict[str, str]) -> 
     """Counts of one step on a batch, both made of fake tensors; `beside` names what runs in no encoder, by phase."""
     step.train_on(batch)  # the optimizer's state is made
     counter = OperationCounter()
-    encoders = [step.model] if isinstance(step, HubertStep) else [step.model.sjepa, step.targets.teacher]
-    for encoder in filter(None, encoders):
+    encoders = [step.model] if isinstance(step, HubertStep) else [step.model.sjepa]
+    if isinstance(step, SJepaStep) and step.phase == 2:
+        encoders.append(step.targets.teacher)
+    for encoder in encoders:
         watch_encoder(counter, encoder)
     with counter:
         step.train_on(batch, lambda phase: counter.phase(phase, beside.get(phase, "")))

@@ -4,8 +4,9 @@
     accelerate launch -m training.pretrain --config training/recipes/base.yaml --train_data a.jsonl  # on several GPUs
 
 A step is: soft targets from the clean audio, masked prediction from the augmented audio, the loss over the whole
-global batch, and an update of encoder, EMA encoder and mixture. Any field of `training/pretraining/arguments.py` and
-`training/data/loader.py` can stand in the recipe or on the command line.
+global batch, and an update of encoder, EMA encoder and mixture. Any field of `training/pretraining/arguments.py`,
+`training/pretraining/method_arguments.py` and `training/data/loader.py` can stand in the recipe or on the command
+line.
 
 SIGTERM and Ctrl-C save the last finished step and exit with status 143 and 130, out of a wait for data or a fit at
 once; `--resume_from_checkpoint auto` then goes on to the very weights of a run without the break. 1 is the status
@@ -146,20 +147,21 @@ def train(run: Run) -> None:
         # Here all processes stop together, if any is to: before `take`, so that no batch is lost with the step.
         frames = max(1.0, run.coordinator.sum(frame_count(run, micro_batches))[0])  # of all processes
         run.data.take()
-        losses = []
+        sums = []
         for number, batch in enumerate(micro_batches):
-            last = number == len(micro_batches) - 1
-            with nullcontext() if last else accelerator.no_sync(run.wrapped):
-                posteriors = run.targets.posteriors(batch)
-                output = predict(run, batch, posteriors)
-                accelerator.backward(summed_divergence(output) * run.processes / frames)
-            losses.append(loss_sums(output))
+            is_last = number == len(micro_batches) - 1
+            with nullcontext() if is_last else accelerator.no_sync(run.wrapped):
+                targets = soft_targets(run, batch)
+                output = predict(run, batch, targets)
+                accelerator.backward(summed_loss(output) * run.processes / frames)
+            sums.append(loss_sums(output))
+        shown = batch, targets["target_posteriors"], output  # the last micro-batch, for the line of metrics
         norm = accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
         broken = update_weights(run, norm)
         run.targets.update(run.model.sjepa, schedule.ema_decay(state.step))
         state.step, run.unsaved = state.step + 1, True
-        monitor.count_step(losses, norm, broken)
-        look_after(run, monitor, micro_batches, posteriors, output)
+        monitor.count_step(sums, norm, broken)
+        look_after(run, monitor, micro_batches, shown)
 
 
 def frame_count(run: Run, micro_batches: list[dict]) -> int:
@@ -170,8 +172,17 @@ def frame_count(run: Run, micro_batches: list[dict]) -> int:
     return sum(len(batch[part]) for batch in micro_batches for part in parts)
 
 
-def predict(run: Run, batch: dict, posteriors: torch.Tensor) -> SJepaForPreTrainingOutput:
-    """Masked prediction from the augmented audio, and its divergence from the targets' posteriors."""
+def soft_targets(run: Run, batch: dict) -> dict[str, torch.Tensor | float]:
+    """All that is predicted of a micro-batch, from its clean audio, by the names that the model's `forward` has."""
+    targets = {"target_posteriors": run.targets.posteriors(batch)}
+    if run.frozen_targets is not None:
+        targets["frozen_posteriors"] = run.frozen_targets.posteriors(batch)
+        targets["frozen_weight"] = run.schedule.frozen_weight(run.state.step)
+    return targets
+
+
+def predict(run: Run, batch: dict, targets: dict[str, torch.Tensor | float]) -> SJepaForPreTrainingOutput:
+    """Masked prediction from the augmented audio, and its divergence from [`soft_targets`]."""
     masking, schedule, step = run.arguments.masking, run.schedule, run.state.step
     disturbed = not schedule.late(step)
     audio = augmented(batch, masking.p_mix, masking.p_noise) if disturbed else batch["input_values"]
@@ -179,28 +190,21 @@ def predict(run: Run, batch: dict, posteriors: torch.Tensor) -> SJepaForPreTrain
     if disturbed and masking.mel_mask:
         mask = MelMask(masking.mel_mask, run.model.config.num_mel_bins)
         bands["mask_mel_indices"] = mask.of_batch(batch)
-    frozen = {}
-    if run.frozen_targets is not None:
-        frozen = {
-            "frozen_posteriors": run.frozen_targets.posteriors(batch),
-            "frozen_weight": schedule.frozen_weight(step),
-        }
     with run.accelerator.autocast():
         return run.wrapped(
             audio,
             attention_mask=batch["attention_mask"],
             mask_time_indices=batch["mask_time_indices"],
-            target_posteriors=posteriors,
             include_visible=not schedule.masked_only(step),
             masked_positions=batch["masked_positions"],
             visible_positions=batch["visible_positions"],
             longest_visible=batch["longest_visible"],
             **bands,
-            **frozen,
+            **targets,
         )
 
 
-def summed_divergence(output: SJepaForPreTrainingOutput) -> torch.Tensor:
+def summed_loss(output: SJepaForPreTrainingOutput) -> torch.Tensor:
     """The loss as a sum over frames, from which the global mean is made."""
     return output.loss * (output.num_masked_frames + output.num_visible_frames)
 
@@ -217,14 +221,20 @@ def update_weights(run: Run, norm: torch.Tensor) -> torch.Tensor:
     return broken
 
 
-def look_after(run: Run, monitor: Monitor, micro_batches: list[dict], posteriors: torch.Tensor, output) -> None:
-    """What happens now and then after a step: dead components, the layer choice, a line of metrics, checkpoints."""
+def look_after(run: Run, monitor: Monitor, micro_batches: list[dict], shown: tuple) -> None:
+    """
+    What happens now and then after a step: dead components, the layer choice, a line of metrics, checkpoints.
+
+    Args:
+        micro_batches: of this process in the step.
+        shown: batch, posteriors and output of one of them, for [`Monitor.line`].
+    """
     settings, state = run.arguments.run, run.state
     if state.step % RESEED_EVERY == 0:
         state.reseeded_components += run.targets.reseed_dead()
     ranks = choose_layer(run, micro_batches)
     if state.step % settings.logging_steps == 0 or ranks or state.step in (1, run.schedule.total_steps):
-        monitor.write(monitor.line(micro_batches[-1], posteriors, output, ranks))
+        monitor.write(monitor.line(*shown, ranks))
         if run.skipped_steps[0] >= settings.max_skipped_steps:
             in_a_row = int(run.skipped_steps[0])
             run.interruption.ask(1, f"{in_a_row} steps in a row had a NaN or infinite gradient")

@@ -19,7 +19,8 @@ from training.common.command_line import read_recipe
 from training.common.device import default_device
 from training.data.batches import with_masks
 from training.data.masking import SpanMask
-from training.pretraining.arguments import ARGUMENTS, MaskingArguments, TargetArguments
+from training.pretraining.arguments import ARGUMENTS
+from training.pretraining.method_arguments import MaskingArguments, TargetArguments
 from training.targets.layer_choice import LayerChoice
 from training.targets.targets import FrozenTargets, OnlineTargets
 
@@ -168,7 +169,7 @@ class SJepaStep:
         self.compiled = COMPILE[arguments.compile]
         if self.compiled:
             self.model.compile(**self.compiled)
-            if self.targets.teacher is not None:
+            if self.phase == 2:
                 self.targets.teacher.compile(**self.compiled)
         self.shape: BatchShape | None = None
 

@@ -11,6 +11,7 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTrainin
 
 from sjepa_hf import SJepaForPreTraining, SJepaModel
 from training import pretrain
+from training.pretraining import phases
 from training.pretraining.checkpoint_layout import damage, load_loop_state
 from training.pretraining.monitoring import read_history
 from training.pretraining.resuming import checkpoints, find_checkpoint
@@ -148,6 +149,27 @@ def test_the_waveform_front_end_and_gradient_accumulation(noise, tmp_path):
     state = load_loop_state(tmp_path / "out" / "final")
     assert (state.step, state.data["batches"]) == (6, 12)
     assert AutoModel.from_pretrained(tmp_path / "out" / "final").config.front_end == "waveform"
+
+
+def test_all_that_is_predicted_is_made_before_the_prediction(noise, tmp_path, monkeypatch):
+    options = ["--report_to", "none", "--frozen_weight", "0.5", "--frozen_weight_end", "0.1"]
+    run = pretrain.prepare(pretrain.parse_arguments(command(noise, tmp_path, *options)))
+    phases.fit(run)
+    batch = run.data.next()
+    assert pretrain.soft_targets(run, batch).keys() == {"target_posteriors"}
+    run.state.step = 10  # amid phase 2
+    phases.fit(run)
+    targets = pretrain.soft_targets(run, batch)
+    assert targets.pop("frozen_weight") == pytest.approx(0.3)
+    assert {name: values.shape[2] for name, values in targets.items()} == {
+        "target_posteriors": 6,
+        "frozen_posteriors": 8,
+    }
+    for made in (run.targets, run.frozen_targets):
+        monkeypatch.setattr(made, "posteriors", lambda batch: pytest.fail("made while it is predicted"))
+    output = pretrain.predict(run, batch, targets | {"frozen_weight": 0.3})
+    assert output.loss.isfinite() and output.frozen_loss.isfinite()
+    run.lock.release()
 
 
 def test_mel_bins_are_hidden_until_the_late_steps_and_the_same_ones_after_resuming(noise, tmp_path, monkeypatch):

@@ -65,6 +65,10 @@ class Coordinator:
             raise Interrupted
         return sums[: len(numbers)]
 
+    def barrier(self) -> None:
+        """Wait until all processes have come here. Raises as [`sum`] does."""
+        self.sum()
+
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """[`Interruption.waiting`]; if it is interrupted, the other processes learn of it in their next [`sum`]."""

@@ -76,17 +76,18 @@ class SpanMask:
         own_span = (lengths - target).clamp(1, self.span)
         real = torch.arange(num_frames, device=lengths.device) < lengths  # [B, T]
 
-        # A random permutation of all starts -(span - 1) .. T - 1 is the order in which spans are drawn. Drawing one
-        # again changes nothing, so this equals drawing with replacement. Starts that cover no real frame are never
-        # looked at.
+        # A random permutation of all starts -(span - 1) .. T - 1 says when each is drawn. Drawing one again changes
+        # nothing, so this equals drawing with replacement. Starts that cover no real frame are never looked at.
+        # What `argsort` gives is the inverse of the rank, as uniform as that for uniform keys alone: for keys that
+        # favour some starts take `argsort` of it once more.
         keys = torch.rand(lengths.shape[0], num_frames + self.span - 1, generator=generator, device=lengths.device)
-        order = keys.argsort(dim=1)
+        rank = keys.argsort(dim=1)
 
         # Frame t is covered by the `own_span` starts up to and including t; the first of them to be drawn masks it.
-        unreached = order.shape[1]
-        covered_at = torch.full_like(order[:, :num_frames], unreached)  # [B, T]
+        unreached = rank.shape[1]
+        covered_at = torch.full_like(rank[:, :num_frames], unreached)  # [B, T]
         for start in range(self.span):
-            drawn_at = order[:, start : start + num_frames]
+            drawn_at = rank[:, start : start + num_frames]
             covered_at = covered_at.minimum(drawn_at.masked_fill(start < self.span - own_span, unreached))
         covered_at = covered_at.masked_fill(~real, unreached)
 

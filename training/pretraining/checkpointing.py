@@ -33,6 +33,7 @@ def restore(run: Run) -> None:
         predict_online(
             run, online_targets(run.model.sjepa, run.model.mixture, run.arguments, run.layer_choice, run.accelerator)
         )
+        run.targets.fitted = not run.state.seeding_due
         checkpoint_layout.load_online(checkpoint, run.targets.modules)
     run.data.restore(run.state)
     if run.accelerator.is_main_process:
@@ -56,7 +57,7 @@ def save(run: Run, directory: Path) -> None:
         ProcessesDisagree: if the processes no longer hold the same.
     """
     parts = {"model": run.model.parameters(), "mixture": run.model.mixture.buffers()}
-    if run.targets.teacher:
+    if run.targets.phase == 2:
         parts["EMA encoder"] = run.targets.teacher.parameters()
     active_layer = run.layer_choice.active or 0  # 0: none is chosen yet
     check_processes_agree(run.accelerator, parts, active_layer)
@@ -65,6 +66,7 @@ def save(run: Run, directory: Path) -> None:
         run.state,
         active_layer=active_layer,
         layer_scores=run.layer_choice.scores,
+        seeding_due=not run.targets.fitted,
         seconds=run.seconds_heard(),
         seconds_taken=run.seconds_taken(),
         samples_padded=run.data.samples_padded,
@@ -76,10 +78,10 @@ def save(run: Run, directory: Path) -> None:
         accumulation=run.arguments.run.gradient_accumulation_steps,
         data=run.data.position().to_dict(),
     )
-    if run.state.seeding_due:  # the mixture is no longer over what is predicted
-        run.model.describe_mixture(None)
-    else:
+    if run.targets.fitted:
         run.targets.describe(run.model)
+    else:  # the mixture is no longer over what is predicted
+        run.model.describe_mixture(None)
     random_states = gather_object([checkpoint_layout.random_state()])
     if run.accelerator.is_main_process:
         write(run, directory, random_states, state)

@@ -15,13 +15,16 @@ FEW = 12  # points of a curve up to which each is marked: a line through one or 
 
 def draw_losses(history: list[dict], phase1_steps: int, path: Path) -> None:
     """
-    Masked and visible KL over hours of audio seen, beside them the guesses that know nothing of what is said (the
-    clip's mean, the mixture's weights), and the phase boundary; below, the entropy of the targets.
+    The parts of the loss over hours of audio seen, and their mean that is minimised; beside them the guesses that know
+    nothing of what is said (the clip's mean, the mixture's weights), and the phase boundary; below, the entropy of the
+    targets.
     """
     figure, (above, below) = plt.subplots(2, sharex=True, figsize=(8, 5.5), height_ratios=(3, 1), layout="constrained")
     lines = (
         (above, "masked_kl", "masked frames", "C0", "-"),
         (above, "visible_kl", "visible frames", "C2", "-"),
+        (above, "frozen_kl", "frozen targets", "C4", "-"),
+        (above, "loss", "loss that is minimised", "C5", ":"),
         (above, "clip_mean_kl", "clip's mean guess", "C3", "--"),
         (above, "baseline_kl", "constant guess (mixture weights)", "0.5", "--"),
         (below, "target_entropy_bits", None, "C1", "-"),

@@ -10,7 +10,8 @@ from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel
 from sjepa_hf.command import first_line
 from sjepa_hf.frame_features import num_features
 from sjepa_hf.opening import open_config, open_sjepa
-from training.pretraining.arguments import Arguments, RunArguments, TargetArguments, check_model, check_unchanged
+from training.pretraining.arguments import Arguments, RunArguments, check_model, check_unchanged
+from training.pretraining.method_arguments import TargetArguments
 from training.pretraining.other_pretraining import OtherForPreTraining, open_other
 from training.targets.layer_choice import LayerChoice
 from training.targets.targets import FrozenTargets, OnlineTargets

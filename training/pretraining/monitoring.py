@@ -52,19 +52,20 @@ def target_metrics(
     return {name: value.item() for name, value in figures.items()}
 
 
-def loss_sums(output: SJepaForPreTrainingOutput) -> dict[str, torch.Tensor | int]:
-    """Divergences summed over the frames of a micro-batch, and their numbers, for `Monitor.count_step`."""
-    sums = {
-        "masked_kl": output.masked_loss.detach() * output.num_masked_frames,
-        "masked_frames": output.num_masked_frames,
-    }
+def loss_sums(output: SJepaForPreTrainingOutput) -> dict[str, tuple[torch.Tensor, int]]:
+    """
+    The parts of the loss and, where there are several, the `loss` that is minimised: each summed over its frames of a
+    micro-batch, with their number, for `Monitor.count_step`.
+    """
+    masked, visible = output.num_masked_frames, output.num_visible_frames
+    parts = {"masked_kl": (output.masked_loss, masked)}
     if output.visible_loss is not None:
-        sums["visible_kl"] = output.visible_loss.detach() * output.num_visible_frames
-        sums["visible_frames"] = output.num_visible_frames
+        parts["visible_kl"] = output.visible_loss, visible
     if output.frozen_loss is not None:
-        frames = output.num_masked_frames + output.num_visible_frames
-        sums |= {"frozen_kl": output.frozen_loss.detach() * frames, "frozen_frames": frames}
-    return sums
+        parts["frozen_kl"] = output.frozen_loss, masked + visible
+    if len(parts) > 1:
+        parts["loss"] = output.loss, masked + visible
+    return {name: (mean.detach() * frames, frames) for name, (mean, frames) in parts.items()}
 
 
 def collapse_warnings(metrics: dict, hidden_size: int, num_components: int) -> dict[str, str]:
@@ -127,23 +128,24 @@ class Monitor:
         if is_main:
             forget_after(self.history, run.state.step)
         self._run = run
-        self._sums: dict[str, torch.Tensor | float] = {}
+        self._sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # of values, and how many they are
         self._since, self._seconds_then = time.monotonic(), None
         self._clip_mean = ClipMeanMonitor(run.arguments.run)
         self._next_warning: dict[tuple[int, str], int] = {}  # step, by phase and figure
 
-    def count_step(self, losses: list[dict], norm: torch.Tensor, broken: torch.Tensor) -> None:
+    def count_step(self, sums: list[dict], norm: torch.Tensor, broken: torch.Tensor) -> None:
         """
         A step is done.
 
         Args:
-            losses: [`loss_sums`] of each micro-batch.
+            sums: [`loss_sums`] of each micro-batch.
             norm: of the gradient, `()`.
             broken: whether the gradient is NaN or infinite, so that none of this counts, `()`.
         """
-        for sums in (*losses, {"gradient_norm": norm.detach(), "steps": 1}):
-            for name, value in sums.items():
-                self._sums[name] = self._sums.get(name, 0.0) + torch.where(broken, 0, value)
+        for found in (*sums, {"gradient_norm": (norm.detach(), 1)}):
+            for name, (value, count) in found.items():
+                total, number = self._sums.get(name, (0.0, 0.0))
+                self._sums[name] = total + torch.where(broken, 0, value), number + torch.where(broken, 0, count)
         self.bar.update(1)
         step = self._run.state.step
         self.forecast.step(step, self._run.schedule.phase(step - 1))
@@ -158,18 +160,12 @@ class Monitor:
         self.forecast.pause()
 
     def averages(self, device: torch.device) -> dict[str, float]:
-        """Frame means over all processes since the last call, as far as there are any; resets the sums."""
+        """Means over all processes since the last call, as far as there are any; resets the sums."""
         names = sorted(self._sums)
-        values = torch.tensor([float(self._sums[name]) for name in names], dtype=widest_float(device), device=device)
-        total = dict(zip(names, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
+        sums = [[float(part) for part in self._sums[name]] for name in names]
+        sums = self.accelerator.reduce(torch.tensor(sums, dtype=widest_float(device), device=device), reduction="sum")
         self._sums = {}
-        means = {}
-        for part in ("masked", "visible", "frozen"):
-            if total.get(f"{part}_frames"):
-                means[f"{part}_kl"] = total[f"{part}_kl"] / total[f"{part}_frames"]
-        if total["steps"]:
-            means["gradient_norm"] = total["gradient_norm"] / total["steps"]
-        return means
+        return {name: total / count for name, (total, count) in zip(names, sums.tolist(), strict=True) if count}
 
     def line(
         self, batch: dict, posteriors: torch.Tensor, output: SJepaForPreTrainingOutput, ranks: list[float] | None
@@ -178,7 +174,7 @@ class Monitor:
         One line of the history. Every process must call it.
 
         Args:
-            batch, posteriors, output: of the last micro-batch: its audio, its targets, what was predicted.
+            batch, posteriors, output: of one micro-batch: its audio, its targets, what was predicted.
             ranks: effective rank of each layer, where it was measured.
         """
         run, state = self._run, self._run.state

@@ -28,7 +28,7 @@ MEASURED_FRAMES = 20_000  # of audio, out of which come the frames that the firs
 
 def fit_is_due(run: Run) -> bool:
     """Whether the next step needs a mixture that is not there yet: that of its phase, or one over another layer."""
-    return run.fitted_phase < run.schedule.phase(run.state.step) or run.state.seeding_due
+    return (run.targets.phase, run.targets.fitted) != (run.schedule.phase(run.state.step), True)
 
 
 def fit(run: Run) -> float:
@@ -43,30 +43,31 @@ def fit(run: Run) -> float:
         Interrupted: if the run is to end meanwhile.
     """
     if run.schedule.phase(run.state.step) == 1:
-        return fit_mfcc_mixture(run)
-    return follow_layer(run) if run.fitted_phase == 2 else begin_phase_2(run)
+        return begin_phase_1(run)
+    return follow_layer(run) if run.targets.phase == 2 else begin_phase_2(run)
 
 
-def fit_mfcc_mixture(run: Run) -> float:
+def begin_phase_1(run: Run) -> float:
     """
-    The start: a mixture over a uniform sample of the corpus's MFCC frames, by k-means and EM, and the transitions
-    between its components, where they are to be heeded; then it is frozen.
+    The start: a mixture over a uniform sample of the corpus's frame features (`phase1_features`), by k-means and EM,
+    and the transitions between its components, where they are to be heeded; then it is frozen.
     """
     settings, began = run.arguments.targets, time.monotonic()
-    logger.info("Reading up to %g hours for the MFCC mixture.", settings.fit_hours)
-    progress = Progress("MFCC mixture", run.accelerator.is_main_process)
+    over = settings.phase1_features
+    logger.info("Reading up to %g hours for the mixture of phase 1, over %s.", settings.fit_hours, over)
+    progress = Progress("Mixture of phase 1", run.accelerator.is_main_process)
     seed = seed_for(run.arguments.run.seed, Purpose.FIT, run.state.step)
     targets, audio = run.targets, fit_audio(run, progress)
     frames, max_seconds = settings.fit_frames, settings.fit_hours * 3600
     sample = sample_frames(targets.features, audio, frames, seed, max_seconds=max_seconds)
     with run.coordinator.waiting():
-        check_frames(run, len(sample))
+        check_enough_audio(run, len(sample))
     fit_mixture(targets.mixture, sample, seed, run.coordinator, progress=progress, **settings.fit_options())
     if settings.target_transitions:
         passes = settings.transition_passes
         fit_transitions(targets.mixture, targets.features, audio, frames, passes, max_seconds)
-    seconds = finished(run, began)
-    run.fitted_phase, run.unsaved = 1, True
+    seconds = end_fit(run, began)
+    targets.fitted = run.unsaved = True
     return seconds
 
 
@@ -108,15 +109,15 @@ def follow_layer(run: Run) -> float:
     """Fit new clusters, after the layer that makes the targets has changed."""
     seconds = seed_mixture(run, run.targets, run.arguments.targets.reseed_frames)
     restart_head(run)
-    run.state.seeding_due = False
     return seconds
 
 
 def predict_online(run: Run, targets: OnlineTargets) -> None:
     """From now on predict the targets of phase 2, and beside them those of phase 1 if the model has kept them."""
-    run.targets, run.fitted_phase = targets, 2
+    run.targets = targets
     if run.model.config.num_frozen_components is not None:
         run.frozen_targets = frozen_targets(run.model.frozen_mixture, run.arguments.targets)
+        run.frozen_targets.fitted = True
 
 
 def seed_mixture(run: Run, targets: OnlineTargets, num_frames: int) -> float:
@@ -133,7 +134,9 @@ def seed_mixture(run: Run, targets: OnlineTargets, num_frames: int) -> float:
         progress=progress,
         **run.arguments.targets.fit_options(),
     )
-    return finished(run, began)
+    seconds = end_fit(run, began)
+    targets.fitted = True
+    return seconds
 
 
 def fit_audio(run: Run, progress: Progress) -> FitAudio:
@@ -161,18 +164,19 @@ def choose_layer(run: Run, micro_batches: list[dict]) -> list[float] | None:
     settings, step = run.arguments.targets, run.state.step
     if step % settings.layer_check_steps:
         return None
-    encoder = run.targets.teacher or run.model.sjepa
+    in_phase_2 = run.targets.phase == 2
+    encoder = run.targets.teacher if in_phase_2 else run.model.sjepa
     seed = seed_for(run.arguments.run.seed, Purpose.LAYER_RANKS, step)
     ranks = layer_ranks(encoder, micro_batches, run.accelerator, seed)
     more_to_come = step < run.schedule.total_steps
-    if run.targets.teacher and more_to_come and run.layer_choice.observe(ranks):
+    if in_phase_2 and more_to_come and run.layer_choice.observe(ranks):
         logger.info("Step %d: layer %d now has the highest effective rank.", step, run.layer_choice.active)
-        run.state.seeding_due = settings.reseed_on_layer_switch
+        run.targets.fitted = not settings.reseed_on_layer_switch
     return ranks
 
 
-def check_frames(run: Run, found: int) -> None:
-    """Raise a ValueError at the start where phase 2 could not be seeded on so little audio."""
+def check_enough_audio(run: Run, found: int) -> None:
+    """Raise a ValueError at the start where phase 2 could not be seeded on the frames `found` in all audio."""
     settings = run.arguments.targets
     everything = found < settings.fit_frames and found / FRAMES_PER_SECOND < settings.fit_hours * 3600 / 2
     if everything and run.arguments.run.phase2_steps and found < settings.phase2_components:
@@ -182,7 +186,10 @@ def check_frames(run: Run, found: int) -> None:
         )
 
 
-def finished(run: Run, began: float) -> float:
-    """Seconds since a fit began, the mean over the processes; its unusable clips are counted."""
+def end_fit(run: Run, began: float) -> float:
+    """
+    Count a fit's unusable clips and wait for the other processes; returns the seconds since it began, their mean.
+    Raises Interrupted if the run is to end.
+    """
     run.data.take()
     return run.coordinator.sum(time.monotonic() - began)[0] / run.processes

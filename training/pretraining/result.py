@@ -42,7 +42,7 @@ def finish(run: Run) -> None:
     if run.accelerator.is_main_process:
         batches = run.data.fresh_pass(Purpose.ENTROPY_PASS)
         entropy = predictor_entropy(run.model, batches, ENTROPY_FRAMES, run.accelerator)
-    run.coordinator.sum()
+    run.coordinator.barrier()
     if run.accelerator.is_main_process:
         components, phase1_steps = run.model.mixture.num_components, run.arguments.run.phase1_steps
         drawn = figures.draw_run(run.output_dir, final, phase1_steps, entropy, components)

@@ -41,11 +41,10 @@ class Run:
         state (`LoopState`): all that changes and is no tensor, as of the last checkpoint but for step and counters.
         model (`SJepaForPreTraining`): encoder, predictor, head and mixture; `wrapped` is the same under Accelerate.
         optimizer (`AcceleratedOptimizer`): of the model's parameters.
-        targets (`FrozenTargets` or `OnlineTargets`): make the posteriors that are predicted.
+        targets (`FrozenTargets` or `OnlineTargets`): make the posteriors that are predicted. They say which phase the
+            run is in; where the next step is of another one by the schedule, or they are not `fitted`, a fit is due.
         frozen_targets (`FrozenTargets`, *optional*): in phase 2 those of phase 1, where they stay in the loss.
         layer_choice (`LayerChoice`): which layer the targets of phase 2 are read from.
-        fitted_phase (`int`): the phase that model and targets are ready for, its mixture being fitted; 0 before the
-            first. Where the next step is of another one by the schedule, a fit is due.
         data (`TrainingData`): the batches of this process.
         skipped_steps (`torch.Tensor`): `(2,)`, steps without an update because of a NaN or infinite gradient, in a row
             and since the run was started.
@@ -94,9 +93,9 @@ class Run:
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, run))
         set_seed(run.seed, device_specific=True)  # dropout differs between processes, weights do not
         self.targets: FrozenTargets | OnlineTargets = frozen_targets(self.model.mixture, settings)
+        self.targets.fitted = self.resumed is not None
         self.frozen_targets: FrozenTargets | None = None
         self.layer_choice = LayerChoice(settings.start_layer, settings.layer_score_decay, settings.follows_ranks)
-        self.fitted_phase = 1 if self.resumed else 0
         position = DataPosition.from_dict(self.state.data) if self.resumed else None
         self.data = TrainingData(arguments, self.accelerator, self.coordinator, position)
         self.skipped_steps = torch.zeros(2, device=self.accelerator.device)

@@ -64,7 +64,7 @@ class TargetFeatures:
             return
         with coordinator.waiting():
             mean, directions = whitened_components(sample, self.num_components)
-        coordinator.sum()
+        coordinator.barrier()
         self.whitening.mean.copy_(mean)
         self.whitening.directions.copy_(directions)
         share(self.whitening.buffers(), coordinator.accelerator)

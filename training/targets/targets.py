@@ -33,15 +33,18 @@ class FrozenTargets:
         temperature (`float`): tempers the target; 0 makes it one-hot.
 
     Attributes:
-        teacher: None, as there is no EMA encoder.
+        phase (`int`): 1.
+        fitted (`bool`): whether the mixture is that of `features`, so that it can be predicted. Whoever
+            fits it says so.
         modules (`dict`): what a checkpoint holds of the targets beside student and mixture: nothing.
     """
 
-    teacher = None
+    phase = 1
     modules: dict[str, torch.nn.Module] = {}
 
     def __init__(self, mixture: DiagonalGaussianMixture, features: str = "mfcc", temperature: float = 1.0):
         self.mixture = mixture
+        self.fitted = False
         self.temperature = temperature
         self.feature_name = features
         self.frame_features = FRAME_FEATURES[features]().to(mixture.means.device)
@@ -80,7 +83,14 @@ class OnlineTargets:
         mixture_decay, average: see [`DiagonalGaussianMixture.apply_statistics`].
         layers, instance_norm, num_components: see [`TargetFeatures`].
         compiled (`bool`): whether to `torch.compile` the EMA encoder.
+
+    Attributes:
+        phase (`int`): 2.
+        fitted (`bool`): whether the mixture is that of the layer that is read, so that it can be predicted; whoever
+            fits it, or chooses another layer, says so.
     """
+
+    phase = 2
 
     def __init__(
         self,
@@ -101,6 +111,7 @@ class OnlineTargets:
         if compiled:
             self.teacher.compile(dynamic=True)
         self.mixture = mixture
+        self.fitted = False
         self.layer_choice = layer_choice
         self.accelerator = accelerator
         self.temperature = temperature
@@ -127,8 +138,10 @@ class OnlineTargets:
     @torch.no_grad()
     def posteriors(self, batch: dict) -> torch.Tensor:
         """
-        Soft targets `(batch_size, sequence_length, num_components)`; padded frames hold anything. The statistics of
-        the batch are kept for `update`, so every micro-batch of a step counts, once.
+        Soft targets `(batch_size, sequence_length, num_components)`; padded frames hold anything.
+
+        This is no mere query: the statistics of the batch are added to those that the next `update` moves the mixture
+        by. Call it once for each micro-batch of a step, and for nothing else between two updates.
         """
         lengths = frame_lengths(batch["lengths"])
         targets, statistics = self.mixture.clip_expectation(self.features(batch), lengths, self.temperature)
@@ -206,7 +219,7 @@ def fit_mixture(
     """
     with coordinator.waiting():
         history = mixture.fit(sample, generator=torch.Generator().manual_seed(seed), **fit)
-    coordinator.sum()
+    coordinator.barrier()
     logger.info(
         "Mixture of %d components fitted to %d frames: log-likelihood in nats per frame after k-means and each EM"
         " iteration: %s",

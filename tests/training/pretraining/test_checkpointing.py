@@ -95,7 +95,7 @@ def test_a_long_fit_is_saved_at_once(command, tmp_path, monkeypatch):
     short = ["--num_workers", "0", "--phase1_steps", "2", "--phase2_steps", "2"]
     in_one_thread(command(*short))
     assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-0", "checkpoint-2", "checkpoint-4"]
-    monkeypatch.setattr(phases, "fit_mfcc_mixture", lambda run: pytest.fail("fitted already"))
+    monkeypatch.setattr(phases, "begin_phase_1", lambda run: pytest.fail("fitted already"))
     again = ["--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-0")]
     in_one_thread(command(*short, *again, out="again"))
     assert_equal_weights(tmp_path / "out" / "final", tmp_path / "again" / "final")

@@ -34,8 +34,8 @@ from training.pretraining.training_data import RestartingLoader, TrainingData
 def break_gradients(monkeypatch, steps) -> None:
     predict = pretrain.predict
 
-    def broken(run, batch, posteriors):
-        output = predict(run, batch, posteriors)
+    def broken(run, batch, targets):
+        output = predict(run, batch, targets)
         output.loss = output.loss * (math.nan if run.state.step in steps else 1.0)
         return output
 

@@ -20,8 +20,8 @@ def line(step, phase, **more):
 
 HISTORY = [
     line(10, 1, visible_kl=2.0, effective_ranks=[9.0, 8.0, 7.0]),
-    line(20, 1, visible_kl=1.5),
-    line(30, 2, effective_ranks=[9.0, 8.5, 7.5], active_layer=2),
+    line(20, 1, visible_kl=1.5, loss=2.4),
+    line(30, 2, frozen_kl=1.0, loss=2.6, effective_ranks=[9.0, 8.5, 7.5], active_layer=2),
 ]
 
 
@@ -47,6 +47,9 @@ def test_every_axis_of_the_losses_has_a_name_and_a_unit_and_every_value_is_seen(
     assert below.get_xlabel() == "audio seen, hours"
     masked = [curve for curve in above.lines if curve.get_color() == "C0"]
     assert sum(len(curve.get_xdata()) for curve in masked) == len(history)
+    for name, colour in (("frozen_kl", "C4"), ("loss", "C5")):
+        seen = [value for curve in above.lines if curve.get_color() == colour for value in curve.get_ydata()]
+        assert seen == [line[name] for line in history if name in line]
     assert all(curve.get_marker() == "." for curve in masked), "a single point would not be seen without"
     labels = [text.get_text() for legend in above.figure.legends for text in legend.get_texts()]
     assert {"masked frames", "clip's mean guess"} <= set(labels)

@@ -12,6 +12,7 @@ from training.pretraining.monitoring import (
     Monitor,
     collapse_warnings,
     forget_after,
+    loss_sums,
     read_history,
     target_metrics,
 )
@@ -106,10 +107,38 @@ def test_the_bar_and_the_rate_of_audio_leave_out_what_is_no_step(run, tmp_path, 
 def test_where_all_steps_were_skipped_there_is_no_gradient_norm(run):
     run.schedule.phase = lambda step: 1
     monitor, broken = Monitor(run), torch.tensor(True)
-    monitor.count_step([{"masked_kl": torch.tensor(float("nan")), "masked_frames": 3}], torch.tensor(math.inf), broken)
+    monitor.count_step([{"masked_kl": (torch.tensor(math.nan), 3)}], torch.tensor(math.inf), broken)
     assert monitor.averages(torch.device("cpu")) == {}
-    monitor.count_step([{"masked_kl": torch.tensor(6.0), "masked_frames": 3}], torch.tensor(0.5), ~broken)
+    monitor.count_step([{"masked_kl": (torch.tensor(6.0), 3)}], torch.tensor(0.5), ~broken)
     assert monitor.averages(torch.device("cpu")) == {"masked_kl": 2.0, "gradient_norm": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ({}, {}),
+        ({"visible_loss": torch.tensor(1.0)}, {"visible_kl": 1.0, "loss": 2.5}),
+        (
+            {"visible_loss": torch.tensor(1.0), "frozen_loss": torch.tensor(0.5)},
+            {"visible_kl": 1.0, "frozen_kl": 0.5, "loss": 2.5},
+        ),
+    ],
+)
+def test_the_minimised_loss_stands_beside_its_parts_where_there_are_several(run, others, expected):
+    """Means over the frames of two micro-batches, of which the second has three times the frames of the first."""
+    run.schedule.phase = lambda step: 1
+    monitor, visible = Monitor(run), 4 if others else 0
+
+    def sums(scale, frames):
+        losses = {"loss": torch.tensor(2.5), "masked_loss": torch.tensor(3.0)} | others
+        scaled = {name: scale * value for name, value in losses.items()}
+        return loss_sums(
+            SJepaForPreTrainingOutput(**scaled, num_masked_frames=6 * frames, num_visible_frames=visible * frames)
+        )
+
+    monitor.count_step([sums(0.4, 1), sums(1.2, 3)], torch.tensor(0.5), torch.tensor(False))
+    means = monitor.averages(torch.device("cpu"))
+    assert means == pytest.approx({"masked_kl": 3.0, "gradient_norm": 0.5} | expected)
 
 
 def test_ranks_of_features_that_are_not_finite_are_told_and_not_written(run, tmp_path, caplog):

@@ -6,6 +6,7 @@ from pretraining_runs import command
 
 from training import pretrain
 from training.pretraining import phases
+from training.pretraining.checkpointing import save_step
 from training.pretraining.monitoring import read_history
 from training.targets.targets import FrozenTargets, OnlineTargets
 
@@ -22,6 +23,13 @@ def test_clusters_start_anew_only_where_they_are_others_and_training_goes_on(noi
     assert started == [6]
     last = read_history(tmp_path / "out" / "metrics.jsonl")[-1]
     assert last.get("active_layer") == (None if "--target_layers" in options else 2)
+
+
+def test_the_log_names_what_the_mixture_of_phase_1_is_over(noise, tmp_path, caplog):
+    caplog.set_level("INFO")
+    options = ["--phase1_features", "log_mel", "--report_to", "none"]
+    phases.begin_phase_1(pretrain.prepare(pretrain.parse_arguments(command(noise, tmp_path, *options))))
+    assert "for the mixture of phase 1, over log_mel." in caplog.text and "MFCC" not in caplog.text
 
 
 def test_the_boundary_keeps_what_it_should(noise, tmp_path):
@@ -46,6 +54,31 @@ def test_the_boundary_keeps_what_it_should(noise, tmp_path):
     features = run.targets.features(batch).flatten(0, 1)
     untrained = type(run.model.mixture)(6, 32)
     assert run.model.mixture.log_prob(features).mean() > untrained.log_prob(features).mean()
+
+
+def test_targets_say_whether_a_fit_is_due(noise, tmp_path, monkeypatch):
+    """Before phase 1, at the boundary, and where another layer leads; the last through a checkpoint, too."""
+    arguments = command(noise, tmp_path, "--report_to", "none")
+    run = pretrain.prepare(pretrain.parse_arguments(arguments))
+    assert run.targets.phase == 1 and phases.fit_is_due(run)
+    phases.fit(run)
+    assert run.targets.phase == 1 and not phases.fit_is_due(run)
+    run.state.step = 6
+    assert phases.fit_is_due(run)
+    phases.fit(run)
+    assert run.targets.phase == 2 and not phases.fit_is_due(run)
+    run.state.step = 9
+    monkeypatch.setattr(phases, "layer_ranks", lambda *_: [9.0, 3.0, 2.0, 1.0])
+    phases.choose_layer(run, [run.data.next()])
+    assert run.layer_choice.active == 1 and phases.fit_is_due(run)
+    save_step(run)
+    assert run.model.config.mixture_features is None, "the mixture is not over the layer that leads"
+    run.lock.release()
+    resumed = pretrain.prepare(pretrain.parse_arguments([*arguments, "--resume_from_checkpoint", "latest"]))
+    assert resumed.targets.phase == 2 and phases.fit_is_due(resumed)
+    phases.fit(resumed)
+    assert not phases.fit_is_due(resumed)
+    resumed.lock.release()
 
 
 def test_no_layer_is_chosen_by_rank_where_others_make_the_targets(noise, tmp_path, monkeypatch):

@@ -126,9 +126,9 @@ def record(monkeypatch) -> list[torch.Tensor]:
     """The posteriors that the steps of a run will predict."""
     found, predict = [], pretrain.predict
 
-    def recorded(run, batch, posteriors):
-        found.append(posteriors.clone())
-        return predict(run, batch, posteriors)
+    def recorded(run, batch, targets):
+        found.append(targets["target_posteriors"].clone())
+        return predict(run, batch, targets)
 
     monkeypatch.setattr(pretrain, "predict", recorded)
     return found
@@ -165,7 +165,7 @@ def assert_same(run, history, released, phase):
 def test_phase_1_is_the_released_one(released, make_run):
     run = make_run(1)
     set_mixture(run.model.mixture, part(released, "phase1.mixture."))
-    run.fitted_phase = 1
+    run.targets.fitted = True
     given = iter(released["phase1.posteriors"])
     run.targets.posteriors = lambda batch: next(given)
     assert_same(run, finish(run), released, 1)
