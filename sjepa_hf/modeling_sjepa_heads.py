@@ -24,6 +24,12 @@ from .frames import length_mask
 from .modeling_sjepa import PRETRAINING_ONLY, SJepaModel, SJepaPreTrainedModel
 
 
+LOSSES_OF_NUMBERS = {  # by `problem_type`, where labels are no classes
+    "multi_label_classification": nn.functional.binary_cross_entropy_with_logits,
+    "regression": nn.functional.mse_loss,
+}
+
+
 class SJepaEncoderWithHead(SJepaPreTrainedModel):
     """
     What the heads share: the encoder and a choice of features: the last layer's, or a learned average of all layers
@@ -156,7 +162,10 @@ class SJepaForCTC(SJepaEncoderWithHead):
 
 
 class SJepaForSequenceClassification(SJepaEncoderWithHead):
-    """S-JEPA encoder, its frames projected and averaged, and a linear classifier: keywords, intents, speakers."""
+    """
+    S-JEPA encoder, its frames projected and averaged, and a linear layer. By `config.problem_type` that tells classes
+    (keywords, intents, speakers; the default), several labels that may hold together, or numbers (an age, a score).
+    """
 
     def __init__(self, config: SJepaConfig):
         super().__init__(config)
@@ -177,19 +186,24 @@ class SJepaForSequenceClassification(SJepaEncoderWithHead):
             input_values (`torch.Tensor` of shape `(batch_size, num_samples)`): waveforms at 16 kHz, right-padded.
             attention_mask (`torch.Tensor` of shape `(batch_size, num_samples)`, *optional*): 1 for real samples.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class of each clip; -100 leaves it out.
+                With the `problem_type` "multi_label_classification" or "regression" a `torch.FloatTensor` of shape
+                `(batch_size, num_labels)`: 1 for each label that holds, or the numbers.
 
         Returns:
-            `SequenceClassifierOutput` with `logits` `(batch_size, num_labels)` and, given labels, `loss`.
+            `SequenceClassifierOutput` with `logits` `(batch_size, num_labels)`; given labels, `loss`: cross-entropy of
+            classes or binary cross-entropy of several labels (nats), or the squared error of numbers.
 
         Raises:
-            ValueError: for labels that are no classes of this head, not one a clip or not integer.
+            ValueError: for labels that are no classes of this head, not one a clip or not integer; for several labels
+                or numbers of another shape or type; for classes where `num_labels` is 1.
         """
         if labels is not None:
-            labels = check_clip_labels(labels, self.config.num_labels, len(input_values))
+            labels = check_clip_targets(labels, self.config, len(input_values))
         features, frame_mask, outputs = self.encode(input_values, attention_mask, **kwargs)
         pooled, _ = masked_mean_and_std(self.projector(features), frame_mask)
         logits = self.classifier(pooled.to(features.dtype))
-        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        loss_of = LOSSES_OF_NUMBERS.get(self.config.problem_type, nn.functional.cross_entropy)
+        loss = None if labels is None else loss_of(logits.float(), labels)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -369,6 +383,25 @@ def check_clip_labels(labels: torch.Tensor, num_classes: int, batch_size: int) -
     if labels.numel() != batch_size:
         raise ValueError(f"`labels` must have shape ({batch_size},), one class a clip, but has {tuple(labels.shape)}.")
     return check_labels(labels.reshape(-1), num_classes, "num_labels")
+
+
+def check_clip_targets(labels: torch.Tensor, config: SJepaConfig, batch_size: int) -> torch.Tensor:
+    """Labels as the loss of `config.problem_type` takes them, or a ValueError that names what is wrong."""
+    count = config.num_labels
+    if config.problem_type not in LOSSES_OF_NUMBERS:
+        if count == 1:
+            raise ValueError(
+                "`num_labels` is 1, and a single class teaches nothing: give all classes, or for a number to each clip"
+                ' set `problem_type` to "regression".'
+            )
+        return check_clip_labels(labels, count, batch_size)
+    shapes = [(batch_size, count), (batch_size,)][: 2 if count == 1 else 1]
+    if not labels.is_floating_point() or labels.shape not in shapes:
+        raise ValueError(
+            f"`problem_type` is {config.problem_type!r}: `labels` must be floating point of shape {shapes[0]}, but are"
+            f" {labels.dtype} of shape {tuple(labels.shape)}."
+        )
+    return labels.reshape(shapes[0]).float()
 
 
 def blank_where_padded(logits: torch.Tensor, frame_mask: torch.Tensor, blank: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from transformers import (
     WavLMForXVector,
     pipeline,
 )
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
 from sjepa_hf import (
     SJepaForAudioFrameClassification,
@@ -137,6 +138,29 @@ def test_ctc_loss_is_torchs(make_config, padded_batch):
         zero_infinity=True,
     )  # fmt: skip
     torch.testing.assert_close(model(waveforms, attention_mask, labels=labels).loss, expected)
+
+
+@pytest.mark.parametrize(("problem_type", "num_labels"), [("multi_label_classification", 5), ("regression", 2)])
+def test_problem_types_have_the_losses_of_transformers(make_config, padded_batch, problem_type, num_labels):
+    config = make_config(**(SMALL | {"num_labels": num_labels}), problem_type=problem_type)
+    model, labels = SJepaForSequenceClassification(config).eval(), torch.rand(3, num_labels).round(decimals=1)
+    output = model(*padded_batch[:2], labels=labels)
+    torch.testing.assert_close(output.loss, ForSequenceClassificationLoss(labels, output.logits, config))
+    output.loss.backward()
+    for wrong in (labels.long(), labels[:2], labels.T.contiguous(), labels[:, 0]):
+        with pytest.raises(ValueError, match=rf"{problem_type}.* floating point of shape \(3, {num_labels}\)"):
+            model(*padded_batch[:2], labels=wrong)
+
+
+def test_a_number_for_each_clip_is_no_single_class(make_config, padded_batch):
+    config = make_config(**(SMALL | {"num_labels": 1}))
+    model, labels = SJepaForSequenceClassification(config).eval(), torch.tensor([0.5, -2.0, 3.0])
+    with pytest.raises(ValueError, match="single class teaches nothing.*regression"):
+        model(*padded_batch[:2], labels=torch.zeros(3, dtype=torch.long))
+    config.problem_type = "regression"
+    for shape in ((3,), (3, 1)):
+        output = model(*padded_batch[:2], labels=labels.view(shape))
+        torch.testing.assert_close(output.loss, (output.logits[:, 0] - labels).square().mean())
 
 
 def test_frame_labels_of_padding_do_not_count(make_config, padded_batch):
