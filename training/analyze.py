@@ -174,7 +174,7 @@ def mask_of_training(checkpoint: str, prob: float | None, span: int | None) -> S
             record = file_of(checkpoint, RECORD)
         except LocalEntryNotFoundError:
             raise ValueError(
-                f"{RECORD} of {checkpoint}, which says how frames were hidden in its training, is not in the cache, and"
+                f"{RECORD} of {checkpoint}, which says how frames were hidden in training, is not in the cache, and"
                 " the Hub cannot be reached: give --mask_prob and --mask_span."
             ) from None
         trained = read_json(record).get("settings", {}) if record else {}
