@@ -11,6 +11,7 @@ rank       effective rank of every layer over 2,000 random frames, beside the sa
 hidden     (with --phones) what the prediction knows of the phone at hidden frames, by distance to the nearest visible
            one: mutual information as a share of the phones' entropy, from posteriors as they are (soft) and from their
            largest component alone (hard), and the KL from the targets of phase 1. Flat: the context is not read.
+           Frames are hidden as in the checkpoint's training.
 
 Writes `analysis.json`, `entropy.png`, `utterance.png` and `rank.png`. Layers are numbered as in `hidden_states`: 0
 is what enters the first Transformer layer.
@@ -27,15 +28,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import LocalEntryNotFoundError
 from tqdm.auto import tqdm
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.clusters import draw_clusters, order_clusters
 from sjepa_hf.command import command
+from sjepa_hf.contents import RECORD, read_json
 from sjepa_hf.frames import SAMPLING_RATE, WINDOW, frame_centres
 from sjepa_hf.measures import effective_rank, entropy_bits
-from sjepa_hf.opening import open_config, open_feature_extractor, open_pretraining
+from sjepa_hf.opening import file_of, open_config, open_feature_extractor, open_pretraining
 from sjepa_hf.saving import files_written_aside
 from sjepa_hf.scores import json_text
 from training.common.command_line import parse_dataclasses
@@ -83,7 +86,13 @@ class AnalysisArguments:
     )
     transcript: str | None = field(default=None, metadata={"help": "Column of the data with transcripts."})
     phones: bool = field(default=False, metadata={"help": "The data has columns phones and phone_ends."})
-    mask_prob: float = field(default=0.65, metadata={"help": "Share of frames that are hidden, for hidden."})
+    mask_prob: float | None = field(
+        default=None,
+        metadata={"help": "Share of frames that are hidden, for hidden. Default: that of training, else 0.65."},
+    )
+    mask_span: int | None = field(
+        default=None, metadata={"help": "Frames per hidden span. Default: that of training, else 10."}
+    )
     max_clips: int = field(default=500, metadata={"help": "Clips, drawn at random, for entropy, rank and hidden."})
     rank_frames: int = field(default=2000, metadata={"help": "Random frames over which ranks are measured."})
     audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Parquet and Hub data."})
@@ -98,7 +107,9 @@ class AnalysisArguments:
                 "`only` has 'hidden', which needs phones in time: give data with the columns phones and phone_ends,"
                 " and --phones."
             )
-        check_ranges(self, at_least_1="max_clips rank_frames", seed="seed")
+        check_ranges(
+            self, at_least_1="max_clips rank_frames mask_span", positive="mask_prob", share="mask_prob", seed="seed"
+        )
 
 
 class Utterance(NamedTuple):
@@ -148,6 +159,30 @@ def predictor_of(model: SJepaForPreTraining, checkpoint: str) -> tuple[Predictor
 def bits(posteriors: np.ndarray) -> np.ndarray:
     """Entropy in bits of posteriors `(num_frames, num_components)`: `(num_frames,)`."""
     return entropy_bits(torch.from_numpy(posteriors)).numpy()
+
+
+def mask_of_training(checkpoint: str, prob: float | None, span: int | None) -> SpanMask:
+    """
+    How frames are hidden: as asked, or else as the checkpoint's training.json says, or else as published.
+
+    Raises:
+        ValueError: if what is not asked for cannot be looked up, or is no mask.
+    """
+    trained = {}
+    if prob is None or span is None:
+        try:
+            record = file_of(checkpoint, RECORD)
+        except LocalEntryNotFoundError:
+            raise ValueError(
+                f"{RECORD} of {checkpoint}, which says how frames were hidden in training, is not in the cache, and"
+                " the Hub cannot be reached: give --mask_prob and --mask_span."
+            ) from None
+        trained = read_json(record).get("settings", {}) if record else {}
+    published = SpanMask()
+    return SpanMask(
+        trained.get("mask_prob", published.prob) if prob is None else prob,
+        trained.get("mask_span", published.span) if span is None else span,
+    )
 
 
 def analyze_entropy(predict: Predictor, clips: LabelledClips, seed: int, path: Path) -> dict:
@@ -367,7 +402,9 @@ def report(results: dict) -> str:
             ranks = " ".join(f"{rank:.1f}" for rank in found[kind])
             lines.append(f"Effective rank by layer, {kind}: {ranks} (of {most}).")
     if "hidden" in results:
-        lines += ["Phones at hidden frames:", hidden_frame_table(results["hidden"])]
+        share, span = results["mask_prob"], results["mask_span"]
+        lines.append(f"Phones at hidden frames, {100 * share:.0f} % hidden in spans of {span}:")
+        lines.append(hidden_frame_table(results["hidden"]))
     return "\n".join(lines)
 
 
@@ -403,7 +440,8 @@ def run(checkpoint: str, arguments: AnalysisArguments, directory: Path, heartbea
         )
     if "hidden" in chosen:
         heartbeat.doing = "measuring what is known of hidden frames"
-        mask = SpanMask(arguments.mask_prob)
+        mask = mask_of_training(checkpoint, arguments.mask_prob, arguments.mask_span)
+        results |= {"mask_prob": mask.prob, "mask_span": mask.span}
         known, phones = number_phones(clips, frame_counts)
         results["hidden"] = knowledge_at_hidden_frames(model, clips, phones, len(known), mask, arguments.seed)
     return results

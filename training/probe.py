@@ -11,9 +11,10 @@ splits its 3 are. Phones count as they are written, stress and silences included
 apart too: scores are then those of voices that no classifier was fitted to. A fifth of what is kept apart, rounded up,
 is scored in each split: of 6 voices 2. No two splits are alike; where fewer can be made than asked for, so many are.
 
-Beside the checkpoints, always: MFCC, and the same encoder with fresh weights. Layers are numbered as in
-`hidden_states`: 0 is what enters the first Transformer layer. `probes.json`, `probes.png` and the table
-that is printed give mean and standard deviation over the splits.
+Beside the checkpoints: MFCC, and the same encoder with fresh weights; with `--baselines false` only what is named, and
+`mfcc` or `untrained:CHECKPOINT` may be. Layers are numbered as in `hidden_states`: 0 is what enters the first
+Transformer layer. `probes.json`, `probes.png` and the table that is printed give mean and standard deviation over the
+splits.
 """
 
 import logging
@@ -76,7 +77,9 @@ class ProbeArguments:
     layers: list[str] = field(
         default_factory=lambda: ["all"], metadata={"help": "'all', or numbers of layers, from 0."}
     )
-    baselines: bool = field(default=True, metadata={"help": "MFCC and the untrained encoder."})
+    baselines: bool = field(
+        default=True, metadata={"help": "MFCC and the untrained encoder, beside every checkpoint."}
+    )
     utterance_splits: int = field(default=10, metadata={"help": "Random splits of the utterance probes."})
     phone_splits: int = field(default=3, metadata={"help": "Random splits of the phone probes."})
     max_clips: int | None = field(default=None, metadata={"help": "Probe on so many clips, drawn at random."})
@@ -110,13 +113,14 @@ def subjects(
         yield MFCC, features_of_layers(open_encoder(MFCC, device))
     seen = []
     for checkpoint in dict.fromkeys(checkpoints):
-        encoder = open_encoder(checkpoint, device)
-        shapes = [(key, tuple(tensor.shape)) for key, tensor in encoder.model.named_parameters()]
-        if baselines and shapes not in seen:  # one untrained encoder serves all checkpoints of its shape
-            seen.append(shapes)
-            untrained = f"{UNTRAINED}{checkpoint}"
-            yield untrained, features_of_layers(open_encoder(untrained, device, untrained_seed=seed), layers)
-        yield checkpoint, features_of_layers(encoder, layers)
+        encoder = open_encoder(checkpoint, device, untrained_seed=seed)
+        if baselines:
+            shapes = [(key, tuple(tensor.shape)) for key, tensor in encoder.model.named_parameters()]
+            if shapes not in seen:  # one untrained encoder serves all checkpoints of its shape
+                seen.append(shapes)
+                untrained = f"{UNTRAINED}{checkpoint}"
+                yield untrained, features_of_layers(open_encoder(untrained, device, untrained_seed=seed), layers)
+        yield checkpoint, features_of_layers(encoder, None if checkpoint == MFCC else layers)
 
 
 def open_tasks(arguments: ProbeArguments) -> tuple[LabelledClips, dict[str, ProbeTask]]:
@@ -185,10 +189,10 @@ def run(checkpoints: list[str], arguments: ProbeArguments, heartbeat: Heartbeat)
         ValueError: if a label cannot be probed for, or a checkpoint is none or cannot be opened.
     """
     for name in checkpoints:
-        if name in ("mfcc", "fbank") or name.startswith(UNTRAINED):
+        if name == "fbank" or (arguments.baselines and (name == MFCC or name.startswith(UNTRAINED))):
             raise ValueError(
-                f"{name} is no checkpoint: MFCC and the untrained encoder are probed beside every checkpoint, FBANK in"
-                " training.superb."
+                f"{name} is no checkpoint: MFCC and the untrained encoder are probed beside every checkpoint, or where"
+                " they are named with --baselines false; FBANK is in training.superb."
             )
     check_encoders(checkpoints)
     clips, tasks = open_tasks(arguments)

@@ -41,6 +41,7 @@ from training.common.progress import Heartbeat
 from training.common.ranges import check_ranges
 from training.corpus.extraction import unit_extractor
 from training.data.labelled import LabelledClips, open_labelled
+from training.data.manifest import MissingColumn
 from training.evaluation.abx import MAX_GROUP, Token, abx
 from training.evaluation.alignment import read_alignment
 from training.evaluation.encoders import open_encoder
@@ -129,15 +130,24 @@ class QualityData:
         self.known, self.phones = number_phones(self.aligned, counts)
         self.words = self.voices = None
         if arguments.words:
-            words = open_labelled(arguments.words, (arguments.word_label, label))
+            words = open_named(arguments.words, {"word_label": arguments.word_label, "speaker_label": label})
             drawn = drawn_words(words.labels[label], words.labels[arguments.word_label], limit, seed)
             self.words = readable_clips(words.select(drawn), None, seed)[0]
         if arguments.voices:
-            self.voices = readable_clips(open_labelled(arguments.voices, (label,)), limit, seed)[0]
+            self.voices = readable_clips(open_named(arguments.voices, {"speaker_label": label}), limit, seed)[0]
         self.noise = None
         if arguments.noise:
             noise = readable_clips(open_labelled([arguments.noise], ()), None, seed)[0]
             self.noise = [noise[i]["input_values"] for i in range(len(noise))]
+
+
+def open_named(specs: list[str], columns: dict[str, str]) -> LabelledClips:
+    """Clips with the columns that options name. Raises a ValueError with the option's name if one is missing."""
+    try:
+        return open_labelled(specs, tuple(columns.values()))
+    except MissingColumn as error:
+        option = next(option for option, column in columns.items() if column == error.column)
+        raise ValueError(f"{error} Name another with --{option}.") from None
 
 
 def drawn_words(voices: list[str], words: list[str], max_clips: int | None, seed: int) -> list[int]:

@@ -19,7 +19,7 @@ from benchmarks.study.grid import as_flags
 from benchmarks.study.speech_manifest import DIGITS, LIBRISPEECH, PHONES, manifest_rows
 from sjepa_hf.command import UserError
 from sjepa_hf.contents import RESULTS
-from sjepa_hf.scores import UNTRAINED, Score, grouped, read_scores
+from sjepa_hf.scores import MFCC, UNTRAINED, Score, grouped, read_scores
 
 
 PROBES = {  # what is probed for -> the folder it is read off, and how
@@ -107,49 +107,50 @@ class Scorer:
         self, checkpoints: list[Path], directory: Path, untrained: bool = False
     ) -> dict[str, dict[str, list[float]]]:
         """
-        Accuracy on digits and phones of every layer of each checkpoint (by its path), of "mfcc", and of "untrained",
-        the first checkpoint's model with fresh weights (by the quick probe, only if that is asked for); what it was
-        read from stays in `directory`.
+        Accuracy on digits and phones of every layer of each checkpoint (by its path), of "mfcc", and, as "untrained",
+        if that is asked for, the first checkpoint's model with fresh weights; what it was read from stays in
+        `directory`.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        if self.quick_probe is None:
-            return self._own_probe(checkpoints, directory)
-        found = directory / "quick_probe.json"
-        fresh = f"untrained:{checkpoints[0]}"
-        if not found.is_file():
-            aside = found.with_suffix(".incomplete")
-            names = [*checkpoints, *([fresh] if untrained else [])]
-            self._run([self.quick_probe, *names, "--speech", self.speech, "--json", aside], found.with_suffix(".log"))
-            aside.replace(found)
-        scores = json.loads(found.read_text())
+        fresh = f"{UNTRAINED}{checkpoints[0]}"
+        subjects = [*map(str, checkpoints), *([fresh] if untrained else [])]
+        scores = self._quick_probe(subjects, directory) if self.quick_probe else self._own_probe(subjects, directory)
         return {"untrained" if name == fresh else name: score for name, score in scores.items()}
 
-    def _own_probe(self, checkpoints: list[Path], directory: Path) -> dict[str, dict[str, list[float]]]:
+    def _quick_probe(self, subjects: list[str], directory: Path) -> dict[str, dict[str, list[float]]]:
+        found = directory / "quick_probe.json"
+        if not found.is_file():
+            aside = found.with_suffix(".incomplete")
+            command = [self.quick_probe, *subjects, "--speech", self.speech, "--json", aside]
+            self._run(command, found.with_suffix(".log"))
+            aside.replace(found)
+        return json.loads(found.read_text())
+
+    def _own_probe(self, subjects: list[str], directory: Path) -> dict[str, dict[str, list[float]]]:
         found = defaultdict(dict)
         for task, (folder, how) in PROBES.items():
             rows = manifest_rows(self.speech, folder, "test")
-            for subject, scores in self._run_probe(checkpoints, directory, task, rows, how).items():
-                name = "untrained" if subject.startswith(UNTRAINED) else subject
-                found[name].setdefault(task, [score.value for score in scores])
+            for subject, scores in self._run_probe([MFCC, *subjects], directory, task, rows, how).items():
+                found[subject][task] = [score.value for score in scores]
         return dict(found)
 
     def _speakers(self, checkpoint: Path, directory: Path, seed: int) -> dict:
         rows = crops(self.speech / LIBRISPEECH / "validation")
-        how = ["--utterance_labels", "speaker_id", "--baselines", "false"]
-        (scores,) = self._run_probe([checkpoint], directory, "speakers", rows, how).values()
+        how = ["--utterance_labels", "speaker_id"]
+        (scores,) = self._run_probe([str(checkpoint)], directory, "speakers", rows, how).values()
         means = [score.value for score in scores]
         return {"speakers": max(means), "speakers_by_layer": means}
 
     def _run_probe(
-        self, checkpoints: list[Path], directory: Path, name: str, rows: list[dict], how: list[str]
+        self, subjects: list[str], directory: Path, name: str, rows: list[dict], how: list[str]
     ) -> dict[str, list[Score]]:
         """Scores of the linear probe by `training.probe`, by subject and in order of layers, unless they are there."""
         found = directory / name / "probes.json"
         if not found.is_file():
             data = directory / f"{name}.jsonl"
             write_manifest(data, rows)
-            command = ["-m", "training.probe", *checkpoints, "--data", data, *how, "--output", found.parent]
-            self._run(command, directory / f"{name}.log")
+            command = ["-m", "training.probe", *subjects, "--data", data, *how, "--output", found.parent]
+            self._run([*command, "--baselines", "false"], directory / f"{name}.log")
         linear = [score for score in read_scores(found) if score.task.endswith(", linear probe")]
         return grouped(linear, lambda score: score.subject)
 

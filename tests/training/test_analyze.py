@@ -6,11 +6,15 @@ import pytest
 import soundfile
 import torch
 from checkpoints import save
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining
+from sjepa_hf.contents import RECORD
 from sjepa_hf.measures import effective_rank
-from training.analyze import find_utterance, main, open_head
+from training import analyze
+from training.analyze import find_utterance, main, mask_of_training, open_head
 from training.data.labelled import open_labelled
+from training.data.masking import SpanMask
 from training.evaluation.phone_information import JointCounts
 
 
@@ -92,6 +96,37 @@ def test_knowledge_at_hidden_frames_is_a_table(folder, model, tmp_path, capsys):
     assert len({round(value, 4) for value in targets.values()}) == 3
 
 
+def test_frames_are_hidden_as_in_training_unless_asked_otherwise(folder, model, tmp_path, capsys):
+    checkpoint, out = save(model, tmp_path / "sjepa"), tmp_path / "out"
+    found = {}
+    for settings, options, expected in (
+        (None, [], (0.65, 10)),
+        ({"mask_prob": 0.4, "mask_span": 2}, [], (0.4, 2)),
+        ({"mask_prob": 0.4, "mask_span": 2}, ["--mask_span", "10"], (0.4, 10)),
+        (None, ["--mask_prob", "0.4", "--mask_span", "2"], (0.4, 2)),
+        ({}, ["--mask_prob", "0.4"], (0.4, 10)),
+    ):
+        (tmp_path / "sjepa" / RECORD).unlink(missing_ok=True)
+        if settings is not None:
+            (tmp_path / "sjepa" / RECORD).write_text(json.dumps({"settings": settings}))
+        main([checkpoint, "--data", str(folder), "--only", "hidden", "--phones", "--output", str(out), *options])
+        results = json.loads((out / "analysis.json").read_text())
+        assert (results["mask_prob"], results["mask_span"]) == expected
+        assert f"{100 * expected[0]:.0f} % hidden in spans of {expected[1]}:" in capsys.readouterr().out
+        assert found.setdefault(expected, results["hidden"]) == results["hidden"]
+    assert found[0.4, 2] != found[0.4, 10]
+
+
+def test_a_mask_that_cannot_be_looked_up_is_asked_for(monkeypatch):
+    def unreachable(checkpoint, name):
+        raise LocalEntryNotFoundError(name)
+
+    monkeypatch.setattr(analyze, "file_of", unreachable)
+    with pytest.raises(ValueError, match="training.json of ada/encoder.*: give --mask_prob and --mask_span"):
+        mask_of_training("ada/encoder", 0.5, None)
+    assert mask_of_training("ada/encoder", 0.5, 3) == SpanMask(0.5, 3)
+
+
 def test_ranks_over_all_frames_are_those_of_the_encoder(folder, model, tmp_path):
     checkpoint, out = save(model, tmp_path / "sjepa"), tmp_path / "out"
     main([checkpoint, "--data", str(folder), "--only", "rank", "--output", str(out)])
@@ -121,6 +156,8 @@ def test_without_a_pretraining_head_there_are_ranks_alone(folder, make_config, t
         (["--only", "entropy", "ranks"], "`only` has 'ranks'"),
         (["--only", "hidden"], "`only` has 'hidden', which needs phones in time"),
         (["--max_clips", "0"], "`max_clips` must be at least 1"),
+        (["--mask_span", "0"], "`mask_span` must be at least 1"),
+        (["--mask_prob", "1.5"], "`mask_prob` must"),
         (["--transcript", "words"], "no column 'words'"),
         (["--utterance", "9"], "`utterance` is '9': neither a number below 4"),
         (["--utterance", "nothing.wav"], "nor an audio file"),

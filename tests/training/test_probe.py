@@ -72,6 +72,20 @@ def test_baselines_are_no_checkpoints(name, checkpoint):
         main([name.replace("CHECKPOINT", checkpoint), "--data", "nowhere", "--utterance_labels", "voice"])
 
 
+def test_without_baselines_those_that_are_named_are_probed(two_voices, checkpoint, tmp_path, capsys):
+    fresh = f"untrained:{checkpoint}"
+    command = ["--data", str(two_voices), "--utterance_labels", "voice", "--utterance_splits", "2", "--layers", "2"]
+    main([checkpoint, *command, "--output", str(tmp_path / "all")])
+    every = {score.subject: score.value for score in read_scores(tmp_path / "all" / "probes.json")}
+    for named in (["mfcc"], [checkpoint, fresh], ["mfcc", checkpoint]):
+        main([*named, *command, "--baselines", "false", "--output", str(tmp_path / "some")])
+        scores = read_scores(tmp_path / "some" / "probes.json")
+        assert {s.subject: s.value for s in scores} == {subject: every[subject] for subject in named}
+        assert all(s.layer == (None if s.subject == "mfcc" else 2) for s in scores)
+    with pytest.raises(SystemExit, match="fbank is no checkpoint"):
+        main(["fbank", *command, "--baselines", "false"])
+
+
 def test_checkpoints_of_one_shape_share_the_untrained_encoder(two_voices, checkpoint, make_config, tmp_path, capsys):
     other = save(SJepaForPreTraining(make_config("log_mel")), tmp_path / "other")
     larger = save(SJepaForPreTraining(make_config("log_mel", num_hidden_layers=4)), tmp_path / "larger")

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import numpy as np
+import pytest
 import soundfile
 
 from training import unit_quality
@@ -54,3 +55,14 @@ def test_words_are_drawn_with_pairs_of_one_voice():
     assert 5 <= len({voice for voice, _ in cells}) <= 7 and 5 <= len({word for _, word in cells}) <= 7
     assert unit_quality.drawn_words(voices, words, None, 0) == list(range(3600))
     assert len(unit_quality.drawn_words(["v"] * 90, ["a", "b", "c"] * 30, 60, 0)) == 15, "no more than ABX keeps"
+
+
+def test_a_missing_column_is_told_with_the_option_that_names_another(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 8000), 16000)
+    (tmp_path / "metadata.csv").write_text("file_name,keyword\na.wav,yes\n")
+    for columns in ({"speaker_label": "speaker"}, {"word_label": "keyword", "speaker_label": "speaker"}):
+        with pytest.raises(ValueError, match="no column 'speaker'.* Name another with --speaker_label."):
+            unit_quality.open_named([str(tmp_path)], columns)
+    with pytest.raises(ValueError, match="no column 'word'.* Name another with --word_label."):
+        unit_quality.open_named([str(tmp_path)], {"word_label": "word", "speaker_label": "keyword"})
+    assert len(unit_quality.open_named([str(tmp_path)], {"word_label": "keyword"})) == 1

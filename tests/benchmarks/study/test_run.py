@@ -10,6 +10,7 @@ import yaml
 from pretraining_runs import RECIPE, in_one_thread, write_noise
 
 from benchmarks.study import report, run
+from benchmarks.study.grid import Grid
 
 
 ROOT = Path(__file__).parents[3]
@@ -135,6 +136,19 @@ def test_a_failing_run_is_reported_and_the_others_go_on(study, tmp_path, caplog)
     with pytest.raises(SystemExit, match="1 of 1 runs failed: control-s0"):
         run.main(command)
     assert "control-s0 was run with `phase2_steps` 0, the grid now says 1" in caplog.text
+
+
+def test_unequal_audio_is_reported_within_a_seed(tmp_path, caplog):
+    grid = Grid("g", "r", "a", [0, 1], {"a": {}, "b": {}})
+    for name, hours in {"a-s0": 1.0, "b-s0": 1.005, "a-s1": 1.1, "b-s1": 1.1}.items():
+        (tmp_path / name).mkdir()
+        result = {"variant": name[0], "seed": int(name[-1]), "hours_heard": hours}
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    study = run.Study(grid, tmp_path, [], [], None)
+    assert len(study.collect()) == 4 and not caplog.records, "other seeds draw other clips"
+    (tmp_path / "b-s1" / "result.json").write_text(json.dumps({"variant": "b", "seed": 1, "hours_heard": 1.2}))
+    study.collect()
+    assert caplog.messages == ["The audio heard with seed 1 is not equal: a 1.10 hours, b 1.20 hours."]
 
 
 def test_runs_get_this_code_what_the_path_held_and_a_share_of_the_cores(monkeypatch):

@@ -15,7 +15,7 @@ from benchmarks.study.scores import Scorer, crops
 from benchmarks.study.speech_manifest import DIGITS, KEYWORDS, LIBRISPEECH, PHONES
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.saving import feature_extractor
-from sjepa_hf.scores import write_scores
+from sjepa_hf.scores import read_scores, write_scores
 from training import probe, superb
 from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.data import HELD_OUT
@@ -77,6 +77,9 @@ def test_digits_and_phones_need_nothing_but_training_probe(collection, checkpoin
         assert len(found[f"{task}_by_layer"]) == 4 and found[task] == max(found[f"{task}_by_layer"])
     rows = [json.loads(row) for row in (tmp_path / "scored" / "digits.jsonl").read_text().splitlines()]
     assert len(rows) == 24 and not any("_1.flac" in row["audio_filepath"] for row in rows), "scored ones alone"
+    for task in ("digits", "phones"):
+        probed = read_scores(tmp_path / "scored" / task / "probes.json")
+        assert {score.subject for score in probed} == {"mfcc", str(checkpoint)}, "nothing that no score is made of"
     assert scorer.score("probe", checkpoint, tmp_path / "scored", seed=0) == found
     assert len(started) == 2, "what was read off is not read off again"
 

@@ -34,7 +34,7 @@ def report(results: dict) -> str:
         )
         if (MFCC, None) in cells:
             head += f"; MFCC {cells[MFCC, None]}"
-        width = max(12, *(len(short[subject]) for subject in subjects))
+        width = max([12, *(len(short[subject]) for subject in subjects)])
         lines = [head, "  ".join(["layer", *(short[subject].rjust(width) for subject in subjects)])]
         for layer in layers:
             row = (cells.get((subject, layer), "").rjust(width) for subject in subjects)

@@ -207,12 +207,20 @@ def table(results: list[dict]) -> str:
         f" {first.get('scored', clips['test'])} ({sizes['test']}); {steps if trained else 'nothing is trained'}"
     )
     title += "; shares of 1" + (", ± the standard deviation over seeds" if max(seeds.values()) > 1 else "")
-    idle = [f"{result['encoder']}, seed {result['seed']}" for result in results if result.get("learned") is False]
-    somewhere = " in a fold or more" if "folds" in used else ""
-    notes = [f"No better than chance{somewhere}: {'; '.join(idle)}."] if idle else []
+    notes = chance_notes(results)
     if trained and any(result["encoder"] == MFCC for result in results):
         notes.append("mfcc is normed over the training set; SUPERB's own baseline is `fbank`.")
     return "\n".join([title, "", *lines, *([""] if notes else []), *notes])
+
+
+def chance_notes(results: list[dict]) -> list[str]:
+    """A sentence that names the results of a task that are no better than chance; none where all are better."""
+    idle = [result for result in results if result.get("learned") is False]
+    if not idle:
+        return []
+    somewhere = " in a fold or more" if "folds" in idle[0]["hyperparameters"] else ""
+    named = "; ".join(f"{result['encoder']}, seed {result['seed']}" for result in idle)
+    return [f"No better than chance{somewhere}: {named}."]
 
 
 def draw_layer_weights(results: list[dict], directory: Path) -> None:

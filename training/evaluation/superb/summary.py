@@ -8,6 +8,7 @@ import numpy as np
 from sjepa_hf.saving import files_written_aside
 from sjepa_hf.scores import LOWER_IS_BETTER, grouped, short_names
 from training.common.figures import save
+from training.evaluation.superb.results import chance_notes
 
 
 def write_summary(results: dict[str, list[dict]], directory: Path) -> str:
@@ -19,10 +20,11 @@ def write_summary(results: dict[str, list[dict]], directory: Path) -> str:
         directory: where the files go.
 
     Returns:
-        the table.
+        the table, and below it, task by task, which results are no better than chance.
     """
     figures = means(results)
-    text = summary_table(figures)
+    notes = [f"{task}: {note}" for task, rows in results.items() for note in chance_notes(rows)]
+    text = "\n\n".join([summary_table(figures), *notes])
     with files_written_aside(directory) as aside:
         (aside / "all.md").write_text(text + "\n", encoding="utf-8")
         draw(figures, aside / "all.png")

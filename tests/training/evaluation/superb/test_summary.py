@@ -20,3 +20,15 @@ def test_a_row_an_encoder_and_a_column_a_metric():
 def test_table_and_picture_are_written(tmp_path):
     text = write_summary(RESULTS, tmp_path)
     assert (tmp_path / "all.md").read_text() == text + "\n" and (tmp_path / "all.png").stat().st_size > 1000
+
+
+def test_results_no_better_than_chance_are_named_by_task(tmp_path):
+    idle = row("mfcc", accuracy=0.1) | {"seed": 1, "learned": False, "hyperparameters": {}}
+    in_folds = idle | {"hyperparameters": {"folds": "who"}}
+    better = row("mfcc", accuracy=0.9) | {"seed": 0, "learned": True}
+    text = write_summary({**RESULTS, "ks": [better, idle], "er": [in_folds]}, tmp_path)
+    assert text.split("\n\n")[1:] == [
+        "ks: No better than chance: mfcc, seed 1.",
+        "er: No better than chance in a fold or more: mfcc, seed 1.",
+    ]
+    assert "chance" not in write_summary(RESULTS | {"ks": [better]}, tmp_path)
