@@ -14,7 +14,7 @@ int64 of the same shape, 1 for real samples (Transformers' feature extractor giv
     classification  logits (batch, classes)                         frame_lengths
 
 The file's metadata are JSON: `task`, `sampling_rate`, and with ctc and classification `labels`, the text of each
-output (with ctc "" for the blank and " " between words): `examples/transcribe_onnx.py` needs nothing else. In an int8
+output (with ctc "" for the blank and " " between words): `examples/run_onnx.py` needs nothing else. In an int8
 file the clips of a batch share the scales: there, what a clip gets depends a little on the others.
 
 A file is kept if it agrees with PyTorch to 1e-4 on padded batches of noise. With the log-mel front end a few clips of

@@ -102,7 +102,7 @@ def test_the_page_says_what_the_python_example_says(page, model, tmp_path):
     for name, samples in clips.items():
         path = tmp_path / f"{name}.wav"
         soundfile.write(path, samples, 16000, subtype="FLOAT")
-        command = [sys.executable, str(EXAMPLES / "transcribe_onnx.py"), str(model), str(path)]
+        command = [sys.executable, str(EXAMPLES / "run_onnx.py"), str(model), str(path)]
         wanted = subprocess.run(command, capture_output=True, text=True, check=True).stdout.removesuffix("\n")
         assert wanted != before and (len(samples) < 400 or len(wanted) > 5)
         browser.find_element(By.ID, "clip").send_keys(str(path))

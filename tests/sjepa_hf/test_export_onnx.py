@@ -28,7 +28,7 @@ onnx = pytest.importorskip("onnx", reason="the export needs onnx")
 pytest.importorskip("onnxscript", reason="the export needs onnxscript")
 pytest.importorskip("onnxruntime", reason="the export is checked in onnxruntime")
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "transcribe_onnx.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "run_onnx.py"
 CASES = [("waveform", "features"), ("log_mel", "ctc"), ("waveform", "classification")]
 CLASS_NAMES = ["yes", "no", "là"]
 
@@ -230,13 +230,13 @@ def test_example_transcribes(exports, tmp_path):
         soundfile.write(paths[-1], 0.1 * np.random.default_rng(number).standard_normal(length), 16000)
         samples = torch.from_numpy(soundfile.read(paths[-1], dtype="float32")[0])
         wanted.append(greedy_decode(in_pytorch(ctc, samples[None], None)[0].numpy(), tokenizer))
-    done = transcribe(ctc.path, *paths)
+    done = run_example(ctc.path, *paths)
     assert done.returncode == 0, done.stderr
     assert [" ".join(line.split()) for line in done.stdout.splitlines()] == wanted
     assert len(set(wanted)) == 2 and all(len(text) > 3 for text in wanted)
 
     soundfile.write(tmp_path / "music.wav", np.zeros(44100), 44100)
-    done = transcribe(ctc.path, tmp_path / "music.wav")
+    done = run_example(ctc.path, tmp_path / "music.wav")
     assert done.returncode == 1 and "music.wav has 44100 samples a second" in done.stderr
 
 
@@ -247,7 +247,7 @@ def test_example_reads_what_a_pipe_left_and_names_what_it_cannot_read(exports, t
     content = bytearray((tmp_path / "whole.flac").read_bytes())
     content[21], content[22:26] = content[21] & 0xF0, bytes(4)  # the number of samples: not known
     (tmp_path / "piped.flac").write_bytes(content)
-    done = transcribe(ctc.path, tmp_path / "whole.flac", tmp_path / "piped.flac")
+    done = run_example(ctc.path, tmp_path / "whole.flac", tmp_path / "piped.flac")
     assert done.returncode == 0 and len(set(done.stdout.splitlines())) == 1, done.stderr
 
     (tmp_path / "text.wav").write_text("no sound")
@@ -265,7 +265,7 @@ def test_example_reads_what_a_pipe_left_and_names_what_it_cannot_read(exports, t
         "loud": "beyond 100 times full scale",
         "nan": "are not numbers",
     }.items():
-        done = transcribe(ctc.path, tmp_path / f"{name}.wav")
+        done = run_example(ctc.path, tmp_path / f"{name}.wav")
         assert (
             done.returncode == 1
             and done.stderr.startswith(f"error: {tmp_path / name}.wav ")
@@ -274,17 +274,26 @@ def test_example_reads_what_a_pipe_left_and_names_what_it_cannot_read(exports, t
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_example_says_what_is_no_ctc_model(exports, tmp_path):
-    text = tmp_path / "text.onnx"
+def test_example_says_what_it_cannot_run(exports, tmp_path):
+    text, features = tmp_path / "text.onnx", exports("waveform", "features").path
     text.write_text("no model")
-    others = [exports("waveform", "features").path, exports("waveform", "classification").path]
     for model, said in (
-        *((other, "is not an exported CTC model: python -m sjepa_hf.export_onnx --task ctc") for other in others),
+        (features, "is no exported recogniser or classifier: python -m sjepa_hf.export_onnx --task ctc or"),
         *((path, "cannot be opened: ") for path in (text, tmp_path / "absent.onnx")),
     ):
-        done = transcribe(model, tmp_path / "clip.wav")
+        done = run_example(model, tmp_path / "clip.wav")
         assert done.returncode == 1 and done.stderr.startswith(f"error: {model} {said}"), done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_example_classifies(exports, tmp_path):
+    classifier = exports("waveform", "classification")
+    samples = 0.1 * np.random.default_rng(0).standard_normal(16000).astype("float32")
+    soundfile.write(tmp_path / "clip.wav", samples, 16000, subtype="FLOAT")
+    done = run_example(classifier.path, tmp_path / "clip.wav")
+    logits = in_pytorch(classifier, torch.from_numpy(samples)[None], None)[0]
+    best = int(logits.argmax())
+    assert done.stdout == f"{CLASS_NAMES[best]} {logits.softmax(-1)[best]:.3f}\n", done.stderr
 
 
 def test_example_has_the_limits_of_training():
@@ -304,7 +313,7 @@ def test_example_has_the_limits_of_training():
     }
 
 
-def transcribe(model: Path, *paths: Path) -> subprocess.CompletedProcess:
+def run_example(model: Path, *paths: Path) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, EXAMPLE, model, *paths]
     return subprocess.run(command, cwd=model.parent, env=environment, capture_output=True, text=True)

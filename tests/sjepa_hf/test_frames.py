@@ -60,4 +60,4 @@ def test_these_names_are_given_to_numbers_here_alone():
                 names = {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
                 if names & {"SAMPLING_RATE", "WINDOW", "HOP", "MIN_SAMPLES", "FRAME_SECONDS", "FIRST_EDGE"}:
                     found.add(path.relative_to(ROOT).as_posix())
-    assert found == {"sjepa_hf/frames.py", "examples/transcribe_onnx.py"}
+    assert found == {"sjepa_hf/frames.py", "examples/run_onnx.py"}

@@ -1,4 +1,7 @@
-"""Transcribe clips with an exported CTC model: python transcribe_onnx.py asr.onnx clip.wav [clip.wav ...]"""
+"""Run an exported recogniser or classifier on clips: python run_onnx.py model.onnx clip.wav [clip.wav ...]
+
+A line for each clip: its text, or the class that is most likely and its probability.
+"""
 
 import json
 import os
@@ -46,15 +49,17 @@ def read(path: str, rate: int) -> np.ndarray:
 
 
 if len(sys.argv) < 3:
-    sys.exit("usage: python transcribe_onnx.py asr.onnx clip.wav [clip.wav ...]")
+    sys.exit("usage: python run_onnx.py model.onnx clip.wav [clip.wav ...]")
 try:
     session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 except Exception as error:  # onnxruntime's have nothing else in common
     sys.exit(f"error: {sys.argv[1]} cannot be opened: {' '.join(str(error).split())}")
 metadata = session.get_modelmeta().custom_metadata_map
-if metadata.get("task") != '"ctc"':
+task = json.loads(metadata.get("task", "null"))
+if task not in ("ctc", "classification"):
     sys.exit(
-        f"error: {sys.argv[1]} is not an exported CTC model: python -m sjepa_hf.export_onnx --task ctc writes one."
+        f"error: {sys.argv[1]} is no exported recogniser or classifier: python -m sjepa_hf.export_onnx --task ctc or"
+        " --task classification writes one."
     )
 labels = json.loads(metadata["labels"])  # the text of each output
 clips = []
@@ -68,5 +73,8 @@ attention_mask = np.zeros(input_values.shape, np.int64)  # 1 for real samples
 for row, clip in enumerate(clips):
     input_values[row, : len(clip)], attention_mask[row, : len(clip)] = clip, 1
 logits, frames = session.run(None, {"input_values": input_values, "attention_mask": attention_mask})
-for best, count in zip(logits.argmax(-1), frames):
+for best, scores, count in zip(logits.argmax(-1), logits, frames):
+    if task == "classification":
+        print(f"{labels[best]} {1 / np.exp(scores - scores[best]).sum():.3f}")
+        continue
     print("".join(labels[k] for i, k in enumerate(best[:count]) if i == 0 or k != best[i - 1]))
