@@ -19,9 +19,7 @@ from .gradient_checkpointing import CheckpointedLayer
 
 FRAMES_AT_ONCE = {"cpu": 1500, "cuda": 24000}  # of all clips together, where no gradient is asked for
 WINDOWS_AT_ONCE = 2**18
-SPEECH_TILT = (
-    4.5  # nats by which the average log-mel spectrum of speech falls from 0 to 8 kHz: a line through 400 clips
-)
+SPEECH_TILT = 4.5  # nats by which the log-mel spectrum of speech falls from 0 to 8 kHz: a line through 400 clips
 
 
 class RowConvolution(torch.autograd.Function):
@@ -338,10 +336,8 @@ class SJepaLogMelFrontEnd(Float32Buffers):
         mean = clip_mean(log_mel, lengths)
         if not self.prior_frames:
             return mean
-        num_frames = log_mel.shape[1] if lengths is None else lengths[:, None, None]
-        tilt = torch.linspace(
-            SPEECH_TILT / 2, -SPEECH_TILT / 2, self.output_size, dtype=mean.dtype, device=mean.device
-        )
+        num_frames = log_mel.shape[1] if lengths is None else lengths[:, None, None].to(mean.dtype)
+        tilt = SPEECH_TILT * torch.linspace(0.5, -0.5, self.output_size, dtype=mean.dtype, device=mean.device)
         average = mean.mean(2, keepdim=True) + tilt
         return mean + self.prior_frames / (num_frames + self.prior_frames) * (average - mean)
 
