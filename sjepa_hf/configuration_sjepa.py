@@ -55,10 +55,14 @@ MODEL_CODE = (
 )
 
 
+def is_ours(place: str) -> bool:
+    """Whether an entry of an `auto_map` is a class of this package, behind "user/repo--" if loaded from the Hub."""
+    return str(place).split("--")[-1] in AUTO_MAP.values()
+
+
 def own_classes(auto_map: dict | None) -> dict:
     """What of an `auto_map` is not this package's: classes of the user's own, each in a file beside config.json."""
-    ours = AUTO_MAP.values()  # behind "user/repo--" where they were loaded from the Hub
-    return {auto: place for auto, place in (auto_map or {}).items() if str(place).split("--")[-1] not in ours}
+    return {auto: place for auto, place in (auto_map or {}).items() if not is_ours(place)}
 
 
 # Smallest and largest value of each number, and of each entry of a list of numbers. The largest ones only catch slips
@@ -441,7 +445,7 @@ class SJepaConfig(PreTrainedConfig):
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoConfig"):
         """As in Transformers for a class of your own; `save_pretrained` always writes the code of this package's."""
-        if cls.__name__ != "SJepaConfig":
+        if not is_ours(f"auto_classes.{cls.__name__}"):
             super().register_for_auto_class(auto_class)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):

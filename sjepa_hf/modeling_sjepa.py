@@ -16,7 +16,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_sjepa import AUTO_MAP, SJepaConfig
+from .configuration_sjepa import SJepaConfig, is_ours
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
 from .frames import SAMPLING_RATE, check_values, length_mask, nothing_padded, real_samples
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
@@ -328,7 +328,7 @@ class SJepaPreTrainedModel(PreTrainedModel):
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoModel"):
         """As in Transformers for a class of your own; the code of ours is always saved ([`SJepaConfig`])."""
-        if f"auto_classes.{cls.__name__}" not in AUTO_MAP.values():
+        if not is_ours(f"auto_classes.{cls.__name__}"):
             super().register_for_auto_class(auto_class)
 
     def _get_feat_extract_output_lengths(self, input_lengths: torch.Tensor | int) -> torch.Tensor | int:
