@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
+from sjepa_hf.durations import duration
 from sjepa_hf.float32 import widest_float
 from sjepa_hf.measures import entropy_bits
 from sjepa_hf.saving import write_text_aside
@@ -121,15 +122,15 @@ class Monitor:
         self.history = run.output_dir / HISTORY
         total, phase1_steps = run.schedule.total_steps, run.arguments.run.phase1_steps
         is_main = run.accelerator.is_main_process
-        self.bar = tqdm(
-            total=total, initial=run.state.step, disable=not run.accelerator.is_local_main_process, unit="step"
-        )
+        # `None`: where a person watches; a file gets a line of the log with each line of metrics.
+        disable = None if run.accelerator.is_local_main_process else True
+        self.bar = tqdm(total=total, initial=run.state.step, disable=disable, unit="step")
         self.forecast = Forecast({1: phase1_steps, 2: total}, is_main)
         if is_main:
             forget_after(self.history, run.state.step)
         self._run = run
         self._sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # of values, and how many they are
-        self._since, self._seconds_then = time.monotonic(), None
+        self._since, self._step_then, self._seconds_then = time.monotonic(), run.state.step, None  # of the last line
         self._clip_mean = ClipMeanMonitor(run.arguments.run)
         self._next_warning: dict[tuple[int, str], int] = {}  # step, by phase and figure
 
@@ -204,11 +205,13 @@ class Monitor:
         return metrics
 
     def write(self, metrics: dict) -> None:
-        """One line of metrics: history, trackers, progress bar; and a word on collapse or where nothing is learned."""
+        """One line of metrics: history, trackers, bar or log; and a word on collapse or where nothing is learned."""
         now, seconds_seen = time.monotonic(), 3600 * metrics["hours_seen"]
+        step_seconds = None
         if self._seconds_then is not None:
             metrics["audio_seconds_per_second"] = (seconds_seen - self._seconds_then) / (now - self._since)
-        self._since, self._seconds_then = now, seconds_seen
+            step_seconds = (now - self._since) / (metrics["step"] - self._step_then)
+        self._since, self._step_then, self._seconds_then = now, metrics["step"], seconds_seen
         metrics["resident_gib"] = resident_gib()
         if not self.accelerator.is_main_process:
             return
@@ -233,7 +236,13 @@ class Monitor:
         except OSError as error:  # nor is a tracker that cannot write, or is out of reach
             logger.error("`report_to` gets nothing from step %d on: %s.", metrics["step"], error)
             self.accelerator.trackers = []
-        self.bar.set_description(f"phase {metrics['phase']}")
+        self._show(metrics, step_seconds)
+        self._warn_of_collapse(metrics)
+        if sentence := self._clip_mean.observe(metrics):
+            logger.warning("Step %d: %s.", metrics["step"], sentence)
+
+    def _show(self, metrics: dict, step_seconds: float | None) -> None:
+        """Losses and speed in the progress bar, or in the log, with the time left, where stderr is no terminal."""
         shown = [
             ("masked_kl", "masked KL {:.3f} nats"),
             ("clip_mean_kl", "clip's mean guess {:.3f}"),
@@ -241,10 +250,14 @@ class Monitor:
             ("audio_seconds_per_second", "{:.0f} s of audio/s"),
         ]
         parts = [text.format(metrics[name]) for name, text in shown if name in metrics]
-        self.bar.set_postfix_str(", ".join([*parts, f"{100 * metrics['padded_share']:.1f} % padding"]))
-        self._warn_of_collapse(metrics)
-        if sentence := self._clip_mean.observe(metrics):
-            logger.warning("Step %d: %s.", metrics["step"], sentence)
+        figures = ", ".join([*parts, f"{100 * metrics['padded_share']:.1f} % padding"])
+        self.bar.set_description(f"phase {metrics['phase']}")
+        self.bar.set_postfix_str(figures)
+        if self.bar.disable:
+            step, total = metrics["step"], self._run.schedule.total_steps
+            if step_seconds is not None and step < total:
+                figures += f"; about {duration(step_seconds * (total - step))} left"
+            logger.info("Step %s of %s, phase %d: %s.", f"{step:,}", f"{total:,}", metrics["phase"], figures)
 
     def _warn_of_collapse(self, metrics: dict) -> None:
         """Each figure is told of at once, then only after twice the steps, in each phase anew."""

@@ -104,6 +104,29 @@ def test_the_bar_and_the_rate_of_audio_leave_out_what_is_no_step(run, tmp_path, 
     assert read_history(tmp_path / "metrics.jsonl")[1]["audio_seconds_per_second"] == pytest.approx(20.0)
 
 
+def test_a_file_gets_lines_of_the_log_and_a_terminal_a_bar(run, monkeypatch, caplog, capsys):
+    """With the time left from the second line on: the first step compiles and fills caches."""
+    caplog.set_level("INFO")
+    now = [0.0]
+    monkeypatch.setattr("training.pretraining.monitoring.time.monotonic", lambda: now[0])
+    line = {"phase": 1, "hours_seen": 5 / 3600, "padded_share": 0.0, "masked_kl": 2.0}
+    monitor = Monitor(run)
+    for step in (2, 6, 10):
+        now[0] += 120.0
+        monitor.write(line | {"step": step, "hours_seen": step / 36})
+    figures = "phase 1: masked KL 2.000 nats{}, 0.0 % padding"
+    assert [record.getMessage() for record in caplog.records if "Step" in record.msg] == [
+        f"Step 2 of 10, {figures.format('')}.",
+        f"Step 6 of 10, {figures.format(', 3 s of audio/s')}; about 2 minutes left.",
+        f"Step 10 of 10, {figures.format(', 3 s of audio/s')}.",
+    ]
+    assert "step/s" not in capsys.readouterr().err
+    caplog.clear()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    Monitor(run).write(line | {"step": 2})
+    assert not caplog.records and "masked KL 2.000 nats, 0.0 % padding" in capsys.readouterr().err
+
+
 def test_where_all_steps_were_skipped_there_is_no_gradient_norm(run):
     run.schedule.phase = lambda step: 1
     monitor, broken = Monitor(run), torch.tensor(True)
