@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import logging
 import os
 import tarfile
 from collections.abc import Sequence
@@ -14,13 +15,15 @@ from datasets import Audio, ClassLabel, Dataset, Features, IterableDataset, Valu
 from datasets.exceptions import DatasetsError
 
 from sjepa_hf.command import first_line
-from training.common.naming import printable
+from training.common.naming import printable, several
 from training.data.archives import TarArchives
 from training.data.clips import Source
 from training.data.folders import AUDIO_SUFFIXES, list_folder
 from training.data.manifest import JsonLines, MissingColumn, check_columns
-from training.data.metadata import check_label_feature, class_name
+from training.data.metadata import FILE_NAMES, check_label_feature, class_name
 
+
+logger = logging.getLogger(__name__)
 
 TABLES = (".csv", ".tsv")
 LOCAL_SUFFIXES = (*AUDIO_SUFFIXES, ".jsonl", ".json", ".parquet", ".tar", *TABLES)
@@ -71,10 +74,13 @@ def open_source(
     if config or split != "train":
         raise ValueError(f"'{spec}': files and folders of audio have no configs or splits; name the part itself.")
     if files is not None:
+        _tell_of_unread(path, "audio files", ("parquet", "tar"))
         return Source(printable(name), files)
     if found and all(file.endswith(".parquet") for file in found):
         return load("parquet", data_files=list(map(glob.escape, found)), split="train")
     if found and all(file.endswith(".tar") for file in found):
+        if path.is_dir():
+            _tell_of_unread(path, "tar archives", ("parquet",))
         return _load_archives(spec, audio_column, labels, found, streaming)
     if is_glob:
         raise ValueError(
@@ -82,6 +88,19 @@ def open_source(
         )
     _check_is_manifest(spec, path)
     return Source(printable(name), JsonLines(path, labels))
+
+
+def _tell_of_unread(folder: Path, read: str, kinds: Sequence[str]) -> None:
+    """Log which files of other kinds lie in a folder, or in its subfolders, of which only one kind is read."""
+    found = {file for kind in kinds for below in ("", "*/") for file in folder.glob(f"{below}*.{kind}")}
+    unread = sorted(str(file) for file in found if file.name not in FILE_NAMES)
+    if unread:
+        logger.warning(
+            "%s is read as a folder of %s: not read is %s. To take that too, name it as a source of its own.",
+            printable(folder),
+            read,
+            several(unread),
+        )
 
 
 def _check_has_parquet(spec: str, folder: Path) -> None:

@@ -148,6 +148,27 @@ def test_sources_of_all_kinds_together(tmp_path):
     assert len(found(*specs, train_data_weights=[1, 1, 2])) == 5
 
 
+def test_what_lies_beside_the_kind_that_is_read_is_named(tmp_path, caplog):
+    write_clip(tmp_path / "a.wav", 30)
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.wav,hello\n")
+    write_parquet(tmp_path / "more" / "b.parquet", range(1))
+    for labels in ((), ("text",)):
+        caplog.clear()
+        assert len(open_source(str(tmp_path), labels=labels).dataset) == 1
+        (said,) = (record.getMessage() for record in caplog.records)
+        assert said.startswith(f"{tmp_path} is read as a folder of audio files: not read is {tmp_path}/more/b.parquet")
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    with tarfile.open(archives / "a.tar", "w") as tar:
+        tar.add(tmp_path / "a.wav", "a.wav")
+    caplog.clear()
+    open_source(str(archives), streaming=True)
+    assert not caplog.records
+    write_parquet(archives / "b.parquet", range(1))
+    open_source(str(archives), streaming=True)
+    assert "is read as a folder of tar archives: not read is" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
