@@ -21,6 +21,19 @@ from training.pretraining.shortening import shortened
 
 # Of an encoder of another kind: what predictor and head take from it, and what the configuration checks it against.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_conv_pos_embedding_groups")
+# Fields of the configuration that are no choice of `model_config`, and the options that decide them.
+DECIDED_BY = {
+    "num_mixture_components": "phase1_components and phase2_components",
+    "mixture_feature_size": "phase1_features and target_dims",
+    "mixture_features": "phase1_features",
+    "mixture_layers": "target_layers, or start_layer",
+    "mixture_instance_norm": "target_instance_norm",
+    "mixture_whitened": "target_dims",
+    "mixture_temperature": "phase1_temperature and target_temperature",
+    "mixture_transitions": "target_transitions",
+    "num_frozen_components": "frozen_weight and phase1_components",
+    "frozen_feature_size": "frozen_weight and phase1_features",
+}
 
 
 @dataclass
@@ -273,9 +286,18 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     if not isinstance(chosen, dict):
         raise ValueError(f"`model_config` is {chosen!r}: write it like '{{\"hidden_size\": 256}}'.")
     arguments.model.model_config = json.dumps(chosen_there | chosen)
+    if not arguments.run.resume_from_checkpoint:  # resuming compares with the checkpoint's first
+        check_free(arguments.chosen_model())
     if not arguments.model.initial_checkpoint:
         check_model(arguments, arguments.sjepa_config())
     return arguments
+
+
+def check_free(names: Iterable[str]) -> None:
+    """Raise a ValueError where one of these fields of `model_config` is decided by an option of the run."""
+    for name in names:
+        if name in DECIDED_BY:
+            raise ValueError(f"`model_config` sets {name}, but that is decided by {DECIDED_BY[name]}: leave it out.")
 
 
 def check_unchanged(names: Iterable[str], asked: SJepaConfig, own: PreTrainedConfig, whose: str, way_out: str) -> None:

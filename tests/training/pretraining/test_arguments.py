@@ -1,9 +1,10 @@
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from sjepa_hf import SJepaConfig, SJepaForPreTraining
-from training.pretraining.arguments import ARGUMENTS, parse_arguments
+from training.pretraining.arguments import ARGUMENTS, DECIDED_BY, parse_arguments
 
 
 FOLDER = Path(__file__).parents[3] / "training" / "recipes"
@@ -87,6 +88,8 @@ def test_every_field_is_documented():
         ("{}", ["--save_total_limit", "-1"], "`save_total_limit` must be at least 0, got -1"),
         ("{}", ["--max_grad_norm", "0"], "`max_grad_norm` must be above 0"),
         ("{}", ["--model_config", '{"hidden_sise": 256}'], "`model_config` holds unknown fields: hidden_sise"),
+        ("model_config: {mixture_transitions: true}", [], "mixture_transitions, .* decided by target_transitions: "),
+        ("{}", ["--model_config", '{"num_frozen_components": 5}'], "decided by frozen_weight and phase1_components"),
         ("{}", ["--model_config", '{"hidden_size": 100}'], "`model_config`: .*must be a multiple of"),
         ("{}", ["--model_config", '{"conv_stride": [5, 2, 2, 2, 2, 2, 1]}'], "makes frames of 400 samples every 160 "),
         ("{}", ["--model_config", "5"], "`model_config` is 5"),
@@ -99,6 +102,14 @@ def test_wrong_settings_get_a_sentence(tmp_path, recipe, options, message):
     path.write_text(recipe)
     with pytest.raises(ValueError, match=message):
         parse_arguments(["--config", str(path), "--train_data", "speech", *options])
+
+
+def test_options_decide_all_about_the_mixtures():
+    about = {f.name for f in fields(SJepaConfig) if f.name.startswith("mixture_") or f.name.endswith("_components")}
+    assert DECIDED_BY.keys() == about | {"frozen_feature_size"}
+    options = {field.name for group in ARGUMENTS for field in fields(group)}
+    named = " ".join(DECIDED_BY.values()).replace(",", "").split()
+    assert set(named) <= options | {"and", "or"}
 
 
 def test_one_value_will_do_for_a_list_in_a_recipe(tmp_path):

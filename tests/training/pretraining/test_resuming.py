@@ -162,6 +162,27 @@ def test_settings_that_have_changed_are_named_refused_or_put_back(resume, tmp_pa
     assert json.loads(record["model_config"])["hidden_size"] == 32
 
 
+@pytest.mark.parametrize("step", [3, 6])
+def test_fields_of_model_config_that_options_decide_had_no_effect_before(resume, tmp_path, monkeypatch, step):
+    """Runs of earlier versions, which took them, go on in both phases, with them or without; nobody can add one."""
+    monkeypatch.setattr(pretrain, "pretrain", lambda run: None)
+    command = ["--model_config", '{"num_mixture_components": 64, "mixture_temperature": 2.0}', "--dry_run", "true"]
+    at = f"checkpoint-{step}"
+    said = "sets (num_mixture_components|mixture_temperature), but that is decided by"
+    assert re.search(f"error: .*{said}", str(resume(*command, at=at)))
+    before = load_arguments(tmp_path / "out" / at)
+    chosen = json.loads(before["model_config"]) | {"num_mixture_components": 64, "mixture_temperature": 2.0}
+    earlier = before | {"model_config": json.dumps(chosen)}
+    monkeypatch.setattr(resuming, "load_arguments", lambda directory: dict(earlier))
+    assert resume(*command, at=at) is None and resume("--dry_run", "true", at=at) is None
+
+
+def test_a_new_run_under_auto_takes_no_field_that_options_decide(finished, tmp_path):
+    arguments = [*finished[1], "--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint", "auto"]
+    with pytest.raises(SystemExit, match="sets mixture_transitions, but that is decided by target_transitions: leave"):
+        pretrain.main([*arguments, "--model_config", '{"mixture_transitions": true}'])
+
+
 def test_what_is_fixed_are_settings():
     assert resuming.FIXED.keys() <= {field.name for group in ARGUMENTS for field in fields(group)}
 
