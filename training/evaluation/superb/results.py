@@ -15,17 +15,23 @@ from training.common.figures import caption, save
 from training.evaluation.superb.tasks import HEAD_UNITS, TASKS, slot_classification
 
 
+# What every result has.
+FIELDS = ("task", "title", "encoder", "encoder_digest", "seed", "metrics", "dev_metrics", "layer_weights")
+FIELDS += ("protocol", "clips", "hours", "hyperparameters")
+
+
 def earlier_results(directory: Path, task: str, settings: dict) -> list[dict]:
     """
     Results of a task that a directory holds already.
 
     Raises:
-        ValueError: if they were made with other settings, so that they cannot stand in one table with new ones.
+        ValueError: if they were made with other settings, so that they cannot stand in one table with new ones, or a
+            line is damaged.
     """
     path = directory / f"{task}.jsonl"
     if not path.is_file():
         return []
-    results = [with_nan(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    results = [read_line(line, path, number) for number, line in enumerate(path.read_bytes().splitlines(), 1)]
     settings = json.loads(json.dumps(settings))
     for result in results:
         theirs = result["hyperparameters"]
@@ -46,6 +52,19 @@ def check_data(results: list[dict], data_digest: str, directory: Path) -> None:
                 f"{directory / result['task']}.jsonl holds results of other clips or labels than the data sources have"
                 " now: choose another `output_dir`, or delete it."
             )
+
+
+def read_line(line: bytes, path: Path, number: int) -> dict:
+    """A result of a line of a file. Raises a ValueError that names both if it is none."""
+    try:
+        result = json.loads(line)
+        if missing := [name for name in FIELDS if name not in result]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        return with_nan(result)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"Line {number} of {path} is no result ({error}): delete that line, and what it held is scored again."
+        ) from None
 
 
 def with_nan(result: dict) -> dict:

@@ -88,3 +88,20 @@ def test_results_of_other_data_are_refused(tmp_path):
     for other in ({"data_digest": "b"}, {}):
         with pytest.raises(ValueError, match=f"{tmp_path}/sid.jsonl holds results of other clips or labels than"):
             check_data([RESULT | {"data_digest": "a"}, RESULT | other], "a", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (json.dumps(RESULT)[:40], "Expecting value"),
+        (json.dumps({name: value for name, value in RESULT.items() if name != "hours"}), "it lacks hours"),
+        (json.dumps(RESULT | {"metrics": 0.5}), "has no attribute"),
+        ("5", "is not iterable"),
+        ("", "Expecting value"),
+        ("[" * 10**6, "recursion"),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path, line, reason):
+    (tmp_path / "sid.jsonl").write_text(f"{json.dumps(RESULT)}\n{line}\n")
+    with pytest.raises(ValueError, match=rf"Line 2 of .*sid.jsonl is no result \(.*{reason}.*\): delete that line"):
+        earlier_results(tmp_path, "sid", RESULT["hyperparameters"])
