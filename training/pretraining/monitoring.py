@@ -17,7 +17,6 @@ from sjepa_hf.durations import duration
 from sjepa_hf.float32 import widest_float
 from sjepa_hf.measures import entropy_bits
 from sjepa_hf.saving import write_text_aside
-from training.common.progress import Forecast
 from training.pretraining.hidden_frames import ClipMeanMonitor, hidden_frame_metrics
 from training.pretraining.run import Run
 
@@ -120,13 +119,10 @@ class Monitor:
     def __init__(self, run: Run):
         self.accelerator = run.accelerator
         self.history = run.output_dir / HISTORY
-        total, phase1_steps = run.schedule.total_steps, run.arguments.run.phase1_steps
-        is_main = run.accelerator.is_main_process
         # `None`: where a person watches; a file gets a line of the log with each line of metrics.
         disable = None if run.accelerator.is_local_main_process else True
-        self.bar = tqdm(total=total, initial=run.state.step, disable=disable, unit="step")
-        self.forecast = Forecast({1: phase1_steps, 2: total}, is_main)
-        if is_main:
+        self.bar = tqdm(total=run.schedule.total_steps, initial=run.state.step, disable=disable, unit="step")
+        if run.accelerator.is_main_process:
             forget_after(self.history, run.state.step)
         self._run = run
         self._sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # of values, and how many they are
@@ -148,8 +144,6 @@ class Monitor:
                 total, number = self._sums.get(name, (0.0, 0.0))
                 self._sums[name] = total + torch.where(broken, 0, value), number + torch.where(broken, 0, count)
         self.bar.update(1)
-        step = self._run.state.step
-        self.forecast.step(step, self._run.schedule.phase(step - 1))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -158,7 +152,6 @@ class Monitor:
         yield
         self._since += time.monotonic() - began
         self.bar.unpause()
-        self.forecast.pause()
 
     def averages(self, device: torch.device) -> dict[str, float]:
         """Means over all processes since the last call, as far as there are any; resets the sums."""

@@ -145,7 +145,7 @@ def log_plan(arguments: Arguments, accelerator: Accelerator, *of_the_run) -> Non
         for sentence in plan(arguments, accelerator, *of_the_run):
             logger.info("%s", sentence)
         dry = arguments.run.dry_run
-        logger.info("A dry run: nothing was written." if dry else "How long that takes follows after some steps.")
+        logger.info("A dry run: nothing was written." if dry else "How long that takes follows with the metrics.")
 
 
 def about_data(arguments: Arguments, stream: BatchStream, found: DataEstimate | None) -> str:

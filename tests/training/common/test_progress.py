@@ -1,4 +1,4 @@
-"""What a long piece of work says while it lasts, and how long a phase is said to take."""
+"""What a long piece of work says while it lasts."""
 
 import logging
 import time
@@ -8,7 +8,7 @@ import torch
 
 from sjepa_hf import DiagonalGaussianMixture
 from training.common import progress
-from training.common.progress import Forecast, Heartbeat, Progress
+from training.common.progress import Heartbeat, Progress
 
 
 @pytest.fixture
@@ -57,44 +57,6 @@ def test_a_fit_tells_every_pass_and_iteration():
     assert told[:4] == ["k-means pass 1 of 2"] * 2 + ["k-means pass 2 of 2"] * 2
     assert told[4:6] == ["nearest clusters of all frames"] * 2
     assert told[6] == "EM iteration 1 of 3" and told[-1] == "EM iteration 3 of 3" and len(told) == 4 + 2 + 2 * 4
-
-
-def test_each_phase_is_forecast_once_from_its_first_steps(clock, said):
-    forecast = Forecast({1: 100, 2: 150})
-    clock[0] += 500  # compiling: not in the first step's time, nor in the forecast
-    for step in range(1, 151):
-        phase = 1 if step <= 100 else 2
-        clock[0] += 3.0 if phase == 1 else 6.0
-        forecast.step(step, phase)
-    assert said() == [
-        "A step takes 3 s: about 4 minutes for the 79 left of phase 1.",
-        "A step takes 6 s: about 4 minutes for the 39 left of phase 2.",
-    ]
-
-
-def test_long_steps_are_forecast_after_a_minute_and_a_pause_begins_anew(clock, said):
-    forecast = Forecast({1: 1000, 2: 1000})
-    for step in range(1, 4):
-        clock[0] += 40.0
-        forecast.step(step, 1)
-    assert said() == ["A step takes 40 s: about 11 h 5 min for the 997 left of phase 1."]
-    forecast = Forecast({1: 1000, 2: 1000})
-    forecast.step(1, 1)
-    clock[0] += 3600
-    forecast.pause()
-    forecast.step(2, 1)
-    for step in range(3, 23):
-        clock[0] += 1
-        forecast.step(step, 1)
-    assert said()[1:] == ["A step takes 1 s: about 16 minutes for the 978 left of phase 1."]
-
-
-def test_a_short_phase_is_not_forecast(clock, said):
-    forecast = Forecast({1: 3, 2: 3})
-    for step in (1, 2, 3):
-        clock[0] += 1
-        forecast.step(step, 1)
-    assert said() == []
 
 
 def test_silence_is_broken_and_speech_is_not(caplog):

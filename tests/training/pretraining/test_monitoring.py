@@ -128,7 +128,6 @@ def test_a_file_gets_lines_of_the_log_and_a_terminal_a_bar(run, monkeypatch, cap
 
 
 def test_where_all_steps_were_skipped_there_is_no_gradient_norm(run):
-    run.schedule.phase = lambda step: 1
     monitor, broken = Monitor(run), torch.tensor(True)
     monitor.count_step([{"masked_kl": (torch.tensor(math.nan), 3)}], torch.tensor(math.inf), broken)
     assert monitor.averages(torch.device("cpu")) == {}
@@ -149,7 +148,6 @@ def test_where_all_steps_were_skipped_there_is_no_gradient_norm(run):
 )
 def test_the_minimised_loss_stands_beside_its_parts_where_there_are_several(run, others, expected):
     """Means over the frames of two micro-batches, of which the second has three times the frames of the first."""
-    run.schedule.phase = lambda step: 1
     monitor, visible = Monitor(run), 4 if others else 0
 
     def sums(scale, frames):
