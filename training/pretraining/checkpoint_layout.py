@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.command import first_line
+from sjepa_hf.contents import read_json
 from sjepa_hf.saving import feature_extractor, written_aside
 from training.data.order import DataPosition
 
@@ -126,7 +127,7 @@ def damage(directory: Path) -> str | None:
     except FileNotFoundError:
         return f"it has no {STATE_DIRECTORY}/{FILES}"
     except (ValueError, OSError) as error:
-        return f"{STATE_DIRECTORY}/{FILES} is torn ({first_line(error)})"
+        return f"{STATE_DIRECTORY}/{FILES} is torn ({first_line(error).rstrip('.')})"
     for name, found in expected.items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             return f"{STATE_DIRECTORY}/{FILES} names {name!r}, which lies elsewhere"
@@ -152,26 +153,6 @@ def damage(directory: Path) -> str | None:
         except (OSError, ValueError) as error:  # ValueError: no such name can be
             return f"{name!r} cannot be read ({first_line(error)})"
     return None
-
-
-def read_json(path: Path) -> dict:
-    """
-    A JSON object of a file.
-
-    Raises:
-        ValueError: if it holds anything else.
-        OSError: if it cannot be read.
-    """
-    content = path.read_bytes()
-    try:
-        found = json.loads(content.decode())
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no object")
-    return found
 
 
 @contextmanager
