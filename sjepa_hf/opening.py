@@ -56,16 +56,19 @@ def file_of(checkpoint: str | Path, name: str) -> Path | None:
     Where a file of a checkpoint, a directory or a repo on the Hub, lies; None where it has none of that name.
 
     Raises:
-        LocalEntryNotFoundError: if it is not in the cache, and neither that nor the Hub says whether it is there.
+        ValueError: if it is not in the cache, and neither that nor the Hub says whether it is there.
     """
     if Path(checkpoint).is_dir():
         path = Path(checkpoint) / name
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(str(checkpoint), name))
-    except LocalEntryNotFoundError:
+    except LocalEntryNotFoundError as error:
         if try_to_load_from_cache(str(checkpoint), name) is not _CACHED_NO_EXIST:
-            raise
+            raise ValueError(
+                f"Whether {checkpoint} has {name} is not known, as the Hub did not answer"
+                f" ({why(error.__cause__ or error)}): try again, or give a directory."
+            ) from error
     except EntryNotFoundError:
         pass
     return None

@@ -28,7 +28,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import transformers
-from huggingface_hub.errors import LocalEntryNotFoundError
 from tqdm.auto import tqdm
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
@@ -170,13 +169,7 @@ def mask_of_training(checkpoint: str, prob: float | None, span: int | None) -> S
     """
     trained = {}
     if prob is None or span is None:
-        try:
-            record = file_of(checkpoint, RECORD)
-        except LocalEntryNotFoundError:
-            raise ValueError(
-                f"{RECORD} of {checkpoint}, which says how frames were hidden in training, is not in the cache, and"
-                " the Hub cannot be reached: give --mask_prob and --mask_span."
-            ) from None
+        record = file_of(checkpoint, RECORD)
         trained = read_json(record).get("settings", {}) if record else {}
     published = SpanMask()
     return SpanMask(

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -16,7 +17,7 @@ from transformers import (
     Wav2Vec2Processor,
 )
 
-from sjepa_hf import SJepaForCTC, SJepaForPreTraining, SJepaModel
+from sjepa_hf import SJepaForCTC, SJepaForPreTraining, SJepaModel, opening
 from sjepa_hf.opening import (
     MissingWeights,
     build_model,
@@ -202,3 +203,14 @@ def test_a_recogniser_has_a_head_and_a_tokenizer_that_belong_together(originals,
     SJepaForCTC(make_config("log_mel", vocab_size=8)).save_pretrained(tmp_path)
     processor, model = open_recogniser(tmp_path)
     assert len(processor.tokenizer) == model.config.vocab_size == 8
+
+
+def test_a_file_that_neither_cache_nor_hub_tells_of_gets_a_sentence(monkeypatch):
+    def unreachable(checkpoint, name):
+        raise LocalEntryNotFoundError("no connection") from OSError("timed out")
+
+    monkeypatch.setattr(opening, "hf_hub_download", unreachable)
+    with pytest.raises(ValueError, match=r"ada/x has training.json is not known, .* \(timed out\): try again"):
+        opening.file_of("ada/x", "training.json")
+    monkeypatch.setattr(opening, "try_to_load_from_cache", lambda checkpoint, name: opening._CACHED_NO_EXIST)
+    assert opening.file_of("ada/x", "training.json") is None

@@ -6,15 +6,12 @@ import pytest
 import soundfile
 import torch
 from checkpoints import save
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining
 from sjepa_hf.contents import RECORD
 from sjepa_hf.measures import effective_rank
-from training import analyze
-from training.analyze import find_utterance, main, mask_of_training, open_head
+from training.analyze import find_utterance, main, open_head
 from training.data.labelled import open_labelled
-from training.data.masking import SpanMask
 from training.evaluation.phone_information import JointCounts
 
 
@@ -115,16 +112,6 @@ def test_frames_are_hidden_as_in_training_unless_asked_otherwise(folder, model, 
         assert f"{100 * expected[0]:.0f} % hidden in spans of {expected[1]}:" in capsys.readouterr().out
         assert found.setdefault(expected, results["hidden"]) == results["hidden"]
     assert found[0.4, 2] != found[0.4, 10]
-
-
-def test_a_mask_that_cannot_be_looked_up_is_asked_for(monkeypatch):
-    def unreachable(checkpoint, name):
-        raise LocalEntryNotFoundError(name)
-
-    monkeypatch.setattr(analyze, "file_of", unreachable)
-    with pytest.raises(ValueError, match="training.json of ada/encoder.*: give --mask_prob and --mask_span"):
-        mask_of_training("ada/encoder", 0.5, None)
-    assert mask_of_training("ada/encoder", 0.5, 3) == SpanMask(0.5, 3)
 
 
 def test_ranks_over_all_frames_are_those_of_the_encoder(folder, model, tmp_path):

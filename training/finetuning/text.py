@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 
-from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import Wav2Vec2CTCTokenizer
 
 from sjepa_hf.opening import file_of, open_config
@@ -144,7 +143,9 @@ class TextNormalizer:
             ValueError: if there is no such model, the Hub cannot be asked for the file, or it is not one that `save`
                 writes.
         """
-        path = _normalization_of(checkpoint)
+        if not Path(checkpoint).is_dir():
+            open_config(checkpoint)  # is there such a model?
+        path = file_of(checkpoint, FILE_NAME)
         if path is None:
             logger.warning("%s has no %s: transcripts are taken as they are written.", checkpoint, FILE_NAME)
             return cls(case="keep", dropped="", spaces="")
@@ -152,19 +153,6 @@ class TextNormalizer:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
-
-
-def _normalization_of(checkpoint: str | Path) -> Path | None:
-    """Where the file of a model lies, a directory or a repo on the Hub; None if the model has none."""
-    if not Path(checkpoint).is_dir():
-        open_config(checkpoint)  # is there such a model?
-    try:
-        return file_of(checkpoint, FILE_NAME)
-    except LocalEntryNotFoundError:
-        raise ValueError(
-            f"Whether {checkpoint} has {FILE_NAME}, which transcripts need, cannot be known without the Hub: try again"
-            " once it answers, or give a directory."
-        ) from None
 
 
 def _set(characters: str) -> set[str]:

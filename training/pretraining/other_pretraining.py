@@ -8,7 +8,6 @@ import logging
 from pathlib import Path
 
 from huggingface_hub import is_offline_mode
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedConfig
@@ -134,11 +133,8 @@ def beside(checkpoint: str | Path, name: str) -> Path | None:
     """
     try:
         return file_of(checkpoint, name)
-    except LocalEntryNotFoundError as error:
+    except ValueError:
         if not is_offline_mode():
-            raise ValueError(
-                f"Whether {checkpoint} has {name} is not known, as the Hub did not answer ({why(error.__cause__)}):"
-                " try again, or give a directory."
-            ) from error
+            raise
         logger.warning("%s: %s is taken as absent, for all that is known offline.", checkpoint, name)
         return None
