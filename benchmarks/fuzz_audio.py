@@ -28,8 +28,9 @@ import numpy as np
 import soundfile
 
 from sjepa_hf.command import command
+from training.data.arguments import DataArguments
 from training.data.bad_audio import BadAudioError
-from training.data.loader import DataArguments, build_loader
+from training.data.loader import build_loader
 from training.data.waveforms import BadAudio, audio_length, read_audio
 
 

@@ -34,7 +34,8 @@ from torch.utils.data import DataLoader
 from sjepa_hf.command import command
 from sjepa_hf.frames import SAMPLING_RATE
 from training.common.memory import keep_freed_memory
-from training.data.loader import DataArguments, build_loader
+from training.data.arguments import DataArguments
+from training.data.loader import build_loader
 from training.data.sources import AUDIO_SUFFIXES
 from training.data.waveforms import read_audio
 

@@ -21,7 +21,8 @@ import numpy as np
 import psutil
 
 from sjepa_hf.command import command
-from training.data.loader import DataArguments, build_loader
+from training.data.arguments import DataArguments
+from training.data.loader import build_loader
 from training.data.sources import AUDIO_SUFFIXES, open_source
 
 

@@ -5,7 +5,7 @@
 
 A step is: soft targets from the clean audio, masked prediction from the augmented audio, the loss over the whole
 global batch, and an update of encoder, EMA encoder and mixture. Any field of `training/pretraining/arguments.py`,
-`training/pretraining/method_arguments.py` and `training/data/loader.py` can stand in the recipe or on the command
+`training/pretraining/method_arguments.py` and `training/data/arguments.py` can stand in the recipe or on the command
 line.
 
 SIGTERM and Ctrl-C save the last finished step and exit with status 143 and 130, out of a wait for data or a fit at

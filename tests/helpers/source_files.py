@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import soundfile
 
 from sjepa_hf.frames import SAMPLING_RATE
-from training.data.loader import DataArguments, build_loader
+from training.data.arguments import DataArguments
+from training.data.loader import build_loader
 
 
 def write_clip(path: Path, number: int, seconds: float = 0.25, rate: int = SAMPLING_RATE) -> Path:

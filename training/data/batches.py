@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from sjepa_hf.frames import SAMPLING_RATE, frame_lengths, length_mask
+from training.data.arguments import DataArguments
 from training.data.bad_audio import BadAudioError
 from training.data.clips import Clip
 from training.data.masking import PUBLISHED_MASK, Mask
@@ -132,14 +133,11 @@ class BatchStream(IterableDataset):
 
     Args:
         corpus: the clips.
+        args: how they are cut into batches; `bucket_buffer_size` clips of a reader make a section.
         seed: decides order, crops and masks.
         process_index, num_processes: the share of the clips that this process reads.
         position: where the readers go on; None begins.
         max_epochs: None never ends.
-        batch_seconds: padded seconds a batch may hold.
-        section_size: clips of a reader sorted by length at a time.
-        max_seconds: longer clips are cropped at random.
-        min_seconds: shorter clips are bad.
         mask: draws the masks of a batch.
         noise: what augmentation may add; None gives none.
 
@@ -158,31 +156,26 @@ class BatchStream(IterableDataset):
     def __init__(
         self,
         corpus: ClipIndex | ClipStream,
+        args: DataArguments,
         *,
         seed: int,
         process_index: int = 0,
         num_processes: int = 1,
         position: DataPosition | None = None,
         max_epochs: int | None = None,
-        batch_seconds: float,
-        section_size: int,
-        max_seconds: float,
-        min_seconds: float,
         mask: Mask = PUBLISHED_MASK,
         noise: Noise | None = None,
     ):
         super().__init__()
         self.corpus = corpus
+        self.args = args
         self.seed = seed
         self.process_index = process_index
         self.num_processes = num_processes
         self.position = position
         self.max_epochs = max_epochs
-        self.max_batch = round(batch_seconds * SAMPLING_RATE)
-        self.section_size = section_size
-        self.max_seconds = max_seconds
-        self.min_seconds = min_seconds
-        self.max_samples = round(max_seconds * SAMPLING_RATE)
+        self.max_batch = round(args.batch_seconds * SAMPLING_RATE)
+        self.max_samples = round(args.max_seconds * SAMPLING_RATE)
         self.mask = mask
         self.noise = noise
         self.memory_pool: SharedMemoryPool | None = None
@@ -233,7 +226,7 @@ class BatchStream(IterableDataset):
         usable clip; with each, name and reason of what has been found unusable.
         """
         while True:
-            clips, cursor = self.corpus.section(at, reader, num_readers, self.section_size)
+            clips, cursor = self.corpus.section(at, reader, num_readers, self.args.bucket_buffer_size)
             if not clips:
                 return
             words = [self.seed, BUCKET, at.epoch, at.section, reader]
@@ -290,7 +283,7 @@ class BatchStream(IterableDataset):
     def _length(self, clip: Clip, key: int) -> int:
         """Samples of a clip. Headers are read once: what they say is kept, which manifests with durations spare."""
         length = clip.listed_length()
-        if length < self.min_seconds * SAMPLING_RATE:
+        if length < self.args.min_seconds * SAMPLING_RATE:
             raise BadAudio("too_short")
         length = min(length, np.iinfo(np.int32).max)
         if clip.duration is None and self.corpus.size:
@@ -308,7 +301,7 @@ class BatchStream(IterableDataset):
         for planned in batch:
             clip, seed = planned.clip or self.corpus.get(planned.item), [self.seed, CROP, epoch, planned.key]
             try:
-                samples = clip.read(max_seconds=self.max_seconds, min_seconds=self.min_seconds, rng=seed)
+                samples = clip.read(max_seconds=self.args.max_seconds, min_seconds=self.args.min_seconds, rng=seed)
             except BadAudio as error:
                 bad.append((clip.name, error.reason))
                 continue

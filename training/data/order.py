@@ -28,7 +28,25 @@ ASKED = 8  # other files that are asked for the usual number of rows
 # Independent random streams of one seed; a run that is resumed draws on from those of its number.
 ORDER, MIX, SHUFFLE, BUCKET, CROP, MASK, DRAW, NOISE = 1, 3, 4, 5, 6, 7, 8, 9
 
-Cursor = tuple[tuple[int, int, int, int], ...]
+
+class SourcePlace(NamedTuple):
+    """
+    Where a reader stands in one streamed source.
+
+    Attributes:
+        passes: passes over the source that are finished.
+        chapter: number of the chapter in the pass, from 0.
+        given: clips given of the chapter.
+        given_in_epoch: clips given in the epoch.
+    """
+
+    passes: int = 0
+    chapter: int = 0
+    given: int = 0
+    given_in_epoch: int = 0
+
+
+Cursor = tuple[SourcePlace, ...]
 
 
 class Position(NamedTuple):
@@ -73,7 +91,7 @@ class DataPosition:
     def from_dict(cls, values: dict) -> "DataPosition":
         """The reverse of `to_dict`, after JSON too."""
         positions = {
-            int(reader): Position(epoch, section, batch, tuple(map(tuple, cursor)))
+            int(reader): Position(epoch, section, batch, tuple(SourcePlace(*place) for place in cursor))
             for reader, (epoch, section, batch, cursor) in values["positions"].items()
         }
         return cls(**values | {"positions": positions, "first": tuple(values["first"])})
@@ -196,37 +214,37 @@ class ClipStream:
         self, position: Position, reader: int, num_readers: int, size: int
     ) -> tuple[list[tuple[int, Clip]], Cursor]:
         """
-        As `ClipIndex.section`, but with fewer clips where they are large. A cursor holds, for each source: passes
-        finished, chapter, clips given of the chapter and clips given in the epoch.
+        As `ClipIndex.section`, but with fewer clips where they are large.
         """
         epoch = position.epoch
-        cursor = [list(part) for part in position.cursor] or [[0, 0, 0, 0] for _ in self.sources]
+        cursor = list(position.cursor) or [SourcePlace()] * len(self.sources)
         if self._stands_at != (epoch, position.section, cursor, reader, num_readers):
-            self._running = [self._chapter(n, epoch, tuple(p), reader, num_readers) for n, p in enumerate(cursor)]
+            self._running = [self._chapter(n, epoch, at, reader, num_readers) for n, at in enumerate(cursor)]
         rng = np.random.default_rng([self.seed, MIX, epoch, reader, position.section])
         clips: list[tuple[int, Clip]] = []
         held = 0
         while len(clips) < size and held <= LARGEST_BUFFER:
             weights = np.array(self.weights or [1.0] * len(cursor))
-            for n, (passes, _, _, given) in enumerate(cursor):
-                if passes and (self.weights is None or not given):
+            for n, at in enumerate(cursor):
+                if at.passes and (self.weights is None or not at.given_in_epoch):
                     weights[n] = 0.0
-            if not weights.any() or (self.weights is not None and all(part[0] for part in cursor)):
+            if not weights.any() or (self.weights is not None and all(at.passes for at in cursor)):
                 break
             source = int(rng.choice(len(weights), p=weights / weights.sum()))
-            part = cursor[source]
+            at = cursor[source]
             clip = next(self._running[source], None)
             if clip is None:
-                part[1:3] = part[1] + 1, 0
-                if part[1] >= self._num_chapters(source, num_readers):
-                    part[:2] = part[0] + 1, 0
-                self._running[source] = self._chapter(source, epoch, tuple(part), reader, num_readers)
+                at = at._replace(chapter=at.chapter + 1, given=0)
+                if at.chapter >= self._num_chapters(source, num_readers):
+                    at = at._replace(passes=at.passes + 1, chapter=0)
+                cursor[source] = at
+                self._running[source] = self._chapter(source, epoch, at, reader, num_readers)
                 continue
-            clips.append((sum(p[3] for p in cursor) * num_readers + reader, clip))
+            clips.append((sum(each.given_in_epoch for each in cursor) * num_readers + reader, clip))
             held += _size(clip)
-            part[2], part[3] = part[2] + 1, part[3] + 1
+            cursor[source] = at._replace(given=at.given + 1, given_in_epoch=at.given_in_epoch + 1)
         self._stands_at = (epoch, position.section + 1, cursor, reader, num_readers)
-        return clips, tuple(tuple(part) for part in cursor)
+        return clips, tuple(cursor)
 
     def get(self, item: Clip) -> Clip:
         """The clip itself."""
@@ -240,13 +258,11 @@ class ClipStream:
         own = shards // num_readers if shards >= num_readers else shards
         return max(1, -(-own // OPEN_SHARDS))
 
-    def _chapter(
-        self, number: int, epoch: int, part: tuple[int, int, int, int], reader: int, num_readers: int
-    ) -> Iterator[Clip]:
-        """The clips of a chapter but for the first `part[2]`, which have been given."""
+    def _chapter(self, number: int, epoch: int, at: SourcePlace, reader: int, num_readers: int) -> Iterator[Clip]:
+        """The clips of a chapter but for those that have been given."""
         source = self.sources[number]
         dataset = source.dataset
-        passes, chapter, given, _ = part
+        passes, chapter, given, _ = at
         words = (self.seed, SHUFFLE, epoch, number, passes)
         if hasattr(dataset, "__len__"):
             order = Permutation(len(dataset), *words)

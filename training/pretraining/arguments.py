@@ -14,7 +14,7 @@ from sjepa_hf.frames import SAMPLING_RATE, check_frames
 from sjepa_hf.opening import why
 from training.common.command_line import config_path, parse_dataclasses, read_recipe
 from training.common.ranges import check_choice, check_hub, check_ranges
-from training.data.loader import DataArguments
+from training.data.arguments import DataArguments
 from training.pretraining.method_arguments import MaskingArguments, TargetArguments
 from training.pretraining.shortening import shortened
 

@@ -73,13 +73,13 @@ def estimate_data(stream: BatchStream, weights: list[float] | None, num_readers:
     hours = sum(size * seconds.mean() for size, seconds in zip(corpus.sizes, known, strict=True)) / 3600
     share = np.array(corpus.sizes if weights is None else weights, dtype=float)
     share = share / share.sum()
-    good = [(seconds[seconds >= stream.min_seconds] * SAMPLING_RATE).astype(np.int64) for seconds in known]
+    good = [(seconds[seconds >= stream.args.min_seconds] * SAMPLING_RATE).astype(np.int64) for seconds in known]
     usable = [len(lengths) / len(seconds) for lengths, seconds in zip(good, known, strict=True)]
     unusable = 1 - float(share @ usable)
     if unusable == 1:
         return DataEstimate(sampled, exact, hours, 1.0, 0.0, 0.0, 0.0)
     # Sections of clips as one reader gets them, cut into batches as it does.
-    whole = min(stream.section_size, -(-corpus.size // num_readers))
+    whole = min(stream.args.bucket_buffer_size, -(-corpus.size // num_readers))
     count = max(1, round(whole * (1 - unusable)))
     batches = real = padded = 0
     rounds = -(-SIMULATED // count)
@@ -163,7 +163,7 @@ def about_data(arguments: Arguments, stream: BatchStream, found: DataEstimate | 
     )
     text += f": {parts}"
     if found.unusable >= 0.005:
-        seconds = f"{stream.min_seconds:g} s"
+        seconds = f"{stream.args.min_seconds:g} s"
         text += f"; {100 * found.unusable:.0f} % are shorter than {seconds} or unreadable and will be skipped"
         if found.unusable > arguments.data.max_bad_fraction:
             text += f", which is more than `max_bad_fraction` ({arguments.data.max_bad_fraction:g}): the run will stop"

@@ -14,6 +14,7 @@ import soundfile
 import training.data.archives
 import training.data.order
 from training.data.archives import TarArchives
+from training.data.arguments import DataArguments
 from training.data.bad_audio import BadAudioError, BadAudioMonitor
 from training.data.batches import BatchStream
 from training.data.clips import Clip
@@ -259,7 +260,7 @@ def test_members_beyond_the_limit_are_bad_and_the_next_are_read(tmp_path, monkey
     assert [reason for _, reason in bad(found)] == ["too_long"]
 
 
-OPTIONS = {"seed": 0, "batch_seconds": 2.0, "section_size": 20, "max_seconds": 1.0, "min_seconds": 0.1}
+ARGS = DataArguments(["noise"], batch_seconds=2.0, bucket_buffer_size=20, max_seconds=1.0, min_seconds=0.1)
 
 
 @pytest.mark.parametrize("num_readers", [1, 3])
@@ -273,7 +274,7 @@ def test_a_run_stops_when_torn_archives_lose_too_much(tmp_path, num_readers):
     monitor, seen = BadAudioMonitor(max_bad_fraction=0.05), 0
     for process_index in range(num_readers):
         for batch in BatchStream(
-            corpus, process_index=process_index, num_processes=num_readers, max_epochs=1, **OPTIONS
+            corpus, ARGS, process_index=process_index, num_processes=num_readers, max_epochs=1, seed=0
         ):
             monitor.update(len(batch["lengths"]), batch["skipped"])
             seen += len(batch["lengths"])

@@ -11,18 +11,22 @@ from clip_streams import NUM_CLIPS, EndlessList, after, as_source, assert_same, 
 from noise_batches import collate
 
 from sjepa_hf.frames import SAMPLING_RATE
+from training.data.arguments import DataArguments
 from training.data.batches import BatchStream, attention_mask, batches_by_length, cut_batches
 from training.data.clips import Clip, Source
 from training.data.masking import SpanMask
 from training.data.order import ClipIndex
 
 
+CUT = {"batch_seconds": 2.0, "bucket_buffer_size": 20, "max_seconds": 1.0, "min_seconds": 0.1}
+
+
 def stream(paths, *, weights=None, **options) -> BatchStream:
     """Batches over files, or over several sources as lists of files."""
     sources = [as_source(part) for part in (paths if isinstance(paths[0], list) else [paths])]
-    options = {"seed": 0, "batch_seconds": 2.0, "section_size": 20, "max_seconds": 1.0, "min_seconds": 0.1} | options
-    corpus = ClipIndex(sources, weights, options["seed"])
-    return BatchStream(corpus, **options)
+    cut = {name: options.pop(name) for name in CUT if name in options}
+    seed = options.pop("seed", 0)
+    return BatchStream(ClipIndex(sources, weights, seed), DataArguments(["noise"], **CUT | cut), seed=seed, **options)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +139,7 @@ def test_positions_continue_where_a_run_stopped(tmp_path, clips, num_workers):
     bad = str(tmp_path / "bad.wav")
     soundfile.write(bad, np.zeros(5000), SAMPLING_RATE)
     options = {"max_seconds": 0.25, "batch_seconds": 0.8, "process_index": 1, "num_processes": 2}
-    options["section_size"] = 8
+    options["bucket_buffer_size"] = 8
     paths = clips + [bad, str(tmp_path / "absent.wav")]
     whole = take(loader(stream(paths, **options), num_workers), 40)
     assert {batch["position"].epoch for batch in whole} >= {0, 1, 2}
@@ -204,16 +208,14 @@ def test_headers_are_read_once_and_not_where_the_duration_is_given(clips, monkey
     seconds = [soundfile.info(path).duration for path in clips]
     samples = [(Clip(path, path, 0.0, duration), {}) for path, duration in zip(clips, seconds)]
     corpus = ClipIndex([Source("test", samples)], None, 0)
-    given = list(
-        BatchStream(corpus, seed=0, batch_seconds=2, section_size=20, max_seconds=1, min_seconds=0.1, max_epochs=3)
-    )
+    given = list(BatchStream(corpus, DataArguments(["noise"], **CUT), seed=0, max_epochs=3))
     assert read == []
     assert_same(without, given)
 
 
 def test_memory_does_not_grow_with_a_list_that_gives_durations(clips):
     corpus = ClipIndex([Source("test", EndlessList(clips[0]))], None, 0)
-    batches = BatchStream(corpus, seed=0, batch_seconds=2, section_size=20, max_seconds=1, min_seconds=0.1)
+    batches = BatchStream(corpus, DataArguments(["noise"], **CUT), seed=0)
     tracemalloc.start()
     try:
         assert len(take(batches, 5)) == 5
@@ -260,7 +262,7 @@ def test_nothing_usable_ends_the_run(tmp_path, monkeypatch, kind, count, workers
 
 def test_a_usable_clip_among_many_bad_ones_keeps_the_run_going(tmp_path, caplog):
     paths = write_clips(tmp_path, 1) + [str(tmp_path / f"absent{number}.wav") for number in range(100)]
-    batches = take(stream(paths, section_size=1), 6)
+    batches = take(stream(paths, bucket_buffer_size=1), 6)
     assert [numbers(batch) for batch in batches] == [[0]] * 6
 
 

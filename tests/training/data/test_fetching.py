@@ -13,9 +13,10 @@ import pytest
 import soundfile
 
 import training.data.fetching
+from training.data.arguments import DataArguments
 from training.data.clips import Source
 from training.data.fetching import NAMED, fetch
-from training.data.loader import DataArguments, build_loader
+from training.data.loader import build_loader
 from training.data.waveforms import BadAudio, read_audio
 
 

@@ -13,9 +13,10 @@ import training.data.manifest
 import training.data.row_index
 import training.data.sources
 from sjepa_hf.frames import SAMPLING_RATE
+from training.data.arguments import DataArguments
 from training.data.clips import Clip
 from training.data.labelled import open_labelled
-from training.data.loader import DataArguments, build_loader
+from training.data.loader import build_loader
 from training.data.manifest import JsonLines
 from training.data.row_index import STRIDE
 from training.data.sources import open_source

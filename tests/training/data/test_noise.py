@@ -9,9 +9,10 @@ import torch
 from clip_streams import after, assert_same, numbers, take, write_clips
 
 from sjepa_hf.frames import SAMPLING_RATE
+from training.data.arguments import DataArguments
 from training.data.augmentation import augmented
 from training.data.bad_audio import BadAudioError
-from training.data.loader import DataArguments, build_loader
+from training.data.loader import build_loader
 from training.data.noise import HOPELESS, open_noise
 
 

@@ -1,5 +1,6 @@
 """The order of the clips: each once, mixed by weight, streamed, shared out, and entered at any section."""
 
+import json
 import tarfile
 from collections import Counter
 from types import SimpleNamespace
@@ -11,13 +12,14 @@ from clip_streams import NUM_CLIPS, after, as_source, assert_same, loader, numbe
 from datasets import Dataset, load_dataset
 from pyarrow.parquet import ParquetFile
 
+from training.data.arguments import DataArguments
 from training.data.batches import BatchStream
 from training.data.clips import Source
-from training.data.order import ClipIndex, ClipStream, Position
+from training.data.order import ClipIndex, ClipStream, DataPosition, Position, SourcePlace
 from training.data.sources import open_source
 
 
-OPTIONS = {"seed": 0, "batch_seconds": 2.0, "section_size": 20, "max_seconds": 1.0, "min_seconds": 0.1}
+ARGS = DataArguments(["noise"], batch_seconds=2.0, bucket_buffer_size=20, max_seconds=1.0, min_seconds=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def test_a_streamed_epoch_is_every_clip_once_too(clips, num_shards, num_processe
     seen = []
     for process_index in range(num_processes):
         batches = BatchStream(
-            corpus, process_index=process_index, num_processes=num_processes, max_epochs=2, **OPTIONS
+            corpus, ARGS, process_index=process_index, num_processes=num_processes, max_epochs=2, seed=0
         )
         seen += [number for batch in loader(batches, num_workers) for number in numbers(batch)]
     assert sorted(seen) == sorted(2 * list(range(NUM_CLIPS)))
@@ -102,10 +104,10 @@ def test_a_stream_continues_where_a_run_stopped(clips, num_shards, weights, num_
     def corpus():
         return ClipStream([streamed(clips[:40], num_shards), as_source(clips[40:])], weights, 0, buffer_size=10)
 
-    whole = take(loader(BatchStream(corpus(), **OPTIONS), num_workers), 30)
+    whole = take(loader(BatchStream(corpus(), ARGS, seed=0), num_workers), 30)
     assert whole[0]["position"].epoch == 0 and (weights or whole[-1]["position"].epoch >= 2)
     for start in (3, 8, 17):
-        resumed = BatchStream(corpus(), position=after(whole[:start]), **OPTIONS)
+        resumed = BatchStream(corpus(), ARGS, position=after(whole[:start]), seed=0)
         assert_same(whole[start:], take(loader(resumed, num_workers), 30 - start))
 
 
@@ -129,7 +131,7 @@ def test_files_of_shards_are_read_once_an_epoch(tmp_path, clips, kind, num_proce
     seen = []
     for process_index in range(num_processes):
         batches = BatchStream(
-            corpus, process_index=process_index, num_processes=num_processes, max_epochs=1, **OPTIONS
+            corpus, ARGS, process_index=process_index, num_processes=num_processes, max_epochs=1, seed=0
         )
         seen += [number for batch in loader(batches, num_workers) for number in numbers(batch)]
     assert sorted(seen) == list(range(NUM_CLIPS))
@@ -151,7 +153,7 @@ def test_a_file_that_breaks_off_counts_as_the_clips_that_it_held(tmp_path, clips
     files = [str(tmp_path / f"{number}.parquet") for number in range(3)]
     features = datasets.Features({"audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
     dataset = load_dataset("parquet", data_files=files, split="train", streaming=True, features=features)
-    batches = list(BatchStream(ClipStream([Source("s", dataset, "audio")], None, 0, 10), max_epochs=1, **OPTIONS))
+    batches = list(BatchStream(ClipStream([Source("s", dataset, "audio")], None, 0, 10), ARGS, max_epochs=1, seed=0))
     seen = [n for batch in batches for n in numbers(batch)]
     assert set(range(0, NUM_CLIPS, 3)) | set(range(2, NUM_CLIPS, 3)) <= set(seen)
     skipped = [entry for batch in batches for entry in batch["skipped"]]
@@ -180,4 +182,14 @@ def test_streamed_sources_with_weights(clips):
 def test_a_stream_with_fewer_clips_than_readers_is_an_error(clips):
     corpus = ClipStream([streamed(clips[:1], 1)], None, 0, buffer_size=10)
     with pytest.raises(RuntimeError, match="lower num_workers"):
-        next(iter(BatchStream(corpus, process_index=1, num_processes=2, **OPTIONS)))
+        next(iter(BatchStream(corpus, ARGS, process_index=1, num_processes=2, seed=0)))
+
+
+def test_a_position_is_lists_of_numbers_in_json_and_comes_back():
+    saved = '{"0": [1, 2, 3, [[4, 5, 6, 7]]]}'
+    place = SourcePlace(passes=4, chapter=5, given=6, given_in_epoch=7)
+    position = DataPosition(1, positions={0: Position(1, 2, 3, (place,))})
+    values = json.loads(json.dumps(position.to_dict()))
+    assert json.dumps(values["positions"]) == saved
+    (found,) = DataPosition.from_dict(values).positions[0].cursor
+    assert DataPosition.from_dict(values) == position and found.given_in_epoch == 7

@@ -7,7 +7,8 @@ import torch
 from clip_streams import assert_same, write_clips
 
 from training.data import loader, shared_memory
-from training.data.loader import DataArguments, build_loader
+from training.data.arguments import DataArguments
+from training.data.loader import build_loader
 from training.data.shared_memory import SharedBatch, SharedMemoryPool
 
 
