@@ -10,7 +10,6 @@ of the second folder. A unit that the first folder lacks counts as one unknown u
 
 import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -201,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
     arguments, folders = parse_dataclasses(
         (LanguageModelArguments,),
-        sys.argv[1:] if argv is None else argv,
+        argv,
         "A language model of units.",
         train=dict(help="A folder of training.units: what is learned from."),
         test=dict(help="Another one of the same clusters: what perplexity is told of. Take other speakers."),

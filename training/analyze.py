@@ -17,7 +17,6 @@ Writes `analysis.json`, `entropy.png`, `utterance.png` and `rank.png`. Layers ar
 is what enters the first Transformer layer.
 """
 
-import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -445,7 +444,7 @@ def main(argv: list[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
     arguments, rest = parse_dataclasses(
         (AnalysisArguments,),
-        sys.argv[1:] if argv is None else argv,
+        argv,
         "The paper's three analyses of a pretraining checkpoint, and its knowledge at hidden frames.",
         checkpoint=dict(help="What AutoModelForPreTraining opens: a directory or Hub name."),
     )

@@ -9,7 +9,6 @@ encoder is refused when it is opened. Clips are drawn at random until there are 
 
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -84,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
     arguments, rest = parse_dataclasses(
         (FitArguments,),
-        sys.argv[1:] if argv is None else argv,
+        argv,
         "Clusters over layers of any encoder.",
         checkpoint=dict(help="What AutoModel opens: a directory or Hub name."),
     )

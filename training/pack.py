@@ -12,7 +12,6 @@ the counts and names each clip that could not be used.
 
 import logging
 import math
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -124,7 +123,6 @@ def details(arguments: PackArguments, totals: dict) -> str:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
     arguments = parse_dataclasses((PackArguments,), argv, "A corpus in few large files.")[0]
     print_totals(arguments.output, run(arguments, PartialState()), partial(details, arguments))
 

@@ -18,7 +18,6 @@ splits.
 """
 
 import logging
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -239,7 +238,7 @@ def main(argv: list[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
     arguments, rest = parse_dataclasses(
         (ProbeArguments,),
-        sys.argv[1:] if argv is None else argv,
+        argv,
         "The paper's probes of frozen encoders, layer by layer.",
         checkpoints=dict(nargs="+", help="What AutoModel opens: directories or Hub names."),
     )

@@ -21,7 +21,6 @@ encoder is read as it is, unmasked.
 """
 
 import logging
-import sys
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
@@ -248,7 +247,7 @@ def main(argv: list[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
     arguments, rest = parse_dataclasses(
         (InformationArguments,),
-        sys.argv[1:] if argv is None else argv,
+        argv,
         "What targets know of phones, before anything is trained on them.",
         checkpoint=dict(help="An S-JEPA checkpoint: a directory or Hub name."),
     )

@@ -19,7 +19,6 @@ speaker      accuracy of a linear probe for the speaker on the histogram of a cl
 """
 
 import logging
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -253,7 +252,7 @@ def main(argv: list[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
     arguments, rest = parse_dataclasses(
         (QualityArguments,),
-        sys.argv[1:] if argv is None else argv,
+        argv,
         "How good units are.",
         checkpoint=dict(help="An encoder: a directory or Hub name."),
     )

@@ -18,7 +18,6 @@ the very numbers of one pass over the whole.
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -200,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     arguments, rest = parse_dataclasses(
         (UnitArguments,),
-        sys.argv[1:] if argv is None else argv,
+        argv,
         "A corpus to units, or to features of layers.",
         checkpoint=dict(help="A directory or Hub name; for units of pretraining, or one of training.fit_units."),
     )

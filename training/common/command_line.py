@@ -1,6 +1,7 @@
 """Command line: dataclasses of settings, from a recipe and what the user writes."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -14,7 +15,7 @@ from training.common.naming import printable, unknown
 
 def parse_dataclasses(
     groups: Sequence[type],
-    argv: Sequence[str],
+    argv: Sequence[str] | None,
     description: str,
     recipe: str | None = None,
     values: dict | None = None,
@@ -25,7 +26,7 @@ def parse_dataclasses(
 
     Args:
         groups: the dataclasses.
-        argv: the command line.
+        argv: the command line; None: that of this process.
         description: what `--help` says.
         recipe: recipe to take without `--config`.
         values: what the recipe sets, where it has been read already.
@@ -38,6 +39,7 @@ def parse_dataclasses(
         ValueError: for an option that is unknown, a list that is given twice, and a recipe that [`read_recipe`]
             refuses.
     """
+    argv = sys.argv[1:] if argv is None else argv
     if values is None:
         path = config_path(argv) or recipe
         values = read_recipe(path, groups) if path else {}

@@ -104,3 +104,8 @@ def test_an_unknown_option_is_one_sentence(argv, said):
     with pytest.raises(ValueError, match=f"^{said}"):
         parse_dataclasses((Needed,), argv, "")
     assert parse_dataclasses((Needed,), ["--data_fold", "a"], "")[0].data_folder == "a", "abbreviated, as ever"
+
+
+def test_without_a_command_line_it_is_that_of_the_process(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["command", "--data_folder", "a"])
+    assert parse_dataclasses((Needed,), None, "")[0].data_folder == "a"

@@ -1,6 +1,5 @@
 """Arguments of `training/superb.py`: what can be asked for, what cannot work, and what they make of a task."""
 
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_type_hints
@@ -107,7 +106,6 @@ def parse_arguments(argv: list[str] | None = None) -> SuperbArguments:
     Raises:
         ValueError: for a recipe that is absent or holds an unknown field, and for settings that cannot work.
     """
-    argv = sys.argv[1:] if argv is None else argv
     arguments = parse_dataclasses((SuperbArguments,), argv, "SUPERB-style evaluation of frozen encoders.")[0]
     if (arguments.task == "all") != (arguments.tasks is not None):
         raise ValueError("`tasks` belongs to --task all, which needs it.")
