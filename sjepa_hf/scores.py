@@ -244,6 +244,13 @@ def grouped(rows: Iterable, key: Callable) -> dict:
     return groups
 
 
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, without an end of line behind it."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    lines.insert(1, "|---" * len(head) + "|")
+    return "\n".join(lines)
+
+
 def short_names(subjects: Iterable[str]) -> dict[str, str]:
     """
     Subjects as tables name them: MFCC, the last name of a checkpoint's path, "untrained"; where several are alike,

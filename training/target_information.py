@@ -38,7 +38,7 @@ from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.hmm import TransitionModel
 from sjepa_hf.opening import open_sjepa
 from sjepa_hf.saving import write_text_aside
-from sjepa_hf.scores import json_text
+from sjepa_hf.scores import json_text, markdown_table
 from training.common.command_line import parse_dataclasses
 from training.common.processes import Coordinator
 from training.common.progress import Heartbeat
@@ -234,12 +234,12 @@ def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat) 
 
 def table(rows: list[dict]) -> str:
     """Markdown."""
-    lines = ["| targets | K | soft | hard | entropy, bits | components used |", "|---|---|---|---|---|---|"]
+    lines = []
     for row in rows:
-        shares = " | ".join(f"{row[name]:.3f} ({row[f'{name}_chance']:.3f})" for name in ("soft", "hard"))
-        figures = f"{shares} | {row['entropy_bits']:.2f} | {row['components_used']:.0f}"
-        lines.append(f"| {row['targets']} | {row['components']} | {figures} |")
-    return "\n".join(lines)
+        shares = [f"{row[name]:.3f} ({row[f'{name}_chance']:.3f})" for name in ("soft", "hard")]
+        figures = [f"{row['entropy_bits']:.2f}", f"{row['components_used']:.0f}"]
+        lines.append([row["targets"], str(row["components"]), *shares, *figures])
+    return markdown_table(["targets", "K", "soft", "hard", "entropy, bits", "components used"], lines)
 
 
 @command

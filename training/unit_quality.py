@@ -33,7 +33,7 @@ from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.kmeans import kmeans, nearest
 from sjepa_hf.opening import open_config, open_pretraining
 from sjepa_hf.saving import write_text_aside
-from sjepa_hf.scores import json_text
+from sjepa_hf.scores import json_text, markdown_table
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.progress import Heartbeat
@@ -235,7 +235,7 @@ def table(rows: list[dict]) -> str:
     shown = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
     triplets = {name: rows[0].get(f"{name}_triplets") for name in shown}
     heads = [COLUMNS[name] + (f" ({triplets[name]} triplets)" if triplets[name] else "") for name in shown]
-    lines = [f"| units | {' | '.join(heads)} |", "|---" * (len(shown) + 1) + "|"]
+    lines = []
     for row in rows:
         figures = [row.get(name) for name in shown]
         texts = [
@@ -243,8 +243,8 @@ def table(rows: list[dict]) -> str:
         ]
         chance = [row.get(f"{name}_chance") for name in shown]
         texts = [text if c is None else f"{text} ({c:.3f})" for text, c in zip(texts, chance)]
-        lines.append(f"| {row['units']} | {' | '.join(texts)} |")
-    return "\n".join(lines)
+        lines.append([row["units"], *texts])
+    return markdown_table(["units", *heads], lines)
 
 
 @command

@@ -15,6 +15,7 @@ from sjepa_hf.scores import (
     data_name,
     data_names,
     json_text,
+    markdown_table,
     read_scores,
     scores_of,
     short_names,
@@ -185,3 +186,8 @@ def test_names_of_sources_have_no_folders_and_no_keys():
     assert data_name("zip://a.wav::/home/ada/secret/b.zip") == "a.wav::b.zip"
     assert data_name("/") == "/" and data_name("../words") == "../words"
     assert data_name(str(Path.home() / "train")) == "train"
+
+
+def test_a_table_in_markdown():
+    assert markdown_table(["a", "b"], [["1", ""], ["2", "3"]]) == "| a | b |\n|---|---|\n| 1 |  |\n| 2 | 3 |"
+    assert markdown_table(["a"], []) == "| a |\n|---|"

@@ -5,6 +5,7 @@ from tqdm.auto import tqdm
 
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.frame_features import FRAME_FEATURES
+from sjepa_hf.scores import markdown_table
 from sjepa_hf.soft_targets import soft_target_divergence
 from training.data.labelled import LabelledClips
 from training.data.masking import FARTHEST, SpanMask, distance_to_visible
@@ -82,9 +83,9 @@ def knowledge_at_hidden_frames(
 
 def hidden_frame_table(rows: list[dict]) -> str:
     """Markdown; in brackets what chance gives."""
-    lines = ["| distance to the nearest visible frame | frames | soft | hard | KL, nats |", "|---|---|---|---|---|"]
+    lines = []
     for row in rows:
         kl = "" if row["kl"] is None else f"{row['kl']:.2f}"
-        shares = " | ".join(f"{row[name]:.3f} ({row[f'{name}_chance']:.3f})" for name in ("soft", "hard"))
-        lines.append(f"| {row['distance']} | {row['frames']:,} | {shares} | {kl} |")
-    return "\n".join(lines)
+        shares = [f"{row[name]:.3f} ({row[f'{name}_chance']:.3f})" for name in ("soft", "hard")]
+        lines.append([row["distance"], f"{row['frames']:,}", *shares, kl])
+    return markdown_table(["distance to the nearest visible frame", "frames", "soft", "hard", "KL, nats"], lines)

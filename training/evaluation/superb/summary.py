@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from sjepa_hf.saving import files_written_aside
-from sjepa_hf.scores import LOWER_IS_BETTER, grouped, short_names
+from sjepa_hf.scores import LOWER_IS_BETTER, grouped, markdown_table, short_names
 from training.common.figures import save
 from training.evaluation.superb.results import chance_notes
 
@@ -50,12 +50,12 @@ def arrow(metric: str) -> str:
 def summary_table(figures: dict[tuple[str, str], dict[str, float]]) -> str:
     """One row a subject, one column a metric of a task, in Markdown; shares of 1, means over the seeds."""
     subjects = list(dict.fromkeys(subject for own in figures.values() for subject in own))
-    lines = ["| encoder | " + " | ".join(f"{task} {metric} {arrow(metric)}" for task, metric in figures) + " |"]
-    lines.append("|---" * (1 + len(figures)) + "|")
-    for subject in subjects:
-        cells = [f"{own[subject]:.4f}" if subject in own else "" for own in figures.values()]
-        lines.append(f"| {subject} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    head = ["encoder", *(f"{task} {metric} {arrow(metric)}" for task, metric in figures)]
+    rows = [
+        [subject, *(f"{own[subject]:.4f}" if subject in own else "" for own in figures.values())]
+        for subject in subjects
+    ]
+    return markdown_table(head, rows)
 
 
 def draw(figures: dict[tuple[str, str], dict[str, float]], path: Path) -> None:
