@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from sjepa_hf.command import command
+from sjepa_hf.encoding import pad_waveforms
 from sjepa_hf.export_onnx import export_onnx, open_checkpoint, open_session
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.opening import open_processor
@@ -31,7 +32,6 @@ from training.data.labelled import (
     LabelledClips,
     choose_column,
     open_labelled,
-    pad_waveforms,
 )
 from training.finetuning.beam_search import greedy_decode
 from training.finetuning.classification import check_labels_known

@@ -4,10 +4,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, BatchFeature, PreTrainedModel
 
-from .frames import check_right_padded, real_samples
+from .frames import SAMPLING_RATE, check_right_padded, real_samples
 from .opening import open_model
 
 
@@ -41,6 +42,16 @@ def check_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
 
 
 @torch.no_grad()
+def pad_waveforms(extractor, waveforms: Sequence[np.ndarray]) -> BatchFeature:
+    """
+    `BatchFeature` of 16 kHz waveforms, each `(num_samples,)`: `input_values` as the checkpoint's feature extractor
+    wants them, zero-padded, and `attention_mask`, both `(batch_size, longest)`.
+    """
+    return extractor(
+        list(waveforms), sampling_rate=SAMPLING_RATE, padding=True, return_attention_mask=True, return_tensors="pt"
+    )
+
+
 def hidden_layers(
     model: PreTrainedModel,
     input_values: torch.Tensor,

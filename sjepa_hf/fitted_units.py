@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from .encoding import check_layers, hidden_layers, open_audio_encoder, weights_hash
+from .encoding import check_layers, hidden_layers, open_audio_encoder, pad_waveforms, weights_hash
 from .float32 import at_least_float32
-from .frames import SAMPLING_RATE, check_frames
+from .frames import check_frames
 from .kmeans import kmeans, nearest
 from .mixture import DiagonalGaussianMixture
 from .opening import open_feature_extractor, why
@@ -115,13 +115,7 @@ class FittedUnits:
 
     def inputs(self, waveforms: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """`input_values` and `attention_mask` of waveforms `(num_samples,)` at 16 kHz, on the encoder's device."""
-        found = self.extractor(
-            list(waveforms),
-            sampling_rate=SAMPLING_RATE,
-            padding=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        ).to(self.encoder.device)
+        found = pad_waveforms(self.extractor, waveforms).to(self.encoder.device)
         return found["input_values"], found["attention_mask"]
 
     def features(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sjepa_hf.encoding import check_layers, hidden_layers, open_audio_encoder, weights_hash
+from sjepa_hf.encoding import check_layers, hidden_layers, open_audio_encoder, pad_waveforms, weights_hash
 from sjepa_hf.fitted_units import FittedUnits, holds_fitted_units
 from sjepa_hf.frames import FRAMES_PER_SECOND, HOP, SAMPLING_RATE, WINDOW, frame_lengths
 from sjepa_hf.opening import EMA_ENCODER, open_config, open_feature_extractor, open_pretraining, open_with_ema
@@ -17,7 +17,6 @@ from sjepa_hf.units import units_of
 from training.corpus.reading import Row
 from training.data.batches import batches_by_length
 from training.data.clips import Clip
-from training.data.labelled import pad_waveforms
 from training.data.waveforms import BadAudio
 
 

@@ -356,13 +356,3 @@ def _check_repeated(labelled: dict[tuple, tuple[str, ...]], place: tuple, name: 
     for label, old, new in zip(values, before, values.values()):
         if old != new:
             raise ValueError(f"{name} is listed twice, with {label} {several([old])} and {several([new])}.")
-
-
-def pad_waveforms(extractor, waveforms: Sequence[np.ndarray]):
-    """
-    `BatchFeature` of 16 kHz waveforms, each `(num_samples,)`: `input_values` as the checkpoint's feature extractor
-    wants them, zero-padded, and `attention_mask`, both `(batch_size, longest)`.
-    """
-    return extractor(
-        list(waveforms), sampling_rate=SAMPLING_RATE, padding=True, return_attention_mask=True, return_tensors="pt"
-    )

@@ -20,11 +20,11 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
 from sjepa_hf.configuration_sjepa import MODEL_CODE
-from sjepa_hf.encoding import check_audio_encoder, hidden_layers, weights_hash
+from sjepa_hf.encoding import check_audio_encoder, hidden_layers, pad_waveforms, weights_hash
 from sjepa_hf.frame_features import MfccFeatures, slopes
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.opening import build_model, open_config, open_feature_extractor, open_model
-from training.data.labelled import pad_waveforms
+from sjepa_hf.scores import MFCC, UNTRAINED
 
 
 NOT_IN_DIGEST = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")
@@ -143,11 +143,11 @@ def open_encoder(name: str, device: torch.device | str = "cpu", untrained_seed: 
         ValueError: there is no such checkpoint, it is damaged or incomplete, or its encoder does not read waveforms at
             16 kHz.
     """
-    if name == "mfcc":
+    if name == MFCC:
         return MfccEncoder(device)
     if name == "fbank":
         return FbankEncoder(device)
-    checkpoint = name.removeprefix("untrained:")
+    checkpoint = name.removeprefix(UNTRAINED)
     extractor = open_feature_extractor(checkpoint)
     if name != checkpoint:
         config = open_config(checkpoint)

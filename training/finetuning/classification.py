@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from transformers import EvalPrediction, Wav2Vec2FeatureExtractor
 
+from sjepa_hf.encoding import pad_waveforms
 from training.common.learned import judge_classes
 from training.common.metrics import load_metric
-from training.data.labelled import LabelledClips, pad_waveforms
+from training.data.labelled import LabelledClips
 
 
 def class_names(parts: Sequence[LabelledClips], column: str) -> list[str]:

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from transformers import EvalPrediction, Wav2Vec2CTCTokenizer, Wav2Vec2Processor
 
+from sjepa_hf.encoding import pad_waveforms
 from sjepa_hf.frames import length_mask
 from sjepa_hf.opening import open_pretrained
 from training.common.learned import judge_texts
-from training.data.labelled import LabelledClips, pad_waveforms
+from training.data.labelled import LabelledClips
 from training.finetuning.text import TextNormalizer, build_tokenizer, needed_frames
 from training.finetuning.trainer import FineTuner
 from training.finetuning.transcribe import error_rates

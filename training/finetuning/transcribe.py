@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from sjepa_hf.encoding import pad_waveforms
 from training.common.learned import cer
 from training.common.metrics import load_metric
 from training.common.progress import Progress
-from training.data.labelled import LabelledClips, pad_waveforms
+from training.data.labelled import LabelledClips
 from training.finetuning.beam_search import BeamSearchDecoder, greedy_decode
 from training.finetuning.model import scored_at_once
 
