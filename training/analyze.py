@@ -38,7 +38,7 @@ from sjepa_hf.frames import SAMPLING_RATE, WINDOW, frame_centres
 from sjepa_hf.measures import effective_rank, entropy_bits
 from sjepa_hf.opening import file_of, open_config, open_feature_extractor, open_pretraining
 from sjepa_hf.saving import files_written_aside
-from sjepa_hf.scores import json_text
+from sjepa_hf.scores import UNTRAINED, json_text
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.figures import caption, draw_entropy, save
@@ -209,7 +209,7 @@ def analyze_rank(checkpoint: str, clips: LabelledClips, frame_counts: np.ndarray
     owners = np.searchsorted(starts, drawn, side="right") - 1
     rows = {"frames": Rows(owners, drawn - starts[owners])}
     ranks = {}
-    for kind, name in (("trained", checkpoint), ("untrained", f"untrained:{checkpoint}")):
+    for kind, name in (("trained", checkpoint), ("untrained", UNTRAINED + checkpoint)):
         encoder = open_encoder(name, default_device(), untrained_seed=seed)
         layers = features_at(features_of_layers(encoder), clips, rows, f"rank, {kind}")["frames"]
         ranks[kind] = [effective_rank(torch.from_numpy(features)).item() for features in layers]

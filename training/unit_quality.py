@@ -33,7 +33,7 @@ from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.kmeans import kmeans, nearest
 from sjepa_hf.opening import open_config, open_pretraining
 from sjepa_hf.saving import write_text_aside
-from sjepa_hf.scores import json_text, markdown_table
+from sjepa_hf.scores import UNTRAINED, json_text, markdown_table
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.progress import Heartbeat
@@ -107,7 +107,7 @@ def subjects(checkpoint: str, arguments: QualityArguments) -> Iterator[tuple[str
     clips = open_labelled(arguments.train_data, ())
     layers = arguments.layers or [open_config(checkpoint).num_hidden_layers // 2]
     yield f"k-means of MFCC, {components}", clustered("mfcc", 0, components, clips, arguments)
-    for kind, name in (("untrained", f"untrained:{checkpoint}"), ("encoder", checkpoint)):
+    for kind, name in (("untrained", UNTRAINED + checkpoint), ("encoder", checkpoint)):
         for layer in layers:
             units = clustered(name, layer, components, clips, arguments)
             yield f"k-means of {kind}, layer {layer}, {components}", units

@@ -26,12 +26,10 @@ class Verdict(NamedTuple):
     Attributes:
         learned: None where the clips are too few, or too much alike, to tell.
         reason: a sentence.
-        chance: the figure that chance gives: character error rate, or accuracy.
     """
 
     learned: bool | None
     reason: str
-    chance: float
 
 
 def judge_texts(texts: Sequence[str], references: Sequence[str], symbol: str = "character") -> Verdict:
@@ -45,15 +43,15 @@ def judge_texts(texts: Sequence[str], references: Sequence[str], symbol: str = "
     count, empty = len(texts), sum(not text.strip() for text in texts)
     found, chance = cer(texts, references), cer_by_chance(texts, references)
     if empty >= MOSTLY * count:
-        return Verdict(False, f"{empty} of {count} texts are empty: nearly all that is written is the blank", chance)
+        return Verdict(False, f"{empty} of {count} texts are empty: nearly all that is written is the blank")
     if len(set(references)) == 1:
-        return Verdict(None, f"all {count} clips have the same transcript", chance)
+        return Verdict(None, f"all {count} clips have the same transcript")
     if count > 1 and len(set(texts)) == 1:
-        return Verdict(False, f"all {count} texts are alike: {texts[0][:40]!r}", chance)
+        return Verdict(False, f"all {count} texts are alike: {texts[0][:40]!r}")
     if cer_by_chance(references, references) < MARGIN:
-        return Verdict(None, f"{count} clips are too few to tell knowledge from luck", chance)
+        return Verdict(None, f"{count} clips are too few to tell knowledge from luck")
     reason = f"the {symbol} error rate of {count} clips is {found:.4f}, and {chance:.4f} by chance"
-    return Verdict(found <= chance - MARGIN, reason, chance)
+    return Verdict(found <= chance - MARGIN, reason)
 
 
 def judge_classes(answers: Sequence, labels: Sequence) -> Verdict:
@@ -70,17 +68,17 @@ def judge_classes(answers: Sequence, labels: Sequence) -> Verdict:
     random, deviation = hits_by_chance(guesses, truths)
     chance = max(share, random + DEVIATIONS * deviation)
     if len(truths) == 1:
-        return Verdict(None, f"all {count} clips have the same label", share)
+        return Verdict(None, f"all {count} clips have the same label")
     if len(guesses) == 1:
-        return Verdict(False, f"all {count} answers are {next(iter(guesses))!r}", share)
+        return Verdict(False, f"all {count} answers are {next(iter(guesses))!r}")
     best, spread = hits_by_chance(truths, truths)
     if best + DEVIATIONS * spread >= 1:
-        return Verdict(None, f"{count} clips are too few to tell knowledge from luck", share)
+        return Verdict(None, f"{count} clips are too few to tell knowledge from luck")
     if accuracy <= share:
         reason = f"accuracy {accuracy:.4f} on {count} clips is not above the {share:.4f} of always answering {name!r}"
-        return Verdict(False, reason, share)
+        return Verdict(False, reason)
     reason = f"accuracy on {count} clips is {accuracy:.4f}, where luck reaches {chance:.4f}"
-    return Verdict(accuracy > chance, reason, share)
+    return Verdict(accuracy > chance, reason)
 
 
 def cer(texts: Sequence[str], references: Sequence[str]) -> float:

@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 
 from sjepa_hf.durations import audio_amount
+from sjepa_hf.scores import UNTRAINED
 from training.common.device import default_device
 from training.common.progress import Heartbeat
 from training.data.bad_audio import BadAudioError
@@ -164,7 +165,7 @@ class Evaluation:
             weights = head.layer_sum.weights.tolist()
             outcome = evaluate(head, task, features["test"], labels, "test")
         metrics, num_clips, judged, scored = outcome
-        untrained = {"untrained_seed": arguments.untrained_seed} if subject.startswith("untrained:") else {}
+        untrained = {"untrained_seed": arguments.untrained_seed} if subject.startswith(UNTRAINED) else {}
         result = {
             "task": task.name,
             "title": task.title,
