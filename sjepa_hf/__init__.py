@@ -41,7 +41,7 @@ What page, training and evaluation share:
     durations.py                    amounts of audio and times to wait, in words
     resampling.py                   any rate to 16 kHz
     measures.py                     effective rank, entropy
-    clusters.py                     clusters in pictures
+    cluster_pictures.py             clusters in pictures
 """
 
 from importlib.util import find_spec

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from sjepa_hf import SJepaForPreTraining
-from sjepa_hf.clusters import draw_clusters, order_clusters
+from sjepa_hf.cluster_pictures import draw_clusters, order_clusters
 from sjepa_hf.command import command
 from sjepa_hf.contents import RECORD, read_json
 from sjepa_hf.frames import SAMPLING_RATE, WINDOW, frame_centres
@@ -139,7 +139,8 @@ def open_head(checkpoint: str, device: str) -> SJepaForPreTraining:
 
 def predictor_of(model: SJepaForPreTraining, checkpoint: str) -> tuple[Predictor, np.ndarray]:
     """
-    The cluster head's posteriors over an unmasked clip, and the clusters' order (`sjepa_hf.clusters.order_clusters`).
+    The cluster head's posteriors over an unmasked clip, and the clusters' order, that of
+    [`~sjepa_hf.cluster_pictures.order_clusters`].
 
     Raises:
         ValueError: if the checkpoint's feature extractor cannot be opened, or does not take waveforms at 16 kHz.

@@ -37,7 +37,7 @@ from training.evaluation.encoders import check_encoders, open_encoder
 from training.evaluation.probes.classifiers import accuracies
 from training.evaluation.probes.results import draw, report
 from training.evaluation.probes.tasks import ProbeTask, phone_task, utterance_task
-from training.evaluation.rows import FeatureExtractor, features_at, features_of_layers, readable_clips
+from training.evaluation.rows import ReadLayers, features_at, features_of_layers, readable_clips
 
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class ProbeArguments:
 
 def subjects(
     checkpoints: list[str], layers: list[int] | None, baselines: bool, seed: int
-) -> Iterator[tuple[str, FeatureExtractor]]:
+) -> Iterator[tuple[str, ReadLayers]]:
     """Each subject ("mfcc", "untrained:CHECKPOINT", a checkpoint) with its features, opened one at a time."""
     device = default_device()
     if baselines:

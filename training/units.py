@@ -36,7 +36,7 @@ from sjepa_hf.durations import audio_amount, duration
 from training.common.command_line import parse_dataclasses
 from training.common.memory import keep_freed_memory
 from training.common.ranges import check_ranges, refuse_unread
-from training.corpus.extraction import Extractor, extract_shard, feature_extractor, unit_extractor
+from training.corpus.extraction import Extractor, extract_shard, layer_extractor, unit_extractor
 from training.corpus.output import OutputFolder
 from training.corpus.reading import Corpus, Row, check_names
 from training.corpus.shards import CorpusProgress, Shard, print_totals, write_shards
@@ -126,7 +126,7 @@ def open_extractor(checkpoint: str, arguments: UnitArguments, device: torch.devi
     if arguments.features is None:
         return unit_extractor(checkpoint, arguments.clusters, arguments.top_k, device, arguments.precision)
     options = (arguments.mean, arguments.pooled, arguments.dtype, device, arguments.precision)
-    return feature_extractor(checkpoint, arguments.features, *options)
+    return layer_extractor(checkpoint, arguments.features, *options)
 
 
 def settings_of(arguments: UnitArguments, extractor: Extractor, corpus: Corpus) -> dict:

@@ -8,7 +8,7 @@ from transformers import AutoModel
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
-from sjepa_hf.clusters import order_clusters
+from sjepa_hf.cluster_pictures import order_clusters
 from sjepa_hf.encoding import weights_hash
 from sjepa_hf.frames import SAMPLING_RATE, WINDOW
 from sjepa_hf.measures import effective_rank, entropy_bits

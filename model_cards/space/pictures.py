@@ -8,7 +8,7 @@ from listening import MEL_BANDS, MEL_HOP, Clip, Heard, log_mel
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sjepa_hf.clusters import draw_clusters
+from sjepa_hf.cluster_pictures import draw_clusters
 from sjepa_hf.frames import FRAME_SECONDS, SAMPLING_RATE, frame_centres
 
 

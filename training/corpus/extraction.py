@@ -114,7 +114,7 @@ def _pretrained_clusters(checkpoint: str, source: str, device) -> Clusters:
     return clusters
 
 
-def feature_extractor(
+def layer_extractor(
     checkpoint: str, layers: Sequence[int], mean: bool, pooled: bool, dtype: str, device, precision: str = "fp32"
 ) -> Extractor:
     """

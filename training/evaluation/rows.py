@@ -11,7 +11,7 @@ from training.data.labelled import LabelledClips
 from training.evaluation.encoders import Encoder
 
 
-FeatureExtractor = Callable[[np.ndarray], np.ndarray]
+ReadLayers = Callable[[np.ndarray], np.ndarray]
 """Samples `(num_samples,)` at 16 kHz -> features `(num_layers, num_frames, num_features)` in float32."""
 
 WHOLE_CLIP = -1
@@ -27,7 +27,7 @@ class Rows(NamedTuple):
     frames: np.ndarray
 
 
-def features_of_layers(encoder: Encoder, layers: Sequence[int] | None = None) -> FeatureExtractor:
+def features_of_layers(encoder: Encoder, layers: Sequence[int] | None = None) -> ReadLayers:
     """
     Features of an encoder's layers in one pass.
 
@@ -68,7 +68,7 @@ def readable_clips(clips: LabelledClips, max_clips: int | None, seed: int) -> tu
 
 
 def features_at(
-    extract: FeatureExtractor, clips: LabelledClips, rows: dict[str, Rows], description: str
+    extract: ReadLayers, clips: LabelledClips, rows: dict[str, Rows], description: str
 ) -> dict[str, np.ndarray]:
     """
     Run every clip that is needed once.

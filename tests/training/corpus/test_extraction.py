@@ -8,7 +8,7 @@ from checkpoints import save
 from sjepa_hf import SJepaForPreTraining, SJepaModel
 from sjepa_hf.frames import frame_lengths
 from sjepa_hf.opening import open_sjepa
-from training.corpus.extraction import extract_shard, feature_extractor, in_whole_pieces, unit_extractor
+from training.corpus.extraction import extract_shard, in_whole_pieces, layer_extractor, unit_extractor
 from training.corpus.reading import Corpus
 from training.data.clips import Clip
 
@@ -42,10 +42,10 @@ def test_features_are_those_of_the_layers(corpus_folder, clustered):
     with torch.no_grad():
         states = encoder(torch.from_numpy(rows[0].clip.read())[None], output_hidden_states=True).hidden_states
     expected = torch.stack([states[3][0], states[1][0]], 1)
-    extractor = feature_extractor(clustered, [3, 1], False, False, "float16", "cpu")
+    extractor = layer_extractor(clustered, [3, 1], False, False, "float16", "cpu")
     found = extract_shard(extractor.extract, rows, 60, 60).found[0]["features"]
     torch.testing.assert_close(found.float(), expected, atol=2e-3, rtol=2e-3)
-    extractor = feature_extractor(clustered, [3, 1], True, True, "float32", "cpu")
+    extractor = layer_extractor(clustered, [3, 1], True, True, "float32", "cpu")
     pooled = extract_shard(extractor.extract, rows, 60, 60, pooled=torch.float32).found[0]["features"]
     torch.testing.assert_close(pooled[0, 0], expected.mean((0, 1)), atol=1e-4, rtol=1e-4)
 
@@ -77,7 +77,7 @@ def test_what_half_precision_does_not_hold_names_the_clip(corpus_folder, cluster
     model.encoder.layers[-1].final_layer_norm.weight.data.mul_(1e6)
     loud, rows = save(model, tmp_path / "loud"), all_rows(corpus_folder)[:2]
     for pooled, dtype in ((False, "float16"), (True, "float16"), (False, "float32")):
-        extract = feature_extractor(loud, [3], False, pooled, dtype, "cpu").extract
+        extract = layer_extractor(loud, [3], False, pooled, dtype, "cpu").extract
         options = (extract, rows, 60, 60, torch.float16 if pooled else None)
         if dtype == "float32":
             assert len(extract_shard(*options).found) == 2
@@ -120,4 +120,4 @@ def test_what_a_checkpoint_does_not_have_gets_a_sentence(clustered, make_config,
     with pytest.raises(ValueError, match="`top_k` is 11; it must lie between 0 and the 10"):
         unit_extractor(clustered, "mixture", 11, "cpu")
     with pytest.raises(ValueError, match="`layers` has 4, but the encoder has layers 0 to 3"):
-        feature_extractor(clustered, [4], False, False, "float16", "cpu")
+        layer_extractor(clustered, [4], False, False, "float16", "cpu")

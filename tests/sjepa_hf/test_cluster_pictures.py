@@ -5,7 +5,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from sjepa_hf.clusters import draw_clusters, order_clusters
+from sjepa_hf.cluster_pictures import draw_clusters, order_clusters
 
 
 def test_clusters_are_ordered_along_their_main_direction():
