@@ -4,8 +4,9 @@ import logging
 import platform
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -72,34 +73,18 @@ class RestartingLoader:
             BadAudioError: when the data give nothing usable, workers die again and again, or no batch comes.
             ValueError: if a source has changed or gone.
         """
-        restarts, timeout = 0, None
+        restarts = 0
         while True:
             try:
-                self._start()
-                batch = next(self._batches, None)
+                batch = self._wait()
                 break
             except BadAudioError as error:
                 raise BadAudioError(own_words(error)) from None
             except ValueError as error:
                 raise ValueError(own_words(error)) from None
             except (RuntimeError, OSError, EOFError) as error:
-                workers = getattr(self._batches, "_workers", [])
-                if str(error).startswith(NOTHING_CAME) and self._can_come():
-                    timeout = timeout or WorkerTimeout(workers)
-                    if said := timeout.add(POLL):
-                        self._end(workers)
-                        raise BadAudioError(said) from None
-                    continue
-                if self._can_come() and not one_has_died(workers):
-                    raise
                 restarts += 1
-                self._end(workers)
-                if restarts > MAX_RESTARTS:
-                    raise BadAudioError(
-                        f"Data loader workers died {restarts} times in a row: {why_died(workers)}."
-                    ) from None
-                logger.warning("A process that reads audio died and is replaced (%d): %s", restarts, first_line(error))
-                self._loader, timeout = self._open_loader(self.position), None
+                self._replace_workers(error, restarts)
         if batch is not None:
             self.position.positions[batch["reader"]] = batch["position"]
             self.position.batches += self._processes
@@ -107,7 +92,44 @@ class RestartingLoader:
 
     def close(self) -> None:
         """End the workers, which would otherwise wait for work until garbage collection."""
-        self._end(getattr(self._batches, "_workers", []))
+        workers = self._workers()
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join(timeout=2)
+        self._batches = None
+
+    def _wait(self) -> dict | None:
+        """The next batch, or None at the end. Raises BadAudioError where none comes for long, and what ends a read."""
+        self._start()
+        timeout = None
+        while True:
+            try:
+                return next(self._batches, None)
+            except RuntimeError as error:
+                if not (str(error).startswith(NOTHING_CAME) and self._can_come()):
+                    raise
+            timeout = timeout or WorkerTimeout(self._workers())
+            if said := timeout.add(POLL):
+                self.close()
+                raise BadAudioError(said)
+
+    def _replace_workers(self, error: Exception, restarts: int) -> None:
+        """
+        Read on with new workers where an error, for the `restarts`-th time in a row, is of one that has died.
+
+        Raises:
+            BadAudioError: where it has been too often.
+            Exception: the error itself, where none has died.
+        """
+        workers = self._workers()
+        if self._can_come() and not one_has_died(workers):
+            raise error
+        self.close()
+        if restarts > MAX_RESTARTS:
+            raise BadAudioError(f"Data loader workers died {restarts} times in a row: {why_died(workers)}.") from None
+        logger.warning("A process that reads audio died and is replaced (%d): %s", restarts, first_line(error))
+        self._loader = self._open_loader(self.position)
 
     def _start(self) -> None:
         if self._batches is not None:
@@ -125,12 +147,8 @@ class RestartingLoader:
         pins = getattr(self._batches, "_pin_memory_thread", None)
         return pins is None or pins.is_alive()
 
-    def _end(self, workers) -> None:
-        for worker in workers:
-            worker.kill()
-        for worker in workers:
-            worker.join(timeout=2)
-        self._batches = None
+    def _workers(self) -> Sequence[BaseProcess]:
+        return getattr(self._batches, "_workers", [])
 
 
 class TrainingData:
