@@ -44,7 +44,8 @@ class ModelArguments:
         default="{}",
         metadata={
             "help": "Fields of SJepaConfig that differ from the published base model; on the command line as JSON, "
-            'e.g. \'{"hidden_size": 256, "front_end": "log_mel"}\'. What is not named keeps the recipe\'s value.'
+            'e.g. \'{"hidden_size": 256, "front_end": "log_mel"}\'. What is not named keeps the recipe\'s value; '
+            "options decide what the mixtures are."
         },
     )
     initial_checkpoint: str | None = field(
