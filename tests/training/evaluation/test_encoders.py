@@ -16,7 +16,7 @@ from sjepa_hf import SJepaModel
 from sjepa_hf.fitted_units import FittedUnits
 from sjepa_hf.saving import feature_extractor
 from training import probe
-from training.corpus.extraction import feature_extractor as feature_extractor_of
+from training.corpus.extraction import layer_extractor
 from training.evaluation import encoders
 from training.evaluation.encoders import TransformersEncoder, open_encoder
 from training.finetuning.model import open_extractor
@@ -107,7 +107,7 @@ def test_what_cannot_be_opened_gets_a_sentence(tmp_path, caplog):
     "opening",
     [
         open_encoder,
-        lambda name: feature_extractor_of(name, [1], False, False, "float16", "cpu"),
+        lambda name: layer_extractor(name, [1], False, False, "float16", "cpu"),
         lambda name: FittedUnits.fit(name, [], [1]),
         lambda name: open_extractor(name, AutoModelForCTC, "CTC"),
         lambda name: probe.main([name, "--data", "nowhere", "--utterance_labels", "voice"]),
