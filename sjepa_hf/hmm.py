@@ -220,7 +220,7 @@ class TransitionModel(Float32Buffers):
         """
         Posteriors of a batch under its whole clips, and the expected counts: the E-step of Baum-Welch.
 
-        Args: see [`forward_backward`]; a mixture gives them by [`DiagonalGaussianMixture.log_likelihoods`].
+        Args: see [`forward_backward`]; a mixture gives them by [`HmmMixture.log_likelihoods`].
         """
         return forward_backward(log_likelihoods, *self.probabilities(), lengths, count, scores)
 

@@ -15,6 +15,7 @@ from .configuration_sjepa import SJepaConfig
 from .float32 import at_least_float32
 from .frame_features import FRAME_FEATURES
 from .frames import check_frames, check_values, nothing_padded, real_samples
+from .hmm_mixture import HmmMixture
 from .layer_features import SJepaWhitening, read_layers
 from .mixture import DiagonalGaussianMixture
 from .modeling_sjepa import (
@@ -389,8 +390,9 @@ def target_losses(logits: torch.Tensor, targets: torch.Tensor, num_masked: int, 
 
 
 def new_mixture(config: SJepaConfig, num_components: int, num_features: int) -> DiagonalGaussianMixture:
-    """An unfitted mixture, with transitions if the configuration has them."""
-    return DiagonalGaussianMixture(num_components, num_features, config.mixture_transitions)
+    """An unfitted mixture, of the kind that the configuration asks for."""
+    kind = HmmMixture if config.mixture_transitions else DiagonalGaussianMixture
+    return kind(num_components, num_features)
 
 
 __all__ = ["SJepaForPreTraining", "SJepaForPreTrainingOutput"]

@@ -36,7 +36,7 @@ from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from sjepa_hf.command import command
 from sjepa_hf.frame_features import FRAME_FEATURES, num_features
 from sjepa_hf.frames import SAMPLING_RATE
-from sjepa_hf.hmm import TransitionModel
+from sjepa_hf.hmm_mixture import HmmMixture
 from sjepa_hf.opening import open_sjepa
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import json_text
@@ -168,9 +168,11 @@ def under_whole_clips(targets: FrozenTargets, clips: LabelledClips, arguments: I
     What to call the targets once their mixture has been given transitions: these counted, and after `BAUM_WELCH`
     rounds more.
     """
-    mixture = targets.mixture
-    mixture.transitions = TransitionModel(mixture.num_components).to(mixture.means.device)
+    plain = targets.mixture
+    mixture = HmmMixture(plain.num_components, plain.num_features).to(plain.means.device)
+    mixture.load_state_dict(plain.state_dict(), strict=False)
     mixture.transitions.forget_order(mixture.weights)
+    targets.mixture = mixture
     for passes, name in ((1, "given the clip"), (BAUM_WELCH, f"given the clip, {BAUM_WELCH} rounds")):
         fit_transitions(mixture, targets.features, fit_audio(clips, arguments), arguments.frames, passes)
         yield name

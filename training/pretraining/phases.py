@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
-from sjepa_hf import DiagonalGaussianMixture
 from sjepa_hf.frames import FRAMES_PER_SECOND
+from sjepa_hf.modeling_sjepa_pretraining import new_mixture
 from training.common.progress import Progress
 from training.common.seeds import Purpose, seed_for
 from training.pretraining.model import frozen_targets, online_targets
@@ -78,7 +78,7 @@ def begin_phase_2(run: Run) -> float:
         begin_on_highest_rank(run)
     size = settings.phase2_components, settings.target_dims or run.model.config.hidden_size
     with torch.random.fork_rng(devices=[]):  # it is made on the CPU
-        mixture = DiagonalGaussianMixture(*size, settings.target_transitions).to(run.accelerator.device)
+        mixture = new_mixture(run.model.config, *size).to(run.accelerator.device)
     targets = online_targets(run.model.sjepa, mixture, run.arguments, run.layer_choice, run.accelerator)
     seconds = seed_mixture(run, targets, settings.seed_frames)
     run.model.replace_mixture(*size, keep_frozen=settings.keeps_frozen)

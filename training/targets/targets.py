@@ -1,5 +1,5 @@
 """Targets: posteriors of a frozen mixture over frame features (phase 1), then of an online one over features of an EMA
-encoder (phase 2), given a frame or, where the mixture has transitions, the whole clip. Both are computed from the
+encoder (phase 2), given a frame or, where the mixture is an [`HmmMixture`], the whole clip. Both are computed from the
 clean audio, in fp32, outside autograd.
 """
 
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel, SufficientStatistics
 from sjepa_hf.frame_features import FRAME_FEATURES
 from sjepa_hf.frames import frame_lengths
-from sjepa_hf.hmm import TransitionStatistics
+from sjepa_hf.hmm_mixture import HmmMixture, HmmStatistics
 from training.common.processes import Coordinator, share, summed
 from training.targets.encoder_features import TargetFeatures
 from training.targets.layer_choice import LayerChoice
@@ -117,7 +117,7 @@ class OnlineTargets:
         self.temperature = temperature
         self.mixture_decay = mixture_decay
         self.average = average
-        self._pending: SufficientStatistics | None = None
+        self._pending: SufficientStatistics | HmmStatistics | None = None
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
@@ -156,10 +156,7 @@ class OnlineTargets:
         """
         if self._pending is not None:
             before = [buffer.clone() for buffer in self.mixture.buffers()]
-            counts, sums, squares, *steps = summed(
-                [*self._pending[:3], *(self._pending.transitions or ())], self.accelerator
-            )
-            statistics = SufficientStatistics(counts, sums, squares, TransitionStatistics(*steps) if steps else None)
+            statistics = type(self._pending)(*summed([*self._pending], self.accelerator))
             self.mixture.apply_statistics(statistics, self.mixture_decay, self.average)
             finite = torch.stack([buffer.isfinite().all() for buffer in self.mixture.buffers()]).all()
             for buffer, old in zip(self.mixture.buffers(), before, strict=True):
@@ -196,7 +193,7 @@ class OnlineTargets:
             self.target_features.fit(sample, audio.coordinator)
             sample = self.target_features.whitening(sample.to(self.accelerator.device)).cpu()
             history = fit_mixture(self.mixture, sample, seed, audio.coordinator, **fit)
-            if self.mixture.transitions is not None:
+            if isinstance(self.mixture, HmmMixture):
                 fit_transitions(self.mixture, self.features, audio, num_frames, transition_passes)
         except BaseException:
             for buffer, old in zip(buffers, before, strict=True):
