@@ -88,7 +88,7 @@ def test_units_of_phase_2_are_the_run_s_targets_bit_for_bit(make_config, tmp_pat
     assert not own.equal(expected), "the student is another encoder"
     OnlineTargets.__init__(targets, model.sjepa, model.mixture, LayerChoice(2), Accelerator(cpu=True), **options)
     if dims:
-        targets.target_features.whitening.load_state_dict(model.mixture_whitening.state_dict())
+        targets.whitening.load_state_dict(model.mixture_whitening.state_dict())
     assert own.equal(targets.posteriors(batch)), "bit for bit where the EMA encoder is the encoder"
     half = AutoModelForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert all(a.equal(b) for a, b in zip(half.buffers(), model.buffers()) if a.dtype == torch.float32)

@@ -123,8 +123,7 @@ def predict_online(run: Run, targets: OnlineTargets) -> None:
 def seed_mixture(run: Run, targets: OnlineTargets, num_frames: int) -> float:
     """Fit an online mixture to features of the active layer; returns the seconds that it took."""
     began, step = time.monotonic(), run.state.step
-    layers = targets.target_features.layers or (run.layer_choice.active,)
-    logger.info("Seeding the mixture on features of layer %s.", ", ".join(map(str, layers)))
+    logger.info("Seeding the mixture on features of layer %s.", ", ".join(map(str, targets.layers)))
     progress = Progress("Mixture of phase 2", run.accelerator.is_main_process)
     targets.seed(
         fit_audio(run, progress),

@@ -73,11 +73,30 @@ def test_temperature_softens_the_target_but_not_the_update(online, make_config, 
     features = plain.features(batch).flatten(0, 1)
     expected = plain.mixture.posterior(features, temperature=10.0).view(2, 49, 6)
     torch.testing.assert_close(tempered.posteriors(batch), expected)
-    plain.posteriors(batch)
     for each in (plain, tempered):
+        each.take_in(each.expectation(batch)[1])
         each.update(each.teacher, 1.0)
     for a, b in zip(plain.mixture.buffers(), tempered.mixture.buffers()):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("instance_norm", [False, True])
+@pytest.mark.parametrize("layers", [None, (0,), (2,), (0, 1, 3)])
+@torch.no_grad()
+def test_features_are_those_of_each_clip_alone(make_config, accelerator, layers, instance_norm):
+    encoder = SJepaModel(make_config("log_mel")).eval()
+    options = {"layers": layers, "instance_norm": instance_norm}
+    targets = OnlineTargets(encoder, DiagonalGaussianMixture(6, 48), LayerChoice(3), accelerator, **options)
+    batch, layers = make_batch(16000, 7000), layers or (3,)
+    together = targets.features(batch)
+    assert together.shape == (2, 49, 48) and targets.layers == layers
+    for row, length in enumerate((16000, 7000)):
+        alone = encoder(batch["input_values"][row : row + 1, :length], output_hidden_states=True).hidden_states
+        read = [alone[layer][0].double() for layer in layers]
+        if instance_norm:
+            read = [(layer - layer.mean(0)) / (layer.var(0, correction=0) + 1e-5).sqrt() for layer in read]
+        expected = torch.stack(read).mean(0).float()
+        torch.testing.assert_close(together[row, : len(expected)], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_update_reads_real_frames_of_all_micro_batches_once(online):
@@ -87,7 +106,9 @@ def test_update_reads_real_frames_of_all_micro_batches_once(online):
     frames = [targets.features(b)[real_frames(b, b["mask_time_indices"].shape[1])] for b in batches]
     expected.apply_statistics(expected.clip_expectation(torch.cat(frames)[None])[1], 0.9)
     for batch in batches:
-        targets.posteriors(batch)
+        posteriors, statistics = targets.expectation(batch)
+        assert posteriors.equal(targets.posteriors(batch)), "which are a query and are not counted"
+        targets.take_in(statistics)
     targets.update(student, 0.9)
     for name, value in expected.named_buffers():
         torch.testing.assert_close(getattr(targets.mixture, name), value, atol=1e-5, rtol=1e-4)
@@ -143,7 +164,9 @@ def test_with_transitions_the_step_is_stepwise_em_of_the_hidden_markov_model(giv
         for clip, length in zip(features, lengths, strict=True):
             posteriors, statistics = expected.clip_expectation(clip[None, :length])
             total = statistics if total is None else total + statistics
-        torch.testing.assert_close(targets.posteriors(batch)[-1, :length], posteriors[0], atol=1e-5, rtol=1e-4)
+        found, statistics = targets.expectation(batch)
+        targets.take_in(statistics)
+        torch.testing.assert_close(found[-1, :length], posteriors[0], atol=1e-5, rtol=1e-4)
     expected.apply_statistics(total, decay=0.9)
     targets.update(student, 0.9)
     for name, value in expected.named_buffers():
@@ -155,8 +178,9 @@ def test_with_transitions_the_step_is_stepwise_em_of_the_hidden_markov_model(giv
 def test_broken_statistics_leave_transitions_too(given_clips):
     student, targets = given_clips
     before = copy.deepcopy(targets.mixture.state_dict())
-    targets.posteriors(make_batch(16000))
-    targets._pending.pairs[2, 3] = float("nan")
+    _, statistics = targets.expectation(make_batch(16000))
+    statistics.pairs[2, 3] = float("nan")
+    targets.take_in(statistics)
     targets.update(student, 0.9)
     assert all(torch.equal(before[k], v) for k, v in targets.mixture.state_dict().items())
 
