@@ -144,7 +144,8 @@ def train(run: Run) -> None:
         ]
         for group in run.optimizer.param_groups:
             group["lr"] = schedule.learning_rate(state.step)
-        # Here all processes stop together, if any is to: before `take`, so that no batch is lost with the step.
+        # Here all processes stop together, if any is to. Only then does `take` count the batches as used and move the
+        # position in the data behind them, so that no batch is lost with the step.
         frames = max(1.0, run.coordinator.sum(frame_count(run, micro_batches))[0])  # of all processes
         run.data.take()
         sums = []
@@ -189,7 +190,7 @@ def soft_targets(run: Run, batch: dict) -> tuple[dict[str, torch.Tensor | float]
 def predict(run: Run, batch: dict, targets: dict[str, torch.Tensor | float]) -> SJepaForPreTrainingOutput:
     """Masked prediction from the augmented audio, and its divergence from [`soft_targets`]."""
     masking, schedule, step = run.arguments.masking, run.schedule, run.state.step
-    disturbed = not schedule.late(step)
+    disturbed = not schedule.in_final_stage(step)
     audio = augmented(batch, masking.p_mix, masking.p_noise) if disturbed else batch["input_values"]
     bands = {}
     if disturbed and masking.mel_mask:

@@ -88,14 +88,14 @@ class InformationArguments:
         )
 
 
-def batch_of(samples: np.ndarray, draw: int) -> dict:
+def batch_of(samples: np.ndarray, seed: int) -> dict:
     """One clip as a batch."""
     return {
         "input_values": torch.from_numpy(samples)[None],
         "attention_mask": None,
         "lengths": torch.tensor([len(samples)]),
         "seconds": len(samples) / SAMPLING_RATE,
-        "draw": draw,
+        "seed": seed,
     }
 
 
@@ -104,7 +104,7 @@ def random_batches(clips: LabelledClips, seed: int):
     for index in np.random.default_rng(seed).permutation(len(clips)).tolist():
         example = clips[index]
         if example is not None:
-            yield batch_of(example["input_values"], draw=seed + index)
+            yield batch_of(example["input_values"], seed=seed + index)
 
 
 def fit_audio(clips: LabelledClips, arguments: InformationArguments) -> FitAudio:
@@ -188,7 +188,7 @@ def measure(
     counts = JointCounts(num_phones, targets.mixture.num_components)
     device = targets.mixture.means.device
     for index, (expected, others) in enumerate(zip(phones, of_other_clips(phones))):
-        batch = to_device(batch_of(clips[index]["input_values"], draw=0), device)
+        batch = to_device(batch_of(clips[index]["input_values"], seed=0), device)
         counts.add(expected, others, targets.posteriors(batch)[0, : len(expected)])
     return counts.result()
 

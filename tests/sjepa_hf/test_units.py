@@ -28,7 +28,7 @@ LENGTHS = (16000, 7000)  # 49 and 21 frames
 def make_batch() -> dict:
     clips = [torch.randn(length).mul(0.1).numpy() for length in LENGTHS]
     made = collate(clips, SpanMask(0.65, 10), torch.Generator().manual_seed(0))
-    return made | {"seconds": sum(LENGTHS) / 16000, "draw": 7}
+    return made | {"seconds": sum(LENGTHS) / 16000, "seed": 7}
 
 
 def fitted(mixture: DiagonalGaussianMixture, features: torch.Tensor) -> DiagonalGaussianMixture:

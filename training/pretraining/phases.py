@@ -1,6 +1,10 @@
 """
 Phases: which posteriors are predicted, and what happens to model and optimizer when they change (method, sections 3 to
 5). A fit that is interrupted leaves everything that a checkpoint holds as it was.
+
+`fitted` of the targets says whether their mixture is that of what is predicted. It is set here: True by each fit, and
+for the frozen mixture that phase 2 keeps; False where another layer becomes active and is to have new clusters
+(`choose_layer`). Only a run that resumes takes it from its checkpoint instead (`seeding_due`).
 """
 
 import logging
@@ -77,6 +81,7 @@ def begin_phase_2(run: Run) -> float:
     if run.layer_choice.active is None and not settings.target_layers:
         begin_on_highest_rank(run)
     size = settings.phase2_components, settings.target_dims or run.model.config.hidden_size
+    # Fitted beside the model and copied into it, so that an interrupted fit leaves the model in phase 1.
     with torch.random.fork_rng(devices=[]):  # it is made on the CPU
         mixture = new_mixture(run.model.config, *size).to(run.accelerator.device)
     targets = online_targets(run.model.sjepa, mixture, run.arguments, run.layer_choice, run.accelerator)

@@ -36,8 +36,8 @@ class FrozenTargets:
 
     Attributes:
         phase (`int`): 1.
-        fitted (`bool`): whether the mixture is that of `features`, so that it can be predicted. Whoever
-            fits it says so.
+        fitted (`bool`): whether the mixture is that of `features`, so that it can be predicted; set as
+            `training/pretraining/phases.py` says.
         modules (`dict`): what a checkpoint holds of the targets beside student and mixture: nothing.
     """
 
@@ -102,8 +102,8 @@ class OnlineTargets:
 
     Attributes:
         phase (`int`): 2.
-        fitted (`bool`): whether the mixture is that of the layer that is read, so that it can be predicted; whoever
-            fits it, or chooses another layer, says so.
+        fitted (`bool`): whether the mixture is that of the layer that is read, so that it can be predicted; set as
+            there.
         whitening (`nn.Module`): the principal components, once [`~OnlineTargets.seed`] has fitted them; the identity
             without `num_components`.
     """

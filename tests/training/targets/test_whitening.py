@@ -34,7 +34,7 @@ def encoder(make_config):
 def batch():
     clips = [torch.randn(length).mul(0.1).numpy() for length in LENGTHS]
     made = collate(clips, SpanMask(0.65, 10), torch.Generator().manual_seed(0))
-    return made | {"seconds": sum(LENGTHS) / 16000, "draw": 7}
+    return made | {"seconds": sum(LENGTHS) / 16000, "seed": 7}
 
 
 def test_components_are_those_of_scikit_learn():
