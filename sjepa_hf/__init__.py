@@ -19,7 +19,8 @@ Pretraining and fine-tuning:
     frame_features.py               what the first mixture is over: MFCC and log-mel frames
     layer_features.py               what the second one is over: layers of the encoder
     units.py                        clusters as numbers: units of frames, soft units, runs with times
-    hmm.py                          its components as states of a hidden Markov model: posteriors given the whole clip
+    hmm_mixture.py                  its components as states of a hidden Markov model: posteriors given the whole clip
+    hmm.py                          forward-backward and the transitions between states
     modeling_sjepa_heads.py         SJepaForCTC and the classifiers of clips, frames and speakers
     auto_classes.py                 where `auto_map` points: with it the files named so far travel with a checkpoint
 

@@ -12,6 +12,7 @@ from .frames import SAMPLING_RATE  # noqa: F401
 from .front_end import build_front_end  # noqa: F401
 from .gradient_checkpointing import CheckpointedLayer  # noqa: F401
 from .hmm import TransitionModel  # noqa: F401
+from .hmm_mixture import HmmMixture  # noqa: F401
 from .kmeans import kmeans  # noqa: F401
 from .layer_features import read_layers  # noqa: F401
 from .mixture import DiagonalGaussianMixture  # noqa: F401

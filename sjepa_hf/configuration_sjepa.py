@@ -42,6 +42,7 @@ MODEL_CODE = (
     "front_end.py",
     "gradient_checkpointing.py",
     "hmm.py",
+    "hmm_mixture.py",
     "kmeans.py",
     "layer_features.py",
     "mixture.py",

@@ -22,6 +22,161 @@ WINDOWS_AT_ONCE = 2**18
 SPEECH_TILT = 4.5  # nats by which the log-mel spectrum of speech falls from 0 to 8 kHz: a line through 400 clips
 
 
+class SJepaFirstConvLayer(CheckpointedLayer):
+    """
+    The convolution over samples and the group norm after it: `plain`, and `forward` with both in one product.
+
+    The convolution is linear, so mean and variance of all that it gives, channels and frames together, follow from
+    the first and second moments of the waveform's windows: `fold` makes the norm part of the weights, of each clip
+    its own, and nothing but the product ever passes over the largest tensor of the model.
+    """
+
+    def __init__(self, config: SJepaConfig):
+        super().__init__()
+        self.conv = nn.Conv1d(
+            1, config.conv_dim[0], config.conv_kernel[0], stride=config.conv_stride[0], bias=config.conv_bias
+        )
+        self.layer_norm = SJepaGroupNorm(config.conv_dim[0])
+        self.activation = ACT2FN[config.feat_extract_activation]
+
+    def plain(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        """`(batch_size, num_samples) -> (batch_size, sequence_length, conv_dim[0])`: convolution, then norm."""
+        (kernel_size,), (stride,) = self.conv.kernel_size, self.conv.stride
+        windows = waveforms.unfold(1, kernel_size, stride).contiguous()
+        hidden_states = nn.functional.linear(windows, self.conv.weight[:, 0], self.conv.bias)
+        if lengths is not None:
+            lengths = (lengths - kernel_size) // stride + 1
+        return self.activation(self.layer_norm(hidden_states, lengths))
+
+    def fold(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        """
+        Weights and biases of each clip's convolution with its norm, in fp32 (float64 for such weights).
+
+        Args:
+            waveforms (`torch.Tensor` of shape `(batch_size, num_samples)`): samples, zero where they are padding.
+            lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): real samples; without it, all are.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, kernel_size + 1, conv_dim[0])`; the bias comes last.
+        """
+        with without_autocast(waveforms.device):
+            weight = at_least_float32(self.conv.weight[:, 0])  # [C, k]
+            bias = weight.new_zeros(len(weight)) if self.conv.bias is None else at_least_float32(self.conv.bias)
+            window_mean, window_covariance = window_moments(
+                waveforms.to(weight.dtype), lengths, weight.shape[1], *self.conv.stride
+            )
+            channel_means = (window_mean[:, None] * weight).sum(2) + bias  # [B, C]
+            mean = channel_means.mean(1, keepdim=True)  # [B, 1]
+            squares = (weight[:, :, None] * weight[:, None]).mean(0)  # [k, k]
+            within = (window_covariance * squares).sum((1, 2))
+            variance = within[:, None] + (channel_means - mean).square().mean(1, keepdim=True)
+            scale = torch.rsqrt(variance + self.layer_norm.eps) * self.layer_norm.weight.to(weight.dtype)  # [B, C]
+            bias = self.layer_norm.bias.to(weight.dtype) + scale * (bias - mean)
+            return torch.cat([weight.mT * scale[:, None], bias[:, None]], dim=1)
+
+    def forward(self, folded: torch.Tensor, waveforms: torch.Tensor, num_rows: int) -> torch.Tensor:
+        """
+        Args:
+            folded (`torch.Tensor` of shape `(batch_size, kernel_size + 1, conv_dim[0])`): of `fold`.
+            waveforms (`torch.Tensor` of shape `(batch_size, (num_rows - 1) * stride + kernel_size)`): samples.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size * num_rows, conv_dim[0])`, in the dtype of products.
+        """
+        dtype = product_dtype(self.conv.weight)
+        windows = waveforms.to(dtype).unfold(1, *self.conv.kernel_size, *self.conv.stride)  # [B, num_rows, k]
+        # A column of ones for the bias, and zeros up to a width that the matrix units read well.
+        width = -(-folded.shape[1] // 8) * 8
+        rest = [0.0] * (width - folded.shape[1])
+        ones = windows.new_tensor([1.0, *rest]).expand(*windows.shape[:2], -1)
+        folded = nn.functional.pad(folded.to(dtype), (0, 0, 0, len(rest)))
+        return self.activation(torch.bmm(torch.cat([windows, ones], dim=2), folded).flatten(0, 1))
+
+
+class SJepaConvLayer(CheckpointedLayer):
+    """A later convolution of the waveform front end: `plain`, and `forward` over rows of channels."""
+
+    def __init__(self, config: SJepaConfig, layer_id: int):
+        super().__init__()
+        self.conv = nn.Conv1d(
+            config.conv_dim[layer_id - 1],
+            config.conv_dim[layer_id],
+            kernel_size=config.conv_kernel[layer_id],
+            stride=config.conv_stride[layer_id],
+            bias=config.conv_bias,
+        )
+        self.activation = ACT2FN[config.feat_extract_activation]
+
+    def plain(self, hidden_states: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        """`(batch_size, sequence_length, in_channels) -> (batch_size, new_sequence_length, out_channels)`"""
+        return self.activation(self.conv(hidden_states.mT.contiguous()).mT.contiguous())
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """`(num_rows, in_channels) -> (num_rows // stride, out_channels)`, as [`RowConvolution`] has them."""
+        output = RowConvolution.apply(rows, self.conv.weight.to(rows.dtype), *self.conv.stride)
+        if self.conv.bias is not None:
+            output = output + self.conv.bias.to(rows.dtype)
+        return self.activation(output)
+
+
+class SJepaWaveformFrontEnd(nn.Module):
+    """
+    Convolutions over the waveform: `(batch_size, num_samples) -> (batch_size, sequence_length, conv_dim[-1])`.
+
+    `plain` is what is computed, `forward` how it is computed fast. There every clip takes as many rows as its frames
+    and one or two more read, so that the later convolutions read one another's rows and no clip's frames those of
+    another. The norm's statistics are known before the first product: without gradients, frames are made piece by
+    piece, and an hour takes no more memory than a minute.
+    """
+
+    def __init__(self, config: SJepaConfig):
+        super().__init__()
+        later = (SJepaConvLayer(config, i) for i in range(1, len(config.conv_dim)))
+        self.conv_layers = nn.ModuleList([SJepaFirstConvLayer(config), *later])
+        self.output_size = config.conv_dim[-1]
+        self.receptive_field, self.hop = config.receptive_field, config.inputs_to_logits_ratio
+
+    def plain(self, input_values: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """One layer after the other, as the paper has it: what `forward` is held against, and what exports."""
+        hidden_states = input_values.to(self.conv_layers[0].conv.weight.dtype)
+        for layer in self.conv_layers:
+            hidden_states = layer.plain(hidden_states, lengths)
+        return hidden_states
+
+    def forward(self, input_values: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # convolutions are what other runtimes do well
+            return self.plain(input_values, lengths)
+        if lengths is not None:
+            input_values = input_values.masked_fill(~length_mask(lengths, input_values.shape[1]), 0.0)
+        folded = self.conv_layers[0].fold(input_values, lengths)
+        num_frames = (input_values.shape[1] - self.receptive_field) // self.hop + 1
+        at_once = max(FRAMES_AT_ONCE.get(input_values.device.type, FRAMES_AT_ONCE["cpu"]) // len(input_values), 64)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or num_frames <= at_once:
+            return self.frames(folded, input_values, num_frames)
+        pieces = []
+        for first in range(0, num_frames, at_once):
+            count = min(at_once, num_frames - first)
+            read = slice(first * self.hop, (first + count - 1) * self.hop + self.receptive_field)
+            pieces.append(self.frames(folded, input_values[:, read], count))
+        return torch.cat(pieces, dim=1)
+
+    def frames(self, folded: torch.Tensor, waveforms: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """All frames of `waveforms`, `(batch_size, num_frames, conv_dim[-1])`."""
+        first, *later = self.conv_layers
+        (kernel_size,), (stride,) = first.conv.kernel_size, first.conv.stride
+        # Every clip gets whole places of `hop` samples each, T - 1 and as many as its last frame reads. As published
+        # (a frame of 400 samples every 320; kernel 10, stride 5) these are 2: T + 1 places of 64 rows each, which read
+        # at most 245 samples more than T frames do.
+        beyond = -(-(self.receptive_field - kernel_size + stride) // self.hop)
+        allocated = num_frames - 1 + beyond
+        missing = max(beyond * self.hop - stride + kernel_size - self.receptive_field, 0)  # samples, at most
+        waveforms = nn.functional.pad(waveforms, (0, missing))[:, : allocated * self.hop - stride + kernel_size]
+        rows = first(folded, waveforms, allocated * self.hop // stride)
+        for layer in later:
+            rows = layer(rows)
+        return rows.unflatten(0, (-1, allocated))[:, :num_frames]
+
+
 class RowConvolution(torch.autograd.Function):
     """
     Strided convolution without padding over rows of channels, as matrix products over views.
@@ -74,103 +229,6 @@ class RowConvolution(torch.autograd.Function):
         return grad_rows, torch.cat(grad_taps, dim=2) if grad_taps else None, None
 
 
-class SJepaConvLayer(CheckpointedLayer):
-    """A later convolution of the waveform front end, over rows of channels."""
-
-    def __init__(self, config: SJepaConfig, layer_id: int):
-        super().__init__()
-        self.conv = nn.Conv1d(
-            config.conv_dim[layer_id - 1],
-            config.conv_dim[layer_id],
-            kernel_size=config.conv_kernel[layer_id],
-            stride=config.conv_stride[layer_id],
-            bias=config.conv_bias,
-        )
-        self.activation = ACT2FN[config.feat_extract_activation]
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """`(num_rows, in_channels) -> (num_rows // stride, out_channels)`, as [`RowConvolution`] has them."""
-        output = RowConvolution.apply(rows, self.conv.weight.to(rows.dtype), *self.conv.stride)
-        if self.conv.bias is not None:
-            output = output + self.conv.bias.to(rows.dtype)
-        return self.activation(output)
-
-    def plain(self, hidden_states: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-        """`(batch_size, sequence_length, in_channels) -> (batch_size, new_sequence_length, out_channels)`"""
-        return self.activation(self.conv(hidden_states.mT.contiguous()).mT.contiguous())
-
-
-class SJepaFirstConvLayer(CheckpointedLayer):
-    """
-    The convolution over samples and the group norm after it, in one product.
-
-    The convolution is linear, so mean and variance of all that it gives, channels and frames together, follow from
-    the first and second moments of the waveform's windows: `fold` makes the norm part of the weights, of each clip
-    its own, and nothing but the product ever passes over the largest tensor of the model.
-    """
-
-    def __init__(self, config: SJepaConfig):
-        super().__init__()
-        self.conv = nn.Conv1d(
-            1, config.conv_dim[0], config.conv_kernel[0], stride=config.conv_stride[0], bias=config.conv_bias
-        )
-        self.layer_norm = SJepaGroupNorm(config.conv_dim[0])
-        self.activation = ACT2FN[config.feat_extract_activation]
-
-    def fold(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-        """
-        Weights and biases of each clip's convolution with its norm, in fp32 (float64 for such weights).
-
-        Args:
-            waveforms (`torch.Tensor` of shape `(batch_size, num_samples)`): samples, zero where they are padding.
-            lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): real samples; without it, all are.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, kernel_size + 1, conv_dim[0])`; the bias comes last.
-        """
-        with without_autocast(waveforms.device):
-            weight = at_least_float32(self.conv.weight[:, 0])  # [C, k]
-            bias = weight.new_zeros(len(weight)) if self.conv.bias is None else at_least_float32(self.conv.bias)
-            window_mean, window_covariance = window_moments(
-                waveforms.to(weight.dtype), lengths, weight.shape[1], *self.conv.stride
-            )
-            channel_means = (window_mean[:, None] * weight).sum(2) + bias  # [B, C]
-            mean = channel_means.mean(1, keepdim=True)  # [B, 1]
-            squares = (weight[:, :, None] * weight[:, None]).mean(0)  # [k, k]
-            within = (window_covariance * squares).sum((1, 2))
-            variance = within[:, None] + (channel_means - mean).square().mean(1, keepdim=True)
-            scale = torch.rsqrt(variance + self.layer_norm.eps) * self.layer_norm.weight.to(weight.dtype)  # [B, C]
-            bias = self.layer_norm.bias.to(weight.dtype) + scale * (bias - mean)
-            return torch.cat([weight.mT * scale[:, None], bias[:, None]], dim=1)
-
-    def forward(self, folded: torch.Tensor, waveforms: torch.Tensor, num_rows: int) -> torch.Tensor:
-        """
-        Args:
-            folded (`torch.Tensor` of shape `(batch_size, kernel_size + 1, conv_dim[0])`): of `fold`.
-            waveforms (`torch.Tensor` of shape `(batch_size, (num_rows - 1) * stride + kernel_size)`): samples.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size * num_rows, conv_dim[0])`, in the dtype of products.
-        """
-        dtype = product_dtype(self.conv.weight)
-        windows = waveforms.to(dtype).unfold(1, *self.conv.kernel_size, *self.conv.stride)  # [B, num_rows, k]
-        # A column of ones for the bias, and zeros up to a width that the matrix units read well.
-        width = -(-folded.shape[1] // 8) * 8
-        rest = [0.0] * (width - folded.shape[1])
-        ones = windows.new_tensor([1.0, *rest]).expand(*windows.shape[:2], -1)
-        folded = nn.functional.pad(folded.to(dtype), (0, 0, 0, len(rest)))
-        return self.activation(torch.bmm(torch.cat([windows, ones], dim=2), folded).flatten(0, 1))
-
-    def plain(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-        """`(batch_size, num_samples) -> (batch_size, sequence_length, conv_dim[0])`: convolution, then norm."""
-        (kernel_size,), (stride,) = self.conv.kernel_size, self.conv.stride
-        windows = waveforms.unfold(1, kernel_size, stride).contiguous()
-        hidden_states = nn.functional.linear(windows, self.conv.weight[:, 0], self.conv.bias)
-        if lengths is not None:
-            lengths = (lengths - kernel_size) // stride + 1
-        return self.activation(self.layer_norm(hidden_states, lengths))
-
-
 def window_moments(
     waveforms: torch.Tensor, lengths: torch.Tensor | None, kernel_size: int, stride: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -212,63 +270,6 @@ def product_dtype(weight: torch.Tensor) -> torch.dtype:
     if weight.dtype == torch.float32 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return weight.dtype
-
-
-class SJepaWaveformFrontEnd(nn.Module):
-    """
-    Convolutions over the waveform: `(batch_size, num_samples) -> (batch_size, sequence_length, conv_dim[-1])`.
-
-    Every clip takes as many rows as its frames and one or two more read, so that the later convolutions read one
-    another's rows and no clip's frames those of another. The norm's statistics are known before the first product:
-    without gradients, frames are made piece by piece, and an hour takes no more memory than a minute.
-    """
-
-    def __init__(self, config: SJepaConfig):
-        super().__init__()
-        later = (SJepaConvLayer(config, i) for i in range(1, len(config.conv_dim)))
-        self.conv_layers = nn.ModuleList([SJepaFirstConvLayer(config), *later])
-        self.output_size = config.conv_dim[-1]
-        self.receptive_field, self.hop = config.receptive_field, config.inputs_to_logits_ratio
-
-    def forward(self, input_values: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # convolutions are what other runtimes do well
-            return self.plain(input_values, lengths)
-        if lengths is not None:
-            input_values = input_values.masked_fill(~length_mask(lengths, input_values.shape[1]), 0.0)
-        folded = self.conv_layers[0].fold(input_values, lengths)
-        num_frames = (input_values.shape[1] - self.receptive_field) // self.hop + 1
-        at_once = max(FRAMES_AT_ONCE.get(input_values.device.type, FRAMES_AT_ONCE["cpu"]) // len(input_values), 64)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or num_frames <= at_once:
-            return self.frames(folded, input_values, num_frames)
-        pieces = []
-        for first in range(0, num_frames, at_once):
-            count = min(at_once, num_frames - first)
-            read = slice(first * self.hop, (first + count - 1) * self.hop + self.receptive_field)
-            pieces.append(self.frames(folded, input_values[:, read], count))
-        return torch.cat(pieces, dim=1)
-
-    def frames(self, folded: torch.Tensor, waveforms: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """All frames of `waveforms`, `(batch_size, num_frames, conv_dim[-1])`."""
-        first, *later = self.conv_layers
-        (kernel_size,), (stride,) = first.conv.kernel_size, first.conv.stride
-        # Every clip gets whole places of `hop` samples each, T - 1 and as many as its last frame reads. As published
-        # (a frame of 400 samples every 320; kernel 10, stride 5) these are 2: T + 1 places of 64 rows each, which read
-        # at most 245 samples more than T frames do.
-        beyond = -(-(self.receptive_field - kernel_size + stride) // self.hop)
-        allocated = num_frames - 1 + beyond
-        missing = max(beyond * self.hop - stride + kernel_size - self.receptive_field, 0)  # samples, at most
-        waveforms = nn.functional.pad(waveforms, (0, missing))[:, : allocated * self.hop - stride + kernel_size]
-        rows = first(folded, waveforms, allocated * self.hop // stride)
-        for layer in later:
-            rows = layer(rows)
-        return rows.unflatten(0, (-1, allocated))[:, :num_frames]
-
-    def plain(self, input_values: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """The same one step after the other, as the paper has it: what `forward` is held against, and what exports."""
-        hidden_states = input_values.to(self.conv_layers[0].conv.weight.dtype)
-        for layer in self.conv_layers:
-            hidden_states = layer.plain(hidden_states, lengths)
-        return hidden_states
 
 
 class SJepaLogMelFrontEnd(Float32Buffers):

@@ -105,18 +105,20 @@ def _forward_backward(
     batch_size, num_frames, num_states = log_likelihoods.shape
     real, mirrored = _times(batch_size, num_frames, lengths, log_likelihoods.device)
     likelihoods, largest = _scaled_likelihoods(log_likelihoods.transpose(0, 1), real[..., None])  # [T, B, K], [T, B]
-    both = torch.stack([likelihoods, _in_time(likelihoods, mirrored)], dim=1)  # [T, 2, B, K]; becomes the states
+    both_ways = torch.stack([likelihoods, _in_time(likelihoods, mirrored)], dim=1)  # [T, 2, B, K]
     matrices = torch.stack([transitions, transitions.T])
-    priors = torch.empty_like(both)  # what is known of a frame's state from the frames before it (after it)
-    totals = both.new_empty(num_frames, 2, batch_size, 1)
+    priors = torch.empty_like(both_ways)  # what is known of a frame's state from the frames before it (after it)
+    totals = both_ways.new_empty(num_frames, 2, batch_size, 1)
     state = None
-    for prior, frame, total in zip(priors.unbind(0), both.unbind(0), totals.unbind(0), strict=True):
+    for prior, likelihood, total in zip(priors.unbind(0), both_ways.unbind(0), totals.unbind(0), strict=True):
         if state is None:
             prior[0], prior[1] = initial, 1.0
         else:
             torch.bmm(state, matrices, out=prior)
-        torch.sum(frame.mul_(prior), -1, keepdim=True, out=total)
-        state = frame.div_(total)
+        joint = likelihood.mul_(prior)
+        torch.sum(joint, -1, keepdim=True, out=total)
+        state = joint.div_(total)
+    states = both_ways  # in whose memory they were made, to spare more of it
 
     before, after = priors[:, 0], priors[:, 1]  # of a frame, [T, B, K]; the second in reversed time
     logarithms = None
@@ -124,11 +126,11 @@ def _forward_backward(
         logarithms = log_likelihoods.transpose(0, 1) + before.log() + _in_time(after, mirrored).log()
         logarithms = logarithms.masked_fill_(~real[..., None], 0.0).transpose(0, 1).contiguous()
     evidence = (largest + totals[:, 0, :, 0].log()).masked_fill_(~real, 0.0).sum(0)  # [B]
-    forward, backward = both[:, 0], _in_time(both[:, 1], mirrored)  # normed p(state | x_1..t), g_t: [T, B, K]
+    forward, backward = states[:, 0], _in_time(states[:, 1], mirrored)  # normed p(state | x_1..t), g_t: [T, B, K]
     backward.masked_fill_(~real[..., None], 0.0)
-    posteriors = before.mul_(backward)  # in its place, to spare the memory: `before` is not read again
-    scale = posteriors.sum(-1, keepdim=True).masked_fill_(~real[..., None], 1.0)
-    posteriors = nn.functional.threshold_(posteriors.div_(scale), SMALLEST, 0.0)
+    products = before.mul_(backward)  # in the memory of `before`, which is not read again
+    scale = products.sum(-1, keepdim=True).masked_fill_(~real[..., None], 1.0)
+    posteriors = nn.functional.threshold_(products.div_(scale), SMALLEST, 0.0)
     statistics = None
     if count:
         earlier, later = forward[:-1].flatten(0, 1), backward.div_(scale)[1:].flatten(0, 1)
@@ -220,7 +222,7 @@ class TransitionModel(Float32Buffers):
         """
         Posteriors of a batch under its whole clips, and the expected counts: the E-step of Baum-Welch.
 
-        Args: see [`forward_backward`]; a mixture gives them by [`DiagonalGaussianMixture.log_likelihoods`].
+        Args: see [`forward_backward`]; a mixture gives them by [`HmmMixture.log_likelihoods`].
         """
         return forward_backward(log_likelihoods, *self.probabilities(), lengths, count, scores)
 

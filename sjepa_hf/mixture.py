@@ -1,10 +1,14 @@
 """Diagonal Gaussian mixture: the soft clustering anchors of S-JEPA (arXiv 2606.19398, sections 3 and appendix).
 
-Everything is fp32 (float64 after `.double()`) and outside autograd. A quadratic form over `N` frames and `K`
-components is two matrix products, so no `[N, K, D]` tensor exists anywhere. Both the features and the component means
+The posterior of component k at a frame x of D dimensions is the softmax over components of
+
+    log pi_k + log N(x; mu_k, s2_k)  =  log pi_k - 1/2 sum_d [ log 2 pi + log s2_kd + (x_d - mu_kd)^2 / s2_kd ]
+
+which [`DiagonalGaussianMixture.log_joint`] gives. Its square is expanded into `x^2 / s2 - 2 x mu / s2 + mu^2 / s2`, so
+that `N` frames and `K` components are one matrix product and no `[N, K, D]` tensor exists anywhere. Features and means
 are first moved to the mixture's own mean, which is what keeps the expansion exact where features lie far from the
 origin. Components far from that mean cost digits of their updated variances: 0.1 % at 30 of their standard deviations,
-1 % at 100.
+1 % at 100. Everything is fp32 (float64 after `.double()`) and outside autograd.
 """
 
 import math
@@ -18,7 +22,6 @@ from torch import nn
 
 from .float32 import Float32Buffers, widest_float, without_autocast
 from .frames import length_mask
-from .hmm import TransitionModel, TransitionStatistics
 from .kmeans import kmeans, nearest
 
 
@@ -31,7 +34,6 @@ class SufficientStatistics(NamedTuple):
         counts (`torch.Tensor` of shape `(num_components,)`): `sum_n q_nk`.
         sums (`torch.Tensor` of shape `(num_components, num_features)`): `sum_n q_nk (x_n - c)`.
         squares (`torch.Tensor` of shape `(num_components, num_features)`): `sum_n q_nk (x_n - c)^2`.
-        transitions (`TransitionStatistics`, *optional*): expected steps from component to component, of whole clips.
 
     `c` is the mean of the mixture, [`DiagonalGaussianMixture.centre`].
     """
@@ -39,12 +41,9 @@ class SufficientStatistics(NamedTuple):
     counts: torch.Tensor
     sums: torch.Tensor
     squares: torch.Tensor
-    transitions: TransitionStatistics | None = None
 
     def __add__(self, other: "SufficientStatistics") -> "SufficientStatistics":
-        frames = (a + b for a, b in zip(self[:3], other[:3], strict=True))
-        transitions = None if self.transitions is None else self.transitions + other.transitions
-        return SufficientStatistics(*frames, transitions)
+        return SufficientStatistics(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class DiagonalGaussianMixture(Float32Buffers):
@@ -54,9 +53,6 @@ class DiagonalGaussianMixture(Float32Buffers):
     Args:
         num_components (`int`): K.
         num_features (`int`): D.
-        transitions (`bool`, *optional*, defaults to `False`):
-            Whether the components are states of a hidden Markov model. The posteriors of clips
-            ([`~DiagonalGaussianMixture.clip_posteriors`]) then heed the whole clip; all else is of frames alone.
 
     Buffers (persistent, fp32 also after `model.half()`):
         weights (`(K,)`): component weights, summing to 1.
@@ -64,10 +60,9 @@ class DiagonalGaussianMixture(Float32Buffers):
         variances (`(K, D)`): component variances.
         variance_floor (`(D,)`): smallest variance that an update may leave. 1e-6 (published) until `fit` sets it
             relative to the variance of the data, which keeps digital silence from capturing its neighbours.
-        transitions: those of a [`TransitionModel`], where there is one.
     """
 
-    def __init__(self, num_components: int, num_features: int, transitions: bool = False):
+    def __init__(self, num_components: int, num_features: int):
         super().__init__()
         self.num_components = num_components
         self.num_features = num_features
@@ -76,7 +71,6 @@ class DiagonalGaussianMixture(Float32Buffers):
         self.register_buffer("means", torch.randn(num_components, num_features, **as_fp32))
         self.register_buffer("variances", torch.ones(num_components, num_features, **as_fp32))
         self.register_buffer("variance_floor", torch.full((num_features,), 1e-6, **as_fp32))
-        self.transitions = TransitionModel(num_components) if transitions else None
 
     def extra_repr(self) -> str:
         return f"num_components={self.num_components}, num_features={self.num_features}"
@@ -88,36 +82,19 @@ class DiagonalGaussianMixture(Float32Buffers):
             return self.weights @ self.means
 
     def is_fitted(self) -> bool:
-        """Whether its variances have left the ones that it starts with."""
+        """Whether any variance differs from 1: a new mixture has ones alone, and a fit never leaves them so."""
         return not bool((self.variances == 1).all())
 
-    # Densities
+    # Posteriors
 
     @torch.no_grad()
     def log_joint(self, features: torch.Tensor) -> torch.Tensor:
         """`log pi_k + log N(x_n; mu_k, s2_k)` in nats for features `(N, num_features)`: `(N, num_components)`."""
         with without_autocast(features.device):
-            shared = self._offsets()[2]
             moments = self._moments(features)
-            rest = self.num_features * math.log(2 * math.pi) + moments[:, self.num_features :] @ shared  # [N]
+            squares = moments[:, self.num_features :] @ self._shared_precision()  # [N]
+            rest = self.num_features * math.log(2 * math.pi) + squares
             return self._scores(moments).sub_(0.5 * rest[:, None])
-
-    @torch.no_grad()
-    def log_likelihoods(self, features: torch.Tensor) -> torch.Tensor:
-        """`log N(x_n; mu_k, s2_k)` in nats for features `(N, num_features)`, weights apart: `(N, num_components)`."""
-        return self.log_joint(features).sub_(self.log_weights())
-
-    def log_weights(self) -> torch.Tensor:
-        """`log pi_k`, `(num_components,)`."""
-        return self.weights.clamp_min(torch.finfo(torch.float32).tiny).log()
-
-    def _offsets(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        Means about the centre, precisions, and one shared precision: the inverse of the mean variance, since a mean of
-        the precisions would be dominated by a component that fell on silence.
-        """
-        precisions = self.variances.reciprocal()
-        return self.means - self.centre, precisions, self.variances.mean(0).reciprocal()
 
     def _moments(self, features: torch.Tensor) -> torch.Tensor:
         """Features about the centre, and their squares beside them: `(N, D) -> (N, 2D)`."""
@@ -129,20 +106,24 @@ class DiagonalGaussianMixture(Float32Buffers):
 
     def _scores(self, moments: torch.Tensor) -> torch.Tensor:
         """
-        Log-joint of moments `(N, 2D)` up to one constant per frame, in nats: `(N, num_components)`. It is what a
-        posterior needs, `scores.softmax(-1)`, and keeps more digits than [`log_joint`]: the part of the precisions
-        that all components share adds the same to a whole row and is left out of the product.
+        [`log_joint`] of moments `(N, 2D)` up to one constant per frame, `(N, num_components)`: what a softmax needs.
+
+        It keeps more digits than [`log_joint`]: of `x^2 / s2_k` only `x^2 (1 / s2_k - shared)` goes into the product,
+        as the part that all components share adds the same to a whole row.
         """
-        offsets, precisions, shared = self._offsets()
+        precisions, offsets = self.variances.reciprocal(), self.means - self.centre
         scaled = offsets * precisions
         constants = self.log_weights() - 0.5 * (self.variances.log().sum(1) + (offsets * scaled).sum(1))
-        coefficients = torch.cat([scaled, 0.5 * (shared - precisions)], dim=1)  # [K, 2D]
+        coefficients = torch.cat([scaled, 0.5 * (self._shared_precision() - precisions)], dim=1)  # [K, 2D]
         return torch.addmm(constants, moments, coefficients.T)  # [N, K]
 
-    @torch.no_grad()
-    def log_prob(self, features: torch.Tensor) -> torch.Tensor:
-        """Log-likelihood in nats of each frame of features `(N, num_features)`: `(N,)`."""
-        return self.log_joint(features).logsumexp(-1)
+    def _shared_precision(self) -> torch.Tensor:
+        """Inverse of the mean variance: a mean of the precisions would be that of a component that fell on silence."""
+        return self.variances.mean(0).reciprocal()
+
+    def log_weights(self) -> torch.Tensor:
+        """`log pi_k`, `(num_components,)`."""
+        return self.weights.clamp_min(torch.finfo(torch.float32).tiny).log()
 
     @torch.no_grad()
     def posterior(self, features: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -160,27 +141,23 @@ class DiagonalGaussianMixture(Float32Buffers):
             `torch.Tensor` of shape `(N, num_components)`, fp32, rows summing to 1.
         """
         with without_autocast(features.device):
-            scores = self._scores(self._moments(features))
-        return soften(scores, temperature)
+            return soften(self._scores(self._moments(features)), temperature)
 
-    @torch.no_grad()
     def clip_posteriors(
         self, features: torch.Tensor, lengths: torch.Tensor | None = None, temperature: float = 1.0
     ) -> torch.Tensor:
         """
-        Soft targets of clips: the posterior of each component given the whole clip where there are transitions, else
-        given its frame.
+        Soft targets of clips: each frame's [`~DiagonalGaussianMixture.posterior`].
 
         Args:
             features (`torch.Tensor` of shape `(batch_size, sequence_length, num_features)`): frames of clips.
             lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): real frames; without it, all are real.
-            temperature (`float`, *optional*, defaults to 1.0):
-                The logarithm of the posterior is divided by it; see [`~DiagonalGaussianMixture.posterior`].
+            temperature (`float`, *optional*, defaults to 1.0): as there.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, sequence_length, num_components)`; padded frames hold anything.
         """
-        return self._given_clips(features, lengths, temperature, count=False)[0]
+        return self.posterior(features.flatten(0, 1), temperature).unflatten(0, features.shape[:2])
 
     # Estimation
 
@@ -192,42 +169,35 @@ class DiagonalGaussianMixture(Float32Buffers):
         with without_autocast(features.device):
             return self._statistics(self._moments(features), responsibilities.to(self.means.dtype))
 
-    def _statistics(self, moments: torch.Tensor, responsibilities: torch.Tensor) -> SufficientStatistics:
-        sums, squares = (responsibilities.T @ moments).chunk(2, dim=1)
-        return SufficientStatistics(responsibilities.sum(0), sums, squares)
-
     @torch.no_grad()
     def clip_expectation(
         self, features: torch.Tensor, lengths: torch.Tensor | None = None, temperature: float = 1.0
     ) -> tuple[torch.Tensor, SufficientStatistics]:
         """
         [`~DiagonalGaussianMixture.clip_posteriors`] and the statistics of their real frames, cheaper than one after
-        the other: the E-step of online EM, with transitions that of Baum-Welch. The statistics always take the plain
-        posteriors.
+        the other: the E-step of online EM. The statistics always take the plain posteriors.
         """
-        return self._given_clips(features, lengths, temperature, count=True)
-
-    def _given_clips(self, features: torch.Tensor, lengths: torch.Tensor | None, temperature: float, count: bool):
-        shape, steps, statistics = features.shape[:2], None, None
         with without_autocast(features.device):
             moments = self._moments(features.flatten(0, 1))
-            scores = self._scores(moments)  # [N, K]
-            if self.transitions is None:
-                posteriors = soften(scores) if count or temperature == 1 else None
-            else:
-                observed = scores.sub_(self.log_weights()).unflatten(0, shape)
-                found = self.transitions.expectation(observed, lengths, count, scores=temperature != 1)
-                posteriors, steps = found.posteriors.flatten(0, 1), found.statistics
-                scores = None if found.scores is None else found.scores.flatten(0, 1)
-            if count:
-                counted = posteriors
-                if lengths is not None:  # zeros on both sides: padding may be NaN
-                    padded = ~length_mask(lengths, shape[1]).flatten()[:, None]
-                    counted = posteriors.masked_fill(padded, 0)
-                    moments.masked_fill_(padded, 0)
-                statistics = self._statistics(moments, counted)._replace(transitions=steps)
-            softened = posteriors if temperature == 1 else soften(scores, temperature)
-            return softened.unflatten(0, shape), statistics
+            scores = self._scores(moments).unflatten(0, features.shape[:2])
+            plain = soften(scores)
+            targets = plain if temperature == 1 else soften(scores, temperature)
+            return targets, self._clip_statistics(moments, plain, lengths)
+
+    def _clip_statistics(
+        self, moments: torch.Tensor, posteriors: torch.Tensor, lengths: torch.Tensor | None
+    ) -> SufficientStatistics:
+        """Statistics of the real frames of clips, `posteriors` `(batch_size, sequence_length, K)`; clears moments."""
+        responsibilities = posteriors.flatten(0, 1)
+        if lengths is not None:  # zeros on both sides: padding may be NaN
+            padded = ~length_mask(lengths, posteriors.shape[1]).flatten()[:, None]
+            responsibilities = responsibilities.masked_fill(padded, 0)
+            moments.masked_fill_(padded, 0)
+        return self._statistics(moments, responsibilities)
+
+    def _statistics(self, moments: torch.Tensor, responsibilities: torch.Tensor) -> SufficientStatistics:
+        sums, squares = (responsibilities.T @ moments).chunk(2, dim=1)
+        return SufficientStatistics(responsibilities.sum(0), sums, squares)
 
     @torch.no_grad()
     def apply_statistics(
@@ -245,20 +215,21 @@ class DiagonalGaussianMixture(Float32Buffers):
         `average="parameters"` averages weights, means and variances themselves, as the released code does; there a
         component that nobody visits drifts to the origin.
 
-        Transitions average their shares of all steps, where the statistics are of whole clips.
-
         Raises:
             ValueError: if `average` is neither of the two, or `decay` is not in [0, 1].
         """
         if not 0 <= decay <= 1:
             raise ValueError(f"`decay` is {decay}; it must lie between 0 and 1.")
-        counts, sums, squares, transitions = statistics
+        counts, sums, squares = statistics
         total = counts.sum()
         share = counts / total.clamp_min(torch.finfo(torch.float32).tiny)
         centre = self.centre
         if average == "statistics":
             weights = decay * self.weights + (1 - decay) * share
-            # New mean and variance are convex combinations: `rate` is the batch's part in each component.
+            # A component becomes a mixture of its old self and, by the part `rate`, of its frames y in the batch.
+            # About its old mean mu, with E over those frames:
+            #   mu' - mu = rate E[y - mu] = step
+            #   s2' = (1 - rate) s2 + rate E[(y - mu)^2] - step^2, the second moment less the square of the first
             rate = ((1 - decay) * share / weights.clamp_min(torch.finfo(torch.float32).tiny))[:, None]
             visits = counts.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
             offsets = self.means - centre
@@ -280,8 +251,6 @@ class DiagonalGaussianMixture(Float32Buffers):
             raise ValueError(f"`average` is {average!r}; choose 'statistics' or 'parameters'.")
         self.variances.copy_(torch.maximum(self.variances, self.variance_floor))
         self.weights.copy_(torch.where(total > 0, weights / weights.sum(), self.weights))
-        if transitions is not None:
-            self.transitions.apply_statistics(transitions, decay)
 
     @torch.no_grad()
     def fit(
@@ -295,7 +264,7 @@ class DiagonalGaussianMixture(Float32Buffers):
         progress: Callable[[str], None] = lambda done: None,
     ) -> list[float]:
         """
-        Fit from scratch: mini-batch k-means, then EM (paper, section 3). Transitions are then independent of order.
+        Fit from scratch: mini-batch k-means, then EM (paper, section 3).
 
         Args:
             features (`torch.Tensor` of shape `(N, num_features)`): frames, without padding, on any device.
@@ -361,8 +330,6 @@ class DiagonalGaussianMixture(Float32Buffers):
             history.append(log_likelihood / len(features))
             if total is not None:
                 self.apply_statistics(total, decay=0)
-        if self.transitions is not None:
-            self.transitions.forget_order(self.weights)
         return history
 
     def num_dead(self) -> int:
@@ -388,7 +355,11 @@ class DiagonalGaussianMixture(Float32Buffers):
         dead = min(dead, self.num_components - dead)
         if dead == 0:
             return 0
-        donors, heirs = order[:dead], order[-dead:]
+        self._split(order[:dead], order[-dead:])
+        return dead
+
+    def _split(self, donors: torch.Tensor, heirs: torch.Tensor) -> None:
+        """Give each of `heirs`, `(num_splits,)`, one half of its donor, as [`reseed_dead`] says."""
         widest = (self.variances[donors] * self.variances.reciprocal().mean(0)).argmax(1, keepdim=True)
         step = 0.3 * self.variances[donors].gather(1, widest).sqrt()
         shift = torch.zeros_like(self.means[donors]).scatter_(1, widest, step)
@@ -398,9 +369,6 @@ class DiagonalGaussianMixture(Float32Buffers):
         self.weights[donors] *= 0.5
         self.weights[heirs] = self.weights[donors]
         self.weights.div_(self.weights.sum())
-        if self.transitions is not None:
-            self.transitions.split(donors, heirs)
-        return dead
 
     def _check(self, features: torch.Tensor) -> torch.Tensor:
         if not isinstance(features, torch.Tensor) or not features.is_floating_point():

@@ -21,8 +21,6 @@ from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
 from .frames import SAMPLING_RATE, check_values, length_mask, nothing_padded, real_samples
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
 from .gradient_checkpointing import CheckpointedLayer
-from .hmm import TransitionModel
-from .mixture import DiagonalGaussianMixture
 from .spec_augment import spec_augment
 
 
@@ -46,6 +44,15 @@ def eager_attention_forward(
     weights = nn.functional.softmax(scores, dim=-1)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def pick(hidden_states: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    """
+    Rows of `(batch_size, sequence_length, H)` at flat `positions`, `b * sequence_length + t`: `(len(positions), H)`;
+    all of them if None. So layers leave out frames that nobody reads: the predictor all but the hidden ones in its
+    last layer, the encoder hidden ones in all its layers, by [`VisibleFrames`], which puts its rows back in place.
+    """
+    return hidden_states if positions is None else hidden_states.flatten(0, 1).index_select(0, positions)
 
 
 class SJepaAttention(nn.Module):
@@ -108,8 +115,8 @@ class SJepaTransformerLayer(CheckpointedLayer):
     """
     Post-norm Transformer layer, of the encoder and of the predictor.
 
-    `positions` (flat indices `b * sequence_length + t`) restricts everything after the attention to the frames that
-    somebody reads; the output is then `(len(positions), hidden_size)`.
+    `positions` restricts everything after the attention to these frames ([`pick`]); the output is then
+    `(len(positions), hidden_size)`.
     """
 
     def __init__(
@@ -218,7 +225,7 @@ class VisibleFrames(NamedTuple):
 
     Attributes:
         positions (`torch.LongTensor` of shape `(batch_size, num_kept)`):
-            Flat indices `b * sequence_length + t`: a clip's visible frames in order, then others that fill the row.
+            Flat, as [`pick`] takes them: a clip's visible frames in order, then others that fill the row.
         real (`torch.BoolTensor` of shape `(batch_size, num_kept)`): False at what fills the row.
     """
 
@@ -314,14 +321,6 @@ class SJepaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, SJepaLogMelFrontEnd):
             for buffer, table in zip((module.fourier, module.mel_filters), module.tables()):
                 init.copy_(buffer, table)
-        elif isinstance(module, DiagonalGaussianMixture):
-            init.constant_(module.weights, 1.0 / module.num_components)
-            init.normal_(module.means)
-            init.ones_(module.variances)
-            init.constant_(module.variance_floor, 1e-6)
-        elif isinstance(module, TransitionModel):
-            init.constant_(module.initial, 1 / module.num_states)
-            init.constant_(module.pairs, module.num_states**-2)
         else:
             super()._init_weights(module)
 
@@ -441,11 +440,6 @@ class SJepaModel(SJepaPreTrainedModel):
             hidden_states = hidden_states * ~mask_feature_indices[:, None, :]
         hidden_states = self.encoder(hidden_states, frame_mask, num_layers, visible_frames, **kwargs)
         return Wav2Vec2BaseModelOutput(last_hidden_state=hidden_states, extract_features=extract_features)
-
-
-def pick(hidden_states: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-    """Rows of `(batch_size, sequence_length, H)` at flat `positions`: `(len(positions), H)`; all of them if None."""
-    return hidden_states if positions is None else hidden_states.flatten(0, 1).index_select(0, positions)
 
 
 def attention_mask_4d(config: SJepaConfig, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None):

@@ -15,6 +15,8 @@ from .configuration_sjepa import SJepaConfig
 from .float32 import at_least_float32
 from .frame_features import FRAME_FEATURES
 from .frames import check_frames, check_values, nothing_padded, real_samples
+from .hmm import TransitionModel
+from .hmm_mixture import HmmMixture
 from .layer_features import SJepaWhitening, read_layers
 from .mixture import DiagonalGaussianMixture
 from .modeling_sjepa import (
@@ -96,176 +98,16 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         elif isinstance(module, SJepaWhitening):
             init.zeros_(module.mean)
             init.zeros_(module.directions)
+        elif isinstance(module, DiagonalGaussianMixture):
+            init.constant_(module.weights, 1.0 / module.num_components)
+            init.normal_(module.means)
+            init.ones_(module.variances)
+            init.constant_(module.variance_floor, 1e-6)
+        elif isinstance(module, TransitionModel):
+            init.constant_(module.initial, 1 / module.num_states)
+            init.constant_(module.pairs, module.num_states**-2)
         else:
             super()._init_weights(module)
-
-    def replace_mixture(self, num_components: int, num_features: int, keep_frozen: bool = False) -> None:
-        """
-        Start on another set of clusters (the phase boundary): a new, unfitted mixture of `num_components` over
-        `num_features` dimensions and a freshly initialised last layer of the cluster head. All else stays.
-        `keep_frozen` keeps the present mixture and last layer beside them, as `frozen_mixture` and `frozen_output`.
-        """
-        if keep_frozen:
-            self.config.num_frozen_components = self.mixture.num_components
-            self.config.frozen_feature_size = self.mixture.num_features
-            self.frozen_mixture, self.cluster_head.frozen_output = self.mixture, self.cluster_head.output
-            self._keep_in_fp32_modules_strict.add("frozen_mixture")
-        elif self.config.num_frozen_components is not None:
-            self.config.num_frozen_components = None
-            del self.frozen_mixture, self.cluster_head.frozen_output
-            self._keep_in_fp32_modules_strict.discard("frozen_mixture")
-        self.describe_mixture(None)
-        self.config.num_mixture_components = num_components
-        self.config.mixture_feature_size = num_features
-        device, dtype = self.mixture.means.device, self.predictor.mask_token.dtype
-        self.mixture = new_mixture(self.config, num_components, num_features).to(device, dtype)
-        self.cluster_head.output = nn.Linear(self.config.hidden_size, num_components).to(device, dtype)
-        self.reset_last_layer()
-
-    def describe_mixture(
-        self,
-        features: str | None,
-        layers: Sequence[int] | None = None,
-        instance_norm: bool = False,
-        whitening: tuple[torch.Tensor, torch.Tensor] | None = None,
-        temperature: float = 1.0,
-    ) -> None:
-        """
-        Have the configuration say what the mixture is over, so that a checkpoint alone gives its posteriors.
-
-        Args:
-            features (`str`, *optional*): as `config.mixture_features`; `None`: not known, or it is unfitted.
-            layers, instance_norm, temperature: as in the configuration, where their names begin with `mixture_`.
-            whitening: mean `(hidden_size,)` and directions `(hidden_size, num_components)` of principal components.
-        """
-        config = self.config
-        config.mixture_features, config.mixture_layers = features, None if layers is None else list(layers)
-        config.mixture_instance_norm, config.mixture_temperature = instance_norm, temperature
-        config.mixture_whitened = whitening is not None
-        if whitening is None:
-            self._modules.pop("mixture_whitening", None)
-            return
-        self.mixture_whitening = SJepaWhitening(*whitening[1].shape).to(whitening[1].device)
-        self.mixture_whitening.mean.copy_(whitening[0])
-        self.mixture_whitening.directions.copy_(whitening[1])
-
-    @torch.no_grad()
-    def units(
-        self,
-        input_values: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        source: str = "mixture",
-        top_k: int = 0,
-    ) -> SJepaUnitsOutput:
-        """
-        The cluster of each frame as a number, and on request the likeliest few with their posteriors.
-
-        Args:
-            input_values, attention_mask: as in [`~SJepaForPreTraining.forward`].
-            source (`str`, *optional*, defaults to `"mixture"`): see [`~SJepaForPreTraining.unit_posteriors`].
-            top_k (`int`, *optional*, defaults to 0): components to give for each frame with their posteriors.
-
-        Raises:
-            ValueError: as there, and for a `top_k` above the number of components.
-        """
-        posteriors = self.unit_posteriors(input_values, attention_mask, source)
-        lengths = None if attention_mask is None else self.config.num_frames(real_samples(attention_mask))
-        return units_of(posteriors, lengths, top_k)
-
-    @torch.no_grad()
-    def unit_posteriors(
-        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None, source: str = "mixture"
-    ) -> torch.Tensor:
-        """
-        Posterior of each cluster at each frame, `(batch_size, sequence_length, num_mixture_components)`, fp32; padded
-        frames hold anything. The encoder runs in evaluation mode while the model is trained, too.
-
-        Args:
-            source (`str`, *optional*, defaults to `"mixture"`):
-                `"mixture"`: of the mixture over what it was fitted to (`config.mixture_features`); with MFCC the
-                encoder does not run. In phase 2 targets are read from an EMA copy of the encoder, here from the
-                encoder itself; `sjepa_hf.opening.open_with_ema` puts the one in the other's place.
-                `"prediction"`: of the cluster head over the encoder, nothing being hidden.
-
-        Raises:
-            ValueError: if the configuration does not say what the mixture is over, for another `source`, and for an
-                encoder whose frames are not of 400 samples every 320.
-        """
-        config = self.config
-        if source not in SOURCES:
-            raise ValueError(f"`source` is {source!r}; choose one of {', '.join(SOURCES)}.")
-        check_frames(config, "The encoder")
-        check_input(config, input_values, attention_mask)
-        if source == "prediction":
-            with evaluating(self):
-                logits = self(input_values, attention_mask, return_dict=True).logits
-            return at_least_float32(logits).softmax(-1)
-        if config.mixture_features is None:
-            raise ValueError(
-                "The configuration does not say what the mixture is over (`mixture_features`), as in checkpoints"
-                " before there were units: set `model.config.mixture_features` to `phase1_features` of the run's"
-                ' training.json and save it anew, or take source="prediction".'
-            )
-        if not self.mixture.is_fitted():
-            logger.warning_once("The mixture has never been fitted: its posteriors are those of random clusters.")
-        if attention_mask is not None and nothing_padded(attention_mask):
-            attention_mask = None
-        samples = None if attention_mask is None else real_samples(attention_mask)
-        num_frames = config.num_frames(input_values.shape[1])
-        if config.mixture_features == "encoder":
-            real = None
-            if config.mixture_instance_norm:
-                whole = torch.ones_like(input_values, dtype=torch.bool) if attention_mask is None else attention_mask
-                real = self._get_feature_vector_attention_mask(num_frames, whole)
-            with evaluating(self.sjepa):
-                features = read_layers(self.sjepa, input_values, attention_mask, config.mixture_layers, real)
-            if config.mixture_whitened:
-                features = self.mixture_whitening(features)
-        else:
-            check_values(input_values, attention_mask)
-            features = FRAME_FEATURES[config.mixture_features]().to(input_values.device)(input_values, samples)
-        if features.shape[-1] != self.mixture.num_features:
-            raise ValueError(
-                f"`mixture_features` is {config.mixture_features!r}, which has {features.shape[-1]} values a frame,"
-                f" but the mixture is over {self.mixture.num_features}."
-            )
-        lengths = None if samples is None else config.num_frames(samples)
-        return self.mixture.clip_posteriors(features, lengths, config.mixture_temperature)
-
-    @torch.no_grad()
-    def reset_last_layer(self, generator: torch.Generator | None = None) -> None:
-        """Initialise the last layer of the cluster head anew, by a CPU generator: what it knew were other clusters."""
-        weight = torch.empty(self.cluster_head.output.weight.shape)
-        self.cluster_head.output.weight.copy_(weight.normal_(std=self.config.initializer_range, generator=generator))
-        nn.init.zeros_(self.cluster_head.output.bias)
-
-    def _check_targets(self, shape, mask_time_indices, target_posteriors, frozen_posteriors, frozen_weight) -> None:
-        """Raise a ValueError for a mask or posteriors that do not go with frames of this shape, or with each other."""
-        if mask_time_indices is not None:
-            check_mask("mask_time_indices", mask_time_indices, shape, "frames")
-        elif target_posteriors is not None:
-            raise ValueError("`target_posteriors` need `mask_time_indices`: the loss is taken at hidden frames.")
-        check_posteriors("target_posteriors", target_posteriors, shape, self.config.num_mixture_components)
-        check_posteriors("frozen_posteriors", frozen_posteriors, shape, self.config.num_frozen_components)
-        if frozen_posteriors is not None and target_posteriors is None:
-            raise ValueError("`frozen_posteriors` are a second target: give `target_posteriors` too.")
-        if frozen_posteriors is None and frozen_weight:
-            raise ValueError("`frozen_weight` has no effect without `frozen_posteriors`: give both or neither.")
-
-    def _encode(self, input_values, attention_mask, mask_time_indices, visible, longest_visible, **kwargs):
-        """Output of the encoder, whose layers with `encode_visible_only` run over `visible` frames alone."""
-        kwargs["return_dict"] = True
-        if not self.config.encode_visible_only:
-            return self.sjepa(input_values, attention_mask, mask_time_indices=mask_time_indices, **kwargs)
-        frames = VisibleFrames.find(visible, int(visible.sum(1).max()) if longest_visible is None else longest_visible)
-        outputs = self.sjepa(
-            input_values, attention_mask, mask_time_indices=mask_time_indices, visible_frames=frames, **kwargs
-        )
-        if outputs.hidden_states is not None:
-            count = outputs.last_hidden_state.shape[1]
-            earlier = (h if h is None else frames.scatter(h, count) for h in outputs.hidden_states[:-1])
-            outputs.hidden_states = (*earlier, outputs.hidden_states[-1])
-        return outputs
 
     @can_return_tuple
     def forward(
@@ -361,17 +203,173 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             attentions=outputs.attentions,
         )
 
+    def _check_targets(self, shape, mask_time_indices, target_posteriors, frozen_posteriors, frozen_weight) -> None:
+        """Raise a ValueError for a mask or posteriors that do not go with frames of this shape, or with each other."""
+        if mask_time_indices is not None:
+            check_mask("mask_time_indices", mask_time_indices, shape, "frames")
+        elif target_posteriors is not None:
+            raise ValueError("`target_posteriors` need `mask_time_indices`: the loss is taken at hidden frames.")
+        check_posteriors("target_posteriors", target_posteriors, shape, self.config.num_mixture_components)
+        check_posteriors("frozen_posteriors", frozen_posteriors, shape, self.config.num_frozen_components)
+        if frozen_posteriors is not None and target_posteriors is None:
+            raise ValueError("`frozen_posteriors` are a second target: give `target_posteriors` too.")
+        if frozen_posteriors is None and frozen_weight:
+            raise ValueError("`frozen_weight` has no effect without `frozen_posteriors`: give both or neither.")
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Have a module, and all in it, in evaluation mode; what was in training mode is so again afterwards."""
-    trained = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in trained:
-            part.training = True
+    def _encode(self, input_values, attention_mask, mask_time_indices, visible, longest_visible, **kwargs):
+        """Output of the encoder, whose layers with `encode_visible_only` run over `visible` frames alone."""
+        kwargs["return_dict"] = True
+        if not self.config.encode_visible_only:
+            return self.sjepa(input_values, attention_mask, mask_time_indices=mask_time_indices, **kwargs)
+        frames = VisibleFrames.find(visible, int(visible.sum(1).max()) if longest_visible is None else longest_visible)
+        outputs = self.sjepa(
+            input_values, attention_mask, mask_time_indices=mask_time_indices, visible_frames=frames, **kwargs
+        )
+        if outputs.hidden_states is not None:
+            count = outputs.last_hidden_state.shape[1]
+            earlier = (h if h is None else frames.scatter(h, count) for h in outputs.hidden_states[:-1])
+            outputs.hidden_states = (*earlier, outputs.hidden_states[-1])
+        return outputs
+
+    def replace_mixture(self, num_components: int, num_features: int, keep_frozen: bool = False) -> None:
+        """
+        Start on another set of clusters (the phase boundary): a new, unfitted mixture of `num_components` over
+        `num_features` dimensions and a freshly initialised last layer of the cluster head. All else stays.
+        `keep_frozen` keeps the present mixture and last layer beside them, as `frozen_mixture` and `frozen_output`.
+        """
+        if keep_frozen:
+            self.config.num_frozen_components = self.mixture.num_components
+            self.config.frozen_feature_size = self.mixture.num_features
+            self.frozen_mixture, self.cluster_head.frozen_output = self.mixture, self.cluster_head.output
+            self._keep_in_fp32_modules_strict.add("frozen_mixture")
+        elif self.config.num_frozen_components is not None:
+            self.config.num_frozen_components = None
+            del self.frozen_mixture, self.cluster_head.frozen_output
+            self._keep_in_fp32_modules_strict.discard("frozen_mixture")
+        self.describe_mixture(None)
+        self.config.num_mixture_components = num_components
+        self.config.mixture_feature_size = num_features
+        device, dtype = self.mixture.means.device, self.predictor.mask_token.dtype
+        self.mixture = new_mixture(self.config, num_components, num_features).to(device, dtype)
+        self.cluster_head.output = nn.Linear(self.config.hidden_size, num_components).to(device, dtype)
+        self.reset_last_layer()
+
+    def describe_mixture(
+        self,
+        features: str | None,
+        layers: Sequence[int] | None = None,
+        instance_norm: bool = False,
+        whitening: tuple[torch.Tensor, torch.Tensor] | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        """
+        Have the configuration say what the mixture is over, so that a checkpoint alone gives its posteriors.
+
+        Args:
+            features (`str`, *optional*): as `config.mixture_features`; `None`: not known, or it is unfitted.
+            layers, instance_norm, temperature: as in the configuration, where their names begin with `mixture_`.
+            whitening: mean `(hidden_size,)` and directions `(hidden_size, num_components)` of principal components.
+        """
+        config = self.config
+        config.mixture_features, config.mixture_layers = features, None if layers is None else list(layers)
+        config.mixture_instance_norm, config.mixture_temperature = instance_norm, temperature
+        config.mixture_whitened = whitening is not None
+        if whitening is None:
+            self._modules.pop("mixture_whitening", None)
+            return
+        self.mixture_whitening = SJepaWhitening(*whitening[1].shape).to(whitening[1].device)
+        self.mixture_whitening.mean.copy_(whitening[0])
+        self.mixture_whitening.directions.copy_(whitening[1])
+
+    @torch.no_grad()
+    def reset_last_layer(self, generator: torch.Generator | None = None) -> None:
+        """Initialise the last layer of the cluster head anew, by a CPU generator: what it knew were other clusters."""
+        weight = torch.empty(self.cluster_head.output.weight.shape)
+        self.cluster_head.output.weight.copy_(weight.normal_(std=self.config.initializer_range, generator=generator))
+        nn.init.zeros_(self.cluster_head.output.bias)
+
+    @torch.no_grad()
+    def units(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        source: str = "mixture",
+        top_k: int = 0,
+    ) -> SJepaUnitsOutput:
+        """
+        The cluster of each frame as a number, and on request the likeliest few with their posteriors.
+
+        Args:
+            input_values, attention_mask: as in [`~SJepaForPreTraining.forward`].
+            source (`str`, *optional*, defaults to `"mixture"`): see [`~SJepaForPreTraining.unit_posteriors`].
+            top_k (`int`, *optional*, defaults to 0): components to give for each frame with their posteriors.
+
+        Raises:
+            ValueError: as there, and for a `top_k` above the number of components.
+        """
+        posteriors = self.unit_posteriors(input_values, attention_mask, source)
+        lengths = None if attention_mask is None else self.config.num_frames(real_samples(attention_mask))
+        return units_of(posteriors, lengths, top_k)
+
+    @torch.no_grad()
+    def unit_posteriors(
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None, source: str = "mixture"
+    ) -> torch.Tensor:
+        """
+        Posterior of each cluster at each frame, `(batch_size, sequence_length, num_mixture_components)`, fp32; padded
+        frames hold anything. The encoder runs in evaluation mode while the model is trained, too.
+
+        Args:
+            source (`str`, *optional*, defaults to `"mixture"`):
+                `"mixture"`: of the mixture over what it was fitted to (`config.mixture_features`); with MFCC the
+                encoder does not run. In phase 2 targets are read from an EMA copy of the encoder, here from the
+                encoder itself; `sjepa_hf.opening.open_with_ema` puts the one in the other's place.
+                `"prediction"`: of the cluster head over the encoder, nothing being hidden.
+
+        Raises:
+            ValueError: if the configuration does not say what the mixture is over, for another `source`, and for an
+                encoder whose frames are not of 400 samples every 320.
+        """
+        config = self.config
+        if source not in SOURCES:
+            raise ValueError(f"`source` is {source!r}; choose one of {', '.join(SOURCES)}.")
+        check_frames(config, "The encoder")
+        check_input(config, input_values, attention_mask)
+        if source == "prediction":
+            with evaluating(self):
+                logits = self(input_values, attention_mask, return_dict=True).logits
+            return at_least_float32(logits).softmax(-1)
+        if config.mixture_features is None:
+            raise ValueError(
+                "The configuration does not say what the mixture is over (`mixture_features`), as in checkpoints"
+                " before there were units: set `model.config.mixture_features` to `phase1_features` of the run's"
+                ' training.json and save it anew, or take source="prediction".'
+            )
+        if not self.mixture.is_fitted():
+            logger.warning_once("The mixture has never been fitted: its posteriors are those of random clusters.")
+        if attention_mask is not None and nothing_padded(attention_mask):
+            attention_mask = None
+        samples = None if attention_mask is None else real_samples(attention_mask)
+        num_frames = config.num_frames(input_values.shape[1])
+        if config.mixture_features == "encoder":
+            real = None
+            if config.mixture_instance_norm:
+                whole = torch.ones_like(input_values, dtype=torch.bool) if attention_mask is None else attention_mask
+                real = self._get_feature_vector_attention_mask(num_frames, whole)
+            with evaluating(self.sjepa):
+                features = read_layers(self.sjepa, input_values, attention_mask, config.mixture_layers, real)
+            if config.mixture_whitened:
+                features = self.mixture_whitening(features)
+        else:
+            check_values(input_values, attention_mask)
+            features = FRAME_FEATURES[config.mixture_features]().to(input_values.device)(input_values, samples)
+        if features.shape[-1] != self.mixture.num_features:
+            raise ValueError(
+                f"`mixture_features` is {config.mixture_features!r}, which has {features.shape[-1]} values a frame,"
+                f" but the mixture is over {self.mixture.num_features}."
+            )
+        lengths = None if samples is None else config.num_frames(samples)
+        return self.mixture.clip_posteriors(features, lengths, config.mixture_temperature)
 
 
 def target_losses(logits: torch.Tensor, targets: torch.Tensor, num_masked: int, include_visible: bool) -> dict:
@@ -389,8 +387,21 @@ def target_losses(logits: torch.Tensor, targets: torch.Tensor, num_masked: int, 
 
 
 def new_mixture(config: SJepaConfig, num_components: int, num_features: int) -> DiagonalGaussianMixture:
-    """An unfitted mixture, with transitions if the configuration has them."""
-    return DiagonalGaussianMixture(num_components, num_features, config.mixture_transitions)
+    """An unfitted mixture, of the kind that the configuration asks for."""
+    kind = HmmMixture if config.mixture_transitions else DiagonalGaussianMixture
+    return kind(num_components, num_features)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Have a module, and all in it, in evaluation mode; what was in training mode is so again afterwards."""
+    trained = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in trained:
+            part.training = True
 
 
 __all__ = ["SJepaForPreTraining", "SJepaForPreTrainingOutput"]

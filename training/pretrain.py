@@ -144,16 +144,18 @@ def train(run: Run) -> None:
         ]
         for group in run.optimizer.param_groups:
             group["lr"] = schedule.learning_rate(state.step)
-        # Here all processes stop together, if any is to: before `take`, so that no batch is lost with the step.
+        # Here all processes stop together, if any is to. Only then does `take` count the batches as used and move the
+        # position in the data behind them, so that no batch is lost with the step.
         frames = max(1.0, run.coordinator.sum(frame_count(run, micro_batches))[0])  # of all processes
         run.data.take()
         sums = []
         for number, batch in enumerate(micro_batches):
             is_last = number == len(micro_batches) - 1
             with nullcontext() if is_last else accelerator.no_sync(run.wrapped):
-                targets = soft_targets(run, batch)
+                targets, statistics = soft_targets(run, batch)
                 output = predict(run, batch, targets)
                 accelerator.backward(summed_loss(output) * run.processes / frames)
+            run.targets.take_in(statistics)
             sums.append(loss_sums(output))
         shown = batch, targets["target_posteriors"], output  # the last micro-batch, for the line of metrics
         norm = accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
@@ -172,19 +174,23 @@ def frame_count(run: Run, micro_batches: list[dict]) -> int:
     return sum(len(batch[part]) for batch in micro_batches for part in parts)
 
 
-def soft_targets(run: Run, batch: dict) -> dict[str, torch.Tensor | float]:
-    """All that is predicted of a micro-batch, from its clean audio, by the names that the model's `forward` has."""
-    targets = {"target_posteriors": run.targets.posteriors(batch)}
+def soft_targets(run: Run, batch: dict) -> tuple[dict[str, torch.Tensor | float], tuple[torch.Tensor, ...] | None]:
+    """
+    All that is predicted of a micro-batch, from its clean audio, by the names that the model's `forward` has; and the
+    statistics that an online mixture follows.
+    """
+    posteriors, statistics = run.targets.expectation(batch)
+    targets = {"target_posteriors": posteriors}
     if run.frozen_targets is not None:
         targets["frozen_posteriors"] = run.frozen_targets.posteriors(batch)
         targets["frozen_weight"] = run.schedule.frozen_weight(run.state.step)
-    return targets
+    return targets, statistics
 
 
 def predict(run: Run, batch: dict, targets: dict[str, torch.Tensor | float]) -> SJepaForPreTrainingOutput:
     """Masked prediction from the augmented audio, and its divergence from [`soft_targets`]."""
     masking, schedule, step = run.arguments.masking, run.schedule, run.state.step
-    disturbed = not schedule.late(step)
+    disturbed = not schedule.in_final_stage(step)
     audio = augmented(batch, masking.p_mix, masking.p_noise) if disturbed else batch["input_values"]
     bands = {}
     if disturbed and masking.mel_mask:

@@ -35,7 +35,7 @@ from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from sjepa_hf.command import command
 from sjepa_hf.frame_features import FRAME_FEATURES, num_features
 from sjepa_hf.frames import SAMPLING_RATE
-from sjepa_hf.hmm import TransitionModel
+from sjepa_hf.hmm_mixture import HmmMixture
 from sjepa_hf.opening import open_sjepa
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import json_text, markdown_table
@@ -87,14 +87,14 @@ class InformationArguments:
         )
 
 
-def batch_of(samples: np.ndarray, draw: int) -> dict:
+def batch_of(samples: np.ndarray, seed: int) -> dict:
     """One clip as a batch."""
     return {
         "input_values": torch.from_numpy(samples)[None],
         "attention_mask": None,
         "lengths": torch.tensor([len(samples)]),
         "seconds": len(samples) / SAMPLING_RATE,
-        "draw": draw,
+        "seed": seed,
     }
 
 
@@ -103,7 +103,7 @@ def random_batches(clips: LabelledClips, seed: int):
     for index in np.random.default_rng(seed).permutation(len(clips)).tolist():
         example = clips[index]
         if example is not None:
-            yield batch_of(example["input_values"], draw=seed + index)
+            yield batch_of(example["input_values"], seed=seed + index)
 
 
 def fit_audio(clips: LabelledClips, arguments: InformationArguments) -> FitAudio:
@@ -167,9 +167,11 @@ def under_whole_clips(targets: FrozenTargets, clips: LabelledClips, arguments: I
     What to call the targets once their mixture has been given transitions: these counted, and after `BAUM_WELCH`
     rounds more.
     """
-    mixture = targets.mixture
-    mixture.transitions = TransitionModel(mixture.num_components).to(mixture.means.device)
+    plain = targets.mixture
+    mixture = HmmMixture(plain.num_components, plain.num_features).to(plain.means.device)
+    mixture.load_state_dict(plain.state_dict(), strict=False)
     mixture.transitions.forget_order(mixture.weights)
+    targets.mixture = mixture
     for passes, name in ((1, "given the clip"), (BAUM_WELCH, f"given the clip, {BAUM_WELCH} rounds")):
         fit_transitions(mixture, targets.features, fit_audio(clips, arguments), arguments.frames, passes)
         yield name
@@ -185,7 +187,7 @@ def measure(
     counts = JointCounts(num_phones, targets.mixture.num_components)
     device = targets.mixture.means.device
     for index, (expected, others) in enumerate(zip(phones, of_other_clips(phones))):
-        batch = to_device(batch_of(clips[index]["input_values"], draw=0), device)
+        batch = to_device(batch_of(clips[index]["input_values"], seed=0), device)
         counts.add(expected, others, targets.posteriors(batch)[0, : len(expected)])
     return counts.result()
 

@@ -184,7 +184,7 @@ class SJepaStep:
         if self.compiled:
             torch.compiler.cudagraph_mark_step_begin()
         with part("targets"):
-            posteriors = self.targets.posteriors(batch)
+            posteriors, statistics = self.targets.expectation(batch)
         with part("student forward"), self.accelerator.autocast():
             output = self.model(
                 batch["input_values"],
@@ -203,6 +203,7 @@ class SJepaStep:
             self.optimizer.step()
             self.optimizer.zero_grad()
         with part("mixture and EMA update"):
+            self.targets.take_in(statistics)
             self.targets.update(self.model.sjepa, EMA_DECAY)
         self.shape = BatchShape(
             *batch["input_values"].shape,

@@ -19,4 +19,4 @@ def clips(*lengths):
 
 def make_batch(*lengths):
     batch = collate(clips(*lengths), SpanMask(0.65, 10), torch.Generator().manual_seed(0))
-    return batch | {"seconds": sum(lengths) / 16000, "draw": sum(lengths)}
+    return batch | {"seconds": sum(lengths) / 16000, "seed": sum(lengths)}

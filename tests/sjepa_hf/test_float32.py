@@ -17,6 +17,7 @@ from sjepa_hf import (
 )
 from sjepa_hf.float32 import SJepaGroupNorm, SJepaLayerNorm
 from sjepa_hf.front_end import SJepaLogMelFrontEnd
+from sjepa_hf.hmm_mixture import HmmMixture
 from sjepa_hf.kmeans import kmeans, nearest
 from sjepa_hf.modeling_sjepa import SJepaPositionalConvEmbedding
 from sjepa_hf.modeling_sjepa_heads import SJepaAMSoftmaxLoss, masked_mean_and_std
@@ -153,7 +154,7 @@ def test_positional_convolution_under_autocast_on_a_cpu(make_config):
 
 
 def test_mixture_under_autocast():
-    mixture, twin = DiagonalGaussianMixture(20, 24, True), DiagonalGaussianMixture(20, 24, True)
+    mixture, twin = HmmMixture(20, 24), HmmMixture(20, 24)
     mixture.means.add_(10)
     mixture.means[0], mixture.weights[0] = 1000, 0  # dead
     mixture.transitions.pairs.copy_(torch.rand(20, 20))
@@ -165,8 +166,7 @@ def test_mixture_under_autocast():
 
     def asked(mixture) -> tuple[torch.Tensor, ...]:
         posteriors, statistics = mixture.clip_expectation(features.view(4, 100, 24), temperature=2.0)
-        frames = mixture.posterior(features), mixture.log_prob(features), *counted(mixture)[:3]
-        return *frames, posteriors, *statistics[:3], *statistics.transitions
+        return mixture.posterior(features), mixture.log_joint(features), *counted(mixture), posteriors, *statistics
 
     def updated(mixture) -> None:
         mixture.apply_statistics(counted(mixture), decay=0.5)

@@ -9,7 +9,6 @@ from sklearn.mixture import GaussianMixture
 from torch import nn
 
 from sjepa_hf import DiagonalGaussianMixture
-from sjepa_hf.hmm import forward_backward
 
 
 def naive_log_joint(mixture: DiagonalGaussianMixture, features: torch.Tensor) -> torch.Tensor:
@@ -28,18 +27,6 @@ def random_mixture(num_components=7, num_features=5, spread=2.0) -> DiagonalGaus
     return mixture
 
 
-def with_transitions(num_components=7, num_features=5) -> DiagonalGaussianMixture:
-    """A mixture whose components overlap, and follow one another in some ways rather than in others."""
-    mixture = DiagonalGaussianMixture(num_components, num_features, transitions=True)
-    plain = random_mixture(num_components, num_features, spread=1.0)
-    mixture.load_state_dict(plain.state_dict(), strict=False)
-    mixture.transitions.initial.copy_(torch.rand(num_components))
-    mixture.transitions.pairs.copy_((2 * torch.randn(num_components, num_components)).exp())
-    for buffer in mixture.transitions.buffers():
-        buffer.div_(buffer.sum())
-    return mixture
-
-
 @pytest.fixture
 def golden_mixture(golden_targets):
     mixture = DiagonalGaussianMixture(6, 5)
@@ -54,7 +41,9 @@ def test_golden_posteriors(golden_mixture, golden_targets):
     joint = golden_mixture.log_joint(features).double()
     torch.testing.assert_close(joint, golden_targets["gmm.log_joint_float64"], atol=1e-4, rtol=1e-6)
     evidence = golden_targets["gmm.log_joint_float64"].logsumexp(-1)
-    torch.testing.assert_close(golden_mixture.log_prob(features).double(), evidence, atol=1e-4, rtol=1e-6)
+    torch.testing.assert_close(
+        golden_mixture.log_joint(features).logsumexp(-1).double(), evidence, atol=1e-4, rtol=1e-6
+    )
 
 
 def test_golden_published_update(golden_mixture, golden_targets):
@@ -249,7 +238,7 @@ def test_fit_recovers_a_mixture_and_em_does_not_lower_the_likelihood():
             best, found = history[-1], mixture
     expected = GaussianMixture(4, covariance_type="diag", n_init=5, random_state=0).fit(features.numpy())
     assert best == pytest.approx(expected.score(features.numpy()), abs=0.02)
-    assert best == pytest.approx(found.log_prob(features).mean().item(), abs=1e-3)
+    assert best == pytest.approx(found.log_joint(features).logsumexp(-1).mean().item(), abs=1e-3)
     assert torch.cdist(centres, found.means).min(1).values.max() < 0.5
 
 
@@ -288,7 +277,9 @@ def test_digital_silence_does_not_swallow_its_neighbours():
     torch.testing.assert_close(mixture.variance_floor, floor, rtol=1e-4, atol=0)
     wanted = naive_log_joint(mixture, features)
     torch.testing.assert_close(mixture.posterior(features).double(), wanted.softmax(-1), atol=1e-3, rtol=0)
-    torch.testing.assert_close(mixture.log_prob(features).double(), wanted.logsumexp(-1), atol=1e-2, rtol=0)
+    torch.testing.assert_close(
+        mixture.log_joint(features).logsumexp(-1).double(), wanted.logsumexp(-1), atol=1e-2, rtol=0
+    )
 
 
 def test_a_single_frame_is_fitted_too():
@@ -331,34 +322,29 @@ def test_buffers_stay_fp32(dtype):
 # Whole clips
 
 
-def test_without_transitions_clips_are_their_frames():
+def test_clips_are_their_frames():
     mixture, features, lengths = random_mixture(), torch.randn(3, 20, 5), torch.tensor([20, 7, 0])
     real = torch.arange(20) < lengths[:, None]
     posteriors, statistics = mixture.clip_expectation(features, lengths, temperature=3.0)
     assert posteriors.equal(mixture.clip_posteriors(features, lengths, temperature=3.0))
     assert posteriors.equal(mixture.posterior(features.flatten(0, 1), temperature=3.0).view(3, 20, 7))
-    assert mixture.transitions is None and statistics.transitions is None
     expected = mixture.statistics(features[real], mixture.posterior(features[real]))
-    for ours, theirs in zip(statistics[:3], expected[:3], strict=True):
+    for ours, theirs in zip(statistics, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
     assert list(mixture.state_dict()) == ["weights", "means", "variances", "variance_floor"]
 
 
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
-@pytest.mark.parametrize("transitions", [False, True])
-def test_padding_may_hold_anything(transitions, garbage):
-    mixture, lengths = with_transitions() if transitions else random_mixture(), torch.tensor([20, 7, 0])
+def test_padding_may_hold_anything(garbage):
+    mixture, lengths = random_mixture(), torch.tensor([20, 7, 0])
     features = torch.randn(3, 20, 5)
     real = torch.arange(20) < lengths[:, None]
     posteriors, statistics = mixture.clip_expectation(features, lengths)
     padded = features.masked_fill(~real[..., None], garbage)
     found, with_garbage = mixture.clip_expectation(padded, lengths)
     assert found[real].equal(posteriors[real])
-    for ours, theirs in zip(with_garbage[:3], statistics[:3], strict=True):
+    for ours, theirs in zip(with_garbage, statistics, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    if transitions:
-        assert with_garbage.transitions.pairs.equal(statistics.transitions.pairs)
-        assert with_garbage.transitions.initial.equal(statistics.transitions.initial)
 
 
 @pytest.mark.parametrize("average", ["statistics", "parameters"])
@@ -390,81 +376,3 @@ def test_updated_variances_far_from_the_centre_are_exact_within_a_thousandth():
     mixture.apply_statistics(statistics, decay)
     torch.testing.assert_close(mixture.variances.double(), wanted, rtol=2e-3, atol=0)
     torch.testing.assert_close(mixture.means.double(), means + step[:, None] * first, rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 10.0, 0.0])
-def test_with_transitions_targets_are_given_the_clip_and_weights_have_no_say(temperature):
-    mixture, features, lengths = with_transitions(), torch.randn(3, 20, 5), torch.tensor([20, 7, 1])
-    found, statistics = mixture.clip_expectation(features, lengths, temperature)
-    observed = (naive_log_joint(mixture, features.flatten(0, 1)) - mixture.weights.double().log()).view(3, 20, 7)
-    model = (part.double() for part in mixture.transitions.probabilities())
-    expected = forward_backward(observed, *model, lengths, count=True)
-    real = torch.arange(20) < lengths[:, None]
-    plain = expected.posteriors[real]
-    if temperature == 0:
-        tempered = torch.nn.functional.one_hot(plain.argmax(-1), 7).double()
-    else:
-        tempered = plain ** (1 / temperature) / (plain ** (1 / temperature)).sum(-1, keepdim=True)
-    torch.testing.assert_close(found[real].double(), tempered, atol=1e-5, rtol=0)
-    assert found.equal(mixture.clip_posteriors(features, lengths, temperature)) and found.isfinite().all()
-    assert (plain - mixture.posterior(features[real])).abs().max() > 0.1
-    torch.testing.assert_close(statistics.transitions.pairs.double(), expected.statistics.pairs, atol=1e-4, rtol=1e-4)
-    for ours, theirs in zip(statistics[:3], mixture.statistics(features[real], plain)[:3], strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-
-
-def test_statistics_of_clips_are_em_of_the_hidden_markov_model():
-    mixture, lengths = with_transitions(4, 3), torch.tensor([60, 60, 31])
-    features = torch.randn(4, 3)[torch.arange(180).div(5, rounding_mode="floor") % 4].view(3, 60, 3)
-    features = 2 * features + torch.randn(3, 60, 3)
-    history = []
-    for _ in range(8):
-        frames = mixture.log_likelihoods(features.flatten(0, 1)).view(3, 60, 4)
-        history.append(mixture.transitions.expectation(frames, lengths).log_likelihoods.sum().item())
-        halves = [mixture.clip_expectation(features[i:j], lengths[i:j])[1] for i, j in ((0, 1), (1, 3))]
-        mixture.apply_statistics(halves[0] + halves[1], decay=0)
-    assert all(new > old - 0.05 for old, new in zip(history, history[1:])) and history[-1] > history[0] + 20
-    share = mixture.clip_posteriors(features, lengths).sum((0, 1)) / lengths.sum()
-    torch.testing.assert_close(mixture.weights, share, atol=0.05, rtol=0, msg="weights are shares of frames")
-
-
-def test_transitions_decay_as_the_other_statistics_do():
-    mixture, features = with_transitions(), torch.randn(2, 30, 5)
-    statistics, old = mixture.clip_expectation(features)[1], mixture.transitions.pairs.clone()
-    mixture.apply_statistics(statistics, decay=0.9)
-    new = statistics.transitions.pairs / 58
-    torch.testing.assert_close(mixture.transitions.pairs, 0.9 * old + 0.1 * new, atol=1e-6, rtol=1e-5)
-    before = mixture.transitions.pairs.clone()
-    frames = features.flatten(0, 1)
-    mixture.apply_statistics(mixture.statistics(frames, mixture.posterior(frames)), decay=0.9)
-    assert mixture.transitions.pairs.equal(before), "frames alone say nothing of order"
-
-
-def test_a_new_fit_forgets_the_order_of_other_clusters():
-    mixture, features = with_transitions(), torch.randn(300, 5)
-    mixture.fit(features, num_iterations=2)
-    clips = features.view(6, 50, 5)
-    torch.testing.assert_close(
-        mixture.clip_posteriors(clips).flatten(0, 1), mixture.posterior(features), atol=2e-3, rtol=0
-    )
-
-
-def test_a_split_costs_a_clip_next_to_nothing_too():
-    mixture, features = with_transitions(8, 5), torch.randn(4, 100, 5)
-    statistics = mixture.clip_expectation(features)[1]
-    dead = statistics.counts.argmin()
-    mixture.apply_statistics(statistics, decay=0)
-    for buffer in (mixture.weights, mixture.transitions.initial):
-        buffer[dead] = 0
-    mixture.transitions.pairs[dead] = mixture.transitions.pairs[:, dead] = 0
-    donor = mixture.weights.argmax()
-
-    def likelihood() -> torch.Tensor:
-        frames = mixture.log_likelihoods(features.flatten(0, 1)).view(4, 100, 8)
-        return mixture.transitions.expectation(frames, count=False).log_likelihoods.sum() / 400
-
-    before, whole = likelihood(), mixture.clip_posteriors(features)[..., donor]
-    assert mixture.reseed_dead() == 1
-    assert abs(before - likelihood()) < 0.01
-    halves = mixture.clip_posteriors(features)[..., [donor, dead]].sum((0, 1))
-    assert halves.sum().item() == pytest.approx(whole.sum().item(), rel=0.05) and halves.min() > 0.3 * whole.sum()

@@ -28,7 +28,7 @@ LENGTHS = (16000, 7000)  # 49 and 21 frames
 def make_batch() -> dict:
     clips = [torch.randn(length).mul(0.1).numpy() for length in LENGTHS]
     made = collate(clips, SpanMask(0.65, 10), torch.Generator().manual_seed(0))
-    return made | {"seconds": sum(LENGTHS) / 16000, "draw": 7}
+    return made | {"seconds": sum(LENGTHS) / 16000, "seed": 7}
 
 
 def fitted(mixture: DiagonalGaussianMixture, features: torch.Tensor) -> DiagonalGaussianMixture:
@@ -88,7 +88,7 @@ def test_units_of_phase_2_are_the_run_s_targets_bit_for_bit(make_config, tmp_pat
     assert not own.equal(expected), "the student is another encoder"
     OnlineTargets.__init__(targets, model.sjepa, model.mixture, LayerChoice(2), Accelerator(cpu=True), **options)
     if dims:
-        targets.target_features.whitening.load_state_dict(model.mixture_whitening.state_dict())
+        targets.whitening.load_state_dict(model.mixture_whitening.state_dict())
     assert own.equal(targets.posteriors(batch)), "bit for bit where the EMA encoder is the encoder"
     half = AutoModelForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert all(a.equal(b) for a, b in zip(half.buffers(), model.buffers()) if a.dtype == torch.float32)

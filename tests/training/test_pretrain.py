@@ -1,5 +1,6 @@
 """The whole run on a few seconds of noise: both phases, the boundary, checkpoints, resuming, bad input."""
 
+import itertools
 import json
 
 import numpy as np
@@ -156,17 +157,17 @@ def test_all_that_is_predicted_is_made_before_the_prediction(noise, tmp_path, mo
     run = pretrain.prepare(pretrain.parse_arguments(command(noise, tmp_path, *options)))
     phases.fit(run)
     batch = run.data.next()
-    assert pretrain.soft_targets(run, batch).keys() == {"target_posteriors"}
+    assert pretrain.soft_targets(run, batch)[0].keys() == {"target_posteriors"}
     run.state.step = 10  # amid phase 2
     phases.fit(run)
-    targets = pretrain.soft_targets(run, batch)
+    targets, _ = pretrain.soft_targets(run, batch)
     assert targets.pop("frozen_weight") == pytest.approx(0.3)
     assert {name: values.shape[2] for name, values in targets.items()} == {
         "target_posteriors": 6,
         "frozen_posteriors": 8,
     }
-    for made in (run.targets, run.frozen_targets):
-        monkeypatch.setattr(made, "posteriors", lambda batch: pytest.fail("made while it is predicted"))
+    for made, asked in itertools.product((run.targets, run.frozen_targets), ("posteriors", "expectation")):
+        monkeypatch.setattr(made, asked, lambda batch: pytest.fail("made while it is predicted"))
     output = pretrain.predict(run, batch, targets | {"frozen_weight": 0.3})
     assert output.loss.isfinite() and output.frozen_loss.isfinite()
     run.lock.release()

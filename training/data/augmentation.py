@@ -107,7 +107,7 @@ def augmented(batch: dict, p_mix: float, p_noise: float) -> Tensor:
     audio = batch["input_values"]
     if p_mix + p_noise == 0:
         return audio
-    generator = torch.Generator(audio.device).manual_seed(batch["draw"])
+    generator = torch.Generator(audio.device).manual_seed(batch["seed"])
     noise = {name: batch.get(name) for name in ("noise", "noise_lengths")}
     return augment(audio, batch["lengths"], p_mix=p_mix, p_noise=p_noise, **noise, generator=generator)
 

@@ -147,7 +147,7 @@ class BatchStream(IterableDataset):
     Yields:
         What `with_masks` returns and, with noise, of `Noise.for_batch`; `seconds` of real audio; `skipped`, the
         `(name, reason)` of bad clips, and of bad noise, met since this reader's previous batch; `reader`, its number,
-        and `position`, where it goes on; `draw`, an integer for random choices about this batch.
+        and `position`, where it goes on; `seed`, an integer for random choices about this batch.
 
     Raises:
         BadAudioError: when an epoch gives a reader no usable clip.
@@ -277,7 +277,7 @@ class BatchStream(IterableDataset):
             "seconds": int(lengths.sum()) / SAMPLING_RATE,
             "reader": reader,
             "position": at._replace(batch=at.batch + 1),
-            "draw": _random_state(self.seed, DRAW, *place) >> 1,  # fits into a signed integer
+            "seed": _random_state(self.seed, DRAW, *place) >> 1,  # fits into a signed integer
         }, bad
 
     def _length(self, clip: Clip, key: int) -> int:

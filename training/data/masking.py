@@ -76,8 +76,9 @@ class SpanMask:
         own_span = (lengths - target).clamp(1, self.span)
         real = torch.arange(num_frames, device=lengths.device) < lengths  # [B, T]
 
-        # A random permutation of all starts -(span - 1) .. T - 1 says when each is drawn. Drawing one again changes
-        # nothing, so this equals drawing with replacement. Starts that cover no real frame are never looked at.
+        # Starts -(span - 1) .. T - 1 are drawn without replacement, all at once, and the drawing is then read off in
+        # its order: a random permutation says when each start is drawn. Drawing one again would change nothing, so
+        # this equals drawing with replacement. Starts that cover no real frame are never looked at.
         # What `argsort` gives is the inverse of the rank, as uniform as that for uniform keys alone: for keys that
         # favour some starts take `argsort` of it once more.
         keys = torch.rand(lengths.shape[0], num_frames + self.span - 1, generator=generator, device=lengths.device)
@@ -129,7 +130,7 @@ class MelMask:
 
     def of_batch(self, batch: dict) -> Tensor:
         """For a batch of the loader, on its device; seeded by it, so that a resumed run hides the same."""
-        generator = torch.Generator(batch["mask_time_indices"].device).manual_seed(batch["draw"] ^ OTHER_DRAWS)
+        generator = torch.Generator(batch["mask_time_indices"].device).manual_seed(batch["seed"] ^ OTHER_DRAWS)
         return self(*batch["mask_time_indices"].shape, generator)
 
 

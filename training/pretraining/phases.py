@@ -1,6 +1,10 @@
 """
 Phases: which posteriors are predicted, and what happens to model and optimizer when they change (method, sections 3 to
 5). A fit that is interrupted leaves everything that a checkpoint holds as it was.
+
+`fitted` of the targets says whether their mixture is that of what is predicted. It is set here: True by each fit, and
+for the frozen mixture that phase 2 keeps; False where another layer becomes active and is to have new clusters
+(`choose_layer`). Only a run that resumes takes it from its checkpoint instead (`seeding_due`).
 """
 
 import logging
@@ -9,8 +13,8 @@ from collections.abc import Iterator
 
 import torch
 
-from sjepa_hf import DiagonalGaussianMixture
 from sjepa_hf.frames import FRAMES_PER_SECOND
+from sjepa_hf.modeling_sjepa_pretraining import new_mixture
 from training.common.progress import Progress
 from training.common.seeds import Purpose, seed_for
 from training.pretraining.model import frozen_targets, online_targets
@@ -77,8 +81,9 @@ def begin_phase_2(run: Run) -> float:
     if run.layer_choice.active is None and not settings.target_layers:
         begin_on_highest_rank(run)
     size = settings.phase2_components, settings.target_dims or run.model.config.hidden_size
+    # Fitted beside the model and copied into it, so that an interrupted fit leaves the model in phase 1.
     with torch.random.fork_rng(devices=[]):  # it is made on the CPU
-        mixture = DiagonalGaussianMixture(*size, settings.target_transitions).to(run.accelerator.device)
+        mixture = new_mixture(run.model.config, *size).to(run.accelerator.device)
     targets = online_targets(run.model.sjepa, mixture, run.arguments, run.layer_choice, run.accelerator)
     seconds = seed_mixture(run, targets, settings.seed_frames)
     run.model.replace_mixture(*size, keep_frozen=settings.keeps_frozen)
@@ -123,8 +128,7 @@ def predict_online(run: Run, targets: OnlineTargets) -> None:
 def seed_mixture(run: Run, targets: OnlineTargets, num_frames: int) -> float:
     """Fit an online mixture to features of the active layer; returns the seconds that it took."""
     began, step = time.monotonic(), run.state.step
-    layers = targets.target_features.layers or (run.layer_choice.active,)
-    logger.info("Seeding the mixture on features of layer %s.", ", ".join(map(str, layers)))
+    logger.info("Seeding the mixture on features of layer %s.", ", ".join(map(str, targets.layers)))
     progress = Progress("Mixture of phase 2", run.accelerator.is_main_process)
     targets.seed(
         fit_audio(run, progress),

@@ -22,14 +22,17 @@ class Schedule:
         """1 while the targets come from the frozen mixture, then 2."""
         return 1 if step < self.run.phase1_steps else 2
 
-    def late(self, step: int) -> bool:
-        """Whether phase 2 has come so far that only masked frames count, and augmentation is off."""
+    def in_final_stage(self, step: int) -> bool:
+        """
+        Whether `masked_only_after` of phase 2 has passed: then only masked frames count in the loss, and visible ones
+        are heard as they are, without augmentation and `mel_mask`.
+        """
         boundary = self.run.phase1_steps + self.run.masked_only_after * self.run.phase2_steps
         return self.phase(step) == 2 and step >= boundary
 
     def masked_only(self, step: int) -> bool:
         """Whether visible frames are left out of the loss."""
-        return self.late(step) or not self.run.visible_loss
+        return self.in_final_stage(step) or not self.run.visible_loss
 
     def learning_rate(self, step: int) -> float:
         """Each phase has its own warm-up and shape."""

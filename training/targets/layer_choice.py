@@ -90,7 +90,7 @@ def layer_ranks(
             layers = encoder(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states
         real = real_frames(batch, layers[0].shape[1])
         for reservoir, layer in zip(reservoirs, layers, strict=True):
-            reservoir.add(layer[real], batch["draw"])
+            reservoir.add(layer[real], batch["seed"])
     encoder.train(training)
     ranks = []
     for reservoir in reservoirs:

@@ -20,12 +20,12 @@ from training.data.batches import real_frames, to_device
 LAST = np.iinfo(np.int64).max  # above every random number of a frame
 
 
-def draw_order(seed: int, draw: int, num_frames: int) -> np.ndarray:
+def draw_order(seed: int, batch_seed: int, num_frames: int) -> np.ndarray:
     """
     A random int64 number for each frame of a batch, `(num_frames,)`: the frames with the smallest numbers of all
-    batches are a uniform sample of all frames. It depends on the seed and on the batch's own `draw` alone.
+    batches are a uniform sample of all frames. It depends on the seed and on the batch's own alone.
     """
-    return np.random.default_rng([seed, draw]).integers(0, LAST, num_frames)
+    return np.random.default_rng([seed, batch_seed]).integers(0, LAST, num_frames)
 
 
 class FrameReservoir:
@@ -44,9 +44,9 @@ class FrameReservoir:
         self._frames: list[np.ndarray] = []
         self._held, self._limit = 0, LAST
 
-    def add(self, frames: torch.Tensor, draw: int) -> None:
-        """Offer frames `(num_frames, num_features)`, without padding, of the batch with this `draw`."""
-        numbers = draw_order(self.seed, draw, len(frames))
+    def add(self, frames: torch.Tensor, batch_seed: int) -> None:
+        """Offer frames `(num_frames, num_features)`, without padding, of the batch with this seed."""
+        numbers = draw_order(self.seed, batch_seed, len(frames))
         kept = np.flatnonzero(numbers < self._limit)
         if len(kept) > self.capacity:
             kept = kept[np.argsort(numbers[kept])[: self.capacity]]
@@ -112,7 +112,7 @@ def sample_frames(
 ) -> torch.Tensor:
     """
     Uniform sample of the frames of all processes, the same in each: `(at most num_frames, num_features)`. It depends
-    on the batches alone, not on how they are shared out: each batch carries the `draw` that decides which of its
+    on the batches alone, not on how they are shared out: each batch carries the `seed` that decides which of its
     frames are taken.
 
     Args:
@@ -129,7 +129,7 @@ def sample_frames(
     reservoir = FrameReservoir(num_frames, seed)
     for batch in audio.batches(max_seconds, max_frames=num_frames if stop_when_full else math.inf):
         values = features(batch)
-        reservoir.add(values[real_frames(batch, values.shape[1])], batch["draw"])
+        reservoir.add(values[real_frames(batch, values.shape[1])], batch["seed"])
     frames = smallest(*reservoir.sample(), num_frames, audio.coordinator.accelerator).cpu()
     if not len(frames):
         raise ValueError("No frame of the training data could be read: the log names the files and what is wrong.")

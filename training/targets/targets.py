@@ -1,5 +1,5 @@
 """Targets: posteriors of a frozen mixture over frame features (phase 1), then of an online one over features of an EMA
-encoder (phase 2), given a frame or, where the mixture has transitions, the whole clip. Both are computed from the
+encoder (phase 2), given a frame or, where the mixture is an [`HmmMixture`], the whole clip. Both are computed from the
 clean audio, in fp32, outside autograd.
 """
 
@@ -11,13 +11,15 @@ from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel, SufficientStatistics
 from sjepa_hf.frame_features import FRAME_FEATURES
-from sjepa_hf.frames import frame_lengths
-from sjepa_hf.hmm import TransitionStatistics
+from sjepa_hf.frames import check_frames, frame_lengths
+from sjepa_hf.hmm_mixture import HmmMixture, HmmStatistics
+from sjepa_hf.layer_features import SJepaWhitening, read_layers
 from training.common.processes import Coordinator, share, summed
-from training.targets.encoder_features import TargetFeatures
+from training.data.batches import real_frames
 from training.targets.layer_choice import LayerChoice
 from training.targets.sampling import FitAudio, sample_frames
 from training.targets.transitions import fit_transitions
+from training.targets.whitening import fit_whitening
 
 
 logger = logging.getLogger(__name__)
@@ -34,8 +36,8 @@ class FrozenTargets:
 
     Attributes:
         phase (`int`): 1.
-        fitted (`bool`): whether the mixture is that of `features`, so that it can be predicted. Whoever
-            fits it says so.
+        fitted (`bool`): whether the mixture is that of `features`, so that it can be predicted; set as
+            `training/pretraining/phases.py` says.
         modules (`dict`): what a checkpoint holds of the targets beside student and mixture: nothing.
     """
 
@@ -58,6 +60,13 @@ class FrozenTargets:
         """Soft targets `(batch_size, sequence_length, num_components)`; padded frames hold anything."""
         return self.mixture.clip_posteriors(self.features(batch), frame_lengths(batch["lengths"]), self.temperature)
 
+    def expectation(self, batch: dict) -> tuple[torch.Tensor, None]:
+        """The posteriors, and no statistics: the mixture is frozen."""
+        return self.posteriors(batch), None
+
+    def take_in(self, statistics: None) -> None:
+        """Nothing: the mixture is frozen."""
+
     def update(self, student: SJepaModel, ema_decay: float) -> None:
         """Nothing: the mixture is frozen."""
 
@@ -72,7 +81,10 @@ class FrozenTargets:
 
 class OnlineTargets:
     """
-    Phase 2: posteriors of a mixture over one layer of an EMA copy of the encoder. Both follow the student.
+    Phase 2: posteriors of a mixture over a layer of an EMA copy of the encoder. Both follow the student.
+
+    In each step, [`~OnlineTargets.expectation`] of every micro-batch and [`~OnlineTargets.take_in`] of its statistics,
+    then one [`~OnlineTargets.update`].
 
     Args:
         student (`SJepaModel`): encoder that the EMA copy starts from.
@@ -81,13 +93,19 @@ class OnlineTargets:
         accelerator (`Accelerator`): sums statistics over processes, so that all hold the same mixture.
         temperature (`float`): tempers the target; the mixture's own update keeps the plain responsibilities.
         mixture_decay, average: see [`DiagonalGaussianMixture.apply_statistics`].
-        layers, instance_norm, num_components: see [`TargetFeatures`].
+        layers (`tuple[int]`): layers whose mean is taken, numbered as in `hidden_states` (0 is the input of the first
+            Transformer layer); `None`: the active one of `layer_choice`.
+        instance_norm (`bool`): whether each layer of each clip gets mean 0 and variance 1 over the clip's frames, per
+            dimension, as in data2vec: takes the speaker's and the channel's share off.
+        num_components (`int`): whitened principal components that the mixture sees; `None`: all dimensions.
         compiled (`bool`): whether to `torch.compile` the EMA encoder.
 
     Attributes:
         phase (`int`): 2.
-        fitted (`bool`): whether the mixture is that of the layer that is read, so that it can be predicted; whoever
-            fits it, or chooses another layer, says so.
+        fitted (`bool`): whether the mixture is that of the layer that is read, so that it can be predicted; set as
+            there.
+        whitening (`nn.Module`): the principal components, once [`~OnlineTargets.seed`] has fitted them; the identity
+            without `num_components`.
     """
 
     phase = 2
@@ -106,8 +124,12 @@ class OnlineTargets:
         num_components: int | None = None,
         compiled: bool = False,
     ):
+        check_frames(student.config, "The encoder")
         self.teacher = copy.deepcopy(student).eval().requires_grad_(False)
-        self.target_features = TargetFeatures(self.teacher, layers, instance_norm, num_components)
+        self.fixed_layers, self.instance_norm = layers, instance_norm
+        self.whitening = torch.nn.Identity()
+        if num_components is not None:
+            self.whitening = SJepaWhitening(student.config.hidden_size, num_components).to(student.device)
         if compiled:
             self.teacher.compile(dynamic=True)
         self.mixture = mixture
@@ -117,36 +139,43 @@ class OnlineTargets:
         self.temperature = temperature
         self.mixture_decay = mixture_decay
         self.average = average
-        self._pending: SufficientStatistics | None = None
+        self._pending: SufficientStatistics | HmmStatistics | None = None
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds beside the student and the mixture."""
-        return {"teacher": self.teacher, "target_features": self.target_features.whitening}
+        return {"teacher": self.teacher, "target_features": self.whitening}
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers whose mean is read."""
+        return self.fixed_layers or (self.layer_choice.active,)
 
     @torch.inference_mode()
     def features(self, batch: dict) -> torch.Tensor:
         """EMA features that the mixture models, `(batch_size, sequence_length, D)`, fp32; later layers do not run."""
-        return self.target_features.whitening(self.full_features(batch))
+        return self.whitening(self.full_features(batch))
 
     @torch.inference_mode()
     def full_features(self, batch: dict) -> torch.Tensor:
         """The same before the principal components, `(batch_size, sequence_length, hidden_size)`."""
+        real = real_frames(batch, frame_lengths(batch["input_values"].shape[1])) if self.instance_norm else None
         with self.accelerator.autocast():
-            return self.target_features.full(batch, self.layer_choice.active)
+            return read_layers(self.teacher, batch["input_values"], batch["attention_mask"], self.layers, real)
 
     @torch.no_grad()
     def posteriors(self, batch: dict) -> torch.Tensor:
-        """
-        Soft targets `(batch_size, sequence_length, num_components)`; padded frames hold anything.
+        """Soft targets `(batch_size, sequence_length, num_components)`; padded frames hold anything."""
+        return self.mixture.clip_posteriors(self.features(batch), frame_lengths(batch["lengths"]), self.temperature)
 
-        This is no mere query: the statistics of the batch are added to those that the next `update` moves the mixture
-        by. Call it once for each micro-batch of a step, and for nothing else between two updates.
-        """
-        lengths = frame_lengths(batch["lengths"])
-        targets, statistics = self.mixture.clip_expectation(self.features(batch), lengths, self.temperature)
+    @torch.no_grad()
+    def expectation(self, batch: dict) -> tuple[torch.Tensor, SufficientStatistics | HmmStatistics]:
+        """The posteriors, and the statistics of the batch for [`~OnlineTargets.take_in`]."""
+        return self.mixture.clip_expectation(self.features(batch), frame_lengths(batch["lengths"]), self.temperature)
+
+    def take_in(self, statistics: SufficientStatistics | HmmStatistics) -> None:
+        """Add statistics of a micro-batch to those that the next `update` moves the mixture by."""
         self._pending = statistics if self._pending is None else self._pending + statistics
-        return targets
 
     @torch.no_grad()
     def update(self, student: SJepaModel, ema_decay: float) -> None:
@@ -156,10 +185,7 @@ class OnlineTargets:
         """
         if self._pending is not None:
             before = [buffer.clone() for buffer in self.mixture.buffers()]
-            counts, sums, squares, *steps = summed(
-                [*self._pending[:3], *(self._pending.transitions or ())], self.accelerator
-            )
-            statistics = SufficientStatistics(counts, sums, squares, TransitionStatistics(*steps) if steps else None)
+            statistics = type(self._pending)(*summed([*self._pending], self.accelerator))
             self.mixture.apply_statistics(statistics, self.mixture_decay, self.average)
             finite = torch.stack([buffer.isfinite().all() for buffer in self.mixture.buffers()]).all()
             for buffer, old in zip(self.mixture.buffers(), before, strict=True):
@@ -169,12 +195,11 @@ class OnlineTargets:
 
     def describe(self, model: SJepaForPreTraining) -> None:
         """Have a model's configuration say what its mixture is over; principal components go along as buffers."""
-        features = self.target_features
         model.describe_mixture(
             "encoder",
-            layers=features.layers or (self.layer_choice.active,),
-            instance_norm=features.instance_norm,
-            whitening=tuple(features.whitening.buffers()) or None,  # mean, directions
+            layers=self.layers,
+            instance_norm=self.instance_norm,
+            whitening=tuple(self.whitening.buffers()) or None,  # mean, directions
             temperature=self.temperature,
         )
 
@@ -188,15 +213,15 @@ class OnlineTargets:
         Fit principal components (if any) and mixture to the active layer's features of some frames, then transitions
         (if any) to as many. Returns the log-likelihoods of `fit`. If it is interrupted, all are as they were.
         """
-        buffers = [*self.target_features.whitening.buffers(), *self.mixture.buffers()]
+        buffers = [*self.whitening.buffers(), *self.mixture.buffers()]
         before = [buffer.clone() for buffer in buffers]
         try:
             sample = sample_frames(self.full_features, audio, num_frames, seed, stop_when_full=True)
-            self._pending = None
-            self.target_features.fit(sample, audio.coordinator)
-            sample = self.target_features.whitening(sample.to(self.accelerator.device)).cpu()
+            if isinstance(self.whitening, SJepaWhitening):
+                fit_whitening(self.whitening, sample, audio.coordinator)
+            sample = self.whitening(sample.to(self.accelerator.device)).cpu()
             history = fit_mixture(self.mixture, sample, seed, audio.coordinator, **fit)
-            if self.mixture.transitions is not None:
+            if isinstance(self.mixture, HmmMixture):
                 fit_transitions(self.mixture, self.features, audio, num_frames, transition_passes)
         except BaseException:
             for buffer, old in zip(buffers, before, strict=True):

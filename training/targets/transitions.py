@@ -1,4 +1,4 @@
-"""Transitions of a mixture that is a hidden Markov model: estimated on audio, its Gaussians staying as they are."""
+"""Transitions of an [`HmmMixture`]: estimated on audio, its Gaussians staying as they are."""
 
 import logging
 import math
@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from sjepa_hf import DiagonalGaussianMixture
 from sjepa_hf.frames import frame_lengths
 from sjepa_hf.hmm import TransitionStatistics
+from sjepa_hf.hmm_mixture import HmmMixture
 from training.common.processes import summed
 from training.targets.sampling import FitAudio
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def fit_transitions(
-    mixture: DiagonalGaussianMixture,
+    mixture: HmmMixture,
     features: Callable[[dict], torch.Tensor],
     audio: FitAudio,
     num_frames: int,
@@ -26,12 +26,12 @@ def fit_transitions(
     max_seconds: float = math.inf,
 ) -> list[float]:
     """
-    Baum-Welch over the transitions alone, the same in all processes. After [`DiagonalGaussianMixture.fit`] states are
+    Baum-Welch over the transitions alone, the same in all processes. After [`HmmMixture.fit`] states are
     independent: the first pass counts how posteriors of consecutive frames follow one another. The mixture's weights
     become shares of frames given whole clips.
 
     Args:
-        mixture: with `transitions`, where they begin.
+        mixture: whose `transitions` are where they begin.
         features: function from a batch to `(batch_size, sequence_length, num_features)`.
         audio: of which passes are read.
         num_frames, max_seconds: over all processes, after which a pass ends.

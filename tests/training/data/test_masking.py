@@ -177,8 +177,8 @@ def test_bands_of_mel_bins():
 
 def test_bands_of_a_batch_are_drawn_anew_and_the_same_again():
     mask = MelMask(widest=5, num_mel_bins=24)
-    batch = {"mask_time_indices": torch.zeros(3, 50, dtype=torch.bool), "draw": 8}
+    batch = {"mask_time_indices": torch.zeros(3, 50, dtype=torch.bool), "seed": 8}
     hidden = mask.of_batch(batch)
     assert hidden.shape == (3, 50, 24) and torch.equal(hidden, mask.of_batch(batch))
-    assert not torch.equal(hidden, mask.of_batch(batch | {"draw": 10}))
+    assert not torch.equal(hidden, mask.of_batch(batch | {"seed": 10}))
     assert not torch.equal(hidden, mask(3, 50, generator(8)))  # those are augmentation's numbers

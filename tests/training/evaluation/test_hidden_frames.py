@@ -10,6 +10,7 @@ from transformers.modeling_outputs import ModelOutput
 from sjepa_hf import DiagonalGaussianMixture
 from sjepa_hf.frame_features import FRAME_FEATURES
 from sjepa_hf.frames import frame_lengths
+from sjepa_hf.hmm_mixture import HmmMixture
 from training.data.masking import SpanMask, distance_to_visible
 from training.evaluation import hidden_frames
 from training.evaluation.hidden_frames import TARGETS, hidden_frame_table, knowledge_at_hidden_frames
@@ -25,7 +26,7 @@ class Neighbour:
 
     def __init__(self, features, transitions):
         self.config = SimpleNamespace(num_frames=frame_lengths, mixture_features=features)
-        self.mixture = DiagonalGaussianMixture(2, 39, transitions)
+        self.mixture = HmmMixture(2, 39) if transitions else DiagonalGaussianMixture(2, 39)
         self.mixture.means.zero_()[:, 20] = torch.tensor([-1.0, 1.0])  # a delta: frames of noise lie on both sides
         if transitions:
             self.mixture.transitions.pairs.copy_(torch.eye(2) / 2)  # a clip stays where it is, as frames say little

@@ -51,7 +51,7 @@ def test_a_schedule_tells_the_phases_apart():
     schedule = Schedule(parse_arguments(["--train_data", "speech", *flags.split()]))
     assert schedule.total_steps == 12
     assert [schedule.phase(step) for step in (0, 3, 4, 11)] == [1, 1, 2, 2]
-    assert [schedule.late(step) for step in (3, 7, 8, 11)] == [False, False, True, True]
+    assert [schedule.in_final_stage(step) for step in (3, 7, 8, 11)] == [False, False, True, True]
     assert [schedule.masked_only(step) for step in (7, 8)] == [False, True]
     rates = [schedule.learning_rate(step) for step in (0, 2, 4, 5, 11)]
     assert rates == pytest.approx([1, 0.5, 0.25, 0.5, 0.5])

@@ -82,7 +82,7 @@ def batches(released):
             "visible_positions": (~masks).flatten().nonzero()[:, 0],
             "longest_visible": int((~masks).sum(1).max()),
             "seconds": 2.0,
-            "draw": 0,
+            "seed": 0,
         }
 
 

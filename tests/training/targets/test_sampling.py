@@ -10,8 +10,8 @@ from training.targets.sampling import FitAudio, FrameReservoir, sample_frames
 
 def test_keeps_everything_that_fits():
     reservoir = FrameReservoir(10)
-    reservoir.add(torch.arange(4.0)[:, None], draw=1)
-    reservoir.add(torch.arange(4.0, 7.0)[:, None], draw=2)
+    reservoir.add(torch.arange(4.0)[:, None], batch_seed=1)
+    reservoir.add(torch.arange(4.0, 7.0)[:, None], batch_seed=2)
     numbers, frames = reservoir.sample()
     assert sorted(frames.squeeze(1).tolist()) == list(range(7))
     assert torch.equal(numbers, numbers.sort().values)
@@ -22,8 +22,8 @@ def test_every_frame_has_the_same_chance():
     counts = np.zeros(60)
     for seed in range(600):
         reservoir = FrameReservoir(12, seed)
-        for draw, chunk in enumerate(torch.arange(60.0)[:, None].split(7)):
-            reservoir.add(chunk, draw)
+        for batch_seed, chunk in enumerate(torch.arange(60.0)[:, None].split(7)):
+            reservoir.add(chunk, batch_seed)
         kept = reservoir.sample()[1].squeeze(1).long()
         assert len(set(kept.tolist())) == 12, "a frame is kept once"
         counts[kept] += 1
@@ -34,13 +34,13 @@ def test_every_frame_has_the_same_chance():
 
 @pytest.mark.parametrize("capacity", [5, 40])
 def test_the_sample_is_the_same_in_whatever_order_and_parts_the_batches_come(capacity):
-    batches = [(draw, torch.randn(9, 2)) for draw in range(30)]
+    batches = [(batch_seed, torch.randn(9, 2)) for batch_seed in range(30)]
     whole = FrameReservoir(capacity, seed=3)
-    for draw, frames in batches:
-        whole.add(frames, draw)
+    for batch_seed, frames in batches:
+        whole.add(frames, batch_seed)
     parts = [FrameReservoir(capacity, seed=3) for _ in range(3)]
-    for n, (draw, frames) in enumerate(reversed(batches)):
-        parts[n % 3].add(frames, draw)
+    for n, (batch_seed, frames) in enumerate(reversed(batches)):
+        parts[n % 3].add(frames, batch_seed)
     numbers, frames = (torch.cat(values) for values in zip(*(part.sample() for part in parts)))
     assert torch.equal(frames[numbers.argsort()[:capacity]], whole.sample()[1])
     other = FrameReservoir(capacity, seed=4)
@@ -53,7 +53,7 @@ def test_sample_frames_takes_real_frames_only_and_stops():
         return batch["input_values"][:, ::320][:, : batch["mask_time_indices"].shape[1], None]
 
     coordinator = Coordinator(Accelerator(cpu=True))
-    batches = [make_batch(16000, 7000) | {"draw": draw} for draw in range(5)]
+    batches = [make_batch(16000, 7000) | {"seed": seed} for seed in range(5)]
     audio = FitAudio(lambda: batches, coordinator)
     sample = sample_frames(loudness, audio, 10_000, 0)
     assert len(sample) == 5 * (49 + 21) and (sample != 0).all()

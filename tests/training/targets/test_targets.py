@@ -6,6 +6,7 @@ from accelerate import Accelerator
 from noise_batches import make_batch
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
+from sjepa_hf.hmm_mixture import HmmMixture
 from training.common.processes import Coordinator
 from training.data.batches import real_frames
 from training.targets.layer_choice import LayerChoice
@@ -72,11 +73,30 @@ def test_temperature_softens_the_target_but_not_the_update(online, make_config, 
     features = plain.features(batch).flatten(0, 1)
     expected = plain.mixture.posterior(features, temperature=10.0).view(2, 49, 6)
     torch.testing.assert_close(tempered.posteriors(batch), expected)
-    plain.posteriors(batch)
     for each in (plain, tempered):
+        each.take_in(each.expectation(batch)[1])
         each.update(each.teacher, 1.0)
     for a, b in zip(plain.mixture.buffers(), tempered.mixture.buffers()):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("instance_norm", [False, True])
+@pytest.mark.parametrize("layers", [None, (0,), (2,), (0, 1, 3)])
+@torch.no_grad()
+def test_features_are_those_of_each_clip_alone(make_config, accelerator, layers, instance_norm):
+    encoder = SJepaModel(make_config("log_mel")).eval()
+    options = {"layers": layers, "instance_norm": instance_norm}
+    targets = OnlineTargets(encoder, DiagonalGaussianMixture(6, 48), LayerChoice(3), accelerator, **options)
+    batch, layers = make_batch(16000, 7000), layers or (3,)
+    together = targets.features(batch)
+    assert together.shape == (2, 49, 48) and targets.layers == layers
+    for row, length in enumerate((16000, 7000)):
+        alone = encoder(batch["input_values"][row : row + 1, :length], output_hidden_states=True).hidden_states
+        read = [alone[layer][0].double() for layer in layers]
+        if instance_norm:
+            read = [(layer - layer.mean(0)) / (layer.var(0, correction=0) + 1e-5).sqrt() for layer in read]
+        expected = torch.stack(read).mean(0).float()
+        torch.testing.assert_close(together[row, : len(expected)], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_update_reads_real_frames_of_all_micro_batches_once(online):
@@ -86,7 +106,9 @@ def test_update_reads_real_frames_of_all_micro_batches_once(online):
     frames = [targets.features(b)[real_frames(b, b["mask_time_indices"].shape[1])] for b in batches]
     expected.apply_statistics(expected.clip_expectation(torch.cat(frames)[None])[1], 0.9)
     for batch in batches:
-        targets.posteriors(batch)
+        posteriors, statistics = targets.expectation(batch)
+        targets.take_in(statistics)
+    assert targets.posteriors(batch).equal(posteriors), "a query, which is not counted"
     targets.update(student, 0.9)
     for name, value in expected.named_buffers():
         torch.testing.assert_close(getattr(targets.mixture, name), value, atol=1e-5, rtol=1e-4)
@@ -116,7 +138,7 @@ def test_seeding_fits_the_active_layer(online):
     batch = make_batch(48000, 30000)
     real = real_frames(batch, batch["mask_time_indices"].shape[1])
     layers = targets.teacher(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states
-    found = [targets.mixture.log_prob(layer[real]).mean().item() for layer in layers]
+    found = [targets.mixture.log_joint(layer[real]).logsumexp(-1).mean().item() for layer in layers]
     assert all(found[2] > other + 10 for layer, other in enumerate(found) if layer != 2), found
 
 
@@ -124,7 +146,7 @@ def test_seeding_fits_the_active_layer(online):
 def given_clips(make_config, accelerator):
     """Online targets whose components follow one another in some ways rather than in others."""
     student = SJepaModel(make_config("log_mel")).train()
-    mixture = DiagonalGaussianMixture(6, 48, transitions=True)
+    mixture = HmmMixture(6, 48)
     targets = OnlineTargets(student, mixture, LayerChoice(2), accelerator, mixture_decay=0.9)
     mixture.means.mul_(0.3)
     mixture.variances.fill_(20.0)
@@ -142,7 +164,9 @@ def test_with_transitions_the_step_is_stepwise_em_of_the_hidden_markov_model(giv
         for clip, length in zip(features, lengths, strict=True):
             posteriors, statistics = expected.clip_expectation(clip[None, :length])
             total = statistics if total is None else total + statistics
-        torch.testing.assert_close(targets.posteriors(batch)[-1, :length], posteriors[0], atol=1e-5, rtol=1e-4)
+        found, statistics = targets.expectation(batch)
+        targets.take_in(statistics)
+        torch.testing.assert_close(found[-1, :length], posteriors[0], atol=1e-5, rtol=1e-4)
     expected.apply_statistics(total, decay=0.9)
     targets.update(student, 0.9)
     for name, value in expected.named_buffers():
@@ -154,8 +178,9 @@ def test_with_transitions_the_step_is_stepwise_em_of_the_hidden_markov_model(giv
 def test_broken_statistics_leave_transitions_too(given_clips):
     student, targets = given_clips
     before = copy.deepcopy(targets.mixture.state_dict())
-    targets.posteriors(make_batch(16000))
-    targets._pending.transitions.pairs[2, 3] = float("nan")
+    _, statistics = targets.expectation(make_batch(16000))
+    statistics.pairs[2, 3] = float("nan")
+    targets.take_in(statistics)
     targets.update(student, 0.9)
     assert all(torch.equal(before[k], v) for k, v in targets.mixture.state_dict().items())
 

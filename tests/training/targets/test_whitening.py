@@ -1,5 +1,3 @@
-"""What the online mixture sees: mean of layers, instance norm, whitened principal components."""
-
 import numpy as np
 import pytest
 import torch
@@ -8,14 +6,15 @@ from noise_batches import collate
 from sklearn.decomposition import PCA
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
+from sjepa_hf.layer_features import SJepaWhitening
 from training.common.processes import Coordinator
 from training.common.signals import Interrupted
 from training.data.masking import SpanMask
-from training.targets import encoder_features
-from training.targets.encoder_features import TargetFeatures, whitened_components
+from training.targets import whitening
 from training.targets.layer_choice import LayerChoice
 from training.targets.sampling import FitAudio
 from training.targets.targets import OnlineTargets
+from training.targets.whitening import fit_whitening, whitened_components
 
 
 LENGTHS = (16000, 7000)  # 49 and 21 frames
@@ -35,22 +34,7 @@ def encoder(make_config):
 def batch():
     clips = [torch.randn(length).mul(0.1).numpy() for length in LENGTHS]
     made = collate(clips, SpanMask(0.65, 10), torch.Generator().manual_seed(0))
-    return made | {"seconds": sum(LENGTHS) / 16000, "draw": 7}
-
-
-@pytest.mark.parametrize("instance_norm", [False, True])
-@pytest.mark.parametrize("layers", [None, (0,), (2,), (0, 1, 3)])
-@torch.no_grad()
-def test_features_are_those_of_each_clip_alone(encoder, batch, layers, instance_norm):
-    together = TargetFeatures(encoder, layers, instance_norm).full(batch, active_layer=3)
-    assert together.shape == (2, 49, 48)
-    for row, length in enumerate(LENGTHS):
-        alone = encoder(batch["input_values"][row : row + 1, :length], output_hidden_states=True).hidden_states
-        read = [alone[layer][0].double() for layer in layers or (3,)]
-        if instance_norm:
-            read = [(layer - layer.mean(0)) / (layer.var(0, correction=0) + 1e-5).sqrt() for layer in read]
-        expected = torch.stack(read).mean(0).float()
-        torch.testing.assert_close(together[row, : len(expected)], expected, atol=1e-4, rtol=1e-4)
+    return made | {"seconds": sum(LENGTHS) / 16000, "seed": 7}
 
 
 def test_components_are_those_of_scikit_learn():
@@ -73,7 +57,7 @@ def test_directions_without_variance_are_not_blown_up():
 
 def test_components_are_found_in_parts(monkeypatch):
     """No second copy of all frames in double precision is made, and the covariance is that of numpy."""
-    monkeypatch.setattr(encoder_features, "FRAMES_AT_ONCE", 7)
+    monkeypatch.setattr(whitening, "FRAMES_AT_ONCE", 7)
     frames = 1000 + torch.randn(40, 3) @ torch.randn(3, 5)
     mean, directions = whitened_components(frames, 3)
     variances, vectors = np.linalg.eigh(np.cov(frames.double().numpy().T, bias=True))
@@ -86,10 +70,10 @@ def test_components_are_found_in_parts(monkeypatch):
     assert max(doubled) == 7
 
 
-def test_too_few_frames_for_the_components_end_a_run_in_order(encoder, accelerator):
+def test_too_few_frames_for_the_components_end_a_run_in_order(accelerator):
     coordinator = Coordinator(accelerator)
     with pytest.raises(Interrupted):
-        TargetFeatures(encoder, num_components=8).fit(torch.randn(4, 48), coordinator)
+        fit_whitening(SJepaWhitening(48, 8), torch.randn(4, 48), coordinator)
     assert coordinator.interruption.stop.reason.startswith("`target_dims` asks for 8 principal components of 4 frames")
 
 
