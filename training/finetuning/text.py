@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "text_normalization.json"
 DROPPED = '.,?!;:"()[]{}“”„«»‹›…¿¡*'
 SPACES = "-–—‐‑−/_|"  # the bar separates words in a CTC vocabulary
+UNKNOWN_SIGN = "\ufffd"  # in transcripts, for a character that the tokenizer does not know
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "|")
 APOSTROPHES = "’‘‛ʼʻ´`′＇՚׳ꞌ\u1fbd"
 WORD_SPACES = "፡་・"  # marks between words: Ethiopic, Tibetan, Japanese
@@ -280,6 +281,14 @@ def check_characters(texts: Sequence[str], tokenizer: Wav2Vec2CTCTokenizer, name
         unknown[" "] = spaces
     if unknown:
         logger.warning("%s: characters outside the vocabulary: %s.", name, counted(Counter(unknown)))
+
+
+def read_labels(labels: Sequence[int], tokenizer: Wav2Vec2CTCTokenizer) -> str:
+    """The text of the best label of each frame; `<unk>` is one sign, as what it stands for was one character."""
+    text = tokenizer.decode(labels)
+    if tokenizer.unk_token:
+        text = text.replace(tokenizer.unk_token, UNKNOWN_SIGN)
+    return " ".join(text.split())
 
 
 def needed_frames(labels: Sequence[int]) -> int:

@@ -2,12 +2,14 @@ import unicodedata
 
 import pytest
 
+from training.common.learned import cer
 from training.finetuning.text import (
     TextNormalizer,
     build_tokenizer,
     check_characters,
     log_examples,
     needed_frames,
+    read_labels,
 )
 
 
@@ -139,6 +141,12 @@ def test_unknown_characters_are_named_with_their_counts(caplog):
     assert "dev/: characters outside the vocabulary: 'X' 3 times, '2' 1 times." in caplog.text
     with pytest.raises(ValueError, match="No character of the transcripts of dev/ .* `text_case`"):
         check_characters(["abc ab"], tokenizer, "dev/")
+
+
+def test_an_unknown_character_counts_once():
+    tokenizer = build_tokenizer(["ABC"])
+    labels = tokenizer("AXC").input_ids
+    assert cer([read_labels(labels, tokenizer)], ["AXC"]) == pytest.approx(1 / 3)
 
 
 def test_equal_neighbours_need_a_blank_between_them():
