@@ -14,7 +14,7 @@ from transformers import Wav2Vec2CTCTokenizer
 
 from training.common.naming import several
 from training.finetuning.ngram import BEGIN, END, UNKNOWN, Gram, NGram
-from training.finetuning.text import UNKNOWN_SIGN, read_labels
+from training.finetuning.text import UNKNOWN_SIGN, is_spaceless, read_labels
 
 
 logger = logging.getLogger(__name__)
@@ -214,5 +214,10 @@ def check_language_model(lm: NGram, name: str, tokenizer: Wav2Vec2CTCTokenizer, 
     if known < FITTING and counts.total() and all(word.casefold() in folded for word, _ in unknown.most_common(5)):
         said += ": they differ in case"
     if min(writable, known) < USELESS:
+        if is_spaceless(texts):
+            raise ValueError(
+                f"`lm`: {said}. Hardly any transcript has a space, so that each counts as one word: put spaces between"
+                " words, in the transcripts and in the model's text, or leave `lm` out."
+            )
         raise ValueError(f"`lm`: {said}. `training.decoding build-ngram --model MODEL` makes one that fits.")
     logger.warning("Language model: %s.", said)

@@ -283,6 +283,17 @@ def check_characters(texts: Sequence[str], tokenizer: Wav2Vec2CTCTokenizer, name
         logger.warning("%s: characters outside the vocabulary: %s.", name, counted(Counter(unknown)))
 
 
+def is_spaceless(texts: Sequence[str]) -> bool:
+    """Whether hardly any transcript, below 5 %, has a space: of a script without, or of single words."""
+    return sum(" " in text for text in texts) < 0.05 * len(texts)
+
+
+def log_spaceless(texts: Sequence[str]) -> None:
+    """Say in the log what the word error rate counts where normalised transcripts have no spaces."""
+    if is_spaceless(texts):
+        logger.info("Hardly any transcript has a space: look at CER; WER counts whole transcripts, not words.")
+
+
 def read_labels(labels: Sequence[int], tokenizer: Wav2Vec2CTCTokenizer) -> str:
     """The text of the best label of each frame; `<unk>` is one sign, as what it stands for was one character."""
     text = tokenizer.decode(labels)

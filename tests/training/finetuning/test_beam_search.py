@@ -29,6 +29,9 @@ def test_a_language_model_that_does_not_fit_is_told_with_figures(caplog):
         check_language_model(lower, "lm.arpa", tokenizer, ["THE CAT"])
     with pytest.raises(ValueError, match="can write 0.0% of the words of lm.arpa"):
         check_language_model(estimate(["это кот"], 1), "lm.arpa", tokenizer, ["THE CAT"])
+    thai = ["สวัสดีครับ", "ขอบคุณมาก"]
+    with pytest.raises(ValueError, match="has a space, so that each counts as one word: .* or leave `lm` out"):
+        check_language_model(estimate(["ขอบคุณครับ"], 1), "lm.arpa", build_tokenizer(thai), thai)
     keeps_case = build_tokenizer(["THE CAT the cat a A"])
     with pytest.raises(ValueError, match="can write 100.0% .* 0.0% of the words of the transcripts"):
         check_language_model(lower, "lm.arpa", keeps_case, ["THE CAT", "A CAT"])

@@ -8,6 +8,7 @@ from training.finetuning.text import (
     build_tokenizer,
     check_characters,
     log_examples,
+    log_spaceless,
     needed_frames,
     read_labels,
 )
@@ -141,6 +142,14 @@ def test_unknown_characters_are_named_with_their_counts(caplog):
     assert "dev/: characters outside the vocabulary: 'X' 3 times, '2' 1 times." in caplog.text
     with pytest.raises(ValueError, match="No character of the transcripts of dev/ .* `text_case`"):
         check_characters(["abc ab"], tokenizer, "dev/")
+
+
+def test_what_wer_counts_without_spaces_is_told(caplog):
+    caplog.set_level("INFO")
+    log_spaceless(["THE CAT", *["CAT"] * 19])
+    assert not caplog.text
+    log_spaceless(["THE CAT", *["CAT"] * 20])
+    assert "Hardly any transcript has a space: look at CER" in caplog.text
 
 
 def test_an_unknown_character_counts_once():
