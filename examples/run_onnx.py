@@ -33,6 +33,8 @@ def read(path: str, rate: int) -> np.ndarray:
         with FromFront(path) as file:
             if file.samplerate != rate:
                 raise ValueError(f"has {file.samplerate} samples a second, the model wants {rate}")
+            if file.subtype == "OPUS":
+                file.seek(0)  # libsndfile drops the pre-skip of many files only then
             while not blocks or len(blocks[-1]) == BLOCK:
                 if length > LONGEST * rate or file.channels > MOST_CHANNELS:
                     raise ValueError(f"is longer than {LONGEST} s, or has more than {MOST_CHANNELS} channels")

@@ -108,12 +108,12 @@ def metadata(model: SJepaPreTrainedModel, task: str, checkpoint: str | Path) -> 
 
 
 def ctc_labels(checkpoint: str | Path, vocab_size: int) -> list[str]:
-    """The text that each output of a CTC head writes: "" for the blank, " " for the word delimiter."""
+    """The text that each output of a CTC head writes: "" for the blank, " " between words, U+FFFD for `<unk>`."""
     try:
         tokenizer = open_pretrained(Wav2Vec2CTCTokenizer, checkpoint)
     except ValueError as error:
         raise ValueError(f"{checkpoint} has no Wav2Vec2CTCTokenizer (vocab.json) with its CTC head: {error}") from None
-    written = {tokenizer.pad_token: "", tokenizer.word_delimiter_token: " "}
+    written = {tokenizer.pad_token: "", tokenizer.word_delimiter_token: " ", tokenizer.unk_token: "\ufffd"}
     tokens = tokenizer.convert_ids_to_tokens(list(range(vocab_size)))
     return [written.get(token, token) for token in tokens]
 

@@ -140,9 +140,13 @@ def open_model(auto_class: Any, checkpoint: str | Path, *, fresh_head: bool = Fa
             f"{checkpoint}: {name} has the shape {found}, but its config.json makes it {wanted}: the two files do not"
             " belong together."
         )
-    fresh = {name.partition(".")[0] for name in (*loading["missing_keys"], *shapes) if not name.endswith(MAY_BE_FRESH)}
-    if fresh:
-        logger.info("%s has no weights for %s: they are fresh.", checkpoint, ", ".join(sorted(fresh)))
+    resized = {name.partition(".")[0]: sizes for name, sizes in shapes.items() if not name.endswith(MAY_BE_FRESH)}
+    for name, (found, wanted) in resized.items():
+        said = "%s has %s for %d outputs, here there are %d (another vocabulary, classes or clusters): it is fresh."
+        logger.info(said, checkpoint, name, found[0], wanted[0])
+    absent = {name.partition(".")[0] for name in loading["missing_keys"] if not name.endswith(MAY_BE_FRESH)}
+    if absent:
+        logger.info("%s has no weights for %s: they are fresh.", checkpoint, ", ".join(sorted(absent)))
     model.config.return_dict = True  # outputs are read by their names
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():

@@ -103,6 +103,45 @@ def checkpoints(make_config, tmp_path) -> dict[str, str]:
     }
 
 
+TEXT_GRID = """File type = "ooTextFile"
+Object class = "TextGrid"
+
+xmin = 0
+xmax = 1.875
+tiers? <exists>
+size = 2
+item []:
+    item [1]:
+        class = "IntervalTier"
+        name = "phones"
+        xmin = 0
+        xmax = 1.875
+        intervals: size = 3
+        intervals [1]:
+            xmin = 0
+            xmax = 0.25
+            text = ""
+        intervals [2]:
+            xmin = 0.25
+            xmax = 0.4
+            text = "AH1"
+        intervals [3]:
+            xmin = 0.4
+            xmax = 1.875
+            text = ""
+    item [2]:
+        class = "IntervalTier"
+        name = "words"
+        xmin = 0
+        xmax = 1.875
+        intervals: size = 1
+        intervals [1]:
+            xmin = 0
+            xmax = 1.875
+            text = "a"
+"""
+
+
 @every_page
 def test_python_runs_as_it_stands(page, checkpoints, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -116,6 +155,7 @@ def test_python_runs_as_it_stands(page, checkpoints, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     noise = np.random.default_rng(0)
     soundfile.write("clip.wav", 0.1 * noise.standard_normal(30000), 16000)
+    Path("clip.TextGrid").write_text(TEXT_GRID)
     for word in ("no", "yes") if page.name == "finetuning.md" else ():
         Path("words", word).mkdir(parents=True)
         for number in range(5):
@@ -132,6 +172,8 @@ def test_python_runs_as_it_stands(page, checkpoints, tmp_path, monkeypatch):
     if page.name == "finetuning.md":
         assert isinstance(names["found"]["text"], str)
         assert len(names["held_out"]) == 2 and set(names["classifier"].classes_) == {"no", "yes"}
+    if page.name == "units.md":
+        assert (names["phones"], names["phone_ends"]) == ("sil AH1 sil", "0.25 0.4 1.875")
     if page.name == "clients.md":
         opened = names["Emotion"].from_pretrained("emotion")
         assert Path("emotion/emotion_head.py").is_file() and opened(torch.zeros(1, 8000)).shape == (1, 2)

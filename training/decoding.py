@@ -26,7 +26,7 @@ from training.finetuning.beam_search import ALPHA, BEAM_WIDTH, BETA, BeamSearchD
 from training.finetuning.ctc import normalized
 from training.finetuning.data import read_sentences
 from training.finetuning.ngram import NGram, estimate
-from training.finetuning.text import TextNormalizer
+from training.finetuning.text import TextNormalizer, log_spaceless
 from training.finetuning.transcribe import evaluate_clips, examples
 
 
@@ -81,10 +81,11 @@ def decode(arguments: argparse.Namespace) -> None:
     with Heartbeat("reading the data"):
         parts = {spec: open_labelled([spec], [column], min_seconds=MIN_SECONDS) for spec in arguments.data}
     parts = {spec: normalized(clips, column, normalizer, spec) for spec, clips in parts.items()}
+    texts = [text for clips in parts.values() for text in clips.labels[column]]
+    log_spaceless(texts)
     decoder = None
     if arguments.lm:
         lm = NGram.load(arguments.lm)
-        texts = [text for clips in parts.values() for text in clips.labels[column]]
         check_language_model(lm, arguments.lm, processor.tokenizer, texts)
         decoder = BeamSearchDecoder(processor.tokenizer, lm, **settings)
     transcripts = []

@@ -41,7 +41,7 @@ from training.finetuning.ngram import NGram
 from training.finetuning.plan import log_plan
 from training.finetuning.result import FineTuningResult, save_output
 from training.finetuning.resuming import check_normalization, check_vocabulary, check_weights
-from training.finetuning.text import DROPPED, SPACES, TextNormalizer, check_characters, log_examples
+from training.finetuning.text import DROPPED, SPACES, TextNormalizer, check_characters, log_examples, log_spaceless
 from training.finetuning.trainer import run_training
 from training.finetuning.trainer_settings import settle_steps
 from training.finetuning.transcribe import evaluate_clips, examples
@@ -128,6 +128,7 @@ def prepare(argv: list[str] | None = None) -> CtcFineTuning:
     tokenizer = open_tokenizer(arguments.tokenizer_name_or_path, train.labels[column])
     for name, clips in ({"train_data": train} | evaluation | test).items():
         check_characters(clips.labels[column], tokenizer, name)
+    log_spaceless(train.labels[column])
     resumed = training.resume_from_checkpoint
     if resumed:
         check_vocabulary(resumed, tokenizer)

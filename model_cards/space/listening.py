@@ -148,10 +148,16 @@ class Recogniser:
     def __call__(self, samples: np.ndarray) -> list[Word]:
         inputs = self.processor.feature_extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt")
         labels = self.model(inputs.input_values.to(self.device)).logits[0].argmax(-1)
-        found = self.processor.tokenizer.decode(labels, output_word_offsets=True)
+        tokenizer = self.processor.tokenizer
+        found = tokenizer.decode(labels, output_word_offsets=True)
+        unknown = tokenizer.unk_token or "\ufffd"  # which it becomes: one sign for one character
         hop = self.model.config.inputs_to_logits_ratio / SAMPLING_RATE
         return [
-            Word(word["word"], float(word["start_offset"] * hop), float(word["end_offset"] * hop))
+            Word(
+                word["word"].replace(unknown, "\ufffd"),
+                float(word["start_offset"] * hop),
+                float(word["end_offset"] * hop),
+            )
             for word in found.word_offsets
         ]
 

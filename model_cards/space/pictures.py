@@ -1,11 +1,13 @@
 """The pictures of the page, as WebP; their palettes are perceptually uniform maps and the colours of Okabe & Ito."""
 
 import io
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from listening import MEL_BANDS, MEL_HOP, Clip, Heard, log_mel
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager, get_font
 from matplotlib.ticker import MaxNLocator
 
 from sjepa_hf.cluster_pictures import draw_clusters
@@ -14,6 +16,7 @@ from sjepa_hf.frames import FRAME_SECONDS, SAMPLING_RATE, frame_centres
 
 BLUE, SKY, VERMILLION, INK = "#0072B2", "#56B4E9", "#D55E00", "#22303c"
 STYLE = {"loc": "left", "fontsize": 10.5, "color": INK, "fontweight": "bold", "pad": 5}
+USUAL_FONT = "DejaVu Sans"  # comes with matplotlib
 INCHES_A_SECOND = 0.9  # at least; a longer clip gets a wider picture
 DPI, MOST_PIXELS = 140, 16_000  # WebP ends at 16,383
 
@@ -156,13 +159,33 @@ def _draw_mel(panel, samples: np.ndarray, upright: bool = False) -> None:
 
 
 def _draw_words(panel, heard: Heard) -> None:
-    """Each word at its place, on two lines in turn so that short ones do not touch."""
+    """Each word at its place, on two lines in turn so that short ones do not touch; none that no font can write."""
     for number, word in enumerate(heard.words):
         panel.axvspan(word.start, word.end, color="#dbe9f3", lw=0)
         centre, height = (word.start + word.end) / 2, (0.72, 0.24)[number % 2]
-        panel.text(centre, height, word.text, ha="center", va="center", fontsize=8.5, color=INK, clip_on=True)
+        place = {"ha": "center", "va": "center", "clip_on": True}
+        if families := _families(word.text):
+            panel.text(centre, height, word.text, family=families, fontsize=8.5, color=INK, **place)
     panel.set(ylim=(0, 1), yticks=[])
     panel.set_title("Transcript", **STYLE)
+
+
+def _families(text: str) -> list[str] | None:
+    """Installed fonts that together can write a text, the usual one first; None where they cannot."""
+    found = dict.fromkeys([USUAL_FONT, *map(_family, text)])
+    return None if None in found else list(found)
+
+
+@cache
+def _family(character: str) -> str | None:
+    """The usual font, or the first installed one, that has a character."""
+    regular = {font.name: font.fname for font in fontManager.ttflist if font.style == "normal" and font.weight == 400}
+    for name in (USUAL_FONT, *sorted(regular)):
+        font = get_font(regular[name])
+        drawn = font.scalable and not name.startswith("Last Resort")  # which draws the same box for all
+        if drawn and font.get_char_index(ord(character)):
+            return name
+    return None
 
 
 def _draw_posteriors(panel, posteriors: np.ndarray) -> None:

@@ -168,7 +168,7 @@ def test_the_file_says_what_its_user_needs(exports):
     classification = metadata(exports("waveform", "classification"))
     assert classification == {"task": "classification", "sampling_rate": 16000, "labels": CLASS_NAMES}
     ctc = metadata(exports("log_mel", "ctc"))
-    assert (ctc["task"], ctc["labels"]) == ("ctc", ["", "<s>", "</s>", "<unk>", " ", "A", "B", "C", "É"])
+    assert (ctc["task"], ctc["labels"]) == ("ctc", ["", "<s>", "</s>", "\ufffd", " ", "A", "B", "C", "É"])
 
 
 def test_the_file_names_no_path_of_the_machine_that_wrote_it(export):
@@ -221,7 +221,7 @@ def test_example_imports_little():
     assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime", "soundfile"}
 
 
-def test_example_transcribes(exports, tmp_path):
+def test_example_transcribes(exports, tmp_path, speech_if_any):
     ctc = exports("log_mel", "ctc")
     tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(ctc.checkpoint)
     paths, wanted = [], []
@@ -234,6 +234,12 @@ def test_example_transcribes(exports, tmp_path):
     assert done.returncode == 0, done.stderr
     assert [" ".join(line.split()) for line in done.stdout.splitlines()] == wanted
     assert len(set(wanted)) == 2 and all(len(text) > 3 for text in wanted)
+
+    paths = sorted((speech_if_any / "arabic_speech_commands" / "test").glob("*.opus"))[:3] if speech_if_any else []
+    for path in paths:  # whose pre-skip libsndfile drops only after a seek
+        soundfile.write(tmp_path / f"{path.stem}.wav", *soundfile.read(path), subtype="FLOAT")
+    texts = [run_example(ctc.path, *named).stdout for named in (paths, [tmp_path / f"{p.stem}.wav" for p in paths])]
+    assert texts[0] == texts[1]
 
     soundfile.write(tmp_path / "music.wav", np.zeros(44100), 44100)
     done = run_example(ctc.path, tmp_path / "music.wav")

@@ -1,6 +1,8 @@
 """Bad audio: clips that cannot be used are counted and named in the log, and too many of them end a run."""
 
 import logging
+import os
+import unicodedata
 from collections import Counter, deque
 from collections.abc import Sequence
 
@@ -71,7 +73,9 @@ class BadAudioMonitor:
             if name in self._named or len(self._named) >= self.names_logged:
                 continue
             self._named.add(name)
-            logger.warning("Skipped %s: %s.", name, reason)
+            twin = _twin(name) if reason == "missing" else None
+            hint = f" (the same name in Unicode form {twin} is there: name the file by it)" if twin else ""
+            logger.warning("Skipped %s: %s%s.", name, reason, hint)
             if len(self._named) == self.names_logged:
                 logger.warning("%d bad clips named; from here on they are only counted.", self.names_logged)
 
@@ -110,6 +114,17 @@ class BadAudioMonitor:
 
     def _since_restored(self) -> tuple[int, Counter[str]]:
         return self.seen - self._restored_seen, _of_clips(self.by_reason - self._restored)
+
+
+def _twin(name: str) -> str | None:
+    """The Unicode form, NFC or NFD, in which there is a file of a name that looks the same."""
+    folder, file = os.path.split(name)
+    for form in ("NFC", "NFD"):
+        other = unicodedata.normalize(form, file)
+        for path in (os.path.join(folder, other), os.path.join(unicodedata.normalize(form, folder), other)):
+            if path != name and os.path.isfile(path):
+                return form
+    return None
 
 
 def _of_clips(reasons: Counter[str]) -> Counter[str]:

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -232,6 +233,11 @@ _lengths: dict[bytes | tuple, tuple[int, bool]] = {}
 
 class _Forward(soundfile.SoundFile):
     """A file that is decoded from front to back: soundfile seeks after every block of one that says it can."""
+
+    def __init__(self, content: bytes | BinaryIO):
+        super().__init__(content)
+        if self.subtype == "OPUS":
+            self.seek(0)  # libsndfile drops the pre-skip of many files only then
 
     def seekable(self) -> bool:
         return False

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sjepa_hf.frames import frame_centres
+from sjepa_hf.frames import SAMPLING_RATE, frame_centres
 from training.data.labelled import LabelledClips
 
 
@@ -13,7 +13,8 @@ def read_alignment(clips: LabelledClips, clip: int) -> tuple[list[str], np.ndarr
     Phones of a clip and their ends in seconds, from its labels `phones` and `phone_ends`.
 
     Raises:
-        ValueError: if there are not as many ends as phones, or the ends are no numbers, or fall.
+        ValueError: if there are not as many ends as phones, or the ends are no numbers, or fall, or most of them
+            lie beyond twice the clip's length.
     """
     phones, ends = clips.labels["phones"][clip].split(), clips.labels["phone_ends"][clip].split()
     if len(phones) != len(ends):
@@ -28,6 +29,12 @@ def read_alignment(clips: LabelledClips, clip: int) -> tuple[list[str], np.ndarr
         raise ValueError(
             f"{clips.clip(clip).name}: `phone_ends` must be finite and not fall; they are seconds from the clip's"
             " start."
+        )
+    seconds = clips.num_samples[clip] / SAMPLING_RATE
+    if len(ends) and np.median(ends) > 2 * seconds:
+        raise ValueError(
+            f"{clips.clip(clip).name} lasts {seconds:.2f} s, but most of its `phone_ends` lie far beyond (the last is"
+            f" {ends[-1]:g}): they are seconds from the clip's start; divide milliseconds by 1,000."
         )
     return phones, ends
 

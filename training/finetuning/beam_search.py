@@ -14,6 +14,7 @@ from transformers import Wav2Vec2CTCTokenizer
 
 from training.common.naming import several
 from training.finetuning.ngram import BEGIN, END, UNKNOWN, Gram, NGram
+from training.finetuning.text import UNKNOWN_SIGN, is_spaceless, read_labels
 
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class BeamSearchDecoder:
     and for the labels below `min_log_prob`.
 
     Args:
-        tokenizer: its special tokens other than the blank are never written.
+        tokenizer: of its special tokens only `<unk>` is written, as one sign.
         lm: word n-gram.
         alpha, beta, beam_width: as above; strings that are kept from frame to frame.
         min_log_prob: labels of a frame that are less likely are not tried, its best one always is.
@@ -82,9 +83,11 @@ class BeamSearchDecoder:
         if beam_width < 1:
             raise ValueError(f"`beam_width` is {beam_width}; the search needs at least 1.")
         self.blank, self.delimiter = tokenizer.pad_token_id, tokenizer.word_delimiter_token_id
-        special = set(tokenizer.all_special_ids) - {self.blank, self.delimiter}
+        special = set(tokenizer.all_special_ids) - {self.blank, self.delimiter, tokenizer.unk_token_id}
         vocabulary = tokenizer.get_vocab().items()
         self.characters = {number: token for token, number in vocabulary if number not in special}
+        if tokenizer.unk_token_id in self.characters:
+            self.characters[tokenizer.unk_token_id] = UNKNOWN_SIGN
         self.alpha, self.beta, self.beam_width, self.min_log_prob = alpha, beta, beam_width, min_log_prob
         self.lm, self.known = lm, lm.words
         self.beginnings = {word[:n] for word in self.known for n in range(1, len(word) + 1)}
@@ -180,7 +183,7 @@ def log_add(a: float, b: float) -> float:
 
 def greedy_decode(log_probs: np.ndarray, tokenizer: Wav2Vec2CTCTokenizer) -> str:
     """The text of the best label of each frame, `(num_frames, vocab_size)`."""
-    return " ".join(tokenizer.decode(log_probs.argmax(-1).tolist()).split())
+    return read_labels(log_probs.argmax(-1).tolist(), tokenizer)
 
 
 def check_language_model(lm: NGram, name: str, tokenizer: Wav2Vec2CTCTokenizer, texts: Sequence[str]) -> None:
@@ -211,5 +214,10 @@ def check_language_model(lm: NGram, name: str, tokenizer: Wav2Vec2CTCTokenizer, 
     if known < FITTING and counts.total() and all(word.casefold() in folded for word, _ in unknown.most_common(5)):
         said += ": they differ in case"
     if min(writable, known) < USELESS:
+        if is_spaceless(texts):
+            raise ValueError(
+                f"`lm`: {said}. Hardly any transcript has a space, so that each counts as one word: put spaces between"
+                " words, in the transcripts and in the model's text, or leave `lm` out."
+            )
         raise ValueError(f"`lm`: {said}. `training.decoding build-ngram --model MODEL` makes one that fits.")
     logger.warning("Language model: %s.", said)

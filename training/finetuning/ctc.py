@@ -12,7 +12,7 @@ from sjepa_hf.frames import length_mask
 from sjepa_hf.opening import open_pretrained
 from training.common.learned import judge_texts
 from training.data.labelled import LabelledClips
-from training.finetuning.text import TextNormalizer, build_tokenizer, needed_frames
+from training.finetuning.text import TextNormalizer, build_tokenizer, needed_frames, read_labels
 from training.finetuning.trainer import FineTuner
 from training.finetuning.transcribe import error_rates
 
@@ -111,7 +111,7 @@ def greedy_error_rates(prediction: EvalPrediction, tokenizer: Wav2Vec2CTCTokeniz
     of empty texts and of frames with the blank; and `learned`, 1 or 0, where that can be told.
     """
     labels = prediction.predictions
-    texts = [" ".join(tokenizer.decode(row[row >= 0].tolist()).split()) for row in labels]
+    texts = [read_labels(row[row >= 0].tolist(), tokenizer) for row in labels]
     references = ["".join(map(chr, row[row >= 0])) for row in prediction.label_ids]
     verdict = judge_texts(texts, references)
     shares = {

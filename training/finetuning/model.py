@@ -64,6 +64,7 @@ def open_with_head(
             changes[name] = getattr(arguments, name)
     if arguments.dropout is not None:
         changes |= {name: arguments.dropout for name in DROPOUTS if hasattr(config, name)}
+    outputs = getattr(config, "vocab_size", None), config.num_labels
     for name, value in changes.items():
         setattr(config, name, value)
     if arguments.from_scratch:
@@ -73,6 +74,10 @@ def open_with_head(
     if arguments.reinit_layers and not arguments.from_scratch:
         reinitialize_top_layers(model, auto_class.from_config(config), arguments.reinit_layers)
     if not keep_head:
+        had_one = type(model).__name__ in (config.architectures or ()) and not arguments.from_scratch
+        if had_one and outputs == (getattr(config, "vocab_size", None), config.num_labels):
+            kept = f"; with `tokenizer_name_or_path` {path} it and its vocabulary are kept" * hasattr(model, "lm_head")
+            logger.info("%s has a head with as many outputs, which is drawn anew%s.", path, kept)
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and not in_encoder(name, model):
                 nn.init.normal_(module.weight, std=config.initializer_range)

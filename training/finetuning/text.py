@@ -22,12 +22,15 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "text_normalization.json"
 DROPPED = '.,?!;:"()[]{}“”„«»‹›…¿¡*'
 SPACES = "-–—‐‑−/_|"  # the bar separates words in a CTC vocabulary
+UNKNOWN_SIGN = "\ufffd"  # in transcripts, for a character that the tokenizer does not know
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "|")
 APOSTROPHES = "’‘‛ʼʻ´`′＇՚׳ꞌ\u1fbd"
 WORD_SPACES = "፡་・"  # marks between words: Ethiopic, Tibetan, Japanese
 KIN = {"Pd": "-", "Pc": "_", "Ps": "(", "Pe": ")", "Pi": '"', "Pf": '"', "Po": "."}  # of other scripts' punctuation
 SPELLED = "·‰‱"  # punctuation to Unicode, but part of words (Catalan's l·l) or said
+PARTING = ",;!?¡¿…،؛؟۔।॥、。፣፤፥።፧།༎၊။។៕"  # what parts the words beside it, whether or not a space follows
 NEVER_SEEN = ("Cf", "Cs", "Co", "Cn", "Me")  # categories: marks of direction, soft hyphens, private, unassigned, ...
+PARTED = re.compile(rf"[{PARTING}]+|\.{{2,}}|·")
 BLANK = {  # letters and marks that leave nothing on the page: variation selectors, joiners, fillers
     *range(0xFE00, 0xFE10),
     *range(0x180B, 0x1810),
@@ -35,7 +38,7 @@ BLANK = {  # letters and marks that leave nothing on the page: variation selecto
     *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, 0xFFFC),
 }
 CASES = {
-    "upper": str.upper,
+    "upper": lambda text: text.upper().replace("ẞ", "SS"),  # as ß
     "lower": lambda text: text.lower().replace("i\u0307", "i"),  # İ
     "keep": str,
 }
@@ -52,26 +55,37 @@ class Table(dict):
         return self[code]
 
 
-def _one_apostrophe(character: str) -> str | None:
-    """' for all that look like it; None for accents that stand alone, which NFKC would give a space to stand on."""
+def _plain(character: str) -> str | None:
+    """
+    A character's compatibility form (NFKC); ' for all that look like it; None for accents that stand alone, which NFKC
+    would give a space to stand on. Letters stay whose form is another spelling: raised and lowered ones (ʰ), and those
+    whose form begins with a mark (Thai ำ, whose tone mark stands before it).
+    """
     if character in APOSTROPHES:
         return "'"
     normal = unicodedata.normalize("NFKC", character)
-    return None if normal[0] == " " and len(normal) > 1 else character
+    if normal[0] == " " and len(normal) > 1:
+        return None
+    kind, form = unicodedata.category(character), unicodedata.decomposition(character).partition(" ")[0]
+    raised = kind == "Lm" and form in ("<super>", "<sub>")
+    marked = kind == "Lo" and form == "<compat>" and unicodedata.category(normal[0])[0] == "M"
+    return character if raised or marked else normal
 
 
-PLAIN = Table(_one_apostrophe)
+PLAIN = Table(_plain)
 
 
 @dataclass(frozen=True)
 class TextNormalizer:
     """
-    What transcripts become before they are learnt or compared: Unicode NFKC, every kind of apostrophe as ', the case,
-    some characters as spaces, some dropped, and single spaces between words. What nobody sees is dropped too: soft
-    hyphens, marks of direction, zero-width spaces, accents without a letter.
+    What transcripts become before they are learnt or compared: Unicode NFKC (but raised letters, and Thai and Lao am,
+    stay), every kind of apostrophe as ', the case, some characters as spaces, some dropped, and single spaces between
+    words. What nobody sees is dropped too: soft hyphens, marks of direction, zero-width spaces, accents without a
+    letter.
 
     Punctuation of other scripts goes where its kin in ASCII goes: dashes with -, brackets with (, quotes with ", any
-    other mark, such as 。 or ؟, with the full stop.
+    other mark, such as 。 or ؟, with the full stop. A comma or a question mark that is dropped between two letters
+    leaves a space, as several full stops do, but not between Chinese or Japanese letters.
 
     Args:
         case: "upper" (as LibriSpeech's transcripts and language models are), "lower" or "keep".
@@ -100,9 +114,20 @@ class TextNormalizer:
         return " ".join(filter(None, map(_grounded, self._replaced(text).split())))
 
     def _replaced(self, text: str) -> str:
-        text = unicodedata.normalize("NFKC", text.translate(PLAIN)).translate(PLAIN)
-        text = re.sub("'{2,}", '"', text).translate(self._table)
-        return unicodedata.normalize("NFKC", text)
+        text = unicodedata.normalize("NFC", text.translate(PLAIN)).translate(PLAIN)
+        text = re.sub("'{2,}", '"', text)
+        text = PARTED.sub(self._parted, text).translate(self._table)
+        return unicodedata.normalize("NFC", text)
+
+    def _parted(self, found: re.Match) -> str:
+        """What marks between words become, where they would be dropped: a space between letters of a spaced script."""
+        marks, (start, end) = found[0], found.span()
+        before, after = found.string[max(0, start - 1) : start], found.string[end : end + 1]
+        if marks == "·":  # the Greek semicolon, where a word ends with it
+            return marks if after.isalnum() or not _is_letter(before) or self._table[ord(";")] == ";" else ";"
+        spaced = "W" not in map(unicodedata.east_asian_width, before + after)
+        parted = spaced and _is_letter(before) and after.isalpha() and not marks.translate(self._table)
+        return " " if parted else marks
 
     @cached_property
     def _table(self) -> Table:
@@ -158,8 +183,13 @@ class TextNormalizer:
 def _set(characters: str) -> set[str]:
     """The characters as they stand in normalised text."""
     characters = unicodedata.normalize("NFC", characters)
-    found = (unicodedata.normalize("NFKC", character.translate(PLAIN)) for character in characters)
+    found = (unicodedata.normalize("NFC", character.translate(PLAIN)) for character in characters)
     return set(characters) | {c for c in found if len(c) == 1}
+
+
+def _is_letter(character: str) -> bool:
+    """Whether it is a letter, or a mark on one; False for "", an end of the text."""
+    return character != "" and unicodedata.category(character)[0] in "LM"
 
 
 def _grounded(word: str) -> str:
@@ -239,6 +269,25 @@ def check_characters(texts: Sequence[str], tokenizer: Wav2Vec2CTCTokenizer, name
         unknown[" "] = spaces
     if unknown:
         logger.warning("%s: characters outside the vocabulary: %s.", name, counted(Counter(unknown)))
+
+
+def is_spaceless(texts: Sequence[str]) -> bool:
+    """Whether hardly any transcript, below 5 %, has a space: of a script without, or of single words."""
+    return sum(" " in text for text in texts) < 0.05 * len(texts)
+
+
+def log_spaceless(texts: Sequence[str]) -> None:
+    """Say in the log what the word error rate counts where normalised transcripts have no spaces."""
+    if is_spaceless(texts):
+        logger.info("Hardly any transcript has a space: look at CER; WER counts whole transcripts, not words.")
+
+
+def read_labels(labels: Sequence[int], tokenizer: Wav2Vec2CTCTokenizer) -> str:
+    """The text of the best label of each frame; `<unk>` is one sign, as what it stands for was one character."""
+    text = tokenizer.decode(labels)
+    if tokenizer.unk_token:
+        text = text.replace(tokenizer.unk_token, UNKNOWN_SIGN)
+    return " ".join(text.split())
 
 
 def needed_frames(labels: Sequence[int]) -> int:

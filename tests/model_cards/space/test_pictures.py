@@ -1,11 +1,13 @@
 """The pictures of the page: time where the page says that it runs, sizes that WebP can hold."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
-from listening import Clip, Heard
-from pictures import draw_clip
+from listening import Clip, Heard, Word
+from matplotlib import font_manager
+from pictures import _families, draw_clip
 from PIL import Image
 from tones import speechlike
 
@@ -32,6 +34,26 @@ def test_the_widest_picture_is_one_that_webp_can_hold():
     picture = draw_clip(Clip(samples, 60.0), Heard([], None, None, None), None, zoom=4)
     assert Image.open(io.BytesIO(picture.webp)).width <= 16383 and picture.inches == pytest.approx(216)
     assert picture.units is None  # without a cluster head
+
+
+def test_words_that_no_font_can_write_are_left_out_without_a_warning():
+    samples, private = speechlike(2.0), "\U000ffffd"
+    pictures = []
+    for text in ("", private, "you"):
+        with warnings.catch_warnings(action="error"):
+            words = [Word(text, 0.5, 1.0), Word("สวัสดี 你好 नमस्ते 🙂", 1.2, 1.9)]
+            pictures.append(draw_clip(Clip(samples, 2.0), Heard([], None, None, words), None).webp)
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_a_word_is_written_in_fonts_that_have_its_letters():
+    usual, other = (
+        font_manager.get_font(font_manager.findfont(name)).get_charmap() for name in ("DejaVu Sans", "STIXGeneral")
+    )
+    character = chr(min(set(other) - set(usual)))
+    first, *rest = _families(f"a{character}")
+    assert first == "DejaVu Sans" and len(rest) == 1
+    assert ord(character) in font_manager.get_font(font_manager.findfont(rest[0])).get_charmap()
 
 
 def test_the_strip_of_units_is_where_the_picture_says():

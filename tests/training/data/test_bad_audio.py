@@ -1,4 +1,5 @@
 import logging
+import unicodedata
 
 import pytest
 
@@ -27,6 +28,15 @@ def test_monitor_stops_a_run_with_too_many_bad_clips():
     monitor.update(0, [("b.wav", "silent")] * 2)
     with pytest.raises(RuntimeError, match=r"4 of 62 clips were skipped \(2 corrupt, 2 silent\).*max_bad_fraction"):
         monitor.check()
+
+
+@pytest.mark.parametrize(("there", "named"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_missing_file_that_is_there_in_another_unicode_form_is_told(tmp_path, caplog, there, named):
+    (tmp_path / unicodedata.normalize(there, "ä.opus")).touch()
+    name = str(tmp_path / unicodedata.normalize(named, "ä.opus"))
+    BadAudioMonitor().update(9, [(name, "missing"), (str(tmp_path / "ö.opus"), "missing")])
+    assert f"{name}: missing (the same name in Unicode form {there} is there: name" in caplog.text
+    assert "ö.opus: missing." in caplog.text
 
 
 def test_bad_noise_is_told_and_counted_but_is_no_bad_clip(caplog):

@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 import pytest
+import soundfile
 from encoded_audio import chained_ogg, encoded, piped_flac, piped_mp3, piped_wav, reason, wander
 
 import training.data.unsized
@@ -54,6 +55,14 @@ def test_nothing_of_a_file_without_a_length_is_lost(tmp_path, content):
         start = int(np.random.default_rng(5).integers(len(whole) - 16000 + 1))
         crop = read_audio(source, max_seconds=1.0, rng=np.random.default_rng(5))
         np.testing.assert_allclose(crop, whole[start : start + 16000], atol=1e-4)
+
+
+def test_each_opus_stream_of_a_chain_is_read_as_it_is_alone(speech):
+    """libsndfile drops the pre-skip of such files only after a seek: from front to back they were 6.5 ms late."""
+    pieces = sorted((speech / "arabic_speech_commands" / "test").glob("*.opus"))[:3]
+    chain = b"".join(path.read_bytes() for path in pieces)
+    alone = np.concatenate([soundfile.read(path, dtype="float32")[0] for path in pieces])
+    np.testing.assert_array_equal(read_audio(chain), alone)
 
 
 @pytest.mark.parametrize("kind", ["wav", "mp3", "ogg"])

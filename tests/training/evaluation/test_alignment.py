@@ -1,4 +1,6 @@
 import numpy as np
+import pytest
+import soundfile
 
 from training.data.labelled import open_labelled
 from training.evaluation.alignment import phones_at_frames, read_alignment
@@ -9,6 +11,18 @@ def test_the_phone_at_the_centre_of_a_frame():
     # Centres lie at 12.5, 32.5, 52.5, ... ms; frames behind the last phone have none.
     phones = phones_at_frames(["A", "B", "C"], np.array([0.0325, 0.05, 0.08]), 8)
     assert phones.tolist() == ["A", "B", "C", "C"]
+
+
+def test_ends_in_milliseconds_are_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(16000), 16000)
+    for ends, known in (("0.2 0.5 1.3", True), ("200 500 1000", False)):
+        (tmp_path / "metadata.csv").write_text(f"file_name,phones,phone_ends\na.wav,A B C,{ends}\n")
+        clips = open_labelled([str(tmp_path)], ["phones", "phone_ends"])
+        if known:
+            assert read_alignment(clips, 0)[0] == ["A", "B", "C"]
+            continue
+        with pytest.raises(ValueError, match="lasts 1.00 s, .*the last is 1000.* divide milliseconds by 1,000"):
+            read_alignment(clips, 0)
 
 
 def test_real_phones_lie_where_the_sound_is(speech):

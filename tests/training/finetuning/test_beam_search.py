@@ -29,6 +29,9 @@ def test_a_language_model_that_does_not_fit_is_told_with_figures(caplog):
         check_language_model(lower, "lm.arpa", tokenizer, ["THE CAT"])
     with pytest.raises(ValueError, match="can write 0.0% of the words of lm.arpa"):
         check_language_model(estimate(["это кот"], 1), "lm.arpa", tokenizer, ["THE CAT"])
+    thai = ["สวัสดีครับ", "ขอบคุณมาก"]
+    with pytest.raises(ValueError, match="has a space, so that each counts as one word: .* or leave `lm` out"):
+        check_language_model(estimate(["ขอบคุณครับ"], 1), "lm.arpa", build_tokenizer(thai), thai)
     keeps_case = build_tokenizer(["THE CAT the cat a A"])
     with pytest.raises(ValueError, match="can write 100.0% .* 0.0% of the words of the transcripts"):
         check_language_model(lower, "lm.arpa", keeps_case, ["THE CAT", "A CAT"])
@@ -39,7 +42,7 @@ def test_a_language_model_that_does_not_fit_is_told_with_figures(caplog):
 TOKENIZER = build_tokenizer(["AB"])  # <pad>, <s>, </s>, <unk>, |, A, B
 
 
-LABELS = (0, 4, 5, 6)
+WRITTEN = {3: "\ufffd", 4: " ", 5: "A", 6: "B"}  # <unk> is one sign
 
 
 def random_log_probs(num_frames: int, seed: int) -> np.ndarray:
@@ -50,12 +53,12 @@ def random_log_probs(num_frames: int, seed: int) -> np.ndarray:
 def brute_force(log_probs: np.ndarray, lm: NGram, alpha: float, beta: float) -> dict[tuple, float]:
     """Score of every string of labels, over all alignments."""
     likelihood = defaultdict(float)
-    for path in itertools.product(LABELS, repeat=len(log_probs)):
+    for path in itertools.product((0, *WRITTEN), repeat=len(log_probs)):
         labels = tuple(label for label, _ in itertools.groupby(path) if label)
         likelihood[labels] += math.exp(sum(frame[label] for frame, label in zip(log_probs, path)))
     scores = {}
     for labels, value in likelihood.items():
-        words = "".join({4: " ", 5: "A", 6: "B"}[label] for label in labels).split()
+        words = "".join(WRITTEN[label] for label in labels).split()
         log10, history = 0.0, ("<s>",)
         for word in (*words, "</s>"):
             known = word in lm.words or word == "</s>"
@@ -75,7 +78,7 @@ def test_the_whole_beam_is_exact(order, alpha, beta):
         found = {tuple(prefix.tokens()): decoder.final_score(prefix) for prefix in decoder.search(log_probs)}
         assert found == pytest.approx(scores)
         best = max(scores, key=scores.get)
-        assert decoder.decode(log_probs).split() == "".join({4: " ", 5: "A", 6: "B"}[n] for n in best).split()
+        assert decoder.decode(log_probs).split() == "".join(WRITTEN[n] for n in best).split()
 
 
 def test_a_beam_of_fifty_finds_the_best():
@@ -107,6 +110,13 @@ def test_no_frames_and_special_tokens():
     decoder = BeamSearchDecoder(TOKENIZER, estimate(["A B"], 1), alpha=0.0, beta=0.0)
     assert decoder.decode(np.zeros((0, 7))) == ""
     frames = np.full((2, 7), -9.0)
-    frames[:, 3] = -0.1  # <unk> is never written
+    frames[:, 1] = -0.1  # <s> is never written
     frames[1, 5] = -8.0
     assert decoder.decode(frames) == "A", "the best label that is"
+
+
+def test_an_unknown_character_is_one_sign():
+    frames = np.full((4, 7), -20.0)
+    frames[range(4), [5, 3, 3, 6]] = -0.1
+    decoder = BeamSearchDecoder(TOKENIZER, estimate(["A B"], 1), alpha=0.0, beta=0.0)
+    assert decoder.decode(frames) == greedy_decode(frames, TOKENIZER) == "A\ufffdB"

@@ -79,6 +79,22 @@ def test_weights_are_in_fp32_however_the_checkpoint_was_saved(from_scratch, tmp_
     assert {value.dtype for value in model.parameters()} == {torch.float32}
 
 
+def test_what_becomes_of_a_head_is_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    SJepaForCTC(SJepaConfig(**SIZES, vocab_size=9)).save_pretrained(tmp_path)
+    arguments = FineTuningArguments(model_name_or_path=str(tmp_path))
+    open_with_head(AutoModelForCTC, arguments, keep_head=True, vocab_size=9)
+    assert not caplog.text
+    open_with_head(AutoModelForCTC, arguments, vocab_size=9)
+    (said,) = caplog.messages
+    assert said.endswith(f"is drawn anew; with `tokenizer_name_or_path` {tmp_path} it and its vocabulary are kept.")
+    caplog.clear()
+    for keep_head in (False, True):
+        open_with_head(AutoModelForCTC, arguments, keep_head=keep_head, vocab_size=7)
+    said = f"{tmp_path} has lm_head for 9 outputs, here there are 7 (another vocabulary, classes or clusters)"
+    assert caplog.messages == [f"{said}: it is fresh."] * 2
+
+
 def test_a_fresh_head_keeps_no_weights_of_layers_from_an_earlier_fine_tuning(tmp_path):
     earlier = SJepaForSequenceClassification(SJepaConfig(**SIZES, use_weighted_layer_sum=True))
     torch.nn.init.normal_(earlier.layer_weights)

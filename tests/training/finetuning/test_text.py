@@ -2,7 +2,16 @@ import unicodedata
 
 import pytest
 
-from training.finetuning.text import TextNormalizer, build_tokenizer, check_characters, log_examples, needed_frames
+from training.common.learned import cer
+from training.finetuning.text import (
+    TextNormalizer,
+    build_tokenizer,
+    check_characters,
+    log_examples,
+    log_spaceless,
+    needed_frames,
+    read_labels,
+)
 
 
 def test_normalisation():
@@ -33,12 +42,36 @@ def test_what_nobody_sees_is_dropped():
 def test_punctuation_of_other_scripts_goes_with_its_kin():
     assert TextNormalizer()("你好，世界。「是」、！？ 【注】《书》") == "你好世界是 注书"
     assert TextNormalizer()("؟ نعم، لا؛ • अच्छा। ¡sí! ‹a› 〝b〞 x־y〜z ሰላም፡ዓለም") == "نعم لا अच्छा SÍ A B X Y Z ሰላም ዓለም"
-    assert TextNormalizer(dropped=",")("a，b。c") == "AB。C"
-    assert TextNormalizer(dropped="，")("a，b, c") == "AB C"
+    assert TextNormalizer(dropped=",")("a，1。c") == "A1。C"
+    assert TextNormalizer(dropped="，")("a，1, c") == "A1 C"
     assert TextNormalizer(dropped="e\u0301")("été eté") == "T ET", "one letter, however it is composed"
     assert TextNormalizer()("col·lecció ''x'' ``y'' 5″") == "COL·LECCIÓ X Y 5"
     bare = TextNormalizer("keep", "", "")
     assert bare("「你好」。 a-b_c") == "「你好」。 a-b_c"
+
+
+def test_letters_whose_plain_form_is_another_spelling_stay():
+    for text in ("น้ำ", "ຄຳ", "tʰa kʷa ⁿdʲ"):
+        assert TextNormalizer("keep")(text) == text
+    assert TextNormalizer(dropped="ʰ")("tʰah") == "TAH"
+    assert TextNormalizer("keep")("ｶﾞ ﬁ ﻻ x² ª Å") == "ガ fi لا x2 a Å"
+
+
+def test_punctuation_between_letters_parts_them():
+    normalizer = TextNormalizer("keep")
+    for text, expected in {
+        "شکر،به": "شکر به",
+        "wait…what wait...what": "wait what wait what",
+        "है।और a,b": "है और a b",
+        "3,5 1,000 a,5 e.g. a.b it's": "35 1000 a5 eg ab it's",
+        "λόγος· και λόγος\u0387": "λόγος και λόγος",
+        "col·lecció 5·3": "col·lecció 5·3",
+        "你好，世界": "你好世界",
+        "Ինչպե՞ս צה״ל EU:s": "Ինչպես צהל EUs",
+    }.items():
+        assert normalizer(text) == expected
+    assert TextNormalizer("keep", "", "")("a،b c…d λόγος· x") == "a،b c...d λόγος· x"
+    assert TextNormalizer("keep", ".", "")("a,b…c") == "a,b c"
 
 
 @pytest.mark.parametrize("case", ["upper", "lower", "keep"])
@@ -46,12 +79,12 @@ def test_normalised_text_stays_as_it_is(case):
     normalizer = TextNormalizer(case)
     for code in (*range(0x3100), *range(0xA000, 0xAC00), *range(0xF900, 0x10000), *range(0x1F000, 0x1F200)):
         once = normalizer(f"a{chr(code)}b {chr(code)}")
-        assert normalizer(once) == once and unicodedata.is_normalized("NFKC", once), hex(code)
+        assert normalizer(once) == once and unicodedata.is_normalized("NFC", once), hex(code)
 
 
 def test_case_of_letters_that_have_two():
     assert TextNormalizer("lower")("İstanbul ΟΔΟΣ.") == "istanbul οδος"
-    assert TextNormalizer("upper")("Straße ŉ ΐ") == "STRASSE 'N \u03aa\u0301"
+    assert TextNormalizer("upper")("Straße ŉ ΐ") == "STRASSE 'N \u03aa\u0301" and TextNormalizer()("ẞß") == "SSSS"
 
 
 def test_what_gets_lost_is_told(caplog):
@@ -109,6 +142,20 @@ def test_unknown_characters_are_named_with_their_counts(caplog):
     assert "dev/: characters outside the vocabulary: 'X' 3 times, '2' 1 times." in caplog.text
     with pytest.raises(ValueError, match="No character of the transcripts of dev/ .* `text_case`"):
         check_characters(["abc ab"], tokenizer, "dev/")
+
+
+def test_what_wer_counts_without_spaces_is_told(caplog):
+    caplog.set_level("INFO")
+    log_spaceless(["THE CAT", *["CAT"] * 19])
+    assert not caplog.text
+    log_spaceless(["THE CAT", *["CAT"] * 20])
+    assert "Hardly any transcript has a space: look at CER" in caplog.text
+
+
+def test_an_unknown_character_counts_once():
+    tokenizer = build_tokenizer(["ABC"])
+    labels = tokenizer("AXC").input_ids
+    assert cer([read_labels(labels, tokenizer)], ["AXC"]) == pytest.approx(1 / 3)
 
 
 def test_equal_neighbours_need_a_blank_between_them():

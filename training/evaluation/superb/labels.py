@@ -1,6 +1,7 @@
 """Labels of SUPERB: what columns become, and back: classes, phones, characters, slots; and the metrics over them."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,7 +63,8 @@ class ClassLabels:
 class TokenLabels:
     """
     Tokens of a text column, those of the training data; 0 is the CTC blank. As in S3PRL every text ends with `<eos>`,
-    one of "characters" with a space before it: heads learn much faster so (docs/evaluation.md).
+    one of "characters" with a space before it: heads learn much faster so (docs/evaluation.md). They are in NFC, as in
+    fine-tuning.
 
     Args:
         labels: the text column of the training clips, by its name.
@@ -129,7 +131,8 @@ class TokenLabels:
         if self.kind == "phones":
             return self._phones(text)
         keep = SLOT_TOKEN.fullmatch if self.kind == "slot_characters" else (lambda word: None)
-        return " ".join(word if keep(word) else word.upper() for word in text.split())
+        text = " ".join(word if keep(word) else word.upper().replace("ẞ", "SS") for word in text.split())
+        return unicodedata.normalize("NFC", text)
 
     def _phones(self, text: str) -> str:
         phones = [phone for phone in text.split() if phone.lower() not in NO_PHONES]

@@ -34,6 +34,7 @@ def test_slot_columns_become_slots():
     [
         ("characters", "it's  a b", "IT'S A B", 10),
         ("characters", "one", "ONE", 5),
+        ("characters", "e\u0301ẞ น้ำ", "\u00c9SS น้ำ", 9),
         ("phones", "sil HH AY1 sp DH spn", "HH AY1 DH", 4),
         ("phones", "B EH0 R | AH0", "B EH0 R AH0", 5),
         ("slot_characters", SLOTTED, "A B-size VERY LARGE E-size CUP B-drink TEA E-drink", 25),
