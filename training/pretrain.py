@@ -17,7 +17,6 @@ import logging
 import os
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 
 # On a CPU, OpenMP threads that spin long while they wait starve the process that decodes audio: ten times slower on
@@ -34,7 +33,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from sjepa_hf import SJepaForPreTrainingOutput
 from sjepa_hf.command import UserError, command, first_line
 from training.common.processes import is_lost_connection
-from training.common.signals import Interrupted, Stop
+from training.common.signals import Interrupted, Stop, tell_in_file
 from training.data.augmentation import augmented
 from training.data.batches import to_device
 from training.data.masking import MelMask
@@ -52,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 RESEED_EVERY = 100  # steps between two looks for dead mixture components
 LONG_FIT = 60.0  # seconds of fitting that are worth a checkpoint
-INTERRUPTED = "interrupted"  # file in the output directory of a run that a signal has ended
 
 
 @command
@@ -83,16 +81,8 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(said) from stop.error
         logger.error("%s", said[0].upper() + said[1:])
         if run.accelerator.is_main_process:
-            tell_in_file(run.output_dir / INTERRUPTED, stop.reason)
+            tell_in_file(run.output_dir, stop)
         sys.exit(stop.status)
-
-
-def tell_in_file(path: Path, reason: str) -> None:
-    """Leave word that a signal has ended the run; on a full disk the exit status has to do."""
-    try:
-        path.write_text(reason + "\n")
-    except OSError as error:
-        logger.error("%s could not be written: %s.", path, error)
 
 
 def prepare(arguments: Arguments) -> Run:
@@ -129,7 +119,6 @@ def pretrain(run: Run) -> Stop | None:
 def train(run: Run) -> None:
     """Run the remaining steps. A stop raises [`Interrupted`] between two steps or while a mixture is fitted."""
     settings, accelerator, schedule, state = run.arguments.run, run.accelerator, run.schedule, run.state
-    (run.output_dir / INTERRUPTED).unlink(missing_ok=True)
     if settings.report_to != "none":
         accelerator.init_trackers("sjepa")
     monitor = Monitor(run)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 from sjepa_hf.command import UserError, sentence
@@ -14,6 +15,7 @@ from sjepa_hf.command import UserError, sentence
 
 logger = logging.getLogger(__name__)
 
+INTERRUPTED = "interrupted"  # file in the output directory of a run that a signal has ended
 AGAIN = 0.05  # seconds after which a wait is ended once more where Python has dropped the first try
 
 
@@ -34,6 +36,15 @@ class Stop:
 
     def __reduce__(self):
         return Stop, (self.status, self.reason)
+
+
+def tell_in_file(output_dir: Path, stop: Stop) -> None:
+    """Leave word that a signal has ended the run; on a full disk the exit status has to do."""
+    path = output_dir / INTERRUPTED
+    try:
+        path.write_text(stop.reason + "\n")
+    except OSError as error:
+        logger.error("%s could not be written: %s.", path, error)
 
 
 class Interrupted(BaseException):

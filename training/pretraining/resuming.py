@@ -17,6 +17,7 @@ from transformers.utils import CONFIG_NAME
 from sjepa_hf.contents import RECORD
 from sjepa_hf.opening import open_config
 from sjepa_hf.saving import INCOMPLETE, PREVIOUS, remove
+from training.common.signals import INTERRUPTED
 from training.pretraining.arguments import DECIDED_BY, Arguments, check_free, check_unchanged
 from training.pretraining.checkpoint_layout import (
     STATE_DIRECTORY,
@@ -76,6 +77,7 @@ def claim(output_dir: Path, lock: FileLock, resuming: bool, dry_run: bool = Fals
         else:
             output_dir.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
+            (output_dir / INTERRUPTED).unlink(missing_ok=True)  # whatever follows: an earlier start's stop is no news
     except Timeout:
         raise ValueError(f"`output_dir` {output_dir} is in use by a run that is still active.") from None
     except OSError as error:

@@ -23,7 +23,7 @@ from pretraining_runs import (
 from sjepa_hf import DiagonalGaussianMixture
 from sjepa_hf.command import TRACEBACK, UserError
 from training import pretrain
-from training.common.signals import Stop
+from training.common.signals import INTERRUPTED, Stop
 from training.pretraining import phases
 from training.pretraining.checkpoint_layout import damage, load_loop_state
 from training.pretraining.monitoring import read_history
@@ -194,7 +194,7 @@ def test_a_run_ends_in_order_while_it_waits_for_a_batch(command, tmp_path, monke
 
 def test_a_signal_has_its_status_on_a_full_disk_too(command, tmp_path, monkeypatch, caplog):
     run = pretrain.prepare(pretrain.parse_arguments(command("--num_workers", "0", "--phase2_steps", "0")))
-    (run.output_dir / pretrain.INTERRUPTED).mkdir()
+    (run.output_dir / INTERRUPTED).mkdir()
     monkeypatch.setattr(pretrain, "prepare", lambda arguments: run)
     monkeypatch.setattr(pretrain, "pretrain", lambda run: Stop(143, "SIGTERM came"))
     with pytest.raises(SystemExit) as ended:
