@@ -31,7 +31,7 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sjepa_hf import SJepaForPreTrainingOutput
-from sjepa_hf.command import UserError, command, first_line
+from sjepa_hf.command import UserError, command, first_line, once
 from training.common.processes import is_lost_connection
 from training.common.signals import Interrupted, Stop, tell_in_file
 from training.data.augmentation import augmented
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         said = f"stopped at step {run.state.step} of {run.schedule.total_steps}: {stop.reason}."
         if stop.status == 1:
             raise UserError(said) from stop.error
-        logger.error("%s", said[0].upper() + said[1:])
+        logger.log(once(logging.ERROR), "%s", said[0].upper() + said[1:])
         if run.accelerator.is_main_process:
             tell_in_file(run.output_dir, stop)
         sys.exit(stop.status)

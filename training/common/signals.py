@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from sjepa_hf.command import UserError, sentence
+from sjepa_hf.command import UserError, once, sentence
 
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class Interruption:
             return
         if self.stop is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        logger.warning("%s: saving the last finished step.", signal.Signals(number).name)
+        logger.log(once(logging.WARNING), "%s: saving the last finished step.", signal.Signals(number).name)
         self.ask(128 + number, f"{signal.Signals(number).name} came")
         self._end_wait()
 

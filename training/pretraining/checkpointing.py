@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,7 @@ def save(run: Run, directory: Path) -> None:
 
 def write(run: Run, directory: Path, random_states: list[dict], state: checkpoint_layout.LoopState) -> None:
     """Of the main process: write the checkpoint, publish it, delete those that are too many."""
+    began = time.monotonic()
     try:
         checkpoint_layout.save_checkpoint(
             directory,
@@ -111,6 +113,7 @@ def write(run: Run, directory: Path, random_states: list[dict], state: checkpoin
         return
     run.failed_saves = 0
     if directory.name != resuming.FINAL:
+        logger.info("Step %d is saved: %s (%.1f s).", state.step, directory, time.monotonic() - began)
         resuming.prune_checkpoints(directory.parent, run.arguments.run.save_total_limit)
         if run.publisher and run.arguments.run.hub_strategy == "every_save":
             run.publisher.checkpoint(directory, revision=f"step-{state.step}")

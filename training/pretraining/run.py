@@ -1,6 +1,7 @@
 """A pretraining run: everything that its loop works on, new or as a checkpoint holds it."""
 
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -108,7 +109,9 @@ class Run:
         self.wrapped = self.model
         self.accelerator._models.clear()  # of DDP's earlier wrapper, whose buffers are as large as all gradients
         if self.processes > 1:
-            self.wrapped = self.accelerator.prepare_model(self.model)
+            with warnings.catch_warnings():  # what torch offers instead sends the buffers around at the start
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+                self.wrapped = self.accelerator.prepare_model(self.model)
 
     def end(self) -> None:
         """End trackers and the process group; every process must call it."""
