@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from sjepa_hf.float32 import widest_float
 from sjepa_hf.opening import open_config
-from training.common.device import choose_precision
+from training.common.device import choose_precision, on_cpu
 from training.common.memory import keep_freed_memory
 from training.common.processes import COLLECTIVE_TIMEOUT, Coordinator, end_group
 from training.common.publishing import Publisher
@@ -64,6 +64,7 @@ class Run:
         run, settings = arguments.run, arguments.targets
         self.started = time.monotonic()
         self.accelerator = Accelerator(
+            cpu=on_cpu(),
             mixed_precision=choose_precision(run.mixed_precision),
             log_with=None if run.report_to == "none" else run.report_to,
             project_dir=run.output_dir,
