@@ -56,25 +56,26 @@ LONG_FIT = 60.0  # seconds of fitting that are worth a checkpoint
 @command
 def main(argv: list[str] | None = None) -> None:
     """Run the pretraining that the command line asks for."""
+    arguments = parse_arguments(argv)
     try:
-        run = prepare(parse_arguments(argv))
+        run = prepare(arguments)
+        log_plan(run.arguments, run.accelerator, run.data.stream, run.model, run.state.step)
+        if run.arguments.run.dry_run:
+            return
+        try:
+            with logging_redirect_tqdm(), run.interruption:
+                stop = pretrain(run)
+        finally:
+            run.lock.release()
     except AlreadyFinished as finished:
         logger.info("%s", finished)
         return
-    log_plan(run.arguments, run.accelerator, run.data.stream, run.model, run.state.step)
-    if run.arguments.run.dry_run:
-        return
-    try:
-        with logging_redirect_tqdm(), run.interruption:
-            stop = pretrain(run)
     except RuntimeError as error:
-        if run.processes == 1 or not is_lost_connection(error):
+        if not is_lost_connection(error):
             raise
         raise UserError(
             f"another process of this run has died or hangs, so this one stops ({first_line(error)})."
         ) from None
-    finally:
-        run.lock.release()
     if stop is not None:
         said = f"stopped at step {run.state.step} of {run.schedule.total_steps}: {stop.reason}."
         if stop.status == 1:

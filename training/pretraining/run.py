@@ -13,7 +13,7 @@ from sjepa_hf.float32 import widest_float
 from sjepa_hf.opening import open_config
 from training.common.device import choose_precision, on_cpu
 from training.common.memory import keep_freed_memory
-from training.common.processes import COLLECTIVE_TIMEOUT, Coordinator, end_group
+from training.common.processes import COLLECTIVE_TIMEOUT, Coordinator, all_or_none, end_group
 from training.common.publishing import Publisher
 from training.common.signals import Interruption
 from training.data.order import DataPosition
@@ -78,8 +78,9 @@ class Run:
             keep_freed_memory()
         self.output_dir = Path(run.output_dir)
         self.lock = FileLock(self.output_dir / ".lock")
-        if self.accelerator.is_main_process:
-            resuming.claim(self.output_dir, self.lock, run.resume_from_checkpoint is not None, run.dry_run)
+        with all_or_none(self.accelerator):
+            if self.accelerator.is_main_process:
+                resuming.claim(self.output_dir, self.lock, run.resume_from_checkpoint is not None, run.dry_run)
         self.interruption = Interruption()
         self.coordinator = Coordinator(self.accelerator, self.interruption)
         self.schedule = Schedule(arguments)

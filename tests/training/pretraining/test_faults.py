@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import platform
+import re
 import shutil
 import signal
 import time
@@ -271,6 +273,35 @@ def test_what_cannot_work_is_refused_before_the_first_step(command, noise, tmp_p
         with pytest.raises(SystemExit, match=f"error: .*{said}"):
             in_one_thread(command("--num_workers", "0", "--fit_hours", "1", *options))
     assert checkpoints(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("trouble", ["no data", "other data", "earlier run"])
+def test_what_one_process_refuses_all_say(command, noise, tmp_path, trouble):
+    """As where one of two machines has not all of the data; and of the output directory, which only one looks at."""
+    theirs = tmp_path / "theirs"
+    if trouble == "other data":
+        shutil.copytree(noise, theirs)
+        (theirs / "7.wav").unlink()
+    if trouble == "earlier run":
+        theirs = noise
+        (tmp_path / "out" / "checkpoint-4").mkdir(parents=True)
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, sys
+from training import pretrain
+if os.environ["RANK"] == "1":
+    sys.argv += ["--train_data", {str(theirs)!r}]
+pretrain.main()
+""")
+    process = start(command("--num_workers", "0"), launcher=TWO_RANKS, script=script)
+    errors = process.communicate(timeout=120)[1]
+    said = {
+        "no data": [f"error: process 1 (on {platform.node()}) cannot start: ", "[rank 1] error: "],
+        "other data": [f"error: train_data '{noise}' holds 40 clips in process 0 (on {platform.node()}) and 39 in"],
+        "earlier run": ["holds an earlier run", f"[rank 1] error: process 0 (on {platform.node()}) cannot start: "],
+    }[trouble]
+    assert process.returncode == 1 and all(each in errors for each in said), errors[-3000:]
+    assert len(re.findall("^.*error: ", errors, re.MULTILINE)) == 2 and "Traceback" not in errors, errors[-3000:]
 
 
 def test_a_signal_to_one_rank_ends_all_in_order(command, tmp_path):
