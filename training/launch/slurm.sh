@@ -1,6 +1,6 @@
 #!/bin/bash
 # OUTPUT_DIR=runs/base sbatch --nodes 4 training/launch/slurm.sh --config training/recipes/base.yaml --train_data /data/list.jsonl
-# COMMAND=training/finetune_ctc.py OUTPUT_DIR=runs/asr sbatch --nodes 1 training/launch/slurm.sh --model_name_or_path ...
+# With COMMAND=training/finetune_ctc.py, also in front, it runs a fine-tuning in place of pretraining.
 #
 # One launcher a node, one process a GPU. SIGTERM, two minutes before the time limit or at pre-emption, makes the run save
 # and end; the job then queues itself again and goes on from there.
