@@ -37,7 +37,9 @@ def restore(run: Run) -> None:
         run.targets.fitted = not run.state.seeding_due
         checkpoint_layout.load_online(checkpoint, run.targets.modules)
     run.data.restore(run.state)
-    if run.accelerator.is_main_process:
+    first = run.accelerator.is_main_process  # its sums are those of all processes
+    run.loss_sums = {name: tuple(sums) if first else (0.0, 0.0) for name, sums in run.state.loss_sums.items()}
+    if first:
         resuming.set_aside_after(run.output_dir, run.state.step)
     same_draws = checkpoint_layout.load_random_state(checkpoint, run.accelerator.process_index)
     logger.info("Resumed from %s at step %d.", checkpoint, run.state.step)
@@ -74,6 +76,7 @@ def save(run: Run, directory: Path) -> None:
         samples_real=run.data.samples_real,
         skipped_steps=run.steps_skipped(),
         clips_seen=clips_seen,
+        loss_sums=run.summed_losses(),
         clips_skipped=dict(clips_skipped),
         processes=run.processes,
         accumulation=run.arguments.run.gradient_accumulation_steps,

@@ -49,6 +49,7 @@ class Run:
         data (`TrainingData`): the batches of this process.
         skipped_steps (`torch.Tensor`): `(2,)`, steps without an update because of a NaN or infinite gradient, in a row
             and since the run was started.
+        loss_sums (`dict[str, tuple]`): of this process since the last line of metrics: sum and number of each part.
         unsaved (`bool`): whether a step, or the fit of the first mixture, is in no checkpoint yet.
         failed_saves (`int`): checkpoints in a row that could not be written.
         publisher (`Publisher`, *optional*): sends results to the Hub, from the main process.
@@ -102,6 +103,7 @@ class Run:
         position = DataPosition.from_dict(self.state.data) if self.resumed else None
         self.data = TrainingData(arguments, self.accelerator, self.coordinator, position)
         self.skipped_steps = torch.zeros(2, device=self.accelerator.device)
+        self.loss_sums: dict[str, tuple[torch.Tensor | float, torch.Tensor | float]] = {}
         self.unsaved = False
         self.failed_saves = 0
         self.wrap()
@@ -130,6 +132,15 @@ class Run:
         device = self.accelerator.device
         here = torch.tensor(self.data.seconds, dtype=widest_float(device), device=device)
         return self.state.seconds + self.accelerator.reduce(here, reduction="sum").item()
+
+    def summed_losses(self) -> dict[str, list[float]]:
+        """`loss_sums` of all processes together. Every process must call it."""
+        names, device = sorted(self.loss_sums), self.accelerator.device
+        if not names:
+            return {}
+        here = [[float(part) for part in self.loss_sums[name]] for name in names]
+        total = self.accelerator.reduce(torch.tensor(here, dtype=widest_float(device), device=device), reduction="sum")
+        return dict(zip(names, total.tolist(), strict=True))
 
     def seconds_taken(self) -> float:
         """Time that the run has taken so far, in seconds, with what it took before it was resumed."""
