@@ -42,17 +42,39 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             said = sentence(error)
             if said is None or os.environ.get(TRACEBACK):
                 raise
-            sys.exit(f"error: {said}")
+            sys.exit(f"{rank_in_brackets()}error: {said}")
 
     return shell
 
 
 def log_to_terminal() -> None:
-    """Time, level and message on standard error; of chatty libraries warnings alone."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    """
+    Time, level and message on standard error, with the date where that is no terminal; of chatty libraries, and of
+    all processes but the first, warnings alone, with the number of the process.
+    """
+    logging.basicConfig(
+        level=logging.WARNING if rank() else logging.INFO,
+        format=f"%(asctime)s %(levelname)s {rank_in_brackets()}%(message)s",
+        datefmt="%H:%M:%S" if sys.stderr.isatty() else "%Y-%m-%d %H:%M:%S",
+    )
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.logging.disable_progress_bar()
+
+
+def rank() -> int:
+    """Number of this process among those of the run, as a launcher has set it."""
+    return int(os.environ.get("RANK", 0))
+
+
+def once(level: int) -> int:
+    """The level of a line that all processes of a run would log alike: `level` in the first, DEBUG in the others."""
+    return level if rank() == 0 else logging.DEBUG
+
+
+def rank_in_brackets() -> str:
+    """`[rank 3] `; nothing in the first process."""
+    return f"[rank {rank()}] " if rank() else ""
 
 
 def sentence(error: BaseException) -> str | None:

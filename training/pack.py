@@ -22,6 +22,7 @@ from accelerate import PartialState
 
 from sjepa_hf.command import command
 from training.common.command_line import parse_dataclasses
+from training.common.device import on_cpu
 from training.common.naming import several
 from training.common.ranges import check_ranges, refuse_unread
 from training.corpus.output import OutputFolder
@@ -124,7 +125,7 @@ def details(arguments: PackArguments, totals: dict) -> str:
 @command
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_dataclasses((PackArguments,), argv, "A corpus in few large files.")[0]
-    print_totals(arguments.output, run(arguments, PartialState()), partial(details, arguments))
+    print_totals(arguments.output, run(arguments, PartialState(cpu=on_cpu())), partial(details, arguments))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import logging
 import os
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 
 # On a CPU, OpenMP threads that spin long while they wait starve the process that decodes audio: ten times slower on
@@ -32,9 +31,9 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sjepa_hf import SJepaForPreTrainingOutput
-from sjepa_hf.command import UserError, command, first_line
+from sjepa_hf.command import UserError, command, first_line, once
 from training.common.processes import is_lost_connection
-from training.common.signals import Interrupted, Stop
+from training.common.signals import Interrupted, Stop, tell_in_file
 from training.data.augmentation import augmented
 from training.data.batches import to_device
 from training.data.masking import MelMask
@@ -52,47 +51,39 @@ logger = logging.getLogger(__name__)
 
 RESEED_EVERY = 100  # steps between two looks for dead mixture components
 LONG_FIT = 60.0  # seconds of fitting that are worth a checkpoint
-INTERRUPTED = "interrupted"  # file in the output directory of a run that a signal has ended
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Run the pretraining that the command line asks for."""
+    arguments = parse_arguments(argv)
     try:
-        run = prepare(parse_arguments(argv))
+        run = prepare(arguments)
+        log_plan(run.arguments, run.accelerator, run.data.stream, run.model, run.state.step)
+        if run.arguments.run.dry_run:
+            return
+        try:
+            with logging_redirect_tqdm(), run.interruption:
+                stop = pretrain(run)
+        finally:
+            run.lock.release()
     except AlreadyFinished as finished:
         logger.info("%s", finished)
         return
-    log_plan(run.arguments, run.accelerator, run.data.stream, run.model, run.state.step)
-    if run.arguments.run.dry_run:
-        return
-    try:
-        with logging_redirect_tqdm(), run.interruption:
-            stop = pretrain(run)
     except RuntimeError as error:
-        if run.processes == 1 or not is_lost_connection(error):
+        if not is_lost_connection(error):
             raise
         raise UserError(
             f"another process of this run has died or hangs, so this one stops ({first_line(error)})."
         ) from None
-    finally:
-        run.lock.release()
     if stop is not None:
         said = f"stopped at step {run.state.step} of {run.schedule.total_steps}: {stop.reason}."
         if stop.status == 1:
             raise UserError(said) from stop.error
-        logger.error("%s", said[0].upper() + said[1:])
+        logger.log(once(logging.ERROR), "%s", said[0].upper() + said[1:])
         if run.accelerator.is_main_process:
-            tell_in_file(run.output_dir / INTERRUPTED, stop.reason)
+            tell_in_file(run.output_dir, stop)
         sys.exit(stop.status)
-
-
-def tell_in_file(path: Path, reason: str) -> None:
-    """Leave word that a signal has ended the run; on a full disk the exit status has to do."""
-    try:
-        path.write_text(reason + "\n")
-    except OSError as error:
-        logger.error("%s could not be written: %s.", path, error)
 
 
 def prepare(arguments: Arguments) -> Run:
@@ -129,7 +120,6 @@ def pretrain(run: Run) -> Stop | None:
 def train(run: Run) -> None:
     """Run the remaining steps. A stop raises [`Interrupted`] between two steps or while a mixture is fitted."""
     settings, accelerator, schedule, state = run.arguments.run, run.accelerator, run.schedule, run.state
-    (run.output_dir / INTERRUPTED).unlink(missing_ok=True)
     if settings.report_to != "none":
         accelerator.init_trackers("sjepa")
     monitor = Monitor(run)

@@ -34,6 +34,7 @@ from accelerate import PartialState
 from sjepa_hf.command import command
 from sjepa_hf.durations import audio_amount, duration
 from training.common.command_line import parse_dataclasses
+from training.common.device import on_cpu
 from training.common.memory import keep_freed_memory
 from training.common.ranges import check_ranges, refuse_unread
 from training.corpus.extraction import Extractor, extract_shard, layer_extractor, unit_extractor
@@ -203,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
         "A corpus to units, or to features of layers.",
         checkpoint=dict(help="A directory or Hub name; for units of pretraining, or one of training.fit_units."),
     )
-    totals = run(rest.checkpoint, arguments, PartialState())
+    totals = run(rest.checkpoint, arguments, PartialState(cpu=on_cpu()))
     print_totals(arguments.output, totals, partial(details, arguments))
 
 

@@ -25,7 +25,12 @@ READERS = re.compile(
     r"|probes/probes\.\w+|\.eval_results/|(clip|other)\.wav|(list|train|a)\.jsonl|(sid|ks)\.(jsonl|json|md)|lm\.arpa"
     r"|facts\.yaml|FILE\.yaml|asr(\.int8)?\.onnx|quick_probe\.py"
 )
-OPTIONS_OF_OTHERS = {"--shm-size": "docker run", "--help": "every command"}
+OPTIONS_OF_OTHERS = {
+    "--shm-size": "docker run",
+    "--cpu": "accelerate launch",
+    "--num_processes": "accelerate launch",
+    "--help": "every command",
+}
 COMMAND = re.compile(r"(\w+=\S* )*(python |accelerate launch|sbatch |make |hf |pip |training/launch/\S+\.sh )")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -196,8 +201,10 @@ def wrong_with(command: str) -> str | None:
         words = shlex.split(command.replace("[", "").replace("]", "") if "-m " in command else command)
     except ValueError as error:
         return f"`{command}`: {error}"
+    variables = {}
     while "=" in words[0]:
-        words = words[1:]
+        name, _, value = words.pop(0).partition("=")
+        variables[name] = value
     program, words = words[0], words[1:]
     if program == "python" and words[0] == "-m":
         found = check_module(words[1], words[2:]) if words[1:] else "no module is named"
@@ -207,9 +214,8 @@ def wrong_with(command: str) -> str | None:
         found = check_accelerate(words[1:])
     elif program == "sbatch":  # --nodes N FILE WORDS
         script = next((n for n, word in enumerate(words) if word.endswith(".sh")), len(words))
-        found = check_launch_script(
-            "".join(words[script : script + 1]), [*words[script + 1 :], "--output_dir", "runs"]
-        )
+        file, words = "".join(words[script : script + 1]), [*words[script + 1 :], "--output_dir", "runs"]
+        found = check_launch_script(file, words, variables.get("COMMAND", "training/pretrain.py"))
     elif program.endswith(".sh"):
         found = check_launch_script(program, words)
     else:
@@ -217,11 +223,11 @@ def wrong_with(command: str) -> str | None:
     return found and f"`{command}`: {found}"
 
 
-def check_launch_script(script: str, words: list[str]) -> str | None:
-    """What is wrong with a launch script that passes its words on to pretraining."""
+def check_launch_script(script: str, words: list[str], command: str = "training/pretrain.py") -> str | None:
+    """What is wrong with a launch script that passes its words on to a command."""
     if not (ROOT / script).is_file():
         return f"there is no file {script}"
-    return check_module("training.pretrain", words)
+    return check_file(command, words)
 
 
 def wrong_commands(found: Iterable[str]) -> list[str]:

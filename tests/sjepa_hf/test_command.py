@@ -1,6 +1,8 @@
 """What a command says when it cannot go on, and what it leaves as a traceback."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -113,6 +115,38 @@ def test_memory_of_a_cpu_ends_too():
         torch.empty(10**15)
     except RuntimeError as error:
         assert sentence(error).startswith("out of memory")
+
+
+LINES = """
+import logging
+from sjepa_hf.command import UserError, command, once
+logger = logging.getLogger("here")
+@command
+def main():
+    logger.info("Opened.")
+    logger.log(once(logging.WARNING), "Changed.")
+    logger.warning("Slow.")
+    raise UserError("no clips.")
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, ["INFO Opened.", "WARNING Changed.", "WARNING Slow.", "error: no clips."]),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, ["WARNING [rank 1] Slow.", "[rank 1] error: no clips."]),
+    ],
+)
+def test_of_several_processes_the_first_speaks_and_all_warn(tmp_path, variables, said):
+    """With the date, as in the log file of a job of days."""
+    (tmp_path / "run.py").write_text(LINES)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "run.py"], capture_output=True, text=True, env=os.environ | variables
+    )
+    lines = done.stderr.splitlines()
+    assert [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", "", line) for line in lines] == said
+    assert re.match(r"\d{4}-", lines[0])
 
 
 def test_exit_status_and_stderr_of_a_process(tmp_path):

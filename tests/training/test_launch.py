@@ -1,5 +1,6 @@
 """The launch files are what Accelerate and the shell can read."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,3 +22,20 @@ def test_settings_are_accelerate_s(name, processes):
 @pytest.mark.parametrize("name", ["slurm", "two_machines"])
 def test_scripts_are_whole(name):
     subprocess.run(["bash", "-n", LAUNCH / f"{name}.sh"], check=True)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(("job", "requeued"), [("touch $OUTPUT_DIR/interrupted", True), ("exit 1", False)])
+def test_only_a_job_that_a_signal_has_ended_is_queued_again(tmp_path, job, requeued):
+    """A later start that cannot even read its settings finds the word of an earlier stop, and must not go on it."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "interrupted").write_text("SIGTERM came\n")
+    for name, does in (("srun", f'echo "$@" $TORCH_ELASTIC_SHUTDOWN_TIMEOUT; {job}'), ("scontrol", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {"OUTPUT_DIR": str(tmp_path / "out"), "SLURM_JOB_ID": "7", "SLURM_NNODES": "1"}
+    variables |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "COMMAND": "training/finetune_ctc.py"}
+    script = [shutil.which("bash"), LAUNCH / "slurm.sh", "--train_data", "my clips"]
+    said = subprocess.run(script, env=os.environ | variables, capture_output=True, text=True).stdout
+    assert r"training/finetune_ctc.py --train_data my\ clips  --output_dir" in said and " 110\n" in said
+    assert ("requeue 7" in said) == requeued

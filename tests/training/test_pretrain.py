@@ -271,6 +271,9 @@ def test_two_processes_run_both_phases(noise, tmp_path):
     process = start(arguments, launcher=TWO_RANKS)
     errors = process.communicate()[1]
     assert process.returncode == 0, errors[-2000:]
+    for said in ("Reading up to", "Mixture of 8 components fitted", "Step 4 is saved: "):
+        assert errors.count(said) == 1, errors
+    assert "FutureWarning" not in errors
     state = load_loop_state(tmp_path / "out" / "final")
     assert state.step == 7 and state.processes == 2 and len(state.data["positions"]) == 2
     random_states = load_file(tmp_path / "out" / "final" / "training_state" / "random_states.safetensors")

@@ -1,11 +1,20 @@
 """Device: where a command computes when nobody says, and in which precision."""
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 
 def default_device() -> str:
     """A GPU where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_cpu() -> bool:
+    """
+    Whether Accelerate is to compute on the CPU, which it has to be told: else each process of a launch on a machine
+    without a GPU takes itself for the only one.
+    """
+    return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
 def choose_precision(asked: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import platform
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.distributed.distributed_c10d import _get_default_store
 
-from sjepa_hf.command import UserError
+from sjepa_hf.command import UserError, sentence
 from training.common.signals import Interrupted, Interruption, Stop
 
 
@@ -146,6 +147,28 @@ def share(tensors: Iterable[torch.Tensor], accelerator: Accelerator) -> None:
             torch.distributed.broadcast(tensor, src=0)
 
 
+@contextmanager
+def all_or_none(accelerator: Accelerator) -> Iterator[None]:
+    """
+    A part of a start in which the processes exchange nothing: what one refuses, the others then refuse with its words,
+    where they would lose the connection to it without a reason. Every process must come here.
+
+    Raises:
+        UserError: in those that had nothing to refuse.
+    """
+    refused = None
+    try:
+        yield
+    except (UserError, ValueError, OSError) as error:
+        refused = error
+    if accelerator.num_processes > 1:
+        said = gather_object([refused and (platform.node(), sentence(refused))])
+        if refused is None and (number := next((n for n, each in enumerate(said) if each), None)) is not None:
+            raise UserError(f"process {number} (on {said[number][0]}) cannot start: {said[number][1]}")
+    if refused is not None:
+        raise refused
+
+
 class ProcessesDisagree(UserError):
     """The processes of a run hold different models or mixtures."""
 
@@ -201,4 +224,5 @@ def end_group(accelerator: Accelerator) -> None:
 
 def is_lost_connection(error: RuntimeError) -> bool:
     """Whether a collective failed because another process is gone, rather than for a fault of this one."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+    lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+    return lost and not isinstance(error, UserError)

@@ -7,13 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
-from sjepa_hf.command import UserError, sentence
+from sjepa_hf.command import UserError, once, sentence
 
 
 logger = logging.getLogger(__name__)
 
+INTERRUPTED = "interrupted"  # file in the output directory of a run that a signal has ended
 AGAIN = 0.05  # seconds after which a wait is ended once more where Python has dropped the first try
 
 
@@ -34,6 +36,15 @@ class Stop:
 
     def __reduce__(self):
         return Stop, (self.status, self.reason)
+
+
+def tell_in_file(output_dir: Path, stop: Stop) -> None:
+    """Leave word that a signal has ended the run; on a full disk the exit status has to do."""
+    path = output_dir / INTERRUPTED
+    try:
+        path.write_text(stop.reason + "\n")
+    except OSError as error:
+        logger.error("%s could not be written: %s.", path, error)
 
 
 class Interrupted(BaseException):
@@ -104,7 +115,7 @@ class Interruption:
             return
         if self.stop is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        logger.warning("%s: saving the last finished step.", signal.Signals(number).name)
+        logger.log(once(logging.WARNING), "%s: saving the last finished step.", signal.Signals(number).name)
         self.ask(128 + number, f"{signal.Signals(number).name} came")
         self._end_wait()
 

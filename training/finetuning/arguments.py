@@ -17,6 +17,7 @@ from sjepa_hf.command import own_words
 from sjepa_hf.opening import open_config
 from sjepa_hf.push import open_repo
 from training.common.command_line import parse_dataclasses
+from training.common.device import on_cpu
 from training.common.ranges import check_ranges
 from training.finetuning.resuming import choose_checkpoint
 from training.finetuning.trainer_settings import check_training, with_equal_intervals
@@ -129,6 +130,8 @@ def parse_finetuning(
             cannot work, and an output directory that holds another run.
     """
     argv = with_equal_intervals(sys.argv[1:] if argv is None else argv)
+    if "WORLD_SIZE" in os.environ and on_cpu():
+        argv = ["--use_cpu", "true", *argv]
     try:
         chosen, training = parse_dataclasses((settings, TrainingArguments), argv, description, recipe=str(recipe))[:2]
     except (ValueError, ImportError, TypeError, KeyError) as error:  # Transformers' own, over several lines

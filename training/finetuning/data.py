@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sjepa_hf.command import once
 from sjepa_hf.durations import audio_amount
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.labelled import TEXT_COLUMNS, LabelledClips, choose_column, open_labelled
@@ -49,7 +50,8 @@ def open_splits(
             raise ValueError("`train_data` has a single usable clip: none can be held out. Give `eval_data`.")
         train, held_out = train.hold_out(arguments.eval_fraction, evenly=[column] if classes else ())
         evaluation = {HELD_OUT: held_out}
-        logger.warning(
+        logger.log(
+            once(logging.WARNING),
             "No eval_data: %d of %d clips are held out at random, so their speakers may be heard in training too.",
             len(held_out),
             len(held_out) + len(train),

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -14,14 +15,15 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from sjepa_hf.command import once
 from sjepa_hf.contents import RESULTS
 from sjepa_hf.durations import duration
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.saving import share_mode_of
 from training.common.memory import keep_freed_memory
-from training.common.processes import end_group
+from training.common.processes import Coordinator, end_group
 from training.common.progress import Heartbeat
-from training.common.signals import Interrupted, Interruption
+from training.common.signals import INTERRUPTED, Interrupted, Interruption, Stop, tell_in_file
 from training.data.workers import check_shared_memory, die_when_stuck
 from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.model import in_encoder
@@ -205,31 +207,40 @@ class ProgressLogCallback(TrainerCallback):
 
 class SaveAndStopCallback(TrainerCallback):
     """
-    Saves a checkpoint after the step in which a signal came, or after the batch of an evaluation, and ends the run.
+    Saves a checkpoint after the step in which a signal came, or after the batch of an evaluation, and ends the run; of
+    several processes all do, whichever of them got the signal.
 
     Raises:
-        Interrupted: then.
+        Interrupted: then, in all processes alike.
     """
 
     # `Interruption.waiting` would end an evaluation sooner, but in the middle of the Trainer's own work, and would
     # take what is wrong with a clip or a metric for a reason to stop.
 
-    def __init__(self, trainer: FineTuner, interruption: Interruption):
-        self.trainer, self.interruption = trainer, interruption
+    def __init__(self, trainer: FineTuner, coordinator: Coordinator):
+        self.trainer, self.coordinator = trainer, coordinator
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.interruption.stop is not None:
+        if self._is_to_stop():
             control.should_save, control.should_evaluate = True, False
 
     def on_prediction_step(self, args, state, control, **kwargs):
-        if self.interruption.stop is not None and self.trainer.is_in_train:
+        if self.trainer.is_in_train and self._is_to_stop():
             if state.global_step > 0:
                 self.trainer._save_checkpoint(self.trainer.model, trial=None)
             raise Interrupted
 
     def on_save(self, args, state, control, **kwargs):
-        if self.interruption.stop is not None:
+        if self._is_to_stop():
             raise Interrupted
+
+    def _is_to_stop(self) -> bool:
+        """Whether any process is to stop. Every process must call it."""
+        try:
+            self.coordinator.barrier()
+        except Interrupted:
+            return True
+        return False
 
 
 def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: Heartbeat) -> nn.Module:
@@ -253,28 +264,38 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
         if isinstance(callback, ProgressLogCallback):
             callback.heartbeat = heartbeat
     heartbeat.doing = "starting the training"
+    if trainer.is_world_process_zero():
+        (output_dir / INTERRUPTED).unlink(missing_ok=True)
     trainer.check_shared_memory()
     die_when_stuck()
-    if trainer.args.world_size > 1:  # a signal ends all processes at once; resume from the last checkpoint
-        trainer.train(resume_from_checkpoint=resumed)
-    else:
-        with Interruption() as interruption:
-            trainer.add_callback(SaveAndStopCallback(trainer, interruption))
-            try:
-                trainer.train(resume_from_checkpoint=resumed)
-            except Interrupted:
-                step = trainer.state.global_step
-                saved = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-                how = "the same command with --resume_from_checkpoint latest goes on"
-                logger.warning("Stopped at step %d: %s is saved; %s.", step, saved, how) if step else logger.warning(
-                    "Stopped before the first step: nothing is lost."
-                )
-                sys.exit(interruption.stop.status)
+    with Interruption() as interruption:
+        coordinator = Coordinator(trainer.accelerator, interruption)
+        trainer.add_callback(SaveAndStopCallback(trainer, coordinator))
+        try:
+            trainer.train(resume_from_checkpoint=resumed)
+        except Interrupted:
+            end_early(trainer, coordinator.reason())
     clips = trainer.train_dataset
     if clips.num_bad:
         logger.warning("%d of %d training clips were replaced: they cannot be decoded.", clips.num_bad, len(clips))
     heartbeat.doing = "scoring the result"
     return trainer.accelerator.unwrap_model(trainer.model)
+
+
+def end_early(trainer: FineTuner, stop: Stop) -> NoReturn:
+    """Say what is saved, in a file too, and end the process with the status of its signal."""
+    step, output_dir = trainer.state.global_step, Path(trainer.args.output_dir)
+    said = "Stopped before the first step: nothing is lost."
+    if step:
+        saved = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        said = (
+            f"Stopped at step {step}: {saved} is saved; the same command with --resume_from_checkpoint latest goes on."
+        )
+    logger.log(once(logging.WARNING), "%s", said)
+    if trainer.is_world_process_zero():
+        tell_in_file(output_dir, stop)
+    trainer.end()
+    sys.exit(stop.status)
 
 
 def clip_seconds(dataset: torch.utils.data.Dataset) -> list[float]:

@@ -50,6 +50,7 @@ class LoopState:
         reseeded_components (`int`): dead components that were seeded anew.
         skipped_steps (`int`): steps without an update because the gradient was NaN or infinite.
         clips_seen (`int`), clips_skipped (`dict[str, int]`): clips of all processes, and the unusable ones by reason.
+        loss_sums (`dict[str, list[float]]`): sum and number of each part of the loss since the last line of metrics.
         seeding_due (`bool`): whether the online mixture has yet to be seeded on the layer that has become active.
         processes (`int`), accumulation (`int`): how many there are, and micro-batches of each in a step.
         data (`dict`): a `DataPosition`.
@@ -65,6 +66,7 @@ class LoopState:
     layer_scores: list[float] = field(default_factory=list)
     reseeded_components: int = 0
     skipped_steps: int = 0
+    loss_sums: dict[str, list[float]] = field(default_factory=dict)
     seeding_due: bool = False
     clips_seen: int = 0
     clips_skipped: dict[str, int] = field(default_factory=dict)
@@ -207,6 +209,7 @@ def load_loop_state(directory: Path) -> LoopState:
             " the first (`start_layer`, `target_layers`), now as in `hidden_states`, one higher. Finish the run with"
             " that version, or start a new one from its weights: --initial_checkpoint."
         )
+    found = {"loss_sums": {}} | found  # which earlier versions did not keep
     if wrong := sorted(found.keys() ^ known):
         how = "holds" if wrong[0] in found else "lacks"
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def restore(run: Run) -> None:
         run.targets.fitted = not run.state.seeding_due
         checkpoint_layout.load_online(checkpoint, run.targets.modules)
     run.data.restore(run.state)
-    if run.accelerator.is_main_process:
+    first = run.accelerator.is_main_process  # its sums are those of all processes
+    run.loss_sums = {name: tuple(sums) if first else (0.0, 0.0) for name, sums in run.state.loss_sums.items()}
+    if first:
         resuming.set_aside_after(run.output_dir, run.state.step)
     same_draws = checkpoint_layout.load_random_state(checkpoint, run.accelerator.process_index)
     logger.info("Resumed from %s at step %d.", checkpoint, run.state.step)
@@ -73,6 +76,7 @@ def save(run: Run, directory: Path) -> None:
         samples_real=run.data.samples_real,
         skipped_steps=run.steps_skipped(),
         clips_seen=clips_seen,
+        loss_sums=run.summed_losses(),
         clips_skipped=dict(clips_skipped),
         processes=run.processes,
         accumulation=run.arguments.run.gradient_accumulation_steps,
@@ -91,6 +95,7 @@ def save(run: Run, directory: Path) -> None:
 
 def write(run: Run, directory: Path, random_states: list[dict], state: checkpoint_layout.LoopState) -> None:
     """Of the main process: write the checkpoint, publish it, delete those that are too many."""
+    began = time.monotonic()
     try:
         checkpoint_layout.save_checkpoint(
             directory,
@@ -111,6 +116,7 @@ def write(run: Run, directory: Path, random_states: list[dict], state: checkpoin
         return
     run.failed_saves = 0
     if directory.name != resuming.FINAL:
+        logger.info("Step %d is saved: %s (%.1f s).", state.step, directory, time.monotonic() - began)
         resuming.prune_checkpoints(directory.parent, run.arguments.run.save_total_limit)
         if run.publisher and run.arguments.run.hub_strategy == "every_save":
             run.publisher.checkpoint(directory, revision=f"step-{state.step}")

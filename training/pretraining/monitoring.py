@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
 from sjepa_hf.durations import duration
-from sjepa_hf.float32 import widest_float
 from sjepa_hf.measures import entropy_bits
 from sjepa_hf.saving import write_text_aside
 from training.pretraining.hidden_frames import ClipMeanMonitor, hidden_frame_metrics
@@ -125,7 +124,6 @@ class Monitor:
         if run.accelerator.is_main_process:
             forget_after(self.history, run.state.step)
         self._run = run
-        self._sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # of values, and how many they are
         self._since, self._step_then, self._seconds_then = time.monotonic(), run.state.step, None  # of the last line
         self._clip_mean = ClipMeanMonitor(run.arguments.run)
         self._next_warning: dict[tuple[int, str], int] = {}  # step, by phase and figure
@@ -141,8 +139,9 @@ class Monitor:
         """
         for found in (*sums, {"gradient_norm": (norm.detach(), 1)}):
             for name, (value, count) in found.items():
-                total, number = self._sums.get(name, (0.0, 0.0))
-                self._sums[name] = total + torch.where(broken, 0, value), number + torch.where(broken, 0, count)
+                total, number = self._run.loss_sums.get(name, (0.0, 0.0))
+                total, number = total + torch.where(broken, 0, value), number + torch.where(broken, 0, count)
+                self._run.loss_sums[name] = total, number
         self.bar.update(1)
 
     @contextmanager
@@ -153,13 +152,10 @@ class Monitor:
         self._since += time.monotonic() - began
         self.bar.unpause()
 
-    def averages(self, device: torch.device) -> dict[str, float]:
+    def averages(self) -> dict[str, float]:
         """Means over all processes since the last call, as far as there are any; resets the sums."""
-        names = sorted(self._sums)
-        sums = [[float(part) for part in self._sums[name]] for name in names]
-        sums = self.accelerator.reduce(torch.tensor(sums, dtype=widest_float(device), device=device), reduction="sum")
-        self._sums = {}
-        return {name: total / count for name, (total, count) in zip(names, sums.tolist(), strict=True) if count}
+        sums, self._run.loss_sums = self._run.summed_losses(), {}
+        return {name: total / count for name, (total, count) in sums.items() if count}
 
     def line(
         self, batch: dict, posteriors: torch.Tensor, output: SJepaForPreTrainingOutput, ranks: list[float] | None
@@ -181,7 +177,7 @@ class Monitor:
             "padded_share": run.data.padded_share,
             "skipped_clips": run.data.skipped(),
             "skipped_steps": run.steps_skipped(),
-            **self.averages(run.accelerator.device),
+            **self.averages(),
             **target_metrics(run.model.mixture, posteriors, output, batch["masked_positions"]),
             **hidden_frame_metrics(run.model.mixture, posteriors, output, batch),
         }

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf import SJepaForPreTraining
+from sjepa_hf.command import once
 from sjepa_hf.measures import entropy_bits
 from sjepa_hf.scores import data_name
 from training.common.progress import Progress
@@ -49,7 +50,7 @@ def finish(run: Run) -> None:
         record(run, final, seconds)
         logger.info("Saved %s: model, training state, record and pictures (%s).", final, ", ".join(drawn))
     if bad := run.data.skipped():
-        logger.warning("%d clips were skipped: %s.", bad, dict(run.data.clips()[1]))
+        logger.log(once(logging.WARNING), "%d clips were skipped: %s.", bad, dict(run.data.clips()[1]))
     run.end()
     if run.publisher:
         run.publisher.finish(final)

@@ -14,9 +14,11 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from transformers.utils import CONFIG_NAME
 
+from sjepa_hf.command import once
 from sjepa_hf.contents import RECORD
 from sjepa_hf.opening import open_config
 from sjepa_hf.saving import INCOMPLETE, PREVIOUS, remove
+from training.common.signals import INTERRUPTED
 from training.pretraining.arguments import DECIDED_BY, Arguments, check_free, check_unchanged
 from training.pretraining.checkpoint_layout import (
     STATE_DIRECTORY,
@@ -76,6 +78,7 @@ def claim(output_dir: Path, lock: FileLock, resuming: bool, dry_run: bool = Fals
         else:
             output_dir.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
+            (output_dir / INTERRUPTED).unlink(missing_ok=True)  # whatever follows: an earlier start's stop is no news
     except Timeout:
         raise ValueError(f"`output_dir` {output_dir} is in use by a run that is still active.") from None
     except OSError as error:
@@ -286,10 +289,12 @@ def settle(directory: Path, arguments: Arguments, state: LoopState) -> None:
                     " with that, or start a new run from its weights with `initial_checkpoint`."
                 )
             if then == PUT_BACK:
-                logger.warning("`%s` stays %r, as it has had its effect: %r is too late.", name, before[name], value)
+                said = "`%s` stays %r, as it has had its effect: %r is too late."
+                logger.log(once(logging.WARNING), said, name, before[name], value)
                 setattr(group, name, before[name])
             else:
-                logger.warning("Changed since the checkpoint: `%s` from %r to %r.", name, before[name], value)
+                said = "Changed since the checkpoint: `%s` from %r to %r."
+                logger.log(once(logging.WARNING), said, name, before[name], value)
     check_same_model(directory, arguments, chosen_before)
     check_rate(directory, arguments, state.step, old_rate)
 
@@ -334,14 +339,16 @@ def check_rate(directory: Path, arguments: Arguments, step: int, old_rate: float
         )
     rate = schedule.learning_rate(step)
     if abs(rate - old_rate) > 1e-9 * max(rate, old_rate):
-        logger.warning("The learning rate goes on at %.3g; by the settings before it would be %.3g.", rate, old_rate)
+        said = "The learning rate goes on at %.3g; by the settings before it would be %.3g."
+        logger.log(once(logging.WARNING), said, rate, old_rate)
 
 
 def tell_other_split(state: LoopState, processes: int, accumulation: int, same_draws: bool) -> None:
     """Say what another number of processes or micro-batches than the checkpoint's means."""
     before, now = (state.processes, state.accumulation), (processes, accumulation)
     if before != now or not same_draws:
-        logger.warning(
+        logger.log(
+            once(logging.WARNING),
             "A step had %d (processes) x %d (micro-batches), and has %d x %d now: weights, optimizer, EMA encoder,"
             " mixture, schedules and layer scores go on as they were; dropout draws differ from now on%s.",
             *before,

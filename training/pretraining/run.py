@@ -1,6 +1,7 @@
 """A pretraining run: everything that its loop works on, new or as a checkpoint holds it."""
 
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -10,9 +11,9 @@ from filelock import FileLock
 
 from sjepa_hf.float32 import widest_float
 from sjepa_hf.opening import open_config
-from training.common.device import choose_precision
+from training.common.device import choose_precision, on_cpu
 from training.common.memory import keep_freed_memory
-from training.common.processes import COLLECTIVE_TIMEOUT, Coordinator, end_group
+from training.common.processes import COLLECTIVE_TIMEOUT, Coordinator, all_or_none, end_group
 from training.common.publishing import Publisher
 from training.common.signals import Interruption
 from training.data.order import DataPosition
@@ -48,6 +49,7 @@ class Run:
         data (`TrainingData`): the batches of this process.
         skipped_steps (`torch.Tensor`): `(2,)`, steps without an update because of a NaN or infinite gradient, in a row
             and since the run was started.
+        loss_sums (`dict[str, tuple]`): of this process since the last line of metrics: sum and number of each part.
         unsaved (`bool`): whether a step, or the fit of the first mixture, is in no checkpoint yet.
         failed_saves (`int`): checkpoints in a row that could not be written.
         publisher (`Publisher`, *optional*): sends results to the Hub, from the main process.
@@ -63,6 +65,7 @@ class Run:
         run, settings = arguments.run, arguments.targets
         self.started = time.monotonic()
         self.accelerator = Accelerator(
+            cpu=on_cpu(),
             mixed_precision=choose_precision(run.mixed_precision),
             log_with=None if run.report_to == "none" else run.report_to,
             project_dir=run.output_dir,
@@ -76,8 +79,9 @@ class Run:
             keep_freed_memory()
         self.output_dir = Path(run.output_dir)
         self.lock = FileLock(self.output_dir / ".lock")
-        if self.accelerator.is_main_process:
-            resuming.claim(self.output_dir, self.lock, run.resume_from_checkpoint is not None, run.dry_run)
+        with all_or_none(self.accelerator):
+            if self.accelerator.is_main_process:
+                resuming.claim(self.output_dir, self.lock, run.resume_from_checkpoint is not None, run.dry_run)
         self.interruption = Interruption()
         self.coordinator = Coordinator(self.accelerator, self.interruption)
         self.schedule = Schedule(arguments)
@@ -99,6 +103,7 @@ class Run:
         position = DataPosition.from_dict(self.state.data) if self.resumed else None
         self.data = TrainingData(arguments, self.accelerator, self.coordinator, position)
         self.skipped_steps = torch.zeros(2, device=self.accelerator.device)
+        self.loss_sums: dict[str, tuple[torch.Tensor | float, torch.Tensor | float]] = {}
         self.unsaved = False
         self.failed_saves = 0
         self.wrap()
@@ -108,7 +113,9 @@ class Run:
         self.wrapped = self.model
         self.accelerator._models.clear()  # of DDP's earlier wrapper, whose buffers are as large as all gradients
         if self.processes > 1:
-            self.wrapped = self.accelerator.prepare_model(self.model)
+            with warnings.catch_warnings():  # what torch offers instead sends the buffers around at the start
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+                self.wrapped = self.accelerator.prepare_model(self.model)
 
     def end(self) -> None:
         """End trackers and the process group; every process must call it."""
@@ -125,6 +132,15 @@ class Run:
         device = self.accelerator.device
         here = torch.tensor(self.data.seconds, dtype=widest_float(device), device=device)
         return self.state.seconds + self.accelerator.reduce(here, reduction="sum").item()
+
+    def summed_losses(self) -> dict[str, list[float]]:
+        """`loss_sums` of all processes together. Every process must call it."""
+        names, device = sorted(self.loss_sums), self.accelerator.device
+        if not names:
+            return {}
+        here = [[float(part) for part in self.loss_sums[name]] for name in names]
+        total = self.accelerator.reduce(torch.tensor(here, dtype=widest_float(device), device=device), reduction="sum")
+        return dict(zip(names, total.tolist(), strict=True))
 
     def seconds_taken(self) -> float:
         """Time that the run has taken so far, in seconds, with what it took before it was resumed."""

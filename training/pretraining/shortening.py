@@ -4,6 +4,8 @@ import argparse
 import logging
 from collections.abc import Sequence
 
+from sjepa_hf.command import once
+
 
 logger = logging.getLogger(__name__)
 
@@ -40,5 +42,5 @@ def shortened(argv: Sequence[str], recipe: dict) -> list[str]:
                 now = before * int(steps) // whole
                 found += [f"--{name}", str(now)]
                 said = "`%s` is %d, not %d, in proportion to %s of %d steps: --%s gives another."
-                logger.warning(said, name, now, before, steps, whole, name)
+                logger.log(once(logging.WARNING), said, name, now, before, steps, whole, name)
     return found

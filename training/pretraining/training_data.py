@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader
 
 from sjepa_hf.command import first_line, own_words
 from sjepa_hf.frames import SAMPLING_RATE
-from training.common.processes import Coordinator
+from training.common.processes import Coordinator, all_or_none
 from training.common.seeds import Purpose, seed_for
 from training.data.bad_audio import BadAudioError, BadAudioMonitor
 from training.data.batches import BatchStream
+from training.data.clips import Source
 from training.data.loader import build_loader, open_sources
+from training.data.manifest import JsonLines
 from training.data.noise import open_noise
 from training.data.order import DataPosition
 from training.data.workers import SAMPLE_BYTES, WorkerTimeout, check_shared_memory, end_stopped, one_has_died, why_died
@@ -182,13 +184,16 @@ class TrainingData:
         self.bad_audio = BadAudioMonitor(arguments.data.max_bad_fraction)
         self.seconds, self.samples_padded, self.samples_real = 0.0, 0, 0
         data, masking = arguments.data, arguments.masking
-        noise = open_noise(masking.noise_data, masking.p_noise) if masking.noise_data else None
-        sample_bytes = SAMPLE_BYTES + (4 * masking.p_noise if noise else 0)
-        check_shared_memory(data.batch_seconds, data.num_workers, local_processes(accelerator), sample_bytes)
-        self._sources, self._identities = open_sources(data), None  # once for all passes
-        opener = self._loader_opener(data, arguments.run.seed, noise=noise)
-        self._loader = RestartingLoader(opener, accelerator.num_processes, position)
-        self._identities = self._loader.position.settings["identities"]
+        processes_here = local_processes(accelerator)
+        with all_or_none(accelerator):
+            noise = open_noise(masking.noise_data, masking.p_noise) if masking.noise_data else None
+            sample_bytes = SAMPLE_BYTES + (4 * masking.p_noise if noise else 0)
+            check_shared_memory(data.batch_seconds, data.num_workers, processes_here, sample_bytes)
+            self._sources, self._identities = open_sources(data), None  # once for all passes
+            opener = self._loader_opener(data, arguments.run.seed, noise=noise)
+            self._loader = RestartingLoader(opener, accelerator.num_processes, position)
+            self._identities = self._loader.position.settings["identities"]
+        check_same_data(self._sources, self._identities, accelerator)
         self._read: list[dict] = []  # and not taken
         self._mark()
 
@@ -308,6 +313,30 @@ class TrainingData:
             )
 
         return open_loader
+
+
+def check_same_data(sources: Sequence[Source], identities: Sequence[str], accelerator: Accelerator) -> None:
+    """
+    Raise a ValueError, in all processes alike, if one holds other clips in a source than the first: each reads its
+    share by the numbers of the clips. Folders may lie in different places; of manifests, whose paths may too, the
+    number of clips alone is compared.
+    """
+    if accelerator.num_processes == 1:
+        return
+    here = []
+    for source, known in zip(sources, identities, strict=True):
+        size = len(source.dataset) if hasattr(source.dataset, "__len__") else None
+        here.append((size, None if isinstance(source.dataset, JsonLines) else known))
+    found = gather_object([(platform.node(), here)])
+    (first_node, first), *others = found
+    for number, (node, theirs) in enumerate(others, start=1):
+        for source, (size, known), (their_size, their_known) in zip(sources, first, theirs, strict=True):
+            if (size, known) == (their_size, their_known):
+                continue
+            differ = f"{size} clips in process 0 (on {first_node}) and {their_size} in process {number} (on {node})"
+            if size == their_size:
+                differ = f"other clips in process {number} (on {node}) than in process 0 (on {first_node})"
+            raise ValueError(f"train_data '{source.name}' holds {differ}: give all machines the same files.")
 
 
 def local_processes(accelerator: Accelerator) -> int:

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel, SufficientStatistics
+from sjepa_hf.command import once
 from sjepa_hf.frame_features import FRAME_FEATURES
 from sjepa_hf.frames import check_frames, frame_lengths
 from sjepa_hf.hmm_mixture import HmmMixture, HmmStatistics
@@ -253,6 +254,7 @@ def fit_mixture(
         " ".join(f"{value:.3f}" for value in history),
     )
     if dead := mixture.num_dead():
-        logger.warning("%d of the components have hardly a frame: equal frames, such as digital silence.", dead)
+        said = "%d of the components have hardly a frame: equal frames, such as digital silence."
+        logger.log(once(logging.WARNING), said, dead)
     share(mixture.buffers(), coordinator.accelerator)
     return history

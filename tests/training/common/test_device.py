@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from training.common.device import choose_precision, default_device
+from training.common.device import choose_precision, default_device, on_cpu
 
 
 @pytest.mark.parametrize(("there_is_one", "expected"), [(True, "cuda"), (False, "cpu")])
@@ -20,3 +20,12 @@ def test_auto_precision_is_bf16_where_the_cpu_has_units_for_it(monkeypatch, unit
         choose_precision("fp16")
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     assert choose_precision("fp16") == "fp16"
+
+
+def test_accelerate_is_told_of_the_cpu(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    for there_is_one, expected in ((False, True), (True, False)):
+        monkeypatch.setattr("torch.accelerator.is_available", lambda there=there_is_one: there)
+        assert on_cpu() == expected
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert on_cpu()

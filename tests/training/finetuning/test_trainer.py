@@ -2,13 +2,15 @@ import json
 import shutil
 import signal
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from finetuning_runs import SHORT, At, prepare, run, write_clips
+from finetuning_runs import FAST, SHORT, At, prepare, run, write_clips
+from pretraining_runs import TWO_RANKS, assert_equal_weights, start
 from transformers import (
     AutoModelForAudioClassification,
     AutoModelForCTC,
@@ -86,6 +88,45 @@ def test_a_signal_in_an_evaluation_loses_no_step(checkpoint, mine, tmp_path):
         finetune_ctc.train(ready, Heartbeat("training"))
     assert caught.value.code == 130 and (tmp_path / "checkpoint-4" / "trainer_state.json").is_file()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+ONE_GETS_A_SIGNAL = """
+import os, signal, sys
+sys.path.insert(0, "tests/helpers")
+from finetuning_runs import At
+from training import finetune_ctc
+prepare = finetune_ctc.prepare
+def with_signal(argv=None):
+    run = prepare(argv)
+    if os.environ["RANK"] == "1":
+        run.trainer.add_callback(At({at}, signal.SIGTERM, evaluating={evaluating}))
+    return run
+finetune_ctc.prepare = with_signal
+finetune_ctc.main()
+"""
+
+
+def test_of_several_processes_a_signal_to_one_saves_and_the_run_goes_on_as_without_it(checkpoint, mine, tmp_path):
+    options = ["--model_name_or_path", checkpoint, "--train_data", str(mine), "--max_steps", "4", "--eval_steps", "3"]
+    options += [*FAST[:-2], "--load_best_model_at_end", "false", "--output_dir"]
+
+    def ended(out: str, script) -> tuple[str, int]:
+        command = [*options, str(tmp_path / out), "--resume_from_checkpoint", "auto"]
+        process = start(command, launcher=TWO_RANKS, script=script)
+        return process.communicate(timeout=300)[1], process.returncode
+
+    whole = Path(finetune_ctc.__file__)
+    said, status = ended("whole", whole)
+    assert status == 0, said[-3000:]
+    for out, at, evaluating in (("stopped", 2, False), ("evaluating", 3, True)):
+        (tmp_path / "script.py").write_text(ONE_GETS_A_SIGNAL.format(at=at, evaluating=evaluating))
+        said, status = ended(out, tmp_path / "script.py")
+        assert status == 143 and said.count(f"Stopped at step {at}: ") == 1, said[-3000:]
+        assert (tmp_path / out / f"checkpoint-{at}" / "rng_state_1.pth").is_file()
+        assert (tmp_path / out / "interrupted").read_text() == "SIGTERM came\n"
+    said, status = ended("stopped", whole)
+    assert status == 0 and not (tmp_path / "stopped" / "interrupted").exists(), said[-3000:]
+    assert_equal_weights(*(tmp_path / out / "final" for out in ("whole", "stopped")))
 
 
 def test_checkpoints_with_adapters_hold_the_merged_model_and_go_on(checkpoint, mine, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import platform
 import shutil
 import signal
 import time
@@ -23,7 +24,7 @@ from pretraining_runs import (
 from sjepa_hf import DiagonalGaussianMixture
 from sjepa_hf.command import TRACEBACK, UserError
 from training import pretrain
-from training.common.signals import Stop
+from training.common.signals import INTERRUPTED, Stop
 from training.pretraining import phases
 from training.pretraining.checkpoint_layout import damage, load_loop_state
 from training.pretraining.monitoring import read_history
@@ -194,7 +195,7 @@ def test_a_run_ends_in_order_while_it_waits_for_a_batch(command, tmp_path, monke
 
 def test_a_signal_has_its_status_on_a_full_disk_too(command, tmp_path, monkeypatch, caplog):
     run = pretrain.prepare(pretrain.parse_arguments(command("--num_workers", "0", "--phase2_steps", "0")))
-    (run.output_dir / pretrain.INTERRUPTED).mkdir()
+    (run.output_dir / INTERRUPTED).mkdir()
     monkeypatch.setattr(pretrain, "prepare", lambda arguments: run)
     monkeypatch.setattr(pretrain, "pretrain", lambda run: Stop(143, "SIGTERM came"))
     with pytest.raises(SystemExit) as ended:
@@ -271,6 +272,35 @@ def test_what_cannot_work_is_refused_before_the_first_step(command, noise, tmp_p
         with pytest.raises(SystemExit, match=f"error: .*{said}"):
             in_one_thread(command("--num_workers", "0", "--fit_hours", "1", *options))
     assert checkpoints(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("trouble", ["no data", "other data", "earlier run"])
+def test_what_one_process_refuses_all_say(command, noise, tmp_path, trouble):
+    """As where one of two machines has not all of the data; and of the output directory, which only one looks at."""
+    theirs = tmp_path / "theirs"
+    if trouble == "other data":
+        shutil.copytree(noise, theirs)
+        (theirs / "7.wav").unlink()
+    if trouble == "earlier run":
+        theirs = noise
+        (tmp_path / "out" / "checkpoint-4").mkdir(parents=True)
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, sys
+from training import pretrain
+if os.environ["RANK"] == "1":
+    sys.argv += ["--train_data", {str(theirs)!r}]
+pretrain.main()
+""")
+    process = start(command("--num_workers", "0"), launcher=TWO_RANKS, script=script)
+    errors = process.communicate(timeout=120)[1]
+    said = {
+        "no data": [f"error: process 1 (on {platform.node()}) cannot start: ", "[rank 1] error: "],
+        "other data": [f"error: train_data '{noise}' holds 40 clips in process 0 (on {platform.node()}) and 39 in"],
+        "earlier run": ["holds an earlier run", f"[rank 1] error: process 0 (on {platform.node()}) cannot start: "],
+    }[trouble]
+    assert process.returncode == 1 and all(each in errors for each in said), errors[-3000:]
+    assert errors.count("error: ") == 2 and "Traceback" not in errors, errors[-3000:]
 
 
 def test_a_signal_to_one_rank_ends_all_in_order(command, tmp_path):

@@ -16,6 +16,7 @@ from training.pretraining.monitoring import (
     read_history,
     target_metrics,
 )
+from training.pretraining.run import Run
 
 
 def test_target_metrics_against_their_definitions():
@@ -78,14 +79,17 @@ def test_a_warning_quotes_the_figure_that_triggered_it(changed, sentence):
 
 @pytest.fixture
 def run(tmp_path):
-    return SimpleNamespace(
+    found = SimpleNamespace(
         accelerator=Accelerator(cpu=True),
+        loss_sums={},
         output_dir=tmp_path,
         schedule=SimpleNamespace(total_steps=10),
         arguments=SimpleNamespace(run=RunArguments(phase1_steps=10, phase2_steps=0, phase1_warmup_steps=0)),
         state=SimpleNamespace(step=0),
         model=SimpleNamespace(config=SimpleNamespace(hidden_size=64), mixture=DiagonalGaussianMixture(8, 2)),
     )
+    found.summed_losses = lambda: Run.summed_losses(found)
+    return found
 
 
 def test_the_bar_and_the_rate_of_audio_leave_out_what_is_no_step(run, tmp_path, monkeypatch):
@@ -130,9 +134,9 @@ def test_a_file_gets_lines_of_the_log_and_a_terminal_a_bar(run, monkeypatch, cap
 def test_where_all_steps_were_skipped_there_is_no_gradient_norm(run):
     monitor, broken = Monitor(run), torch.tensor(True)
     monitor.count_step([{"masked_kl": (torch.tensor(math.nan), 3)}], torch.tensor(math.inf), broken)
-    assert monitor.averages(torch.device("cpu")) == {}
+    assert monitor.averages() == {}
     monitor.count_step([{"masked_kl": (torch.tensor(6.0), 3)}], torch.tensor(0.5), ~broken)
-    assert monitor.averages(torch.device("cpu")) == {"masked_kl": 2.0, "gradient_norm": 0.5}
+    assert monitor.averages() == {"masked_kl": 2.0, "gradient_norm": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +162,7 @@ def test_the_minimised_loss_stands_beside_its_parts_where_there_are_several(run,
         )
 
     monitor.count_step([sums(0.4, 1), sums(1.2, 3)], torch.tensor(0.5), torch.tensor(False))
-    means = monitor.averages(torch.device("cpu"))
+    means = monitor.averages()
     assert means == pytest.approx({"masked_kl": 3.0, "gradient_norm": 0.5} | expected)
 
 

@@ -55,12 +55,17 @@ def test_all_that_phase_2_can_be_aimed_at_is_resumed_too(command, tmp_path):
     """Principal components, mean of layers and the MFCC mixture beside the online one, from a checkpoint amid it."""
     aimed = ["--target_dims", "8", "--target_layers", "1", "3", "--target_instance_norm", "true"]
     aimed += ["--phase2_schedule", "linear", "--phase2_decay_steps", "6"]
-    aimed += ["--frozen_weight", "0.7", "--num_workers", "0"]
+    aimed += ["--frozen_weight", "0.7", "--num_workers", "0", "--logging_steps", "5"]
     in_one_thread(command(*aimed, out="whole"))
     assert read_history(tmp_path / "whole" / "metrics.jsonl")[-1]["frozen_kl"] > 0
     again = command(*aimed, "--resume_from_checkpoint", str(tmp_path / "whole" / "checkpoint-16"), out="again")
     in_one_thread(again)
     assert_equal_weights(tmp_path / "whole" / "final", tmp_path / "again" / "final")
+    whole, resumed = (
+        {line["step"]: [line[name] for name in ("masked_kl", "frozen_kl", "gradient_norm")] for line in history[-4:]}
+        for history in (read_history(tmp_path / name / "metrics.jsonl") for name in ("whole", "again"))
+    )
+    assert sorted(resumed) == [18, 20, 21, 24] and resumed == whole, "the first is a mean since step 15"
     assert "frozen_mixture.means" in weights(tmp_path / "again" / "final")
 
 

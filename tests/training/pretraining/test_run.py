@@ -21,6 +21,11 @@ def test_an_output_directory_belongs_to_one_run(command, tmp_path):
     with pytest.raises(SystemExit, match="error: .*is in use by a run that is still active"):
         pretrain.main(command("--num_workers", "0"))
     run.lock.release()
+    interrupted = tmp_path / "out" / "interrupted"
+    interrupted.touch()
+    with pytest.raises(SystemExit, match="there is no file or folder"):
+        pretrain.main(command("--num_workers", "0", "--train_data", "/absent"))
+    assert not interrupted.exists(), "no word of a signal that has ended another start"
     (tmp_path / "out" / "checkpoint-4").mkdir()
     with pytest.raises(SystemExit, match="holds an earlier run: name another directory, or go on"):
         pretrain.main(command("--num_workers", "0"))

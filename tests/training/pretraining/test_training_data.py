@@ -1,9 +1,11 @@
 """Waiting for batches: workers that die, stop or hang, signals that come meanwhile, too little shared memory."""
 
 import os
+import shutil
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +14,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from training.common.signals import Interrupted, Interruption
 from training.data import workers
+from training.data.arguments import DataArguments
 from training.data.bad_audio import BadAudioError
-from training.data.loader import _as_is, _start_worker
+from training.data.identity import identity
+from training.data.loader import _as_is, _start_worker, open_sources
 from training.data.order import DataPosition, Position
 from training.pretraining import training_data
 from training.pretraining.training_data import RestartingLoader, TrainingData
@@ -166,3 +170,21 @@ def test_what_is_wrong_with_the_data_ends_a_wait_with_its_sentence():
     interruption.stop = None
     with pytest.raises(KeyError), interruption.waiting():
         raise KeyError("ours")
+
+
+def test_folders_may_lie_elsewhere_in_other_processes(noise, tmp_path, monkeypatch):
+    def seen(folder) -> tuple:
+        sources = open_sources(DataArguments(train_data=[str(folder)]))
+        return sources, [identity(str(folder), source) for source in sources]
+
+    copy = shutil.copytree(noise, tmp_path / "copy")
+    (other := shutil.copytree(noise, tmp_path / "other")).joinpath("7.wav").rename(tmp_path / "other" / "x.wav")
+    for theirs, refused in ((copy, False), (other, True)):
+        found = []
+        monkeypatch.setattr(training_data, "gather_object", lambda here, found=found: found.append(here[0]) or here)
+        two = SimpleNamespace(num_processes=2)
+        for folder in (noise, theirs):
+            training_data.check_same_data(*seen(folder), two)
+        monkeypatch.setattr(training_data, "gather_object", lambda _, found=found: found)
+        with pytest.raises(ValueError, match="other clips in process 1") if refused else nullcontext():
+            training_data.check_same_data(*seen(noise), two)
