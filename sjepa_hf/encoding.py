@@ -41,7 +41,6 @@ def check_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
         raise ValueError(f"`layers` is empty: name at least one layer from 0 to {last}.")
 
 
-@torch.no_grad()
 def pad_waveforms(extractor, waveforms: Sequence[np.ndarray]) -> BatchFeature:
     """
     `BatchFeature` of 16 kHz waveforms, each `(num_samples,)`: `input_values` as the checkpoint's feature extractor
@@ -52,6 +51,7 @@ def pad_waveforms(extractor, waveforms: Sequence[np.ndarray]) -> BatchFeature:
     )
 
 
+@torch.no_grad()
 def hidden_layers(
     model: PreTrainedModel,
     input_values: torch.Tensor,

@@ -103,6 +103,22 @@ class FineTuner(Trainer):
             settings=("dataloader_num_workers", f"per_device_{name}_batch_size"),
         )
 
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """
+        As the Trainer's, but random numbers stay as they are: a run that is stopped before an evaluation, which it does
+        not make up for, or in one, goes on as it would have done without the stop.
+
+        Raises:
+            Interrupted: if the run is to stop; a training's checkpoint is then saved.
+        """
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return super().evaluate(*args, **kwargs)
+        except Interrupted:
+            if self.is_in_train and self.state.global_step > 0:
+                self._save_checkpoint(self.model, trial=None)
+            raise
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model with all that inference needs; beside adapters also the model that they are merged into."""
         super().save_model(output_dir, _internal_call)
@@ -226,8 +242,6 @@ class SaveAndStopCallback(TrainerCallback):
 
     def on_prediction_step(self, args, state, control, **kwargs):
         if self.trainer.is_in_train and self._is_to_stop():
-            if state.global_step > 0:
-                self.trainer._save_checkpoint(self.trainer.model, trial=None)
             raise Interrupted
 
     def on_save(self, args, state, control, **kwargs):

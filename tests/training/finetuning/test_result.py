@@ -39,7 +39,7 @@ def test_the_best_step_is_that_of_the_checkpoint_that_was_loaded():
     settings = {"load_best_model_at_end": True, "metric_for_best_model": "cer", "greater_is_better": False}
     trainer = SimpleNamespace(state=state, args=SimpleNamespace(**settings))
     state.global_step = 200
-    assert FineTuningResult.of(trainer, Verdict(True, "better", 1.0), {}).best_step == 100
+    assert FineTuningResult.of(trainer, Verdict(True, "better"), {}).best_step == 100
 
 
 def test_rows_of_scores_have_names_without_folders_that_are_told_apart():

@@ -118,15 +118,16 @@ def test_of_several_processes_a_signal_to_one_saves_and_the_run_goes_on_as_witho
     whole = Path(finetune_ctc.__file__)
     said, status = ended("whole", whole)
     assert status == 0, said[-3000:]
-    for out, at, evaluating in (("stopped", 2, False), ("evaluating", 3, True)):
-        (tmp_path / "script.py").write_text(ONE_GETS_A_SIGNAL.format(at=at, evaluating=evaluating))
+    at = 3  # where an evaluation is due
+    for out in ("stopped", "evaluating"):
+        (tmp_path / "script.py").write_text(ONE_GETS_A_SIGNAL.format(at=at, evaluating=out == "evaluating"))
         said, status = ended(out, tmp_path / "script.py")
         assert status == 143 and said.count(f"Stopped at step {at}: ") == 1, said[-3000:]
         assert (tmp_path / out / f"checkpoint-{at}" / "rng_state_1.pth").is_file()
         assert (tmp_path / out / "interrupted").read_text() == "SIGTERM came\n"
-    said, status = ended("stopped", whole)
-    assert status == 0 and not (tmp_path / "stopped" / "interrupted").exists(), said[-3000:]
-    assert_equal_weights(*(tmp_path / out / "final" for out in ("whole", "stopped")))
+        said, status = ended(out, whole)
+        assert status == 0 and not (tmp_path / out / "interrupted").exists(), said[-3000:]
+        assert_equal_weights(*(tmp_path / run / "final" for run in ("whole", out)))
 
 
 def test_checkpoints_with_adapters_hold_the_merged_model_and_go_on(checkpoint, mine, tmp_path):
