@@ -3,9 +3,11 @@
 import copy
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -122,6 +124,12 @@ class FineTuner(Trainer):
         """An evaluation that shows nothing learned is no candidate: noise may lie below the plateau that follows."""
         return metrics.get("eval_learned", 1.0) > 0 and super()._determine_best_metric(metrics, trial)
 
+    def _get_dataloader(self, *args, **kwargs) -> torch.utils.data.DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        plain = loader.base_dataloader  # which Accelerate has wrapped
+        plain.worker_init_fn = partial(start_worker, plain.worker_init_fn)
+        return loader
+
     def _get_train_sampler(self, train_dataset=None):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
@@ -217,15 +225,23 @@ class SaveAndStopCallback(TrainerCallback):
     def __init__(self, trainer: FineTuner, interruption: Interruption):
         self.trainer, self.interruption = trainer, interruption
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        # torch would raise the death of a worker anywhere in a step; without this, where batches are read.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
     def on_step_end(self, args, state, control, **kwargs):
         if self.interruption.stop is not None:
             control.should_save, control.should_evaluate = True, False
 
     def on_prediction_step(self, args, state, control, **kwargs):
         if self.interruption.stop is not None and self.trainer.is_in_train:
-            if state.global_step > 0:
-                self.trainer._save_checkpoint(self.trainer.model, trial=None)
+            self.save()
             raise Interrupted
+
+    def save(self) -> None:
+        """Save the last finished step, if there is one."""
+        if self.trainer.state.global_step > 0:
+            self.trainer._save_checkpoint(self.trainer.model, trial=None)
 
     def on_save(self, args, state, control, **kwargs):
         if self.interruption.stop is not None:
@@ -254,14 +270,21 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
             callback.heartbeat = heartbeat
     heartbeat.doing = "starting the training"
     trainer.check_shared_memory()
-    die_when_stuck()
     if trainer.args.world_size > 1:  # a signal ends all processes at once; resume from the last checkpoint
         trainer.train(resume_from_checkpoint=resumed)
     else:
         with Interruption() as interruption:
-            trainer.add_callback(SaveAndStopCallback(trainer, interruption))
+            saver = SaveAndStopCallback(trainer, interruption)
+            trainer.add_callback(saver)
             try:
-                trainer.train(resume_from_checkpoint=resumed)
+                try:
+                    trainer.train(resume_from_checkpoint=resumed)
+                except RuntimeError as error:
+                    # The signal has also reached a worker, and ended it.
+                    if interruption.stop is None or not str(error).startswith("DataLoader worker"):
+                        raise
+                    saver.save()
+                    raise Interrupted from error
             except Interrupted:
                 step = trainer.state.global_step
                 saved = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
@@ -275,6 +298,14 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
         logger.warning("%d of %d training clips were replaced: they cannot be decoded.", clips.num_bad, len(clips))
     heartbeat.doing = "scoring the result"
     return trainer.accelerator.unwrap_model(trainer.model)
+
+
+def start_worker(seed: Callable[[int], None] | None, worker: int) -> None:
+    """In each new worker: Ctrl-C, which a terminal sends to it too, is for the training process; and `seed` it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_when_stuck()
+    if seed is not None:
+        seed(worker)
 
 
 def clip_seconds(dataset: torch.utils.data.Dataset) -> list[float]:
