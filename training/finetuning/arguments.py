@@ -18,6 +18,7 @@ from sjepa_hf.opening import open_config
 from sjepa_hf.push import open_repo
 from training.common.command_line import parse_dataclasses
 from training.common.ranges import check_ranges
+from training.common.signals import check_system
 from training.finetuning.resuming import choose_checkpoint
 from training.finetuning.trainer_settings import check_training, with_equal_intervals
 
@@ -127,6 +128,7 @@ def parse_finetuning(
     Raises:
         ValueError: for a recipe that is absent or holds an unknown field, missing fields, settings of the Trainer that
             cannot work, and an output directory that holds another run.
+        UserError: on Windows.
     """
     argv = with_equal_intervals(sys.argv[1:] if argv is None else argv)
     try:
@@ -136,6 +138,7 @@ def parse_finetuning(
         if "load_best_model_at_end" in said:
             said += ". With --load_best_model_at_end false the last checkpoint is the result."
         raise ValueError(said) from error
+    check_system()
     for name in ("model_name_or_path", "train_data"):
         if not getattr(chosen, name):
             raise ValueError(f"`{name}` is missing: give it as --{name} or in the recipe.")
