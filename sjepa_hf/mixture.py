@@ -297,7 +297,7 @@ class DiagonalGaussianMixture(Float32Buffers):
                 "Cannot fit a mixture to frames that are NaN or infinite: check the audio they come from."
             )
         device = self.means.device
-        exact = widest_float(features.device)
+        exact = min(map(widest_float, (features.device, device)), key=lambda dtype: dtype.itemsize)
         correction = min(len(features) - 1, 1)  # of a single frame the variance is 0
         columns = (some.to(exact).var(dim=0, correction=correction) for some in features.split(64, dim=1))
         variance = torch.cat(list(columns)).to(device)

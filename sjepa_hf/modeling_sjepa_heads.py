@@ -148,14 +148,15 @@ class SJepaForCTC(SJepaEncoderWithHead):
             logits = blank_where_padded(logits, frame_mask, self.config.pad_token_id)
         loss = None
         if labels is not None:
+            device = "cpu" if logits.device.type == "mps" else logits.device  # torch has no CTC for an Apple GPU
             loss = self.loss_function(
-                logits=logits,
-                labels=labels,
-                logit_lengths=frame_mask.sum(-1),
+                logits=logits.to(device),
+                labels=labels.to(device),
+                logit_lengths=frame_mask.sum(-1).to(device),
                 blank_token_id=self.config.pad_token_id,
                 reduction=self.config.ctc_loss_reduction,
                 zero_infinity=self.config.ctc_zero_infinity,
-            )
+            ).to(logits.device)
         return CausalLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

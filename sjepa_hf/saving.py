@@ -119,6 +119,6 @@ def share_mode_of(directory: Path) -> None:
 def flush(directory: Path) -> None:
     """Have everything below a directory on disk before it gets its name: a power cut then leaves no torn file."""
     for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
+        if path.is_file() and not path.is_symlink():
+            with path.open("r+b") as file:  # Windows flushes none that is open for reading alone
                 os.fsync(file.fileno())

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from sjepa_hf.opening import open_config
 from sjepa_hf.push import push
 from training import finetune_classification, finetune_ctc, pretrain
 from training.common import publishing
+from training.common.run_record import hardware
 from training.pretraining.other_pretraining import load_other
 
 
@@ -218,3 +220,7 @@ def test_adapters_are_published_beside_the_merged_model(hub, clips, pretrained, 
     adapted = PeftModel.from_pretrained(base, "ada/asr", subfolder="adapter").eval()
     waveform = torch.randn(1, 8000)
     assert torch.allclose(adapted(waveform).logits, merged(waveform).logits, atol=1e-5)
+
+
+def test_a_record_names_an_apple_gpu():
+    assert hardware(SimpleNamespace(device=torch.device("mps"), num_processes=1)).startswith("an Apple GPU (mps), ")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from apple_gpu import AppleGpu
 
 from sjepa_hf.measures import effective_rank, entropy_bits
 
@@ -55,6 +56,16 @@ def test_effective_rank_is_measured_in_fp32_under_autocast():
     plain = effective_rank(features)
     with torch.autocast("cpu", torch.bfloat16):
         assert effective_rank(features) == plain and effective_rank(features.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_apple_gpu_gives_the_effective_rank_too(broken):
+    features = torch.randn(100, 8)
+    features[3, 2] = torch.inf if broken else 0
+    with AppleGpu():
+        found = effective_rank(features.to("mps:0"))
+    assert found.device.type == "mps"
+    torch.testing.assert_close(found.cpu(), effective_rank(features), equal_nan=True)
 
 
 def test_entropy_is_the_formula_s():

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from apple_gpu import AppleGpu
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import nn
@@ -376,3 +377,19 @@ def test_updated_variances_far_from_the_centre_are_exact_within_a_thousandth():
     mixture.apply_statistics(statistics, decay)
     torch.testing.assert_close(mixture.variances.double(), wanted, rtol=2e-3, atol=0)
     torch.testing.assert_close(mixture.means.double(), means + step[:, None] * first, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("of_frames", "of_mixture"), [("cpu", "mps:0"), ("mps:0", "cpu"), ("mps:0", "mps:0")])
+def test_an_apple_gpu_fits_and_follows_as_a_cpu_does(of_frames, of_mixture):
+    torch.manual_seed(0)
+    frames, found = torch.randn(400, 5) + torch.arange(4).repeat(100)[:, None], []
+    for on_frames, on_mixture in (("cpu", "cpu"), (of_frames, of_mixture)):
+        with AppleGpu():
+            mixture = DiagonalGaussianMixture(4, 5).to(on_mixture)
+            history = mixture.fit(frames.to(on_frames), generator=torch.Generator().manual_seed(0))
+            targets, statistics = mixture.clip_expectation(frames[None].to(on_mixture))
+            mixture.apply_statistics(statistics, decay=0.5)
+            posteriors = mixture.posterior(frames.to(on_mixture))
+            state = [value.cpu() for value in mixture.state_dict().values()]
+            found.append((torch.tensor(history), targets.cpu(), posteriors.cpu(), *state))
+    torch.testing.assert_close(found[1], found[0])

@@ -1,7 +1,9 @@
+import copy
 import json
 
 import pytest
 import torch
+from apple_gpu import AppleGpu
 from transformers import (
     AutoModel,
     AutoModelForAudioClassification,
@@ -60,6 +62,19 @@ def test_every_head_learns_in_bf16(head_class, head_config, padded_batch):
     waveforms, attention_mask, _ = padded_batch
     model(waveforms.bfloat16(), attention_mask, labels=labels_for(head_class)).loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("head_class", HEADS)
+def test_an_apple_gpu_learns_as_a_cpu_does(head_class, head_config, padded_batch):
+    model, inputs, found = head_class(head_config).eval(), (*padded_batch[:2], labels_for(head_class)), []
+    for device in ("cpu", "mps:0"):
+        with AppleGpu():
+            there = copy.deepcopy(model).to(device)
+            loss = there(*(values.to(device) for values in inputs)).loss
+            loss.backward()
+            assert loss.device.type == device[:3]
+            found.append([loss.cpu(), *(p.grad.cpu() for p in there.parameters() if p.grad is not None)])
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("head_class", HEADS)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import transformers
+from apple_gpu import AppleGpu
 from transformers import AutoModel, AutoModelForPreTraining, Trainer, TrainingArguments
 
 from sjepa_hf import SJepaForPreTraining, SJepaModel
@@ -410,3 +411,13 @@ def test_the_trainer_predicts(config, masked_batch, tmp_path):
     logits = trainer.predict(rows).predictions[-1]
     assert logits.shape == (3, 49, 10)
     assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_an_apple_gpu_gives_the_units_of_a_cpu(make_config, padded_batch):
+    model, found = SJepaForPreTraining(make_config(mixture_features="mfcc", mixture_feature_size=39)).eval(), []
+    for device in ("cpu", "mps:0"):
+        with AppleGpu(), torch.no_grad():
+            inputs = [values.to(device) for values in padded_batch[:2]]
+            both = [model.to(device).units(*inputs, source=source, top_k=3) for source in ("mixture", "prediction")]
+            found.append([(each.units.cpu(), each.top_posteriors.cpu()) for each in both])
+    torch.testing.assert_close(found[1], found[0])

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 
 import pytest
@@ -97,3 +98,19 @@ def test_who_may_read_what_is_written_is_as_the_umask_says(tmp_path, umask, mode
             assert (tmp_path / name / "adapter").stat().st_mode & 0o777 == 0o777 & ~umask
     finally:
         os.umask(before)
+
+
+def test_what_is_written_is_flushed_as_windows_wants_it(tmp_path, monkeypatch):
+    flushed = []
+
+    def fsync(descriptor: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flushed.append(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for write in (written_aside, files_written_aside):
+        with write(tmp_path / "model") as aside:
+            (aside / "a.txt").write_text("one")
+            (aside / "link").symlink_to(aside / "a.txt")
+    assert len(flushed) == 2 and (tmp_path / "model" / "a.txt").read_text() == "one"

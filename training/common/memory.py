@@ -1,6 +1,7 @@
 """Memory: how this process gets it from the system."""
 
 import ctypes
+import os
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
@@ -12,7 +13,7 @@ def keep_freed_memory() -> None:
     anew in each step, and the system clears its pages one by one: a fifth of a step of the base model (measured).
     Does nothing with another C library.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = None if os.name == "nt" else getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)

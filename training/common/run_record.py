@@ -46,6 +46,8 @@ def hardware(accelerator: Accelerator) -> str:
     count = accelerator.num_processes
     if accelerator.device.type == "cuda":
         return f"{count} x {torch.cuda.get_device_name(accelerator.device)}"
+    if accelerator.device.type == "mps":
+        return f"an Apple GPU (mps), {processor()}"
     return f"{count} process{'es' * (count > 1)} of {torch.get_num_threads()} CPU thread(s), {processor()}"
 
 

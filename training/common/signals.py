@@ -19,6 +19,12 @@ INTERRUPTED = "interrupted"  # file in the output directory of a run that a sign
 AGAIN = 0.05  # seconds after which a wait is ended once more where Python has dropped the first try
 
 
+def check_system() -> None:
+    """Raise a UserError where the system lacks the signals that training lives by."""
+    if not hasattr(signal, "SIGALRM"):
+        raise UserError("training needs Linux or macOS; on Windows use WSL.")
+
+
 @dataclass
 class Stop:
     """

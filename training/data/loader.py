@@ -234,7 +234,8 @@ def _start_worker(worker: int) -> None:
 @atexit.register
 def _kill_workers() -> None:
     """Python would end the workers that are left with SIGTERM, which they ignore, and wait for them for ever."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain of each
+    if hasattr(signal, "SIGCHLD"):  # on Windows there is none
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain of each
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

@@ -68,13 +68,11 @@ def check_shared_memory(
 
 def die_when_stuck() -> None:
     """
-    In a worker, or before workers are forked: end one when a batch cannot be sent, for want of shared memory or of
-    open files. Python would print a traceback, drop the batch and have the training process wait for it for ever.
+    In a worker: end it when a batch cannot be sent, for want of shared memory or of open files. Python would print a
+    traceback, drop the batch and have the training process wait for it for ever.
     """
 
     def end(error: BaseException, batch: object) -> None:
-        if multiprocessing.parent_process() is None:
-            raise error
         logger.error("A batch could not be handed over: %s", error)
         os._exit(STUCK)
 

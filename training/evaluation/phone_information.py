@@ -82,7 +82,7 @@ class JointCounts:
     def add(self, phones: torch.Tensor, others: torch.Tensor, posteriors: torch.Tensor) -> None:
         """Phones and those [`of_other_clips`], integers `(num_frames,)`, and posteriors
         `(num_frames, num_components)` of some frames."""
-        posteriors = posteriors.double().cpu()
+        posteriors = posteriors.cpu().double()  # not all devices have float64
         posteriors = posteriors / posteriors.sum(1, keepdim=True)  # in fp32 they sum to 1 within 1e-7
         ones, largest = torch.ones(len(phones), dtype=torch.float64), posteriors.argmax(1)
         for said, soft, hard in ((phones, self.soft, self.hard), (others, self.soft_chance, self.hard_chance)):

@@ -19,6 +19,7 @@ from sjepa_hf.push import open_repo
 from training.common.command_line import parse_dataclasses
 from training.common.device import on_cpu
 from training.common.ranges import check_ranges
+from training.common.signals import check_system
 from training.finetuning.resuming import choose_checkpoint
 from training.finetuning.trainer_settings import check_training, with_equal_intervals
 
@@ -128,6 +129,7 @@ def parse_finetuning(
     Raises:
         ValueError: for a recipe that is absent or holds an unknown field, missing fields, settings of the Trainer that
             cannot work, and an output directory that holds another run.
+        UserError: on Windows.
     """
     argv = with_equal_intervals(sys.argv[1:] if argv is None else argv)
     if "WORLD_SIZE" in os.environ and on_cpu():
@@ -139,6 +141,7 @@ def parse_finetuning(
         if "load_best_model_at_end" in said:
             said += ". With --load_best_model_at_end false the last checkpoint is the result."
         raise ValueError(said) from error
+    check_system()
     for name in ("model_name_or_path", "train_data"):
         if not getattr(chosen, name):
             raise ValueError(f"`{name}` is missing: give it as --{name} or in the recipe.")

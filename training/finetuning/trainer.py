@@ -3,16 +3,18 @@
 import copy
 import logging
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sjepa_hf.command import once
@@ -27,6 +29,7 @@ from training.common.signals import INTERRUPTED, Interrupted, Interruption, Stop
 from training.data.workers import check_shared_memory, die_when_stuck
 from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.model import in_encoder
+from training.finetuning.order import SeededOrder
 from training.finetuning.resuming import FINAL, MERGED, steps_taken
 from training.finetuning.trainer_settings import total_steps
 
@@ -105,8 +108,8 @@ class FineTuner(Trainer):
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """
-        As the Trainer's, but random numbers stay as they are: a run that is stopped before an evaluation, which it does
-        not make up for, or in one, goes on as it would have done without the stop.
+        As the Trainer's, but random numbers stay as they are: a run that is stopped in an evaluation, or before one that
+        it then leaves out, goes on as without the stop.
 
         Raises:
             Interrupted: if the run is to stop; a training's checkpoint is then saved.
@@ -115,9 +118,14 @@ class FineTuner(Trainer):
             with torch.random.fork_rng(devices=[]):
                 return super().evaluate(*args, **kwargs)
         except Interrupted:
-            if self.is_in_train and self.state.global_step > 0:
-                self._save_checkpoint(self.model, trial=None)
+            if self.is_in_train:
+                self.save_last_step()
             raise
+
+    def save_last_step(self) -> None:
+        """A checkpoint of the last finished step, if there is one."""
+        if self.state.global_step > 0:
+            self._save_checkpoint(self.model, trial=None)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model with all that inference needs; beside adapters also the model that they are merged into."""
@@ -140,14 +148,21 @@ class FineTuner(Trainer):
         """An evaluation that shows nothing learned is no candidate: noise may lie below the plateau that follows."""
         return metrics.get("eval_learned", 1.0) > 0 and super()._determine_best_metric(metrics, trial)
 
+    def _get_dataloader(self, *args, **kwargs) -> torch.utils.data.DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        plain = loader.base_dataloader  # which Accelerate has wrapped
+        plain.worker_init_fn = partial(start_worker, plain.worker_init_fn)
+        return loader
+
     def _get_train_sampler(self, train_dataset=None):
-        if self.args.train_sampling_strategy != "group_by_length":
+        if self.args.train_sampling_strategy == "sequential":
             return super()._get_train_sampler(train_dataset)
+        args, group_size = self.args, None
+        if args.train_sampling_strategy == "group_by_length":
+            group_size = args.train_batch_size * args.gradient_accumulation_steps
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        generator = None if self.args.data_seed is None else torch.Generator().manual_seed(self.args.data_seed)
-        # The lengths are known without decoding anything.
-        return LengthGroupedSampler(size, lengths=dataset.num_samples, generator=generator)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return SeededOrder(dataset.num_samples, seed, lambda: int(self.state.epoch or 0), group_size)
 
     def _get_eval_sampler(self, eval_dataset):
         return torch.utils.data.SequentialSampler(eval_dataset)  # `by_length` has sorted them
@@ -236,6 +251,10 @@ class SaveAndStopCallback(TrainerCallback):
     def __init__(self, trainer: FineTuner, coordinator: Coordinator):
         self.trainer, self.coordinator = trainer, coordinator
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        # torch would raise the death of a worker anywhere in a step; without this, where batches are read.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
     def on_step_end(self, args, state, control, **kwargs):
         if self._is_to_stop():
             control.should_save, control.should_evaluate = True, False
@@ -281,12 +300,12 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
     if trainer.is_world_process_zero():
         (output_dir / INTERRUPTED).unlink(missing_ok=True)
     trainer.check_shared_memory()
-    die_when_stuck()
     with Interruption() as interruption:
         coordinator = Coordinator(trainer.accelerator, interruption)
         trainer.add_callback(SaveAndStopCallback(trainer, coordinator))
         try:
-            trainer.train(resume_from_checkpoint=resumed)
+            with worker_deaths_as_stops(trainer, interruption):
+                trainer.train(resume_from_checkpoint=resumed)
         except Interrupted:
             end_early(trainer, coordinator.reason())
     clips = trainer.train_dataset
@@ -294,6 +313,24 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
         logger.warning("%d of %d training clips were replaced: they cannot be decoded.", clips.num_bad, len(clips))
     heartbeat.doing = "scoring the result"
     return trainer.accelerator.unwrap_model(trainer.model)
+
+
+@contextmanager
+def worker_deaths_as_stops(trainer: FineTuner, interruption: Interruption) -> Iterator[None]:
+    """
+    Where a signal has also ended a process that reads audio, its death is no error: what is done is saved.
+
+    Raises:
+        Interrupted: then. With several processes the error itself, as the others may be elsewhere in the step.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        asked = interruption.stop is not None and str(error).startswith("DataLoader worker")
+        if not asked or trainer.args.world_size > 1:
+            raise
+        trainer.save_last_step()
+        raise Interrupted from error
 
 
 def end_early(trainer: FineTuner, stop: Stop) -> NoReturn:
@@ -310,6 +347,14 @@ def end_early(trainer: FineTuner, stop: Stop) -> NoReturn:
         tell_in_file(output_dir, stop)
     trainer.end()
     sys.exit(stop.status)
+
+
+def start_worker(seed: Callable[[int], None] | None, worker: int) -> None:
+    """In each new worker: Ctrl-C, which a terminal sends to it too, is for the training process; and `seed` it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_when_stuck()
+    if seed is not None:
+        seed(worker)
 
 
 def clip_seconds(dataset: torch.utils.data.Dataset) -> list[float]:

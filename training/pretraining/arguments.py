@@ -14,6 +14,7 @@ from sjepa_hf.frames import SAMPLING_RATE, check_frames
 from sjepa_hf.opening import why
 from training.common.command_line import config_path, parse_dataclasses, read_recipe
 from training.common.ranges import check_choice, check_hub, check_ranges
+from training.common.signals import check_system
 from training.data.arguments import DataArguments
 from training.pretraining.method_arguments import MaskingArguments, TargetArguments
 from training.pretraining.shortening import shortened
@@ -273,12 +274,14 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
 
     Raises:
         ValueError: for a recipe that cannot be taken, values out of range, and settings that contradict each other.
+        UserError: on Windows.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     recipe = read_recipe(config_path(argv), ARGUMENTS) if config_path(argv) else {}
     argv += shortened(argv, {f.name: f.default for f in fields(RunArguments)} | recipe)
     chosen_there = recipe.pop("model_config", {})
     groups = parse_dataclasses(ARGUMENTS, argv, "Pretrain S-JEPA, both phases in one run.", values=recipe)
+    check_system()
     arguments = Arguments(*groups[: len(ARGUMENTS)])
     try:
         chosen = json.loads(arguments.model.model_config)

@@ -105,10 +105,13 @@ def save_checkpoint(
         save_file(states, inside / RANDOM_STATES)
         (inside / LOOP).write_text(json.dumps(asdict(state), indent=1))
         (inside / ARGUMENTS).write_text(json.dumps(arguments, indent=1))
-        found = {
-            str(path.relative_to(aside)): fingerprint(path) for path in sorted(aside.rglob("*")) if path.is_file()
-        }
-        (inside / FILES).write_text(json.dumps(found, indent=1))
+        (inside / FILES).write_text(json.dumps(fingerprints(aside), indent=1))
+
+
+def fingerprints(directory: Path) -> dict[str, list]:
+    """[`fingerprint`] of each file below a directory, by its name there, with `/` on every system."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {path.relative_to(directory).as_posix(): fingerprint(path) for path in files}
 
 
 def fingerprint(path: Path) -> list:

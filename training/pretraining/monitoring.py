@@ -265,7 +265,10 @@ def resident_gib() -> float:
     total = 0
     for each in (process, *process.children(recursive=True)):
         try:
-            memory = each.memory_full_info()
+            try:
+                memory = each.memory_full_info()
+            except psutil.AccessDenied:  # macOS refuses it of other processes
+                memory = each.memory_info()
         except psutil.Error:  # it has just ended, or may not be looked at
             continue
         total += getattr(memory, "pss", memory.rss)

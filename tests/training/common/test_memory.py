@@ -1,10 +1,14 @@
 """Freed memory is used again: once there is room, tensors of the same size cause no more page faults."""
 
+import ctypes
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from training.common.memory import keep_freed_memory
 
 
 FAULTS = """
@@ -31,3 +35,13 @@ def test_freed_memory_is_used_again():
         for how in ("give_back", "keep")
     )
     assert kept < 0.1 * given_back
+
+
+def test_nothing_is_asked_of_windows(monkeypatch):
+    def refuse(name: None):
+        raise TypeError("LoadLibrary() argument 1 must be str, not None")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", "nt")
+        patch.setattr(ctypes, "CDLL", refuse)
+        keep_freed_memory()

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from training import finetune_classification, finetune_ctc, pretrain
 from training.common.signals import Interrupted, Interruption, Stop
 
 
@@ -72,3 +73,11 @@ def test_other_exceptions_that_python_drops_are_told_as_ever(monkeypatch):
     with Interruption():
         Broken()
     assert [unraisable.exc_type for unraisable in told] == [KeyError]
+
+
+@pytest.mark.parametrize("script", [pretrain, finetune_ctc, finetune_classification])
+def test_windows_is_refused_in_one_sentence(script, monkeypatch, tmp_path):
+    monkeypatch.delattr(signal, "SIGALRM")
+    with pytest.raises(SystemExit, match=r"^error: training needs Linux or macOS; on Windows use WSL\.$"):
+        script.main(["--train_data", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from apple_gpu import AppleGpu
 from sklearn.metrics import mutual_info_score
 
 from training.evaluation.phone_information import JointCounts, information_share, of_other_clips
@@ -61,3 +62,12 @@ def test_information_is_never_negative(seed):
     said, others = torch.randint(5, (2, 130), generator=generator)
     counts.add(said, others, (1e-6 * torch.randn(130, 10, generator=generator)).softmax(-1))
     assert 0 <= counts.result().soft < 1e-10
+
+
+def test_posteriors_may_lie_on_a_device_without_float64():
+    phones, posteriors = torch.tensor([0, 1] * 50), torch.rand(100, 4).softmax(-1)
+    here, there = JointCounts(2, 4), JointCounts(2, 4)
+    here.add(phones, phones.flip(0), posteriors)
+    with AppleGpu():
+        there.add(phones, phones.flip(0), posteriors.to("mps:0"))
+    assert there.result() == here.result()

@@ -1,6 +1,8 @@
 import json
+import os
 import shutil
 import signal
+import time
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,3 +192,56 @@ def test_at_the_end_the_wrapper_of_ddp_goes_before_the_group(script, data, check
     monkeypatch.setattr(script, "run_training", trained)
     script.train(ready, Heartbeat("training"))
     assert there == [None] and (tmp_path / "final" / "results.json").is_file()
+
+
+WORKER = ("--dataloader_num_workers", "1", "--per_device_train_batch_size", "1", "--per_device_eval_batch_size", "1")
+
+
+@pytest.mark.parametrize("part", ["train", "eval"])
+def test_a_batch_that_cannot_be_handed_over_ends_its_worker(part, checkpoint, mine, tmp_path):
+    trainer = prepare(finetune_ctc, checkpoint, mine, tmp_path, *WORKER).trainer
+    trainer.data_collator = lambda clips: {"input_values": lambda: None}
+    loader = getattr(trainer, f"get_{part}_dataloader")()
+    loader.base_dataloader.timeout = 30
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .*exit"):
+        next(iter(loader))
+
+
+def test_a_worker_leaves_ctrl_c_to_the_training_process(checkpoint, mine, tmp_path):
+    trainer = prepare(finetune_ctc, checkpoint, mine, tmp_path, *WORKER).trainer
+    collate = trainer.data_collator
+
+    def interrupted(clips):
+        os.kill(os.getpid(), signal.SIGINT)
+        return collate(clips)
+
+    trainer.data_collator = interrupted
+    assert "input_values" in next(iter(trainer.get_train_dataloader()))
+
+
+@pytest.mark.parametrize(("waiting", "step"), [(True, 2), (False, 1)])
+def test_a_worker_that_dies_of_a_signal_does_not_cost_the_last_step(waiting, step, checkpoint, mine, tmp_path):
+    """A worker's fourth batch is read after the second step, and made as early as in the first."""
+    ready, calls = prepare(finetune_ctc, checkpoint, mine, tmp_path, *WORKER, "--max_steps", "6"), []
+    collate = ready.trainer.data_collator
+
+    def dying(clips):
+        calls.append(clips)
+        if len(calls) == 4:
+            time.sleep(2 * waiting)
+            os.kill(os.getppid(), signal.SIGINT)
+            os._exit(1)
+        return collate(clips)
+
+    class Slow(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            time.sleep(0 if waiting else 2)
+
+    ready.trainer.data_collator = dying
+    ready.trainer.add_callback(Slow())
+    with pytest.raises(SystemExit) as ended:
+        finetune_ctc.train(ready, Heartbeat("training"))
+    assert ended.value.code == 130
+    saved = tmp_path / f"checkpoint-{step}"
+    assert [path for path in tmp_path.iterdir() if path.name.startswith("checkpoint")] == [saved]
+    assert json.loads((saved / "trainer_state.json").read_text())["global_step"] == step

@@ -3,12 +3,13 @@
 import json
 import re
 import shutil
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
 from benchmarks.fuzz_checkpoints import agree
 from training import pretrain
-from training.pretraining.checkpoint_layout import damage, load_loop_state
+from training.pretraining.checkpoint_layout import damage, fingerprints, load_loop_state
 from training.pretraining.resuming import find_checkpoint
 
 
@@ -69,3 +70,11 @@ def test_damage_is_found_before_anything_is_read(resume, tmp_path, name, content
         agree(damaged)
         assert damage(damaged) is None
         assert re.search(f"error: .*{said}", str(resume(at="checkpoint-9")))
+
+
+def test_files_go_by_the_same_names_on_every_system(tmp_path, monkeypatch):
+    (tmp_path / "training_state").mkdir()
+    (tmp_path / "training_state" / "loop.json").write_text("{}")
+    relative_to = Path.relative_to
+    monkeypatch.setattr(Path, "relative_to", lambda *paths: PureWindowsPath(relative_to(*paths)))
+    assert list(fingerprints(tmp_path)) == ["training_state/loop.json"]

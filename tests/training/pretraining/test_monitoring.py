@@ -1,7 +1,9 @@
 import json
 import math
+import os
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -14,6 +16,7 @@ from training.pretraining.monitoring import (
     forget_after,
     loss_sums,
     read_history,
+    resident_gib,
     target_metrics,
 )
 from training.pretraining.run import Run
@@ -201,3 +204,18 @@ def test_a_resumed_run_writes_its_lines_once(tmp_path):
     forget_after(history, 20)
     assert [json.loads(line)["step"] for line in history.read_text().splitlines()] == [10, 20]
     forget_after(tmp_path / "absent.jsonl", 20)
+
+
+def test_workers_count_where_the_system_tells_less_of_them(monkeypatch):
+    """As macOS does."""
+    own, gib = os.getpid(), 2**30
+
+    def full(process):
+        if process.pid != own:
+            raise psutil.AccessDenied
+        return SimpleNamespace(pss=gib, rss=5 * gib)
+
+    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: [psutil.Process(os.getppid())])
+    monkeypatch.setattr(psutil.Process, "memory_full_info", full)
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(rss=2 * gib))
+    assert resident_gib() == 3
