@@ -108,8 +108,8 @@ class FineTuner(Trainer):
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """
-        As the Trainer's, but random numbers stay as they are: a run that is stopped in an evaluation, or before one that
-        it then leaves out, goes on as without the stop.
+        As the Trainer's, but random numbers stay as they are: a run that is stopped in an evaluation, or before one
+        that it then leaves out, goes on as without the stop.
 
         Raises:
             Interrupted: if the run is to stop; a training's checkpoint is then saved.

@@ -8,8 +8,7 @@ def test_the_order_is_that_of_seed_and_epoch():
     for group_size in (None, 4):
         orders = [list(SeededOrder(LENGTHS, seed, lambda e=epoch: e, group_size)) for seed, epoch in ((0, 0), (0, 1))]
         assert all(sorted(order) == list(range(100)) for order in orders) and orders[0] != orders[1]
-        now = iter((0, 1))
-        sampler = SeededOrder(LENGTHS, 0, lambda: next(now), group_size)
+        sampler = SeededOrder(LENGTHS, 0, iter((0, 1)).__next__, group_size)
         assert [list(sampler), list(sampler)] == orders and len(sampler) == 100
 
 
