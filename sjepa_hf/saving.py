@@ -120,5 +120,6 @@ def flush(directory: Path) -> None:
     """Have everything below a directory on disk before it gets its name: a power cut then leaves no torn file."""
     for path in directory.rglob("*"):
         if path.is_file() and not path.is_symlink():
-            with path.open("r+b") as file:  # Windows flushes none that is open for reading alone
+            writable = os.access(path, os.W_OK)  # Windows flushes none that is open for reading alone
+            with path.open("r+b" if writable else "rb") as file:
                 os.fsync(file.fileno())
