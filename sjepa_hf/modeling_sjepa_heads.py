@@ -70,7 +70,7 @@ class SJepaEncoderWithHead(SJepaPreTrainedModel):
         wants_hidden_states = self.config.output_hidden_states if wants_hidden_states is None else wants_hidden_states
         sequence_length = self.config.num_frames(input_values.shape[-1])
         if attention_mask is None:
-            frame_mask = input_values.new_ones(len(input_values), sequence_length, dtype=torch.bool)
+            frame_mask = input_values.new_ones(input_values.shape[0], sequence_length, dtype=torch.bool)
         else:
             frame_mask = self._get_feature_vector_attention_mask(sequence_length, attention_mask)
         outputs = self.sjepa(

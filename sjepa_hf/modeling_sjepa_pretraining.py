@@ -152,7 +152,7 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
                 table of positions.
         """
         check_input(self.config, input_values, attention_mask)
-        shape = len(input_values), self.config.num_frames(input_values.shape[1])  # [B, T]
+        shape = input_values.shape[0], self.config.num_frames(input_values.shape[1])  # [B, T]
         self._check_targets(shape, mask_time_indices, target_posteriors, frozen_posteriors, frozen_weight)
         if "labels" in kwargs:
             raise ValueError("This model has no `labels`: give `target_posteriors`, for hard labels one-hot in float.")
