@@ -18,6 +18,9 @@ Exactness and faults:
     fuzz_checkpoints.py      damaged checkpoints: passed over or refused in a sentence?
     fuzz_configurations.py   hostile settings: taken or refused in a sentence?
 
+Transformers' own tests, from a checkout of it:
+    transformers_tests.py    those of its models, over ours
+
 SUPERB in S3PRL's own code, in an environment that has it:
     s3prl/table.py           figures of S3PRL's runner and of training.superb on the same small data
     s3prl/heads.py           the arithmetic of heads and scores, with copied weights
@@ -32,6 +35,7 @@ The study (study/README.md), on speech that is no part of this repository:
     study/probe_curve.py     scores of a run's checkpoints over the hours heard
 
 What commands are made of:
+    transformers_suite/suite.py what those tests are given, and which are left out
     s3prl/data.py            small data for seven tasks, as S3PRL looks for them
     s3prl/toolkit.py         S3PRL's runner on one of them
     steps/candidates.py      the steps that step.py lets take turns: ours and HuBERT's
