@@ -5,8 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from .frames import length_mask
-
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Context in which products on `device` are formed in the dtype of their factors, within autocast too."""
@@ -58,25 +56,24 @@ class SJepaLayerNorm(nn.LayerNorm):
 class SJepaGroupNorm(nn.GroupNorm):
     """
     Group norm with a single group (all channels and frames of an utterance together) with fp32 weights, computed
-    in fp32, whose statistics read real frames only.
+    in fp32, whose statistics read some frames only.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-5):
         super().__init__(num_groups=1, num_channels=num_channels, eps=eps, dtype=torch.float32)
 
-    def forward(self, hidden_states: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, num_channels)`): frames.
-            lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): real frames; without it, all are real.
+            counted (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*): True for frames that
+                count in mean and variance; without it, all do.
         """
-        batch_size, num_frames, num_channels = hidden_states.shape
+        if counted is None:
+            counted = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        if lengths is None:
-            share = hidden_states.new_full((batch_size, num_frames), 1 / (num_frames * num_channels), dtype=dtype)
-        else:
-            # [B, T]; with all channels it sums to one
-            share = length_mask(lengths, num_frames).to(dtype) / (lengths.clamp(min=1)[:, None] * num_channels)
+        # [B, T]; with all channels it sums to one
+        share = counted.to(dtype) / (counted.sum(1, keepdim=True).clamp(min=1) * hidden_states.shape[2])
         values, share = at_least_float32(hidden_states), share[:, :, None]  # [B, T, C], [B, T, 1]
         centred = values - (values * share).sum(1, keepdim=True).sum(2, keepdim=True)
         variance = (centred.square() * share).sum(1, keepdim=True).sum(2, keepdim=True)

@@ -13,6 +13,7 @@ from .frames import HOP, SAMPLING_RATE, WINDOW, clip_mean, frame_lengths, length
 
 NUM_MELS = 23
 NUM_COEFFICIENTS = 13
+POWER_FLOOR = 1e-10
 TOP_DB = 80.0  # mel powers lower than this under the clip's loudest one are raised to it, as in torchaudio's MFCC
 
 
@@ -26,7 +27,8 @@ class MfccFeatures(nn.Module):
     same samples; the released code centres them on multiples of the hop, 12.5 ms earlier. Always computed in float32.
 
     Args:
-        subtract_mean (`bool`): subtract each clip's own mean, which takes off much of speaker and channel.
+        subtract_mean (`bool`): subtract each clip's own mean, which takes off much of speaker and channel; frames of
+            digital silence do not count in it.
 
     Buffers (not saved):
         window `(400,)`, mel_bands `(201, 23)`, cosines `(23, 13)`.
@@ -75,11 +77,12 @@ class MfccFeatures(nn.Module):
         spectrum = torch.stft(input_values, WINDOW, HOP, window=self.window, center=False, return_complex=True)
         power = spectrum.abs().square().transpose(1, 2) @ self.mel_bands  # [B, T, mels]
         padding = ~length_mask(num_frames, power.shape[1])  # [B, T]
-        decibels = 10.0 * power.masked_fill(padding[..., None], 0.0).clamp(min=1e-10).log10()
+        power = power.masked_fill(padding[..., None], 0.0).clamp(min=POWER_FLOOR)
+        decibels = 10.0 * power.log10()
         decibels = decibels.maximum(decibels.amax(dim=(1, 2), keepdim=True) - TOP_DB)
         coefficients = self._coefficients(decibels)  # [B, T, 13]
         if self.subtract_mean:
-            coefficients = coefficients - clip_mean(coefficients, num_frames)
+            coefficients = coefficients - clip_mean(coefficients, (power > POWER_FLOOR).any(-1))
         last_frame = (num_frames - 1).clamp(min=0)
         deltas = slopes(coefficients, last_frame)
         features = torch.cat([coefficients, deltas, slopes(deltas, last_frame)], dim=-1)

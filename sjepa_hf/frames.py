@@ -55,13 +55,13 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
-def clip_mean(frames: Tensor, lengths: Tensor | None) -> Tensor:
-    """Mean over the first `lengths` frames of each clip, `(batch_size, sequence_length, C) -> (batch_size, 1, C)`."""
-    if lengths is None:
-        return frames.mean(1, keepdim=True)
-    real = length_mask(lengths, frames.shape[1])
-    total = frames.masked_fill(~real[:, :, None], 0.0).sum(1, keepdim=True)
-    return total / lengths.clamp(min=1)[:, None, None]
+def clip_mean(frames: Tensor, counted: Tensor) -> Tensor:
+    """
+    Mean over the frames of each clip that are `counted` (bool, `(batch_size, sequence_length)`), 0 where none is:
+    `(batch_size, sequence_length, C) -> (batch_size, 1, C)`.
+    """
+    total = frames.masked_fill(~counted[:, :, None], 0.0).sum(1, keepdim=True)
+    return total / counted.sum(1).clamp(min=1)[:, None, None]
 
 
 def real_samples(attention_mask: Tensor) -> Tensor:

@@ -44,9 +44,10 @@ class SJepaFirstConvLayer(CheckpointedLayer):
         (kernel_size,), (stride,) = self.conv.kernel_size, self.conv.stride
         windows = waveforms.unfold(1, kernel_size, stride).contiguous()
         hidden_states = nn.functional.linear(windows, self.conv.weight[:, 0], self.conv.bias)
+        counted = None
         if lengths is not None:
-            lengths = (lengths - kernel_size) // stride + 1
-        return self.activation(self.layer_norm(hidden_states, lengths))
+            counted = length_mask((lengths - kernel_size) // stride + 1, hidden_states.shape[1])
+        return self.activation(self.layer_norm(hidden_states, counted))
 
     def fold(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         """
@@ -281,6 +282,9 @@ class SJepaLogMelFrontEnd(Float32Buffers):
     `log_mel_cmn` each bin loses its mean over the clip, and with it what the channel adds; with `log_mel_prior_frames`
     only as much of it as the clip is long enough to tell from what is said. Padded frames are zero.
 
+    Frames of digital silence, all of whose energies lie at the floor, are to the encoder like the quietest frame that
+    is heard, and count in neither mean nor norm: at -23 nats they would move all others.
+
     Buffers (not saved; functions of the configuration):
         fourier (`(400, 402)`): Hann-windowed cosines and sines.
         mel_filters (`(201, num_mel_bins)`): triangular filters on the HTK mel scale, 0 to 8 kHz.
@@ -318,26 +322,44 @@ class SJepaLogMelFrontEnd(Float32Buffers):
             frames = waveform.unfold(1, self.window_size, self.hop).contiguous()  # [B, T, 400]
             cosine, sine = (frames @ self.fourier).chunk(2, dim=-1)
             energy = (cosine.square() + sine.square()) @ self.mel_filters  # [B, T, num_mel_bins]
+            heard = (energy > self.energy_floor).any(-1)  # [B, T]
             log_mel = energy.clamp_min(self.energy_floor).log()
-            if lengths is not None:
-                lengths = (lengths - self.window_size) // self.hop + 1
+            log_mel, counted = self.without_silence(log_mel, heard, lengths)
             if self.subtracts_mean:
-                log_mel = log_mel - self.channel(log_mel, lengths)
-            normed = self.layer_norm(log_mel, lengths)
+                log_mel = log_mel - self.channel(log_mel, counted)
+            normed = self.layer_norm(log_mel, counted)
             if lengths is None:
                 return normed
             # Where a clip has a single frame, or equal ones, its padding would be beyond the range of fp16.
-            return normed.masked_fill(~length_mask(lengths, normed.shape[1])[:, :, None], 0.0)
+            return normed.masked_fill(~self.real_frames(lengths, normed.shape[1])[:, :, None], 0.0)
 
-    def channel(self, log_mel: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    def real_frames(self, lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Which frames lie within clips of `lengths` samples, bool `(batch_size, num_frames)`."""
+        return length_mask((lengths - self.window_size) // self.hop + 1, num_frames)
+
+    def without_silence(
+        self, log_mel: torch.Tensor, heard: torch.Tensor, lengths: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        What the channel adds, as far as a clip tells: the mean of its frames and of `prior_frames` more of average
-        speech at its level, `(batch_size, sequence_length, num_mel_bins) -> (batch_size, 1, num_mel_bins)`.
+        `log_mel` with the quietest frame that is `heard` in place of those that are not, and which frames count in the
+        clip's mean and norm, both masks bool `(batch_size, sequence_length)`: those that are heard, or all if none is.
         """
-        mean = clip_mean(log_mel, lengths)
+        real = torch.ones_like(heard) if lengths is None else self.real_frames(lengths, heard.shape[1])
+        heard = heard & real
+        counted = heard | real & ~heard.any(1, keepdim=True)
+        level = log_mel.sum(-1).masked_fill(~counted, torch.inf)
+        quietest = log_mel.take_along_dim(level.argmin(1)[:, None, None], 1)
+        return torch.where(counted[:, :, None], log_mel, quietest), counted
+
+    def channel(self, log_mel: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        """
+        What the channel adds, as far as a clip tells: the mean of its `counted` frames and of `prior_frames` more of
+        average speech at its level, `(batch_size, sequence_length, num_mel_bins) -> (batch_size, 1, num_mel_bins)`.
+        """
+        mean = clip_mean(log_mel, counted)
         if not self.prior_frames:
             return mean
-        num_frames = log_mel.shape[1] if lengths is None else lengths[:, None, None].to(mean.dtype)
+        num_frames = counted.sum(1)[:, None, None].to(mean.dtype)
         tilt = SPEECH_TILT * torch.linspace(0.5, -0.5, self.output_size, dtype=mean.dtype, device=mean.device)
         average = mean.mean(2, keepdim=True) + tilt
         return mean + self.prior_frames / (num_frames + self.prior_frames) * (average - mean)

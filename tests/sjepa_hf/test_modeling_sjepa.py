@@ -366,13 +366,35 @@ def test_without_the_clip_s_mean_a_channel_s_colour_is_gone(make_config):
     torch.testing.assert_close(front_end(waveforms, lengths), frames)
 
 
+@pytest.mark.parametrize("prior_frames", [0, 10])
+def test_digital_silence_moves_no_other_frame_and_sounds_like_the_quietest(make_config, prior_frames):
+    config = make_config("log_mel", log_mel_cmn=True, log_mel_prior_frames=prior_frames)
+    front_end = SJepaModel(config).feature_extractor
+    speech, zeros = torch.randn(1, 8080), torch.zeros(1, 9600)  # 25 frames; 30 hops
+    speech[:, :80] = speech[:, -80:] = 0.0  # no frame is half of speech and half of zeros
+    alone = front_end(speech)[0]
+    quietest = alone[alone.sum(-1).argmin()]
+    for parts, first in (([zeros, speech, zeros], 30), ([speech, zeros], 0), ([zeros, speech], 30)):
+        waveform = torch.cat(parts, dim=1)
+        frames = front_end(waveform)[0]
+        torch.testing.assert_close(frames[first : first + 25], alone)
+        silent = torch.cat([frames[:first], frames[first + 25 :]])
+        torch.testing.assert_close(silent, quietest.expand(len(silent), -1))
+        padded = torch.cat([waveform, torch.randn(1, 3000)], dim=1)
+        found = front_end(padded, torch.tensor([waveform.shape[1]]))[0]
+        torch.testing.assert_close(found[: len(frames)], frames)
+        assert not found[len(frames) :].any()
+    nothing = front_end(torch.zeros(1, 9600))[0]
+    assert nothing.isfinite().all() and (nothing == nothing[0]).all() and nothing.any() == bool(prior_frames)
+
+
 def test_average_speech_counts_in_the_mean_as_if_it_had_been_heard(make_config):
     front_end, plain = (
         SJepaModel(make_config("log_mel", log_mel_cmn=on, log_mel_prior_frames=10 * on)).feature_extractor.double()
         for on in (True, False)
     )
     front_end.layer_norm = plain.layer_norm = torch.nn.Identity()
-    front_end.layer_norm.forward = lambda log_mel, lengths: log_mel
+    front_end.layer_norm.forward = lambda log_mel, counted: log_mel
     waveform = torch.randn(1, 5000, dtype=torch.float64)
     log_mel = plain(waveform)[0]
     tilt = torch.linspace(2.25, -2.25, front_end.output_size, dtype=torch.float64)
