@@ -26,6 +26,7 @@ from training.common.memory import keep_freed_memory
 from training.common.processes import Coordinator, end_group
 from training.common.progress import Heartbeat
 from training.common.signals import INTERRUPTED, Interrupted, Interruption, Stop, tell_in_file
+from training.data.bad_audio import counted
 from training.data.workers import check_shared_memory, die_when_stuck
 from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.model import in_encoder
@@ -309,8 +310,9 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
         except Interrupted:
             end_early(trainer, coordinator.reason())
     clips = trainer.train_dataset
-    if clips.num_bad:
-        logger.warning("%d of %d training clips were replaced: they cannot be decoded.", clips.num_bad, len(clips))
+    if bad := clips.bad:
+        said = "%d of %d training clips were replaced by others: %s."
+        logger.warning(said, bad.total(), len(clips), counted(bad))
     heartbeat.doing = "scoring the result"
     return trainer.accelerator.unwrap_model(trainer.model)
 
