@@ -116,9 +116,8 @@ class LabelledClips(torch.utils.data.Dataset):
         self._met[index] = 2 + REASONS.index(reason) if reason else 1
         self._monitor.update(0 if reason else 1, [(name, reason)] if reason else [])
         if reason:
-            self._monitor.by_reason = self.bad
-            usable = int((self._met == 1).sum())
-            self._monitor.seen = usable + self.bad.total()
+            self._monitor.by_reason = bad = self.bad
+            self._monitor.seen = int((self._met == 1).sum()) + bad.total()
 
     def _none_usable(self) -> BadAudioError:
         return BadAudioError(f"None of {len(self)} clips can be used ({counted(self.bad)}); the log names them.")

@@ -72,7 +72,7 @@ class FineTuner(Trainer):
 
     def training_step(self, model, inputs, *args, **kwargs):
         short = shortest_batch(self.model.config) - inputs["input_values"].shape[1]
-        if short > 0:
+        if short > 0 and not self.frozen_encoder:
             padded = {name: nn.functional.pad(inputs[name], (0, short)) for name in ("input_values", "attention_mask")}
             inputs = {**inputs, **padded}
         return super().training_step(model, inputs, *args, **kwargs)
