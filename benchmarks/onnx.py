@@ -72,7 +72,7 @@ class Subject:
 
 
 def read(clips: LabelledClips, indices: Sequence[int]) -> tuple[list[int], Batch]:
-    """The clips at `indices` as one padded batch, and which they are; those that cannot be decoded are left out."""
+    """The clips at `indices` as one padded batch, and which they are; those that cannot be used are left out."""
     found = [(i, clip["input_values"]) for i in indices if (clip := clips[i]) is not None]
     if not found:
         return [], {}

@@ -46,7 +46,7 @@ SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
 PACKAGE = Path(__file__).parent
 LARGEST_BUT_WEIGHTS = 100e6  # bytes
 SHOWN = re.compile(r"!\[[^\]]*\]\(\s*<?([^)>\s]+)|<img[^>]+src=[\"']([^\"']+)")  # pictures of a Markdown text
-PATH = re.compile(r"(?:/|~|\.\./|file://)[^\n]*[^\n/]/[^\n]+")
+PATH = re.compile(r"(?:(?:/|~|file://)[^\n]*[^\n/]/|\.\./)[^\n]+")
 SECRET = re.compile(rb"hf_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
 
 

@@ -133,7 +133,7 @@ def make_card(
         pipeline_tag=pipeline,
         license=facts.license,
         language=facts.language or None,
-        datasets=facts.datasets or None,
+        datasets=list(dict.fromkeys([*facts.datasets, *datasets_before(record)])) or None,
         base_model=on_the_hub(record.get("base_model")),
         tags=["speech", *(["s-jepa", *unlabelled] if is_sjepa or pretrained else [])],
         model_name=name if index else None,
@@ -274,9 +274,12 @@ def training_lines(config: dict, record: dict, facts: Facts) -> list[str]:
         start = "from scratch, with the configuration of" if record.get("from_scratch") else "from"
         how = "Pretraining continued" if record.get("kind") == "pretraining" else "Fine-tuned"
         lines.append(f"{how} {start} {plain(record['base_checkpoint'])}")
+    if not record.get("from_scratch"):
+        lines += [origin(name, base) for name, base in bases(record)]
     if "hours_heard" in record:
-        heard = audio_amount(record["hours_heard"])
-        lines.append(f"Heard {heard} of audio (repeats counted) in {record['steps']:,} steps")
+        heard, whole = audio_amount(record["hours_heard"]), hours_in_all(record)
+        before = f", {audio_amount(whole)} with all before" if whole is not None else ""
+        lines.append(f"Heard {heard} of audio (repeats counted) in {record['steps']:,} steps{before}")
     elif "steps" in record:
         lines.append(f"{record['steps']:,} steps")
     if record.get("hours_taken") is not None:
@@ -287,6 +290,55 @@ def training_lines(config: dict, record: dict, facts: Facts) -> list[str]:
         *others, last = facts.authors
         lines.append(f"By {', '.join(others)}{' and ' if others else ''}{last}")
     return lines or ["No record of the training was kept with this checkpoint."]
+
+
+def bases(record: dict) -> list[tuple[str, dict]]:
+    """Name and record of each checkpoint that the weights come from, the last one first, as far as they are known."""
+    found = []
+    while record.get("base"):
+        name, record = str(record["base_checkpoint"]), record["base"]
+        found.append((name, record))
+        if record.get("from_scratch"):  # what came before left the configuration alone
+            break
+    return found
+
+
+def origin(name: str, base: dict) -> str:
+    """How a checkpoint came about that the weights come from, in a line."""
+    facts, data = base.get("facts", {}), base.get("data", {})
+    steps = f" in {base['steps']:,} steps" if "steps" in base else ""
+    parts = []
+    if "hours_heard" in base:
+        parts.append(f"heard {audio_amount(base['hours_heard'])} of audio (repeats counted){steps}")
+    elif data.get("hours") is not None:
+        parts.append(f"fine-tuned on {audio_amount(data['hours'])} of audio{steps}")
+    if data:
+        parts.append(f"sources: {enumeration([data_name(source) for source in data['sources']])}")
+    if facts.get("data"):
+        parts.append(plain(facts["data"]))
+    if facts.get("license"):
+        parts.append(f"licence: {plain(facts['license'])}")
+    if base.get("base_checkpoint"):
+        start = "with the configuration of" if base.get("from_scratch") else "from"
+        parts.append(f"{start} {plain(base['base_checkpoint'])}")
+    return f"{plain(name)}: {'; '.join(parts)}"
+
+
+def hours_in_all(record: dict) -> float | None:
+    """Hours heard in all pretrainings together; None where there was one, or one is not recorded."""
+    records = [record, *(base for _, base in bases(record))]
+    pretrained = [each for each in records if each.get("kind") == "pretraining"]
+    last = records[-1]
+    first = last.get("from_scratch") or not last.get("base_checkpoint")
+    known = first and all("hours_heard" in each for each in pretrained)
+    return sum(each["hours_heard"] for each in pretrained) if known and len(pretrained) > 1 else None
+
+
+def datasets_before(record: dict) -> list[str]:
+    """Data sets on the Hub that the checkpoints have heard which the weights come from."""
+    if record.get("from_scratch"):
+        return []
+    return [name for _, base in bases(record) for name in base.get("facts", {}).get("datasets", [])]
 
 
 def tables(scores: list[ComparedScore], facts: Facts) -> list[str]:

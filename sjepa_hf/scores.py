@@ -7,6 +7,7 @@ probes.json   by `training.probe`
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -218,16 +219,18 @@ def scores_of(checkpoint: Path, path: Path) -> list[ComparedScore]:
 def data_name(source: str) -> str:
     """
     A source's name without the folders above it: the last part of a path, with its parent for a split. Of an address,
-    neither the folders nor what stands behind a question mark, which may be a key.
+    neither the folders nor what stands behind a question mark, which may be a key. A name of at most one slash is one
+    on the Hub, unless it begins with a dot or is there as a file or folder.
     """
     if "::" in source:
         return "::".join(map(data_name, source.split("::")))
     if "://" in source:
         source = source.partition("?")[0]
     path = Path(source)
-    if not path.is_absolute() and source.count("/") <= 1 or not path.name:
+    local = source.startswith(("/", ".", "~")) or source.count("/") > 1 or os.path.exists(path)
+    if not local or path.name in ("", ".."):
         return source
-    with_parent = path.name in SPLITS and path.parent.name and path.parent != Path.home()
+    with_parent = path.name in SPLITS and path.parent.name not in ("", "..", "~") and path.parent != Path.home()
     return f"{path.parent.name}/{path.name}" if with_parent else path.name
 
 

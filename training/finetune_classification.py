@@ -20,12 +20,19 @@ from pathlib import Path
 
 from transformers import AutoModelForAudioClassification, Wav2Vec2FeatureExtractor, set_seed
 
-from sjepa_hf.command import command
+from sjepa_hf.command import command, once
 from training.common.learned import judge_classes
+from training.common.naming import several
 from training.common.progress import Heartbeat
 from training.data.labelled import LABEL_COLUMNS, LabelledClips, choose_column
 from training.finetuning.arguments import FineTuningArguments, parse_finetuning
-from training.finetuning.classification import ClassificationCollator, accuracy_and_f1, check_labels_known, class_names
+from training.finetuning.classification import (
+    ClassificationCollator,
+    accuracy_and_f1,
+    check_labels_known,
+    class_names,
+    unscored_classes,
+)
 from training.finetuning.data import by_length, open_splits
 from training.finetuning.model import open_extractor, open_with_head, scored_at_once
 from training.finetuning.plan import log_plan
@@ -70,6 +77,7 @@ class ClassificationFineTuning:
     extractor: Wav2Vec2FeatureExtractor
     evaluation: dict[str, LabelledClips]
     test: dict[str, LabelledClips]
+    unscored: list[str]
 
 
 @command
@@ -109,6 +117,10 @@ def prepare(argv: list[str] | None = None) -> ClassificationFineTuning:
         check_labels_known(clips.labels[column], names, name)
     counts = Counter(train.labels[column])
     logger.info("Training clips of each class: %s.", ", ".join(f"{name} {counts[name]}" for name in names))
+    unscored = unscored_classes(names, list(evaluation.values()), column)
+    if unscored:
+        said = "%d of %d classes have no clip for evaluation, and no accuracy or F1 tells of them: %s."
+        logger.log(once(logging.WARNING), said, len(unscored), len(names), several(unscored))
 
     label2id = {name: number for number, name in enumerate(names)}
     changes = {"use_weighted_layer_sum": True} if arguments.frozen else {}
@@ -140,7 +152,7 @@ def prepare(argv: list[str] | None = None) -> ClassificationFineTuning:
         save_beside=extractor.save_pretrained,
     )
     log_plan(trainer, evaluation | test, arguments)
-    return ClassificationFineTuning(arguments, trainer, extractor, evaluation, test)
+    return ClassificationFineTuning(arguments, trainer, extractor, evaluation, test, unscored)
 
 
 def train(run: ClassificationFineTuning, heartbeat: Heartbeat) -> None:
@@ -158,6 +170,7 @@ def train(run: ClassificationFineTuning, heartbeat: Heartbeat) -> None:
     run.trainer.end()
     if run.trainer.is_world_process_zero():
         outcome = FineTuningResult.of(run.trainer, judge_classes(answers, labels), scores)
+        outcome.unscored = run.unscored
         metrics = ("accuracy", "macro_f1")
         save_output(run.trainer, run.arguments, model, outcome, metrics, run.extractor.save_pretrained)
 

@@ -99,7 +99,7 @@ def batch_of(samples: np.ndarray, seed: int) -> dict:
 
 
 def random_batches(clips: LabelledClips, seed: int):
-    """The clips in random order, one a batch; those that cannot be decoded are left out."""
+    """The clips in random order, one a batch; those that cannot be used are left out."""
     for index in np.random.default_rng(seed).permutation(len(clips)).tolist():
         example = clips[index]
         if example is not None:
@@ -198,7 +198,7 @@ def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat) 
 
     Raises:
         ValueError: if the checkpoint or a source cannot be opened, or alignments are broken.
-        BadAudioError: if too much audio cannot be decoded.
+        BadAudioError: if too much audio cannot be used.
     """
     encoder = open_sjepa(SJepaModel, checkpoint).eval().to(Accelerator().device)
     most, size = max(arguments.dims, default=0), encoder.config.hidden_size

@@ -22,7 +22,7 @@ PACKAGES = ("training", "sjepa_hf", "benchmarks", "examples", "model_cards", "te
 # Files and folders that a reader brings or names, or that a library leaves; runs/ is where all runs of the pages go.
 READERS = re.compile(
     r"(runs|demo-output|S3PRL)/.*|(my_audio|my_clips|noise|words|speech|aligned|test|dev|clips|analysis|adapter)/"
-    r"|probes/probes\.\w+|\.eval_results/|(clip|other)\.wav|(list|train|a)\.jsonl|(sid|ks)\.(jsonl|json|md)|lm\.arpa"
+    r"|probes/probes\.\w+|\.eval_results/|(clip|other)\.wav|(list|train|rare|a)\.jsonl|(sid|ks)\.(jsonl|json|md)|lm\.arpa"
     r"|facts\.yaml|FILE\.yaml|asr(\.int8)?\.onnx|quick_probe\.py"
 )
 OPTIONS_OF_OTHERS = {

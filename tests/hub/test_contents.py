@@ -148,7 +148,12 @@ def test_paths_of_this_machine_do_not_go_along(hub, pretrained):
 
 
 def test_what_is_taken_for_a_path():
-    for path, name in (("/home/ada/lm.arpa", "lm.arpa"), ("~/a/lm.arpa", "lm.arpa"), ("../../ada/x.yaml", "x.yaml")):
+    for path, name in (
+        ("/home/ada/lm.arpa", "lm.arpa"),
+        ("~/a/lm.arpa", "lm.arpa"),
+        ("../../ada/x.yaml", "x.yaml"),
+        ("../x.jsonl", "x.jsonl"),
+    ):
         assert reduce_paths({"lm": [path]}) == {"lm": [name]}
     for value in ("ada/encoder", "/", "linear", ".,?!/", "/m", "2 h / 3 h", 3, None, True):
         assert reduce_paths([value]) == [value]

@@ -22,7 +22,7 @@ from sjepa_hf.opening import open_config
 from sjepa_hf.push import push
 from training import finetune_classification, finetune_ctc, pretrain
 from training.common import publishing
-from training.common.run_record import hardware
+from training.common.run_record import base_of, hardware
 from training.pretraining.other_pretraining import load_other
 
 
@@ -220,6 +220,46 @@ def test_adapters_are_published_beside_the_merged_model(hub, clips, pretrained, 
     adapted = PeftModel.from_pretrained(base, "ada/asr", subfolder="adapter").eval()
     waveform = torch.randn(1, 8000)
     assert torch.allclose(adapted(waveform).logits, merged(waveform).logits, atol=1e-5)
+
+
+def test_a_record_carries_those_of_all_checkpoints_before(clips, tmp_path, caplog):
+    """Each with the facts beside it; none of it has a path of this machine."""
+    start = []
+    for name in ("first", "second", "third"):
+        (tmp_path / "recipe.yaml").write_text(RECIPE)
+        fixed = ["--config", str(tmp_path / "recipe.yaml"), "--train_data", str(clips), "--save_steps", "9"]
+        pretrain.main([*fixed, *start, "--output_dir", str(tmp_path / name)])
+        final = tmp_path / name / "final"
+        start = ["--initial_checkpoint", str(final)]
+        if name == "first":
+            (final / "facts.yaml").write_text("data: books\nlicense: mit\nauthors: Ada\n")
+    found = json.loads((final / "training.json").read_text())
+    second, first = found["base"], found["base"]["base"]
+    assert (found["base_model"], found["base_checkpoint"]) == (None, "second/final")
+    assert second["base_checkpoint"] == "first/final" and "base_checkpoint" not in first
+    assert first.pop("facts") == {"data": "books", "license": "mit"}
+    assert first == {name: second[name] for name in ("kind", "data", "steps", "hours_heard")}
+    assert second["steps"] == 4 and second["data"] == {"sources": ["clips"]} and str(tmp_path) not in json.dumps(found)
+    shutil.copy(tmp_path / "first" / "final" / "facts.yaml", final)
+    (final / "training.json").write_text("{torn")
+    assert base_of(str(final))["base"] == {"facts": {"data": "books", "license": "mit"}}
+    assert f"What {final} has heard is not known: " in caplog.text
+
+
+def test_a_base_goes_by_its_name_on_the_hub_or_by_its_last_names(hub, tmp_path, monkeypatch):
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "b")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert base_of(None) == {}
+    for path, name in (
+        ("../b/c", "b/c"),
+        ("c", "c"),
+        ("../b", "b"),
+        (str(tmp_path / "b" / "c"), "b/c"),
+        ("../x", "x"),
+    ):
+        assert base_of(path) == {"base_model": None, "base_checkpoint": name}
+    assert base_of("ada/absent") == {"base_model": "ada/absent", "base_checkpoint": "ada/absent"}
 
 
 def test_a_record_names_an_apple_gpu():

@@ -131,6 +131,56 @@ def test_a_pretraining_tells_which_checkpoint_it_began_with(checkpoint):
     assert "- Pretraining continued from first/final" in card(checkpoint).text
 
 
+FIRST = {
+    "kind": "pretraining",
+    "data": {"sources": ["list.jsonl"]},
+    "steps": 6000,
+    "hours_heard": 10.8,
+    "facts": {"data": "17.6 h of books (CC BY 4.0)", "license": "apache-2.0", "datasets": ["some/books"]},
+}
+SECOND = {
+    "kind": "pretraining",
+    "base_checkpoint": "cards/first",
+    "data": {"sources": ["digits"]},
+    "steps": 500,
+    "hours_heard": 1.0,
+    "base": FIRST,
+}
+THIRD = SECOND | {"base_checkpoint": "second/final", "steps": 200, "hours_heard": 0.4, "base": SECOND, "settings": {}}
+
+
+def test_a_card_tells_all_that_the_weights_have_heard(checkpoint):
+    (checkpoint / "training.json").write_text(json.dumps(THIRD))
+    written = card(checkpoint)
+    for line in (
+        "- Sources: digits\n- Pretraining continued from second/final\n",
+        "- second/final: heard 1.0 hours of audio (repeats counted) in 500 steps; sources: digits; from cards/first\n",
+        "- cards/first: heard 10.8 hours of audio (repeats counted) in 6,000 steps; sources: list.jsonl;"
+        " 17.6 h of books (CC BY 4.0); licence: apache-2.0\n",
+        "- Heard 24 minutes of audio (repeats counted) in 200 steps, 12.2 hours with all before\n",
+    ):
+        assert line in written.text, line
+    assert written.data.datasets == ["some/books"] and written.data.base_model is None and written.data.license is None
+    for unknown in ({"base": None}, {"base": SECOND | {"base": FIRST | {"base_checkpoint": "lost"}}}):
+        (checkpoint / "training.json").write_text(json.dumps(THIRD | unknown))
+        assert "in 200 steps\n" in card(checkpoint).text, "no sum where one was not recorded"
+
+
+def test_what_a_base_has_heard_is_no_matter_from_scratch(checkpoint):
+    tuned = {"kind": "fine-tuning", "data": {"sources": ["words"], "clips": 3, "hours": 0.5}, "steps": 90}
+    tuned |= {"base_checkpoint": "second/final", "base": SECOND, "settings": {}}
+    (checkpoint / "training.json").write_text(json.dumps(tuned))
+    assert "- cards/first: heard 10.8 hours" in card(checkpoint).text
+    (checkpoint / "training.json").write_text(json.dumps(tuned | {"from_scratch": True}))
+    written = card(checkpoint)
+    assert "heard" not in written.text and written.data.datasets is None
+    after = THIRD | {"base_checkpoint": "words/final", "base": tuned | {"from_scratch": True}}
+    (checkpoint / "training.json").write_text(json.dumps(after))
+    text = card(checkpoint).text
+    assert "- words/final: fine-tuned on 30 minutes of audio in 90 steps; sources: words; with the configur" in text
+    assert "cards/first: heard" not in text
+
+
 def test_facts_and_results_on_data_sets_of_the_hub(checkpoint, tmp_path):
     facts = {
         "name": "Tiny",

@@ -184,8 +184,17 @@ def test_sources_are_named_without_their_folders():
 def test_names_of_sources_have_no_folders_and_no_keys():
     assert data_name("https://host/a/b.parquet?key=secret") == "b.parquet"
     assert data_name("zip://a.wav::/home/ada/secret/b.zip") == "a.wav::b.zip"
-    assert data_name("/") == "/" and data_name("../words") == "../words"
-    assert data_name(str(Path.home() / "train")) == "train"
+    assert data_name("/") == "/" and data_name("..") == ".."
+    assert data_name(str(Path.home() / "train")) == data_name("~/train") == "train"
+
+
+def test_a_path_is_known_by_a_dot_or_by_being_there(tmp_path, monkeypatch):
+    assert data_name("../words.jsonl") == data_name("./words.jsonl") == "words.jsonl"
+    assert data_name("../train") == "train" and data_name("../words/train") == "words/train"
+    (tmp_path / "ada" / "words").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert data_name("ada/words") == "words" and data_name("ada/others") == "ada/others"
+    assert data_name("a" * 300 + "/b") == "a" * 300 + "/b", "longer than any file's name"
 
 
 def test_a_table_in_markdown():

@@ -1,8 +1,10 @@
+import json
+
+import numpy as np
+import soundfile
 from finetuning_runs import SHORT, prepare, run, sentence, write_clips
 from other_encoders import KINDS, save_other
-from transformers import (
-    pipeline,
-)
+from transformers import pipeline
 
 from sjepa_hf.scores import read_scores
 from training import finetune_classification
@@ -30,6 +32,54 @@ def test_classification(checkpoint, classes, tmp_path):
     for name in "AB":
         audio = {"raw": read_audio(next((classes / name).iterdir())), "sampling_rate": 16000}
         assert classify(audio)[0]["label"] == name
+
+
+def copy_of(classes, tmp_path):
+    """The two classes of sound in folders of their own, to which others can be added."""
+    for path in classes.glob("*/*.wav"):
+        (tmp_path / "data" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / path.parent.name / path.name).symlink_to(path)
+    return tmp_path / "data"
+
+
+def test_silence_is_a_class_like_any_other(checkpoint, classes, tmp_path, caplog):
+    data = copy_of(classes, tmp_path)
+    (data / "silence").mkdir()
+    for number in range(12):
+        soundfile.write(data / "silence" / f"{number}.wav", np.zeros(6000), 16000)
+    options = ("--num_train_epochs", "6", "--learning_rate", "1e-3", "--eval_fraction", "0.25")
+    _, final = run(finetune_classification, checkpoint, data, tmp_path / "out", *options, "--mask_time_prob", "0")
+    assert {score.value for score in read_scores(final / "results.json")} == {1.0} and "ilent" not in caplog.text
+    classify = pipeline("audio-classification", str(final), device="cpu")
+    assert classify({"raw": np.zeros(8000, np.float32), "sampling_rate": 16000})[0]["label"] == "silence"
+    assert "unscored" not in json.loads((final / "results.json").read_text())
+
+
+def test_classes_that_no_clip_scores_are_named(checkpoint, classes, tmp_path, caplog):
+    data, rng = copy_of(classes, tmp_path), np.random.default_rng(0)
+    for name in ("nine", "two"):
+        (data / name).mkdir()
+        soundfile.write(data / name / "only.wav", 0.1 * rng.standard_normal(6000), 16000)
+    required = ["--model_name_or_path", checkpoint, "--train_data", str(data), "--output_dir", str(tmp_path / "out")]
+    finetune_classification.main([*required, "--use_cpu", "true", "--dry_run", *SHORT])
+    warning = "2 of 4 classes have no clip for evaluation, and no accuracy or F1 tells of them: nine, two."
+    assert warning in caplog.text
+    _, final = run(finetune_classification, checkpoint, data, tmp_path / "out", *SHORT)
+    assert json.loads((final / "results.json").read_text())["unscored"] == ["nine", "two"]
+    assert "; nothing was scored of nine, two. The result is" in caplog.text
+
+
+def test_every_clip_of_a_frame_is_taken(classes, tmp_path):
+    """Also by an encoder whose SpecAugment refuses batches as short."""
+    data, rng = copy_of(classes, tmp_path), np.random.default_rng(0)
+    for path in data.glob("*/*.wav"):
+        path.unlink()
+        soundfile.write(path, 0.1 * rng.standard_normal(400 + 10 * len(path.stem)), 16000)
+    hubert = str(save_other(KINDS["hubert"], tmp_path / "hubert"))
+    ready, _ = run(finetune_classification, hubert, data, tmp_path / "out", *SHORT)
+    assert len(ready.trainer.train_dataset) + sum(map(len, ready.evaluation.values())) == 24
+    shorter = sentence(finetune_classification, hubert, data, tmp_path / "b", "--min_seconds", "0.02")
+    assert "`min_seconds` must be at least 0.025" in shorter
 
 
 def test_classification_refuses_with_a_sentence(checkpoint, classes, tmp_path, texts):

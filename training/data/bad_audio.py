@@ -7,12 +7,17 @@ from collections import Counter, deque
 from collections.abc import Sequence
 
 from sjepa_hf.command import UserError
+from sjepa_hf.frames import MIN_SAMPLES, SAMPLING_RATE
 
 
 logger = logging.getLogger(__name__)
 
 
 NOISE = "noise: "  # begins the reason where a recording of noise cannot be used
+DECIDED_BY = {
+    "too_short": "shorter than min_seconds",
+    "too_long": "longer than is decoded at once: give parts of it by offset and duration",
+}
 
 
 class BadAudioError(UserError):
@@ -75,7 +80,7 @@ class BadAudioMonitor:
             self._named.add(name)
             twin = _twin(name) if reason == "missing" else None
             hint = f" (the same name in Unicode form {twin} is there: name the file by it)" if twin else ""
-            logger.warning("Skipped %s: %s%s.", name, reason, hint)
+            logger.warning("Skipped %s: %s%s.", name, explained(reason), hint)
             if len(self._named) == self.names_logged:
                 logger.warning("%d bad clips named; from here on they are only counted.", self.names_logged)
 
@@ -94,10 +99,12 @@ class BadAudioMonitor:
         if end_of_data and seen == skipped:
             raise BadAudioError(f"The data gave no usable clip: {self._counts()}; check it.")
         if seen >= self.min_clips and skipped > self.max_bad_fraction * seen:
+            least = MIN_SAMPLES / SAMPLING_RATE
+            shorter = f"lower min_seconds (to {least:g} at the least) or " if reasons["too_short"] else ""
             raise BadAudioError(
                 f"{self._counts()}, more than max_bad_fraction={self.max_bad_fraction} allows: "
-                "repair the data or leave those clips out (the log names the first ones), or raise max_bad_fraction"
-                " where the command has it."
+                f"repair the data or leave those clips out (the log names the first ones), or {shorter}raise"
+                " max_bad_fraction where the command has it."
             )
 
         most = max(0.5, self.max_bad_fraction)
@@ -109,11 +116,20 @@ class BadAudioMonitor:
 
     def _counts(self) -> str:
         seen, reasons = self._since_restored()
-        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        return f"{reasons.total()} of {seen} clips were skipped ({listed or 'none was read'})"
+        return f"{reasons.total()} of {seen} clips were skipped ({counted(reasons) or 'none was read'})"
 
     def _since_restored(self) -> tuple[int, Counter[str]]:
         return self.seen - self._restored_seen, _of_clips(self.by_reason - self._restored)
+
+
+def explained(reason: str) -> str:
+    """A reason and, of a length, what decides."""
+    return f"{reason}, {DECIDED_BY[reason]}" if reason in DECIDED_BY else reason
+
+
+def counted(reasons: Counter[str]) -> str:
+    """Reasons with their numbers, the most frequent first: "3 silent, 1 corrupt"."""
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
 
 
 def _twin(name: str) -> str | None:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from sjepa_hf.frames import SAMPLING_RATE
 from training.common.naming import several
-from training.data.bad_audio import BadAudioError, BadAudioMonitor
+from training.data.bad_audio import BadAudioError, BadAudioMonitor, counted
 from training.data.clips import Clip, Source
 from training.data.hold_out import held_out
 from training.data.manifest import MissingColumn
@@ -58,15 +58,22 @@ class LabelledClips(torch.utils.data.Dataset):
     Attributes:
         labels (`dict[str, list[str]]`): every label of every clip, without decoding anything.
         num_samples (`list[int]`): length of every clip, from the file headers.
+        silence (`bool`): whether a clip in which nothing sounds is usable.
     """
 
     def __init__(
-        self, sources: list[Source], places: list[Place], labels: dict[str, list[str]], max_bad_fraction: float
+        self,
+        sources: list[Source],
+        places: list[Place],
+        labels: dict[str, list[str]],
+        max_bad_fraction: float,
+        silence: bool = False,
     ):
         self.sources = sources
         self.places = places
         self.labels = labels
         self.num_samples = [place.num_samples for place in places]
+        self.silence = silence
         self._monitor = BadAudioMonitor(max_bad_fraction)
         # For each clip: 0 before it is asked for, 1 once it was usable, 2 + the place in `REASONS` once it was not. A
         # tensor, which workers can share.
@@ -95,7 +102,7 @@ class LabelledClips(torch.utils.data.Dataset):
         """What `clips[index]` is, however many of the clips are unusable."""
         clip = self.clip(index)
         try:
-            waveform = clip.read()
+            waveform = clip.read(silence=self.silence)
         except BadAudio as error:
             self._count(index, clip.name, error.reason)
             return None
@@ -109,28 +116,28 @@ class LabelledClips(torch.utils.data.Dataset):
         self._met[index] = 2 + REASONS.index(reason) if reason else 1
         self._monitor.update(0 if reason else 1, [(name, reason)] if reason else [])
         if reason:
-            _, usable, *bad = torch.bincount(self._met, minlength=2 + len(REASONS)).tolist()
-            self._monitor.seen = usable + sum(bad)
-            self._monitor.by_reason = Counter(dict(zip(REASONS, bad, strict=True)))
+            self._monitor.by_reason = bad = self.bad
+            self._monitor.seen = int((self._met == 1).sum()) + bad.total()
 
     def _none_usable(self) -> BadAudioError:
-        return BadAudioError(f"None of {len(self)} clips can be decoded; the log names them.")
+        return BadAudioError(f"None of {len(self)} clips can be used ({counted(self.bad)}); the log names them.")
 
     @property
-    def num_bad(self) -> int:
-        """Clips that turned out to be unusable when they were asked for."""
-        return int((self._met > 1).sum())
+    def bad(self) -> Counter[str]:
+        """Clips that turned out to be unusable when they were asked for, by reason."""
+        found = torch.bincount(self._met, minlength=2 + len(REASONS)).tolist()[2:]
+        return Counter({reason: count for reason, count in zip(REASONS, found, strict=True) if count})
 
     def filled(self) -> "FilledClips":
         """The same clips for a `DataLoader`, whose batches must be full."""
-        return FilledClips(self.sources, self.places, self.labels, self._monitor.max_bad_fraction)
+        return FilledClips(self.sources, self.places, self.labels, self._monitor.max_bad_fraction, self.silence)
 
     def readable(self) -> tuple["LabelledClips", list[int]]:
         """
-        The clips that can be decoded, and the samples that each really has; all are read.
+        The clips that can be used, and the samples that each really has; all are decoded.
 
         Raises:
-            BadAudioError: if too many of them, or all, cannot be decoded.
+            BadAudioError: if too many of them, or all, cannot be used.
         """
         kept, lengths = [], []
         for index in tqdm(range(len(self)), desc="reading", leave=False, disable=None):
@@ -142,7 +149,8 @@ class LabelledClips(torch.utils.data.Dataset):
             raise self._none_usable()
         self._monitor.check()  # of all clips, in whatever order the bad ones stand
         if len(kept) < len(self):
-            logger.warning("%d of %d clips cannot be decoded and are left out.", len(self) - len(kept), len(self))
+            bad = self.bad
+            logger.warning("%d of %d clips are left out: %s.", bad.total(), len(self), counted(bad))
         return self.select(kept), lengths
 
     def select(self, indices: Sequence[int]) -> "LabelledClips":
@@ -152,6 +160,7 @@ class LabelledClips(torch.utils.data.Dataset):
             [self.places[i] for i in indices],
             {name: [values[i] for i in indices] for name, values in self.labels.items()},
             self._monitor.max_bad_fraction,
+            self.silence,
         )
 
     def cut(self, chosen: Sequence[bool], seconds: float, every: float) -> "LabelledClips":
@@ -165,7 +174,7 @@ class LabelledClips(torch.utils.data.Dataset):
             places += pieces or [place]
             numbers += [number] * max(1, len(pieces))
         labels = {name: [values[n] for n in numbers] for name, values in self.labels.items()}
-        return LabelledClips(self.sources, places, labels, self._monitor.max_bad_fraction)
+        return LabelledClips(self.sources, places, labels, self._monitor.max_bad_fraction, self.silence)
 
     def groups(self, apart: str | None = None) -> np.ndarray:
         """
@@ -278,6 +287,7 @@ def open_labelled(
     max_seconds: float = float("inf"),
     max_bad_fraction: float = 0.05,
     classes: bool = False,
+    silence: bool | None = None,
 ) -> LabelledClips:
     """
     Open sources with labels. All headers are read; clips that are missing, corrupt, empty, too short, too long
@@ -291,6 +301,7 @@ def open_labelled(
         min_seconds, max_seconds: shorter and longer clips are left out.
         max_bad_fraction: share of clips that may be bad audio or lack a label; too long ones do not count.
         classes: as in `open_source`.
+        silence: as in `read_audio`. None: where the labels are `classes`.
 
     Raises:
         ValueError: if a source cannot be opened or lacks a column, the same clip has different labels, or no clip is
@@ -334,15 +345,15 @@ def open_labelled(
     monitor.check()  # of all clips, in whatever order the bad ones stand
     name = ", ".join(specs)
     if too_long:
-        logger.warning("%s: %d clips longer than %g s were left out.", name, too_long, max_seconds)
+        logger.warning("%s: %d clips longer than %g s (max_seconds) were left out.", name, too_long, max_seconds)
     if monitor.skipped:
-        logger.warning("%s: %d clips were left out: %s.", name, monitor.skipped, dict(monitor.by_reason))
+        logger.warning("%s: %d clips were left out: %s.", name, monitor.skipped, counted(monitor.by_reason))
     if not places:
         raise ValueError(
-            f"{name} holds no usable clip of {min_seconds:g} to {max_seconds:g} s: {monitor.skipped} are bad or lack a"
-            f" label ({dict(monitor.by_reason)}), {too_long} are too long."
+            f"{name} holds no usable clip of {min_seconds:g} (min_seconds) to {max_seconds:g} s (max_seconds):"
+            f" {monitor.skipped} are bad or lack a label ({counted(monitor.by_reason)}), {too_long} are too long."
         )
-    return LabelledClips(sources, places, kept, max_bad_fraction)
+    return LabelledClips(sources, places, kept, max_bad_fraction, classes if silence is None else silence)
 
 
 def _clean(label: str | None) -> str:

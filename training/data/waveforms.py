@@ -43,7 +43,8 @@ class BadAudio(ValueError):
         reason: "missing" (no such file, or its bytes cannot be fetched), "corrupt" (not decodable, or a rate, a number
             of channels or samples that no speech has), "empty" (no samples at all), "too_short", "too_long" (beyond
             what is decoded at once), "non_finite" (NaN or infinity), "silent" (the highest and the lowest sample
-            differ by less than 1e-4) or "bad_line" (a manifest's line that names no clip).
+            differ by less than 1e-4, and `silence` is not wanted) or "bad_line" (a manifest's line that names no
+            clip).
         detail: what was found; may be empty.
     """
 
@@ -81,6 +82,7 @@ def read_audio(
     max_seconds: float | None = None,
     min_seconds: float = MIN_SAMPLES / SAMPLING_RATE,
     rng: np.random.Generator | Sequence[int] | None = None,
+    silence: bool = False,
 ) -> np.ndarray:
     """Decode a clip, or a crop of it, to 16 kHz mono.
 
@@ -94,6 +96,8 @@ def read_audio(
             None reads the whole clip, which may last an hour.
         min_seconds: a shorter clip is bad; at least 400 samples, one frame of the encoder.
         rng: source of randomness of the crop, or its seed.
+        silence: take a clip in which nothing sounds. Without labels there is nothing to learn from it, and no text is
+            said in it; but a class may mean it.
 
     Returns:
         Samples `(num_samples,)` in float32.
@@ -116,7 +120,7 @@ def read_audio(
         mono = recording.read(start, frames)
     if not len(mono):
         raise BadAudio("corrupt", "the header promises samples, the file has none")
-    check_samples(mono)
+    check_samples(mono, silence)
     mono = resample(mono, rate)
     if max_seconds is not None:
         mono = mono[: round(max_seconds * SAMPLING_RATE)]
@@ -305,12 +309,15 @@ def _segment(recording: _Recording, offset: float, duration: float | None) -> tu
     return start, frames
 
 
-def check_samples(samples: np.ndarray) -> None:
-    """Raise `BadAudio` if samples `(num_samples,)` are not finite, far beyond full scale, or silent."""
+def check_samples(samples: np.ndarray, silence: bool = False) -> None:
+    """
+    Raise `BadAudio` if samples `(num_samples,)` are not finite, far beyond full scale, or, unless `silence` is wanted,
+    silent.
+    """
     lowest, highest = float(samples.min()), float(samples.max())
     if not (math.isfinite(lowest) and math.isfinite(highest)):  # min and max hand NaN on
         raise BadAudio("non_finite")
     if max(-lowest, highest) > LOUDEST:
         raise BadAudio("corrupt", f"peak {max(-lowest, highest):.3g}, full scale is 1")
-    if highest - lowest < SILENCE:
+    if highest - lowest < SILENCE and not silence:
         raise BadAudio("silent")

@@ -126,7 +126,7 @@ class FrozenFeatures:
 
     def __getitem__(self, indices: Sequence[int]) -> list[Tensor | None]:
         """
-        Features of the clips at `indices`, on the CPU in fp32, None for those that cannot be decoded: pooled
+        Features of the clips at `indices`, on the CPU in fp32, None for those that cannot be used: pooled
         `(num_layers, hidden_size)`, else `(num_layers, num_frames, hidden_size)`.
         """
         found = {}
@@ -180,7 +180,7 @@ class FrozenFeatures:
         return batches_by_length({i: self.clips.num_samples[i] for i in indices}, BATCH_SECONDS)
 
     def _encode(self, batch: list[int]) -> dict[int, Tensor]:
-        """Features, as they are stored, of those clips of a batch that can be decoded."""
+        """Features, as they are stored, of those clips of a batch that can be used."""
         examples = {i: self.clips[i] for i in batch}
         self._bad |= {i for i, example in examples.items() if example is None}
         waveforms = {i: example["input_values"] for i, example in examples.items() if example is not None}

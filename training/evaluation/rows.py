@@ -56,11 +56,11 @@ def features_of_layers(encoder: Encoder, layers: Sequence[int] | None = None) ->
 
 def readable_clips(clips: LabelledClips, max_clips: int | None, seed: int) -> tuple[LabelledClips, np.ndarray]:
     """
-    At most `max_clips` of the clips, drawn at random, without those that cannot be decoded; and the frames that each
+    At most `max_clips` of the clips, drawn at random, without those that cannot be used; and the frames that each
     really has.
 
     Raises:
-        BadAudioError: if too many of them, or all, cannot be decoded.
+        BadAudioError: if too many of them, or all, cannot be used.
     """
     order = np.random.default_rng(seed).permutation(len(clips))[:max_clips]
     kept, lengths = clips.select(sorted(order.tolist())).readable()

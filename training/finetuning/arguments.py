@@ -14,6 +14,7 @@ import torch
 from transformers import TrainingArguments
 
 from sjepa_hf.command import own_words
+from sjepa_hf.frames import MIN_SAMPLES, SAMPLING_RATE
 from sjepa_hf.opening import open_config
 from sjepa_hf.push import open_repo
 from training.common.command_line import parse_dataclasses
@@ -26,7 +27,7 @@ from training.finetuning.trainer_settings import check_training, with_equal_inte
 
 SOURCES = "Each is a folder with metadata.csv, a JSONL manifest, Parquet, or on the Hub (name::config::split)."
 
-MIN_SECONDS = 0.25  # of a clip that is trained on or scored, where the user does not say
+MIN_SECONDS = MIN_SAMPLES / SAMPLING_RATE  # of a clip that is trained on or scored: all that gives a frame
 
 
 @dataclass
@@ -53,7 +54,9 @@ class FineTuningArguments:
         default=None, metadata={"help": "Sources that are scored at the end only, each by itself."}
     )
     audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Hub data and Parquet."})
-    min_seconds: float = field(default=MIN_SECONDS, metadata={"help": "Shorter clips are left out."})
+    min_seconds: float = field(
+        default=MIN_SECONDS, metadata={"help": "Shorter clips are left out. Default: 400 samples, one frame."}
+    )
     max_seconds: float = field(default=20.0, metadata={"help": "Longer training clips are left out."})
     max_bad_fraction: float = field(
         default=0.05, metadata={"help": "Share of clips that may be bad audio or lack a label before the run stops."}
@@ -104,6 +107,7 @@ class FineTuningArguments:
             self,
             positive="train_hours eval_fraction",
             below_1="eval_fraction mask_time_prob mask_feature_prob dropout",
+            a_frame="min_seconds",
             not_negative="lora_rank freeze_encoder_steps reinit_layers min_steps head_learning_rate",
         )
         if self.freeze_feature_encoder is None:

@@ -21,6 +21,12 @@ def class_names(parts: Sequence[LabelledClips], column: str) -> list[str]:
     return names
 
 
+def unscored_classes(names: Sequence[str], evaluation: Sequence[LabelledClips], column: str) -> list[str]:
+    """The classes of which no clip is there to choose and judge the result by: no figure tells of them."""
+    scored = {label for clips in evaluation for label in clips.labels[column]}
+    return [name for name in names if name not in scored]
+
+
 def check_labels_known(labels: Sequence[str], names: Sequence[str], data: str) -> None:
     """Raise a ValueError if the training data lacks a label."""
     unknown = sorted(set(labels) - set(names))

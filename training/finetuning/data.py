@@ -27,8 +27,8 @@ def open_splits(
 ) -> tuple[LabelledClips, dict[str, LabelledClips], dict[str, LabelledClips]]:
     """
     Training clips, and clips for evaluation and for the final test by the name of their source. Those for scoring are
-    never left out for being long; they are all decoded once, and those that cannot be are left out. `classes` as in
-    `open_source`; of each class the same share is held out.
+    never left out for being long; they are all decoded once, and those that cannot be used are left out. `classes` as
+    in `open_labelled`, so that silence has a class too; of each class the same share is held out.
     """
 
     def opened(specs: Sequence[str], max_seconds: float) -> LabelledClips:

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
+from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.opening import build_model, open_config, open_feature_extractor, open_model
@@ -136,6 +136,17 @@ def scored_at_once(model: nn.Module, batch_size: int) -> int:
     gets each clip alone (HuBERT base norms over the padding), so that no score depends on what else is in the batch.
     """
     return batch_size if model.config.model_type == "sjepa" else 1
+
+
+def shortest_batch(config: PretrainedConfig) -> int:
+    """Samples that a training batch must have: the SpecAugment of Transformers refuses fewer frames than it masks at a
+    time, where that of S-JEPA leaves such clips whole."""
+    if config.model_type == "sjepa" or not (config.apply_spec_augment and config.mask_time_prob):
+        return 0
+    samples = config.mask_time_length
+    for kernel, stride in zip(config.conv_kernel[::-1], config.conv_stride[::-1], strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
 
 
 def in_encoder(name: str, model: nn.Module) -> bool:

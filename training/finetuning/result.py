@@ -3,7 +3,7 @@ Hub where that is asked for."""
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,6 +14,7 @@ from sjepa_hf.saving import written_aside
 from sjepa_hf.scores import THIS_MODEL, Score, data_name, data_names, grouped, write_scores
 from training.common.figures import save
 from training.common.learned import Verdict
+from training.common.naming import several
 from training.common.publishing import publish
 from training.common.run_record import base_of, write_record
 from training.finetuning.arguments import FineTuningArguments
@@ -43,6 +44,7 @@ class FineTuningResult:
         learned: whether the result does better than chance on the clips that it was chosen by; None: not to be told.
         verdict: why.
         scores: of each source: `clips`, their number, and metrics, of CTC for each way of decoding.
+        unscored: classes that no evaluation clip has.
     """
 
     steps: int
@@ -50,6 +52,7 @@ class FineTuningResult:
     learned: bool | None
     verdict: str
     scores: dict
+    unscored: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, trainer: FineTuner, verdict: Verdict, scores: dict) -> "FineTuningResult":
@@ -72,16 +75,19 @@ class FineTuningResult:
     def log(self) -> None:
         """Say in the log whether anything was learned."""
         kept = "that of the last step" if self.best_step is None else f"that of step {self.best_step}, the best"
+        verdict = self.verdict
+        if self.unscored:
+            verdict += f"; nothing was scored of {several(self.unscored)}"
         if self.learned:
-            logger.info("Something was learned: %s. The result is %s.", self.verdict, kept)
+            logger.info("Something was learned: %s. The result is %s.", verdict, kept)
         elif self.learned is None:
-            logger.warning("Cannot tell whether anything was learned: %s. The result is %s.", self.verdict, kept)
+            logger.warning("Cannot tell whether anything was learned: %s. The result is %s.", verdict, kept)
         else:
             logger.warning(
                 "NOTHING WAS LEARNED: %s. The result is %s, and not usable as it is. What helps: more steps"
                 " (--max_steps, --num_train_epochs), more clips, another --learning_rate, or a checkpoint that"
                 " pretraining has taught more.",
-                self.verdict,
+                verdict,
                 kept,
             )
 
@@ -110,7 +116,7 @@ def save_output(
             model = model.merge_and_unload()
         model.save_pretrained(directory)
         save_others(directory)
-        found = {name: value for name, value in vars(outcome).items() if name != "scores"}
+        found = {name: value for name, value in vars(outcome).items() if name != "scores" and value != []}
         write_scores(directory / RESULTS, score_rows(outcome, arguments), **found)
         write_record(directory, trainer.accelerator, **run_record(trainer, arguments))
         draw_learning_curve(trainer.state.log_history, metrics, directory / "learning_curve.png")

@@ -26,9 +26,10 @@ from training.common.memory import keep_freed_memory
 from training.common.processes import Coordinator, end_group
 from training.common.progress import Heartbeat
 from training.common.signals import INTERRUPTED, Interrupted, Interruption, Stop, tell_in_file
+from training.data.bad_audio import counted
 from training.data.workers import check_shared_memory, die_when_stuck
 from training.finetuning.arguments import FineTuningArguments
-from training.finetuning.model import in_encoder
+from training.finetuning.model import in_encoder, shortest_batch
 from training.finetuning.order import SeededOrder
 from training.finetuning.resuming import FINAL, MERGED, steps_taken
 from training.finetuning.trainer_settings import total_steps
@@ -68,6 +69,13 @@ class FineTuner(Trainer):
         for bars in (ProgressCallback, PrinterCallback):
             self.remove_callback(bars)
         self.add_callback(ProgressLogCallback())
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        short = shortest_batch(self.model.config) - inputs["input_values"].shape[1]
+        if short > 0 and not self.frozen_encoder:
+            padded = {name: nn.functional.pad(inputs[name], (0, short)) for name in ("input_values", "attention_mask")}
+            inputs = {**inputs, **padded}
+        return super().training_step(model, inputs, *args, **kwargs)
 
     def compute_loss(self, *args, **kwargs):
         if self.frozen_encoder:  # the Trainer has just put all of the model into training mode
@@ -309,8 +317,9 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
         except Interrupted:
             end_early(trainer, coordinator.reason())
     clips = trainer.train_dataset
-    if clips.num_bad:
-        logger.warning("%d of %d training clips were replaced: they cannot be decoded.", clips.num_bad, len(clips))
+    if bad := clips.bad:
+        said = "%d of %d training clips were replaced by others: %s."
+        logger.warning(said, bad.total(), len(clips), counted(bad))
     heartbeat.doing = "scoring the result"
     return trainer.accelerator.unwrap_model(trainer.model)
 

@@ -30,7 +30,7 @@ def evaluate_clips(
         `{"clips": n, "greedy": {"wer", "cer"}, "lm": {...}}` and, for each clip, its name and transcripts.
 
     Raises:
-        ValueError: if no clip could be decoded.
+        ValueError: if no clip could be used.
     """
     rows, progress = [], Progress("Decoding")
     for i, log_probs in frame_log_probs(model, processor, clips, batch_size):
@@ -41,7 +41,7 @@ def evaluate_clips(
         rows.append(row)
         progress(f"{len(rows)} of {len(clips)} clips")
     if not rows:
-        raise ValueError("None of the clips to evaluate could be decoded; the log names them.")
+        raise ValueError("None of the clips to evaluate could be used; the log names them.")
     kinds = ("greedy",) if decoder is None else ("greedy", "lm")
     wanted = [row["reference"] for row in rows]
     return {"clips": len(rows)} | {kind: error_rates([r[kind] for r in rows], wanted) for kind in kinds}, rows

@@ -2,7 +2,7 @@
 Pretraining, the parts of a run; the loop itself is `training/pretrain.py`.
 
 - `arguments`: every setting, from a recipe and the command line; `method_arguments`: those of masking and targets;
-  `shortening`: a phase that is cut short
+  `shortening`: a phase that is made shorter
 - `run`: everything that the loop works on; `model`: model, optimizer and targets, new or of a checkpoint
 - `other_encoder`: HuBERT, WavLM, ... called as our encoder is; `other_pretraining`: all else over one
 - `training_data`: the next batch, and where every reader stands

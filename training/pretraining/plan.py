@@ -42,6 +42,7 @@ class DataEstimate(NamedTuple):
         batches (`float`): micro-batches of all processes in a pass over the data; 0 if no clip can be used.
         batch_seconds (`float`): audio in one of them, without padding.
         padding (`float`): share of padding.
+        heard (`list[float]`): share of each source in the audio that is heard.
     """
 
     sampled: int
@@ -51,6 +52,7 @@ class DataEstimate(NamedTuple):
     batches: float
     batch_seconds: float
     padding: float
+    heard: list[float]
 
 
 def estimate_data(stream: BatchStream, weights: list[float] | None, num_readers: int) -> DataEstimate | None:
@@ -77,7 +79,8 @@ def estimate_data(stream: BatchStream, weights: list[float] | None, num_readers:
     usable = [len(lengths) / len(seconds) for lengths, seconds in zip(good, known, strict=True)]
     unusable = 1 - float(share @ usable)
     if unusable == 1:
-        return DataEstimate(sampled, exact, hours, 1.0, 0.0, 0.0, 0.0)
+        return DataEstimate(sampled, exact, hours, 1.0, 0.0, 0.0, 0.0, [0.0] * len(known))
+    heard = share * [lengths.clip(max=stream.max_samples).sum() / len(s) for lengths, s in zip(good, known)]
     # Sections of clips as one reader gets them, cut into batches as it does.
     whole = min(stream.args.bucket_buffer_size, -(-corpus.size // num_readers))
     count = max(1, round(whole * (1 - unusable)))
@@ -98,6 +101,7 @@ def estimate_data(stream: BatchStream, weights: list[float] | None, num_readers:
         batches=batches / (rounds * whole) * corpus.size,
         batch_seconds=real / SAMPLING_RATE / batches,
         padding=1 - real / padded,
+        heard=(heard / heard.sum()).tolist(),
     )
 
 
@@ -131,7 +135,7 @@ def plan(
         about_data(arguments, stream, found),
         *about_noise(arguments, stream),
         about_batches(arguments, readers, found),
-        about_model(model, accelerator),
+        about_model(model, accelerator, None if step else arguments.model.initial_checkpoint),
         *about_padding(model),
         about_steps(arguments, processes, found, step),
         about_targets(arguments),
@@ -154,14 +158,16 @@ def about_data(arguments: Arguments, stream: BatchStream, found: DataEstimate | 
         return f"Data: {named(sources)}, streamed: how much it is shows when it has been read."
     sizes = stream.corpus.sizes.tolist()
     largest = sorted(range(len(sources)), key=lambda n: -sizes[n])
-    parts = named([f"{sizes[n]:,} of {sources[n]}" if len(sources) > 1 else sources[n] for n in largest])
+    parts = [f"{sizes[n]:,} of {sources[n]}" if len(sources) > 1 else sources[n] for n in largest]
+    if arguments.data.train_data_weights and found.batches:
+        parts = [f"{part} ({100 * found.heard[n]:.0f} % of the audio heard)" for part, n in zip(parts, largest)]
     text = f"Data: {sum(sizes):,} clip{'s' * (sum(sizes) > 1)}, "
     text += (
         audio_amount(found.hours)
         if found.exact
         else f"about {audio_amount(found.hours)} (judged by {found.sampled} of them)"
     )
-    text += f": {parts}"
+    text += f": {named(parts)}"
     if found.unusable >= 0.005:
         seconds = f"{stream.args.min_seconds:g} s"
         text += f"; {100 * found.unusable:.0f} % are shorter than {seconds} or unreadable and will be skipped"
@@ -190,15 +196,16 @@ def about_batches(arguments: Arguments, readers: int, found: DataEstimate | None
     return text + "."
 
 
-def about_model(model: SJepaForPreTraining, accelerator: Accelerator) -> str:
+def about_model(model: SJepaForPreTraining, accelerator: Accelerator, begun_from: str | None = None) -> str:
     config, encoder, gpus = model.config, model.sjepa.num_parameters(), torch.cuda.device_count()
     front_end = f"{config.front_end} front end"
     if isinstance(model.sjepa, OtherEncoder):
         front_end = f"a {type(model.sjepa.model).__name__}"
+    start = f", started from {begun_from} with a new mixture and a new last layer of the head" if begun_from else ""
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     return (
         f"Model: encoder of {millions(encoder)} parameters ({config.num_hidden_layers} layers of {config.hidden_size},"
-        f" {front_end}), predictor and head of {millions(model.num_parameters() - encoder)};"
+        f" {front_end}), predictor and head of {millions(model.num_parameters() - encoder)}{start};"
         f" {precision} on {hardware(accelerator)}"
         + f" (of {gpus} GPUs here: `accelerate launch -m training.pretrain` takes all)"
         * (accelerator.num_processes < gpus)
@@ -249,6 +256,14 @@ def about_targets(arguments: Arguments) -> str:
             checks -= run.phase1_steps // targets.layer_check_steps
             text += ", later the one of the highest effective rank" if checks > 0 else " to the end"
             text += f" (measured every {targets.layer_check_steps:,} steps)"
+        if targets.keeps_frozen:
+            shares = dict.fromkeys(f"{100 * each:g}" for each in (targets.frozen_weight, targets.frozen_weight_end))
+            whose = (
+                "those of phase 1"
+                if run.phase1_steps
+                else f"the frozen mixture of {arguments.model.initial_checkpoint}"
+            )
+            text += f", with {whose} for {' to '.join(shares)} % of the loss"
         parts.append(text)
     return f"Targets: {'; in phase 2 '.join(parts)}."
 

@@ -142,9 +142,40 @@ def test_audio_that_breaks_only_when_decoded(folder, caplog):
         loader = DataLoader(filled, 1, collate_fn=lambda examples: examples[0]["text"], num_workers=workers)
         for _ in range(12):  # more clips, and more bad ones, than would end a run that counted each time
             assert list(loader) == [f"clip {i}" for i in (0, 1, 2, 4, 6, 6, 7, 8, 9)]
-        assert filled.num_bad == 1
-    with pytest.raises(BadAudioError, match="None of 1 clips can be decoded"):
+        assert filled.bad == {"non_finite": 1}
+    with pytest.raises(BadAudioError, match=r"None of 1 clips can be used \(1 non_finite\); the log names them"):
         clips.select([4]).filled()[0]
+
+
+def test_silence_is_data_for_a_class_and_bad_for_a_text(folder, caplog):
+    soundfile.write(folder / "5.wav", np.zeros(16000), 16000)
+    classes = open_labelled([str(folder)], ["who"], classes=True)
+    for clips in (classes, classes.select([5]), classes.filled(), classes.cut([True] * 10, 0.4, 0.4)):
+        silent = [clip["who"] for clip in (clips[i] for i in range(len(clips))) if not clip["input_values"].any()]
+        assert silent and set(silent) == {"b"}
+    assert len(classes.readable()[0]) == 10 and not caplog.text
+    kept, _ = open_labelled([str(folder)], ["text"]).readable()
+    assert len(kept) == 9 and "clip 5" not in kept.labels["text"]
+    assert "5.wav: silent." in caplog.text and "1 of 10 clips are left out: 1 silent." in caplog.text
+
+
+def test_what_decides_on_a_length_is_named(folder, caplog):
+    rows = [{"audio_filepath": "0.wav", "offset": i / 1000, "duration": 0.2 if i < 50 else 0.1} for i in range(60)]
+    (folder / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(BadAudioError, match=r"10 too_short.* or lower min_seconds \(to 0.025 at the least\) or raise"):
+        open_labelled([str(folder / "list.jsonl")], [], min_seconds=0.15)
+    assert "0.wav: too_short, shorter than min_seconds." in caplog.text
+    open_labelled([str(folder)], ["text"], max_seconds=2)
+    assert "1 clips longer than 2 s (max_seconds) were left out" in caplog.text
+
+
+def test_a_clip_that_is_listed_twice_is_held_out_twice(folder):
+    (folder / "rare.jsonl").write_text(json.dumps({"audio_filepath": "0.wav", "who": "a", "text": "clip 0"}))
+    clips = open_labelled([str(folder), *2 * [str(folder / "rare.jsonl")]], ["who"], classes=True)
+    for seed in range(6):
+        parts = clips.hold_out(0.4, seed, evenly=["who"])
+        copies = [sum(len(part[i]["input_values"]) == 8000 for i in range(len(part))) for part in parts]
+        assert sorted(copies) == [0, 3]
 
 
 def test_a_source_that_goes_away_ends_the_reading(folder):

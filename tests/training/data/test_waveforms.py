@@ -158,6 +158,15 @@ def test_segment_outside_the_file_is_empty(tmp_path, offset, duration, reason):
         assert caught.value.reason == reason
 
 
+def test_silence_is_taken_where_it_is_wanted(tmp_path):
+    path = tmp_path / "silent.wav"
+    soundfile.write(path, np.zeros(8000), SAMPLING_RATE)
+    assert np.array_equal(read_audio(path, silence=True), np.zeros(8000, np.float32))
+    soundfile.write(path, np.full(8000, np.nan), SAMPLING_RATE, subtype="FLOAT")
+    with pytest.raises(BadAudio, match="non_finite"):
+        read_audio(path, silence=True)
+
+
 def test_min_seconds(tmp_path):
     path = ramp(tmp_path, 0.5)
     assert len(read_audio(path, min_seconds=0.5)) == 8000

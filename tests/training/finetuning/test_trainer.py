@@ -156,14 +156,14 @@ def test_checkpoints_with_adapters_hold_the_merged_model_and_go_on(checkpoint, m
 def test_no_clip_alone_in_its_batch_ends_a_run(checkpoint, tmp_path, texts, caplog):
     train, dev = (write_clips(tmp_path / name, texts[:3], "label", "ABA".__getitem__) for name in ("train", "dev"))
     for folder in (train, dev):
-        soundfile.write(folder / "2.wav", np.zeros(12000), 16000)
+        soundfile.write(folder / "2.wav", np.full(12000, np.nan), 16000, subtype="FLOAT")
     ones = [f"--per_device_{part}_batch_size" for part in ("train", "eval")]
     options = ("--eval_data", str(dev), "--test_data", str(dev), ones[0], "1", ones[1], "1", "--max_steps", "4")
     for script, column in ((finetune_ctc, "--text_column"), (finetune_classification, "--label_column")):
         _, final = run(script, checkpoint, train, tmp_path / column, *options, column, "label")
         assert {score.clips for score in read_scores(final / "results.json")} == {2}
-        assert "1 of 3 clips cannot be decoded and are left out" in caplog.text
-        assert "1 of 3 training clips were replaced" in caplog.text
+        assert "1 of 3 clips are left out: 1 non_finite." in caplog.text
+        assert "1 of 3 training clips were replaced by others: 1 non_finite." in caplog.text
         caplog.clear()
 
 

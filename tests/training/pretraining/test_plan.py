@@ -116,6 +116,46 @@ def test_large_data_are_judged_by_a_sample(tmp_path, arguments, monkeypatch):
     assert heard == pytest.approx(3000 * 1 + 1000 * 2, rel=0.2), "clips are cropped to two seconds"
     mostly_long = plan.estimate_data(run.data.stream, [1.0, 9.0], 1)
     assert mostly_long.batches * mostly_long.batch_seconds > 1.3 * heard
+    assert found.heard == pytest.approx([3000 / 5000, 2000 / 5000])
+    weighed = plan.estimate_data(run.data.stream, [3.0, 1.0], 1)
+    assert weighed.heard == pytest.approx([3 / 5, 2 / 5]), "weights count clips, of which the long are cropped to 2 s"
+
+
+def test_weights_are_told_in_audio(tmp_path, arguments, caplog):
+    caplog.set_level(logging.INFO)
+    for name, seconds, count in (("short", 0.5, 300), ("long", 2.0, 100)):
+        row = json.dumps({"audio_filepath": "absent.wav", "duration": seconds})
+        (tmp_path / f"{name}.jsonl").write_text(f"{row}\n" * count)
+    both = ["--train_data", str(tmp_path / "short.jsonl"), str(tmp_path / "long.jsonl"), "--dry_run", "true"]
+    pretrain.main(arguments(*both, "--train_data_weights", "4", "2"))
+    assert "short.jsonl (33 % of the audio heard)" in lines(caplog)["Data"]
+    assert "long.jsonl (67 % of the audio heard)" in lines(caplog)["Data"]
+    caplog.clear()
+    pretrain.main(arguments(*both))
+    assert "of the audio heard" not in lines(caplog)["Data"]
+
+
+def test_the_plan_says_what_a_run_starts_from(arguments, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    pretrain.main(arguments("--phase2_steps", "0", "--max_bad_fraction", "0.2"))
+    start = str(tmp_path / "out" / "final")
+    begun = ["--initial_checkpoint", start, "--output_dir", str(tmp_path / "next"), "--dry_run", "true"]
+    for options, targets in (
+        ([], "8 clusters of mfcc, fitted"),
+        (["--frozen_weight", "1"], "with those of phase 1 for 100 to 0 % of the loss."),
+        (
+            ["--phase1_steps", "0", "--frozen_weight", "0.5", "--frozen_weight_end", "0.5"],
+            f"with the frozen mixture of {start} for 50 % of the loss.",
+        ),
+    ):
+        caplog.clear()
+        pretrain.main(arguments(*begun, *options))
+        said = lines(caplog)
+        assert f", started from {start} with a new mixture and a new last layer of the head; " in said["Model"]
+        assert targets in said["Targets"]
+    caplog.clear()
+    pretrain.main(arguments("--dry_run", "true", "--output_dir", str(tmp_path / "other")))
+    assert "started from" not in lines(caplog)["Model"] and "of the loss" not in lines(caplog)["Targets"]
 
 
 def test_a_full_disk_is_foreseen(arguments, monkeypatch):

@@ -1,4 +1,4 @@
-"""Shortening: a phase that the command line cuts short."""
+"""Shortening: a phase that the command line makes shorter."""
 
 from pathlib import Path
 
@@ -17,8 +17,13 @@ RECIPES = [
     [
         (["--phase1_steps", "60"], 2, 12),  # 40 and 200 of 1,000 steps
         (["--phase1_steps=239"], 9, 47),
-        (["--phase1_steps", "240"], 40, 200),
+        (["--phase1_steps", "240"], 9, 48),
+        (["--phase1_steps", "999"], 39, 199),
+        (["--phase1_steps", "1000"], 40, 200),
         (["--phase1_steps", "2000"], 40, 200),
+        (["--phase1_steps", "500", "--phase1_decay_steps", "300"], 20, 300),
+        (["--phase1_steps", "500", "--phase1_warmup_steps", "40"], 40, 100),
+        (["--phase1_decay_steps", "300"], 40, 300),
     ],
 )
 def test_a_phase_that_is_cut_short_takes_its_warm_up_and_decay_with_it(tmp_path, caplog, options, warmup, decay):

@@ -25,7 +25,7 @@ class Mixtures:
     Mixtures of two clips of different speakers, the same for the same clips: each clip is the first of one mixture,
     and another, of a speaker drawn at random, begins somewhere within it. Each is scaled to a loudness of its own.
 
-    `mixtures[i]` is a dict of `input_values` `(num_samples,)`, or None if one of its clips cannot be decoded.
+    `mixtures[i]` is a dict of `input_values` `(num_samples,)`, or None if one of its clips cannot be used.
 
     Args:
         clips: of one speaker each.

@@ -151,7 +151,7 @@ class Evaluation:
         Train a head, take the step that the dev set chooses, and score the test set: one result, as in the JSON lines.
 
         Raises:
-            ValueError: if none of the training clips can be decoded.
+            ValueError: if none of the training clips can be used.
         """
         start = time.perf_counter()
         task, arguments, splits = self.task, self.arguments, self.folds[fold]
@@ -277,7 +277,7 @@ def fresh_head(
     """The task's head on such features as those of the training clips, with fresh weights."""
     example = next((x for i in range(len(features)) for x in features[[i]] if x is not None), None)
     if example is None:
-        raise ValueError("None of the training clips can be decoded; the log names them.")
+        raise ValueError("None of the training clips can be used; the log names them.")
     norm = statistics(features) if subject == "mfcc" else None
     torch.manual_seed(seed)
     layers, hidden_size = LayerSum(example.shape[0], norm), example.shape[-1]

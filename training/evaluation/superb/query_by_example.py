@@ -84,7 +84,7 @@ def make_search(words: Sequence[str], split: str) -> Search:
 def search_scores(features: FrozenFeatures, search: Search, heartbeat: Heartbeat) -> tuple[np.ndarray, Search]:
     """
     Scores of all pairs in each layer, `(num_layers, num_queries, num_documents)`, higher where the query is heard; and
-    the search without the clips that cannot be decoded.
+    the search without the clips that cannot be used.
     """
     numbers = sorted({*search.queries, *search.documents})
     frames = {i: x for i in numbers for x in features[[i]] if x is not None}
@@ -92,7 +92,7 @@ def search_scores(features: FrozenFeatures, search: Search, heartbeat: Heartbeat
     hits = search.hits[np.ix_(rows, columns)]
     rows = [row for row, found in zip(rows, hits.any(1)) if found]
     if not rows:
-        raise ValueError("No query that can be decoded occurs in a document that can; the log names the clips.")
+        raise ValueError("No query that can be used occurs in a document that can; the log names the clips.")
     kept = Search(
         [search.queries[n] for n in rows], [search.documents[n] for n in columns], search.hits[np.ix_(rows, columns)]
     )

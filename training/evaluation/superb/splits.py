@@ -104,6 +104,7 @@ def open_clips(
         optional=optional,
         audio_column=audio_column,
         classes=task.labels in ("classes", "speakers"),
+        silence=task.labels in ("classes", "slots"),
     )
 
 

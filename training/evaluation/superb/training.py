@@ -32,7 +32,7 @@ class SplitResult(NamedTuple):
 
     Attributes:
         metrics: by name.
-        clips: number of those that could be decoded.
+        clips: number of those that could be used.
         verdict: whether its answers have to do with their clips; None where the task cannot say.
         scored: what the metrics are over, in words, where that is not the clips.
     """
@@ -111,7 +111,7 @@ def evaluate(head: Head, task: SuperbTask, features: FrozenFeatures, labels: Lab
     """Scores of the head on a split, whose features are given. Raises a ValueError where that is not defined."""
     found = predictions(head, task, features)
     if not found:
-        raise ValueError(f"None of the {split} clips can be decoded; the log names them.")
+        raise ValueError(f"None of the {split} clips can be used; the log names them.")
     if isinstance(labels, SpeakerLabels):
         rate, trials = labels.equal_error_rate(found, split)
         return SplitResult({"eer": rate}, len(found), scored=f"{trials} trials of {len(found)} {split} clips")
@@ -125,7 +125,7 @@ def evaluate(head: Head, task: SuperbTask, features: FrozenFeatures, labels: Lab
 
 
 def predictions(head: Head, task: SuperbTask, features: FrozenFeatures) -> dict[int, list[int] | Tensor]:
-    """Predictions of the head for each clip that can be decoded, by its number, the longest clips first."""
+    """Predictions of the head for each clip that can be used, by its number, the longest clips first."""
     head.eval()
     order = np.argsort(features.clips.num_samples)[::-1].tolist()
     found = {}

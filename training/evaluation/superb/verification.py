@@ -51,16 +51,16 @@ class SpeakerLabels:
     def equal_error_rate(self, embeddings: dict[int, Tensor], split: str) -> tuple[float, int]:
         """
         Equal error rate of a split by the cosine of two clips' embeddings, and the number of its trials: those of
-        which both clips could be decoded.
+        which both clips could be used.
 
         Args:
-            embeddings: of each clip that could be decoded, by its number, `(size,)` with a norm of 1.
+            embeddings: of each clip that could be used, by its number, `(size,)` with a norm of 1.
 
         Raises:
             ValueError: if no target, or no non-target, is left, or a score is not finite.
         """
         scored = [trial for trial in self.trials[split] if trial.one in embeddings and trial.other in embeddings]
-        check(scored, f"of the {split} set whose clips can be decoded")
+        check(scored, f"of the {split} set whose clips can be used")
         one, other = (torch.stack([embeddings[trial[place]] for trial in scored]) for place in (1, 2))
         targets = np.array([trial.target for trial in scored])
         return equal_error_rate((one * other).sum(-1).numpy(), targets), len(scored)

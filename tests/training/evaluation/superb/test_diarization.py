@@ -6,7 +6,7 @@ from training.evaluation.superb.diarization import ActivityLabels, Mixtures, act
 
 
 class Clips:
-    """Clips of a constant each, of as many samples as `num_samples` says; the last cannot be decoded."""
+    """Clips of a constant each, of as many samples as `num_samples` says; the last cannot be used."""
 
     def __init__(self, speakers):
         self.labels = {"who": speakers}

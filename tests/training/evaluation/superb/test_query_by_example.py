@@ -125,5 +125,5 @@ def test_each_layer_is_searched_and_bad_clips_are_left_out():
     assert scores.shape == (2, 2, 8) and kept.queries == [0, 1] and kept.hits.shape == (2, 8)
     assert maximum_term_weighted_value(scores[1], kept.hits) == pytest.approx(1)
     assert maximum_term_weighted_value(scores[0], kept.hits) < 0.9
-    with pytest.raises(ValueError, match="No query that can be decoded occurs in a document"):
+    with pytest.raises(ValueError, match="No query that can be used occurs in a document"):
         search_scores(Features([None] * 12), search, Heartbeat(""))

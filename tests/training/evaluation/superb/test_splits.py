@@ -101,3 +101,11 @@ def test_background_noise_is_cut_into_seconds(tmp_path, folder):
     for n, piece in enumerate(pieces):
         np.testing.assert_allclose(piece, noise[n * 1600 : n * 1600 + 16000], atol=1e-4)
     assert len(splits["train"]) == 32 and len(splits["test"]) == 7
+
+
+@pytest.mark.parametrize(("task", "taken"), [("ks", True), ("asv", False), ("asr", False), ("sd", False)])
+def test_silence_may_be_a_class_and_nothing_else(task, taken, folder):
+    for number in range(40):
+        soundfile.write(f"{folder}/{number}.wav", np.zeros(4000), 16000)
+    test = splits_of(task, "who", folder, eval_data=[folder], test_data=[folder])["test"]
+    assert (test[0] is not None) == taken

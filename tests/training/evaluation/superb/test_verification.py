@@ -104,7 +104,7 @@ def test_trials_of_clips_that_cannot_be_decoded_do_not_count():
     vectors = {0: torch.tensor([1.0, 0.0]), 1: torch.tensor([0.0, 1.0]), 2: torch.tensor([1.0, 0.0])}
     assert labels.equal_error_rate(vectors, "test") == (1.0, 2)
     del vectors[1]
-    with pytest.raises(ValueError, match="trials of the test set whose clips can be decoded have no target"):
+    with pytest.raises(ValueError, match="trials of the test set whose clips can be used have no target"):
         labels.equal_error_rate(vectors, "test")
 
 
