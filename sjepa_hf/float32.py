@@ -5,8 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from .frames import length_mask
-
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Context in which products on `device` are formed in the dtype of their factors, within autocast too."""
@@ -64,19 +62,20 @@ class SJepaGroupNorm(nn.GroupNorm):
     def __init__(self, num_channels: int, eps: float = 1e-5):
         super().__init__(num_groups=1, num_channels=num_channels, eps=eps, dtype=torch.float32)
 
-    def forward(self, hidden_states: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, num_channels)`): frames.
-            lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): real frames; without it, all are real.
+            real (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*): True at real frames;
+                without it, all are.
         """
         batch_size, num_frames, num_channels = hidden_states.shape
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        if lengths is None:
+        if real is None:
             share = hidden_states.new_full((batch_size, num_frames), 1 / (num_frames * num_channels), dtype=dtype)
         else:
             # [B, T]; with all channels it sums to one
-            share = length_mask(lengths, num_frames).to(dtype) / (lengths.clamp(min=1)[:, None] * num_channels)
+            share = real.to(dtype) / (real.sum(1, keepdim=True).clamp(min=1) * num_channels)
         values, share = at_least_float32(hidden_states), share[:, :, None]  # [B, T, C], [B, T, 1]
         centred = values - (values * share).sum(1, keepdim=True).sum(2, keepdim=True)
         variance = (centred.square() * share).sum(1, keepdim=True).sum(2, keepdim=True)

@@ -55,13 +55,23 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
-def clip_mean(frames: Tensor, lengths: Tensor | None) -> Tensor:
-    """Mean over the first `lengths` frames of each clip, `(batch_size, sequence_length, C) -> (batch_size, 1, C)`."""
-    if lengths is None:
+def real_frames(samples: Tensor, num_frames: int, window: int = WINDOW, hop: int = HOP) -> Tensor:
+    """
+    Which of `num_frames` frames, of `window` samples every `hop`, lie within clips of `samples` `(batch_size,)`: bool
+    `(batch_size, num_frames)`. No quotient is compared: OpenVINO takes such a one for that of real numbers.
+    """
+    return torch.arange(num_frames, device=samples.device) * hop <= samples[:, None] - window
+
+
+def clip_mean(frames: Tensor, real: Tensor | None) -> Tensor:
+    """
+    Mean over each clip's frames where `real` `(batch_size, sequence_length)` is True, all if None:
+    `(batch_size, sequence_length, C) -> (batch_size, 1, C)`.
+    """
+    if real is None:
         return frames.mean(1, keepdim=True)
-    real = length_mask(lengths, frames.shape[1])
-    total = frames.masked_fill(~real[:, :, None], 0.0).sum(1, keepdim=True)
-    return total / lengths.clamp(min=1)[:, None, None]
+    real = real[:, :, None]
+    return frames.masked_fill(~real, 0.0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
 
 
 def real_samples(attention_mask: Tensor) -> Tensor:

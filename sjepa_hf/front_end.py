@@ -13,7 +13,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import Float32Buffers, SJepaGroupNorm, at_least_float32, without_autocast
-from .frames import SAMPLING_RATE, clip_mean, length_mask
+from .frames import SAMPLING_RATE, clip_mean, length_mask, real_frames
 from .gradient_checkpointing import CheckpointedLayer
 
 
@@ -44,9 +44,8 @@ class SJepaFirstConvLayer(CheckpointedLayer):
         (kernel_size,), (stride,) = self.conv.kernel_size, self.conv.stride
         windows = waveforms.unfold(1, kernel_size, stride).contiguous()
         hidden_states = nn.functional.linear(windows, self.conv.weight[:, 0], self.conv.bias)
-        if lengths is not None:
-            lengths = (lengths - kernel_size) // stride + 1
-        return self.activation(self.layer_norm(hidden_states, lengths))
+        real = None if lengths is None else real_frames(lengths, hidden_states.shape[1], kernel_size, stride)
+        return self.activation(self.layer_norm(hidden_states, real))
 
     def fold(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         """
@@ -319,25 +318,27 @@ class SJepaLogMelFrontEnd(Float32Buffers):
             cosine, sine = (frames @ self.fourier).chunk(2, dim=-1)
             energy = (cosine.square() + sine.square()) @ self.mel_filters  # [B, T, num_mel_bins]
             log_mel = energy.clamp_min(self.energy_floor).log()
+            real = None  # [B, T]
             if lengths is not None:
-                lengths = (lengths - self.window_size) // self.hop + 1
+                real = real_frames(lengths, log_mel.shape[1], self.window_size, self.hop)
             if self.subtracts_mean:
-                log_mel = log_mel - self.channel(log_mel, lengths)
-            normed = self.layer_norm(log_mel, lengths)
-            if lengths is None:
+                log_mel = log_mel - self.channel(log_mel, real)
+            normed = self.layer_norm(log_mel, real)
+            if real is None:
                 return normed
             # Where a clip has a single frame, or equal ones, its padding would be beyond the range of fp16.
-            return normed.masked_fill(~length_mask(lengths, normed.shape[1])[:, :, None], 0.0)
+            return normed.masked_fill(~real[:, :, None], 0.0)
 
-    def channel(self, log_mel: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    def channel(self, log_mel: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
         """
-        What the channel adds, as far as a clip tells: the mean of its frames and of `prior_frames` more of average
-        speech at its level, `(batch_size, sequence_length, num_mel_bins) -> (batch_size, 1, num_mel_bins)`.
+        What the channel adds, as far as a clip tells: the mean of its `real` frames `(batch_size, sequence_length)`
+        and of `prior_frames` more of average speech at its level,
+        `(batch_size, sequence_length, num_mel_bins) -> (batch_size, 1, num_mel_bins)`.
         """
-        mean = clip_mean(log_mel, lengths)
+        mean = clip_mean(log_mel, real)
         if not self.prior_frames:
             return mean
-        num_frames = log_mel.shape[1] if lengths is None else lengths[:, None, None].to(mean.dtype)
+        num_frames = log_mel.shape[1] if real is None else real.sum(1)[:, None, None].to(mean.dtype)
         tilt = SPEECH_TILT * torch.linspace(0.5, -0.5, self.output_size, dtype=mean.dtype, device=mean.device)
         average = mean.mean(2, keepdim=True) + tilt
         return mean + self.prior_frames / (num_frames + self.prior_frames) * (average - mean)

@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig, is_ours
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
-from .frames import SAMPLING_RATE, check_values, length_mask, nothing_padded, real_samples
+from .frames import SAMPLING_RATE, check_values, nothing_padded, real_frames, real_samples
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
 from .gradient_checkpointing import CheckpointedLayer
 from .spec_augment import spec_augment
@@ -336,8 +336,8 @@ class SJepaPreTrainedModel(PreTrainedModel):
 
     def _get_feature_vector_attention_mask(self, feature_vector_length: int, attention_mask: torch.Tensor):
         """Which of `feature_vector_length` frames are real, `(batch_size, feature_vector_length)` bool."""
-        lengths = self.config.num_frames(real_samples(attention_mask))
-        return length_mask(lengths, feature_vector_length)
+        window, hop = self.config.receptive_field, self.config.inputs_to_logits_ratio
+        return real_frames(real_samples(attention_mask), feature_vector_length, window, hop)
 
 
 class SJepaModel(SJepaPreTrainedModel):

@@ -16,6 +16,7 @@ from sjepa_hf import (
     SJepaModel,
 )
 from sjepa_hf.float32 import SJepaGroupNorm, SJepaLayerNorm
+from sjepa_hf.frames import length_mask
 from sjepa_hf.front_end import SJepaLogMelFrontEnd
 from sjepa_hf.hmm_mixture import HmmMixture
 from sjepa_hf.kmeans import kmeans, nearest
@@ -60,7 +61,7 @@ def test_masked_group_norm_and_its_gradient_against_float64():
     values = (torch.randn(3, 40, 6) * 3 + 1).requires_grad_()
     lengths = torch.tensor([40, 23, 1])
     direction = torch.randn(3, 40, 6)
-    ours = norm(values, lengths)
+    ours = norm(values, length_mask(lengths, 40))
     ours.mul(direction).sum().backward()
     gradients = values.grad.clone(), norm.weight.grad.clone(), norm.bias.grad.clone()
     values.grad = norm.weight.grad = norm.bias.grad = None
@@ -71,11 +72,11 @@ def test_masked_group_norm_and_its_gradient_against_float64():
         torch.testing.assert_close(found.double(), wanted.double(), atol=1e-4, rtol=1e-4)
 
 
-def test_without_lengths_it_is_the_library_group_norm():
+def test_without_a_mask_it_is_the_library_group_norm():
     norm, values = SJepaGroupNorm(6), torch.randn(2, 30, 6)
     expected = torch.nn.functional.group_norm(values.mT, 1, norm.weight, norm.bias, norm.eps).mT
     torch.testing.assert_close(norm(values), expected, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(norm(values, torch.tensor([30, 30])), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(norm(values, torch.ones(2, 30, dtype=torch.bool)), expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -84,7 +85,7 @@ def test_norms_compute_in_fp32(dtype):
     for norm, arguments in (
         (SJepaLayerNorm(8), ()),
         (SJepaGroupNorm(8), ()),
-        (SJepaGroupNorm(8), (torch.tensor([8, 5]),)),
+        (SJepaGroupNorm(8), (length_mask(torch.tensor([8, 5]), 8),)),
     ):
         normed = norm(values, *arguments)
         assert normed.dtype == dtype
@@ -102,7 +103,7 @@ def test_group_norm_under_autocast(lengths, backward_inside):
     nn.init.normal_(norm.bias)
     values, direction = (torch.randn(2, 300, 64) * 3 + 5).requires_grad_(), torch.randn(2, 300, 64)
     with autocast():
-        found = norm(values, lengths)
+        found = norm(values, None if lengths is None else length_mask(lengths, 300))
         if backward_inside:
             found.mul(direction).sum().backward()
     if not backward_inside:
@@ -122,9 +123,9 @@ def test_statistics_of_half_precision_frames_are_fp32(dtype):
     """As the convolutions give them: constant frames but for one channel, whose deviation is known."""
     values = torch.zeros(1, 3199, 64, dtype=dtype)
     values[:, :, ::2] = 1
-    for lengths in (None, torch.tensor([3199])):
+    for real in (None, torch.ones(1, 3199, dtype=torch.bool)):
         with autocast():
-            normed = SJepaGroupNorm(64, eps=0.0)(values, lengths)
+            normed = SJepaGroupNorm(64, eps=0.0)(values, real)
         assert normed.abs().eq(1).all(), "mean 1/2 and deviation 1/2, exactly"
 
 
@@ -273,7 +274,7 @@ def test_a_mixture_set_aside_is_kept_too(make_config):
 @pytest.mark.parametrize("lengths", [None, torch.tensor([40, 23])])
 def test_norms_of_float64_keep_its_digits(lengths):
     values = torch.randn(2, 40, 6, dtype=torch.float64) * 3 + 1
-    ours = SJepaGroupNorm(6).double()(values, lengths)
+    ours = SJepaGroupNorm(6).double()(values, None if lengths is None else length_mask(lengths, 40))
     expected = naive(values, [40, 40] if lengths is None else lengths, torch.ones(()), torch.zeros(()), 1e-5)
     torch.testing.assert_close(ours, expected, atol=1e-13, rtol=1e-13)
     ours = SJepaLayerNorm(6).double()(values)
