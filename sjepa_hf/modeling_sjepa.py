@@ -303,6 +303,16 @@ class SJepaPreTrainedModel(PreTrainedModel):
         """The dtype of the weight matrices: the weights of norms stay in fp32."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point() and p.ndim > 1), super().dtype)
 
+    def get_input_embeddings(self) -> None:
+        """None: waveforms go in, no tokens. PEFT asks when it saves adapters, torchao when it quantises."""
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """Raises NotImplementedError: there are none; says how a CTC head gets another vocabulary."""
+        raise NotImplementedError(
+            "This model has no embeddings of tokens. For another vocabulary open it with a new head:"
+            " `AutoModelForCTC.from_pretrained(..., vocab_size=..., ignore_mismatched_sizes=True)`."
+        )
+
     def freeze_feature_encoder(self):
         """Stop the gradient at the convolutions, or at the log-mel frames: a stem over these goes on learning."""
         self.base_model.feature_extractor.requires_grad_(False)
