@@ -440,8 +440,10 @@ class SJepaConfig(PreTrainedConfig):
     def num_frames(self, num_samples):
         """Frames of clips of `num_samples` samples (an `int` or an integer tensor); 0 for clips below one frame."""
         frames = (num_samples - self.receptive_field) // self.inputs_to_logits_ratio + 1
-        # Not `isinstance(frames, int)`: torch.compile and torch.export count with integers of their own.
-        return frames.clamp(min=0) if isinstance(frames, torch.Tensor) else max(frames, 0)
+        if isinstance(frames, torch.Tensor):
+            return frames.clamp(min=0)
+        # Not `max`: torch.export counts with integers of its own, and OpenVINO knows no maximum of these.
+        return frames if frames > 0 else 0
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoConfig"):

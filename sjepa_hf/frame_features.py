@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
 from .float32 import without_autocast
-from .frames import HOP, SAMPLING_RATE, WINDOW, clip_mean, frame_lengths, length_mask
+from .frames import HOP, SAMPLING_RATE, WINDOW, clip_mean, real_frames
 
 
 NUM_MELS = 23
@@ -70,23 +70,23 @@ class MfccFeatures(nn.Module):
         if lengths is None:
             lengths = torch.full((batch_size,), num_samples, device=input_values.device)
         with without_autocast(input_values.device):
-            input_values, lengths = input_values.float(), lengths.to(input_values.device)
-            return self._features(input_values, frame_lengths(lengths))
+            return self._features(input_values.float(), lengths.to(input_values.device))
 
-    def _features(self, input_values: Tensor, num_frames: Tensor) -> Tensor:
+    def _features(self, input_values: Tensor, lengths: Tensor) -> Tensor:
         spectrum = torch.stft(input_values, WINDOW, HOP, window=self.window, center=False, return_complex=True)
         power = spectrum.abs().square().transpose(1, 2) @ self.mel_bands  # [B, T, mels]
-        padding = ~length_mask(num_frames, power.shape[1])  # [B, T]
-        power = power.masked_fill(padding[..., None], 0.0).clamp(min=POWER_FLOOR)
+        real = real_frames(lengths, power.shape[1])  # [B, T]
+        padding = ~real[..., None]
+        power = power.masked_fill(padding, 0.0).clamp(min=POWER_FLOOR)
         decibels = 10.0 * power.log10()
         decibels = decibels.maximum(decibels.amax(dim=(1, 2), keepdim=True) - TOP_DB)
         coefficients = self._coefficients(decibels)  # [B, T, 13]
         if self.subtract_mean:
             coefficients = coefficients - clip_mean(coefficients, (power > POWER_FLOOR).any(-1))
-        last_frame = (num_frames - 1).clamp(min=0)
+        last_frame = (real.sum(1) - 1).clamp(min=0)
         deltas = slopes(coefficients, last_frame)
         features = torch.cat([coefficients, deltas, slopes(deltas, last_frame)], dim=-1)
-        return features.masked_fill(padding[..., None], 0.0)
+        return features.masked_fill(padding, 0.0)
 
     def _coefficients(self, decibels: Tensor) -> Tensor:
         """`(..., 23)` -> `(..., 13)`."""

@@ -55,6 +55,14 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
+def real_frames(samples: Tensor, num_frames: int, window: int = WINDOW, hop: int = HOP) -> Tensor:
+    """
+    Which of `num_frames` frames, of `window` samples every `hop`, lie within clips of `samples` `(batch_size,)`: bool
+    `(batch_size, num_frames)`. No quotient is compared: OpenVINO takes such a one for that of real numbers.
+    """
+    return torch.arange(num_frames, device=samples.device) * hop <= samples[:, None] - window
+
+
 def clip_mean(frames: Tensor, counted: Tensor) -> Tensor:
     """
     Mean over the frames of each clip that are `counted` (bool, `(batch_size, sequence_length)`), 0 where none is:

@@ -13,7 +13,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import Float32Buffers, SJepaGroupNorm, at_least_float32, without_autocast
-from .frames import SAMPLING_RATE, clip_mean, length_mask
+from .frames import SAMPLING_RATE, clip_mean, length_mask, real_frames
 from .gradient_checkpointing import CheckpointedLayer
 
 
@@ -44,10 +44,8 @@ class SJepaFirstConvLayer(CheckpointedLayer):
         (kernel_size,), (stride,) = self.conv.kernel_size, self.conv.stride
         windows = waveforms.unfold(1, kernel_size, stride).contiguous()
         hidden_states = nn.functional.linear(windows, self.conv.weight[:, 0], self.conv.bias)
-        counted = None
-        if lengths is not None:
-            counted = length_mask((lengths - kernel_size) // stride + 1, hidden_states.shape[1])
-        return self.activation(self.layer_norm(hidden_states, counted))
+        real = None if lengths is None else real_frames(lengths, hidden_states.shape[1], kernel_size, stride)
+        return self.activation(self.layer_norm(hidden_states, real))
 
     def fold(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         """
@@ -324,31 +322,30 @@ class SJepaLogMelFrontEnd(Float32Buffers):
             energy = (cosine.square() + sine.square()) @ self.mel_filters  # [B, T, num_mel_bins]
             heard = (energy > self.energy_floor).any(-1)  # [B, T]
             log_mel = energy.clamp_min(self.energy_floor).log()
-            log_mel, counted = self.without_silence(log_mel, heard, lengths)
+            real = torch.ones_like(heard)
+            if lengths is not None:
+                real = real_frames(lengths, heard.shape[1], self.window_size, self.hop)
+            log_mel, counted = self.without_silence(log_mel, heard & real, real)
             if self.subtracts_mean:
                 log_mel = log_mel - self.channel(log_mel, counted)
             normed = self.layer_norm(log_mel, counted)
             if lengths is None:
                 return normed
             # Where a clip has a single frame, or equal ones, its padding would be beyond the range of fp16.
-            return normed.masked_fill(~self.real_frames(lengths, normed.shape[1])[:, :, None], 0.0)
+            return normed.masked_fill(~real[:, :, None], 0.0)
 
-    def real_frames(self, lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """Which frames lie within clips of `lengths` samples, bool `(batch_size, num_frames)`."""
-        return length_mask((lengths - self.window_size) // self.hop + 1, num_frames)
-
+    @staticmethod
     def without_silence(
-        self, log_mel: torch.Tensor, heard: torch.Tensor, lengths: torch.Tensor | None
+        log_mel: torch.Tensor, heard: torch.Tensor, real: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         `log_mel` with the quietest frame that is `heard` in place of those that are not, and which frames count in the
-        clip's mean and norm, both masks bool `(batch_size, sequence_length)`: those that are heard, or all if none is.
+        clip's mean and norm, all masks bool `(batch_size, sequence_length)`: those that are heard, or all `real` ones
+        if none is.
         """
-        real = torch.ones_like(heard) if lengths is None else self.real_frames(lengths, heard.shape[1])
-        heard = heard & real
         counted = heard | real & ~heard.any(1, keepdim=True)
         level = log_mel.sum(-1).masked_fill(~counted, torch.inf)
-        quietest = log_mel.take_along_dim(level.argmin(1)[:, None, None], 1)
+        quietest = log_mel.gather(1, level.argmin(1)[:, None, None].expand(-1, 1, log_mel.shape[2]))  # [B, 1, C]
         return torch.where(counted[:, :, None], log_mel, quietest), counted
 
     def channel(self, log_mel: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:

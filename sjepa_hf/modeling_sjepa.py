@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig, is_ours
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
-from .frames import SAMPLING_RATE, check_values, length_mask, nothing_padded, real_samples
+from .frames import SAMPLING_RATE, check_values, nothing_padded, real_frames, real_samples
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
 from .gradient_checkpointing import CheckpointedLayer
 from .spec_augment import spec_augment
@@ -303,6 +303,16 @@ class SJepaPreTrainedModel(PreTrainedModel):
         """The dtype of the weight matrices: the weights of norms stay in fp32."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point() and p.ndim > 1), super().dtype)
 
+    def get_input_embeddings(self) -> None:
+        """None: waveforms go in, no tokens. PEFT asks when it saves adapters, torchao when it quantises."""
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """Raises NotImplementedError: there are none; says how a CTC head gets another vocabulary."""
+        raise NotImplementedError(
+            "This model has no embeddings of tokens. For another vocabulary open it with a new head:"
+            " `AutoModelForCTC.from_pretrained(..., vocab_size=..., ignore_mismatched_sizes=True)`."
+        )
+
     def freeze_feature_encoder(self):
         """Stop the gradient at the convolutions, or at the log-mel frames: a stem over these goes on learning."""
         self.base_model.feature_extractor.requires_grad_(False)
@@ -336,8 +346,8 @@ class SJepaPreTrainedModel(PreTrainedModel):
 
     def _get_feature_vector_attention_mask(self, feature_vector_length: int, attention_mask: torch.Tensor):
         """Which of `feature_vector_length` frames are real, `(batch_size, feature_vector_length)` bool."""
-        lengths = self.config.num_frames(real_samples(attention_mask))
-        return length_mask(lengths, feature_vector_length)
+        window, hop = self.config.receptive_field, self.config.inputs_to_logits_ratio
+        return real_frames(real_samples(attention_mask), feature_vector_length, window, hop)
 
 
 class SJepaModel(SJepaPreTrainedModel):

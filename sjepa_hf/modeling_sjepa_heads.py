@@ -102,16 +102,6 @@ class SJepaForCTC(SJepaEncoderWithHead):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
-    def get_input_embeddings(self) -> None:
-        """None: waveforms go in, no tokens. PEFT asks when it saves adapters beside the head."""
-
-    def resize_token_embeddings(self, *args, **kwargs):
-        """Raises NotImplementedError: there are none; says how the head gets another vocabulary."""
-        raise NotImplementedError(
-            "This model has no embeddings of tokens. For another vocabulary open it with a new head:"
-            " `AutoModelForCTC.from_pretrained(..., vocab_size=..., ignore_mismatched_sizes=True)`."
-        )
-
     @can_return_tuple
     def forward(
         self,

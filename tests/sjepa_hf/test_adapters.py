@@ -5,7 +5,24 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel, AutoModelForAudioClassification, AutoModelForCTC
 
-from sjepa_hf import SJepaForCTC, SJepaModel
+from sjepa_hf import (
+    SJepaForAudioFrameClassification,
+    SJepaForCTC,
+    SJepaForPreTraining,
+    SJepaForSequenceClassification,
+    SJepaForXVector,
+    SJepaModel,
+)
+
+
+CLASSES = (
+    SJepaModel,
+    SJepaForPreTraining,
+    SJepaForCTC,
+    SJepaForSequenceClassification,
+    SJepaForAudioFrameClassification,
+    SJepaForXVector,
+)
 
 
 def first_output(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -53,6 +70,9 @@ def test_adapters_opened_again_and_merged(auto_class, targets, head, labels, mak
     assert torch.allclose(first_output(auto_class.from_pretrained(tmp_path / "merged"), batch), expected, atol=1e-4)
 
 
-def test_a_vocabulary_is_not_resized(make_config):
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_there_are_no_embeddings_of_tokens_to_get_or_resize(model_class, make_config):
+    model = model_class(make_config())
+    assert model.get_input_embeddings() is None
     with pytest.raises(NotImplementedError, match="open it with a new head"):
-        SJepaForCTC(make_config()).resize_token_embeddings(40)
+        model.resize_token_embeddings(40)

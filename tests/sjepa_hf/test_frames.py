@@ -15,6 +15,7 @@ from sjepa_hf.frames import (
     frame_centres,
     frame_lengths,
     length_mask,
+    real_frames,
 )
 from sjepa_hf.saving import feature_extractor
 
@@ -42,6 +43,14 @@ def test_numbers_arrays_and_tensors_are_counted_alike():
 
 def test_the_first_frames_are_real():
     assert length_mask(torch.tensor([2, 0, 3]), 3).tolist() == [[True, True, False], [False] * 3, [True] * 3]
+
+
+@pytest.mark.parametrize("window, hop", [(WINDOW, HOP), (10, 5)])
+def test_a_frame_is_real_where_the_count_of_frames_has_it(window, hop):
+    samples = torch.arange(20_001)
+    counts = (samples - window) // hop + 1
+    assert torch.equal(real_frames(samples, 64, window, hop), length_mask(counts, 64))
+    assert torch.equal(real_frames(samples, 64), length_mask(frame_lengths(samples), 64))
 
 
 def test_centres_lie_in_the_middle_of_each_window():

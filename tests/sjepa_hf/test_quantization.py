@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from transformers import AutoModel, BitsAndBytesConfig
-from transformers.utils import is_bitsandbytes_available
+from transformers import AutoModel, BitsAndBytesConfig, TorchAoConfig
+from transformers.utils import is_bitsandbytes_available, is_torchao_available
 
-from sjepa_hf import SJepaForCTC, SJepaForPreTraining, SJepaModel
+from sjepa_hf import SJepaForCTC, SJepaForPreTraining, SJepaForSequenceClassification, SJepaModel
 
 
 def first_output(model, waveforms: torch.Tensor) -> torch.Tensor:
@@ -48,3 +48,18 @@ def test_bitsandbytes(bits, most, dtype, make_config, tmp_path):
         waveforms = torch.randn(2, 8000)
         error = relative_error(first_output(quantised.eval(), waveforms), first_output(model, waveforms))
         assert 0 < error < most
+
+
+@pytest.mark.skipif(not is_torchao_available(), reason="torchao is not installed")
+@pytest.mark.parametrize("model_class", [SJepaModel, SJepaForCTC, SJepaForSequenceClassification])
+def test_torchao(model_class, make_config, tmp_path):
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    model, waveforms = model_class(make_config("log_mel")).eval(), torch.randn(2, 8000)
+    model.save_pretrained(tmp_path / "whole")
+    settings = TorchAoConfig(Int8WeightOnlyConfig())
+    quantised = model_class.from_pretrained(tmp_path / "whole", quantization_config=settings, dtype="float32").eval()
+    found = first_output(quantised, waveforms)
+    assert 0 < relative_error(found, first_output(model, waveforms)) < 0.03
+    quantised.save_pretrained(tmp_path / "int8")
+    assert torch.equal(first_output(model_class.from_pretrained(tmp_path / "int8").eval(), waveforms), found)

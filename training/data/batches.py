@@ -329,8 +329,3 @@ class BatchStream(IterableDataset):
 def to_device(batch: dict, device: torch.device) -> dict:
     """The batch with its tensors on `device`."""
     return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
-
-
-def real_frames(batch: dict, sequence_length: int) -> torch.Tensor:
-    """Which frames of a batch are real: bool `(batch_size, sequence_length)`."""
-    return length_mask(frame_lengths(batch["lengths"]), sequence_length)

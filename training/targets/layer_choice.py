@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf import SJepaModel
+from sjepa_hf.frames import real_frames
 from sjepa_hf.measures import effective_rank
 from training.common.processes import share
-from training.data.batches import real_frames
 from training.targets.sampling import FrameReservoir, smallest
 
 
@@ -88,7 +88,7 @@ def layer_ranks(
     for batch in micro_batches:
         with accelerator.autocast():
             layers = encoder(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states
-        real = real_frames(batch, layers[0].shape[1])
+        real = real_frames(batch["lengths"], layers[0].shape[1])
         for reservoir, layer in zip(reservoirs, layers, strict=True):
             reservoir.add(layer[real], batch["seed"])
     encoder.train(training)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from sjepa_hf.frames import frame_lengths
+from sjepa_hf.frames import frame_lengths, real_frames
 from training.common.processes import Coordinator
-from training.data.batches import real_frames, to_device
+from training.data.batches import to_device
 
 
 LAST = np.iinfo(np.int64).max  # above every random number of a frame
@@ -129,7 +129,7 @@ def sample_frames(
     reservoir = FrameReservoir(num_frames, seed)
     for batch in audio.batches(max_seconds, max_frames=num_frames if stop_when_full else math.inf):
         values = features(batch)
-        reservoir.add(values[real_frames(batch, values.shape[1])], batch["seed"])
+        reservoir.add(values[real_frames(batch["lengths"], values.shape[1])], batch["seed"])
     frames = smallest(*reservoir.sample(), num_frames, audio.coordinator.accelerator).cpu()
     if not len(frames):
         raise ValueError("No frame of the training data could be read: the log names the files and what is wrong.")

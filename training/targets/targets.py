@@ -12,11 +12,10 @@ from accelerate import Accelerator
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining, SJepaModel, SufficientStatistics
 from sjepa_hf.command import once
 from sjepa_hf.frame_features import FRAME_FEATURES
-from sjepa_hf.frames import check_frames, frame_lengths
+from sjepa_hf.frames import check_frames, frame_lengths, real_frames
 from sjepa_hf.hmm_mixture import HmmMixture, HmmStatistics
 from sjepa_hf.layer_features import SJepaWhitening, read_layers
 from training.common.processes import Coordinator, share, summed
-from training.data.batches import real_frames
 from training.targets.layer_choice import LayerChoice
 from training.targets.sampling import FitAudio, sample_frames
 from training.targets.transitions import fit_transitions
@@ -160,7 +159,9 @@ class OnlineTargets:
     @torch.inference_mode()
     def full_features(self, batch: dict) -> torch.Tensor:
         """The same before the principal components, `(batch_size, sequence_length, hidden_size)`."""
-        real = real_frames(batch, frame_lengths(batch["input_values"].shape[1])) if self.instance_norm else None
+        real = None
+        if self.instance_norm:
+            real = real_frames(batch["lengths"], frame_lengths(batch["input_values"].shape[1]))
         with self.accelerator.autocast():
             return read_layers(self.teacher, batch["input_values"], batch["attention_mask"], self.layers, real)
 

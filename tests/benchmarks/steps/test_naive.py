@@ -6,7 +6,7 @@ from noise_batches import collate
 
 from benchmarks.steps import candidates
 from benchmarks.steps.candidates import SJepaStep
-from training.data.batches import real_frames
+from sjepa_hf.frames import real_frames
 from training.data.masking import SpanMask
 
 
@@ -29,7 +29,7 @@ def test_the_naive_step_is_the_same_step(make_arguments, accelerator, monkeypatc
     before = mixture.means.clone()
     naive = ours.naive()
     *batches, last = padded_batches(4)
-    real = real_frames(last, 49)
+    real = real_frames(last["lengths"], 49)
     start = naive.features(last, 49)[real]
     losses = [(ours.train_on(batch), naive.train_on(batch)) for batch in batches]
     mine, theirs = torch.tensor(losses).T

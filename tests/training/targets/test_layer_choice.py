@@ -3,8 +3,8 @@ from accelerate import Accelerator
 from noise_batches import make_batch
 
 from sjepa_hf import SJepaModel
+from sjepa_hf.frames import real_frames
 from sjepa_hf.measures import effective_rank
-from training.data.batches import real_frames
 from training.targets.layer_choice import LayerChoice, layer_ranks
 
 
@@ -58,6 +58,6 @@ def test_layer_ranks_measures_every_layer_on_real_frames(make_config):
     assert student.training, "the mode is restored"
     student.eval()
     hidden = student(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states
-    real = real_frames(batch, 49)
+    real = real_frames(batch["lengths"], 49)
     expected = [effective_rank(layer[real]).item() for layer in hidden]  # fewer than 2,000 frames: all of them
     assert ranks == pytest.approx(expected, rel=1e-3)

@@ -6,9 +6,9 @@ from accelerate import Accelerator
 from noise_batches import make_batch
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaModel
+from sjepa_hf.frames import real_frames
 from sjepa_hf.hmm_mixture import HmmMixture
 from training.common.processes import Coordinator
-from training.data.batches import real_frames
 from training.targets.layer_choice import LayerChoice
 from training.targets.sampling import FitAudio
 from training.targets.targets import FrozenTargets, OnlineTargets
@@ -103,7 +103,7 @@ def test_update_reads_real_frames_of_all_micro_batches_once(online):
     student, targets = online
     expected = copy.deepcopy(targets.mixture)
     batches = [make_batch(16000, 7000), make_batch(5000)]
-    frames = [targets.features(b)[real_frames(b, b["mask_time_indices"].shape[1])] for b in batches]
+    frames = [targets.features(b)[real_frames(b["lengths"], b["mask_time_indices"].shape[1])] for b in batches]
     expected.apply_statistics(expected.clip_expectation(torch.cat(frames)[None])[1], 0.9)
     for batch in batches:
         posteriors, statistics = targets.expectation(batch)
@@ -136,7 +136,7 @@ def test_seeding_fits_the_active_layer(online):
     history = targets.seed(audio(lambda: [make_batch(48000, 30000)]), num_frames=200, seed=0, num_iterations=5)
     assert len(history) == 6 and history[-1] > history[0]
     batch = make_batch(48000, 30000)
-    real = real_frames(batch, batch["mask_time_indices"].shape[1])
+    real = real_frames(batch["lengths"], batch["mask_time_indices"].shape[1])
     layers = targets.teacher(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states
     found = [targets.mixture.log_joint(layer[real]).logsumexp(-1).mean().item() for layer in layers]
     assert all(found[2] > other + 10 for layer, other in enumerate(found) if layer != 2), found
