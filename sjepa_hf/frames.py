@@ -82,6 +82,31 @@ def nothing_padded(attention_mask: Tensor) -> bool:
     return at_hand(attention_mask) and bool(attention_mask.all())
 
 
+def check_input(config: Any, input_values: Tensor, attention_mask: Tensor | None) -> None:
+    """Raise a ValueError that names what is wrong with the shape or type of a batch."""
+    if input_values.ndim != 2:
+        raise ValueError(
+            f"`input_values` must have shape (batch_size, num_samples), but has {tuple(input_values.shape)}:"
+            " give mono waveforms, without a channel dimension."
+        )
+    if not input_values.is_floating_point():
+        raise ValueError(
+            f"`input_values` must be floating point samples in [-1, 1], but is {input_values.dtype}:"
+            " divide 16-bit samples by 32768."
+        )
+    window = config.receptive_field
+    if input_values.shape[1] < window:
+        raise ValueError(
+            f"`input_values` holds clips of {input_values.shape[1]} samples, but one frame reads {window}"
+            f" ({1000 * window / SAMPLING_RATE:.0f} ms at 16 kHz): leave such clips out or pad."
+        )
+    if attention_mask is not None and attention_mask.shape != input_values.shape:
+        raise ValueError(
+            f"`attention_mask` must have the shape of `input_values`, {tuple(input_values.shape)}, but has"
+            f" {tuple(attention_mask.shape)}: it marks samples, not frames."
+        )
+
+
 def check_values(input_values: Tensor, attention_mask: Tensor | None) -> None:
     """Raise a ValueError for NaN or infinite samples, and for padding before real ones, where they are at hand."""
     if attention_mask is not None:

@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig, is_ours
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
-from .frames import SAMPLING_RATE, check_values, nothing_padded, real_frames, real_samples
+from .frames import check_input, check_values, nothing_padded, real_frames, real_samples
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
 from .gradient_checkpointing import CheckpointedLayer
 from .spec_augment import spec_augment
@@ -463,31 +463,6 @@ def attention_mask_4d(config: SJepaConfig, hidden_states: torch.Tensor, frame_ma
     if isinstance(mask, torch.Tensor) and mask.ndim == 4:
         mask = mask[:, :, :1]  # one row for all queries: an attention over an hour has 32 billion pairs of frames
     return mask
-
-
-def check_input(config: SJepaConfig, input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
-    """Raise a ValueError that names what is wrong with the shape or type of a batch."""
-    if input_values.ndim != 2:
-        raise ValueError(
-            f"`input_values` must have shape (batch_size, num_samples), but has {tuple(input_values.shape)}:"
-            " give mono waveforms, without a channel dimension."
-        )
-    if not input_values.is_floating_point():
-        raise ValueError(
-            f"`input_values` must be floating point samples in [-1, 1], but is {input_values.dtype}:"
-            " divide 16-bit samples by 32768."
-        )
-    window = config.receptive_field
-    if input_values.shape[1] < window:
-        raise ValueError(
-            f"`input_values` holds clips of {input_values.shape[1]} samples, but one frame reads {window}"
-            f" ({1000 * window / SAMPLING_RATE:.0f} ms at 16 kHz): leave such clips out or pad."
-        )
-    if attention_mask is not None and attention_mask.shape != input_values.shape:
-        raise ValueError(
-            f"`attention_mask` must have the shape of `input_values`, {tuple(input_values.shape)}, but has"
-            f" {tuple(attention_mask.shape)}: it marks samples, not frames."
-        )
 
 
 def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int], what: str) -> None:

@@ -174,11 +174,44 @@ def test_python_runs_as_it_stands(page, checkpoints, tmp_path, monkeypatch):
         assert len(names["held_out"]) == 2 and set(names["classifier"].classes_) == {"no", "yes"}
     if page.name == "units.md":
         assert (names["phones"], names["phone_ends"]) == ("sil AH1 sil", "0.25 0.4 1.875")
+        check_live_features(names)
     if page.name == "clients.md":
         opened = names["Emotion"].from_pretrained("emotion")
         assert Path("emotion/emotion_head.py").is_file() and opened(torch.zeros(1, 8000)).shape == (1, 2)
+        noise = torch.randn(1, 8000)
+        wanted, found = (names[name].eval()(noise).last_hidden_state for name in ("model", "copy"))
+        assert torch.equal(found, wanted)
     if page.name == "sharing.md":
         assert AutoModelForPreTraining.from_pretrained("runs/half").dtype == torch.float32
+        program, noise = torch.export.load("encoder.pt2").module(), torch.randn(3, 7000)
+        found = program(input_values=noise, attention_mask=torch.ones(3, 7000, dtype=torch.long))
+        torch.testing.assert_close(found.last_hidden_state, names["encoder"].eval()(noise).last_hidden_state)
+
+
+def check_live_features(names: dict):
+    """Every frame once and in order, whatever the pieces; as in one pass where nothing is forgotten or given early."""
+    live_features, audio = names["live_features"], torch.randn(30000).numpy()
+    whole = names["encoder"](torch.from_numpy(audio)[None]).last_hidden_state[0]
+    for size in (200, 1600, 9000):
+        pieces = np.split(audio, range(size, len(audio), size))
+        late = torch.cat(list(live_features(pieces, left=1000, right=1000)))
+        assert torch.equal(late, whole)
+        parts = list(live_features(pieces, left=20, right=5, every=10))
+        assert len(parts) > 3 or size == 9000
+        assert torch.cat(parts).shape == whole.shape
+    read = []
+
+    def frames(input_values):
+        """Numbers of frames, written into the samples, as features."""
+        found = input_values[:, : (input_values.shape[1] - 400) // 320 * 320 + 1 : 320]
+        read.append(found.shape[1])
+        return type("Output", (), {"last_hidden_state": found[:, :, None]})
+
+    names["encoder"] = frames
+    numbers = (np.arange(160000) // 320).astype(np.float32)
+    pieces = np.split(numbers, range(1600, len(numbers), 1600))
+    found = torch.cat(list(live_features(pieces, left=20, right=5, every=10)))
+    assert found.flatten().tolist() == list(range(499)) and max(read) < 20 + 5 + 10 + 5
 
 
 BAD = {
