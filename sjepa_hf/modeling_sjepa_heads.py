@@ -68,11 +68,6 @@ class SJepaEncoderWithHead(SJepaPreTrainedModel):
         all_layers = self.config.use_weighted_layer_sum
         wants_hidden_states = kwargs.pop("output_hidden_states", None)
         wants_hidden_states = self.config.output_hidden_states if wants_hidden_states is None else wants_hidden_states
-        sequence_length = self.config.num_frames(input_values.shape[-1])
-        if attention_mask is None:
-            frame_mask = input_values.new_ones(input_values.shape[0], sequence_length, dtype=torch.bool)
-        else:
-            frame_mask = self._get_feature_vector_attention_mask(sequence_length, attention_mask)
         outputs = self.sjepa(
             input_values,
             attention_mask=attention_mask,
@@ -81,6 +76,10 @@ class SJepaEncoderWithHead(SJepaPreTrainedModel):
             **kwargs,
         )
         features = outputs.last_hidden_state
+        if attention_mask is None:
+            frame_mask = features.new_ones(features.shape[:2], dtype=torch.bool)
+        else:
+            frame_mask = self._get_feature_vector_attention_mask(features.shape[1], attention_mask)
         if all_layers:
             weights = self.layer_weights.float().softmax(-1)
             features = sum(w * h for w, h in zip(weights, outputs.hidden_states, strict=True)).to(features.dtype)

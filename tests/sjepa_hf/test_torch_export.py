@@ -10,6 +10,7 @@ MODELS = pytest.mark.parametrize(
     "front_end, model_class",
     [
         ("waveform", SJepaModel),
+        ("waveform", SJepaForCTC),
         ("log_mel", SJepaModel),
         ("log_mel", SJepaForCTC),
         ("log_mel", SJepaForSequenceClassification),
