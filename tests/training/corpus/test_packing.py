@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import soundfile
 
 from training.corpus.packing import pack_clip, pack_row, write_packed
 from training.corpus.reading import Corpus, Row
@@ -52,6 +53,16 @@ def test_opus_is_smaller_at_lower_rates_and_worse():
 def test_a_bad_clip_is_named():
     found = pack_row(Row(0, "", Clip("a", BadAudio("missing", "gone")), {}), "flac", 0)
     assert isinstance(found, BadAudio) and found.reason == "missing"
+
+
+def test_silence_is_packed_where_it_has_a_label(tmp_path):
+    soundfile.write(tmp_path / "zeros.wav", np.zeros(8000), 16000)
+    clip = Clip("zeros", str(tmp_path / "zeros.wav"))
+    packed = pack_row(Row(0, "", clip, {"label": "silence"}), "flac", 0)
+    assert packed.exact and not read_audio(packed.content, silence=True).any()
+    for labels in ({}, {"label": None}):
+        found = pack_row(Row(0, "", clip, labels), "flac", 0)
+        assert isinstance(found, BadAudio) and found.reason == "silent"
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
