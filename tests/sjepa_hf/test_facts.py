@@ -35,7 +35,7 @@ def test_facts_of_any_type_make_a_card_that_can_be_read_again(checkpoint, tmp_pa
         "language": "en",
         "authors": [2026, "<b>Ada</b>"],
         "data": 10.5,
-        "datasets": ["ada/words"] * 300,
+        "datasets": [f"ada/words-{i}" for i in range(300)],
         "intended_use": "one\n\ntwo",
         "limits": [datetime.date(2026, 1, 2), None, "---"][::2],
         "result_data": {"words": {"name": "W | {{ x }}\n| a |", "dataset_id": "ada/words"}},
