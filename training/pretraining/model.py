@@ -65,7 +65,9 @@ def build_model(arguments: Arguments, resumed: Path | None, accelerator: Acceler
     if settings.freeze_feature_encoder:
         model.freeze_feature_encoder()
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Its name since Transformers 5.24; by the one before, it warns there.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     model.to(accelerator.device).train()
     if settings.torch_compile:
         model.compile(dynamic=True)  # every batch has a length of its own

@@ -3,6 +3,7 @@
 import pytest
 from pretraining_runs import command
 from transformers import AutoModelForPreTraining
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from training import pretrain
 
@@ -33,6 +34,15 @@ def test_a_run_starts_from_the_weights_of_another(finished, noise, tmp_path):
     ):
         with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
             pretrain.main(command(noise, tmp_path, *begin, *options))
+
+
+@pytest.mark.filterwarnings("error:.*checkpointing:FutureWarning")
+def test_activations_are_checkpointed_by_the_name_that_transformers_has_for_it(noise, tmp_path):
+    options = ["--gradient_checkpointing", "true", "--report_to", "none"]
+    run = pretrain.prepare(pretrain.parse_arguments(command(noise, tmp_path, *options)))
+    run.lock.release()
+    layers = [module for module in run.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    assert layers and all(layer.gradient_checkpointing for layer in layers)
 
 
 def test_phase_2_of_a_new_model_is_warned_of(finished, noise, tmp_path, caplog):
