@@ -35,14 +35,20 @@ def frame_centres(count: int) -> np.ndarray:
     return (np.arange(count) * HOP + WINDOW / 2) / SAMPLING_RATE
 
 
+def samples_read(config: Any, num_frames: int = 1) -> int:
+    """Samples that `num_frames` frames in a row read, by an encoder's `conv_kernel` and `conv_stride`."""
+    samples = num_frames
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
+
+
 def check_frames(config: Any, name: str) -> None:
     """
     Raise a ValueError for an encoder with other frames, by its `conv_kernel` and `conv_stride`: targets and the times
     of units would not be those of its frames.
     """
-    window, hop = 1, math.prod(config.conv_stride)
-    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
-        window = (window - 1) * stride + kernel
+    window, hop = samples_read(config), math.prod(config.conv_stride)
     if (window, hop) != (WINDOW, HOP):
         raise ValueError(
             f"{name} makes frames of {window} samples every {hop} (`conv_kernel`, `conv_stride`), but targets and"

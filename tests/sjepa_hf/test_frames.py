@@ -16,6 +16,7 @@ from sjepa_hf.frames import (
     frame_lengths,
     length_mask,
     real_frames,
+    samples_read,
 )
 from sjepa_hf.saving import feature_extractor
 
@@ -51,6 +52,13 @@ def test_a_frame_is_real_where_the_count_of_frames_has_it(window, hop):
     counts = (samples - window) // hop + 1
     assert torch.equal(real_frames(samples, 64, window, hop), length_mask(counts, 64))
     assert torch.equal(real_frames(samples, 64), length_mask(frame_lengths(samples), 64))
+
+
+def test_frames_in_a_row_read_the_fewest_samples_that_hold_them():
+    config = SJepaConfig()
+    for count in (1, 2, 10):
+        samples = samples_read(config, count)
+        assert config.num_frames(samples) == count and config.num_frames(samples - 1) == count - 1
 
 
 def test_centres_lie_in_the_middle_of_each_window():

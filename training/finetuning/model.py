@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
+from sjepa_hf.frames import samples_read
 from sjepa_hf.opening import build_model, open_config, open_feature_extractor, open_model
 from sjepa_hf.saving import feature_extractor
 from training.finetuning.arguments import FineTuningArguments
@@ -143,10 +144,7 @@ def shortest_batch(config: PretrainedConfig) -> int:
     time, where that of S-JEPA leaves such clips whole."""
     if config.model_type == "sjepa" or not (config.apply_spec_augment and config.mask_time_prob):
         return 0
-    samples = config.mask_time_length
-    for kernel, stride in zip(config.conv_kernel[::-1], config.conv_stride[::-1], strict=True):
-        samples = (samples - 1) * stride + kernel
-    return samples
+    return samples_read(config, config.mask_time_length)
 
 
 def in_encoder(name: str, model: nn.Module) -> bool:
