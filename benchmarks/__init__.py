@@ -29,6 +29,7 @@ The study (study/README.md), on speech that is no part of this repository:
     study/speech_manifest.py the manifest of what is trained on, without what is scored
     study/run.py             a grid of pretrainings at equal audio, scored
     study/score.py           scores of several checkpoints beside MFCC and an untrained encoder, one table
+    study/noise.py           words with noise over and around them, by a classifier of clean ones
     study/bootstrap.py       how sure one recogniser makes fewer errors than another
     study/adapting.py        a small HuBERT of one domain, gone on with on another, probes of both
     study/report.py          tables and pictures of finished grids
