@@ -45,7 +45,7 @@ class OtherEncoder(nn.Module):
         self.extractor = extractor
         self.own_config = own_config
         self.config = model.config
-        with torch.device("meta"):
+        with torch.device("meta"):  # each class has its own rule: UniSpeech-SAT always makes one
             self.lends_mask_embedding = not hasattr(type(model)(own_config), "masked_spec_embed")
         self._check_layout()
         if dropped := getattr(own_config, "layerdrop", 0.0):

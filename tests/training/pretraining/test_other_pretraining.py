@@ -88,6 +88,21 @@ def test_a_mask_embedding_that_its_configuration_has_not_lies_beside(other_runs,
     assert again.keys() == wanted.keys() and all(again[name].equal(wanted[name]) for name in wanted)
 
 
+@pytest.mark.parametrize(
+    ("kind", "fresh"),
+    [("wav2vec2", "predictor, cluster head, mask embedding"), ("hubert", "predictor, cluster head")],
+)
+def test_what_is_fresh_is_named(kind, fresh, other_runs, tmp_path, caplog):
+    """Both have `mask_time_prob` 0, but `mask_feature_prob` above 0 gives the HuBERT a mask embedding of its own."""
+    caplog.set_level("INFO")
+    config = copy.deepcopy(KINDS[kind])
+    config.mask_time_prob = 0.0
+    theirs = save_other(config, tmp_path / "theirs")
+    options = ["--initial_checkpoint", str(theirs), "--output_dir", str(tmp_path / "out")]
+    pretrain.prepare(pretrain.parse_arguments([*other_runs[1], *options])).lock.release()
+    assert f"{theirs} is a {kind} without {fresh}: they are fresh." in caplog.messages
+
+
 def resumed_model(other_runs, folder):
     """The model of the finished run, as resuming opens it."""
     shutil.copytree(other_runs[0], folder / "resumed")
