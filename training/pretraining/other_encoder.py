@@ -62,11 +62,6 @@ class OtherEncoder(nn.Module):
         """How many weights it has."""
         return self.model.num_parameters()
 
-    @property
-    def norms_over_clips(self) -> bool:
-        """Whether its front end norms over all samples of a padded clip, padding included (`feat_extract_norm`)."""
-        return getattr(self.own_config, "feat_extract_norm", None) == "group"
-
     def freeze_feature_encoder(self) -> None:
         """Stop the gradient at the convolutions."""
         self.model.feature_extractor._freeze_parameters()

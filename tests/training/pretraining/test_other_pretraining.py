@@ -128,7 +128,7 @@ def test_phase_2_begins_at_once_on_the_layer_of_the_highest_effective_rank(other
     in_one_thread([*other_runs[1], "--output_dir", str(tmp_path / "new"), "--phase2_steps", "2"])
     assert "Effective ranks of the layers, 0 first: 9.0 1.0 3.0 2.0. Layer 2 leads." in caplog.messages
     assert "Seeding the mixture on features of layer 2." in caplog.messages
-    assert "a HubertModel" in caplog.text and "Padding: the front end of this encoder norms" in caplog.text
+    assert "a HubertModel" in caplog.text and "Padding: this encoder reads it too" in caplog.text
     assert "6 clusters of the layer of the highest effective rank of the EMA encoder" in caplog.text
     first = json.loads((tmp_path / "new" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["phase"] == 2 and first["active_layer"] == 2 and first["layer_scores"] == [9.0, 1.0, 3.0, 2.0]
