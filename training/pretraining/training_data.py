@@ -18,11 +18,11 @@ from training.common.processes import Coordinator, all_or_none
 from training.common.seeds import Purpose, seed_for
 from training.data.bad_audio import BadAudioError, BadAudioMonitor
 from training.data.batches import BatchStream
-from training.data.clips import Source
 from training.data.loader import build_loader, open_sources
 from training.data.manifest import JsonLines
 from training.data.noise import open_noise
 from training.data.order import DataPosition
+from training.data.sources import Source
 from training.data.workers import SAMPLE_BYTES, WorkerTimeout, check_shared_memory, end_stopped, one_has_died, why_died
 from training.pretraining.arguments import Arguments
 from training.pretraining.checkpoint_layout import LoopState
@@ -189,11 +189,10 @@ class TrainingData:
             noise = open_noise(masking.noise_data, masking.p_noise) if masking.noise_data else None
             sample_bytes = SAMPLE_BYTES + (4 * masking.p_noise if noise else 0)
             check_shared_memory(data.batch_seconds, data.num_workers, processes_here, sample_bytes)
-            self._sources, self._identities = open_sources(data), None  # once for all passes
+            self._sources = open_sources(data)  # once for all passes
             opener = self._loader_opener(data, arguments.run.seed, noise=noise)
             self._loader = RestartingLoader(opener, accelerator.num_processes, position)
-            self._identities = self._loader.position.settings["identities"]
-        check_same_data(self._sources, self._identities, accelerator)
+        check_same_data(self._sources, accelerator)
         self._read: list[dict] = []  # and not taken
         self._mark()
 
@@ -308,14 +307,13 @@ class TrainingData:
                 pin_memory=self.accelerator.device.type == "cuda",
                 position=position,
                 sources=self._sources,
-                identities=self._identities,
                 **options,
             )
 
         return open_loader
 
 
-def check_same_data(sources: Sequence[Source], identities: Sequence[str], accelerator: Accelerator) -> None:
+def check_same_data(sources: Sequence[Source], accelerator: Accelerator) -> None:
     """
     Raise a ValueError, in all processes alike, if one holds other clips in a source than the first: each reads its
     share by the numbers of the clips. Folders may lie in different places; of manifests, whose paths may too, the
@@ -323,10 +321,7 @@ def check_same_data(sources: Sequence[Source], identities: Sequence[str], accele
     """
     if accelerator.num_processes == 1:
         return
-    here = []
-    for source, known in zip(sources, identities, strict=True):
-        size = len(source.dataset) if hasattr(source.dataset, "__len__") else None
-        here.append((size, None if isinstance(source.dataset, JsonLines) else known))
+    here = [(each.size, None if isinstance(each.dataset, JsonLines) else each.identity) for each in sources]
     found = gather_object([(platform.node(), here)])
     (first_node, first), *others = found
     for number, (node, theirs) in enumerate(others, start=1):

@@ -16,7 +16,6 @@ from training.common.signals import Interrupted, Interruption
 from training.data import workers
 from training.data.arguments import DataArguments
 from training.data.bad_audio import BadAudioError
-from training.data.identity import identity
 from training.data.loader import _as_is, _start_worker, open_sources
 from training.data.order import DataPosition, Position
 from training.pretraining import training_data
@@ -173,9 +172,8 @@ def test_what_is_wrong_with_the_data_ends_a_wait_with_its_sentence():
 
 
 def test_folders_may_lie_elsewhere_in_other_processes(noise, tmp_path, monkeypatch):
-    def seen(folder) -> tuple:
-        sources = open_sources(DataArguments(train_data=[str(folder)]))
-        return sources, [identity(str(folder), source) for source in sources]
+    def seen(folder) -> list:
+        return open_sources(DataArguments(train_data=[str(folder)]))
 
     copy = shutil.copytree(noise, tmp_path / "copy")
     (other := shutil.copytree(noise, tmp_path / "other")).joinpath("7.wav").rename(tmp_path / "other" / "x.wav")
@@ -184,7 +182,7 @@ def test_folders_may_lie_elsewhere_in_other_processes(noise, tmp_path, monkeypat
         monkeypatch.setattr(training_data, "gather_object", lambda here, found=found: found.append(here[0]) or here)
         two = SimpleNamespace(num_processes=2)
         for folder in (noise, theirs):
-            training_data.check_same_data(*seen(folder), two)
+            training_data.check_same_data(seen(folder), two)
         monkeypatch.setattr(training_data, "gather_object", lambda _, found=found: found)
         with pytest.raises(ValueError, match="other clips in process 1") if refused else nullcontext():
-            training_data.check_same_data(*seen(noise), two)
+            training_data.check_same_data(seen(noise), two)
