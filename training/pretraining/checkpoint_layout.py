@@ -194,17 +194,12 @@ def load_random_state(directory: Path, process_index: int) -> bool:
 
 def load_loop_state(directory: Path) -> LoopState:
     """
-    The loop state of a checkpoint.
+    The loop state of a checkpoint that has it: [`damage`] says where it is absent.
 
     Raises:
-        ValueError: where the directory is no training checkpoint, or one of another version.
+        ValueError: where it is of another version.
     """
     path = directory / STATE_DIRECTORY / LOOP
-    if not path.is_file():
-        raise ValueError(
-            f"{directory} is not a training checkpoint (no {STATE_DIRECTORY}/{LOOP}): to start a new run from its"
-            " weights, give it as `initial_checkpoint`."
-        )
     found, known = read_json(path), {field.name for field in fields(LoopState)}
     if found.get("version") != VERSION:
         raise ValueError(
