@@ -72,7 +72,8 @@ def estimate_data(stream: BatchStream, weights: list[float] | None, num_readers:
                 break
             seconds.append(header_seconds(corpus.get(start + item)))
         known.append(np.array(seconds))
-    sampled, exact = sum(map(len, known)), all(map(len, known)) and sum(map(len, known)) == corpus.size
+    sampled = sum(map(len, known))
+    exact = sampled == corpus.size
     hours = sum(size * seconds.mean() for size, seconds in zip(corpus.sizes, known, strict=True)) / 3600
     share = np.array(corpus.sizes if weights is None else weights, dtype=float)
     share = share / share.sum()

@@ -303,7 +303,7 @@ def check_phase(directory: Path, before: dict, arguments: Arguments, step: int) 
     """Raise a ValueError where a checkpoint of that step would come to lie in another phase than it was saved in."""
     steps = arguments.run.phase1_steps
     if has_teacher(directory):
-        if steps != before.get("phase1_steps", steps) or step < steps:
+        if steps != before["phase1_steps"] or step < steps:
             raise ValueError(f"`phase1_steps` is {steps}, but {directory} is of phase 2: leave it as it was.")
     elif steps < step:
         raise ValueError(
