@@ -112,7 +112,6 @@ def load_other(checkpoint: str | Path, own_config: PreTrainedConfig, **options) 
     try:
         weights = load_file(found[1])
         unmatched = set(filter(model.lies_beside, model.state_dict())) ^ weights.keys()
-        unmatched.discard(MASK_EMBEDDING)  # earlier checkpoints have it with the encoder in any case
         if unmatched:
             raise ValueError(f"it and {PRETRAINING[0]} do not agree on {min(unmatched)}")
         model.load_state_dict(weights, strict=False)
