@@ -18,7 +18,8 @@ Data: from a name on the command line to a batch. A new kind of source goes into
 - `masking`: which frames are hidden
 - `augmentation`: what is added to the encoder's input
 - `noise`: recordings of noise for that
-- `loader`: the settings of pretraining's data, and all of the above behind one loader
+- `arguments`: the settings of pretraining's data
+- `loader`: all of the above behind one loader
 - `workers`: the processes that read, and what becomes of one that dies; `shared_memory`: how they send batches
 - `labelled`: clips with labels, for fine-tuning and evaluation
 - `hold_out`: which clips are kept from training
