@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sjepa_hf.frames import SAMPLING_RATE
 from training.common.naming import printable
-from training.data.bad_audio import NOISE, BadAudioError
+from training.data.bad_audio import NOISE, BadAudioError, counted
 from training.data.order import ClipIndex
 from training.data.sources import Source, open_source
 from training.data.waveforms import BadAudio
@@ -81,10 +81,9 @@ class Noise:
                     told.append((clip.name, NOISE + error.reason))
                 in_a_row[error.reason] += 1
                 if in_a_row.total() >= HOPELESS:
-                    reasons = ", ".join(f"{count} {reason}" for reason, count in in_a_row.most_common())
                     raise BadAudioError(
-                        f"`noise_data` gave nothing usable in {HOPELESS} draws from {self.size} recordings ({reasons},"
-                        f" {clip.name} for one): check it."
+                        f"`noise_data` gave nothing usable in {HOPELESS} draws from {self.size} recordings"
+                        f" ({counted(in_a_row)}, {clip.name} for one): check it."
                     ) from None
         lengths = torch.tensor([len(crop) for crop in crops])
         noise = torch.zeros(len(crops), int(lengths.max()))
