@@ -23,7 +23,7 @@ from training.data.manifest import JsonLines
 from training.data.noise import open_noise
 from training.data.order import DataPosition
 from training.data.sources import Source
-from training.data.workers import SAMPLE_BYTES, WorkerTimeout, check_shared_memory, end_stopped, one_has_died, why_died
+from training.data.workers import SAMPLE_BYTES, WorkerTimeout, check_shared_memory, one_has_died, why_died
 from training.pretraining.arguments import Arguments
 from training.pretraining.checkpoint_layout import LoopState
 
@@ -68,8 +68,8 @@ class RestartingLoader:
 
     def next(self) -> dict | None:
         """
-        The next batch, on the CPU, or None at the end. A worker that dies (out of memory, most often) or is stopped
-        is replaced: reading goes on where it stood and nothing is lost.
+        The next batch, on the CPU, or None at the end. A worker that dies (out of memory, most often) is replaced:
+        reading goes on where it stood and nothing is lost.
 
         Raises:
             BadAudioError: when the data give nothing usable, workers die again and again, or no batch comes.
@@ -141,8 +141,6 @@ class RestartingLoader:
         self._batches = iter(self._loader)
         # torch would raise the death of a worker anywhere in a step; without this, where batches are read.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if self._loader.num_workers:
-            end_stopped(self._batches._workers)
 
     def _can_come(self) -> bool:
         """Whether the thread that pins batches, if there is one, still passes them on; a worker's end can end it."""

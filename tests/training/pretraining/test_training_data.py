@@ -66,17 +66,6 @@ def numbers(batches: RestartingLoader) -> list[int]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(training_data, "POLL", 0.1)
-    monkeypatch.setattr(workers, "LOOK_EVERY", 0.05)
-
-
-def test_a_stopped_worker_is_named_and_replaced(read, tmp_path, caplog):
-    def stop_once(number: int) -> None:
-        if number == 3 and not (tmp_path / "stopped").exists():
-            (tmp_path / "stopped").touch()
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-    assert numbers(read(stop_once)) == [0, 1, 2, 3, 4, 5]
-    assert "is stopped for" in caplog.text and "died and is replaced (1)" in caplog.text
 
 
 def test_skipped_clips_are_those_of_all_processes(monkeypatch):
@@ -108,6 +97,17 @@ def test_no_batch_for_long_is_told_and_ends_the_wait(read, monkeypatch, caplog):
     with pytest.raises(BadAudioError, match=r"No batch came for .*1 sleeping\): does a disk or a source hang"):
         read(lambda number: time.sleep(600)).next()
     assert "Waiting for a batch for" in caplog.text
+
+
+def test_a_stopped_worker_is_named_and_ended(read, monkeypatch):
+    """With SIGSTOP; what was given before is kept."""
+    monkeypatch.setattr(workers, "IDLE_LIMIT", 0.5)
+    batches = read(lambda number: os.kill(os.getpid(), signal.SIGSTOP) if number == 3 else None)
+    found = [int(batches.next()["number"]) for _ in range(3)]
+    (worker,) = batches._batches._workers
+    with pytest.raises(BadAudioError, match=r"No batch came for .*1 stopped\): .* Go on from the last checkpoint"):
+        batches.next()
+    assert found == [0, 1, 2] and batches.position.positions[0].batch == 3 and not worker.is_alive()
 
 
 def test_workers_at_work_are_waited_for_longer(read, monkeypatch):
