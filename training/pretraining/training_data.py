@@ -281,10 +281,6 @@ class TrainingData:
             self.bad_audio.restore(state.clips_seen, state.clips_skipped)
         self._mark()
 
-    def skipped(self) -> int:
-        """Unusable clips of all processes since the run began. Every process must call it."""
-        return sum(gather_object([self.bad_audio.skipped]))
-
     def clips(self) -> tuple[int, Counter[str]]:
         """Clips of all processes up to what was taken, and the unusable ones by reason. Every process must call it."""
         parts = gather_object([self._clips])

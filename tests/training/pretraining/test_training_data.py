@@ -19,7 +19,7 @@ from training.data.bad_audio import BadAudioError
 from training.data.loader import _as_is, _start_worker, open_sources
 from training.data.order import DataPosition, Position
 from training.pretraining import training_data
-from training.pretraining.training_data import RestartingLoader, TrainingData
+from training.pretraining.training_data import RestartingLoader
 
 
 class Numbers(IterableDataset):
@@ -66,11 +66,6 @@ def numbers(batches: RestartingLoader) -> list[int]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(training_data, "POLL", 0.1)
-
-
-def test_skipped_clips_are_those_of_all_processes(monkeypatch):
-    monkeypatch.setattr(training_data, "gather_object", lambda own: [*own, 4])
-    assert TrainingData.skipped(SimpleNamespace(bad_audio=SimpleNamespace(skipped=3))) == 7
 
 
 def test_closing_ends_the_workers(read):
