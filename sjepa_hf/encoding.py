@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModel, BatchFeature, PreTrainedModel
+from transformers import AutoModel, BatchFeature, PreTrainedConfig, PreTrainedModel
 
 from .frames import SAMPLING_RATE, check_right_padded, real_samples
 from .opening import open_model
+
+
+# Encoders that leave padding out wherever frames meet, given `feat_extract_norm` layer, which norms each by itself.
+LEAVE_PADDING_OUT = ("hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
 
 
 def open_audio_encoder(checkpoint: str | Path, **options) -> PreTrainedModel:
@@ -51,6 +55,18 @@ def pad_waveforms(extractor, waveforms: Sequence[np.ndarray]) -> BatchFeature:
     )
 
 
+def reads_padding(config: PreTrainedConfig) -> bool:
+    """
+    Whether padding changes what an encoder makes of a clip, by its configuration: through a group norm over the
+    clip (HuBERT and wav2vec 2.0 base), a batch norm of the positions, or convolutions behind the front end
+    (data2vec-audio, Wav2Vec2-Conformer, adapters). Taken to be so of kinds that are not known.
+    """
+    if config.model_type == "sjepa":
+        return False
+    norms_frames = config.model_type in LEAVE_PADDING_OUT and config.feat_extract_norm == "layer"
+    return not norms_frames or getattr(config, "conv_pos_batch_norm", False) or getattr(config, "add_adapter", False)
+
+
 @torch.no_grad()
 def hidden_layers(
     model: PreTrainedModel,
@@ -59,8 +75,8 @@ def hidden_layers(
     layers: Sequence[int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Hidden states of a padded batch, each clip getting what it gets alone: encoders whose group norm reads padding too
-    (HuBERT and wav2vec 2.0 base) are given one clip at a time.
+    Hidden states of a padded batch, each clip getting what it gets alone: encoders that read padding too are given one
+    clip at a time.
 
     Args:
         model: an encoder, in evaluation mode.
@@ -73,14 +89,13 @@ def hidden_layers(
     Raises:
         ValueError: for padding on the left, and for an encoder whose hidden states are not one a frame.
     """
-    ours = model.config.model_type == "sjepa"
     samples = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
     if attention_mask is not None:
         check_right_padded(attention_mask)
         samples = real_samples(attention_mask)
     lengths = model._get_feat_extract_output_lengths(samples)
     padded = bool((samples < input_values.shape[1]).any())
-    if padded and not ours and getattr(model.config, "feat_extract_norm", "group") == "group":
+    if padded and reads_padding(model.config):
         alone = [
             _read(model, clip[None, :size], None, layers)[0] for clip, size in zip(input_values, samples.tolist())
         ]

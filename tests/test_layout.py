@@ -1,6 +1,7 @@
-"""The layout: which room may import which, how long a file is, and that each module has a test file of its name."""
+"""The layout: which room may import which, how long a file is, that each module is on a map and has its test file."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,13 @@ def test_a_room_imports_only_what_it_stands_on(name):
         if room(other) not in allowed
     ]
     assert upward == []
+
+
+@pytest.mark.parametrize("folder", [path.name for path in sorted((ROOT / "training").iterdir()) if path.is_dir()])
+def test_the_map_of_a_room_names_each_of_its_modules(folder):
+    there = [path.stem for path in (ROOT / "training" / folder).glob("*.py") if path.stem != "__init__"]
+    text = (ROOT / "training" / folder / "__init__.py").read_text(encoding="utf-8") if there else ""
+    assert [name for name in there if not re.search(rf"(?m)`{name}`|\b{name}\.py|^ +{name}  ", text)] == []
 
 
 def test_no_module_is_part_of_a_circle():

@@ -6,9 +6,10 @@ import torch
 
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.batches import BatchStream
-from training.data.clips import Clip, Sample, Source
+from training.data.clips import Clip, Sample
 from training.data.folders import Files
 from training.data.order import DataPosition
+from training.data.sources import Source
 
 
 NUM_CLIPS = 45

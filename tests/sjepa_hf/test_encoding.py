@@ -3,10 +3,23 @@
 import pytest
 import torch
 from checkpoints import save
-from transformers import HubertConfig, HubertModel, SEWConfig, SEWModel, Wav2Vec2Config, Wav2Vec2Model
+from transformers import (
+    AutoModel,
+    Data2VecAudioConfig,
+    HubertConfig,
+    HubertModel,
+    SEWConfig,
+    SEWModel,
+    UniSpeechConfig,
+    UniSpeechSatConfig,
+    Wav2Vec2Config,
+    Wav2Vec2ConformerConfig,
+    Wav2Vec2Model,
+    WavLMConfig,
+)
 
 from sjepa_hf import SJepaModel
-from sjepa_hf.encoding import check_layers, hidden_layers, open_audio_encoder, weights_hash
+from sjepa_hf.encoding import check_layers, hidden_layers, open_audio_encoder, reads_padding, weights_hash
 from sjepa_hf.frames import check_frames
 
 
@@ -49,6 +62,42 @@ def test_an_encoder_whose_hidden_states_are_fewer_than_its_frames_is_refused():
         for given in (None, mask):
             with pytest.raises(ValueError, match=f"{said}.*take one without pooling or adapters"):
                 hidden_layers(model.eval(), torch.randn(2, 16000), given, [1])
+
+
+BATCHED = (HubertConfig, UniSpeechConfig, UniSpeechSatConfig, Wav2Vec2Config, WavLMConfig)
+READ_ALONE = {
+    "group norm": HubertConfig(**SMALL),
+    "batch norm": HubertConfig(**SMALL, feat_extract_norm="layer", conv_pos_batch_norm=True),
+    "convolutions of positions": Data2VecAudioConfig(**SMALL),
+    "convolutions in the layers": Wav2Vec2ConformerConfig(**SMALL, feat_extract_norm="layer"),
+}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_padding_reaches_those_that_are_said_to_read_it_and_no_others(alone):
+    configs = READ_ALONE.values() if alone else [kind(**SMALL, feat_extract_norm="layer") for kind in BATCHED]
+    waveforms, mask = torch.randn(2, 16000), torch.ones(2, 16000, dtype=torch.long)
+    waveforms[1, 7000:], mask[1, 7000:] = 0, 0
+    for config in configs:
+        assert reads_padding(config) == alone, config.model_type
+        encoder = AutoModel.from_config(config).eval()
+        for norm in encoder.modules():
+            if isinstance(norm, torch.nn.BatchNorm1d):
+                torch.nn.init.normal_(norm.bias)
+        with torch.no_grad():
+            wanted = encoder(waveforms[1:, :7000], output_hidden_states=True).hidden_states[2][0]
+            padded = encoder(waveforms, mask, output_hidden_states=True).hidden_states[2][1, :21]
+        assert torch.allclose(padded, wanted, atol=1e-4) != alone, config.model_type
+        calls = []
+        encoder.register_forward_pre_hook(lambda *_: calls.append(1))  # noqa: B023
+        found = hidden_layers(encoder, waveforms, mask, [2])[0][1, 0, :21]
+        assert len(calls) == 1 + alone, config.model_type
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_adapters_read_padding():
+    """Convolutions of a width of 3; with a head they follow the layers."""
+    assert reads_padding(Wav2Vec2Config(**SMALL, feat_extract_norm="layer", add_adapter=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -8,7 +8,7 @@ import pytest
 from clip_streams import EndlessList, write_clips
 
 from training import fit_units, units
-from training.data.clips import Source
+from training.data.sources import Source
 
 
 def test_fitted_clusters_make_units(corpus_folder, clustered, tmp_path):

@@ -4,7 +4,7 @@ import gc
 import logging
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from torch.distributed.distributed_c10d import _get_default_store
 
 from sjepa_hf.command import UserError, sentence
+from sjepa_hf.float32 import widest_float
 from training.common.signals import Interrupted, Interruption, Stop
 
 
@@ -138,6 +139,12 @@ def summed(tensors: Iterable[torch.Tensor], accelerator: Accelerator) -> list[to
     flat = accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduction="sum")
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def summed_numbers(numbers: Sequence[float], accelerator: Accelerator) -> list[float]:
+    """Sums over all processes, by one all-reduce, of as many numbers in each. Every process must call it."""
+    device = accelerator.device
+    return summed([torch.tensor(numbers, dtype=widest_float(device), device=device)], accelerator)[0].tolist()
 
 
 def share(tensors: Iterable[torch.Tensor], accelerator: Accelerator) -> None:

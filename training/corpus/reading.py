@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from sjepa_hf.command import first_line
 from training.common.naming import printable
-from training.data.clips import Clip, Sample, Source
-from training.data.identity import identity
-from training.data.sources import open_source
+from training.data.clips import Clip, Sample
+from training.data.sources import Source, open_source
 
 
 class Row(NamedTuple):
@@ -48,8 +47,8 @@ class Corpus:
         self.specs, self.columns, self.clips_per_shard = list(specs), tuple(columns), clips_per_shard
         self.audio_column = audio_column
         self.sources = [open_source(spec, **options) for spec in specs]
-        sized = all(hasattr(source.dataset, "__len__") for source in self.sources)
-        self.size = sum(len(source.dataset) for source in self.sources) if sized else None
+        sizes = [source.size for source in self.sources]
+        self.size = None if None in sizes else sum(sizes)
         if self.size == 0:
             raise ValueError(f"{', '.join(specs)} holds no clip.")
 
@@ -58,7 +57,7 @@ class Corpus:
         """What is read, in what order, and how it is cut: for the record of what is made of it."""
         return {
             "data": list(map(printable, self.specs)),
-            "data as it was": [identity(spec, source) for spec, source in zip(self.specs, self.sources)],
+            "data as it was": [source.identity for source in self.sources],
             "audio_column": self.audio_column,
             "columns": list(self.columns),
             "clips_per_shard": self.clips_per_shard,
@@ -89,9 +88,9 @@ class Corpus:
         """One clip by its number; not of streams."""
         place = number
         for source in self.sources:
-            if place < len(source.dataset):
+            if place < source.size:
                 return Row(number, source.name, *source.sample(source.dataset[place], place))
-            place -= len(source.dataset)
+            place -= source.size
         raise IndexError(number)
 
 

@@ -2,12 +2,12 @@
 Data: from a name on the command line to a batch. A new kind of source goes into `sources`, a codec is mended in
 `waveforms`, other masks go beside those of `masking`, a faster loader begins in `loader`.
 
-- `sources`: what a user names, opened: folders, manifests, Parquet, archives, the Hub
+- `sources`: what a user names, opened as a source: folders, manifests, Parquet, archives, the Hub
 - `folders`, `metadata`: folders of audio, and the lists of files and labels in them
 - `manifest`, `row_index`: JSONL with a clip a line, and where its lines begin
 - `archives`: tar archives, read from front to back
 - `fetching`: audio behind a URL
-- `clips`: what a clip and a source are
+- `clips`: what a clip is
 - `waveforms`: any audio file to 16 kHz mono, or what is wrong with it
 - `plain_wav`: WAV files of 16-bit samples, which need no decoder
 - `unsized`: files that do not say how long they are
@@ -18,7 +18,8 @@ Data: from a name on the command line to a batch. A new kind of source goes into
 - `masking`: which frames are hidden
 - `augmentation`: what is added to the encoder's input
 - `noise`: recordings of noise for that
-- `loader`: the settings of pretraining's data, and all of the above behind one loader
+- `arguments`: the settings of pretraining's data
+- `loader`: all of the above behind one loader
 - `workers`: the processes that read, and what becomes of one that dies; `shared_memory`: how they send batches
 - `labelled`: clips with labels, for fine-tuning and evaluation
 - `hold_out`: which clips are kept from training

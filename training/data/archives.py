@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import BinaryIO, NamedTuple
 
-from training.common.naming import printable
+from training.common.naming import printable, several
 from training.data.clips import Clip, Sample
 from training.data.manifest import check_columns, label_text, parse_object
 from training.data.waveforms import BadAudio
@@ -173,7 +173,7 @@ class TarArchives:
                 self._check_single(clips)
                 return reached / len(clips)
             others.update(name.rpartition("/")[2].partition(".")[2] for name in names)
-        kinds = ", ".join(sorted(filter(None, others))[:10]) or "nothing that can be read"
+        kinds = several(sorted(filter(None, others)), 10) or "nothing that can be read"
         what = "audio" if self.wanted is None else f"'{self.wanted}' (audio_column)"
         raise ValueError(f"the tar archives hold no {what}; there is {kinds}")
 
@@ -182,11 +182,11 @@ class TarArchives:
         suffixes: dict[str, set[str]] = {}
         for sample, kind in map(_sample, clips):
             suffixes.setdefault(sample, set()).add(kind)
-        several = next((found for found in suffixes.values() if len(found) > 1), None)
-        if several:
+        kinds = next((found for found in suffixes.values() if len(found) > 1), None)
+        if kinds:
             raise ValueError(
-                f"the samples of the tar archives have several audio files ({', '.join(sorted(several)[:10])}): name"
-                " one with audio_column"
+                f"the samples of the tar archives have several audio files ({several(sorted(kinds), 10)}): name one"
+                " with audio_column"
             )
 
 

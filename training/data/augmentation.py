@@ -48,11 +48,7 @@ def augment(
 
     Returns:
         Augmented waveforms `(batch_size, num_samples)`.
-
-    Raises:
-        ValueError: if the probabilities or a shape is off.
     """
-    _check(input_values, lengths, p_mix, p_noise, noise, noise_lengths)
     batch_size, num_samples = input_values.shape
     device = input_values.device
     lengths = lengths.to(device)
@@ -115,17 +111,3 @@ def augmented(batch: dict, p_mix: float, p_noise: float) -> Tensor:
 def _uniform_integer(draw: Tensor, count: Tensor | int) -> Tensor:
     """Turn uniform draws from [0, 1) into integers uniform in [0, count); 0 where `count` is not positive."""
     return (draw * count).long().clamp(min=0)
-
-
-def _check(input_values, lengths, p_mix, p_noise, noise, noise_lengths) -> None:
-    if input_values.dim() != 2 or lengths.shape != input_values.shape[:1]:
-        raise ValueError(
-            "input_values must have shape (batch_size, num_samples) and lengths (batch_size,), got "
-            f"{tuple(input_values.shape)} and {tuple(lengths.shape)}."
-        )
-    if p_mix < 0 or p_noise < 0 or p_mix + p_noise > 1:
-        raise ValueError(f"p_mix and p_noise must be at least 0 and sum to at most 1, got {p_mix} and {p_noise}.")
-    if noise is not None and (noise.dim() != 2 or noise.numel() == 0):
-        raise ValueError(f"noise must have shape (num_clips, num_samples) and hold samples, got {tuple(noise.shape)}.")
-    if noise_lengths is not None and (noise is None or noise_lengths.shape != noise.shape[:1]):
-        raise ValueError("noise_lengths must come with noise and have shape (num_clips,).")

@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from sjepa_hf.frames import SAMPLING_RATE, frame_lengths, length_mask
 from training.data.arguments import DataArguments
-from training.data.bad_audio import BadAudioError
+from training.data.bad_audio import BadAudioError, counted
 from training.data.clips import Clip
 from training.data.masking import PUBLISHED_MASK, Mask
 from training.data.noise import Noise
@@ -116,12 +116,7 @@ def attention_mask(lengths: Tensor) -> Tensor | None:
     are: without a mask, attention takes its fast kernels.
     """
     longest = int(lengths.max())
-    if bool((lengths == longest).all()):
-        return None
-    real = np.empty((len(lengths), longest), dtype=bool)
-    for row, length in zip(real, lengths.tolist()):
-        row[:length], row[length:] = True, False
-    return torch.from_numpy(real)
+    return None if bool((lengths == longest).all()) else length_mask(lengths, longest)
 
 
 class BatchStream(IterableDataset):
@@ -320,9 +315,8 @@ class BatchStream(IterableDataset):
                 f"Epoch {epoch} has no clip for one of {num_readers} readers (processes x workers): lower num_workers."
             )
         if count >= HOPELESS or (count and num_readers == 1):
-            reasons = ", ".join(f"{number} {reason}" for reason, number in unusable.most_common())
             raise BadAudioError(
-                f"Epoch {epoch} gave no usable clip, {count} were skipped ({reasons}): check train_data."
+                f"Epoch {epoch} gave no usable clip, {count} were skipped ({counted(unusable)}): check train_data."
             )
 
 

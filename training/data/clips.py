@@ -1,19 +1,12 @@
-"""Clips, and the sources that they come from: what a row of any data set is turned into before it is decoded."""
+"""Clips: what a row of any data set is turned into before it is decoded."""
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from datasets import Dataset, IterableDataset
 
 from sjepa_hf.frames import SAMPLING_RATE
-from training.common.naming import printable
 from training.data.fetching import fetch
 from training.data.waveforms import BadAudio, audio_length, read_audio
-
-
-if TYPE_CHECKING:
-    from training.data.archives import TarArchives
 
 
 class Clip(NamedTuple):
@@ -42,30 +35,3 @@ class Clip(NamedTuple):
 
 
 Sample = tuple[Clip, dict[str, str | None]]  # a clip, and its labels by name
-
-
-class Source(NamedTuple):
-    """
-    An opened source, whose rows are samples; or dicts of the audio, in `column`, and of the labels.
-    """
-
-    name: str
-    dataset: "Dataset | IterableDataset | TarArchives | Sequence[Sample]"
-    column: str | None = None
-
-    def sample(self, row: Sample | dict, number: int | str) -> Sample:
-        """A row, which has that number, as a clip with its labels."""
-        if self.column is None:
-            return row
-        audio, labels = row[self.column], {name: row[name] for name in row if name != self.column}
-        path, content = (audio.get("path"), audio.get("bytes")) if isinstance(audio, dict) else (None, audio)
-        name = path or (content if isinstance(content, str) else f"{self.name}[{number}]")
-        return Clip(printable(name), (path or "") if content is None else content), labels
-
-    def clip(self, row: Sample | dict, number: int | str) -> Clip:
-        """The clip of a row."""
-        return self.sample(row, number)[0]
-
-    def samples(self) -> Iterator[Sample]:
-        """All rows in their order."""
-        return (self.sample(row, number) for number, row in enumerate(self.dataset))

@@ -10,7 +10,6 @@ import itertools
 import logging
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -65,9 +64,8 @@ def _fetch_in_time(url: str) -> bytes:
             failures.append(error)
 
     reader = threading.Thread(target=read, daemon=True, name="fetch")
-    end = time.monotonic() + LONGEST
     reader.start()
-    reader.join(max(0.0, end - time.monotonic()))
+    reader.join(LONGEST)
     if reader.is_alive():
         late.set()
         raise BadAudio("missing", f"not all of it came within {LONGEST:g} s")

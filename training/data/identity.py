@@ -5,6 +5,7 @@ replaced are noticed, and in a folder of audio labels that are read; a file ther
 name and size is not.
 """
 
+import glob
 import os
 import re
 import zlib
@@ -14,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from training.data.clips import Source
+from training.data.archives import TarArchives
+from training.data.clips import Sample
 from training.data.folders import Files
 from training.data.manifest import JsonLines
-from training.data.sources import matches
 
 
 BLOCK = 1 << 20  # bytes
@@ -27,25 +28,25 @@ SHARD_BLOCKS, SHARD_BLOCK = 16, 4096  # of each shard: their number, and bytes
 COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 
 
-def identity(spec: str, source: Source) -> str:
-    """A checksum of an opened source, `spec` being what it was opened by; of data on the Hub, their revision."""
-    if isinstance(source.dataset, JsonLines):
-        return of_file(Path(source.dataset.path), WHOLE // BLOCK, BLOCK)
+def identify(spec: str, dataset: Dataset | IterableDataset | TarArchives | Sequence[Sample]) -> str:
+    """A checksum of what has been opened, `spec` being by what; of data on the Hub, their revision."""
+    if isinstance(dataset, JsonLines):
+        return of_file(Path(dataset.path), WHOLE // BLOCK, BLOCK)
     path = Path(spec.split("::")[0]).expanduser()
-    if isinstance(source.dataset, Files):  # a folder of audio
-        return _of_folder(source, os.path.abspath(path))
+    if isinstance(dataset, Files):  # a folder of audio
+        return _of_folder(dataset, os.path.abspath(path))
     files = [str(path)] if path.exists() else matches(path)
     shards = [p for f in files for p in (Path(f).rglob("*") if Path(f).is_dir() else [Path(f)]) if p.is_file()]
     shards = [str(p) for p in shards if p.suffix in (".parquet", ".tar")]
     if not shards:
-        return " ".join(sorted(_revisions(source.dataset)))
+        return " ".join(sorted(_revisions(dataset)))
     return of_files(sorted(shards), os.path.commonpath(list(map(os.path.dirname, shards))), blocks=SHARD_BLOCKS)
 
 
-def _of_folder(source: Source, root: str) -> str:
+def _of_folder(files: Files, root: str) -> str:
     """The same of a folder of audio, with its labels if they are read."""
     paths, labelled = [], 0
-    for clip, labels in source.samples():
+    for clip, labels in files:
         paths.append(clip.audio if isinstance(clip.audio, str) else clip.name)
         if labels:
             labelled = zlib.crc32(ascii(labels).encode(), labelled)
@@ -92,3 +93,10 @@ def starts(size: int, blocks: int, block: int) -> Iterable[int]:
     if size <= blocks * block:
         return range(0, size, block)
     return np.linspace(0, size - block, blocks).astype(int).tolist()
+
+
+def matches(pattern: Path) -> list[str]:
+    """The files that a pattern matches, sorted; brackets in folders that exist are part of their names."""
+    folder = next(parent for parent in pattern.parents if parent.exists())
+    rest = str(pattern.relative_to(folder))
+    return sorted(glob.glob(os.path.join(glob.escape(str(folder)), rest), recursive=True))

@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 from sjepa_hf.frames import SAMPLING_RATE
 from training.common.naming import several
 from training.data.bad_audio import BadAudioError, BadAudioMonitor, counted
-from training.data.clips import Clip, Source
+from training.data.clips import Clip
 from training.data.hold_out import held_out
 from training.data.manifest import MissingColumn
-from training.data.sources import open_source
+from training.data.sources import Source, open_source
 from training.data.waveforms import REASONS, BadAudio
 
 

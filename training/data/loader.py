@@ -19,13 +19,11 @@ from torch.utils.data import DataLoader
 from sjepa_hf.command import first_line
 from training.data.arguments import DataArguments
 from training.data.batches import BatchStream
-from training.data.clips import Source
-from training.data.identity import identity
 from training.data.masking import PUBLISHED_MASK, Mask
 from training.data.noise import Noise
 from training.data.order import ClipIndex, ClipStream, DataPosition, Position
 from training.data.shared_memory import SharedMemoryPool
-from training.data.sources import open_source
+from training.data.sources import Source, open_source
 from training.data.workers import die_when_stuck
 
 
@@ -38,7 +36,7 @@ def open_sources(args: DataArguments) -> list[Source]:
     """The sources of `train_data`. Raises ValueError if one cannot be opened, or has no audio."""
     sources = [open_source(spec, streaming=args.streaming, audio_column=args.audio_column) for spec in args.train_data]
     for source in sources:
-        if hasattr(source.dataset, "__len__") and not len(source.dataset):
+        if source.size == 0:
             raise ValueError(f"train_data '{source.name}' holds no clip.")
     return sources
 
@@ -65,20 +63,16 @@ class BatchLoader(DataLoader):
         return batches
 
 
-def reading_settings(
-    args: DataArguments, corpus: ClipIndex | ClipStream, seed: int, identities: list[str] | None = None
-) -> dict:
+def reading_settings(args: DataArguments, corpus: ClipIndex | ClipStream, seed: int) -> dict:
     """
     What decides the order of the clips (`order`), how they are read and cut into batches (`cut`), and which they are
-    (`identities`, of each source; looked up where they are not given). For JSON.
+    (`identities`, of each source). For JSON.
     """
-    if identities is None:
-        identities = [identity(spec, source) for spec, source in zip(args.train_data, corpus.sources, strict=True)]
     sources = [source.name for source in corpus.sources] if args.streaming else corpus.sizes.tolist()
     order = {"sources": sources, "weights": args.train_data_weights, "seed": seed, "streaming": args.streaming}
     names = ("audio_column", "bucket_buffer_size", "batch_seconds", "max_seconds", "min_seconds")
     cut = {name: getattr(args, name) for name in names}
-    return {"order": order, "cut": cut, "identities": identities}
+    return {"order": order, "cut": cut, "identities": [source.identity for source in corpus.sources]}
 
 
 def changed_sources(position: DataPosition, settings: dict) -> list[int]:
@@ -142,7 +136,6 @@ def build_loader(
     max_epochs: int | None = None,
     pin_memory: bool = False,
     sources: list[Source] | None = None,
-    identities: list[str] | None = None,
 ) -> DataLoader:
     """The loader of one process's batches; `loader.dataset.position` is where it begins.
 
@@ -159,7 +152,7 @@ def build_loader(
             exactly, else as `moved` says, which is logged.
         max_epochs: passes over the data; None never ends.
         pin_memory: as in `DataLoader`.
-        sources, identities: what [`open_sources`] and [`reading_settings`] find, where it is known already.
+        sources: what [`open_sources`] gives, where they are open already.
 
     Raises:
         ValueError: if a source cannot be opened, has no audio, or has fewer clips than there are readers.
@@ -174,7 +167,7 @@ def build_loader(
         raise ValueError(
             f"train_data holds {corpus.size} clips for {readers} readers (processes x num_workers): lower num_workers."
         )
-    settings, heard = reading_settings(args, corpus, seed, identities), noise.identities if noise else []
+    settings, heard = reading_settings(args, corpus, seed), noise.identities if noise else []
     position, notes = _start(position, readers, settings, heard)
     for note in notes if process_index == 0 else ():
         logger.warning("Data: %s.", note)

@@ -126,7 +126,7 @@ def parse_object(line: bytes, where: str) -> dict:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not valid JSON: {several([error])}.") from None
     if not isinstance(entry, dict):
-        raise ValueError(f"{where} has neither {' nor '.join(AUDIO_KEYS)}: it is not a JSON object.")
+        raise ValueError(f"{where} is not a JSON object.")
     return entry
 
 

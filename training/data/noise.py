@@ -13,11 +13,9 @@ from torch import Tensor
 
 from sjepa_hf.frames import SAMPLING_RATE
 from training.common.naming import printable
-from training.data.bad_audio import NOISE, BadAudioError
-from training.data.clips import Source
-from training.data.identity import identity
+from training.data.bad_audio import NOISE, BadAudioError, counted
 from training.data.order import ClipIndex
-from training.data.sources import open_source
+from training.data.sources import Source, open_source
 from training.data.waveforms import BadAudio
 
 
@@ -35,14 +33,18 @@ class Noise:
 
     Attributes:
         size (`int`): number of recordings.
-        identities (`list[str]`): of the sources, to tell whether they have changed.
     """
 
-    def __init__(self, sources: list[Source], share: float, identities: Sequence[str] = ()):
-        self.sources, self.share, self.identities = sources, share, list(identities)
+    def __init__(self, sources: list[Source], share: float):
+        self.sources, self.share = sources, share
         self._index = ClipIndex(sources, None, seed=0)
         self.size = self._index.size
         self._bad: dict[int, str] = {}  # told already, and why
+
+    @property
+    def identities(self) -> list[str]:
+        """Of the sources, to tell whether they have changed."""
+        return [source.identity for source in self.sources]
 
     def for_batch(
         self, num_clips: int, longest: int, rng: np.random.Generator
@@ -79,10 +81,9 @@ class Noise:
                     told.append((clip.name, NOISE + error.reason))
                 in_a_row[error.reason] += 1
                 if in_a_row.total() >= HOPELESS:
-                    reasons = ", ".join(f"{count} {reason}" for reason, count in in_a_row.most_common())
                     raise BadAudioError(
-                        f"`noise_data` gave nothing usable in {HOPELESS} draws from {self.size} recordings ({reasons},"
-                        f" {clip.name} for one): check it."
+                        f"`noise_data` gave nothing usable in {HOPELESS} draws from {self.size} recordings"
+                        f" ({counted(in_a_row)}, {clip.name} for one): check it."
                     ) from None
         lengths = torch.tensor([len(crop) for crop in crops])
         noise = torch.zeros(len(crops), int(lengths.max()))
@@ -103,11 +104,10 @@ def open_noise(specs: Sequence[str], share: float) -> Noise:
     except ValueError as error:
         raise ValueError(f"`noise_data`: {error}") from error
     for source in sources:
-        if not len(source.dataset):
+        if source.size == 0:
             raise ValueError(f"`noise_data` '{printable(source.name)}' holds no clip.")
-    noise = Noise(sources, share, [identity(spec, source) for spec, source in zip(specs, sources)])
     try:
-        noise.for_batch(1, SAMPLING_RATE, np.random.default_rng(0))
+        Noise(sources, share).for_batch(1, SAMPLING_RATE, np.random.default_rng(0))
     except BadAudioError as error:
         raise ValueError(str(error)) from None
-    return Noise(sources, share, noise.identities)  # which has told of nothing yet
+    return Noise(sources, share)  # which has told of nothing yet

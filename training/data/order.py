@@ -16,8 +16,9 @@ from datasets import IterableDataset
 from pyarrow.parquet import ParquetFile
 
 from training.data.archives import MOST_LOST, TarArchives
-from training.data.clips import Clip, Source
+from training.data.clips import Clip
 from training.data.permutation import Permutation
+from training.data.sources import Source
 from training.data.waveforms import BadAudio
 
 
@@ -120,7 +121,7 @@ class ClipIndex:
         self.sources = sources
         self.weights = None if weights is None else np.array(weights, dtype=float)
         self.seed = seed
-        self.sizes = np.array([len(source.dataset) for source in sources])
+        self.sizes = np.array([source.size for source in sources])
         self.starts = np.cumsum([0, *self.sizes])
         self.size = int(self.starts[-1])
 
@@ -251,10 +252,9 @@ class ClipStream:
         return item
 
     def _num_chapters(self, source: int, num_readers: int) -> int:
-        dataset = self.sources[source].dataset
-        if hasattr(dataset, "__len__"):
+        if self.sources[source].size is not None:
             return 1
-        shards = dataset.num_shards
+        shards = self.sources[source].dataset.num_shards
         own = shards // num_readers if shards >= num_readers else shards
         return max(1, -(-own // OPEN_SHARDS))
 
@@ -264,9 +264,9 @@ class ClipStream:
         dataset = source.dataset
         passes, chapter, given, _ = at
         words = (self.seed, SHUFFLE, epoch, number, passes)
-        if hasattr(dataset, "__len__"):
-            order = Permutation(len(dataset), *words)
-            for place in range(reader + given * num_readers, len(dataset), num_readers):
+        if source.size is not None:
+            order = Permutation(source.size, *words)
+            for place in range(reader + given * num_readers, source.size, num_readers):
                 row = int(order(np.array([place]))[0])
                 yield source.clip(dataset[row], row)
             return

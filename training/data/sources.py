@@ -5,8 +5,9 @@ import glob
 import logging
 import os
 import tarfile
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import datasets
@@ -17,8 +18,9 @@ from datasets.exceptions import DatasetsError
 from sjepa_hf.command import first_line
 from training.common.naming import printable, several
 from training.data.archives import TarArchives
-from training.data.clips import Source
+from training.data.clips import Clip, Sample
 from training.data.folders import AUDIO_SUFFIXES, list_folder
+from training.data.identity import identify, matches
 from training.data.manifest import JsonLines, MissingColumn, check_columns
 from training.data.metadata import FILE_NAMES, check_label_feature, class_name
 
@@ -28,6 +30,46 @@ logger = logging.getLogger(__name__)
 TABLES = (".csv", ".tsv")
 LOCAL_SUFFIXES = (*AUDIO_SUFFIXES, ".jsonl", ".json", ".parquet", ".tar", *TABLES)
 ENCODED_AUDIO = {"bytes": Value("binary"), "path": Value("string")}
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """
+    An opened source, whose rows are samples; or dicts of the audio, in `column`, and of the labels. `spec` is what it
+    was opened by.
+    """
+
+    name: str
+    dataset: Dataset | IterableDataset | TarArchives | Sequence[Sample]
+    column: str | None = None
+    spec: str = ""
+
+    @property
+    def size(self) -> int | None:
+        """Number of clips; None of a stream, whose clips nobody has counted."""
+        return len(self.dataset) if hasattr(self.dataset, "__len__") else None
+
+    @cached_property
+    def identity(self) -> str:
+        """As [`identify`] tells it, when it is asked for the first time."""
+        return identify(self.spec, self.dataset)
+
+    def sample(self, row: Sample | dict, number: int | str) -> Sample:
+        """A row, which has that number, as a clip with its labels."""
+        if self.column is None:
+            return row
+        audio, labels = row[self.column], {name: row[name] for name in row if name != self.column}
+        path, content = (audio.get("path"), audio.get("bytes")) if isinstance(audio, dict) else (None, audio)
+        name = path or (content if isinstance(content, str) else f"{self.name}[{number}]")
+        return Clip(printable(name), (path or "") if content is None else content), labels
+
+    def clip(self, row: Sample | dict, number: int | str) -> Clip:
+        """The clip of a row."""
+        return self.sample(row, number)[0]
+
+    def samples(self) -> Iterator[Sample]:
+        """All rows in their order."""
+        return (self.sample(row, number) for number, row in enumerate(self.dataset))
 
 
 def open_source(
@@ -75,7 +117,7 @@ def open_source(
         raise ValueError(f"'{spec}': files and folders of audio have no configs or splits; name the part itself.")
     if files is not None:
         _tell_of_unread(path, "audio files", ("parquet", "tar"))
-        return Source(printable(name), files)
+        return Source(printable(name), files, spec=spec)
     if found and all(file.endswith(".parquet") for file in found):
         return load("parquet", data_files=list(map(glob.escape, found)), split="train")
     if found and all(file.endswith(".tar") for file in found):
@@ -87,7 +129,7 @@ def open_source(
             f"'{spec}': the pattern matches {len(found)} files; it must match Parquet files or tar archives only."
         )
     _check_is_manifest(spec, path)
-    return Source(printable(name), JsonLines(path, labels))
+    return Source(printable(name), JsonLines(path, labels), spec=spec)
 
 
 def _tell_of_unread(folder: Path, read: str, kinds: Sequence[str]) -> None:
@@ -128,13 +170,6 @@ def _begins_as_manifest(path: Path) -> bool:
         return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"")
 
 
-def matches(pattern: Path) -> list[str]:
-    """The files that a pattern matches, sorted; brackets in folders that exist are part of their names."""
-    folder = next(parent for parent in pattern.parents if parent.exists())
-    rest = str(pattern.relative_to(folder))
-    return sorted(glob.glob(os.path.join(glob.escape(str(folder)), rest), recursive=True))
-
-
 def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str | None, **options) -> Source:
     try:
         dataset = load_dataset(*what, **options)
@@ -159,9 +194,10 @@ def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str
             audio = audio.cast_column(column, Audio(decode=False))
         if labels:
             audio = concatenate_datasets([audio, _as_strings(dataset.select_columns(list(labels)), labels)], axis=1)
-        return Source(printable(spec), audio, column)
+        return Source(printable(spec), audio, column, spec)
     dataset = _as_strings(dataset.select_columns([column, *labels]), labels)
-    return Source(printable(spec), _undecoded(dataset, column) if isinstance(feature, Audio) else dataset, column)
+    dataset = _undecoded(dataset, column) if isinstance(feature, Audio) else dataset
+    return Source(printable(spec), dataset, column, spec)
 
 
 def _why_not_loaded(error: Exception, kind: str) -> str:
@@ -187,7 +223,7 @@ def _load_archives(
             " with labels, turn them into Parquet (python -m training.pack --streaming true --columns ...)."
         )
     try:
-        return Source(printable(spec), TarArchives(files, audio_column, labels))
+        return Source(printable(spec), TarArchives(files, audio_column, labels), spec=spec)
     except MissingColumn:
         raise
     except ValueError as error:

@@ -5,7 +5,6 @@ import multiprocessing.queues
 import os
 import shutil
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,8 +24,6 @@ PASSES = 2  # passes that run at the same time: training, and the one that seeds
 SAMPLE_BYTES = 4 + 1 + 0.03  # of a padded batch: the sample, its attention mask, and the frames' part
 STUCK = 75  # exit status of a worker whose batch could not be sent
 
-LOOK_EVERY = 5.0  # seconds between two looks for stopped workers
-STOPPED_LOOKS = 6  # looks in a row at which a worker is stopped, that end it
 TELL_EVERY = 60  # seconds of waiting between two lines in the log
 IDLE_LIMIT = 600  # seconds without a batch in which no worker does anything, that end the run
 BUSY_LIMIT = 3600  # the same while they work: a stream may have to be read again up to where it stood
@@ -97,30 +94,6 @@ def one_has_died(workers: Sequence[BaseProcess]) -> bool:
             return True
         time.sleep(0.05)
     return False
-
-
-def end_stopped(workers: Sequence[BaseProcess]) -> None:
-    """
-    From now on, in a thread, kill a worker that is stopped for long (SIGSTOP): it is then replaced as any that dies.
-    A run that is stopped and continued as a whole keeps its workers.
-    """
-
-    def look() -> None:
-        looks = Counter()
-        while watched:
-            time.sleep(LOOK_EVERY)
-            for process in list(watched):
-                status = status_of(process)
-                looks[process] = looks[process] + 1 if status == psutil.STATUS_STOPPED else 0
-                if looks[process] >= STOPPED_LOOKS:
-                    seconds = LOOK_EVERY * STOPPED_LOOKS
-                    logger.warning("A process that reads audio (%d) is stopped for %.0f s.", process.pid, seconds)
-                    process.kill()
-                if status is None or looks[process] >= STOPPED_LOOKS:
-                    watched.remove(process)
-
-    watched = [process for worker in workers if (process := process_of(worker)) is not None]
-    threading.Thread(target=look, name="stopped workers", daemon=True).start()
 
 
 def process_of(worker: BaseProcess) -> psutil.Process | None:

@@ -19,6 +19,7 @@ from transformers import AutoModel
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 import sjepa_hf  # noqa: F401  (registers its classes with AutoModel)
+from sjepa_hf import encoding
 from sjepa_hf.configuration_sjepa import MODEL_CODE
 from sjepa_hf.encoding import check_audio_encoder, hidden_layers, pad_waveforms, weights_hash
 from sjepa_hf.frame_features import MfccFeatures, slopes
@@ -34,8 +35,7 @@ class TransformersEncoder:
     """
     A frozen audio encoder of Transformers, in fp32; its feature extractor norms the waveforms if the model wants that.
 
-    S-JEPA gets padded batches: there the padding changes nothing. Other encoders get one clip at a time, so that no
-    score depends on which clips are read together.
+    No score depends on which clips are read together: those that padding would change are given one at a time.
 
     Attributes:
         name (`str`): what the user called it.
@@ -46,13 +46,10 @@ class TransformersEncoder:
         self.name = name
         self.model = model.eval().requires_grad_(False).float().to(device)
         self.extractor = extractor
-        self.pads = model.config.model_type == "sjepa"
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Tensor]:
         """Waveforms `(num_samples,)` at 16 kHz -> all hidden states `(num_layers, num_frames, hidden_size)` of each,
         on the encoder's device; only real frames. Layer 0 is what enters the first Transformer layer."""
-        if not self.pads and len(waveforms) > 1:
-            return [self([waveform])[0] for waveform in waveforms]
         inputs = pad_waveforms(self.extractor, waveforms).to(self.model.device)
         states, lengths = hidden_layers(self.model, inputs["input_values"], inputs["attention_mask"])
         return [layers[:, :length] for layers, length in zip(states, lengths.tolist())]
@@ -62,9 +59,9 @@ class TransformersEncoder:
         config = {key: value for key, value in self.model.config.to_dict().items() if key not in NOT_IN_DIGEST}
         source = Path(inspect.getsourcefile(type(self.model))).parent
         ours = self.model.config.model_type == "sjepa"
-        code = [source / name for name in MODEL_CODE] if ours else sorted(source.glob("*.py"))
+        code = [source / name for name in MODEL_CODE] if ours else [*sorted(source.glob("*.py")), encoding.__file__]
         parts = [json.dumps(config, sort_keys=True, default=str), str(self.extractor.to_dict())]
-        parts += [transformers.__version__, *(file.read_text(encoding="utf-8") for file in code)]
+        parts += [transformers.__version__, *(Path(file).read_text(encoding="utf-8") for file in code)]
         return content_hash(*parts, weights_hash(self.model))
 
 

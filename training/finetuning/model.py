@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
+from sjepa_hf.encoding import reads_padding
 from sjepa_hf.frames import samples_read
 from sjepa_hf.opening import build_model, open_config, open_feature_extractor, open_model
 from sjepa_hf.saving import feature_extractor
@@ -133,10 +134,10 @@ def with_adapters(model: PreTrainedModel, rank: int):
 
 def scored_at_once(model: nn.Module, batch_size: int) -> int:
     """
-    How many clips to score in a batch of at most `batch_size`: padding changes nothing in S-JEPA; any other encoder
-    gets each clip alone (HuBERT base norms over the padding), so that no score depends on what else is in the batch.
+    How many clips to score in a batch of at most `batch_size`: an encoder that reads padding gets each clip alone, so
+    that no score depends on what else is in the batch.
     """
-    return batch_size if model.config.model_type == "sjepa" else 1
+    return 1 if reads_padding(model.config) else batch_size
 
 
 def shortest_batch(config: PretrainedConfig) -> int:

@@ -290,18 +290,12 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     if not isinstance(chosen, dict):
         raise ValueError(f"`model_config` is {chosen!r}: write it like '{{\"hidden_size\": 256}}'.")
     arguments.model.model_config = json.dumps(chosen_there | chosen)
-    if not arguments.run.resume_from_checkpoint:  # resuming compares with the checkpoint's first
-        check_free(arguments.chosen_model())
+    for name in arguments.chosen_model():
+        if name in DECIDED_BY:
+            raise ValueError(f"`model_config` sets {name}, but that is decided by {DECIDED_BY[name]}: leave it out.")
     if not arguments.model.initial_checkpoint:
         check_model(arguments, arguments.sjepa_config())
     return arguments
-
-
-def check_free(names: Iterable[str]) -> None:
-    """Raise a ValueError where one of these fields of `model_config` is decided by an option of the run."""
-    for name in names:
-        if name in DECIDED_BY:
-            raise ValueError(f"`model_config` sets {name}, but that is decided by {DECIDED_BY[name]}: leave it out.")
 
 
 def check_unchanged(names: Iterable[str], asked: SJepaConfig, own: PreTrainedConfig, whose: str, way_out: str) -> None:

@@ -28,7 +28,7 @@ LOOP = "loop.json"
 ARGUMENTS = "arguments.json"
 OPTIMIZER = "optimizer.pt"
 RANDOM_STATES = "random_states.safetensors"
-VERSION = 2  # from this one on, layers are numbered as in `hidden_states`; before, one lower
+VERSION = 2  # of what stands in the loop state; raised where an older one means something else
 # What every checkpoint has, and what else of it is read.
 REQUIRED = ["config.json", *(f"{STATE_DIRECTORY}/{name}" for name in (LOOP, ARGUMENTS, OPTIMIZER, RANDOM_STATES))]
 READ = ("*.safetensors", "*.safetensors.index.json", f"{STATE_DIRECTORY}/*")
@@ -194,30 +194,22 @@ def load_random_state(directory: Path, process_index: int) -> bool:
 
 def load_loop_state(directory: Path) -> LoopState:
     """
-    The loop state of a checkpoint.
+    The loop state of a checkpoint that has it: [`damage`] says where it is absent.
 
     Raises:
-        ValueError: where the directory is no training checkpoint, or one of another version.
+        ValueError: where it is of another version.
     """
     path = directory / STATE_DIRECTORY / LOOP
-    if not path.is_file():
-        raise ValueError(
-            f"{directory} is not a training checkpoint (no {STATE_DIRECTORY}/{LOOP}): to start a new run from its"
-            " weights, give it as `initial_checkpoint`."
-        )
     found, known = read_json(path), {field.name for field in fields(LoopState)}
-    if found.get("version") != VERSION:
-        raise ValueError(
-            f"{directory} was written by another version: before this one, layers were numbered from 0 = the output of"
-            " the first (`start_layer`, `target_layers`), now as in `hidden_states`, one higher. Finish the run with"
-            " that version, or start a new one from its weights: --initial_checkpoint."
-        )
-    found = {"loss_sums": {}} | found  # which earlier versions did not keep
+    differs = None
     if wrong := sorted(found.keys() ^ known):
-        how = "holds" if wrong[0] in found else "lacks"
+        differs = f"{'holds' if wrong[0] in found else 'lacks'} `{wrong[0]}`"
+    elif found["version"] != VERSION:
+        differs = f"has `version` {found['version']!r}, not {VERSION}"
+    if differs:
         raise ValueError(
-            f"{path} {how} `{wrong[0]}`: it was written by another version, with which to go on; or start a new run"
-            " from its weights with `initial_checkpoint`."
+            f"{path} {differs}: it was written by another version, with which to go on; or start a new run from its"
+            " weights with `initial_checkpoint`."
         )
     with restoring(directory, "loop state"):
         state = LoopState(**found)

@@ -65,18 +65,19 @@ def save(run: Run, directory: Path) -> None:
     active_layer = run.layer_choice.active or 0  # 0: none is chosen yet
     check_processes_agree(run.accelerator, parts, active_layer)
     clips_seen, clips_skipped = run.data.clips()
+    totals = run.totals()
     state = replace(
         run.state,
         active_layer=active_layer,
         layer_scores=run.layer_choice.scores,
         seeding_due=not run.targets.fitted,
-        seconds=run.seconds_heard(),
+        seconds=totals.seconds,
         seconds_taken=run.seconds_taken(),
         samples_padded=run.data.samples_padded,
         samples_real=run.data.samples_real,
         skipped_steps=run.steps_skipped(),
         clips_seen=clips_seen,
-        loss_sums=run.summed_losses(),
+        loss_sums=totals.losses,
         clips_skipped=dict(clips_skipped),
         processes=run.processes,
         accumulation=run.arguments.run.gradient_accumulation_steps,

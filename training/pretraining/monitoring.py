@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -152,16 +152,11 @@ class Monitor:
         self._since += time.monotonic() - began
         self.bar.unpause()
 
-    def averages(self) -> dict[str, float]:
-        """Means over all processes since the last call, as far as there are any; resets the sums."""
-        sums, self._run.loss_sums = self._run.summed_losses(), {}
-        return {name: total / count for name, (total, count) in sums.items() if count}
-
     def line(
         self, batch: dict, posteriors: torch.Tensor, output: SJepaForPreTrainingOutput, ranks: list[float] | None
     ) -> dict:
         """
-        One line of the history. Every process must call it.
+        One line of the history; the sums of the losses begin anew. Every process must call it.
 
         Args:
             batch, posteriors, output: of one micro-batch: its audio, its targets, what was predicted.
@@ -169,15 +164,16 @@ class Monitor:
         """
         run, state = self._run, self._run.state
         step = state.step - 1  # as the schedule counts
+        totals, run.loss_sums = run.totals(), {}
         metrics = {
             "step": state.step,
             "phase": run.schedule.phase(step),
-            "hours_seen": run.seconds_heard() / 3600,
+            "hours_seen": totals.seconds / 3600,
             "learning_rate": run.schedule.learning_rate(step),
             "padded_share": run.data.padded_share,
-            "skipped_clips": run.data.skipped(),
+            "skipped_clips": totals.skipped,
             "skipped_steps": run.steps_skipped(),
-            **self.averages(),
+            **means(totals.losses),
             **target_metrics(run.model.mixture, posteriors, output, batch["masked_positions"]),
             **hidden_frame_metrics(run.model.mixture, posteriors, output, batch),
         }
@@ -257,6 +253,11 @@ class Monitor:
             if step >= self._next_warning.get(key, 0):
                 self._next_warning[key] = 2 * step
                 logger.warning("COLLAPSE at step %d: %s.", step, sentence)
+
+
+def means(sums: dict[str, Sequence[float]]) -> dict[str, float]:
+    """Of sums and numbers, the means that there are."""
+    return {name: total / count for name, (total, count) in sums.items() if count}
 
 
 def resident_gib() -> float:

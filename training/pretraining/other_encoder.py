@@ -45,7 +45,7 @@ class OtherEncoder(nn.Module):
         self.extractor = extractor
         self.own_config = own_config
         self.config = model.config
-        with torch.device("meta"):
+        with torch.device("meta"):  # each class has its own rule: UniSpeech-SAT always makes one
             self.lends_mask_embedding = not hasattr(type(model)(own_config), "masked_spec_embed")
         self._check_layout()
         if dropped := getattr(own_config, "layerdrop", 0.0):
@@ -61,11 +61,6 @@ class OtherEncoder(nn.Module):
     def num_parameters(self) -> int:
         """How many weights it has."""
         return self.model.num_parameters()
-
-    @property
-    def norms_over_clips(self) -> bool:
-        """Whether its front end norms over all samples of a padded clip, padding included (`feat_extract_norm`)."""
-        return getattr(self.own_config, "feat_extract_norm", None) == "group"
 
     def freeze_feature_encoder(self) -> None:
         """Stop the gradient at the convolutions."""

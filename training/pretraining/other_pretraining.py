@@ -78,11 +78,9 @@ def open_other(
     config = arguments.sjepa_config(own_config)
     model = load_other(checkpoint, own_config, **options)
     if model is None:
-        lacks = (
-            "predictor and cluster head" if own_config.mask_time_prob else "predictor, cluster head, mask embedding"
-        )
-        logger.info("%s is a %s without %s: they are fresh.", checkpoint, own_config.model_type, lacks)
         encoder = open_other_encoder(checkpoint, own_config, **options)
+        lacks = "predictor, cluster head" + ", mask embedding" * encoder.lends_mask_embedding
+        logger.info("%s is a %s without %s: they are fresh.", checkpoint, own_config.model_type, lacks)
         return OtherForPreTraining._from_config(config, encoder=encoder, **options)
     whose = f"the predictor of {checkpoint}"
     check_unchanged(arguments.chosen_model(), config, model.config, whose, "leave that out")
@@ -114,7 +112,6 @@ def load_other(checkpoint: str | Path, own_config: PreTrainedConfig, **options) 
     try:
         weights = load_file(found[1])
         unmatched = set(filter(model.lies_beside, model.state_dict())) ^ weights.keys()
-        unmatched.discard(MASK_EMBEDDING)  # earlier checkpoints have it with the encoder in any case
         if unmatched:
             raise ValueError(f"it and {PRETRAINING[0]} do not agree on {min(unmatched)}")
         model.load_state_dict(weights, strict=False)

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.durations import audio_amount
+from sjepa_hf.encoding import reads_padding
 from sjepa_hf.frames import SAMPLING_RATE
 from training.common.run_record import hardware
 from training.data.batches import BatchStream, cut_batches
@@ -71,7 +72,8 @@ def estimate_data(stream: BatchStream, weights: list[float] | None, num_readers:
                 break
             seconds.append(header_seconds(corpus.get(start + item)))
         known.append(np.array(seconds))
-    sampled, exact = sum(map(len, known)), all(map(len, known)) and sum(map(len, known)) == corpus.size
+    sampled = sum(map(len, known))
+    exact = sampled == corpus.size
     hours = sum(size * seconds.mean() for size, seconds in zip(corpus.sizes, known, strict=True)) / 3600
     share = np.array(corpus.sizes if weights is None else weights, dtype=float)
     share = share / share.sum()
@@ -215,12 +217,12 @@ def about_model(model: SJepaForPreTraining, accelerator: Accelerator, begun_from
 
 def about_padding(model: SJepaForPreTraining) -> list[str]:
     """A sentence about what an encoder of another kind makes of padding, where it makes something of it."""
-    if not isinstance(model.sjepa, OtherEncoder) or not model.sjepa.norms_over_clips:
+    if not reads_padding(model.sjepa.config):
         return []
     return [
-        "Padding: the front end of this encoder norms over all samples of a clip (`feat_extract_norm` group), padding"
-        " included, so a padded clip is not what it would be alone; clips of like length stand in a batch"
-        " (`bucket_buffer_size`), and the share of padding is in the log."
+        "Padding: this encoder reads it too (its front end norms over whole clips, or convolutions follow it), so a"
+        " padded clip is not what it would be alone; clips of like length stand in a batch (`bucket_buffer_size`), and"
+        " the share of padding is in the log."
     ]
 
 

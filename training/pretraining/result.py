@@ -15,6 +15,7 @@ from sjepa_hf.scores import data_name
 from training.common.progress import Progress
 from training.common.run_record import base_of, write_record
 from training.common.seeds import Purpose
+from training.data.bad_audio import counted
 from training.data.batches import to_device
 from training.pretraining import figures
 from training.pretraining.checkpointing import save
@@ -39,7 +40,7 @@ def finish(run: Run) -> None:
     save(run, final)
     if run.failed_saves:
         raise OSError(f"{final} could not be written: free space and resume from the last checkpoint.")
-    seconds = run.seconds_heard()
+    seconds = run.totals().seconds
     if run.accelerator.is_main_process:
         batches = run.data.fresh_pass(Purpose.ENTROPY_PASS)
         entropy = predictor_entropy(run.model, batches, ENTROPY_FRAMES, run.accelerator)
@@ -49,8 +50,8 @@ def finish(run: Run) -> None:
         drawn = figures.draw_run(run.output_dir, final, phase1_steps, entropy, components)
         record(run, final, seconds)
         logger.info("Saved %s: model, training state, record and pictures (%s).", final, ", ".join(drawn))
-    if bad := run.data.skipped():
-        logger.log(once(logging.WARNING), "%d clips were skipped: %s.", bad, dict(run.data.clips()[1]))
+    if bad := run.data.clips()[1]:
+        logger.log(once(logging.WARNING), "%d clips were skipped: %s.", bad.total(), counted(bad))
     run.end()
     if run.publisher:
         run.publisher.finish(final)

@@ -19,7 +19,7 @@ from sjepa_hf.contents import RECORD
 from sjepa_hf.opening import open_config
 from sjepa_hf.saving import INCOMPLETE, PREVIOUS, remove
 from training.common.signals import INTERRUPTED
-from training.pretraining.arguments import DECIDED_BY, Arguments, check_free, check_unchanged
+from training.pretraining.arguments import Arguments, check_unchanged
 from training.pretraining.checkpoint_layout import (
     STATE_DIRECTORY,
     LoopState,
@@ -141,7 +141,6 @@ def find_start(arguments: Arguments, accelerator: Accelerator, lock: FileLock) -
     if run.resume_from_checkpoint:
         checkpoint = find_for_all(output_dir, run.resume_from_checkpoint, accelerator)
     if checkpoint is None:
-        check_free(arguments.chosen_model())
         return None, LoopState()
     state, total = load_loop_state(checkpoint), Schedule(arguments).total_steps
     if is_finished(output_dir, checkpoint, state.step, total) and not run.push_to_hub:
@@ -271,7 +270,6 @@ def settle(directory: Path, arguments: Arguments, state: LoopState) -> None:
         old_schedule = Schedule(SimpleNamespace(run=SimpleNamespace(**before), targets=SimpleNamespace(**before)))
         old_rate = old_schedule.learning_rate(min(state.step, old_schedule.total_steps - 1))
         kept = max(before["frozen_weight"], before["frozen_weight_end"]) > 0
-    before = {"target_transitions": False} | before  # which earlier versions did not know
     in_phase_2, keeps = has_teacher(directory), arguments.targets.keeps_frozen
     check_phase(directory, before, arguments, state.step)
     if in_phase_2 and keeps and not kept:
@@ -303,7 +301,7 @@ def check_phase(directory: Path, before: dict, arguments: Arguments, step: int) 
     """Raise a ValueError where a checkpoint of that step would come to lie in another phase than it was saved in."""
     steps = arguments.run.phase1_steps
     if has_teacher(directory):
-        if steps != before.get("phase1_steps", steps) or step < steps:
+        if steps != before["phase1_steps"] or step < steps:
             raise ValueError(f"`phase1_steps` is {steps}, but {directory} is of phase 2: leave it as it was.")
     elif steps < step:
         raise ValueError(
@@ -312,14 +310,10 @@ def check_phase(directory: Path, before: dict, arguments: Arguments, step: int) 
 
 
 def check_same_model(directory: Path, arguments: Arguments, chosen_before: dict) -> None:
-    """
-    Raise a ValueError where `model_config` asks for another model than the checkpoint's, which goes on as it is. Of
-    fields that options decide, only new ones are refused: earlier versions took them, to no effect.
-    """
-    check_free(arguments.chosen_model().keys() - chosen_before.keys())
+    """Raise a ValueError where `model_config` asks for another model than the checkpoint's, which goes on as it is."""
     if arguments.model.initial_checkpoint:
         return  # then `model_config` never had a say
-    names = sorted((chosen_before.keys() | arguments.chosen_model().keys()) - DECIDED_BY.keys())
+    names = sorted(chosen_before.keys() | arguments.chosen_model().keys())
     whose, way_out = f"the model of {directory}", "leave that as it was, or start a new run"
     check_unchanged(names, arguments.sjepa_config(), open_config(directory), whose, way_out)
 

@@ -3,17 +3,17 @@
 import time
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 from filelock import FileLock
 
-from sjepa_hf.float32 import widest_float
 from sjepa_hf.opening import open_config
 from training.common.device import choose_precision, on_cpu
 from training.common.memory import keep_freed_memory
-from training.common.processes import COLLECTIVE_TIMEOUT, Coordinator, all_or_none, end_group
+from training.common.processes import COLLECTIVE_TIMEOUT, Coordinator, all_or_none, end_group, summed_numbers
 from training.common.publishing import Publisher
 from training.common.signals import Interruption
 from training.data.order import DataPosition
@@ -24,6 +24,21 @@ from training.pretraining.schedules import Schedule
 from training.pretraining.training_data import TrainingData
 from training.targets.layer_choice import LayerChoice
 from training.targets.targets import FrozenTargets, OnlineTargets
+
+
+class Totals(NamedTuple):
+    """
+    Of all processes of a run together.
+
+    Attributes:
+        seconds (`float`): audio heard since the run began.
+        skipped (`int`): unusable clips since then.
+        losses (`dict[str, list[float]]`): the run's `loss_sums`.
+    """
+
+    seconds: float
+    skipped: int
+    losses: dict[str, list[float]]
 
 
 class Run:
@@ -127,20 +142,14 @@ class Run:
         """How many there are."""
         return self.accelerator.num_processes
 
-    def seconds_heard(self) -> float:
-        """Audio that all processes have heard so far, in seconds. Every process must call it."""
-        device = self.accelerator.device
-        here = torch.tensor(self.data.seconds, dtype=widest_float(device), device=device)
-        return self.state.seconds + self.accelerator.reduce(here, reduction="sum").item()
-
-    def summed_losses(self) -> dict[str, list[float]]:
-        """`loss_sums` of all processes together. Every process must call it."""
-        names, device = sorted(self.loss_sums), self.accelerator.device
-        if not names:
-            return {}
-        here = [[float(part) for part in self.loss_sums[name]] for name in names]
-        total = self.accelerator.reduce(torch.tensor(here, dtype=widest_float(device), device=device), reduction="sum")
-        return dict(zip(names, total.tolist(), strict=True))
+    def totals(self) -> Totals:
+        """Audio heard, clips skipped and `loss_sums` of all processes together. Every process must call it."""
+        names = sorted(self.loss_sums)
+        losses = [float(part) for name in names for part in self.loss_sums[name]]
+        here = [self.data.seconds, self.data.bad_audio.skipped, *losses]
+        seconds, skipped, *losses = summed_numbers(here, self.accelerator)
+        pairs = map(list, zip(losses[::2], losses[1::2]))
+        return Totals(self.state.seconds + seconds, int(skipped), dict(zip(names, pairs, strict=True)))
 
     def seconds_taken(self) -> float:
         """Time that the run has taken so far, in seconds, with what it took before it was resumed."""

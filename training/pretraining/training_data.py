@@ -18,12 +18,12 @@ from training.common.processes import Coordinator, all_or_none
 from training.common.seeds import Purpose, seed_for
 from training.data.bad_audio import BadAudioError, BadAudioMonitor
 from training.data.batches import BatchStream
-from training.data.clips import Source
 from training.data.loader import build_loader, open_sources
 from training.data.manifest import JsonLines
 from training.data.noise import open_noise
 from training.data.order import DataPosition
-from training.data.workers import SAMPLE_BYTES, WorkerTimeout, check_shared_memory, end_stopped, one_has_died, why_died
+from training.data.sources import Source
+from training.data.workers import SAMPLE_BYTES, WorkerTimeout, check_shared_memory, one_has_died, why_died
 from training.pretraining.arguments import Arguments
 from training.pretraining.checkpoint_layout import LoopState
 
@@ -68,8 +68,8 @@ class RestartingLoader:
 
     def next(self) -> dict | None:
         """
-        The next batch, on the CPU, or None at the end. A worker that dies (out of memory, most often) or is stopped
-        is replaced: reading goes on where it stood and nothing is lost.
+        The next batch, on the CPU, or None at the end. A worker that dies (out of memory, most often) is replaced:
+        reading goes on where it stood and nothing is lost.
 
         Raises:
             BadAudioError: when the data give nothing usable, workers die again and again, or no batch comes.
@@ -141,8 +141,6 @@ class RestartingLoader:
         self._batches = iter(self._loader)
         # torch would raise the death of a worker anywhere in a step; without this, where batches are read.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if self._loader.num_workers:
-            end_stopped(self._batches._workers)
 
     def _can_come(self) -> bool:
         """Whether the thread that pins batches, if there is one, still passes them on; a worker's end can end it."""
@@ -189,11 +187,10 @@ class TrainingData:
             noise = open_noise(masking.noise_data, masking.p_noise) if masking.noise_data else None
             sample_bytes = SAMPLE_BYTES + (4 * masking.p_noise if noise else 0)
             check_shared_memory(data.batch_seconds, data.num_workers, processes_here, sample_bytes)
-            self._sources, self._identities = open_sources(data), None  # once for all passes
+            self._sources = open_sources(data)  # once for all passes
             opener = self._loader_opener(data, arguments.run.seed, noise=noise)
             self._loader = RestartingLoader(opener, accelerator.num_processes, position)
-            self._identities = self._loader.position.settings["identities"]
-        check_same_data(self._sources, self._identities, accelerator)
+        check_same_data(self._sources, accelerator)
         self._read: list[dict] = []  # and not taken
         self._mark()
 
@@ -284,10 +281,6 @@ class TrainingData:
             self.bad_audio.restore(state.clips_seen, state.clips_skipped)
         self._mark()
 
-    def skipped(self) -> int:
-        """Unusable clips of all processes since the run began. Every process must call it."""
-        return sum(gather_object([self.bad_audio.skipped]))
-
     def clips(self) -> tuple[int, Counter[str]]:
         """Clips of all processes up to what was taken, and the unusable ones by reason. Every process must call it."""
         parts = gather_object([self._clips])
@@ -308,14 +301,13 @@ class TrainingData:
                 pin_memory=self.accelerator.device.type == "cuda",
                 position=position,
                 sources=self._sources,
-                identities=self._identities,
                 **options,
             )
 
         return open_loader
 
 
-def check_same_data(sources: Sequence[Source], identities: Sequence[str], accelerator: Accelerator) -> None:
+def check_same_data(sources: Sequence[Source], accelerator: Accelerator) -> None:
     """
     Raise a ValueError, in all processes alike, if one holds other clips in a source than the first: each reads its
     share by the numbers of the clips. Folders may lie in different places; of manifests, whose paths may too, the
@@ -323,10 +315,7 @@ def check_same_data(sources: Sequence[Source], identities: Sequence[str], accele
     """
     if accelerator.num_processes == 1:
         return
-    here = []
-    for source, known in zip(sources, identities, strict=True):
-        size = len(source.dataset) if hasattr(source.dataset, "__len__") else None
-        here.append((size, None if isinstance(source.dataset, JsonLines) else known))
+    here = [(each.size, None if isinstance(each.dataset, JsonLines) else each.identity) for each in sources]
     found = gather_object([(platform.node(), here)])
     (first_node, first), *others = found
     for number, (node, theirs) in enumerate(others, start=1):

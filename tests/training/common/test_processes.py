@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from training.common import processes
-from training.common.processes import ProcessesDisagree, bits, check_processes_agree, end_group, summed
+from training.common.processes import ProcessesDisagree, bits, check_processes_agree, end_group, summed, summed_numbers
 
 
 class TwoProcesses:
-    num_processes = 2
+    num_processes, device = 2, torch.device("cpu")
 
 
 class Exchange(TwoProcesses):
@@ -33,6 +33,11 @@ def test_tensors_of_any_shape_are_summed_at_once():
     for part, total in zip(parts, summed(iter(parts), exchange), strict=True):
         assert total.equal(2 * part)
     assert exchange.times == 1
+
+
+def test_numbers_are_summed_at_once_and_whole_ones_exactly():
+    exchange = Exchange()
+    assert summed_numbers([2**40 + 1, 0.25], exchange) == [2**41 + 2, 0.5] and exchange.times == 1
 
 
 def test_a_tracker_that_cannot_end_leaves_the_group_ended(monkeypatch, caplog):

@@ -1,5 +1,7 @@
 """Shards of the clips of any source, in their order."""
 
+from dataclasses import replace
+
 import pytest
 from source_files import write_clip, write_parquet
 
@@ -36,7 +38,7 @@ def test_streams_have_the_same_shards(tmp_path):
 def test_a_stream_without_a_clip_gets_a_sentence(tmp_path):
     write_parquet(tmp_path / "b" / "train.parquet", range(1))
     corpus = Corpus([str(tmp_path / "b")], clips_per_shard=3, streaming=True)
-    corpus.sources[0] = corpus.sources[0]._replace(dataset=corpus.sources[0].dataset.take(0))
+    corpus.sources[0] = replace(corpus.sources[0], dataset=corpus.sources[0].dataset.take(0))
     with pytest.raises(ValueError, match="b holds no clip"):
         list(corpus.shards())
 

@@ -13,9 +13,10 @@ from noise_batches import collate
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.arguments import DataArguments
 from training.data.batches import BatchStream, attention_mask, batches_by_length, cut_batches
-from training.data.clips import Clip, Source
+from training.data.clips import Clip
 from training.data.masking import SpanMask
 from training.data.order import ClipIndex
+from training.data.sources import Source
 
 
 CUT = {"batch_seconds": 2.0, "bucket_buffer_size": 20, "max_seconds": 1.0, "min_seconds": 0.1}

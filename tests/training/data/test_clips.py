@@ -1,10 +1,10 @@
-"""What a row of a source becomes: a name to tell, and what is to be decoded."""
+"""Clips: a name to tell, and what is to be decoded."""
 
 import numpy as np
 import pytest
 from clip_streams import as_source, write_clips
 
-from training.data.clips import Clip, Source
+from training.data.clips import Clip
 from training.data.waveforms import BadAudio
 
 
@@ -18,22 +18,6 @@ def test_a_clip_is_a_file_or_a_part_of_one(clips):
     assert whole == Clip(clips[0], clips[0])
     part = Clip(clips[0], clips[0], 0.025, 0.05)
     np.testing.assert_array_equal(part.read(), whole.read()[400:1200])
-
-
-@pytest.mark.parametrize(
-    "audio, name",
-    [
-        ({"path": "a.wav", "bytes": b"RIFF"}, "a.wav"),
-        ({"path": None, "bytes": b"RIFF"}, "corpus[7]"),
-        (b"RIFF", "corpus[7]"),
-        ("b.wav", "b.wav"),
-        ({"path": "line\nbreak.wav", "bytes": b"RIFF"}, r"line\nbreak.wav"),
-    ],
-)
-def test_a_row_of_a_column_has_bytes_or_a_path(audio, name):
-    clip, labels = Source("corpus", [], "audio").sample({"audio": audio, "path": "a label"}, 7)
-    assert clip.name == name and clip.audio == ("b.wav" if audio == "b.wav" else b"RIFF")
-    assert labels == {"path": "a label"}
 
 
 def test_a_bad_clip_says_why():

@@ -14,9 +14,9 @@ import soundfile
 
 import training.data.fetching
 from training.data.arguments import DataArguments
-from training.data.clips import Source
 from training.data.fetching import NAMED, fetch
 from training.data.loader import build_loader
+from training.data.sources import Source
 from training.data.waveforms import BadAudio, read_audio
 
 

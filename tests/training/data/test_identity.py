@@ -3,9 +3,7 @@
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
 from source_files import write_clip
 
-from training.data.clips import Source
-from training.data.identity import identity
-from training.data.sources import open_source
+from training.data.sources import Source, open_source
 
 
 def test_what_data_are_is_told_by_their_contents(tmp_path):
@@ -13,7 +11,7 @@ def test_what_data_are_is_told_by_their_contents(tmp_path):
         for file, content in contents.items():
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / f"{file}.wav").write_bytes(content)
-        return identity(str(tmp_path / name), open_source(str(tmp_path / name)))
+        return open_source(str(tmp_path / name)).identity
 
     first = folder("a", x=b"1", y=b"22")
     assert folder("b", x=b"1", y=b"22") == first, "a copy is the same"
@@ -24,8 +22,19 @@ def test_what_data_are_is_told_by_their_contents(tmp_path):
         path = tmp_path / f"{order[1]}" / "part.parquet"
         path.parent.mkdir()
         Dataset.from_list(rows).to_parquet(str(path))
-        shards.append(identity(str(path), open_source(str(path), streaming=True)))
+        shards.append(open_source(str(path), streaming=True).identity)
     assert shards[0] != shards[1]
+
+
+def test_an_opened_source_stays_what_it_was(tmp_path):
+    """Its files are looked at once: a run that goes on after one has gone says so when it reads it."""
+    for number in (1, 2):
+        write_clip(tmp_path / "in" / f"{number}.wav", number)
+    source = open_source(str(tmp_path / "in"))
+    before = source.identity
+    (tmp_path / "in" / "2.wav").unlink()
+    assert (source.identity, source.size) == (before, 2)
+    assert open_source(str(tmp_path / "in")).identity != before
 
 
 def test_labels_count_where_they_are_read(tmp_path):
@@ -33,9 +42,7 @@ def test_labels_count_where_they_are_read(tmp_path):
     found = []
     for text in ("right", "wrong", "right"):
         (tmp_path / "in" / "metadata.csv").write_text(f"file_name,text\na.wav,{text}\n")
-        found.append(
-            [identity(str(tmp_path / "in"), open_source(str(tmp_path / "in"), labels=x)) for x in ((), ("text",))]
-        )
+        found.append([open_source(str(tmp_path / "in"), labels=labels).identity for labels in ((), ("text",))])
     (bare, right), (bare_too, wrong), again = found
     assert bare == bare_too and len({bare, right, wrong}) == 3 and again == found[0]
 
@@ -47,7 +54,7 @@ def test_brackets_in_a_folder_of_shards_are_no_pattern(tmp_path):
         Dataset.from_list([{"audio": {"path": "a.wav", "bytes": content}}]).to_parquet(
             str(tmp_path / "[set 1]" / "part.parquet")
         )
-        found.append(identity(spec, open_source(spec, streaming=True)))
+        found.append(open_source(spec, streaming=True).identity)
     assert found[0] != found[1]
 
 
@@ -65,10 +72,12 @@ def revised(tmp_path, commit: str) -> tuple[Source, Source]:
         IterableDataset.from_generator(rows, Features({"audio": Value("string")}), {"files": [file]}) for file in files
     ]
     stream = concatenate_datasets(parts).select_columns(["audio"])
-    return Source("org/name", copy.select_columns(["audio"]), "audio"), Source("org/name", stream, "audio")
+    return tuple(
+        Source("org/name", dataset, "audio", "org/name") for dataset in (copy.select_columns(["audio"]), stream)
+    )
 
 
 def test_another_revision_on_the_hub_is_other_data(tmp_path):
     first, second = "1" * 40, "abcdef0123" * 4
-    assert [identity("org/name", source) for source in revised(tmp_path, first)] == [first, first]
-    assert [identity("org/name", source) for source in revised(tmp_path, second)] == [second, second]
+    assert [source.identity for source in revised(tmp_path, first)] == [first, first]
+    assert [source.identity for source in revised(tmp_path, second)] == [second, second]

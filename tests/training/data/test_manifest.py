@@ -261,7 +261,7 @@ def test_manifest_is_not_copied_and_follows_changes(tmp_path):
     [
         ('{"wav_path": "a.wav"', "line 3 is not valid JSON"),
         ('{"path": "a.wav"}', "line 3 has neither wav_path nor audio_filepath"),
-        ('["a.wav"]', "line 3 has neither"),
+        ('["a.wav"]', "line 3 is not a JSON object"),
         ('{"wav_path": "a.wav", "offset": "1"}', "line 3: offset must be seconds"),
         ('{"wav_path": "a.wav", "duration": -1}', "line 3: duration must be seconds"),
     ],

@@ -115,7 +115,7 @@ def test_a_csv_that_leaves_a_doubt_is_refused(folder, content, message):
         ('{"file_name": "b.wav", "text": ' + "[" * 20_000, "line 2 is not valid JSON"),
         ('{"file_name": "b.wav"}', "line 2' has no column 'text'"),
         ('{"file_name": ["b.wav"], "text": "B"}', "line 2: file_name must be a path, got a list"),
-        ('["b.wav", "B"]', "line 2 .* is not a JSON object"),
+        ('["b.wav", "B"]', "line 2 is not a JSON object"),
     ],
 )
 def test_a_line_that_leaves_a_doubt_is_refused(folder, line, message):

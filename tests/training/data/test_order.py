@@ -3,7 +3,6 @@
 import json
 import tarfile
 from collections import Counter
-from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -14,9 +13,8 @@ from pyarrow.parquet import ParquetFile
 
 from training.data.arguments import DataArguments
 from training.data.batches import BatchStream
-from training.data.clips import Source
 from training.data.order import ClipIndex, ClipStream, DataPosition, Position, SourcePlace
-from training.data.sources import open_source
+from training.data.sources import Source, open_source
 
 
 ARGS = DataArguments(["noise"], batch_seconds=2.0, bucket_buffer_size=20, max_seconds=1.0, min_seconds=0.1)
@@ -44,7 +42,7 @@ def items(corpus, epoch, reader=0, num_readers=1, size=7):
 
 
 def counted(*sizes):
-    return [SimpleNamespace(dataset=range(size)) for size in sizes]
+    return [Source("test", range(size)) for size in sizes]
 
 
 @pytest.mark.parametrize("num_readers", [1, 3, 8])

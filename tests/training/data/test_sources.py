@@ -13,7 +13,7 @@ import pytest
 from source_files import found, write_clip, write_parquet
 
 import training.data.sources
-from training.data.sources import open_source
+from training.data.sources import Source, open_source
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -205,3 +205,19 @@ def test_what_cannot_be_opened_is_named(tmp_path, spec, message):
     with pytest.raises(ValueError, match=message) as caught:
         open_source(spec.format(tmp=tmp_path))
     assert spec.format(tmp=tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "audio, name",
+    [
+        ({"path": "a.wav", "bytes": b"RIFF"}, "a.wav"),
+        ({"path": None, "bytes": b"RIFF"}, "corpus[7]"),
+        (b"RIFF", "corpus[7]"),
+        ("b.wav", "b.wav"),
+        ({"path": "line\nbreak.wav", "bytes": b"RIFF"}, r"line\nbreak.wav"),
+    ],
+)
+def test_a_row_of_a_column_has_bytes_or_a_path(audio, name):
+    clip, labels = Source("corpus", [], "audio").sample({"audio": audio, "path": "a label"}, 7)
+    assert clip.name == name and clip.audio == ("b.wav" if audio == "b.wav" else b"RIFF")
+    assert labels == {"path": "a label"}

@@ -3,26 +3,30 @@
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path, PureWindowsPath
 
 import pytest
 
 from benchmarks.fuzz_checkpoints import agree
 from training import pretrain
-from training.pretraining.checkpoint_layout import damage, fingerprints, load_loop_state
+from training.pretraining.checkpoint_layout import LoopState, damage, fingerprints, load_loop_state
 from training.pretraining.resuming import find_checkpoint
 
 
-def test_a_run_that_numbered_layers_otherwise_is_not_resumed(command, tmp_path):
-    pretrain.main(command("--phase1_steps", "4", "--phase2_steps", "0", "--num_workers", "0"))
-    path = tmp_path / "out" / "checkpoint-4" / "training_state" / "loop.json"
-    loop = json.loads(path.read_text())
-    del loop["version"]
-    path.write_text(json.dumps(loop))
-    with pytest.raises(
-        ValueError, match="layers were numbered from 0 = .* Finish the run with that version, or start"
-    ):
-        load_loop_state(tmp_path / "out" / "checkpoint-4")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"version": 1}, "has `version` 1, not 2"),
+        ({"new": 0}, "holds `new`"),
+    ],
+)
+def test_a_run_of_another_version_is_not_resumed(tmp_path, change, said):
+    path = tmp_path / "training_state" / "loop.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(asdict(LoopState()) | change))
+    with pytest.raises(ValueError, match=f"{said}: it was written by another version, with which to go on"):
+        load_loop_state(tmp_path)
 
 
 def test_the_optimizer_goes_on_with_the_settings_of_this_start(finished, tmp_path):

@@ -15,6 +15,7 @@ from training.pretraining.monitoring import (
     collapse_warnings,
     forget_after,
     loss_sums,
+    means,
     read_history,
     resident_gib,
     target_metrics,
@@ -82,17 +83,16 @@ def test_a_warning_quotes_the_figure_that_triggered_it(changed, sentence):
 
 @pytest.fixture
 def run(tmp_path):
-    found = SimpleNamespace(
+    return SimpleNamespace(
         accelerator=Accelerator(cpu=True),
         loss_sums={},
         output_dir=tmp_path,
         schedule=SimpleNamespace(total_steps=10),
         arguments=SimpleNamespace(run=RunArguments(phase1_steps=10, phase2_steps=0, phase1_warmup_steps=0)),
-        state=SimpleNamespace(step=0),
+        state=SimpleNamespace(step=0, seconds=0.0),
+        data=SimpleNamespace(seconds=0.0, bad_audio=SimpleNamespace(skipped=0)),
         model=SimpleNamespace(config=SimpleNamespace(hidden_size=64), mixture=DiagonalGaussianMixture(8, 2)),
     )
-    found.summed_losses = lambda: Run.summed_losses(found)
-    return found
 
 
 def test_the_bar_and_the_rate_of_audio_leave_out_what_is_no_step(run, tmp_path, monkeypatch):
@@ -137,9 +137,9 @@ def test_a_file_gets_lines_of_the_log_and_a_terminal_a_bar(run, monkeypatch, cap
 def test_where_all_steps_were_skipped_there_is_no_gradient_norm(run):
     monitor, broken = Monitor(run), torch.tensor(True)
     monitor.count_step([{"masked_kl": (torch.tensor(math.nan), 3)}], torch.tensor(math.inf), broken)
-    assert monitor.averages() == {}
+    assert means(Run.totals(run).losses) == {}
     monitor.count_step([{"masked_kl": (torch.tensor(6.0), 3)}], torch.tensor(0.5), ~broken)
-    assert monitor.averages() == {"masked_kl": 2.0, "gradient_norm": 0.5}
+    assert means(Run.totals(run).losses) == {"masked_kl": 2.0, "gradient_norm": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,7 @@ def test_the_minimised_loss_stands_beside_its_parts_where_there_are_several(run,
         )
 
     monitor.count_step([sums(0.4, 1), sums(1.2, 3)], torch.tensor(0.5), torch.tensor(False))
-    means = monitor.averages()
-    assert means == pytest.approx({"masked_kl": 3.0, "gradient_norm": 0.5} | expected)
+    assert means(Run.totals(run).losses) == pytest.approx({"masked_kl": 3.0, "gradient_norm": 0.5} | expected)
 
 
 def test_ranks_of_features_that_are_not_finite_are_told_and_not_written(run, tmp_path, caplog):

@@ -16,6 +16,7 @@ from transformers import (
     WhisperConfig,
 )
 
+from sjepa_hf.encoding import reads_padding
 from sjepa_hf.opening import open_config
 from training.pretraining.other_encoder import normed, open_other_encoder
 
@@ -94,15 +95,14 @@ def test_the_first_layers_alone_are_hidden_states(encoder, padded_batch):
     assert encoder.model.encoder.layers is layers
 
 
-def test_padding_reaches_only_encoders_that_norm_over_clips(encoder, padded_batch):
+def test_padding_reaches_the_encoders_that_are_said_to_read_it(encoder, padded_batch):
     """What the log and the page say of padding."""
     waveforms, attention_mask, lengths = padded_batch
     padded = encoder.eval()(waveforms, attention_mask.bool()).last_hidden_state[1, :27]
     alone = encoder(waveforms[1:2, : lengths[1]]).last_hidden_state[0]
     differs = (padded - alone).abs().max() > 1e-4
-    kind = encoder.own_config.model_type
-    assert encoder.norms_over_clips == (kind in ("hubert", "unispeech-sat"))
-    assert differs == (kind in ("hubert", "unispeech-sat", "data2vec-audio"))  # five convolutions over padding, too
+    assert differs == reads_padding(encoder.own_config)
+    assert differs == (encoder.own_config.model_type in ("hubert", "unispeech-sat", "data2vec-audio"))
 
 
 def test_layerdrop_leaves_out_layers_of_single_clips(tmp_path):

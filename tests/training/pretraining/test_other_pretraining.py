@@ -88,6 +88,21 @@ def test_a_mask_embedding_that_its_configuration_has_not_lies_beside(other_runs,
     assert again.keys() == wanted.keys() and all(again[name].equal(wanted[name]) for name in wanted)
 
 
+@pytest.mark.parametrize(
+    ("kind", "fresh"),
+    [("wav2vec2", "predictor, cluster head, mask embedding"), ("hubert", "predictor, cluster head")],
+)
+def test_what_is_fresh_is_named(kind, fresh, other_runs, tmp_path, caplog):
+    """Both have `mask_time_prob` 0, but `mask_feature_prob` above 0 gives the HuBERT a mask embedding of its own."""
+    caplog.set_level("INFO")
+    config = copy.deepcopy(KINDS[kind])
+    config.mask_time_prob = 0.0
+    theirs = save_other(config, tmp_path / "theirs")
+    options = ["--initial_checkpoint", str(theirs), "--output_dir", str(tmp_path / "out")]
+    pretrain.prepare(pretrain.parse_arguments([*other_runs[1], *options])).lock.release()
+    assert f"{theirs} is a {kind} without {fresh}: they are fresh." in caplog.messages
+
+
 def resumed_model(other_runs, folder):
     """The model of the finished run, as resuming opens it."""
     shutil.copytree(other_runs[0], folder / "resumed")
@@ -113,7 +128,7 @@ def test_phase_2_begins_at_once_on_the_layer_of_the_highest_effective_rank(other
     in_one_thread([*other_runs[1], "--output_dir", str(tmp_path / "new"), "--phase2_steps", "2"])
     assert "Effective ranks of the layers, 0 first: 9.0 1.0 3.0 2.0. Layer 2 leads." in caplog.messages
     assert "Seeding the mixture on features of layer 2." in caplog.messages
-    assert "a HubertModel" in caplog.text and "Padding: the front end of this encoder norms" in caplog.text
+    assert "a HubertModel" in caplog.text and "Padding: this encoder reads it too" in caplog.text
     assert "6 clusters of the layer of the highest effective rank of the EMA encoder" in caplog.text
     first = json.loads((tmp_path / "new" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["phase"] == 2 and first["active_layer"] == 2 and first["layer_scores"] == [9.0, 1.0, 3.0, 2.0]

@@ -167,25 +167,13 @@ def test_settings_that_have_changed_are_named_refused_or_put_back(resume, tmp_pa
     assert json.loads(record["model_config"])["hidden_size"] == 32
 
 
-@pytest.mark.parametrize("step", [3, 6])
-def test_fields_of_model_config_that_options_decide_had_no_effect_before(resume, tmp_path, monkeypatch, step):
-    """Runs of earlier versions, which took them, go on in both phases, with them or without; nobody can add one."""
-    monkeypatch.setattr(pretrain, "pretrain", lambda run: None)
-    command = ["--model_config", '{"num_mixture_components": 64, "mixture_temperature": 2.0}', "--dry_run", "true"]
-    at = f"checkpoint-{step}"
-    said = "sets (num_mixture_components|mixture_temperature), but that is decided by"
-    assert re.search(f"error: .*{said}", str(resume(*command, at=at)))
-    before = load_arguments(tmp_path / "out" / at)
-    chosen = json.loads(before["model_config"]) | {"num_mixture_components": 64, "mixture_temperature": 2.0}
-    earlier = before | {"model_config": json.dumps(chosen)}
-    monkeypatch.setattr(resuming, "load_arguments", lambda directory: dict(earlier))
-    assert resume(*command, at=at) is None and resume("--dry_run", "true", at=at) is None
-
-
-def test_a_new_run_under_auto_takes_no_field_that_options_decide(finished, tmp_path):
-    arguments = [*finished[1], "--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint", "auto"]
-    with pytest.raises(SystemExit, match="sets mixture_transitions, but that is decided by target_transitions: leave"):
-        pretrain.main([*arguments, "--model_config", '{"mixture_transitions": true}'])
+def test_fields_that_options_decide_are_refused_in_a_resumed_run_too(resume, finished, tmp_path):
+    said = "sets mixture_transitions, but that is decided by target_transitions: leave"
+    asked = ["--model_config", '{"mixture_transitions": true}']
+    assert re.search(f"error: .*{said}", str(resume(*asked, at="checkpoint-6")))
+    new = ["--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint", "auto"]
+    with pytest.raises(SystemExit, match=said):
+        pretrain.main([*finished[1], *new, *asked])
 
 
 def test_what_is_fixed_are_settings():

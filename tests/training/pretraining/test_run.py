@@ -1,6 +1,7 @@
 """A run has its output directory for itself; two processes give what one gives."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from pretraining_runs import (
 from training import pretrain
 from training.common.seeds import Purpose
 from training.pretraining.monitoring import read_history
+from training.pretraining.run import Run
 
 
 def test_an_output_directory_belongs_to_one_run(command, tmp_path):
@@ -41,6 +43,18 @@ def test_a_run_opens_its_sources_once(command, monkeypatch):
     for _ in range(2):
         assert next(run.data.fresh_pass(Purpose.FIT_PASS))["reader"] == 0
     assert run.data.next()["reader"] == 0
+
+
+def test_what_all_processes_have_together_takes_one_exchange():
+    """Seconds and clips of both, the losses by name, and the seconds of the run before it was resumed."""
+    exchanges = []
+    accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    accelerator.reduce = lambda values, reduction: exchanges.append(reduction) or 2 * values
+    run = SimpleNamespace(accelerator=accelerator, state=SimpleNamespace(seconds=100.0))
+    run.data = SimpleNamespace(seconds=1.5, bad_audio=SimpleNamespace(skipped=3))
+    run.loss_sums = {"masked_kl": (torch.tensor(4.0), 2), "loss": (torch.tensor(1.0), 1)}
+    losses = {"loss": [2.0, 2.0], "masked_kl": [8.0, 4.0]}
+    assert Run.totals(run) == (103.0, 6, losses) and exchanges == ["sum"]
 
 
 NO_DROPOUT = ["hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "predictor_dropout"]

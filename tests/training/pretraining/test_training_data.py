@@ -16,11 +16,10 @@ from training.common.signals import Interrupted, Interruption
 from training.data import workers
 from training.data.arguments import DataArguments
 from training.data.bad_audio import BadAudioError
-from training.data.identity import identity
 from training.data.loader import _as_is, _start_worker, open_sources
 from training.data.order import DataPosition, Position
 from training.pretraining import training_data
-from training.pretraining.training_data import RestartingLoader, TrainingData
+from training.pretraining.training_data import RestartingLoader
 
 
 class Numbers(IterableDataset):
@@ -67,22 +66,6 @@ def numbers(batches: RestartingLoader) -> list[int]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(training_data, "POLL", 0.1)
-    monkeypatch.setattr(workers, "LOOK_EVERY", 0.05)
-
-
-def test_a_stopped_worker_is_named_and_replaced(read, tmp_path, caplog):
-    def stop_once(number: int) -> None:
-        if number == 3 and not (tmp_path / "stopped").exists():
-            (tmp_path / "stopped").touch()
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-    assert numbers(read(stop_once)) == [0, 1, 2, 3, 4, 5]
-    assert "is stopped for" in caplog.text and "died and is replaced (1)" in caplog.text
-
-
-def test_skipped_clips_are_those_of_all_processes(monkeypatch):
-    monkeypatch.setattr(training_data, "gather_object", lambda own: [*own, 4])
-    assert TrainingData.skipped(SimpleNamespace(bad_audio=SimpleNamespace(skipped=3))) == 7
 
 
 def test_closing_ends_the_workers(read):
@@ -109,6 +92,17 @@ def test_no_batch_for_long_is_told_and_ends_the_wait(read, monkeypatch, caplog):
     with pytest.raises(BadAudioError, match=r"No batch came for .*1 sleeping\): does a disk or a source hang"):
         read(lambda number: time.sleep(600)).next()
     assert "Waiting for a batch for" in caplog.text
+
+
+def test_a_stopped_worker_is_named_and_ended(read, monkeypatch):
+    """With SIGSTOP; what was given before is kept."""
+    monkeypatch.setattr(workers, "IDLE_LIMIT", 0.5)
+    batches = read(lambda number: os.kill(os.getpid(), signal.SIGSTOP) if number == 3 else None)
+    found = [int(batches.next()["number"]) for _ in range(3)]
+    (worker,) = batches._batches._workers
+    with pytest.raises(BadAudioError, match=r"No batch came for .*1 stopped\): .* Go on from the last checkpoint"):
+        batches.next()
+    assert found == [0, 1, 2] and batches.position.positions[0].batch == 3 and not worker.is_alive()
 
 
 def test_workers_at_work_are_waited_for_longer(read, monkeypatch):
@@ -173,9 +167,8 @@ def test_what_is_wrong_with_the_data_ends_a_wait_with_its_sentence():
 
 
 def test_folders_may_lie_elsewhere_in_other_processes(noise, tmp_path, monkeypatch):
-    def seen(folder) -> tuple:
-        sources = open_sources(DataArguments(train_data=[str(folder)]))
-        return sources, [identity(str(folder), source) for source in sources]
+    def seen(folder) -> list:
+        return open_sources(DataArguments(train_data=[str(folder)]))
 
     copy = shutil.copytree(noise, tmp_path / "copy")
     (other := shutil.copytree(noise, tmp_path / "other")).joinpath("7.wav").rename(tmp_path / "other" / "x.wav")
@@ -184,7 +177,7 @@ def test_folders_may_lie_elsewhere_in_other_processes(noise, tmp_path, monkeypat
         monkeypatch.setattr(training_data, "gather_object", lambda here, found=found: found.append(here[0]) or here)
         two = SimpleNamespace(num_processes=2)
         for folder in (noise, theirs):
-            training_data.check_same_data(*seen(folder), two)
+            training_data.check_same_data(seen(folder), two)
         monkeypatch.setattr(training_data, "gather_object", lambda _, found=found: found)
         with pytest.raises(ValueError, match="other clips in process 1") if refused else nullcontext():
-            training_data.check_same_data(*seen(noise), two)
+            training_data.check_same_data(seen(noise), two)
