@@ -17,7 +17,7 @@ Data: from a name on the command line to a batch. A new kind of source goes into
 - `batches`: clips of similar length, cut, padded and masked
 - `masking`: which frames are hidden
 - `augmentation`: what is added to the encoder's input
-- `noise`: recordings of noise for that
+- `noise`: recordings of noise for that; `coloured_noise`: noise that needs none
 - `arguments`: the settings of pretraining's data
 - `loader`: all of the above behind one loader
 - `workers`: the processes that read, and what becomes of one that dies; `shared_memory`: how they send batches

@@ -19,6 +19,7 @@ from sjepa_hf.frames import SAMPLING_RATE, frame_lengths, length_mask
 from training.data.arguments import DataArguments
 from training.data.bad_audio import BadAudioError, counted
 from training.data.clips import Clip
+from training.data.coloured_noise import ColouredNoise
 from training.data.masking import PUBLISHED_MASK, Mask
 from training.data.noise import Noise
 from training.data.order import BUCKET, CROP, DRAW, MASK, NOISE, ClipIndex, ClipStream, DataPosition, Position
@@ -159,7 +160,7 @@ class BatchStream(IterableDataset):
         position: DataPosition | None = None,
         max_epochs: int | None = None,
         mask: Mask = PUBLISHED_MASK,
-        noise: Noise | None = None,
+        noise: Noise | ColouredNoise | None = None,
     ):
         super().__init__()
         self.corpus = corpus

@@ -7,6 +7,8 @@ from torch import Tensor
 from sjepa_hf.frames import SAMPLING_RATE
 
 
+COLOURED = "coloured"  # its name in `noise_data`
+
 TILT_DB = (-12.0, 2.0)  # an octave: from a rumble to what is a little brighter than white
 FLAT_BELOW = 40.0  # Hz
 RESONANCES = 4  # at most
@@ -23,14 +25,15 @@ class ColouredNoise:
     one half of the clips and wanders in the other.
 
     Args:
-        share (`float`): clips for a batch, as a share of its clips; there is at least one.
+        share (`float`): noises for a batch, as a share of its clips; there is at least one.
     """
-
-    name = "coloured"
-    identities = (name,)
 
     def __init__(self, share: float):
         self.share = share
+        self.identities = [COLOURED]  # of what the noise is from, to tell whether that has changed
+
+    def __str__(self) -> str:
+        return "coloured, made without recordings"
 
     def for_batch(
         self, num_clips: int, longest: int, rng: np.random.Generator

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from sjepa_hf.command import first_line
 from training.data.arguments import DataArguments
 from training.data.batches import BatchStream
+from training.data.coloured_noise import ColouredNoise
 from training.data.masking import PUBLISHED_MASK, Mask
 from training.data.noise import Noise
 from training.data.order import ClipIndex, ClipStream, DataPosition, Position
@@ -128,7 +129,7 @@ def build_loader(
     args: DataArguments,
     *,
     mask: Mask = PUBLISHED_MASK,
-    noise: Noise | None = None,
+    noise: Noise | ColouredNoise | None = None,
     seed: int = 0,
     process_index: int = 0,
     num_processes: int = 1,

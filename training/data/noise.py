@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from sjepa_hf.frames import SAMPLING_RATE
-from training.common.naming import printable
+from training.common.naming import printable, several
 from training.data.bad_audio import NOISE, BadAudioError, counted
+from training.data.coloured_noise import COLOURED, ColouredNoise
 from training.data.order import ClipIndex
 from training.data.sources import Source, open_source
 from training.data.waveforms import BadAudio
@@ -45,6 +46,10 @@ class Noise:
     def identities(self) -> list[str]:
         """Of the sources, to tell whether they have changed."""
         return [source.identity for source in self.sources]
+
+    def __str__(self) -> str:
+        recordings = f"{self.size:,} recording{'s' * (self.size > 1)}"
+        return f"crops of {recordings} of {several((source.name for source in self.sources), 5)}"
 
     def for_batch(
         self, num_clips: int, longest: int, rng: np.random.Generator
@@ -92,13 +97,20 @@ class Noise:
         return {"noise": noise, "noise_lengths": lengths}, told
 
 
-def open_noise(specs: Sequence[str], share: float) -> Noise:
+def open_noise(specs: Sequence[str], share: float) -> Noise | ColouredNoise:
     """
-    Open sources of noise, named as those of `train_data`, and see that there is something to hear.
+    Open sources of noise, named as those of `train_data`, and see that there is something to hear; or `"coloured"`.
 
     Raises:
         ValueError: if a source cannot be opened or read at any place, holds no clip, or nothing in it can be used.
     """
+    if COLOURED in specs:
+        if len(specs) > 1:
+            raise ValueError(
+                f"`noise_data` names {COLOURED}, noise that is made, beside recordings: name either"
+                f" (./{COLOURED} is a folder of that name)."
+            )
+        return ColouredNoise(share)
     try:
         sources = [open_source(spec) for spec in specs]
     except ValueError as error:

@@ -25,8 +25,8 @@ class MaskingArguments:
     noise_data: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Sources of that noise, named as in train_data (not streamed, no tar archives). Without them "
-            "another utterance of the batch is the noise, as published."
+            "help": "Sources of that noise, named as in train_data (not streamed, no tar archives), or coloured: noise"
+            " that is made. Without it another utterance of the batch is the noise, as published."
         },
     )
 

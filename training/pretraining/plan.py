@@ -182,10 +182,7 @@ def about_noise(arguments: Arguments, stream: BatchStream) -> list[str]:
     """A sentence about `noise_data`, where there is some."""
     if stream.noise is None:
         return []
-    sources = named([source.name for source in stream.noise.sources])
-    share = f"{100 * arguments.masking.p_noise:.3g} % of the clips"
-    recordings = f"{stream.noise.size:,} recording{'s' * (stream.noise.size > 1)}"
-    return [f"Noise: {recordings} of {sources}, crops of which are added to {share}."]
+    return [f"Noise: {stream.noise}, added to {100 * arguments.masking.p_noise:.3g} % of the clips."]
 
 
 def about_batches(arguments: Arguments, readers: int, found: DataEstimate | None) -> str:

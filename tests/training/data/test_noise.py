@@ -148,3 +148,21 @@ def test_other_noise_is_told_and_leaves_the_place_in_the_data(speech_folder, his
         "Data: `noise_data` is another than before: the noise is drawn from it from here on."
     ]
     assert [numbers(batch) for batch in rest] == [numbers(batch) for batch in whole[4:]]
+
+
+def test_coloured_noise_needs_no_recordings_and_goes_on_where_it_was(speech_folder):
+    noise = open_noise(["coloured"], 0.25)
+    batches = take(loader(speech_folder, noise), 6)
+    assert all(len(batch["noise"]) == max(1, round(0.25 * len(batch["input_values"]))) for batch in batches)
+    assert not torch.equal(batches[0]["noise"][0, :400], batches[1]["noise"][0, :400])
+    position = loader(speech_folder, noise).dataset.position
+    assert position.settings["noise"] == ["coloured"]
+    position.positions, position.batches = after(batches[:3]).positions, 3
+    again = take(loader(speech_folder, noise, position=position), 3)
+    for batch, other in zip(batches[3:], again, strict=True):
+        assert torch.equal(batch["noise"], other["noise"])
+
+
+def test_coloured_noise_is_not_mixed_with_recordings(hiss):
+    with pytest.raises(ValueError, match="coloured, noise that is made, beside recordings"):
+        open_noise(["coloured", str(hiss)], 0.25)

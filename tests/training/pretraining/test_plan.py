@@ -181,3 +181,13 @@ def test_too_much_that_cannot_be_read_is_foreseen(arguments, caplog):
     assert "more than `max_bad_fraction` (0.04): the run will stop." in lines(caplog)["Data"]
     pretrain.main(arguments("--dry_run", "true", "--min_seconds", "1.9", "--max_bad_fraction", "1"))
     assert "57 % are shorter than 1.9 s or unreadable" in lines(caplog)["Data"]
+
+
+def test_what_noise_is_added_to_how_many_clips(arguments, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    pretrain.main(arguments("--dry_run", "true", "--p_noise", "0.5", "--noise_data", "coloured"))
+    assert lines(caplog)["Noise"] == "Noise: coloured, made without recordings, added to 50 % of the clips."
+    soundfile.write(tmp_path / "hiss.wav", np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    caplog.clear()
+    pretrain.main(arguments("--dry_run", "true", "--p_noise", "0.25", "--noise_data", str(tmp_path / "hiss.wav")))
+    assert "crops of 1 recording of" in lines(caplog)["Noise"] and "added to 25 % of" in lines(caplog)["Noise"]
