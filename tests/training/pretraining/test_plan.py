@@ -187,7 +187,8 @@ def test_what_noise_is_added_to_how_many_clips(arguments, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     pretrain.main(arguments("--dry_run", "true", "--p_noise", "0.5", "--noise_data", "coloured"))
     assert lines(caplog)["Noise"] == "Noise: coloured, made without recordings, added to 50 % of the clips."
-    soundfile.write(tmp_path / "hiss.wav", np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    (tmp_path / "hiss").mkdir()
+    soundfile.write(tmp_path / "hiss" / "1.wav", np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
     caplog.clear()
-    pretrain.main(arguments("--dry_run", "true", "--p_noise", "0.25", "--noise_data", str(tmp_path / "hiss.wav")))
+    pretrain.main(arguments("--dry_run", "true", "--p_noise", "0.25", "--noise_data", str(tmp_path / "hiss")))
     assert "crops of 1 recording of" in lines(caplog)["Noise"] and "added to 25 % of" in lines(caplog)["Noise"]
