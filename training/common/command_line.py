@@ -40,39 +40,60 @@ def parse_dataclasses(
             refuses.
     """
     argv = sys.argv[1:] if argv is None else argv
+    asked = given(argv, groups)
     if values is None:
-        path = config_path(argv) or recipe
-        values = read_recipe(path, groups) if path else {}
-    parser = HfArgumentParser(groups, description=description)
-    written = [argument.split("=")[0] for argument in argv]
+        path = asked.get("config", recipe)
+        values = {} if path is None else read_recipe(path, groups)
+    parser = options_of(groups, description=description)
     for action in parser._actions:
         action.required = action.required and action.dest not in values
-        if action.nargs in ("+", "*") and sum(map(written.count, action.option_strings)) > 1:
-            raise ValueError(f"--{action.dest} is given twice: write all of its values behind one.")
     parser.set_defaults(**values)
     parser.add_argument("--config", help=f"Recipe (YAML): any of the fields below. Default: {recipe or 'none'}.")
     for name, options in positional.items():
         parser.add_argument(name, **options)
-    known = tuple(parser._option_string_actions)
-    names = (word.partition("=")[0] for word in argv if word.startswith("--"))
-    refuse_options([name for name in names if not any(option.startswith(name) for option in known)], known)
-    *parsed, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
-    refuse_options(rest, known)
+    *parsed, rest = parser.parse_args_into_dataclasses(
+        list(argv), return_remaining_strings=True, look_for_args_file=False
+    )
+    refuse_options(rest, parser)
     return tuple(parsed)
 
 
-def refuse_options(words: Sequence[str], known: Sequence[str]) -> None:
-    """Raise a ValueError for the first of the words, which are no options, if there is one."""
+def options_of(groups: Sequence[type], **settings) -> HfArgumentParser:
+    """A parser of the fields of dataclasses, whose names are written out: `--batch_size`, `--batch-size`."""
+    return HfArgumentParser(groups, allow_abbrev=False, **settings)
+
+
+def given(argv: Sequence[str], groups: Sequence[type]) -> dict[str, str | list[str]]:
+    """
+    What a command line sets, as the parser of its options reads it.
+
+    Returns:
+        For each field that it gives, and `config`, the word behind it: "true" for `--flag` alone, "false" for
+        `--no_flag`, a list of words for a list.
+
+    Raises:
+        ValueError: for an option that is unknown, and a list that is given twice.
+    """
+    parser = options_of(groups, add_help=False)
+    parser.add_argument("--config")
+    for action in parser._actions:
+        action.required, action.default, action.type, action.choices = False, argparse.SUPPRESS, None, None
+        action.const = str(action.const).lower()
+    asked, rest = parser.parse_known_args(argv)
+    strange = [word.partition("=")[0] for word in rest if word.startswith("--")]
+    refuse_options([name for name in strange if name not in ("--", "--help")], parser)
+    named = [parser._option_string_actions.get(word.partition("=")[0]) for word in argv]
+    for action in filter(None, named):
+        if action.nargs in ("+", "*") and named.count(action) > 1:
+            raise ValueError(f"--{action.dest} is given twice: write all of its values behind one.")
+    return vars(asked)
+
+
+def refuse_options(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Raise a ValueError for the first of the words, which are no options of the parser, if there is one."""
     if words:
-        word = unknown(words[0], [option for option in known if "-" not in option.lstrip("-")])
-        raise ValueError(f"{word} is not an option of this command: --help lists them.")
-
-
-def config_path(argv: Sequence[str]) -> str | None:
-    """The recipe that a command line names."""
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--config")
-    return chooser.parse_known_args(argv)[0].config
+        known = [option for option in parser._option_string_actions if "-" not in option.lstrip("-")]
+        raise ValueError(f"{unknown(words[0], known)} is not an option of this command: --help lists them.")
 
 
 def read_recipe(path: str, groups: Sequence[type]) -> dict:
