@@ -24,7 +24,6 @@ the loudest of its frame drowns in rounding.
 Needs the packages onnx, onnxscript and onnxruntime.
 """
 
-import argparse
 import json
 import logging
 import warnings
@@ -37,7 +36,7 @@ import torch
 from torch import nn
 from transformers import Wav2Vec2CTCTokenizer
 
-from .command import command
+from .command import CommandParser, command
 from .frames import MIN_SAMPLES, SAMPLING_RATE, real_samples
 from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel
 from .modeling_sjepa_heads import SJepaForCTC, SJepaForSequenceClassification
@@ -295,7 +294,7 @@ def export_onnx(
 @command
 def main(argv: list[str] | None = None) -> None:
     """Export what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("checkpoint", help="directory of a checkpoint, or its name on the Hub")
     parser.add_argument("output", metavar="OUT.onnx", help="file to write")
     parser.add_argument("--task", help=f"{', '.join(TASKS)} (default: what the checkpoint was saved as)")

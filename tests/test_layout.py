@@ -123,6 +123,18 @@ def test_no_module_is_longer_than_a_reader_likes():
     assert {module: length for module, length in lengths.items() if length >= LONGEST} == {}
 
 
+def test_every_command_reads_its_options_by_the_same_rules():
+    """No abbreviations, and dashes for underscores: those of `CommandParser` and `options_of`."""
+    parsers = {"ArgumentParser", "HfArgumentParser"}
+    made = {
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and parsers & {getattr(node.func, "id", None), getattr(node.func, "attr", None)}
+    }
+    assert made == {"training.common.command_line"}
+
+
 def place_of_tests(module: str) -> Path:
     """Where the tests of a module are looked for."""
     *folders, name = module.split(".")
