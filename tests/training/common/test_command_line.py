@@ -29,7 +29,7 @@ def parse(tmp_path, recipe: str, *argv):
 
 def test_values_and_the_command_line_over_them(tmp_path):
     recipe = (
-        "steps: 5\nrate: 1e-3\nlayers: 2\ndecays: [1e-1, 1]\nprecision: 'no'\nflag: yes\nsources: a\nextra: {a: 1}"
+        "steps: '5'\nrate: 1e-3\nlayers: 2\ndecays: [1e-1, 1]\nprecision: 'no'\nflag: yes\nsources: a\nextra: {a: 1}"
     )
     assert parse(tmp_path, recipe, "--steps", "7") == Settings(
         7, 0.001, "x", "no", True, True, [2], [0.1, 1.0], ["a"], {"a": 1}
@@ -50,6 +50,9 @@ def test_a_list_is_written_once(tmp_path):
         ("steps: [1]", r"`steps` in the recipe .*recipe.yaml is \[1\], and must be a whole number\."),
         ("steps: 1.5", "must be a whole number"),
         ("steps: true", "must be a whole number"),
+        ("steps: many", "is many, and must be a whole number"),
+        ("rate: fast", "is fast, and must be a number"),
+        ("flag: 'no'", "is no, and must be true or false"),
         ("steps:", "`steps` .* is None, and must be a whole number"),
         ("rate: {a: 1}", "must be a number"),
         ("rate: yes", "must be a number; YAML reads yes, no, on and off as that: write such a word in quotes"),
