@@ -11,13 +11,12 @@ from torch import nn
 from transformers import TrainerState, Wav2Vec2CTCTokenizer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from training.common.resuming import LATEST, NEWEST, named_checkpoint
 from training.finetuning.text import FILE_NAME as NORMALIZATION
 
 
 logger = logging.getLogger(__name__)
 
-NEWEST = ("auto", "latest", "last", "true", "yes", "1")  # words for the newest checkpoint of output_dir
-ANEW = ("false", "no", "none", "0", "")
 STATE, MERGED, FINAL = "trainer_state.json", "merged", "final"
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 PICKLES = ("optimizer.pt", "scheduler.pt")
@@ -28,25 +27,24 @@ def choose_checkpoint(asked: str | None, output_dir: str) -> str | None:
     The checkpoint to go on from, or None to begin.
 
     Args:
-        asked: `resume_from_checkpoint`: a directory, a word for the newest checkpoint that is whole (`auto`, `latest`,
-            `true`; where there is none the run begins), or None.
+        asked: `resume_from_checkpoint`: a directory, `latest` for the newest checkpoint that is whole, `auto` for the
+            same or, where there is none, a run that begins, or None.
         output_dir: of the run.
 
     Raises:
         ValueError: if there is no such checkpoint, it is not whole, or `output_dir` holds checkpoints or the result of
             another run.
     """
-    word = (asked or "").strip()
     found = sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True)
-    if word.lower() in ANEW:
+    if asked is None:
         if found:
             raise ValueError(
                 f"`output_dir` {output_dir} holds checkpoints of another run: choose another, or go on from them"
-                " with --resume_from_checkpoint latest."
+                f" with --resume_from_checkpoint {LATEST}."
             )
         check_no_result(output_dir)
         return None
-    if word.lower() in NEWEST:
+    if asked in NEWEST:
         for path in found:
             problem = what_is_torn(path)
             if problem is None:
@@ -55,18 +53,14 @@ def choose_checkpoint(asked: str | None, output_dir: str) -> str | None:
         if found:
             raise ValueError(f"None of the checkpoints in {output_dir} is whole: start again in another `output_dir`.")
         check_no_result(output_dir)
+        if asked == LATEST:
+            raise ValueError(f"There is no checkpoint in {output_dir} to resume from: start without resuming.")
         logger.info("%s holds no checkpoint: the run begins.", output_dir)
         return None
-    if not Path(word).is_dir():
-        there = ", ".join(str(path) for path in found) or "none"
-        raise ValueError(
-            f"`resume_from_checkpoint` {word} is not a directory: name one of output_dir ({there}), or latest, true or"
-            " auto for the newest."
-        )
-    problem = what_is_torn(Path(word))
+    problem = what_is_torn(named_checkpoint(asked))
     if problem is not None:
-        raise ValueError(f"`resume_from_checkpoint` {word} cannot be resumed: {problem}.")
-    return word
+        raise ValueError(f"`resume_from_checkpoint` {asked} cannot be resumed: {problem}.")
+    return asked
 
 
 def check_no_result(output_dir: str) -> None:

@@ -291,7 +291,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     if not isinstance(chosen, dict):
         raise ValueError(f"`model_config` is {chosen!r}: write it like '{{\"hidden_size\": 256}}'.")
     arguments.model.model_config = json.dumps(chosen_there | chosen)
-    if not arguments.run.resume_from_checkpoint:  # resuming compares with the checkpoint's first
+    if arguments.run.resume_from_checkpoint is None:  # resuming compares with the checkpoint's first
         check_free(arguments.chosen_model())
     if not arguments.model.initial_checkpoint:
         check_model(arguments, arguments.sjepa_config())

@@ -147,7 +147,7 @@ def test_checkpoints_with_adapters_hold_the_merged_model_and_go_on(checkpoint, m
     with pytest.raises(ValueError, match="holds adapters, not a whole model: .*`merged`"):
         open_model(AutoModelForCTC, folder)
     finetune_ctc.train(
-        prepare(finetune_ctc, checkpoint, mine, tmp_path, *options, "--resume_from_checkpoint", "true"),
+        prepare(finetune_ctc, checkpoint, mine, tmp_path, *options, "--resume_from_checkpoint", "latest"),
         Heartbeat("training"),
     )
     assert json.loads((tmp_path / "final" / "results.json").read_text())["steps"] == 4

@@ -55,7 +55,10 @@ def test_few_clips_train_for_enough_steps(checkpoint, mine, tmp_path):
         ("--seed -1", "`seed` must lie between 0 and"),
         ("--eval_fraction 1", "`eval_fraction` must be at least 0 and below 1, got 1.0"),
         ("--eval_fraction 0", "`eval_fraction` must be above 0, got 0.0"),
-        ("--resume_from_checkpoint /nowhere", "/nowhere is not a directory"),
+        ("--resume_from_checkpoint latest", "out to resume from: start without resuming"),
+        ("--resume_from_checkpoint true", "'true' is not a directory: name a checkpoint, or give latest"),
+        ("--resume_from_checkpoint=", "'' is not a directory"),
+        ("--resume_from_checkpoint /nowhere", "'/nowhere' is not a directory"),
     ],
 )
 def test_what_the_trainer_cannot_do_is_refused_before_data_are_read(options, message, tmp_path):
