@@ -68,7 +68,6 @@ class FineTuner(Trainer):
         self.model_accepts_loss_kwargs = False  # the losses are means: accumulated ones must be divided
         for bars in (ProgressCallback, PrinterCallback):
             self.remove_callback(bars)
-        self.add_callback(ProgressLogCallback())
 
     def training_step(self, model, inputs, *args, **kwargs):
         short = shortest_batch(self.model.config) - inputs["input_values"].shape[1]
@@ -200,14 +199,14 @@ class EncoderFreezeCallback(TrainerCallback):
 class ProgressLogCallback(TrainerCallback):
     """Logs steps and evaluations with four digits, and how long the run will take once a few steps are timed."""
 
-    def __init__(self):
-        self.heartbeat: Heartbeat | None = None
+    def __init__(self, heartbeat: Heartbeat):
+        self.heartbeat = heartbeat
         self._start: tuple[int, float] | None = None
         self._batches = 0
 
     def on_step_end(self, args, state, control, **kwargs):
         now = time.monotonic()
-        self._say(f"training: step {state.global_step} of {state.max_steps}")
+        self.heartbeat.doing = f"training: step {state.global_step} of {state.max_steps}"
         if self._start is None:  # the first step also starts the workers
             self._start = (state.global_step, now)
         elif state.global_step == self._start[0] + TIMED_STEPS and state.is_world_process_zero:
@@ -217,7 +216,8 @@ class ProgressLogCallback(TrainerCallback):
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
         self._batches += 1
-        self._say(f"evaluating at step {state.global_step}: batch {self._batches} of {len(eval_dataloader)}")
+        batch = f"batch {self._batches} of {len(eval_dataloader)}"
+        self.heartbeat.doing = f"evaluating at step {state.global_step}: {batch}"
 
     def on_evaluate(self, args, state, control, **kwargs):
         self._batches = 0
@@ -238,10 +238,6 @@ class ProgressLogCallback(TrainerCallback):
         if text:
             where = f"Step {state.global_step} of {state.max_steps}"
             logger.info("%s%s: %s.", where, ", evaluation" if evaluation else "", text)
-
-    def _say(self, doing: str) -> None:
-        if self.heartbeat is not None:
-            self.heartbeat.doing = doing
 
 
 class SaveAndStopCallback(TrainerCallback):
@@ -299,11 +295,9 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
         sys.exit(0)
     if trainer.args.device.type == "cpu":
         keep_freed_memory()
+    trainer.add_callback(ProgressLogCallback(heartbeat))
     if arguments.freeze_encoder_steps:
         trainer.add_callback(EncoderFreezeCallback(arguments.freeze_encoder_steps))
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, ProgressLogCallback):
-            callback.heartbeat = heartbeat
     heartbeat.doing = "starting the training"
     if trainer.is_world_process_zero():
         (output_dir / INTERRUPTED).unlink(missing_ok=True)
