@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import signal
 import sys
 import time
@@ -23,7 +22,7 @@ from sjepa_hf.durations import duration
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.saving import share_mode_of
 from training.common.memory import keep_freed_memory
-from training.common.processes import Coordinator, end_group
+from training.common.processes import Coordinator, end_group, local_processes
 from training.common.progress import Heartbeat
 from training.common.signals import INTERRUPTED, Interrupted, Interruption, Stop, tell_in_file
 from training.data.bad_audio import counted
@@ -101,14 +100,17 @@ class FineTuner(Trainer):
         return self.optimizer
 
     def check_shared_memory(self) -> None:
-        """Raise a ValueError if batches of the longest clips may not fit into the shared memory that is free."""
+        """
+        Raise a ValueError if batches of the longest clips may not fit into the shared memory that is free. Every
+        process must call it.
+        """
         parts = ((self.train_dataset, "train"), (self.eval_dataset, "eval"))
         longest = {name: max(clip_seconds(dataset), default=0.0) for dataset, name in parts}
         name = max(longest, key=lambda each: longest[each] * getattr(self.args, f"per_device_{each}_batch_size"))
         check_shared_memory(
             longest[name] * getattr(self.args, f"per_device_{name}_batch_size"),
             self.args.dataloader_num_workers,
-            int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+            local_processes(self.accelerator),
             sample_bytes=SAMPLE_BYTES,
             settings=("dataloader_num_workers", f"per_device_{name}_batch_size"),
         )
