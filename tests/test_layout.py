@@ -1,6 +1,7 @@
 """The layout: which room may import which, how long a file is, and that each module has a test file of its name."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,20 @@ def test_every_command_reads_its_options_by_the_same_rules():
         if isinstance(node, ast.Call) and parsers & {getattr(node.func, "id", None), getattr(node.func, "attr", None)}
     }
     assert made == {"training.common.command_line"}
+
+
+def test_the_listing_of_a_room_names_all_its_files():
+    """Where the first words of its `__init__` name any."""
+    listed, unnamed = 0, []
+    for room_name, path in MODULES.items():
+        if path.name != "__init__.py" or not room_name.startswith(("sjepa_hf", "training")):
+            continue
+        listing = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        names = [file.stem for file in path.parent.glob("*.py") if file.name != "__init__.py"]
+        lacking = [f"{room_name}.{name}" for name in names if not re.search(rf"\b{name}\b", listing)]
+        if len(lacking) < len(names):
+            listed, unnamed = listed + 1, unnamed + lacking
+    assert listed > 7 and unnamed == []
 
 
 def place_of_tests(module: str) -> Path:

@@ -2,6 +2,7 @@
 Data: from a name on the command line to a batch. A new kind of source goes into `sources`, a codec is mended in
 `waveforms`, other masks go beside those of `masking`, a faster loader begins in `loader`.
 
+- `arguments`: what to train on, and how it is cut into batches
 - `sources`: what a user names, opened: folders, manifests, Parquet, archives, the Hub
 - `folders`, `metadata`: folders of audio, and the lists of files and labels in them
 - `manifest`, `row_index`: JSONL with a clip a line, and where its lines begin

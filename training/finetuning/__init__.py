@@ -4,6 +4,7 @@ from top to bottom; what they are made of lies here:
 
     arguments         what both commands are asked, from recipes and the command line
     data              sources, their column of labels, the clips to train on, to choose by and to test on
+    order             of the training clips, of like length together or any
     model             the checkpoint with a head; fresh layers, adapters
     ctc               what only CTC needs: tokenizer, batches, error rates
     classification    what only classification needs: classes, batches, scores

@@ -3,6 +3,7 @@
 arguments.py  what can be asked for
 tasks.py     the tasks: heads, hyperparameters, metrics, data sets, and known differences from the toolkit
 labels.py    what label columns become, and back; metrics over texts and slots
+evaluation.py  one task with its data and labels, ready to score encoders
 splits.py    training, dev and test set, and folds
 diarization.py  mixtures of two speakers, and the error rate
 query_by_example.py  search of words by DTW, and MTWV
