@@ -40,7 +40,7 @@ from .command import CommandParser, command
 from .frames import MIN_SAMPLES, SAMPLING_RATE, real_samples
 from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel
 from .modeling_sjepa_heads import SJepaForCTC, SJepaForSequenceClassification
-from .opening import MissingWeights, open_pretrained, open_sjepa, open_sjepa_config
+from .opening import UNKNOWN_SIGN, MissingWeights, open_pretrained, open_sjepa, open_sjepa_config
 from .saving import files_written_aside
 
 
@@ -112,7 +112,7 @@ def ctc_labels(checkpoint: str | Path, vocab_size: int) -> list[str]:
         tokenizer = open_pretrained(Wav2Vec2CTCTokenizer, checkpoint)
     except ValueError as error:
         raise ValueError(f"{checkpoint} has no Wav2Vec2CTCTokenizer (vocab.json) with its CTC head: {error}") from None
-    written = {tokenizer.pad_token: "", tokenizer.word_delimiter_token: " ", tokenizer.unk_token: "\ufffd"}
+    written = {tokenizer.pad_token: "", tokenizer.word_delimiter_token: " ", tokenizer.unk_token: UNKNOWN_SIGN}
     tokens = tokenizer.convert_ids_to_tokens(list(range(vocab_size)))
     return [written.get(token, token) for token in tokens]
 

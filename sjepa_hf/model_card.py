@@ -20,6 +20,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import yaml
@@ -256,7 +257,7 @@ def usage(repo_id: str, pipeline: str, is_sjepa: bool) -> str:
             model = pipeline("{pipeline}", {name}{remote})
             audio = np.random.randn(16000)  # mono: put your own here
             print(model({{"raw": audio, "sampling_rate": 16000}}))"""
-    lines = [line[12:] for line in code.strip("\n").splitlines()]
+    lines = dedent(code).strip().splitlines()
     note = ["", "With `import sjepa_hf` no remote code is needed."] if is_sjepa else []
     return "\n".join(["```python", *lines, "```", *note])
 

@@ -1,6 +1,5 @@
 """Resuming a fine-tuning: from which checkpoint, and whether it is of the same task."""
 
-import json
 import logging
 import zipfile
 from collections.abc import Sequence
@@ -11,6 +10,9 @@ from torch import nn
 from transformers import TrainerState, Wav2Vec2CTCTokenizer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from sjepa_hf.contents import read_json
+from sjepa_hf.opening import open_config
+from training.common.naming import several
 from training.common.resuming import LATEST, NEWEST, named_checkpoint
 from training.finetuning.text import FILE_NAME as NORMALIZATION
 
@@ -110,12 +112,7 @@ def check_vocabulary(checkpoint: str, tokenizer: Wav2Vec2CTCTokenizer) -> None:
     Raise a ValueError if the tokenizer that a checkpoint was trained with gives characters other numbers: its head
     would write wrong ones.
     """
-    try:
-        then = json.loads((Path(checkpoint) / "vocab.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{checkpoint} has no vocabulary (vocab.json) to compare with the transcripts': {error}"
-        ) from None
+    then = read_json(Path(checkpoint) / "vocab.json")
     now = tokenizer.get_vocab()
     if then == now:
         return
@@ -128,11 +125,7 @@ def check_vocabulary(checkpoint: str, tokenizer: Wav2Vec2CTCTokenizer) -> None:
 
 def check_normalization(checkpoint: str, now: dict) -> None:
     """Raise a ValueError if transcripts are normalised otherwise than when the checkpoint was saved."""
-    path = Path(checkpoint) / NORMALIZATION
-    try:
-        then = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is missing or torn: {error}") from None
+    then = read_json(Path(checkpoint) / NORMALIZATION)
     for name, value in now.items():
         if then.get(name) != value:
             raise ValueError(
@@ -143,11 +136,7 @@ def check_normalization(checkpoint: str, now: dict) -> None:
 
 def check_classes(checkpoint: str, names: Sequence[str]) -> None:
     """Raise a ValueError if a checkpoint's head tells other classes apart."""
-    try:
-        config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
-        then = [name for _, name in sorted(config["id2label"].items(), key=lambda pair: int(pair[0]))]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{checkpoint} does not say which classes it tells apart: {error}") from None
+    then = [name for _, name in sorted(open_config(checkpoint).id2label.items())]
     if then != list(names):
         changes = came_and_went(then, names, "class")
         raise ValueError(
@@ -161,7 +150,7 @@ def came_and_went(then: Sequence[str], now: Sequence[str], what: str) -> str:
     parts = []
     for names, verb in ((set(now) - set(then), "new"), (set(then) - set(now), "gone")):
         if names:
-            listed = ", ".join(map(repr, sorted(names)[:10])) + (", ..." if len(names) > 10 else "")
+            listed = several(map(repr, sorted(names)), 10)
             plural = what if len(names) == 1 else {"class": "classes"}.get(what, f"{what}s")
             parts.append(f"the {plural} {listed} {'is' if len(names) == 1 else 'are'} {verb}")
     return ", ".join(parts)
