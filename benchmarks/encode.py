@@ -9,7 +9,6 @@ Encoders with the recipe's sizes and random weights, without gradients, on clips
 process held at its most, of which the second figure is the share that encoding added.
 """
 
-import argparse
 import statistics
 import threading
 import time
@@ -21,7 +20,7 @@ from transformers import HubertConfig, HubertModel, PreTrainedModel, WavLMConfig
 
 from benchmarks.steps.candidates import SHARED_WITH_HUBERT, recipe_path
 from sjepa_hf import SJepaConfig, SJepaModel
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from sjepa_hf.durations import duration
 from sjepa_hf.frames import SAMPLING_RATE, length_mask
 from training.common.command_line import read_recipe
@@ -91,7 +90,7 @@ def measure(models: dict[str, PreTrainedModel], batch: dict, dtype: str, repeats
 @command
 def main(argv: list[str] | None = None) -> None:
     """Measure what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--config", default="base", help="Sizes of a recipe: its name or a file.")
     parser.add_argument("--clips", type=int, nargs="+", default=[1, 4], help="Clips in a batch, one table row each.")
     parser.add_argument("--seconds", type=float, default=10.0, help="Seconds of the longest clip.")

@@ -10,7 +10,6 @@ What raises anything but `BadAudio` (the page: ValueError), takes longer than `-
 fault, and ends the command with status 1.
 """
 
-import argparse
 import io
 import json
 import logging
@@ -27,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from training.data.arguments import DataArguments
 from training.data.bad_audio import BadAudioError
 from training.data.loader import build_loader
@@ -176,7 +175,7 @@ def read_manifest(number: int, folder: Path, clips: list[str]) -> str:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--manifests", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=5.0, help="for one reading")

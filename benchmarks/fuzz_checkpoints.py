@@ -14,7 +14,6 @@ Any exception but ValueError, and any trial of more than a minute, is a fault. P
 exit status is 1 where there was a fault.
 """
 
-import argparse
 import json
 import logging
 import random
@@ -33,7 +32,7 @@ import yaml
 from transformers import AutoFeatureExtractor, AutoModelForPreTraining
 
 from benchmarks.kill_and_resume import SETTINGS
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from sjepa_hf.opening import open_config, open_pretrained
 from training import pretrain
 from training.pretraining.arguments import parse_arguments
@@ -165,7 +164,7 @@ def trial(folder: Path, command: list[str], draw: random.Random) -> tuple[str, C
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--damages", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)

@@ -7,7 +7,6 @@ parses the arguments and builds the model. It prints how many were taken and how
 any other way or took too long; the exit status is 1 where there was one.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -24,7 +23,7 @@ from pathlib import Path
 import yaml
 
 from sjepa_hf import SJepaConfig, SJepaForPreTraining
-from sjepa_hf.command import command, sentence
+from sjepa_hf.command import CommandParser, command, sentence
 from training.pretraining.arguments import ARGUMENTS, parse_arguments
 
 
@@ -89,7 +88,7 @@ def outcome(argv: list[str]) -> str:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--count", type=int, default=120, help="trials")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)

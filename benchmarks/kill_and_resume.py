@@ -7,7 +7,6 @@ be it in the update, in a checkpoint being written or at the boundary. CPU, one 
 status is 1 where the weights, or the clips heard, were others.
 """
 
-import argparse
 import hashlib
 import os
 import random
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from training.pretraining.checkpoint_layout import load_loop_state
 from training.pretraining.monitoring import HISTORY, read_history
 
@@ -94,7 +93,7 @@ def finish(recipe: Path, speech: Path, output_dir: Path) -> str:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--speech", type=Path, required=True, help="folder of audio files")
     parser.add_argument("--trials", type=int, default=20, help="kills in each phase")
     parser.add_argument("--phases", type=int, nargs="+", default=[1, 2])

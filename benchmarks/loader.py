@@ -11,7 +11,6 @@ workers would feed if nothing held them up, an estimate. Second table: 10 s read
 offset and at a random place, against decoding that hour.
 """
 
-import argparse
 import cProfile
 import io
 import itertools
@@ -31,7 +30,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from sjepa_hf.frames import SAMPLING_RATE
 from training.common.memory import keep_freed_memory
 from training.data.arguments import DataArguments
@@ -167,7 +166,7 @@ def compare_crops(folder: Path, samples: np.ndarray, repeats: int) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--speech", type=Path, required=True, help="folder of audio files")
     parser.add_argument("--clips", type=int, default=200, help="files of it to use")
     parser.add_argument("--repeats", type=int, default=5)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from training.data.arguments import DataArguments
 from training.data.loader import build_loader
 from training.data.sources import AUDIO_SUFFIXES, open_source
@@ -84,7 +84,7 @@ def in_a_process(path: Path, arguments: argparse.Namespace) -> dict[str, float]:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--speech", type=Path, help="folder with audio files to name")
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--reads", type=int, default=100_000, help="rows read at random places")

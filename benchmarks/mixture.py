@@ -6,7 +6,6 @@ Three ways over the same frames: this package; the difference-tensor form (`[N, 
 the four bare matrix products that any implementation needs. The ratios are what counts, not the milliseconds.
 """
 
-import argparse
 import math
 import statistics
 import time
@@ -14,7 +13,7 @@ import time
 import torch
 
 from sjepa_hf import DiagonalGaussianMixture
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 
 
 def difference_tensor_step(features, weights, means, variances, decay=0.999):
@@ -49,7 +48,7 @@ def timed(function, repeats: int) -> list[float]:
 @command
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--frames", type=int, default=2000)
     parser.add_argument("--features", type=int, default=768)
     parser.add_argument("--components", type=int, default=500)

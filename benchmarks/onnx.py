@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from sjepa_hf.encoding import pad_waveforms
 from sjepa_hf.export_onnx import export_onnx, open_checkpoint, open_session
 from sjepa_hf.frames import SAMPLING_RATE
@@ -202,7 +202,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
 @command
 def main(argv: list[str] | None = None) -> None:
     """Measure what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("checkpoint", help="checkpoint with a CTC head, a classifier, or none")
     parser.add_argument("--data", required=True, help="labelled clips, as in fine-tuning")
     parser.add_argument("--column", help="column of the transcripts or labels (default: as in fine-tuning)")

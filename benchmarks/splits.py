@@ -10,7 +10,6 @@ fp32 on a CPU, one thread a process, dropout and augmentation off. Differences a
 the root mean square of the reference.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import yaml
 from safetensors.torch import load_file
 
 from benchmarks.kill_and_resume import ENVIRONMENT, ROOT, SETTINGS, STEPS
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from training import pretrain
 from training.data.batches import attention_mask
 from training.pretraining.arguments import parse_arguments
@@ -87,7 +86,7 @@ def train(recipe: Path, speech: Path, output_dir: Path, how: str) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--speech", type=Path, required=True, help="folder of audio files")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -31,11 +31,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from transformers import HfArgumentParser
 
 from benchmarks.steps.candidates import SWEEPS, HubertStep, SJepaStep, StepArguments
 from benchmarks.steps.flops import bf16_peak
 from sjepa_hf.command import command
+from training.common.command_line import options_of
 from training.common.memory import keep_freed_memory
 
 
@@ -230,7 +230,8 @@ def profile(step: Callable, device: torch.device) -> str:
 @command
 def main(argv: list[str] | None = None) -> None:
     """Measure what the command line asks for."""
-    parser = HfArgumentParser(StepArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = options_of((StepArguments,), description=__doc__, formatter_class=formatter)
     (arguments,) = parser.parse_args_into_dataclasses(argv)
     torch.set_num_threads(arguments.threads)
     if arguments.device == "cpu":

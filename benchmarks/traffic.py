@@ -21,12 +21,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import HfArgumentParser
 
 from benchmarks.steps.candidates import HubertStep, SJepaStep, StepArguments
 from benchmarks.steps.cuda_rules import cuda_rules
 from benchmarks.steps.operations import Count, OperationCounter
 from sjepa_hf.command import command
+from training.common.command_line import options_of
 
 
 WATCHED = {  # modules of an encoder, ours or HuBERT's, and their rows
@@ -148,9 +148,8 @@ def report(name: str, counts: Counts, longest: int) -> None:
 @command
 def main(argv: list[str] | None = None) -> None:
     """Count what the command line asks for."""
-    parser = HfArgumentParser(
-        TrafficArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = options_of((TrafficArguments,), description=__doc__, formatter_class=formatter)
     (arguments,) = parser.parse_args_into_dataclasses(argv)
     print(
         f"{Path(arguments.config).stem}, phase {arguments.phase}: {arguments.clips} x {arguments.seconds:g} s,"

@@ -10,13 +10,12 @@ checkout goes to pytest, for example `-k LogMel -x`. It takes a minute of one co
 eight, most of them for exports.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +39,7 @@ def run(checkout: Path, options: list[str]) -> int:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("checkout", type=Path, help="folder of a clone of Transformers")
     arguments, options = parser.parse_known_args(argv)
     sys.exit(run(arguments.checkout, options))

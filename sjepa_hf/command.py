@@ -1,5 +1,6 @@
 """Command shell, which every command runs in: log lines, one sentence for what is wrong, and an exit status."""
 
+import argparse
 import functools
 import logging
 import os
@@ -23,6 +24,21 @@ OURS = (ROOT / "sjepa_hf", ROOT / "training", ROOT / "model_cards", ROOT / "benc
 
 class UserError(RuntimeError):
     """Something that ends a command and that its user can mend; the message is the whole sentence."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """
+    Parser of a command's options, by the rules of all commands: a name is written out, and takes dashes for
+    underscores. `--help` leaves the lines of the description as they are.
+    """
+
+    def __init__(self, description: str | None = None, **settings):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False, **settings)
+
+    def add_argument(self, *names: str, **settings) -> argparse.Action:
+        dashed = [name.replace("_", "-") for name in names if name.startswith("--") and "_" in name]
+        return super().add_argument(*names, *dashed, **settings)
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:

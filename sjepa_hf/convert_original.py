@@ -6,7 +6,6 @@ Sizes are read off the tensors; the number of attention heads is not in them. Th
 output `y = P x`; both are linear, and become one: `(1 + E) P`.
 """
 
-import argparse
 import re
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
-from .command import command, first_line
+from .command import CommandParser, command, first_line
 from .configuration_sjepa import SJepaConfig
 from .modeling_sjepa_pretraining import SJepaForPreTraining
 from .opening import why
@@ -278,7 +277,7 @@ def convert(
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("checkpoint", help="checkpoint of the released code")
     parser.add_argument("output_dir", help="directory to write")
     parser.add_argument("--num_attention_heads", type=int, help="heads of the encoder (default: hidden size / 64)")

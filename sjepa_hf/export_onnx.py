@@ -24,7 +24,6 @@ the loudest of its frame drowns in rounding.
 Needs the packages onnx, onnxscript and onnxruntime.
 """
 
-import argparse
 import json
 import logging
 import warnings
@@ -37,11 +36,11 @@ import torch
 from torch import nn
 from transformers import Wav2Vec2CTCTokenizer
 
-from .command import command
+from .command import CommandParser, command
 from .frames import MIN_SAMPLES, SAMPLING_RATE, real_samples
 from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel
 from .modeling_sjepa_heads import SJepaForCTC, SJepaForSequenceClassification
-from .opening import MissingWeights, open_pretrained, open_sjepa, open_sjepa_config
+from .opening import UNKNOWN_SIGN, MissingWeights, open_pretrained, open_sjepa, open_sjepa_config
 from .saving import files_written_aside
 
 
@@ -113,7 +112,7 @@ def ctc_labels(checkpoint: str | Path, vocab_size: int) -> list[str]:
         tokenizer = open_pretrained(Wav2Vec2CTCTokenizer, checkpoint)
     except ValueError as error:
         raise ValueError(f"{checkpoint} has no Wav2Vec2CTCTokenizer (vocab.json) with its CTC head: {error}") from None
-    written = {tokenizer.pad_token: "", tokenizer.word_delimiter_token: " ", tokenizer.unk_token: "\ufffd"}
+    written = {tokenizer.pad_token: "", tokenizer.word_delimiter_token: " ", tokenizer.unk_token: UNKNOWN_SIGN}
     tokens = tokenizer.convert_ids_to_tokens(list(range(vocab_size)))
     return [written.get(token, token) for token in tokens]
 
@@ -295,7 +294,7 @@ def export_onnx(
 @command
 def main(argv: list[str] | None = None) -> None:
     """Export what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("checkpoint", help="directory of a checkpoint, or its name on the Hub")
     parser.add_argument("output", metavar="OUT.onnx", help="file to write")
     parser.add_argument("--task", help=f"{', '.join(TASKS)} (default: what the checkpoint was saved as)")

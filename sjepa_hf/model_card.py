@@ -15,12 +15,12 @@ together are `one + other`):
 Results on data whose facts name a dataset_id on the Hub also go to .eval_results/*.yaml.
 """
 
-import argparse
 import json
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import yaml
@@ -29,7 +29,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 
-from .command import command
+from .command import CommandParser, command
 from .contents import CARD, CONFIG, EVAL_RESULTS, PICTURES, RECORD, RESULTS, read_json, unfit
 from .durations import audio_amount
 from .facts import Facts
@@ -257,7 +257,7 @@ def usage(repo_id: str, pipeline: str, is_sjepa: bool) -> str:
             model = pipeline("{pipeline}", {name}{remote})
             audio = np.random.randn(16000)  # mono: put your own here
             print(model({{"raw": audio, "sampling_rate": 16000}}))"""
-    lines = [line[12:] for line in code.strip("\n").splitlines()]
+    lines = dedent(code).strip().splitlines()
     note = ["", "With `import sjepa_hf` no remote code is needed."] if is_sjepa else []
     return "\n".join(["```python", *lines, "```", *note])
 
@@ -430,7 +430,7 @@ def eval_result_files(scores: list[ComparedScore], facts: Facts) -> dict[str, st
 @command
 def main(argv: list[str] | None = None) -> None:
     """Write the card that the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("checkpoint", help="directory of the checkpoint")
     parser.add_argument("--facts", help="YAML file of what no run can know")
     parser.add_argument("--results", nargs="+", default=[], help="files that the evaluation commands wrote")

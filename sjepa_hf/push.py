@@ -10,7 +10,6 @@ lies in the directory goes, and no link is followed; what stays is named. With -
 is sent. The token is that of `hf auth login` or HF_TOKEN. HF_ENDPOINT chooses another Hub.
 """
 
-import argparse
 import logging
 import re
 import time
@@ -28,7 +27,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .command import command
+from .command import CommandParser, command
 from .contents import CARD, RECORD, contents, read_json, shown, without_paths
 from .model_card import MARK, card_files
 
@@ -246,7 +245,7 @@ def refusal(error: HfHubHTTPError, repo_id: str) -> str:
 @command
 def main(argv: list[str] | None = None) -> None:
     """Publish what the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("checkpoint", help="directory of the checkpoint")
     parser.add_argument("repo_id", help="owner/name on the Hub, or a name of your own")
     parser.add_argument("--private", action="store_true", default=None, help="hide a new repo from others")

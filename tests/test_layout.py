@@ -131,6 +131,32 @@ def test_no_module_is_longer_than_a_reader_likes():
     assert {module: length for module, length in lengths.items() if length >= LONGEST} == {}
 
 
+def test_every_command_reads_its_options_by_the_same_rules():
+    """No abbreviations, and dashes for underscores: those of `CommandParser` and `options_of`."""
+    parsers = {"ArgumentParser", "HfArgumentParser"}
+    made = {
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and parsers & {getattr(node.func, "id", None), getattr(node.func, "attr", None)}
+    }
+    assert made == {"training.common.command_line"}
+
+
+def test_the_listing_of_a_room_names_all_its_files():
+    """Where the first words of its `__init__` name any."""
+    listed, unnamed = 0, []
+    for room_name, path in MODULES.items():
+        if path.name != "__init__.py" or not room_name.startswith(("sjepa_hf", "training")):
+            continue
+        listing = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        names = [file.stem for file in path.parent.glob("*.py") if file.name != "__init__.py"]
+        lacking = [f"{room_name}.{name}" for name in names if not re.search(rf"\b{name}\b", listing)]
+        if len(lacking) < len(names):
+            listed, unnamed = listed + 1, unnamed + lacking
+    assert listed > 7 and unnamed == []
+
+
 def place_of_tests(module: str) -> Path:
     """Where the tests of a module are looked for."""
     *folders, name = module.split(".")

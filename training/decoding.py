@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from sjepa_hf.opening import open_recogniser
 from sjepa_hf.saving import write_text_aside
 from training.common.device import default_device
@@ -30,8 +30,8 @@ from training.finetuning.text import TextNormalizer, log_spaceless
 from training.finetuning.transcribe import evaluate_clips, examples
 
 
-def parser() -> argparse.ArgumentParser:
-    commands = argparse.ArgumentParser(description="CTC decoding with a word n-gram.")
+def parser() -> CommandParser:
+    commands = CommandParser("CTC decoding with a word n-gram.")
     kinds = commands.add_subparsers(required=True)
 
     build = kinds.add_parser("build-ngram", help="estimate a word n-gram from text and write an ARPA file")

@@ -5,8 +5,6 @@
 Features and answers are random; every line is the largest difference seen.
 """
 
-import argparse
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -14,7 +12,7 @@ from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.s3prl.toolkit import without_torchaudio
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from training.evaluation.superb.diarization import diarization_error_rate
 from training.evaluation.superb.heads import CtcHead, DiarizationHead, LayerSum, PooledHead, XVectorHead
 from training.evaluation.superb.labels import score
@@ -140,7 +138,7 @@ def slots() -> tuple[float, float]:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    CommandParser(__doc__).parse_args(argv)
     without_torchaudio()
     torch.manual_seed(0)
     print(f"ks, ic, sid, er: logits {pooled():.1e}")

@@ -12,7 +12,6 @@ the dev set chooses, of ten; in asv S3PRL's is that of the last step. heads.py h
 S3PRL's, with copied weights.
 """
 
-import argparse
 import os
 import re
 import subprocess
@@ -22,7 +21,7 @@ import numpy as np
 import yaml
 
 from benchmarks.s3prl.data import EXPERIMENTS, write_manifest
-from sjepa_hf.command import UserError, command
+from sjepa_hf.command import CommandParser, UserError, command
 from training.common.progress import Heartbeat
 from training.evaluation.superb.arguments import SuperbArguments
 from training.evaluation.superb.tasks import TASKS
@@ -102,7 +101,7 @@ def in_words(values: list[float]) -> str:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--python", type=Path, required=True, help="Python that has S3PRL")
     parser.add_argument("--speech", type=Path, required=True, help="the speech collection")
     parser.add_argument("--checkpoint", default="model_cards/tiny", help="the encoder")

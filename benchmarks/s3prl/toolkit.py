@@ -10,7 +10,6 @@ the 1,251 outputs of sid are those of the data's speakers; diarization is scored
 `training.superb` scores its own, since the toolkit leaves that to another program.
 """
 
-import argparse
 import importlib
 import json
 import os
@@ -24,7 +23,7 @@ import soundfile
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 
 
 HUBCONF = Path(__file__).parents[2] / "examples" / "s3prl"
@@ -148,7 +147,7 @@ def encoding_once(expert: type) -> type:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("downstream", help="S3PRL's name of the task")
     parser.add_argument("--config", type=Path, required=True, help="settings of the run, YAML")
     parser.add_argument("--checkpoint", required=True, help="the encoder")

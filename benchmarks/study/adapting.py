@@ -9,7 +9,6 @@ nothing was trained on: phones of LJ Speech, and which of 40 words a clip of the
 there already is not made again. The speech is the collection that `speech_manifest.py` describes.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from benchmarks.study.scores import run_logged
 from benchmarks.study.speech_manifest import KEYWORDS, LIBRISPEECH, PHONES, manifest_rows
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from sjepa_hf.contents import CONFIG
 from sjepa_hf.saving import written_aside
 
@@ -79,7 +78,7 @@ def write_manifest(path: Path, rows: list[dict]) -> Path:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--speech", type=Path, required=True, help="folder that holds the collection")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

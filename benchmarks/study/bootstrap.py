@@ -6,14 +6,13 @@ Reads the greedy transcripts that `training.finetune_ctc` leaves. Whole clips ar
 both; clips of one voice are alike, so with `--data`, the sources they are of, whole speakers are drawn too.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import jiwer
 import numpy as np
 
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from sjepa_hf.scores import grouped
 from training.data.labelled import open_labelled
 
@@ -50,7 +49,7 @@ def interval(first: np.ndarray, second: np.ndarray, groups: list) -> str:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("results", nargs=2, type=Path, help="`final` of the first and the second fine-tuning")
     parser.add_argument("--data", nargs="+", default=[], help="labelled sources that the clips are of")
     parser.add_argument("--speaker_column", default="speaker_id", help="their column of speakers")

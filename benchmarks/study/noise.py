@@ -8,7 +8,6 @@ noise is recorded (`NOISES`, in no manifest of the study) but for the hiss. Wher
 own frames are read: what the encoder makes of them is what is asked, not whether a classifier finds the word.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.study.speech_manifest import KEYWORDS, manifest_rows
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from sjepa_hf.frames import FRAMES_PER_SECOND, SAMPLING_RATE, frame_lengths
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import MFCC, UNTRAINED, markdown_table, short_names
@@ -108,7 +107,7 @@ def accuracies(encoder: Encoder, parts: dict[str, tuple[list, list]], disturbanc
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("checkpoints", nargs="+", help="directories, such as OUTPUT_DIR/final of training.pretrain")
     parser.add_argument("--speech", type=Path, default=os.environ.get("SJEPA_SPEECH"), help="the speech collection")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")

@@ -6,7 +6,6 @@ Digits and phones, the best layer, as the study scores them (`scores.py`): on a 
 this repository. MFCC and the untrained model stand beside them. Writes scores.json and scores.png.
 """
 
-import argparse
 import json
 import os
 import tempfile
@@ -19,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.study.scores import PROBES, Scorer
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from training.pretraining.checkpoint_layout import STATE_DIRECTORY, load_loop_state
 from training.pretraining.resuming import checkpoints
 
@@ -63,7 +62,7 @@ def draw(scores: dict, runs: dict[str, list[Path]], path: Path) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="output directories of training.pretrain")
     parser.add_argument("--speech", type=Path, required=True, help="the speech collection")
     parser.add_argument("--quick_probe", type=Path, help="quick_probe.py, to score digits and phones by it")

@@ -12,7 +12,6 @@ are of one comparison each: among twenty variants that make no difference one wi
 the mean entropy of the targets at the end, clusters used the perplexity of the mixture's weights.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Iterable
@@ -24,7 +23,7 @@ import matplotlib
 import numpy as np
 from scipy import stats
 
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from sjepa_hf.saving import write_text_aside
 from training.common.figures import caption
 
@@ -233,7 +232,7 @@ def placed(text: str, grid: str, table: str) -> str:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("results", nargs="+", type=Path, help="GRID.jsonl files of benchmarks.study.run")
     parser.add_argument("--output", type=Path, required=True, help="Markdown file, new or with marks")
     arguments = parser.parse_args(argv)

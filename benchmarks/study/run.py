@@ -15,7 +15,6 @@ each run its settings, the commit, the hours of audio heard, the hours taken, sc
 order; `python -m benchmarks.study.report` makes tables and pictures of it.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ from pathlib import Path
 
 from benchmarks.study.grid import Grid, as_flags, read_grid
 from benchmarks.study.scores import Scorer, run_logged
-from sjepa_hf.command import UserError, command
+from sjepa_hf.command import CommandParser, UserError, command
 from sjepa_hf.contents import RECORD
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import grouped
@@ -174,7 +173,7 @@ def commit() -> str:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("grid", help="YAML file, see benchmarks/study/grid.py")
     parser.add_argument("--train_data", nargs="+", required=True, help="sources, as training/pretrain.py takes them")
     parser.add_argument("--speech", type=Path, default=os.environ.get("SJEPA_SPEECH"), help="the speech collection")

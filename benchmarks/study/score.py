@@ -10,7 +10,6 @@ subject, seed by seed, `OUTPUT/scores.md` the table that is printed, with the st
 "Untrained" is the first checkpoint's configuration with fresh weights.
 """
 
-import argparse
 import hashlib
 import json
 import logging
@@ -23,7 +22,7 @@ from benchmarks.study.frozen import FROZEN
 from benchmarks.study.report import HIGHER_IS_BETTER
 from benchmarks.study.run import environment
 from benchmarks.study.scores import PROBES, Scorer
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import MFCC, UNTRAINED
 
@@ -140,7 +139,7 @@ def table(scores: Scores, subjects: dict[str, str], seeds: list[int]) -> str:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("checkpoints", nargs="+", help="directories, such as OUTPUT_DIR/final of training.pretrain")
     parser.add_argument("--speech", type=Path, default=os.environ.get("SJEPA_SPEECH"), help="the speech collection")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=["probe", *FROZEN], help="which scores")

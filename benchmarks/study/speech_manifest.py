@@ -11,12 +11,11 @@ validation parts of speechocean762 and of the Arabic commands, and in the `LANGU
 the speakers.
 """
 
-import argparse
 import csv
 import json
 from pathlib import Path
 
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 
 
 LIBRISPEECH, PHONES, DIGITS = "librispeech_train_clean_5", "ljspeech_phones", "digits_8khz"
@@ -72,7 +71,7 @@ def manifest_rows(speech: Path, folder: str, wanted: str) -> list[dict]:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("speech", type=Path, help="folder that holds the collection")
     parser.add_argument("manifest", type=Path, help="JSONL file to write")
     parser.add_argument("--nine_hours", action="store_true", help="only the folders of the first study, in English")

@@ -9,7 +9,6 @@ that for the speaker, `phones` and `phone_ends` (seconds) that for the phone at 
 Options that this script does not know go to `training/pretrain.py`, e.g. `--phase1_steps 100` or `--seed 1`.
 """
 
-import argparse
 import csv
 import os
 import shlex
@@ -20,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from examples.demo.synthesize import synthesize
-from sjepa_hf.command import UserError, command
+from sjepa_hf.command import CommandParser, UserError, command
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -140,7 +139,7 @@ def typed(path: Path) -> str:
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Synthesise speech, pretrain a small S-JEPA on it, probe the result.")
+    parser = CommandParser("Synthesise speech, pretrain a small S-JEPA on it, probe the result.")
     parser.add_argument("--speech", type=Path, help="a folder of your own recordings instead of synthetic ones")
     parser.add_argument("--output_dir", type=Path, default=Path("demo-output"))
     parser.add_argument("--minutes", type=float, help="how much speech to synthesise (default: 60)")

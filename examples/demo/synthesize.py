@@ -13,7 +13,6 @@ speakers are dealt to a fixed number of shards and every shard runs in a process
 depend on how many of them run at once.
 """
 
-import argparse
 import csv
 import ctypes
 import json
@@ -28,7 +27,7 @@ import numpy as np
 import soundfile
 from scipy.signal import fftconvolve, lfilter, resample_poly
 
-from sjepa_hf.command import UserError, command
+from sjepa_hf.command import CommandParser, UserError, command
 from sjepa_hf.frames import SAMPLING_RATE
 
 
@@ -352,7 +351,7 @@ def synthesize(folder: str | Path, minutes: float = 60.0, seed: int = 0, num_pro
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Synthesise the demo corpus with eSpeak NG.")
+    parser = CommandParser("Synthesise the demo corpus with eSpeak NG.")
     parser.add_argument("folder", type=Path, help="where to write it")
     parser.add_argument("--minutes", type=float, default=60.0, help="length of the whole corpus")
     parser.add_argument("--seed", type=int, default=0)

@@ -9,7 +9,6 @@ Without --checkpoint, the environment variable SJEPA_CHECKPOINT names it (SJEPA_
 SJEPA_EXAMPLES the folder of clips to try).
 """
 
-import argparse
 import base64
 import html
 import io
@@ -38,7 +37,7 @@ from listening import (
 from pictures import Picture, draw_clip, draw_ranks, draw_similarity
 from segments import AROUND, Segment, joined, other_segments
 
-from sjepa_hf.command import command
+from sjepa_hf.command import CommandParser, command
 from sjepa_hf.contents import shown
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.units import UnitRun
@@ -323,7 +322,7 @@ def check_address(host: str, port: int) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="A page to look at and listen to what an S-JEPA checkpoint hears.")
+    parser = CommandParser("A page to look at and listen to what an S-JEPA checkpoint hears.")
     default = os.environ.get("SJEPA_CHECKPOINT", str(HERE.parent / "tiny"))
     parser.add_argument("--checkpoint", default=default, help="directory or Hub name (default: model_cards/tiny)")
     parser.add_argument(

@@ -13,6 +13,7 @@ from sjepa_hf.encoding import weights_hash
 from sjepa_hf.frames import SAMPLING_RATE, WINDOW
 from sjepa_hf.measures import effective_rank, entropy_bits
 from sjepa_hf.opening import (
+    UNKNOWN_SIGN,
     open_feature_extractor,
     open_pretraining,
     open_recogniser,
@@ -150,11 +151,11 @@ class Recogniser:
         labels = self.model(inputs.input_values.to(self.device)).logits[0].argmax(-1)
         tokenizer = self.processor.tokenizer
         found = tokenizer.decode(labels, output_word_offsets=True)
-        unknown = tokenizer.unk_token or "\ufffd"  # which it becomes: one sign for one character
+        unknown = tokenizer.unk_token or UNKNOWN_SIGN  # which it becomes: one sign for one character
         hop = self.model.config.inputs_to_logits_ratio / SAMPLING_RATE
         return [
             Word(
-                word["word"].replace(unknown, "\ufffd"),
+                word["word"].replace(unknown, UNKNOWN_SIGN),
                 float(word["start_offset"] * hop),
                 float(word["end_offset"] * hop),
             )

@@ -88,7 +88,6 @@ def parse(main: Callable, name: str, words: list[str]) -> str | None:
     words = [word for word in words if word != "..."]
 
     def parse_known_args(self, *args, **kwargs):
-        self.allow_abbrev = False
         found = original(self, *args, **kwargs)
         if self.add_help:  # not the one that looks for --config alone
             raise Parsed(found[1])

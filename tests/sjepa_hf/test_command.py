@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from sjepa_hf.command import TRACEBACK, UserError, command, own_words, sentence
+from sjepa_hf.command import TRACEBACK, CommandParser, UserError, command, own_words, sentence
 from sjepa_hf.frames import check_frames
 
 
@@ -157,3 +157,18 @@ def test_exit_status_and_stderr_of_a_process(tmp_path):
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert (done.returncode, done.stderr, done.stdout) == (1, "error: no clips: name a folder.\n", "")
+
+
+def test_an_option_is_written_out_with_dashes_or_underscores(capsys):
+    parser = CommandParser("One line,\n    and another.")
+    parser.add_argument("place")
+    parser.add_argument("--batch_size", type=int)
+    parser.add_subparsers().add_parser("decode").add_argument("--beam_width", type=int)
+    for dash in "_-":
+        asked = parser.parse_args([f"--batch{dash}size", "3", "here", "decode", f"--beam{dash}width=5"])
+        assert (asked.batch_size, asked.place, asked.beam_width) == (3, "here", 5)
+    for short, argv in (("--batch=3", ["--batch=3", "here", "decode"]), ("--beam=5", ["here", "decode", "--beam=5"])):
+        with pytest.raises(SystemExit):
+            parser.parse_args(argv)
+        assert f"unrecognized arguments: {short}" in capsys.readouterr().err
+    assert "One line,\n    and another." in parser.format_help()

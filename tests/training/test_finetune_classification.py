@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pytest
 import soundfile
 from finetuning_runs import SHORT, prepare, run, sentence, write_clips
 from other_encoders import KINDS, save_other
@@ -10,6 +11,7 @@ from sjepa_hf.scores import read_scores
 from training import finetune_classification
 from training.common.progress import Heartbeat
 from training.data.waveforms import read_audio
+from training.finetuning.classification import check_labels_known
 
 
 def test_classification(checkpoint, classes, tmp_path):
@@ -88,7 +90,9 @@ def test_classification_refuses_with_a_sentence(checkpoint, classes, tmp_path, t
     new = write_clips(tmp_path / "new", texts[:4], "label", label=lambda i: "AC"[i % 2])
     options = ("--eval_data", str(new))
     message = sentence(finetune_classification, checkpoint, classes, tmp_path / "out", *options)
-    assert "has labels that train_data has not: 'C'" in message
+    assert "has labels that train_data has not: C." in message
+    with pytest.raises(ValueError, match=r"dev has labels that train_data has not: b, c, .*u, \.\.\.\.$"):
+        check_labels_known("abcdefghijklmnopqrstuvwxyz", ["a"], "dev")
     message = sentence(finetune_classification, checkpoint, classes, tmp_path / "out", "--epochs_of_what", "3")
     assert "--epochs_of_what" in message
 

@@ -244,6 +244,8 @@ def test_bad_audio_is_skipped_counted_and_named(noise, tmp_path, caplog):
 def test_errors_are_one_sentence(noise, tmp_path):
     with pytest.raises(SystemExit, match="error: .*no complete checkpoint in"):
         pretrain.main(command(noise, tmp_path, "--resume_from_checkpoint", "latest"))
+    with pytest.raises(SystemExit, match="error: `resume_from_checkpoint` '' is not a directory"):
+        pretrain.main(command(noise, tmp_path, "--resume_from_checkpoint="))
     with pytest.raises(SystemExit, match="error: .*phase1_warmup_steps"):
         pretrain.main(command(noise, tmp_path, "--phase1_warmup_steps", "50"))
     with pytest.raises(SystemExit, match="error: `mel_mask` hides bands of up to 65 mel bins, but the model has 64"):

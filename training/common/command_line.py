@@ -40,39 +40,60 @@ def parse_dataclasses(
             refuses.
     """
     argv = sys.argv[1:] if argv is None else argv
+    asked = given(argv, groups)
     if values is None:
-        path = config_path(argv) or recipe
-        values = read_recipe(path, groups) if path else {}
-    parser = HfArgumentParser(groups, description=description)
-    written = [argument.split("=")[0] for argument in argv]
+        path = asked.get("config", recipe)
+        values = {} if path is None else read_recipe(path, groups)
+    parser = options_of(groups, description=description)
     for action in parser._actions:
         action.required = action.required and action.dest not in values
-        if action.nargs in ("+", "*") and sum(map(written.count, action.option_strings)) > 1:
-            raise ValueError(f"--{action.dest} is given twice: write all of its values behind one.")
     parser.set_defaults(**values)
     parser.add_argument("--config", help=f"Recipe (YAML): any of the fields below. Default: {recipe or 'none'}.")
     for name, options in positional.items():
         parser.add_argument(name, **options)
-    known = tuple(parser._option_string_actions)
-    names = (word.partition("=")[0] for word in argv if word.startswith("--"))
-    refuse_options([name for name in names if not any(option.startswith(name) for option in known)], known)
-    *parsed, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
-    refuse_options(rest, known)
+    *parsed, rest = parser.parse_args_into_dataclasses(
+        list(argv), return_remaining_strings=True, look_for_args_file=False
+    )
+    refuse_options(rest, parser)
     return tuple(parsed)
 
 
-def refuse_options(words: Sequence[str], known: Sequence[str]) -> None:
-    """Raise a ValueError for the first of the words, which are no options, if there is one."""
+def options_of(groups: Sequence[type], **settings) -> HfArgumentParser:
+    """A parser of the fields of dataclasses, whose names are written out: `--batch_size`, `--batch-size`."""
+    return HfArgumentParser(groups, allow_abbrev=False, **settings)
+
+
+def given(argv: Sequence[str], groups: Sequence[type]) -> dict[str, str | list[str]]:
+    """
+    What a command line sets, as the parser of its options reads it.
+
+    Returns:
+        For each field that it gives, and `config`, the word behind it: "true" for `--flag` alone, "false" for
+        `--no_flag`, a list of words for a list.
+
+    Raises:
+        ValueError: for an option that is unknown, and a list that is given twice.
+    """
+    parser = options_of(groups, add_help=False)
+    parser.add_argument("--config")
+    for action in parser._actions:
+        action.required, action.default, action.type, action.choices = False, argparse.SUPPRESS, None, None
+        action.const = str(action.const).lower()
+    asked, rest = parser.parse_known_args(argv)
+    strange = [word.partition("=")[0] for word in rest if word.startswith("--")]
+    refuse_options([name for name in strange if name not in ("--", "--help")], parser)
+    named = [parser._option_string_actions.get(word.partition("=")[0]) for word in argv]
+    for action in filter(None, named):
+        if action.nargs in ("+", "*") and named.count(action) > 1:
+            raise ValueError(f"--{action.dest} is given twice: write all of its values behind one.")
+    return vars(asked)
+
+
+def refuse_options(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Raise a ValueError for the first of the words, which are no options of the parser, if there is one."""
     if words:
-        word = unknown(words[0], [option for option in known if "-" not in option.lstrip("-")])
-        raise ValueError(f"{word} is not an option of this command: --help lists them.")
-
-
-def config_path(argv: Sequence[str]) -> str | None:
-    """The recipe that a command line names."""
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--config")
-    return chooser.parse_known_args(argv)[0].config
+        known = [option for option in parser._option_string_actions if "-" not in option.lstrip("-")]
+        raise ValueError(f"{unknown(words[0], known)} is not an option of this command: --help lists them.")
 
 
 def read_recipe(path: str, groups: Sequence[type]) -> dict:
@@ -85,16 +106,7 @@ def read_recipe(path: str, groups: Sequence[type]) -> dict:
     """
     if not Path(path).is_file():
         raise ValueError(f"There is no recipe {path}: those of the project lie in training/recipes.")
-    try:
-        recipe = yaml.load(Path(path).read_text(encoding="utf-8"), _OnceLoader) or {}
-    except UnicodeDecodeError:
-        raise ValueError(f"The recipe {path} is not UTF-8: save it as that.") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that is none
-        raise ValueError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise ValueError(f"The recipe {path} is nested too deeply: write fields as `name: value`.") from None
-    if not isinstance(recipe, dict):
-        raise ValueError(f"The recipe {path} holds no fields, but {short_repr(recipe)}: write them as `name: value`.")
+    recipe = load_fields(path, f"The recipe {path}")
     types = {name: kind for group in groups for name, kind in get_type_hints(group).items()}
     strange = sorted((name for name in recipe if name not in types), key=str)
     if strange:
@@ -102,18 +114,50 @@ def read_recipe(path: str, groups: Sequence[type]) -> dict:
         raise ValueError(f"The recipe {path} holds unknown fields: {names}.")
     if "model_config" in recipe and not isinstance(recipe["model_config"], dict):
         raise ValueError(f"`model_config` in the recipe {path} must hold fields of SJepaConfig, or be left out.")
-    for name, value in recipe.items():
+    fields = {name: value for name, value in recipe.items() if name != "model_config"}
+    return recipe | as_typed(fields, types, f" in the recipe {path}")
+
+
+def load_fields(path: str, called: str) -> dict:
+    """
+    What a YAML file holds, by name.
+
+    Raises:
+        ValueError: for a file that is no YAML, holds something else than names with values, or a name twice. The
+            sentence begins with `called`.
+    """
+    try:
+        found = yaml.load(Path(path).read_text(encoding="utf-8"), _OnceLoader) or {}
+    except UnicodeDecodeError:
+        raise ValueError(f"{called} is not UTF-8: save it as that.") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that is none
+        raise ValueError(f"{called} is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError(f"{called} is nested too deeply: write fields as `name: value`.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{called} holds no fields, but {short_repr(found)}: write them as `name: value`.")
+    return found
+
+
+def as_typed(fields: dict, types: dict[str, Any], where: str = "") -> dict:
+    """
+    Fields that YAML has read as their types have them: a single value as a list, and text such as 1e-3 as a number.
+
+    Raises:
+        ValueError: for a value of another type. The sentence names the field and, behind it, `where`.
+    """
+    typed = {}
+    for name, value in fields.items():
         kind = types[name]
-        if item := item_type(kind):
-            values = value if isinstance(value, list) else [value]
-            recipe[name] = None if value is None else [as_number(each, item) for each in values]
-        if name != "model_config" and not fits(recipe[name], kind):
-            hint = ""
-            if isinstance(value, bool):
-                hint = "; YAML reads yes, no, on and off as that: write such a word in quotes"
-            words = f"{type_name(kind)}{hint}"
-            raise ValueError(f"`{name}` in the recipe {path} is {short_repr(value)}, and must be {words}.")
-    return recipe
+        if value is not None and (item := item_type(kind)):
+            typed[name] = [as_number(each, item) for each in (value if isinstance(value, list) else [value])]
+        else:
+            typed[name] = as_number(value, kind)
+        if not fits(typed[name], kind):
+            hint = "; YAML reads yes, no, on and off as that: write such a word in quotes"
+            words = f"{type_name(kind)}{hint * isinstance(value, bool)}"
+            raise ValueError(f"`{name}`{where} is {short_repr(value)}, and must be {words}.")
+    return typed
 
 
 class _OnceLoader(yaml.SafeLoader):
@@ -140,28 +184,30 @@ def item_type(kind: Any) -> type | None:
     return next((get_args(each)[0] for each in kinds(kind) if get_origin(each) is list), None)
 
 
-def as_number(value: Any, kind: type) -> Any:
-    """A number that YAML has read as text, such as 1e-3; all else as it is."""
-    if isinstance(value, str) and kind in (int, float):
+def as_number(value: Any, kind: Any) -> Any:
+    """A number that YAML has read as text, such as 1e-3, where the type takes no text; all else as it is."""
+    number = next((each for each in kinds(kind) if each in (int, float)), None)
+    if isinstance(value, str) and number and str not in kinds(kind):
         try:
-            return kind(value)
+            return number(value)
         except ValueError:
             pass
     return value
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value that YAML has read serves as a field of a type; text outside lists is left to the parser."""
+    """Whether a value that YAML has read serves as a field of a type; the choices of words are left to the parser."""
     for each in kinds(kind):
         origin = get_origin(each)
         if each is Any or (each is NoneType and value is None) or (origin is Literal and value in get_args(each)):
             return True
         if origin is list:
             item = get_args(each)[0]
-            if isinstance(value, list) and all(fits(v, item) and not _is_text_for_number(v, item) for v in value):
+            if isinstance(value, list) and all(fits(v, item) for v in value):
                 return True
-        elif isinstance(value, str) and each is not NoneType and origin is not dict and each is not dict:
-            return True
+        elif isinstance(value, str):
+            if (origin or each) not in (NoneType, bool, int, float, dict):
+                return True
         elif isinstance(value, bool):
             if each is bool:
                 return True
@@ -170,10 +216,6 @@ def fits(value: Any, kind: Any) -> bool:
         elif isinstance(origin or each, type) and isinstance(value, origin or each):
             return True
     return False
-
-
-def _is_text_for_number(value: Any, kind: Any) -> bool:
-    return isinstance(value, str) and kind in (int, float)
 
 
 def type_name(kind: Any) -> str:

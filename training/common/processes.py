@@ -176,6 +176,12 @@ def all_or_none(accelerator: Accelerator) -> Iterator[None]:
         raise refused
 
 
+def local_processes(accelerator: Accelerator) -> int:
+    """Processes of the run on this machine, which share its memory. Every process must call it."""
+    machines = len(set(gather_object([platform.node()]))) if accelerator.num_processes > 1 else 1
+    return -(-accelerator.num_processes // machines)
+
+
 class ProcessesDisagree(UserError):
     """The processes of a run hold different models or mixtures."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sjepa_hf.command import UserError
+from sjepa_hf.contents import read_json
 from sjepa_hf.saving import flush, named_in_errors, share_mode_of, write_text_aside
 
 
@@ -53,8 +54,8 @@ class OutputFolder:
 
     def _check(self, record: Path) -> None:
         try:
-            before = json.loads(record.read_text(encoding="utf-8"))["settings"]
-        except (ValueError, KeyError, TypeError):
+            before = read_json(record)["settings"]
+        except (ValueError, KeyError):
             raise ValueError(f"{record} was not written by this command: name a folder that is not there.") from None
         if before.get("weights") != self.settings.get("weights"):
             raise ValueError(
@@ -104,7 +105,7 @@ class OutputFolder:
         """
         if not all(map(self.is_done, range(num_shards))):
             return None
-        facts = [json.loads(self._marker(shard).read_text(encoding="utf-8")) for shard in range(num_shards)]
+        facts = [read_json(self._marker(shard)) for shard in range(num_shards)]
         bad = [pair for each in facts for pair in each["bad"]]
         totals = {name: sum(each[name] for each in facts) for name in facts[0] if name != "bad"}
         totals |= {"bad_clips": dict(sorted(Counter(reason for _, reason in bad).items())), "bad": bad}
@@ -127,9 +128,9 @@ def units_settings(folder: str | Path) -> dict:
     if not record.is_file():
         raise ValueError(f"`units` {folder} holds no corpus of units: python -m training.units writes one.")
     try:
-        known = json.loads(record.read_text(encoding="utf-8"))
+        known = read_json(record)
         settings, complete = known["settings"], known["complete"] and known["clips"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError):
         raise ValueError(f"`units` {folder} is not whole: run the command that wrote it again.") from None
     if settings["what"] != "units":
         raise ValueError(f"`units` {folder} holds {settings['what']}, not units.")

@@ -130,7 +130,7 @@ class LabelledClips(torch.utils.data.Dataset):
 
     def filled(self) -> "FilledClips":
         """The same clips for a `DataLoader`, whose batches must be full."""
-        return FilledClips(self.sources, self.places, self.labels, self._monitor.max_bad_fraction, self.silence)
+        return self._with(self.places, range(len(self)), FilledClips)
 
     def readable(self) -> tuple["LabelledClips", list[int]]:
         """
@@ -155,13 +155,7 @@ class LabelledClips(torch.utils.data.Dataset):
 
     def select(self, indices: Sequence[int]) -> "LabelledClips":
         """The clips at `indices`, in their order."""
-        return LabelledClips(
-            self.sources,
-            [self.places[i] for i in indices],
-            {name: [values[i] for i in indices] for name, values in self.labels.items()},
-            self._monitor.max_bad_fraction,
-            self.silence,
-        )
+        return self._with([self.places[i] for i in indices], indices)
 
     def cut(self, chosen: Sequence[bool], seconds: float, every: float) -> "LabelledClips":
         """The clips, each chosen one that is longer being replaced by its whole pieces of `seconds`, one beginning
@@ -173,8 +167,14 @@ class LabelledClips(torch.utils.data.Dataset):
             pieces = [place._replace(num_samples=length, start=(place.start or 0) + start) for start in starts]
             places += pieces or [place]
             numbers += [number] * max(1, len(pieces))
-        labels = {name: [values[n] for n in numbers] for name, values in self.labels.items()}
-        return LabelledClips(self.sources, places, labels, self._monitor.max_bad_fraction, self.silence)
+        return self._with(places, numbers)
+
+    def _with(
+        self, places: list[Place], numbers: Sequence[int], kind: type["LabelledClips"] | None = None
+    ) -> "LabelledClips":
+        """Clips at `places` of the same sources, with the labels of the clips `numbers`, of this class or `kind`."""
+        labels = {name: [values[number] for number in numbers] for name, values in self.labels.items()}
+        return (kind or LabelledClips)(self.sources, places, labels, self._monitor.max_bad_fraction, self.silence)
 
     def groups(self, apart: str | None = None) -> np.ndarray:
         """

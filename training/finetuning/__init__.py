@@ -4,10 +4,10 @@ from top to bottom; what they are made of lies here:
 
     arguments         what both commands are asked, from recipes and the command line
     data              sources, their column of labels, the clips to train on, to choose by and to test on
+    order             of the training clips, of like length together or any
     model             the checkpoint with a head; fresh layers, adapters
     ctc               what only CTC needs: tokenizer, batches, error rates
     classification    what only classification needs: classes, batches, scores
-    order             the order of the training clips
     trainer           the Trainer of both: learning rates, checkpoints, signals
     trainer_settings  which of the Trainer's settings cannot work, and how many steps there are
     plan              what a run is about to do, in words

@@ -17,12 +17,12 @@ from sjepa_hf.command import own_words
 from sjepa_hf.frames import MIN_SAMPLES, SAMPLING_RATE
 from sjepa_hf.opening import open_config
 from sjepa_hf.push import open_repo
-from training.common.command_line import parse_dataclasses
+from training.common.command_line import given, parse_dataclasses
 from training.common.device import on_cpu
 from training.common.ranges import check_ranges
 from training.common.signals import check_system
 from training.finetuning.resuming import choose_checkpoint
-from training.finetuning.trainer_settings import check_training, with_equal_intervals
+from training.finetuning.trainer_settings import check_training, equal_intervals
 
 
 SOURCES = "Each is a folder with metadata.csv, a JSONL manifest, Parquet, or on the Hub (name::config::split)."
@@ -135,7 +135,9 @@ def parse_finetuning(
             cannot work, and an output directory that holds another run.
         UserError: on Windows.
     """
-    argv = with_equal_intervals(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    asked = given(argv, (settings, TrainingArguments))
+    argv = [*argv, *equal_intervals(asked)]
     if "WORLD_SIZE" in os.environ and on_cpu():
         argv = ["--use_cpu", "true", *argv]
     try:
@@ -149,7 +151,7 @@ def parse_finetuning(
     for name in ("model_name_or_path", "train_data"):
         if not getattr(chosen, name):
             raise ValueError(f"`{name}` is missing: give it as --{name} or in the recipe.")
-    check_training(training, argv, higher_is_better)
+    check_training(training, asked, higher_is_better)
     training.resume_from_checkpoint = choose_checkpoint(training.resume_from_checkpoint, training.output_dir)
     if training.resume_from_checkpoint:
         training.eval_on_start = False  # it was evaluated when it began
@@ -159,7 +161,7 @@ def parse_finetuning(
         if training.process_index == 0:
             chosen.hub["repo_id"] = open_repo(kind=open_config(chosen.model_name_or_path).model_type, **chosen.hub)
     training.push_to_hub = False  # the result at the end, rather than whatever the Trainer saves on its way
-    if training.max_steps > 0 or any(word.replace("-", "_").startswith("__num_train_epochs") for word in argv):
+    if training.max_steps > 0 or "num_train_epochs" in asked:
         chosen.min_steps = 0
     if chosen.freeze_encoder_steps and training.ddp_find_unused_parameters is None:
         training.ddp_find_unused_parameters = True  # with checkpointing Transformers would expect all gradients

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import Wav2Vec2CTCTokenizer
 
+from sjepa_hf.opening import UNKNOWN_SIGN
 from training.common.naming import several
 from training.finetuning.ngram import BEGIN, END, UNKNOWN, Gram, NGram
-from training.finetuning.text import UNKNOWN_SIGN, is_spaceless, read_labels
+from training.finetuning.text import is_spaceless, read_labels
 
 
 logger = logging.getLogger(__name__)

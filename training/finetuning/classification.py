@@ -8,6 +8,7 @@ from transformers import EvalPrediction, Wav2Vec2FeatureExtractor
 from sjepa_hf.encoding import pad_waveforms
 from training.common.learned import judge_classes
 from training.common.metrics import load_metric
+from training.common.naming import several
 from training.data.labelled import LabelledClips
 
 
@@ -31,8 +32,7 @@ def check_labels_known(labels: Sequence[str], names: Sequence[str], data: str) -
     """Raise a ValueError if the training data lacks a label."""
     unknown = sorted(set(labels) - set(names))
     if unknown:
-        listed = ", ".join(f"'{label}'" for label in unknown[:10])
-        raise ValueError(f"{data} has labels that train_data has not: {listed}.")
+        raise ValueError(f"{data} has labels that train_data has not: {several(unknown)}.")
 
 
 class ClassificationCollator:

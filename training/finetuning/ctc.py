@@ -11,6 +11,7 @@ from sjepa_hf.encoding import pad_waveforms
 from sjepa_hf.frames import length_mask
 from sjepa_hf.opening import open_pretrained
 from training.common.learned import judge_texts
+from training.common.naming import several
 from training.data.labelled import LabelledClips
 from training.finetuning.text import TextNormalizer, build_tokenizer, needed_frames, read_labels
 from training.finetuning.trainer import FineTuner
@@ -63,7 +64,7 @@ def left_in(clips: LabelledClips, chosen: Sequence[bool], message: str) -> Label
     """The chosen clips; how many are not, and which, is logged as `message`."""
     left_out = [i for i, kept in enumerate(chosen) if not kept]
     if left_out:
-        names = ", ".join(clips.clip(i).name for i in left_out[:NAMED]) + (", ..." if len(left_out) > NAMED else "")
+        names = several((clips.clip(i).name for i in left_out[: NAMED + 1]), NAMED)
         logger.warning("%s and are left out: %s.", message.format(len(left_out)), names)
     return clips.select([i for i, kept in enumerate(chosen) if kept])
 

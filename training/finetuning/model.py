@@ -73,7 +73,7 @@ def open_with_head(
         model = build_model(auto_class, config, path)
     else:
         model = open_model(auto_class, path, fresh_head=True, config=config, dtype=torch.float32)
-    if arguments.reinit_layers and not arguments.from_scratch:
+    if arguments.reinit_layers:
         reinitialize_top_layers(model, auto_class.from_config(config), arguments.reinit_layers)
     if not keep_head:
         had_one = type(model).__name__ in (config.architectures or ()) and not arguments.from_scratch

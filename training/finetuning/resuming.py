@@ -1,6 +1,5 @@
 """Resuming a fine-tuning: from which checkpoint, and whether it is of the same task."""
 
-import json
 import logging
 import zipfile
 from collections.abc import Sequence
@@ -11,13 +10,15 @@ from torch import nn
 from transformers import TrainerState, Wav2Vec2CTCTokenizer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from sjepa_hf.contents import read_json
+from sjepa_hf.opening import open_config
+from training.common.naming import several
+from training.common.resuming import LATEST, NEWEST, named_checkpoint
 from training.finetuning.text import FILE_NAME as NORMALIZATION
 
 
 logger = logging.getLogger(__name__)
 
-NEWEST = ("auto", "latest", "last", "true", "yes", "1")  # words for the newest checkpoint of output_dir
-ANEW = ("false", "no", "none", "0", "")
 STATE, MERGED, FINAL = "trainer_state.json", "merged", "final"
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 PICKLES = ("optimizer.pt", "scheduler.pt")
@@ -28,25 +29,24 @@ def choose_checkpoint(asked: str | None, output_dir: str) -> str | None:
     The checkpoint to go on from, or None to begin.
 
     Args:
-        asked: `resume_from_checkpoint`: a directory, a word for the newest checkpoint that is whole (`auto`, `latest`,
-            `true`; where there is none the run begins), or None.
+        asked: `resume_from_checkpoint`: a directory, `latest` for the newest checkpoint that is whole, `auto` for the
+            same or, where there is none, a run that begins, or None.
         output_dir: of the run.
 
     Raises:
         ValueError: if there is no such checkpoint, it is not whole, or `output_dir` holds checkpoints or the result of
             another run.
     """
-    word = (asked or "").strip()
     found = sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True)
-    if word.lower() in ANEW:
+    if asked is None:
         if found:
             raise ValueError(
                 f"`output_dir` {output_dir} holds checkpoints of another run: choose another, or go on from them"
-                " with --resume_from_checkpoint latest."
+                f" with --resume_from_checkpoint {LATEST}."
             )
         check_no_result(output_dir)
         return None
-    if word.lower() in NEWEST:
+    if asked in NEWEST:
         for path in found:
             problem = what_is_torn(path)
             if problem is None:
@@ -55,18 +55,14 @@ def choose_checkpoint(asked: str | None, output_dir: str) -> str | None:
         if found:
             raise ValueError(f"None of the checkpoints in {output_dir} is whole: start again in another `output_dir`.")
         check_no_result(output_dir)
+        if asked == LATEST:
+            raise ValueError(f"There is no checkpoint in {output_dir} to resume from: start without resuming.")
         logger.info("%s holds no checkpoint: the run begins.", output_dir)
         return None
-    if not Path(word).is_dir():
-        there = ", ".join(str(path) for path in found) or "none"
-        raise ValueError(
-            f"`resume_from_checkpoint` {word} is not a directory: name one of output_dir ({there}), or latest, true or"
-            " auto for the newest."
-        )
-    problem = what_is_torn(Path(word))
+    problem = what_is_torn(named_checkpoint(asked))
     if problem is not None:
-        raise ValueError(f"`resume_from_checkpoint` {word} cannot be resumed: {problem}.")
-    return word
+        raise ValueError(f"`resume_from_checkpoint` {asked} cannot be resumed: {problem}.")
+    return asked
 
 
 def check_no_result(output_dir: str) -> None:
@@ -116,12 +112,7 @@ def check_vocabulary(checkpoint: str, tokenizer: Wav2Vec2CTCTokenizer) -> None:
     Raise a ValueError if the tokenizer that a checkpoint was trained with gives characters other numbers: its head
     would write wrong ones.
     """
-    try:
-        then = json.loads((Path(checkpoint) / "vocab.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{checkpoint} has no vocabulary (vocab.json) to compare with the transcripts': {error}"
-        ) from None
+    then = read_json(Path(checkpoint) / "vocab.json")
     now = tokenizer.get_vocab()
     if then == now:
         return
@@ -134,11 +125,7 @@ def check_vocabulary(checkpoint: str, tokenizer: Wav2Vec2CTCTokenizer) -> None:
 
 def check_normalization(checkpoint: str, now: dict) -> None:
     """Raise a ValueError if transcripts are normalised otherwise than when the checkpoint was saved."""
-    path = Path(checkpoint) / NORMALIZATION
-    try:
-        then = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is missing or torn: {error}") from None
+    then = read_json(Path(checkpoint) / NORMALIZATION)
     for name, value in now.items():
         if then.get(name) != value:
             raise ValueError(
@@ -149,11 +136,7 @@ def check_normalization(checkpoint: str, now: dict) -> None:
 
 def check_classes(checkpoint: str, names: Sequence[str]) -> None:
     """Raise a ValueError if a checkpoint's head tells other classes apart."""
-    try:
-        config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
-        then = [name for _, name in sorted(config["id2label"].items(), key=lambda pair: int(pair[0]))]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{checkpoint} does not say which classes it tells apart: {error}") from None
+    then = [name for _, name in sorted(open_config(checkpoint).id2label.items())]
     if then != list(names):
         changes = came_and_went(then, names, "class")
         raise ValueError(
@@ -167,7 +150,7 @@ def came_and_went(then: Sequence[str], now: Sequence[str], what: str) -> str:
     parts = []
     for names, verb in ((set(now) - set(then), "new"), (set(then) - set(now), "gone")):
         if names:
-            listed = ", ".join(map(repr, sorted(names)[:10])) + (", ..." if len(names) > 10 else "")
+            listed = several(map(repr, sorted(names)), 10)
             plural = what if len(names) == 1 else {"class": "classes"}.get(what, f"{what}s")
             parts.append(f"the {plural} {listed} {'is' if len(names) == 1 else 'are'} {verb}")
     return ", ".join(parts)

@@ -14,7 +14,8 @@ from textwrap import shorten
 
 from transformers import Wav2Vec2CTCTokenizer
 
-from sjepa_hf.opening import file_of, open_config
+from sjepa_hf.contents import read_json
+from sjepa_hf.opening import UNKNOWN_SIGN, file_of, open_config
 
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "text_normalization.json"
 DROPPED = '.,?!;:"()[]{}“”„«»‹›…¿¡*'
 SPACES = "-–—‐‑−/_|"  # the bar separates words in a CTC vocabulary
-UNKNOWN_SIGN = "\ufffd"  # in transcripts, for a character that the tokenizer does not know
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "|")
 APOSTROPHES = "’‘‛ʼʻ´`′＇՚׳ꞌ\u1fbd"
 WORD_SPACES = "፡་・"  # marks between words: Ethiopic, Tibetan, Japanese
@@ -174,9 +174,10 @@ class TextNormalizer:
         if path is None:
             logger.warning("%s has no %s: transcripts are taken as they are written.", checkpoint, FILE_NAME)
             return cls(case="keep", dropped="", spaces="")
+        found = read_json(path)
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, RecursionError) as error:
+            return cls(**found)
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
 
 

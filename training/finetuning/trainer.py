@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import signal
 import sys
 import time
@@ -23,7 +22,7 @@ from sjepa_hf.durations import duration
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.saving import share_mode_of
 from training.common.memory import keep_freed_memory
-from training.common.processes import Coordinator, end_group
+from training.common.processes import Coordinator, end_group, local_processes
 from training.common.progress import Heartbeat
 from training.common.signals import INTERRUPTED, Interrupted, Interruption, Stop, tell_in_file
 from training.data.bad_audio import counted
@@ -68,7 +67,6 @@ class FineTuner(Trainer):
         self.model_accepts_loss_kwargs = False  # the losses are means: accumulated ones must be divided
         for bars in (ProgressCallback, PrinterCallback):
             self.remove_callback(bars)
-        self.add_callback(ProgressLogCallback())
 
     def training_step(self, model, inputs, *args, **kwargs):
         short = shortest_batch(self.model.config) - inputs["input_values"].shape[1]
@@ -102,14 +100,17 @@ class FineTuner(Trainer):
         return self.optimizer
 
     def check_shared_memory(self) -> None:
-        """Raise a ValueError if batches of the longest clips may not fit into the shared memory that is free."""
+        """
+        Raise a ValueError if batches of the longest clips may not fit into the shared memory that is free. Every
+        process must call it.
+        """
         parts = ((self.train_dataset, "train"), (self.eval_dataset, "eval"))
         longest = {name: max(clip_seconds(dataset), default=0.0) for dataset, name in parts}
         name = max(longest, key=lambda each: longest[each] * getattr(self.args, f"per_device_{each}_batch_size"))
         check_shared_memory(
             longest[name] * getattr(self.args, f"per_device_{name}_batch_size"),
             self.args.dataloader_num_workers,
-            int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+            local_processes(self.accelerator),
             sample_bytes=SAMPLE_BYTES,
             settings=("dataloader_num_workers", f"per_device_{name}_batch_size"),
         )
@@ -200,14 +201,14 @@ class EncoderFreezeCallback(TrainerCallback):
 class ProgressLogCallback(TrainerCallback):
     """Logs steps and evaluations with four digits, and how long the run will take once a few steps are timed."""
 
-    def __init__(self):
-        self.heartbeat: Heartbeat | None = None
+    def __init__(self, heartbeat: Heartbeat):
+        self.heartbeat = heartbeat
         self._start: tuple[int, float] | None = None
         self._batches = 0
 
     def on_step_end(self, args, state, control, **kwargs):
         now = time.monotonic()
-        self._say(f"training: step {state.global_step} of {state.max_steps}")
+        self.heartbeat.doing = f"training: step {state.global_step} of {state.max_steps}"
         if self._start is None:  # the first step also starts the workers
             self._start = (state.global_step, now)
         elif state.global_step == self._start[0] + TIMED_STEPS and state.is_world_process_zero:
@@ -217,7 +218,8 @@ class ProgressLogCallback(TrainerCallback):
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
         self._batches += 1
-        self._say(f"evaluating at step {state.global_step}: batch {self._batches} of {len(eval_dataloader)}")
+        batch = f"batch {self._batches} of {len(eval_dataloader)}"
+        self.heartbeat.doing = f"evaluating at step {state.global_step}: {batch}"
 
     def on_evaluate(self, args, state, control, **kwargs):
         self._batches = 0
@@ -238,10 +240,6 @@ class ProgressLogCallback(TrainerCallback):
         if text:
             where = f"Step {state.global_step} of {state.max_steps}"
             logger.info("%s%s: %s.", where, ", evaluation" if evaluation else "", text)
-
-    def _say(self, doing: str) -> None:
-        if self.heartbeat is not None:
-            self.heartbeat.doing = doing
 
 
 class SaveAndStopCallback(TrainerCallback):
@@ -299,11 +297,9 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
         sys.exit(0)
     if trainer.args.device.type == "cpu":
         keep_freed_memory()
+    trainer.add_callback(ProgressLogCallback(heartbeat))
     if arguments.freeze_encoder_steps:
         trainer.add_callback(EncoderFreezeCallback(arguments.freeze_encoder_steps))
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, ProgressLogCallback):
-            callback.heartbeat = heartbeat
     heartbeat.doing = "starting the training"
     if trainer.is_world_process_zero():
         (output_dir / INTERRUPTED).unlink(missing_ok=True)

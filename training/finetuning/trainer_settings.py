@@ -2,10 +2,12 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.hf_argparser import string_to_bool
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
@@ -38,40 +40,30 @@ REFUSED = {
 }
 
 
-def given(argv: Sequence[str]) -> dict[str, str]:
-    """Fields that a command line sets, each with the word behind it."""
-    found = {}
-    for number, word in enumerate(argv):
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            behind = argv[number + 1] if number + 1 < len(argv) and not argv[number + 1].startswith("--") else "true"
-            found[name.replace("-", "_")] = value if equals else behind
-    return found
-
-
-def with_equal_intervals(argv: Sequence[str]) -> list[str]:
-    """The command line with as many savings as evaluations, where it says how often only for one of the two."""
-    asked, argv = given(argv), list(argv)
+def equal_intervals(asked: Mapping[str, Any]) -> list[str]:
+    """Options for as many savings as evaluations, where a command line says how often only for one of the two."""
+    found = []
     for kind in ("steps", "strategy"):
         for one, other in (("eval", "save"), ("save", "eval")):
             value = asked.get(f"{one}_{kind}")
             if value not in (None, "no", "best") and f"{other}_{kind}" not in asked:
-                argv += [f"--{other}_{kind}", value]
-    return argv
+                found += [f"--{other}_{kind}", value]
+    return found
 
 
-def check_training(training: TrainingArguments, argv: Sequence[str], higher_is_better: Mapping[str, bool]) -> None:
+def check_training(
+    training: TrainingArguments, asked: Mapping[str, Any], higher_is_better: Mapping[str, bool]
+) -> None:
     """
     Refuse what cannot work, and settle what follows from the rest (the direction of the metric, persistent workers).
 
     Args:
-        argv: the command line, for what was asked for and has no effect.
+        asked: what the command line sets, for what has no effect.
         higher_is_better: by which metrics the best checkpoint may be chosen.
 
     Raises:
         ValueError: naming the field and the way out.
     """
-    asked = given(argv)
     for name, (value, reason) in REFUSED.items():
         if (getattr(training, name) or None) != (value or None):
             raise ValueError(f"`{name}` {getattr(training, name)} does not go with fine-tuning: {reason}.")
@@ -89,9 +81,9 @@ def check_training(training: TrainingArguments, argv: Sequence[str], higher_is_b
     if training.max_steps == 0 or training.max_steps < 0 and not training.num_train_epochs > 0:
         raise ValueError("`max_steps` or `num_train_epochs` must be above 0: no step would be trained.")
     for name, way in (("do_train", "--dry_run shows what a run would do"), ("do_eval", "give --eval_strategy no")):
-        if asked.get(name, "true").lower() in ("false", "0", "no"):
+        if not string_to_bool(asked.get(name, "true")):
             raise ValueError(f"`{name}` false has no effect here: {way}.")
-    if asked.get("remove_unused_columns", "false").lower() in ("true", "1", "yes"):
+    if string_to_bool(asked.get("remove_unused_columns", "false")):
         raise ValueError("`remove_unused_columns` true would take the labels from the batches: leave it out.")
     if training.train_sampling_strategy == "batch_rebalance":
         raise ValueError("`train_sampling_strategy` batch_rebalance decodes all audio first: take group_by_length.")
@@ -105,7 +97,7 @@ def check_training(training: TrainingArguments, argv: Sequence[str], higher_is_b
     check_parts(training)
 
 
-def check_best(training: TrainingArguments, asked: Mapping[str, str], higher_is_better: Mapping[str, bool]) -> None:
+def check_best(training: TrainingArguments, asked: Mapping[str, Any], higher_is_better: Mapping[str, bool]) -> None:
     """Refuse what leaves the choice of the best checkpoint without a figure, or would choose the worst."""
     if training.metric_for_best_model is not None:
         metric = training.metric_for_best_model.removeprefix("eval_")

@@ -12,7 +12,7 @@ from sjepa_hf import SJepaConfig
 from sjepa_hf.frame_features import num_features
 from sjepa_hf.frames import SAMPLING_RATE, check_frames
 from sjepa_hf.opening import why
-from training.common.command_line import config_path, parse_dataclasses, read_recipe
+from training.common.command_line import given, parse_dataclasses, read_recipe
 from training.common.ranges import check_choice, check_hub, check_ranges
 from training.common.signals import check_system
 from training.data.arguments import DataArguments
@@ -277,8 +277,9 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         UserError: on Windows.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    recipe = read_recipe(config_path(argv), ARGUMENTS) if config_path(argv) else {}
-    argv += shortened(argv, {f.name: f.default for f in fields(RunArguments)} | recipe)
+    asked = given(argv, ARGUMENTS)
+    recipe = read_recipe(asked["config"], ARGUMENTS) if "config" in asked else {}
+    argv += shortened(asked, {f.name: f.default for f in fields(RunArguments)} | recipe)
     chosen_there = recipe.pop("model_config", {})
     groups = parse_dataclasses(ARGUMENTS, argv, "Pretrain S-JEPA, both phases in one run.", values=recipe)
     check_system()

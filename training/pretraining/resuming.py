@@ -18,6 +18,7 @@ from sjepa_hf.command import once
 from sjepa_hf.contents import RECORD
 from sjepa_hf.opening import open_config
 from sjepa_hf.saving import INCOMPLETE, PREVIOUS, remove
+from training.common.resuming import LATEST, NEWEST, named_checkpoint
 from training.common.signals import INTERRUPTED
 from training.pretraining.arguments import Arguments, check_unchanged
 from training.pretraining.checkpoint_layout import (
@@ -138,7 +139,7 @@ def find_start(arguments: Arguments, accelerator: Accelerator, lock: FileLock) -
     """
     run, output_dir = arguments.run, Path(arguments.run.output_dir)
     checkpoint = None
-    if run.resume_from_checkpoint:
+    if run.resume_from_checkpoint is not None:
         checkpoint = find_for_all(output_dir, run.resume_from_checkpoint, accelerator)
     if checkpoint is None:
         return None, LoopState()
@@ -177,10 +178,8 @@ def find_checkpoint(output_dir: Path, asked: str) -> Path | None:
     Raises:
         ValueError: if there is none, or the one that is named is damaged.
     """
-    if asked not in ("latest", "auto"):
-        path = Path(asked)
-        if not path.is_dir():
-            raise ValueError(f"`resume_from_checkpoint` names {asked}, which is not a directory.")
+    if asked not in NEWEST:
+        path = named_checkpoint(asked)
         if not (path / STATE_DIRECTORY).is_dir():
             raise ValueError(
                 f"{asked} is not a training checkpoint (no {STATE_DIRECTORY}): to start a new run from its weights,"
@@ -196,7 +195,7 @@ def find_checkpoint(output_dir: Path, asked: str) -> Path | None:
         found.append(final)
         if whole(final) and (newest is None or load_loop_state(final).step >= step_of(newest)):
             newest = final
-    if newest is None and (found or asked == "latest"):
+    if newest is None and (found or asked == LATEST):
         in_the_way = found or (final / RECORD).exists()
         way_out = "name another `output_dir`, or move what lies there away" if in_the_way else "start without resuming"
         raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from: {way_out}.")

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from sjepa_hf.command import first_line, own_words
 from sjepa_hf.frames import SAMPLING_RATE
-from training.common.processes import Coordinator, all_or_none
+from training.common.processes import Coordinator, all_or_none, local_processes
 from training.common.seeds import Purpose, seed_for
 from training.data.bad_audio import BadAudioError, BadAudioMonitor
 from training.data.batches import BatchStream
@@ -326,9 +326,3 @@ def check_same_data(sources: Sequence[Source], accelerator: Accelerator) -> None
             if size == their_size:
                 differ = f"other clips in process {number} (on {node}) than in process 0 (on {first_node})"
             raise ValueError(f"train_data '{source.name}' holds {differ}: give all machines the same files.")
-
-
-def local_processes(accelerator: Accelerator) -> int:
-    """Processes of the run on this machine, which share its memory."""
-    machines = len(set(gather_object([platform.node()]))) if accelerator.num_processes > 1 else 1
-    return -(-accelerator.num_processes // machines)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from training.common.command_line import parse_dataclasses, read_recipe
+from training.common.command_line import given, parse_dataclasses, read_recipe
 
 
 @dataclass
@@ -14,6 +14,7 @@ class Settings:
     name: str = "x"
     precision: str | None = None
     flag: bool = False
+    loud: bool = True
     layers: list[int] | None = None
     decays: list[float] = field(default_factory=lambda: [0.5])
     sources: list[str] | None = None
@@ -28,10 +29,10 @@ def parse(tmp_path, recipe: str, *argv):
 
 def test_values_and_the_command_line_over_them(tmp_path):
     recipe = (
-        "steps: 5\nrate: 1e-3\nlayers: 2\ndecays: [1e-1, 1]\nprecision: 'no'\nflag: yes\nsources: a\nextra: {a: 1}"
+        "steps: '5'\nrate: 1e-3\nlayers: 2\ndecays: [1e-1, 1]\nprecision: 'no'\nflag: yes\nsources: a\nextra: {a: 1}"
     )
     assert parse(tmp_path, recipe, "--steps", "7") == Settings(
-        7, 0.001, "x", "no", True, [2], [0.1, 1.0], ["a"], {"a": 1}
+        7, 0.001, "x", "no", True, True, [2], [0.1, 1.0], ["a"], {"a": 1}
     )
     assert parse(tmp_path, "") == Settings()
     assert parse(tmp_path, "precision:\nlayers:\n") == Settings()
@@ -49,6 +50,9 @@ def test_a_list_is_written_once(tmp_path):
         ("steps: [1]", r"`steps` in the recipe .*recipe.yaml is \[1\], and must be a whole number\."),
         ("steps: 1.5", "must be a whole number"),
         ("steps: true", "must be a whole number"),
+        ("steps: many", "is many, and must be a whole number"),
+        ("rate: fast", "is fast, and must be a number"),
+        ("flag: 'no'", "is no, and must be true or false"),
         ("steps:", "`steps` .* is None, and must be a whole number"),
         ("rate: {a: 1}", "must be a number"),
         ("rate: yes", "must be a number; YAML reads yes, no, on and off as that: write such a word in quotes"),
@@ -98,12 +102,44 @@ class Needed:
         (["--data_folder", "a", "--data-foldr=3"], r"--data-foldr \(near: --data_folder\) is not an option"),
         (["--data_folder", "a", "--zzz", "3"], "--zzz is not an option of this command: --help lists them"),
         (["--data_folder", "a", "astray"], "astray is not an option of this command"),
+        (["--data_fold", "a"], r"--data_fold \(near: --data_folder\) is not an option of this command"),
+        (["--data_folder", "a", "--conf", "r.yaml"], r"--conf \(near: --config\) is not an option of this command"),
+        (["--data_folder", "a", "--conf=r.yaml"], r"--conf \(near: --config\) is not an option of this command"),
+        (["--data_folder", "a", "--config="], "There is no recipe"),
     ],
 )
 def test_an_unknown_option_is_one_sentence(argv, said):
     with pytest.raises(ValueError, match=f"^{said}"):
         parse_dataclasses((Needed,), argv, "")
-    assert parse_dataclasses((Needed,), ["--data_fold", "a"], "")[0].data_folder == "a", "abbreviated, as ever"
+
+
+@pytest.mark.parametrize(
+    ("argv", "asked"),
+    [
+        ("", {}),
+        ("--steps 5 --rate=1e-3 --data_folder a", {"steps": "5", "rate": "1e-3", "data_folder": "a"}),
+        ("--data-folder a --data-folder=b", {"data_folder": "b"}),
+        ("--config r.yaml --name=--steps --steps -3", {"config": "r.yaml", "name": "--steps", "steps": "-3"}),
+        ("--flag --no_loud --data_folder true", {"flag": "true", "loud": "false", "data_folder": "true"}),
+        ("--flag false --loud --no-loud", {"flag": "false", "loud": "false"}),
+        ("--sources a b --layers=1 -- place", {"sources": ["a", "b"], "layers": ["1"]}),
+        ("place --layers 1 2 --name=", {"layers": ["1", "2"], "name": ""}),
+    ],
+)
+def test_what_a_command_line_gives_is_what_its_parser_sets(argv, asked):
+    assert given(argv.split(), (Settings, Needed)) == asked
+
+
+def test_a_place_stands_before_the_options_or_behind_a_double_dash(tmp_path):
+    for argv in (["a", "b", "--sources", "c"], ["--sources", "c", "--", "a", "b"]):
+        settings, rest = parse_dataclasses((Settings,), argv, "", places=dict(nargs="+"))
+        assert (settings.sources, rest.places) == (["c"], ["a", "b"])
+
+
+def test_no_file_beside_a_command_adds_to_its_command_line(tmp_path, monkeypatch):
+    (tmp_path / "command.args").write_text("--steps 7")
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "command.py")])
+    assert parse_dataclasses((Settings,), None, "")[0].steps == 3
 
 
 def test_without_a_command_line_it_is_that_of_the_process(monkeypatch):

@@ -1,6 +1,7 @@
 """Processes sum what they hold, and those that have drifted apart are found before anything is saved."""
 
 import errno
+import platform
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,15 @@ from accelerate import Accelerator
 from torch import nn
 
 from training.common import processes
-from training.common.processes import ProcessesDisagree, bits, check_processes_agree, end_group, summed, summed_numbers
+from training.common.processes import (
+    ProcessesDisagree,
+    bits,
+    check_processes_agree,
+    end_group,
+    local_processes,
+    summed,
+    summed_numbers,
+)
 
 
 class TwoProcesses:
@@ -38,6 +47,13 @@ def test_tensors_of_any_shape_are_summed_at_once():
 def test_numbers_are_summed_at_once_and_whole_ones_exactly():
     exchange = Exchange()
     assert summed_numbers([2**40 + 1, 0.25], exchange) == [2**41 + 2, 0.5] and exchange.times == 1
+
+
+def test_processes_of_one_machine_are_counted_by_its_name(monkeypatch):
+    assert local_processes(Accelerator(cpu=True)) == 1
+    for other, here in (("there", 1), (platform.node(), 2)):
+        monkeypatch.setattr(processes, "gather_object", lambda own, other=other: [*own, other])
+        assert local_processes(TwoProcesses()) == here
 
 
 def test_a_tracker_that_cannot_end_leaves_the_group_ended(monkeypatch, caplog):

@@ -10,6 +10,7 @@ from transformers import pipeline
 from training import finetune_classification, finetune_ctc
 from training.common.progress import Heartbeat
 from training.data.waveforms import read_audio
+from training.finetuning.resuming import check_normalization, check_vocabulary
 
 
 GO_ON = ("--resume_from_checkpoint", "latest")
@@ -22,7 +23,7 @@ def test_the_checkpoint_of_a_stopped_run_opens_and_goes_on(stopped, checkpoint, 
     recognise = pipeline("automatic-speech-recognition", str(folder), device="cpu")
     assert isinstance(recognise({"raw": read_audio(mine / "0.wav"), "sampling_rate": 16000})["text"], str)
     assert (folder / "text_normalization.json").is_file()
-    for word in ("True", "auto", "latest", str(folder)):
+    for word in ("auto", "latest", str(folder)):
         ready = prepare(finetune_ctc, checkpoint, mine, stopped, "--max_steps", "6", "--resume_from_checkpoint", word)
         assert ready.trainer.args.resume_from_checkpoint == str(folder)
     finetune_ctc.train(ready, Heartbeat("training"))
@@ -77,6 +78,15 @@ def test_going_on_with_other_classes_or_another_model_is_refused(checkpoint, cla
     feature_extractor().save_pretrained(tmp_path / "other")
     message = sentence(finetune_classification, str(tmp_path / "other"), classes, out, *options)
     assert "checkpoint-2 is of another model" in message
+
+
+def test_a_file_of_a_checkpoint_that_says_nothing_is_named(tmp_path):
+    (tmp_path / "vocab.json").write_text("{")
+    with pytest.raises(ValueError, match=r"vocab\.json is no JSON"):
+        check_vocabulary(str(tmp_path), None)
+    (tmp_path / "text_normalization.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"text_normalization\.json holds list where a JSON object should be"):
+        check_normalization(str(tmp_path), {"case": "upper"})
 
 
 def test_torn_checkpoints_are_passed_over(stopped, checkpoint, mine, caplog):

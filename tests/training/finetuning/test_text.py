@@ -98,7 +98,7 @@ def test_what_gets_lost_is_told(caplog):
 @pytest.mark.parametrize("content", ["{", '{"case": "title"}', '{"kase": 1}', '{"dropped": 3}', "[]", "3", "\x00"])
 def test_a_damaged_normalisation_is_told(tmp_path, content):
     (tmp_path / "text_normalization.json").write_text(content)
-    with pytest.raises(ValueError, match="text_normalization.json is damaged"):
+    with pytest.raises(ValueError, match="text_normalization.json (is damaged|is no JSON|holds (list|int) where)"):
         TextNormalizer.load(tmp_path)
 
 

@@ -147,7 +147,7 @@ def test_checkpoints_with_adapters_hold_the_merged_model_and_go_on(checkpoint, m
     with pytest.raises(ValueError, match="holds adapters, not a whole model: .*`merged`"):
         open_model(AutoModelForCTC, folder)
     finetune_ctc.train(
-        prepare(finetune_ctc, checkpoint, mine, tmp_path, *options, "--resume_from_checkpoint", "true"),
+        prepare(finetune_ctc, checkpoint, mine, tmp_path, *options, "--resume_from_checkpoint", "latest"),
         Heartbeat("training"),
     )
     assert json.loads((tmp_path / "final" / "results.json").read_text())["steps"] == 4
@@ -169,10 +169,11 @@ def test_no_clip_alone_in_its_batch_ends_a_run(checkpoint, tmp_path, texts, capl
 
 def test_batches_that_shared_memory_cannot_hold_are_refused(checkpoint, mine, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**16))
+    monkeypatch.setattr("training.finetuning.trainer.local_processes", lambda accelerator: 3)
     options = ("--max_steps", "2", "--dataloader_num_workers", "2")
     ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "out", *options)
     with pytest.raises(
-        ValueError, match="0 MiB free, but 2 workers .*--shm-size=1g, or lower `dataloader_num_workers`"
+        ValueError, match="0 MiB free, but 2 workers of 3 processes each .*=1g, or lower `dataloader_num_workers`"
     ):
         finetune_ctc.train(ready, Heartbeat("training"))
 

@@ -4,7 +4,7 @@ import pytest
 from finetuning_runs import SHORT, prepare, run, sentence
 
 from training import finetune_classification, finetune_ctc
-from training.finetuning.trainer_settings import interval, with_equal_intervals
+from training.finetuning.trainer_settings import equal_intervals, interval
 
 
 def test_few_clips_train_for_enough_steps(checkpoint, mine, tmp_path):
@@ -13,8 +13,8 @@ def test_few_clips_train_for_enough_steps(checkpoint, mine, tmp_path):
     assert ready.trainer.args.num_train_epochs == 334
     ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "b", "--min_steps", "60")
     assert ready.trainer.args.num_train_epochs == 30
-    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "c", "--num_train_epochs", "2")
-    assert ready.trainer.args.num_train_epochs == 2
+    for option in ("--num_train_epochs=2", "--num-train-epochs=2"):
+        assert prepare(finetune_ctc, checkpoint, mine, tmp_path / "c", option).trainer.args.num_train_epochs == 2
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,9 @@ def test_few_clips_train_for_enough_steps(checkpoint, mine, tmp_path):
         ("--metric_for_best_model cer --greater_is_better true", "would keep the worst cer"),
         ("--eval_strategy no", "With --load_best_model_at_end false"),
         ("--do_train false", "--dry_run"),
+        ("--do-eval f", "`do_eval` false has no effect here"),
+        ("--num_train_epoch 5", "--num_train_epoch (near: --num_train_epochs"),
+        ("--eval_step 50", "--eval_step (near: --eval_steps"),
         ("--train_sampling_strategy batch_rebalance", "group_by_length"),
         ("--optim lomo", "`optim` lomo cannot be used"),
         ("--lr_scheduler_type cosine_with_min_lr", "`lr_scheduler_kwargs`"),
@@ -52,7 +55,10 @@ def test_few_clips_train_for_enough_steps(checkpoint, mine, tmp_path):
         ("--seed -1", "`seed` must lie between 0 and"),
         ("--eval_fraction 1", "`eval_fraction` must be at least 0 and below 1, got 1.0"),
         ("--eval_fraction 0", "`eval_fraction` must be above 0, got 0.0"),
-        ("--resume_from_checkpoint /nowhere", "/nowhere is not a directory"),
+        ("--resume_from_checkpoint latest", "out to resume from: start without resuming"),
+        ("--resume_from_checkpoint true", "'true' is not a directory: name a checkpoint, or give latest"),
+        ("--resume_from_checkpoint=", "'' is not a directory"),
+        ("--resume_from_checkpoint /nowhere", "'/nowhere' is not a directory"),
     ],
 )
 def test_what_the_trainer_cannot_do_is_refused_before_data_are_read(options, message, tmp_path):
@@ -90,7 +96,6 @@ def test_what_the_trainer_can_do_works(options, checkpoint, classes, tmp_path):
 def test_evaluations_keep_their_distance():
     assert [interval(0.05, total) for total in (100, 300, 1000, 8)] == [25, 25, 50, 8]
     assert interval(7, 100) == 7 and interval(None, 100) is None
-    assert with_equal_intervals(["--eval_steps", "10"]) == ["--eval_steps", "10", "--save_steps", "10"]
-    assert with_equal_intervals(["--save_strategy=epoch"]) == ["--save_strategy=epoch", "--eval_strategy", "epoch"]
-    both = ["--eval_steps", "10", "--save_steps", "20", "--eval_strategy", "no"]
-    assert with_equal_intervals(both) == both
+    assert equal_intervals({"eval_steps": "10"}) == ["--save_steps", "10"]
+    assert equal_intervals({"save_strategy": "epoch"}) == ["--eval_strategy", "epoch"]
+    assert equal_intervals({"eval_steps": "10", "save_steps": "20", "eval_strategy": "no"}) == []

@@ -17,6 +17,8 @@ RECIPES = [
     [
         (["--phase1_steps", "60"], 2, 12),  # 40 and 200 of 1,000 steps
         (["--phase1_steps=239"], 9, 47),
+        (["--phase1-steps", "239"], 9, 47),
+        (["--phase1-steps=500", "--phase1-decay-steps=300"], 20, 300),
         (["--phase1_steps", "240"], 9, 48),
         (["--phase1_steps", "999"], 39, 199),
         (["--phase1_steps", "1000"], 40, 200),

@@ -4,13 +4,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_type_hints
 
-import yaml
-
-from sjepa_hf.command import first_line
-from training.common.command_line import as_number, fits, item_type, kinds, parse_dataclasses, short_repr, type_name
+from training.common.command_line import as_typed, load_fields, parse_dataclasses
 from training.common.naming import unknown
 from training.common.ranges import check_ranges
-from training.data.metadata import decoded
 from training.evaluation.superb.tasks import HEAD_UNITS, TASKS, SuperbTask, slot_classification
 
 
@@ -202,11 +198,8 @@ def arguments_of_tasks(arguments: SuperbArguments) -> list[SuperbArguments]:
     path = Path(arguments.tasks)
     if not path.is_file():
         raise ValueError(f"--tasks {arguments.tasks}: there is no such file.")
-    try:
-        found = yaml.safe_load(decoded(path))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {first_line(error)}") from None
-    if not isinstance(found, dict) or not found or not all(isinstance(own, dict | None) for own in found.values()):
+    found = load_fields(arguments.tasks, f"The file {path}")
+    if not found or not all(isinstance(own, dict | None) for own in found.values()):
         raise ValueError(f"{path} does not name tasks with their options, such as `ks: {{train_data: [speech/]}}`.")
     each = []
     for name, own in found.items():
@@ -221,16 +214,7 @@ def own_options(options: dict) -> dict:
     """The options of one task, as the file `tasks` has them. Raises a ValueError for one that it cannot have."""
     shared = {"task", "tasks", "model", "output_dir", "dry_run"}
     types = {name: kind for name, kind in get_type_hints(SuperbArguments).items() if name not in shared}
-    found = {}
-    for option, value in options.items():
+    for option in options:
         if option not in types:
             raise ValueError(f"a task of its own cannot have the option {unknown(option, types)}.")
-        kind = types[option]
-        number = next((each for each in kinds(kind) if each in (int, float)), None)
-        if item_type(kind) and not isinstance(value, list):
-            value = [value]
-        value = as_number(value, number)
-        if not fits(value, kind) or (isinstance(value, str) and str not in kinds(kind)):
-            raise ValueError(f"`{option}` is {short_repr(repr(value))}, and must be {type_name(kind)}.")
-        found[option] = value
-    return found
+    return as_typed(options, types)

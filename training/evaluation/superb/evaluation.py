@@ -15,6 +15,7 @@ import torch
 from sjepa_hf.durations import audio_amount
 from sjepa_hf.scores import UNTRAINED
 from training.common.device import default_device
+from training.common.naming import several
 from training.common.progress import Heartbeat
 from training.data.bad_audio import BadAudioError
 from training.data.labelled import TEXT_COLUMNS, LabelledClips, choose_column
@@ -334,7 +335,7 @@ def warn_of_unseen(split: str, clips: LabelledClips, labels: Labels) -> None:
                     split,
                     unseen.total(),
                     column,
-                    ", ".join(list(unseen)[:5]),
+                    several(unseen, 5),
                 )
 
 

@@ -10,7 +10,17 @@ from filelock import FileLock
 
 from sjepa_hf.durations import audio_amount
 from sjepa_hf.saving import files_written_aside
-from sjepa_hf.scores import MFCC, Score, data_names, grouped, json_text, number_or_nan, short_names, write_scores
+from sjepa_hf.scores import (
+    MFCC,
+    Score,
+    data_names,
+    grouped,
+    json_text,
+    markdown_table,
+    number_or_nan,
+    short_names,
+    write_scores,
+)
 from training.common.figures import caption, save
 from training.evaluation.superb.tasks import HEAD_UNITS, TASKS, slot_classification
 
@@ -211,9 +221,8 @@ def table(results: list[dict]) -> str:
         weights = np.mean([result["layer_weights"] for result in own], axis=0)
         heaviest = f"{weights.argmax()} of 0 to {len(weights) - 1} ({weights.max():.2f})" if len(weights) > 1 else "-"
         rows.append([*cells, str(len(own)), heaviest])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    head, *rows = [[cell.ljust(width) for cell, width in zip(row, widths)] for row in rows]
     first = results[0]
     clips, hours, used = first["clips"], first["hours"], first["hyperparameters"]
     trained = used["head"] != "dtw"
@@ -229,7 +238,7 @@ def table(results: list[dict]) -> str:
     notes = chance_notes(results)
     if trained and any(result["encoder"] == MFCC for result in results):
         notes.append("mfcc is normed over the training set; SUPERB's own baseline is `fbank`.")
-    return "\n".join([title, "", *lines, *([""] if notes else []), *notes])
+    return "\n".join([title, "", markdown_table(head, rows), *([""] if notes else []), *notes])
 
 
 def chance_notes(results: list[dict]) -> list[str]:
