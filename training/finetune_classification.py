@@ -148,6 +148,7 @@ def prepare(argv: list[str] | None = None) -> ClassificationFineTuning:
         eval_dataset=by_length(list(evaluation.values())),
         compute_metrics=accuracy_and_f1,
         head_learning_rate=arguments.head_learning_rate,
+        p_noise=arguments.p_noise,
         frozen_encoder=arguments.frozen,
         save_beside=extractor.save_pretrained,
     )

@@ -157,6 +157,7 @@ def prepare(argv: list[str] | None = None) -> CtcFineTuning:
         eval_dataset=by_length(list(evaluation.values())),
         compute_metrics=lambda prediction: greedy_error_rates(prediction, tokenizer),
         head_learning_rate=arguments.head_learning_rate,
+        p_noise=arguments.p_noise,
         save_beside=lambda directory: save_text_tools(directory, processor, normalizer),
     )
     decoder = None

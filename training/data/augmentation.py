@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from sjepa_hf.frames import real_samples
+from training.data.coloured_noise import coloured
+
 
 MIX_RATIO_DB = (-5.0, 5.0)  # lowest and highest energy ratio of an utterance's piece and one added to it
 NOISE_SNR_DB = (-5.0, 20.0)  # lowest and highest signal-to-noise ratio
@@ -106,6 +109,22 @@ def augmented(batch: dict, p_mix: float, p_noise: float) -> Tensor:
     generator = torch.Generator(audio.device).manual_seed(batch["seed"])
     noise = {name: batch.get(name) for name in ("noise", "noise_lengths")}
     return augment(audio, batch["lengths"], p_mix=p_mix, p_noise=p_noise, **noise, generator=generator)
+
+
+def among_noise(input_values: Tensor, attention_mask: Tensor | None, p_noise: float) -> Tensor:
+    """
+    Labelled clips for a step of fine-tuning, `(batch_size, num_samples)`, each among coloured noise with probability
+    `p_noise`. What is drawn follows from torch's own generator of the CPU, whose state a checkpoint keeps.
+    """
+    batch_size, num_samples = input_values.shape
+    device = input_values.device
+    generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+    noise = coloured(max(1, round(p_noise * batch_size)), num_samples, generator)
+    if attention_mask is None:  # encoders that are given none hear padding as silence
+        lengths = torch.full((batch_size,), num_samples, device=device)
+    else:
+        lengths = real_samples(attention_mask)
+    return augment(input_values, lengths, p_mix=0.0, p_noise=p_noise, noise=noise, generator=generator)
 
 
 def _uniform_integer(draw: Tensor, count: Tensor | int) -> Tensor:

@@ -1,5 +1,7 @@
 """Coloured noise: augmentation without recordings, each clip of another spectrum and another unrest."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,8 +23,7 @@ UNREST_HZ = (0.5, 8.0)  # how often it turns
 
 class ColouredNoise:
     """
-    Gaussian noise whose spectrum falls by a random tilt and has up to four resonances, and whose loudness is steady in
-    one half of the clips and wanders in the other.
+    What [`coloured`] makes, as noise of the batches of pretraining.
 
     Args:
         share (`float`): noises for a batch, as a share of its clips; there is at least one.
@@ -42,24 +43,38 @@ class ColouredNoise:
         Draw the noise of a batch of `num_clips`, the longest of `longest` samples: `noise` float32
         `(num_noises, longest)` and `noise_lengths` `(num_noises,)`, as [`augment`] takes them; none is ever bad.
         """
-        noises = [coloured(longest, rng) for _ in range(max(1, round(self.share * num_clips)))]
-        lengths = torch.full((len(noises),), longest)
-        return {"noise": torch.from_numpy(np.stack(noises)), "noise_lengths": lengths}, []
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        noise = coloured(max(1, round(self.share * num_clips)), longest, generator)
+        return {"noise": noise, "noise_lengths": torch.full((len(noise),), longest)}, []
 
 
-def coloured(num_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """A clip of noise of unit power, float32 `(num_samples,)` at 16 kHz."""
+def coloured(num_clips: int, num_samples: int, generator: torch.Generator) -> Tensor:
+    """
+    Gaussian noise at 16 kHz whose spectrum falls by a random tilt and has up to four resonances, and whose loudness is
+    steady in one half of the clips and wanders in the other: float32 `(num_clips, num_samples)` of unit power, on the
+    generator's device.
+    """
+    device = generator.device
+
+    def draw(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(num_clips, 1, generator=generator, device=device)
+
     size = 1 << (num_samples - 1).bit_length()  # others transform more slowly, some a hundred times
-    frequencies = np.fft.rfftfreq(size, 1 / SAMPLING_RATE)
-    octaves = np.log2(np.maximum(frequencies, FLAT_BELOW))
-    decibels = rng.uniform(*TILT_DB) * octaves
-    for _ in range(rng.integers(RESONANCES + 1)):
-        centre, width = rng.uniform(*np.log2(RESONANCE_HZ)), rng.uniform(*RESONANCE_OCTAVES)
-        decibels += rng.uniform(*RESONANCE_DB) * np.exp(-0.5 * ((octaves - centre) / width) ** 2)
-    gain = 10 ** ((decibels - decibels.max()) / 20)
-    noise = np.fft.irfft(np.fft.rfft(rng.standard_normal(size)) * gain, size)[:num_samples]
-    if rng.random() < 0.5:
-        turns = max(2, round(rng.uniform(*UNREST_HZ) * num_samples / SAMPLING_RATE))
-        loudness = rng.normal(0.0, rng.uniform(*UNREST_DB), turns)
-        noise *= 10 ** (np.interp(np.linspace(0, turns - 1, num_samples), np.arange(turns), loudness) / 20)
-    return (noise / np.sqrt(np.mean(noise**2))).astype(np.float32)
+    octaves = torch.fft.rfftfreq(size, 1 / SAMPLING_RATE, device=device).clamp(min=FLAT_BELOW).log2()
+    decibels = draw(*TILT_DB) * octaves  # [N, F]
+    resonances = draw(0, RESONANCES + 1).long()
+    for number in range(RESONANCES):
+        centre, width = draw(*map(math.log2, RESONANCE_HZ)), draw(*RESONANCE_OCTAVES)
+        height = draw(*RESONANCE_DB) * (number < resonances)
+        decibels += height * (-0.5 * ((octaves - centre) / width).square()).exp()
+    gain = 10 ** ((decibels - decibels.amax(1, keepdim=True)) / 20)
+    white = torch.randn(num_clips, size, generator=generator, device=device)
+    noise = torch.fft.irfft(torch.fft.rfft(white) * gain, size)[:, :num_samples]
+
+    turn = torch.arange(num_samples, device=device) / SAMPLING_RATE * draw(*UNREST_HZ)  # [N, S], in turns of each
+    turns = int(UNREST_HZ[1] * num_samples / SAMPLING_RATE) + 2
+    loudness = torch.randn(num_clips, turns, generator=generator, device=device) * draw(*UNREST_DB)
+    before = turn.long()
+    decibels = torch.lerp(loudness.gather(1, before), loudness.gather(1, before + 1), turn - before)
+    noise = noise * 10 ** (decibels * (draw(0, 2) >= 1) / 20)
+    return noise * noise.square().mean(1, keepdim=True).rsqrt()

@@ -94,6 +94,13 @@ class FineTuningArguments:
     mask_feature_prob: float | None = field(
         default=None, metadata={"help": "SpecAugment: share of feature dimensions masked. Default: the checkpoint's."}
     )
+    p_noise: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability that a training clip is heard among noise, at -5 to 20 dB: coloured noise, which is"
+            " made. Clips that are scored stay as they are."
+        },
+    )
     dropout: float | None = field(
         default=None, metadata={"help": "Every dropout of the encoder and the head. Default: the checkpoint's."}
     )
@@ -106,6 +113,7 @@ class FineTuningArguments:
         check_ranges(
             self,
             positive="train_hours eval_fraction",
+            share="p_noise",
             below_1="eval_fraction mask_time_prob mask_feature_prob dropout",
             a_frame="min_seconds",
             not_negative="lora_rank freeze_encoder_steps reinit_layers min_steps head_learning_rate",

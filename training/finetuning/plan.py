@@ -48,7 +48,8 @@ def plan(trainer: FineTuner, scored: Mapping[str, LabelledClips], arguments: Fin
     threads = f" ({torch.get_num_threads()} threads)" if training.device.type == "cpu" else ""
     processes = f" of {training.world_size} processes" if training.world_size > 1 else ""
     batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    lines = [f"Training on {amount(clips)}."]
+    among = f", {100 * arguments.p_noise:.3g} % of them among coloured noise each time" * (arguments.p_noise > 0)
+    lines = [f"Training on {amount(clips)}{among}."]
     lines += [f"Scoring {name}: {amount(part)}." for name, part in scored.items()]
     kind = type(trainer.accelerator.unwrap_model(model)).__name__
     lines.append(

@@ -25,6 +25,7 @@ from training.common.memory import keep_freed_memory
 from training.common.processes import Coordinator, end_group, local_processes
 from training.common.progress import Heartbeat
 from training.common.signals import INTERRUPTED, Interrupted, Interruption, Stop, tell_in_file
+from training.data.augmentation import among_noise
 from training.data.bad_audio import counted
 from training.data.workers import check_shared_memory, die_when_stuck
 from training.finetuning.arguments import FineTuningArguments
@@ -49,6 +50,7 @@ class FineTuner(Trainer):
     Args:
         head_learning_rate: None: that of the encoder.
         frozen_encoder: whether the encoder is only read, without dropout and SpecAugment.
+        p_noise: probability that a training clip is heard among coloured noise.
         save_beside: writes into the directory of each checkpoint what inference needs besides the model.
     """
 
@@ -57,11 +59,12 @@ class FineTuner(Trainer):
         *args,
         head_learning_rate: float | None = None,
         frozen_encoder: bool = False,
+        p_noise: float = 0.0,
         save_beside: Callable[[Path], object],
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.frozen_encoder = frozen_encoder
+        self.frozen_encoder, self.p_noise = frozen_encoder, p_noise
         self.head_learning_rate = self.args.learning_rate if head_learning_rate is None else head_learning_rate
         self.save_beside = save_beside
         self.model_accepts_loss_kwargs = False  # the losses are means: accumulated ones must be divided
@@ -69,6 +72,9 @@ class FineTuner(Trainer):
             self.remove_callback(bars)
 
     def training_step(self, model, inputs, *args, **kwargs):
+        if self.p_noise:
+            heard = among_noise(inputs["input_values"], inputs.get("attention_mask"), self.p_noise)
+            inputs = {**inputs, "input_values": heard}
         short = shortest_batch(self.model.config) - inputs["input_values"].shape[1]
         if short > 0 and not self.frozen_encoder:
             padded = {name: nn.functional.pad(inputs[name], (0, short)) for name in ("input_values", "attention_mask")}

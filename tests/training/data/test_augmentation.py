@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from training.data import augmentation
-from training.data.augmentation import augment
+from training.data.augmentation import among_noise, augment
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -167,3 +167,22 @@ def test_empty_and_one_sample_utterances_pass():
     for p_mix in (0.0, 1.0):
         out = augment(values, lengths, p_mix=p_mix, p_noise=1.0 - p_mix, generator=generator())
         assert out.isfinite().all() and (out[0] == 0).all()
+
+
+def test_labelled_clips_among_noise_follow_torchs_own_generator():
+    """A share of the clips, at the ratios of pretraining; padding stays zero where a mask tells of it."""
+    values = torch.randn(200, 4000, generator=generator(3))
+    mask = torch.ones(200, 4000, dtype=torch.long)
+    mask[::2, 3000:] = 0
+    values = values * mask
+    torch.manual_seed(5)
+    heard, other = among_noise(values, mask, 0.5), among_noise(values, mask, 0.5)
+    torch.manual_seed(5)
+    assert torch.equal(among_noise(values, mask, 0.5), heard) and not torch.equal(other, heard)
+    assert not heard[mask == 0].any()
+    added = heard - values
+    noisy = added.abs().amax(1) > 0
+    assert 70 <= noisy.sum() <= 130
+    ratio = 10 * torch.log10(values.square().sum(1) / added.square().sum(1))[noisy]
+    assert -5.01 <= ratio.min() < -2 and 17 < ratio.max() <= 20.01
+    assert among_noise(values, None, 1.0)[0, 3000:].any(), "without a mask, padding is silence like any other"

@@ -10,6 +10,11 @@ from training.data.augmentation import augment
 from training.data.coloured_noise import ColouredNoise, coloured
 
 
+def one(num_samples: int, seed: int = 0) -> np.ndarray:
+    (noise,) = coloured(1, num_samples, torch.Generator().manual_seed(seed)).numpy()
+    return noise
+
+
 def octave_levels(noise: np.ndarray) -> np.ndarray:
     """Decibels of power a hertz in the octaves from 62.5 Hz to 8 kHz."""
     power = np.abs(np.fft.rfft(noise)) ** 2
@@ -21,7 +26,7 @@ def octave_levels(noise: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [400, 1000, 16000, 100001])
 def test_unit_power_at_any_length(size):
-    noise = coloured(size, np.random.default_rng(size))
+    noise = one(size, seed=size)
     assert noise.shape == (size,) and noise.dtype == np.float32
     assert np.mean(noise.astype(float) ** 2) == pytest.approx(1.0, rel=1e-5)
 
@@ -31,13 +36,12 @@ def test_the_spectrum_falls_by_the_tilt(monkeypatch, tilt):
     monkeypatch.setattr(coloured_noise, "TILT_DB", (tilt, tilt))
     monkeypatch.setattr(coloured_noise, "RESONANCES", 0)
     monkeypatch.setattr(coloured_noise, "UNREST_DB", (0.0, 0.0))
-    slopes = np.diff(octave_levels(coloured(8 * SAMPLING_RATE, np.random.default_rng(0))))
+    slopes = np.diff(octave_levels(one(8 * SAMPLING_RATE)))
     np.testing.assert_allclose(slopes, tilt, atol=1.0)
 
 
 def test_clips_differ_in_spectrum_and_half_of_them_swell_and_fade():
-    rng = np.random.default_rng(3)
-    clips = [coloured(4 * SAMPLING_RATE, rng) for _ in range(40)]
+    clips = coloured(40, 4 * SAMPLING_RATE, torch.Generator().manual_seed(3)).numpy()
     levels = np.stack([octave_levels(clip) for clip in clips])
     assert (levels - levels.mean(1, keepdims=True)).std(0).min() > 2, "of every octave"
     deviations = [np.std(np.log10((clip.reshape(40, -1) ** 2).mean(1))) * 10 for clip in clips]

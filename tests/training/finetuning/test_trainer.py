@@ -25,6 +25,7 @@ from sjepa_hf.opening import open_model
 from sjepa_hf.scores import read_scores
 from training import finetune_classification, finetune_ctc
 from training.common.progress import Heartbeat
+from training.finetuning.plan import plan
 
 
 def test_the_encoder_is_frozen_first(checkpoint, mine, tmp_path):
@@ -73,6 +74,30 @@ def test_a_frozen_encoder_stays_as_it_is(checkpoint, classes, tmp_path):
     assert all(value.equal(before[name]) for name, value in model.sjepa.state_dict().items())
 
 
+def test_noise_is_heard_in_training_alone(checkpoint, classes, tmp_path):
+    """As many samples of each clip as before, padding still zero; what is evaluated is the clip itself."""
+    options = ("--frozen", "true", "--num_train_epochs", "1", "--p_noise", "1")
+    ready = prepare(finetune_classification, checkpoint, classes, tmp_path, *options)
+    clean = {}
+    for dataset in (ready.trainer.train_dataset, ready.trainer.eval_dataset):
+        for number in range(len(dataset)):
+            clip = torch.from_numpy(dataset[number]["input_values"])
+            clean.setdefault(len(clip), []).append(clip)
+    heard = []
+
+    def look(model, args, inputs):
+        heard.append((model.training, inputs["input_values"], inputs["attention_mask"]))
+
+    ready.trainer.model.register_forward_pre_hook(look, with_kwargs=True)
+    finetune_classification.train(ready, Heartbeat("training"))
+    assert {training for training, *_ in heard} == {True, False}
+    for training, batch, mask in heard:
+        for row, real in zip(batch, mask.sum(1).tolist()):
+            as_it_is = any(row[:real].equal(clip) for clip in clean[real])
+            assert as_it_is != training and not row[real:].any()
+    assert "100 % of them among coloured noise" in plan(ready.trainer, {}, ready.arguments)[0]
+
+
 def test_only_evaluations_that_show_something_learned_are_candidates(checkpoint, mine, tmp_path):
     trainer = prepare(finetune_ctc, checkpoint, mine, tmp_path, *SHORT).trainer
     trainer.state.global_step = 5
@@ -110,7 +135,7 @@ finetune_ctc.main()
 
 def test_of_several_processes_a_signal_to_one_saves_and_the_run_goes_on_as_without_it(checkpoint, mine, tmp_path):
     options = ["--model_name_or_path", checkpoint, "--train_data", str(mine), "--max_steps", "4", "--eval_steps", "3"]
-    options += [*FAST[:-2], "--load_best_model_at_end", "false", "--output_dir"]
+    options += ["--p_noise", "0.5", *FAST[:-2], "--load_best_model_at_end", "false", "--output_dir"]
 
     def ended(out: str, script) -> tuple[str, int]:
         command = [*options, str(tmp_path / out), "--resume_from_checkpoint", "auto"]
