@@ -1,10 +1,11 @@
-"""Words among noise: a classifier that was fitted to clean clips, on clips with noise over them and around them.
+"""Words among noise: a classifier of clean clips, or of noisy copies too, on clips with noise over and around them.
 
     python -m benchmarks.study.noise runs/a/final runs/b/final --speech ../shared/speech --output noise.json
 
 40 Arabic words, the official split, no voice in two parts (`speech_manifest.py`): a logistic regression on mean and
 deviation over the frames of all layers, `C` 0.01. MFCC and the first checkpoint's network untrained stand beside. The
-noise is recorded (`NOISES`, in no manifest of the study) but for the hiss. Where it is around a word, only the word's
+noise is recorded (`NOISES`, in no manifest of the study) but for the hiss. With --noisy_copies the classifier has
+heard a copy of each word of its training part among coloured noise, too. Where noise is around a word, only the word's
 own frames are read: what the encoder makes of them is what is asked, not whether a classifier finds the word.
 """
 
@@ -24,12 +25,14 @@ from sjepa_hf.command import CommandParser, command
 from sjepa_hf.frames import FRAMES_PER_SECOND, SAMPLING_RATE, frame_lengths
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import MFCC, UNTRAINED, markdown_table, short_names
+from training.data.coloured_noise import coloured
 from training.data.waveforms import read_audio
 from training.evaluation.encoders import Encoder, check_encoders, open_encoder
 
 
 NOISES = ("noise/arabic/boiler.opus", "noise/speech_commands/running_tap.opus")
 HISS = 1e-3  # deviation of white noise: -60 dB of full scale, where the words' is 0.02 to 0.1
+COPIES_DB = (0.0, 25.0)  # how far below its word the noise of a copy lies
 LEAD = 2.0  # seconds of noise before a word
 BATCH = 16
 
@@ -67,10 +70,19 @@ def hiss_before(word: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([rng.standard_normal(round(LEAD * SAMPLING_RATE)) * HISS, word])
 
 
+def among_coloured(word: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    (noise,) = coloured(1, len(word), torch.Generator().manual_seed(int(rng.integers(2**63)))).numpy()
+    return word + noise * level(word, rng.uniform(*COPIES_DB))
+
+
+def unchanged(word: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return word
+
+
 def conditions(noises: Noises) -> dict[str, Disturb]:
     """By name, what is done to a word, which stands at the end of what comes out."""
     return {
-        "clean": lambda word, rng: word,
+        "clean": unchanged,
         **{f"{decibels} dB": noises.over(decibels) for decibels in (20, 10, 0)},
         "2 s of noise 30 dB below before": noises.before(30),
         "2 s of hiss before": hiss_before,
@@ -94,11 +106,16 @@ def vectors(encoder: Encoder, words: Sequence[np.ndarray], disturb: Disturb) -> 
     return np.stack(found)
 
 
-def accuracies(encoder: Encoder, parts: dict[str, tuple[list, list]], disturbances: dict[str, Disturb]) -> dict:
-    """Accuracy on the test part in each condition; `parts` has the words and labels of "train" and "test"."""
+def accuracies(
+    encoder: Encoder, parts: dict[str, tuple[list, list]], disturbances: dict[str, Disturb], copies: Sequence[Disturb]
+) -> dict[str, float]:
+    """
+    Accuracy on the test part in each condition. `parts` has the words and labels of "train" and "test"; the classifier
+    is fitted to all `copies` of the former.
+    """
     (words, labels), (tested, truth) = parts["train"], parts["test"]
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
-    classifier.fit(vectors(encoder, words, lambda word, rng: word), labels)
+    classifier.fit(np.concatenate([vectors(encoder, words, copy) for copy in copies]), labels * len(copies))
     return {
         name: float(classifier.score(vectors(encoder, tested, disturb), truth))
         for name, disturb in disturbances.items()
@@ -111,6 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("checkpoints", nargs="+", help="directories, such as OUTPUT_DIR/final of training.pretrain")
     parser.add_argument("--speech", type=Path, default=os.environ.get("SJEPA_SPEECH"), help="the speech collection")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--noisy_copies", action="store_true", help="fit to noisy copies of the words, too")
     parser.add_argument("--every", type=int, default=1, help="of each part, take one word in so many")
     arguments = parser.parse_args(argv)
     if arguments.speech is None:
@@ -123,7 +141,8 @@ def main(argv: list[str] | None = None) -> None:
         rows = manifest_rows(arguments.speech, KEYWORDS, part)[:: arguments.every]
         parts[part] = [read_audio(row["audio_filepath"]) for row in rows], [row["keyword"] for row in rows]
     disturbances = conditions(Noises([read_audio(arguments.speech / name) for name in NOISES]))
-    found = {subject: accuracies(open_encoder(subject), parts, disturbances) for subject in subjects}
+    copies = [unchanged, among_coloured] if arguments.noisy_copies else [unchanged]
+    found = {subject: accuracies(open_encoder(subject), parts, disturbances, copies) for subject in subjects}
     write_text_aside(arguments.output, json.dumps(found, indent=1) + "\n")
     names = short_names(found)
     rows = [[names[subject], *(f"{value:.3f}" for value in scores.values())] for subject, scores in found.items()]

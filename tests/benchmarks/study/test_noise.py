@@ -56,7 +56,7 @@ def test_only_the_words_own_frames_are_read(noises):
             frames = [torch.from_numpy(waveform).unfold(0, 400, 320) for waveform in waveforms]
             return [torch.stack([f.std(1), torch.arange(len(f)).float()], dim=1)[None] for f in frames]
 
-    alone, among = (vectors(Loudness(), words, how) for how in (lambda clean, rng: clean, disturb))
+    alone, among = (vectors(Loudness(), words, how) for how in (noise.unchanged, disturb))
     np.testing.assert_allclose(among[:, [0, 2]], alone[:, [0, 2]], rtol=1e-5)
     np.testing.assert_allclose(among[:, 1], alone[:, 1] + LEAD * 50)
 
@@ -83,6 +83,26 @@ def test_command(monkeypatch, tmp_path, checkpoint, capsys):
     assert all(scores["clean"] == 1.0 for scores in found.values()), "two tones are told apart"
     table = capsys.readouterr().out
     assert "| MFCC | 1.000 |" in table and "2 s of hiss before" in table
+
+
+def test_noisy_copies_are_fitted_to_beside_the_clean_ones():
+    clean, copies = word(), [noise.unchanged, noise.among_coloured]
+    first, second = (noise.among_coloured(clean, np.random.default_rng(seed)) for seed in (1, 2))
+    assert not np.allclose(first, second)
+    ratios = [10 * np.log10(np.mean(clean**2) / np.mean((noisy - clean) ** 2)) for noisy in (first, second)]
+    assert all(0 <= ratio <= 25 for ratio in ratios)
+
+    fitted = []
+
+    class Loudness:
+        def __call__(self, waveforms):
+            fitted.extend(waveforms)
+            return [torch.from_numpy(waveform).unfold(0, 400, 320).std(1)[None, :, None] for waveform in waveforms]
+
+    parts = {part: ([word(seed) for seed in range(4)], ["a", "b"] * 2) for part in ("train", "test")}
+    noise.accuracies(Loudness(), parts, {"clean": noise.unchanged}, copies)
+    as_they_are = [any(np.array_equal(heard, clean) for clean in parts["train"][0]) for heard in fitted]
+    assert as_they_are == [True] * 4 + [False] * 4 + [True] * 4
 
 
 def test_the_collection_has_to_be_named(monkeypatch, checkpoint, tmp_path):
