@@ -242,7 +242,7 @@ def known_options() -> frozenset[str]:
 
     found = set(options_of_file("model_cards/space/app.py")) | set(OPTIONS_OF_OTHERS)
     modules = [f"{package}.{name}" for package, names in MENU.items() for name in names]
-    study = [f"benchmarks.study.{name}" for name in ("run", "score", "speech_manifest")]
+    study = [f"benchmarks.study.{name}" for name in ("run", "score", "noise", "speech_manifest")]
     for module in [*modules, "benchmarks.step", *study]:
         for words in ([], *([[sub] for sub in ("build-ngram", "decode")] if module.endswith("decoding") else [])):
             shown = io.StringIO()
