@@ -229,7 +229,8 @@ class FilledClips(LabelledClips):
     their share judged, over all workers of a loader.
 
     Raises:
-        BadAudioError: (when asked for an item) if no clip is usable, or too many are not.
+        IndexError: (when asked for an item) past the last clip, where `for` ends.
+        BadAudioError: (likewise) if no clip is usable, or too many are not.
     """
 
     def __init__(self, *args):
@@ -237,6 +238,8 @@ class FilledClips(LabelledClips):
         self._met.share_memory_()
 
     def __getitem__(self, index: int) -> dict:
+        if index >= len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
         for number in range(index, index + len(self)):
             example = super().__getitem__(number % len(self))
             if example is not None:

@@ -143,6 +143,7 @@ def test_audio_that_breaks_only_when_decoded(folder, caplog):
         for _ in range(12):  # more clips, and more bad ones, than would end a run that counted each time
             assert list(loader) == [f"clip {i}" for i in (0, 1, 2, 4, 6, 6, 7, 8, 9)]
         assert filled.bad == {"non_finite": 1}
+    assert [example["text"] for _, example in zip(range(20), filled)] == list(loader), "for ends behind the last one"
     with pytest.raises(BadAudioError, match=r"None of 1 clips can be used \(1 non_finite\); the log names them"):
         clips.select([4]).filled()[0]
 
