@@ -10,7 +10,6 @@ own frames are read: what the encoder makes of them is what is asked, not whethe
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.study.speech_manifest import KEYWORDS, manifest_rows
+from benchmarks.study.speech_manifest import KEYWORDS, manifest_rows, speech_folder
 from sjepa_hf.command import CommandParser, command
-from sjepa_hf.frames import FRAMES_PER_SECOND, SAMPLING_RATE, frame_lengths
+from sjepa_hf.frames import HOP, SAMPLING_RATE, frame_lengths
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import MFCC, UNTRAINED, markdown_table, short_names
 from training.data.coloured_noise import coloured
@@ -100,7 +99,7 @@ def vectors(encoder: Encoder, words: Sequence[np.ndarray], disturb: Disturb) -> 
         batch = words[first : first + BATCH]
         heard = [disturb(word, rng).astype(np.float32) for word in batch]
         for word, clip, layers in zip(batch, heard, encoder(heard), strict=True):
-            begin = round((len(clip) - len(word)) / SAMPLING_RATE * FRAMES_PER_SECOND)
+            begin = (len(clip) - len(word)) // HOP
             own = layers[:, begin : begin + frame_lengths(len(word))]  # (num_layers, frames, hidden_size)
             found.append(torch.cat([own.mean(1), own.std(1, correction=0)]).flatten().cpu().numpy())
     return np.stack(found)
@@ -126,21 +125,19 @@ def accuracies(
 def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(__doc__)
     parser.add_argument("checkpoints", nargs="+", help="directories, such as OUTPUT_DIR/final of training.pretrain")
-    parser.add_argument("--speech", type=Path, default=os.environ.get("SJEPA_SPEECH"), help="the speech collection")
+    parser.add_argument("--speech", type=Path, help="the speech collection (default: what SJEPA_SPEECH names)")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--noisy_copies", action="store_true", help="fit to noisy copies of the words, too")
-    parser.add_argument("--every", type=int, default=1, help="of each part, take one word in so many")
     arguments = parser.parse_args(argv)
-    if arguments.speech is None:
-        raise ValueError("Say where the collection of speech lies: --speech, or SJEPA_SPEECH.")
+    speech = speech_folder(arguments.speech)
     checkpoints = [str(Path(checkpoint).resolve()) for checkpoint in arguments.checkpoints]
     subjects = [MFCC, f"{UNTRAINED}{checkpoints[0]}", *checkpoints]
     check_encoders(subjects)
     parts = {}
     for part in ("train", "test"):
-        rows = manifest_rows(arguments.speech, KEYWORDS, part)[:: arguments.every]
+        rows = manifest_rows(speech, KEYWORDS, part)
         parts[part] = [read_audio(row["audio_filepath"]) for row in rows], [row["keyword"] for row in rows]
-    disturbances = conditions(Noises([read_audio(arguments.speech / name) for name in NOISES]))
+    disturbances = conditions(Noises([read_audio(speech / name) for name in NOISES]))
     copies = [unchanged, among_coloured] if arguments.noisy_copies else [unchanged]
     found = {subject: accuracies(open_encoder(subject), parts, disturbances, copies) for subject in subjects}
     write_text_aside(arguments.output, json.dumps(found, indent=1) + "\n")

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from benchmarks.study.grid import Grid, as_flags, read_grid
 from benchmarks.study.scores import Scorer, run_logged
+from benchmarks.study.speech_manifest import speech_folder
 from sjepa_hf.command import CommandParser, UserError, command
 from sjepa_hf.contents import RECORD
 from sjepa_hf.saving import write_text_aside
@@ -176,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(__doc__)
     parser.add_argument("grid", help="YAML file, see benchmarks/study/grid.py")
     parser.add_argument("--train_data", nargs="+", required=True, help="sources, as training/pretrain.py takes them")
-    parser.add_argument("--speech", type=Path, default=os.environ.get("SJEPA_SPEECH"), help="the speech collection")
+    parser.add_argument("--speech", type=Path, help="the speech collection (default: what SJEPA_SPEECH names)")
     parser.add_argument("--quick_probe", type=Path, help="quick_probe.py, to score digits and phones by it")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--variants", nargs="+", help="only these")
@@ -186,14 +187,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--launcher", default=sys.executable, help="what starts a Python program")
     arguments = parser.parse_args(argv)
     grid = read_grid(arguments.grid)
-    if arguments.speech is None:
-        raise ValueError("Say where the collection of speech lies: --speech, or SJEPA_SPEECH.")
+    speech = speech_folder(arguments.speech)
     for name in ("variants", "seeds", "stages"):
         if unknown := set(getattr(arguments, name) or []) - set(getattr(grid, name)):
             raise ValueError(f"--{name} {unknown.pop()} is not in {arguments.grid}.")
     grid.stages = arguments.stages or grid.stages
     quick_probe = arguments.quick_probe and arguments.quick_probe.resolve()
-    scorer = Scorer(arguments.speech.resolve(), quick_probe, grid.ctc, environment(arguments.jobs))
+    scorer = Scorer(speech, quick_probe, grid.ctc, environment(arguments.jobs))
     scorer.check(grid.stages)
     directory = arguments.output_dir.resolve() / grid.name
     directory.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ subject, seed by seed, `OUTPUT/scores.md` the table that is printed, with the st
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from benchmarks.study.frozen import FROZEN
 from benchmarks.study.report import HIGHER_IS_BETTER
 from benchmarks.study.run import environment
 from benchmarks.study.scores import PROBES, Scorer
+from benchmarks.study.speech_manifest import speech_folder
 from sjepa_hf.command import CommandParser, command
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import MFCC, UNTRAINED
@@ -141,18 +141,17 @@ def table(scores: Scores, subjects: dict[str, str], seeds: list[int]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(__doc__)
     parser.add_argument("checkpoints", nargs="+", help="directories, such as OUTPUT_DIR/final of training.pretrain")
-    parser.add_argument("--speech", type=Path, default=os.environ.get("SJEPA_SPEECH"), help="the speech collection")
+    parser.add_argument("--speech", type=Path, help="the speech collection (default: what SJEPA_SPEECH names)")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=["probe", *FROZEN], help="which scores")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the heads on frozen features")
     parser.add_argument("--quick_probe", type=Path, help="quick_probe.py, to score digits and phones by it")
     parser.add_argument("--output", type=Path, required=True, help="directory, new or of an earlier call")
     arguments = parser.parse_args(argv)
-    if arguments.speech is None:
-        raise ValueError("Say where the collection of speech lies: --speech, or SJEPA_SPEECH.")
+    speech = speech_folder(arguments.speech)
     checkpoints = [str(Path(checkpoint).resolve()) for checkpoint in arguments.checkpoints]
     subjects = {identity(subject): subject for subject in (MFCC, f"{UNTRAINED}{checkpoints[0]}", *checkpoints)}
     quick_probe = arguments.quick_probe and arguments.quick_probe.resolve()
-    scorer = Scorer(arguments.speech.resolve(), quick_probe, {}, environment(jobs=1))
+    scorer = Scorer(speech, quick_probe, {}, environment(jobs=1))
     scorer.check(arguments.stages)
     scores = Scores(arguments.output.resolve())
     score_all(scorer, subjects, arguments.stages, arguments.seeds, scores)

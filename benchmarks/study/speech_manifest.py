@@ -13,6 +13,7 @@ the speakers.
 
 import csv
 import json
+import os
 from pathlib import Path
 
 from sjepa_hf.command import CommandParser, command
@@ -29,6 +30,14 @@ LANGUAGES = set(  # with 40 speakers and more
     "ar ca cnh cs cy de en es et eu fa fr fy-NL id it ja mn mt nl pl rm-sursilv ru rw tr zh-CN zh-HK zh-TW".split()
 )
 SHARE_ALIKE_PROMPTS = {"en", "es", "fr"}  # those in Italian and Russian are under CC BY
+
+
+def speech_folder(named: Path | None) -> Path:
+    """The collection that a command line names, or else SJEPA_SPEECH. Raises a ValueError if neither does."""
+    folder = named or os.environ.get("SJEPA_SPEECH")
+    if not folder:
+        raise ValueError("Say where the collection of speech lies: --speech, or SJEPA_SPEECH.")
+    return Path(folder).resolve()
 
 
 def part(folder: str, number: int, row: dict) -> str:

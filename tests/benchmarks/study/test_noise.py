@@ -1,7 +1,6 @@
 """Words among noise: noise as far below a word as is said, and features of the word's own frames alone."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,16 +8,7 @@ import torch
 
 from benchmarks.study import noise
 from benchmarks.study.noise import LEAD, Noises, conditions, vectors
-from sjepa_hf import SJepaModel
 from sjepa_hf.frames import SAMPLING_RATE
-from sjepa_hf.saving import feature_extractor
-
-
-@pytest.fixture
-def checkpoint(make_config, tmp_path) -> Path:
-    SJepaModel(make_config("log_mel")).save_pretrained(tmp_path / "final")
-    feature_extractor().save_pretrained(tmp_path / "final")
-    return tmp_path / "final"
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ from benchmarks.study import scores
 from benchmarks.study.frozen import FROZEN, FrozenScore
 from benchmarks.study.scores import Scorer, crops
 from benchmarks.study.speech_manifest import DIGITS, KEYWORDS, LIBRISPEECH, PHONES
-from sjepa_hf import SJepaForPreTraining
-from sjepa_hf.saving import feature_extractor
 from sjepa_hf.scores import read_scores, write_scores
 from training import probe, superb
 from training.finetuning.arguments import FineTuningArguments
@@ -43,13 +41,6 @@ def collection(tmp_path) -> Path:
     phones = [{"file_name": f"{n}.flac", "phones": "AA1 T", "phone_ends": "0.15 0.3"} for n in range(8)]
     write_folder(tmp_path / "speech" / PHONES, phones, seconds=0.3)
     return tmp_path / "speech"
-
-
-@pytest.fixture
-def checkpoint(make_config, tmp_path) -> Path:
-    SJepaForPreTraining(make_config("log_mel")).save_pretrained(tmp_path / "final")
-    feature_extractor().save_pretrained(tmp_path / "final")
-    return tmp_path / "final"
 
 
 @pytest.fixture

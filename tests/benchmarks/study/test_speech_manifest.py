@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study import speech_manifest
-from benchmarks.study.speech_manifest import FOLDERS, LANGUAGES, NINE_HOURS, manifest_rows
+from benchmarks.study.speech_manifest import FOLDERS, LANGUAGES, NINE_HOURS, manifest_rows, speech_folder
 
 
 ROWS = {  # folder -> rows of its metadata; what is trained on has "kept" in its name, what is not, "held"
@@ -102,3 +102,12 @@ def test_parts_of_the_real_collection_have_no_speaker_in_common(speech):
         "arabic_speech_commands": [2160, 720, 720],
         "common_voice_57_languages": [1680, 0, 750],
     }
+
+
+def test_the_collection_is_what_the_command_line_names_or_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("SJEPA_SPEECH", str(tmp_path / "there"))
+    assert speech_folder(None) == tmp_path / "there"
+    assert speech_folder(tmp_path / "here") == tmp_path / "here"
+    monkeypatch.delenv("SJEPA_SPEECH")
+    with pytest.raises(ValueError, match="--speech, or SJEPA_SPEECH"):
+        speech_folder(None)
