@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from sjepa_hf.float32 import widest_float
 from sjepa_hf.frames import frame_lengths
 from sjepa_hf.hmm import TransitionStatistics
 from sjepa_hf.hmm_mixture import HmmMixture
@@ -41,14 +42,15 @@ def fit_transitions(
         Log-likelihood in nats per frame before each pass has changed anything.
     """
     history, transitions, accelerator = [], mixture.transitions, audio.coordinator.accelerator
+    exact = widest_float(transitions.pairs.device)  # so that sums do not tell which process read which batch
     for _ in range(passes):
-        counts = TransitionStatistics(torch.zeros_like(transitions.initial), torch.zeros_like(transitions.pairs))
-        likelihood = torch.zeros_like(transitions.initial[:1])
+        initial, pairs = (torch.zeros_like(each, dtype=exact) for each in (transitions.initial, transitions.pairs))
+        counts, likelihood = TransitionStatistics(initial, pairs), torch.zeros_like(initial[:1])
         for batch in audio.batches(max_seconds, num_frames):
             frames = features(batch)
             observed = mixture.log_likelihoods(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
             found = transitions.expectation(observed, frame_lengths(batch["lengths"]))
-            counts, likelihood = counts + found.statistics, likelihood + found.log_likelihoods.sum()
+            counts, likelihood = counts + found.statistics, likelihood + found.log_likelihoods.sum(dtype=exact)
         initial, pairs, likelihood = summed([*counts, likelihood], accelerator)
         visits = initial + pairs.sum(0)
         transitions.apply_statistics(TransitionStatistics(initial, pairs))

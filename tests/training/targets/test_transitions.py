@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -49,6 +51,17 @@ def test_the_first_pass_counts_consecutive_real_frames_of_the_mixtures_posterior
     torch.testing.assert_close(targets.mixture.transitions.initial, first / 3, atol=1e-3, rtol=0)
     torch.testing.assert_close(targets.mixture.weights, (pairs.sum(0) + first) / 113, atol=1e-3, rtol=0)
     assert len(history) == 1 and len(read) == 2
+
+
+def test_which_process_reads_a_batch_first_changes_no_bit(targets, batches):
+    halves = [{**batch, "input_values": batch["input_values"] * (0.1 * i + 1)} for i in range(5) for batch in batches]
+    found = []
+    for order in (halves, halves[::-1], halves[::2] + halves[1::2]):
+        mixture = copy.deepcopy(targets)
+        fitted(mixture, order)
+        found.append(list(mixture.mixture.buffers()))
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
 
 
 def test_later_passes_raise_the_likelihood_and_leave_the_gaussians(targets, batches):
