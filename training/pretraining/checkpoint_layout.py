@@ -43,8 +43,7 @@ class LoopState:
         step (`int`): optimizer steps taken.
         seconds (`float`): audio heard by all processes, in seconds.
         seconds_taken (`float`): time that the run has taken, in seconds, without those between it and its resumption.
-        samples_padded (`int`), samples_real (`int`): samples in all batches of the first process so far, with and
-            without padding.
+        samples_padded (`int`), samples_real (`int`): samples in all batches so far, with and without padding.
         active_layer (`int`): layer that phase 2 reads, numbered as in `hidden_states`.
         layer_scores (`list[float]`): smoothed effective rank of each layer, 0 first.
         reseeded_components (`int`): dead components that were seeded anew.

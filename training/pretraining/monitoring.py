@@ -170,7 +170,7 @@ class Monitor:
             "phase": run.schedule.phase(step),
             "hours_seen": totals.seconds / 3600,
             "learning_rate": run.schedule.learning_rate(step),
-            "padded_share": run.data.padded_share,
+            "padded_share": 1 - totals.samples_real / max(totals.samples_padded, 1),
             "skipped_clips": totals.skipped,
             "skipped_steps": run.steps_skipped(),
             **means(totals.losses),

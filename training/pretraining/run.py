@@ -33,11 +33,14 @@ class Totals(NamedTuple):
     Attributes:
         seconds (`float`): audio heard since the run began.
         skipped (`int`): unusable clips since then.
+        samples_padded (`int`), samples_real (`int`): samples in all batches, with and without padding.
         losses (`dict[str, list[float]]`): the run's `loss_sums`.
     """
 
     seconds: float
     skipped: int
+    samples_padded: int
+    samples_real: int
     losses: dict[str, list[float]]
 
 
@@ -146,10 +149,11 @@ class Run:
         """Audio heard, clips skipped and `loss_sums` of all processes together. Every process must call it."""
         names = sorted(self.loss_sums)
         losses = [float(part) for name in names for part in self.loss_sums[name]]
-        here = [self.data.seconds, self.data.bad_audio.skipped, *losses]
-        seconds, skipped, *losses = summed_numbers(here, self.accelerator)
+        counts = [self.data.bad_audio.skipped, self.data.samples_padded, self.data.samples_real]
+        seconds, *found = summed_numbers([self.data.seconds, *counts, *losses], self.accelerator)
+        counts, losses = map(int, found[:3]), found[3:]
         pairs = map(list, zip(losses[::2], losses[1::2]))
-        return Totals(self.state.seconds + seconds, int(skipped), dict(zip(names, pairs, strict=True)))
+        return Totals(self.state.seconds + seconds, *counts, dict(zip(names, pairs, strict=True)))
 
     def seconds_taken(self) -> float:
         """Time that the run has taken so far, in seconds, with what it took before it was resumed."""

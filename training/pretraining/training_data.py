@@ -164,8 +164,8 @@ class TrainingData:
     Attributes:
         bad_audio (`BadAudioMonitor`): clips of this process that were skipped.
         seconds (`float`): audio that this process has taken since the run was started, in seconds.
-        samples_padded (`int`), samples_real (`int`): samples in the batches that it has taken since the run began,
-            with and without padding.
+        samples_padded (`int`), samples_real (`int`): samples in the batches that it has taken since then, with and
+            without padding; in the first process with those of all processes before.
 
     Raises:
         ValueError: if the sources cannot be opened, or shared memory does not suffice for the workers.
@@ -233,11 +233,6 @@ class TrainingData:
         except BadAudioError as error:
             self.coordinator.interruption.ask(1, str(error).rstrip("."), error)
 
-    @property
-    def padded_share(self) -> float:
-        """Share of padding in what was taken."""
-        return 1 - self.samples_real / max(self.samples_padded, 1)
-
     def position(self) -> DataPosition:
         """Where the readers of all processes stand behind what was taken. Every process must call it."""
         processes, index = self.accelerator.num_processes, self.accelerator.process_index
@@ -276,8 +271,8 @@ class TrainingData:
 
     def restore(self, state: LoopState) -> None:
         """Count on from an earlier run."""
-        self.samples_padded, self.samples_real = state.samples_padded, state.samples_real
-        if self.accelerator.is_main_process:  # its clips are those of all processes
+        if self.accelerator.is_main_process:  # its counts are those of all processes
+            self.samples_padded, self.samples_real = state.samples_padded, state.samples_real
             self.bad_audio.restore(state.clips_seen, state.clips_skipped)
         self._mark()
 

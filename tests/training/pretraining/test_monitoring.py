@@ -90,7 +90,7 @@ def run(tmp_path):
         schedule=SimpleNamespace(total_steps=10),
         arguments=SimpleNamespace(run=RunArguments(phase1_steps=10, phase2_steps=0, phase1_warmup_steps=0)),
         state=SimpleNamespace(step=0, seconds=0.0),
-        data=SimpleNamespace(seconds=0.0, bad_audio=SimpleNamespace(skipped=0)),
+        data=SimpleNamespace(seconds=0.0, bad_audio=SimpleNamespace(skipped=0), samples_padded=0, samples_real=0),
         model=SimpleNamespace(config=SimpleNamespace(hidden_size=64), mixture=DiagonalGaussianMixture(8, 2)),
     )
 
