@@ -82,7 +82,11 @@ class TargetArguments:
     kmeans_passes: int = field(default=5, metadata={"help": "Mini-batch k-means passes of a fit."})
     em_iterations: int = field(default=20, metadata={"help": "EM iterations of a fit."})
     relative_variance_floor: float = field(
-        default=1e-3, metadata={"help": "Variance floor as a share of the data's variance (0: 1e-6, as published)."}
+        default=1e-3,
+        metadata={
+            "help": "Variance floor as a share of the data's variance. 0: 1e-6, as published; below 1e-4, audio with"
+            " digital silence gives wrong posteriors in fp32."
+        },
     )
     mixture_decay: float = field(default=0.999, metadata={"help": "Decay of the online mixture's average."})
     mixture_average: str = field(

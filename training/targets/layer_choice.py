@@ -79,8 +79,8 @@ def layer_ranks(
 ) -> list[float]:
     """
     Effective rank of the first Transformer layer's input and of every layer's output, as `hidden_states` has them, on
-    2,000 random real frames of micro-batches (over all processes), from one forward pass each. The same numbers in
-    every process, and however the batches are split.
+    2,000 random real frames of micro-batches (over all processes), or on all where there are fewer, from one forward
+    pass each; fewer frames have lower ranks. The same numbers in every process, and however the batches are split.
     """
     training = encoder.training
     encoder.eval()
