@@ -117,6 +117,9 @@ def prepare(argv: list[str] | None = None) -> ClassificationFineTuning:
         check_labels_known(clips.labels[column], names, name)
     counts = Counter(train.labels[column])
     logger.info("Training clips of each class: %s.", ", ".join(f"{name} {counts[name]}" for name in names))
+    if untrained := [name for name in names if not counts[name]]:
+        said = "%d of %d classes have all their clips held out and cannot be learned: %s. Give eval_data."
+        logger.log(once(logging.WARNING), said, len(untrained), len(names), several(untrained))
     unscored = unscored_classes(names, list(evaluation.values()), column)
     if unscored:
         said = "%d of %d classes have no clip for evaluation, and no accuracy or F1 tells of them: %s."

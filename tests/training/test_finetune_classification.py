@@ -71,6 +71,22 @@ def test_classes_that_no_clip_scores_are_named(checkpoint, classes, tmp_path, ca
     assert "; nothing was scored of nine, two. The result is" in caplog.text
 
 
+def test_classes_that_no_clip_is_left_to_learn_from_are_named(checkpoint, tmp_path, caplog):
+    """All pieces of a recording are held out with its first, whatever they are."""
+    rows, rng = [], np.random.default_rng(0)
+    for number, labels in enumerate(("ACC", "ADD", "BBB", "BBB")):
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, 0.1 * rng.standard_normal(18000), 16000)
+        place = {"audio_filepath": str(path), "duration": 0.375}
+        rows += [place | {"offset": 0.375 * i, "label": label} for i, label in enumerate(labels)]
+    data = tmp_path / "pieces.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    required = ["--model_name_or_path", checkpoint, "--train_data", str(data), "--output_dir", str(tmp_path / "out")]
+    finetune_classification.main([*required, "--eval_fraction", "0.5", "--use_cpu", "true", "--dry_run", *SHORT])
+    warning = "1 of 4 classes have all their clips held out and cannot be learned: {}. Give eval_data."
+    assert warning.format("C") in caplog.text or warning.format("D") in caplog.text
+
+
 def test_every_clip_of_a_frame_is_taken(classes, tmp_path):
     """Also by an encoder whose SpecAugment refuses batches as short."""
     data, rng = copy_of(classes, tmp_path), np.random.default_rng(0)

@@ -1,7 +1,7 @@
 """Hold-out: which items of a data set are kept from training, whole groups of what belongs together."""
 
-from collections import Counter
 from collections.abc import Sequence
+from itertools import chain, groupby
 
 import numpy as np
 
@@ -16,8 +16,8 @@ def held_out(
     Args:
         groups: group of each item `(num_items,)`, such as the recording or the speaker.
         share: of the items, between 0 and 1.
-        evenly: label of each item, anything that can be sorted: from each label that share is drawn, as far as a
-            group can be counted by the label of its first item. The only group of a label is not drawn, so that
+        evenly: label of each item, anything that can be sorted: from each label that share is drawn, as near as whole
+            groups come. A group counts by the label of its first item; the last one of a label is not drawn, so that
             there is something to learn the label from.
 
     Raises:
@@ -27,18 +27,23 @@ def held_out(
     sizes = np.bincount(members)
     if len(sizes) < 2:
         raise ValueError(f"All {len(members)} clips belong together: none of them can be held out from the others.")
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    if evenly is not None:
-        labels = [evenly[first] for first in firsts]
-        counts = Counter(labels)
-        order = sorted((group for group in order if counts[labels[group]] > 1), key=lambda group: labels[group])
-    drawn, seen, held = np.zeros(len(sizes), bool), 0, 0
-    for group in order:
-        seen += sizes[group]
-        if share * seen + sizes[group] / 2 >= held + sizes[group]:  # nearer to the share with it than without
-            drawn[group], held = True, held + sizes[group]
+    labels = [evenly[first] if evenly is not None else 0 for first in firsts]
+    order = sorted(np.random.default_rng(seed).permutation(len(sizes)), key=labels.__getitem__)
+    drawn, owed = np.zeros(len(sizes), bool), 0.0  # items that earlier labels have given too few
+    several = [list(own) for _, own in groupby(order, key=labels.__getitem__)]
+    several = [own for own in several if len(own) > 1]
+    for own in several:
+        # What a label's large groups leave of the share is not made up by the small ones of the next.
+        most = sizes[own].min() / 2
+        owed, seen, held = min(max(owed, -most), most), 0, 0
+        for group in own:
+            seen += sizes[group]
+            if share * seen + owed + sizes[group] / 2 >= held + sizes[group]:  # nearer to the share with it
+                drawn[group], held = True, held + sizes[group]
+        if drawn[own].all():
+            smallest = min(own, key=sizes.__getitem__)
+            drawn[smallest], held = False, held - sizes[smallest]
+        owed += share * seen - held
     if not drawn.any():
-        drawn[min(order, key=sizes.__getitem__, default=sizes.argmin())] = True
-    if drawn.all():
-        drawn[sizes.argmin()] = False
+        drawn[min(chain(*several), key=sizes.__getitem__, default=sizes.argmin())] = True
     return drawn[members]

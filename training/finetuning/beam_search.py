@@ -15,7 +15,7 @@ from transformers import Wav2Vec2CTCTokenizer
 from sjepa_hf.opening import UNKNOWN_SIGN
 from training.common.naming import several
 from training.finetuning.ngram import BEGIN, END, UNKNOWN, Gram, NGram
-from training.finetuning.text import is_spaceless, read_labels
+from training.finetuning.text import is_spaceless, read_labels, unwritten
 
 
 logger = logging.getLogger(__name__)
@@ -84,9 +84,8 @@ class BeamSearchDecoder:
         if beam_width < 1:
             raise ValueError(f"`beam_width` is {beam_width}; the search needs at least 1.")
         self.blank, self.delimiter = tokenizer.pad_token_id, tokenizer.word_delimiter_token_id
-        special = set(tokenizer.all_special_ids) - {self.blank, self.delimiter, tokenizer.unk_token_id}
-        vocabulary = tokenizer.get_vocab().items()
-        self.characters = {number: token for token, number in vocabulary if number not in special}
+        vocabulary, silent = tokenizer.get_vocab().items(), unwritten(tokenizer)
+        self.characters = {number: token for token, number in vocabulary if number not in silent}
         if tokenizer.unk_token_id in self.characters:
             self.characters[tokenizer.unk_token_id] = UNKNOWN_SIGN
         self.alpha, self.beta, self.beam_width, self.min_log_prob = alpha, beta, beam_width, min_log_prob

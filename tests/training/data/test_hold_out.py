@@ -40,6 +40,27 @@ def test_the_only_group_of_a_label_stays():
     assert held_out(np.arange(3), 0.2, evenly=["a", "b", "c"]).sum() == 1
 
 
+def test_large_groups_of_one_label_take_nothing_from_another():
+    labels = ["music"] * 200 + ["speech"] * 5  # of two long recordings and five short ones
+    groups = np.repeat(np.arange(7), [100, 100, 1, 1, 1, 1, 1])
+    for seed in range(20):
+        drawn = held_out(groups, 0.2, seed, evenly=labels)
+        assert drawn[:200].sum() == 0 and drawn[200:].sum() in (1, 2)
+
+
+def test_each_label_with_two_groups_keeps_one_and_is_near_its_share():
+    rng = np.random.default_rng(0)
+    for share in (0.1, 0.2, 0.5, 0.9):
+        for _ in range(200):
+            sizes = [rng.choice([1, 3, 10, 40], rng.integers(2, 6)) for _ in range(6)]
+            labels = np.repeat(np.arange(6), [each.sum() for each in sizes])
+            groups = np.repeat(np.arange(sum(map(len, sizes))), np.concatenate(sizes))
+            drawn = held_out(groups, share, rng.integers(1000), evenly=labels.tolist())
+            for label, own in enumerate(sizes):
+                held = drawn[labels == label].sum()
+                assert held < own.sum() and held - share * own.sum() <= (own.max() + own.min()) / 2
+
+
 @pytest.mark.parametrize(("groups", "share", "expected"), [("aab", 0.1, 1), ("ab", 0.9, 1), ("abbb", 0.9, 3)])
 def test_neither_side_is_empty(groups, share, expected):
     assert {held_out(np.array(list(groups)), share, seed).sum() for seed in range(10)} == {expected}

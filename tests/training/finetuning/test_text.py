@@ -158,5 +158,10 @@ def test_an_unknown_character_counts_once():
     assert cer([read_labels(labels, tokenizer)], ["AXC"]) == pytest.approx(1 / 3)
 
 
+def test_signs_of_begin_and_end_are_no_text():
+    tokenizer = build_tokenizer(["AB"])  # <pad>, <s>, </s>, <unk>, |, A, B
+    assert read_labels([1, 5, 1, 5, 2, 4, 6, 6, 2], tokenizer) == "AA B"
+
+
 def test_equal_neighbours_need_a_blank_between_them():
     assert [needed_frames(labels) for labels in ([], [5], [5, 6], [5, 5], [5, 5, 5, 6, 6])] == [0, 1, 2, 3, 8]
