@@ -30,8 +30,7 @@ def held_out(
     labels = [evenly[first] if evenly is not None else 0 for first in firsts]
     order = sorted(np.random.default_rng(seed).permutation(len(sizes)), key=labels.__getitem__)
     drawn, owed = np.zeros(len(sizes), bool), 0.0  # items that earlier labels have given too few
-    several = [list(own) for _, own in groupby(order, key=labels.__getitem__)]
-    several = [own for own in several if len(own) > 1]
+    several = [own for _, same in groupby(order, key=labels.__getitem__) if len(own := list(same)) > 1]
     for own in several:
         # What a label's large groups leave of the share is not made up by the small ones of the next.
         most = sizes[own].min() / 2
