@@ -25,7 +25,7 @@ from training.data.noise import Noise
 from training.data.order import ClipIndex, ClipStream, DataPosition, Position
 from training.data.shared_memory import SharedMemoryPool
 from training.data.sources import Source, open_source
-from training.data.workers import die_when_stuck
+from training.data.workers import die_when_stuck, start_method
 
 
 logger = logging.getLogger(__name__)
@@ -190,6 +190,7 @@ def build_loader(
         collate_fn=_as_is,
         num_workers=args.num_workers,
         worker_init_fn=_start_worker,
+        multiprocessing_context=start_method() if args.num_workers else None,
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(seed),  # leaves the global generator alone
     )

@@ -5,6 +5,7 @@ import multiprocessing.queues
 import os
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -61,6 +62,14 @@ def check_shared_memory(
             f" over through it and may need {needed / 2**20:.0f} MiB: start the container with --shm-size={gib:.0f}g,"
             f" or lower `{settings[0]}` or `{settings[1]}` (`{settings[0]}` 0 needs none)."
         )
+
+
+def start_method() -> str | None:
+    """
+    How workers start: as forks on Linux; None: in the system's own way. The fork server, Python's own way on Linux
+    since 3.14, would outlive a run that is killed, its workers too: it waits for them, and they for it.
+    """
+    return "fork" if sys.platform == "linux" else None
 
 
 def die_when_stuck() -> None:

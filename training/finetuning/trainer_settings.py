@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from training.common.ranges import check_hub, check_ranges
+from training.data.workers import start_method
 
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,8 @@ def check_training(
         training.dataloader_persistent_workers = False  # nothing to persist
         if training.dataloader_multiprocessing_context is not None:
             raise ValueError("`dataloader_multiprocessing_context` needs `dataloader_num_workers` above 0.")
+    elif training.dataloader_multiprocessing_context is None:
+        training.dataloader_multiprocessing_context = start_method()
     check_best(training, asked, higher_is_better)
     check_parts(training)
 
