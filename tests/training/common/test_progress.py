@@ -70,6 +70,24 @@ def test_silence_is_broken_and_speech_is_not(caplog):
     assert heartbeat not in logging.getLogger().handlers
 
 
+def test_a_heart_beats_only_once_nothing_was_said_for_so_long(clock, said):
+    heartbeat = Heartbeat("reading", silence=10.0)
+    waited = iter([4.0, 5.0, 1.0, 3.0, 7.0])
+
+    def wait(timeout: float) -> bool:
+        assert timeout <= 1.0, "a tenth of the silence: no line comes much later"
+        clock[0] += (seconds := next(waited, 0.0))
+        return not seconds
+
+    heartbeat._done.wait = wait
+    logging.getLogger().addHandler(heartbeat)
+    try:
+        heartbeat._watch()
+    finally:
+        logging.getLogger().removeHandler(heartbeat)
+    assert said() == ["... reading (10 s since the start)", "... reading (20 s since the start)"]
+
+
 def test_a_line_in_the_log_counts_as_a_sign(caplog):
     caplog.set_level("INFO")
     heartbeat = Heartbeat("waiting", silence=1e9)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from training.data import augmentation
-from training.data.augmentation import among_noise, augment
+from training.data.augmentation import among_noise, augment, augmented
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -186,3 +186,16 @@ def test_labelled_clips_among_noise_follow_torchs_own_generator():
     ratio = 10 * torch.log10(values.square().sum(1) / added.square().sum(1))[noisy]
     assert -5.01 <= ratio.min() < -2 and 17 < ratio.max() <= 20.01
     assert among_noise(values, None, 1.0)[0, 3000:].any(), "without a mask, padding is silence like any other"
+    assert not among_noise(values[:1], mask[:1], 1.0).equal(values[:1]), "nor does it take another clip"
+
+
+def test_what_a_batch_of_the_loader_gets_follows_its_seed_and_both_probabilities():
+    values, lengths = padded_batch([4000] * 40, 4000)
+    batch = {"input_values": values, "lengths": lengths, "seed": 3}
+    assert augmented(batch, 0.0, 0.0) is values
+    mixed, noisy = augmented(batch, 1.0, 0.0), augmented(batch, 0.0, 1.0)
+    decibels = 10 * torch.log10(values.square().sum(1) / (noisy - values).square().sum(1))
+    assert -5.01 <= decibels.min() < 0 and 15 < decibels.max() <= 20.01
+    touched = (mixed != values).float().mean(1)
+    assert 0 < touched.min() and touched.max() <= 0.51, "another clip over up to half of it"
+    assert augmented(batch, 1.0, 0.0).equal(mixed) and not augmented(batch | {"seed": 4}, 1.0, 0.0).equal(mixed)

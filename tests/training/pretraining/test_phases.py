@@ -1,5 +1,7 @@
 """Phases: the boundary, and what a change of the active layer brings."""
 
+import time
+
 import pytest
 import torch
 from pretraining_runs import command
@@ -30,6 +32,28 @@ def test_the_log_names_what_the_mixture_of_phase_1_is_over(noise, tmp_path, capl
     options = ["--phase1_features", "log_mel", "--report_to", "none"]
     phases.begin_phase_1(pretrain.prepare(pretrain.parse_arguments(command(noise, tmp_path, *options))))
     assert "for the mixture of phase 1, over log_mel." in caplog.text and "MFCC" not in caplog.text
+
+
+def test_the_mixture_of_phase_1_is_fitted_to_so_much_audio(noise, tmp_path):
+    """3.6 seconds, and to the end of the batch."""
+    options = ["--num_workers", "0", "--batch_seconds", "2", "--report_to", "none", "--fit_hours", "0.001"]
+    run = pretrain.prepare(pretrain.parse_arguments(command(noise, tmp_path, *options)))
+    read, features = [], run.targets.features
+    run.targets.features = lambda batch: read.append(batch["seconds"]) or features(batch)
+    phases.begin_phase_1(run)
+    run.lock.release()
+    assert 3.6 <= sum(read) < 5.7 and run.targets.fitted
+
+
+def test_transitions_are_fitted_where_they_are_asked_for(noise, tmp_path):
+    options = ["--num_workers", "0", "--report_to", "none", "--target_transitions", "true"]
+    run = pretrain.prepare(pretrain.parse_arguments(command(noise, tmp_path, *options)))
+    began = time.monotonic()
+    seconds = phases.begin_phase_1(run)
+    run.lock.release()
+    assert 0 < seconds <= time.monotonic() - began
+    pairs = run.model.mixture.transitions.pairs
+    assert (pairs - pairs.sum(0) * pairs.sum(1, keepdim=True)).abs().max() > 1e-3, "states depend on those before"
 
 
 def test_the_boundary_keeps_what_it_should(noise, tmp_path):
