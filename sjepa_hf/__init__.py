@@ -37,6 +37,7 @@ What happens to checkpoints:
 
 What page, training and evaluation share:
     encoding.py                     layers of any encoder of Transformers, each clip as if it were alone
+    transcripts.py                  what the labels of a CTC head stand for
     fitted_units.py                 clusters fitted to such layers, in a directory that names what they belong to
     command.py                      the shell of every command: log lines, one sentence for what is wrong
     durations.py                    amounts of audio and times to wait, in words

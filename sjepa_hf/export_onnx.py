@@ -40,8 +40,9 @@ from .command import CommandParser, command
 from .frames import MIN_SAMPLES, SAMPLING_RATE, real_samples
 from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel
 from .modeling_sjepa_heads import SJepaForCTC, SJepaForSequenceClassification
-from .opening import UNKNOWN_SIGN, MissingWeights, open_pretrained, open_sjepa, open_sjepa_config
+from .opening import MissingWeights, open_pretrained, open_sjepa, open_sjepa_config
 from .saving import files_written_aside
+from .transcripts import UNKNOWN_SIGN, silent_labels
 
 
 if TYPE_CHECKING:
@@ -107,14 +108,14 @@ def metadata(model: SJepaPreTrainedModel, task: str, checkpoint: str | Path) -> 
 
 
 def ctc_labels(checkpoint: str | Path, vocab_size: int) -> list[str]:
-    """The text that each output of a CTC head writes: "" for the blank, " " between words, U+FFFD for `<unk>`."""
+    """The text of each output of a CTC head: "" for the blank and `<s>`, " " between words, U+FFFD for `<unk>`."""
     try:
         tokenizer = open_pretrained(Wav2Vec2CTCTokenizer, checkpoint)
     except ValueError as error:
         raise ValueError(f"{checkpoint} has no Wav2Vec2CTCTokenizer (vocab.json) with its CTC head: {error}") from None
     written = {tokenizer.pad_token: "", tokenizer.word_delimiter_token: " ", tokenizer.unk_token: UNKNOWN_SIGN}
-    tokens = tokenizer.convert_ids_to_tokens(list(range(vocab_size)))
-    return [written.get(token, token) for token in tokens]
+    tokens, silent = tokenizer.convert_ids_to_tokens(list(range(vocab_size))), silent_labels(tokenizer)
+    return ["" if label in silent else written.get(token, token) for label, token in enumerate(tokens)]
 
 
 @contextmanager

@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 MAY_BE_FRESH = ("masked_spec_embed",)  # SpecAugment's vector, which encoders are published without
 EMA_ENCODER = "training_state/teacher.safetensors"  # of a training checkpoint of phase 2
 FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".json", ".yaml")  # no name of a repo ends so
-UNKNOWN_SIGN = "\ufffd"  # in transcripts, for a character that the tokenizer does not know
 LFS_POINTER = b"version https://git-lfs"
 
 

@@ -13,7 +13,6 @@ from sjepa_hf.encoding import weights_hash
 from sjepa_hf.frames import SAMPLING_RATE, WINDOW
 from sjepa_hf.measures import effective_rank, entropy_bits
 from sjepa_hf.opening import (
-    UNKNOWN_SIGN,
     open_feature_extractor,
     open_pretraining,
     open_recogniser,
@@ -21,6 +20,7 @@ from sjepa_hf.opening import (
     open_sjepa_config,
     open_with_ema,
 )
+from sjepa_hf.transcripts import UNKNOWN_SIGN, with_blanks
 from sjepa_hf.units import UnitRun, run_lengths, with_times
 from training.data.waveforms import BadAudio, audio_length, read_audio
 
@@ -150,7 +150,7 @@ class Recogniser:
         inputs = self.processor.feature_extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt")
         labels = self.model(inputs.input_values.to(self.device)).logits[0].argmax(-1)
         tokenizer = self.processor.tokenizer
-        found = tokenizer.decode(labels, output_word_offsets=True)
+        found = tokenizer.decode(with_blanks(labels.tolist(), tokenizer), output_word_offsets=True)
         unknown = tokenizer.unk_token or UNKNOWN_SIGN  # which it becomes: one sign for one character
         hop = self.model.config.inputs_to_logits_ratio / SAMPLING_RATE
         return [

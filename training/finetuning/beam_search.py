@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import Wav2Vec2CTCTokenizer
 
-from sjepa_hf.opening import UNKNOWN_SIGN
+from sjepa_hf.transcripts import UNKNOWN_SIGN, silent_labels
 from training.common.naming import several
 from training.finetuning.ngram import BEGIN, END, UNKNOWN, Gram, NGram
-from training.finetuning.text import is_spaceless, read_labels, unwritten
+from training.finetuning.text import is_spaceless, read_labels
 
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class BeamSearchDecoder:
         if beam_width < 1:
             raise ValueError(f"`beam_width` is {beam_width}; the search needs at least 1.")
         self.blank, self.delimiter = tokenizer.pad_token_id, tokenizer.word_delimiter_token_id
-        vocabulary, silent = tokenizer.get_vocab().items(), unwritten(tokenizer)
+        vocabulary, silent = tokenizer.get_vocab().items(), silent_labels(tokenizer)
         self.characters = {number: token for token, number in vocabulary if number not in silent}
         if tokenizer.unk_token_id in self.characters:
             self.characters[tokenizer.unk_token_id] = UNKNOWN_SIGN

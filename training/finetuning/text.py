@@ -15,7 +15,8 @@ from textwrap import shorten
 from transformers import Wav2Vec2CTCTokenizer
 
 from sjepa_hf.contents import read_json
-from sjepa_hf.opening import UNKNOWN_SIGN, file_of, open_config
+from sjepa_hf.opening import file_of, open_config
+from sjepa_hf.transcripts import UNKNOWN_SIGN, with_blanks
 
 
 logger = logging.getLogger(__name__)
@@ -283,19 +284,12 @@ def log_spaceless(texts: Sequence[str]) -> None:
         logger.info("Hardly any transcript has a space: look at CER; WER counts whole transcripts, not words.")
 
 
-def unwritten(tokenizer: Wav2Vec2CTCTokenizer) -> set[int]:
-    """Labels that stand for no text, such as `<s>`: the special ones but blank, word delimiter and `<unk>`."""
-    written = (tokenizer.pad_token_id, tokenizer.word_delimiter_token_id, tokenizer.unk_token_id)
-    return set(tokenizer.all_special_ids).difference(written)
-
-
 def read_labels(labels: Sequence[int], tokenizer: Wav2Vec2CTCTokenizer) -> str:
     """
     The text of the best label of each frame; `<unk>` is one sign, as what it stands for was one character, and what
     stands for no text is read as a blank.
     """
-    silent = unwritten(tokenizer)
-    text = tokenizer.decode([tokenizer.pad_token_id if label in silent else label for label in labels])
+    text = tokenizer.decode(with_blanks(labels, tokenizer))
     if tokenizer.unk_token:
         text = text.replace(tokenizer.unk_token, UNKNOWN_SIGN)
     return " ".join(text.split())
