@@ -10,6 +10,7 @@ from training.data.clips import Clip, Sample
 from training.data.folders import Files
 from training.data.order import DataPosition
 from training.data.sources import Source
+from training.data.workers import start_method
 
 
 NUM_CLIPS = 45
@@ -49,8 +50,9 @@ class EndlessList:
 
 
 def loader(batches: BatchStream, num_workers: int = 0) -> torch.utils.data.DataLoader:
+    start = start_method() if num_workers else None
     return torch.utils.data.DataLoader(
-        batches, batch_size=None, num_workers=num_workers, collate_fn=lambda batch: batch
+        batches, None, num_workers=num_workers, collate_fn=lambda batch: batch, multiprocessing_context=start
     )
 
 

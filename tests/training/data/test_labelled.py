@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 import training.data.labelled
 from training.data.bad_audio import BadAudioError
 from training.data.labelled import choose_column, open_labelled
+from training.data.workers import start_method
 
 
 def tone(seconds: float, pitch: float = 200.0) -> np.ndarray:
@@ -139,7 +140,10 @@ def test_audio_that_breaks_only_when_decoded(folder, caplog):
     assert kept.labels["text"] == [f"clip {i}" for i in (0, 1, 2, 4, 6, 7, 8, 9)] and lengths == kept.num_samples
     for workers in (0, 2):
         filled = clips.filled()
-        loader = DataLoader(filled, 1, collate_fn=lambda examples: examples[0]["text"], num_workers=workers)
+        start = start_method() if workers else None
+        loader = DataLoader(
+            filled, 1, collate_fn=lambda e: e[0]["text"], num_workers=workers, multiprocessing_context=start
+        )
         for _ in range(12):  # more clips, and more bad ones, than would end a run that counted each time
             assert list(loader) == [f"clip {i}" for i in (0, 1, 2, 4, 6, 6, 7, 8, 9)]
         assert filled.bad == {"non_finite": 1}

@@ -46,7 +46,7 @@ def read():
         def open_loader(position):
             dataset = Numbers(position or DataPosition(1), last, trouble)
             options = {"collate_fn": _as_is, "num_workers": 1, "worker_init_fn": _start_worker, "prefetch_factor": 1}
-            return DataLoader(dataset, batch_size=None, **options)
+            return DataLoader(dataset, batch_size=None, multiprocessing_context=workers.start_method(), **options)
 
         opened.append(RestartingLoader(open_loader, processes=1))
         return opened[-1]
