@@ -4,6 +4,7 @@ import pytest
 from finetuning_runs import SHORT, prepare, run, sentence
 
 from training import finetune_classification, finetune_ctc
+from training.data.workers import start_method
 from training.finetuning.trainer_settings import equal_intervals, interval
 
 
@@ -11,6 +12,9 @@ def test_few_clips_train_for_enough_steps(checkpoint, mine, tmp_path):
     """20 clips, 2 held out, 8 a batch: 3 steps an epoch; what the user asks for stays."""
     ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "a")
     assert ready.trainer.args.num_train_epochs == 334
+    assert ready.trainer.args.dataloader_multiprocessing_context is None, "nobody is started"
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "a", "--dataloader_num_workers", "2")
+    assert ready.trainer.args.dataloader_multiprocessing_context == start_method()
     ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "b", "--min_steps", "60")
     assert ready.trainer.args.num_train_epochs == 30
     for option in ("--num_train_epochs=2", "--num-train-epochs=2"):
