@@ -3,6 +3,7 @@ import torch
 from finetuning_runs import SIZES, prepare, run, sentence
 from peft import PeftModel
 from transformers import (
+    AutoConfig,
     AutoModelForAudioClassification,
     AutoModelForCTC,
     HubertConfig,
@@ -16,7 +17,7 @@ from transformers import (
 from sjepa_hf import SJepaConfig, SJepaForCTC, SJepaForSequenceClassification
 from training import finetune_ctc
 from training.finetuning.arguments import FineTuningArguments
-from training.finetuning.model import open_with_head, with_adapters
+from training.finetuning.model import open_with_head, shortest_batch, with_adapters
 
 
 def test_the_top_layers_can_start_afresh(checkpoint, mine, tmp_path):
@@ -101,3 +102,11 @@ def test_a_fresh_head_keeps_no_weights_of_layers_from_an_earlier_fine_tuning(tmp
     earlier.save_pretrained(tmp_path)
     model = open_with_head(AutoModelForAudioClassification, FineTuningArguments(model_name_or_path=str(tmp_path)))
     assert model.layer_weights.tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_the_shortest_batch_is_what_spec_augment_of_transformers_takes(make_config):
+    config = AutoConfig.for_model("hubert", mask_time_length=10, mask_time_prob=0.05)
+    assert shortest_batch(config) == 400 + 9 * 320
+    for changes in ({"apply_spec_augment": False}, {"mask_time_prob": 0.0}):
+        assert shortest_batch(AutoConfig.for_model("hubert", **changes)) == 0
+    assert shortest_batch(make_config(mask_time_length=10, mask_time_prob=0.05)) == 0

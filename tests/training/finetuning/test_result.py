@@ -42,6 +42,42 @@ def test_the_best_step_is_that_of_the_checkpoint_that_was_loaded():
     assert FineTuningResult.of(trainer, Verdict(True, "better"), {}).best_step == 100
 
 
+def outcome(curve: dict[int, float], best: int | None, learned: bool = True) -> FineTuningResult:
+    """Of a run whose CER was `curve`, by step, and that loaded the checkpoint of step `best`."""
+    history = [{"step": step, "eval_cer": cer} for step, cer in curve.items()]
+    checkpoint = None if best is None else f"out/checkpoint-{best}"
+    state = SimpleNamespace(best_model_checkpoint=checkpoint, log_history=history, global_step=max(curve))
+    settings = {"load_best_model_at_end": True, "metric_for_best_model": "cer", "greater_is_better": False}
+    trainer = SimpleNamespace(state=state, args=SimpleNamespace(**settings))
+    return FineTuningResult.of(trainer, Verdict(learned, "better than a constant"), {})
+
+
+def test_a_run_is_judged_by_how_its_metric_went(caplog):
+    caplog.set_level("INFO")
+    nothing_added = "; but the first evaluation was already the best, and the later steps added nothing"
+    for curve, best, learned, said in (
+        (
+            {0: 1.0, 50: 0.7, 100: 0.6, 150: 0.5},
+            150,
+            True,
+            "better than a constant. The result is that of step 150, the",
+        ),
+        (
+            {0: 1.0, 50: 0.5, 100: 0.6, 150: 0.7},
+            50,
+            True,
+            f"a constant{nothing_added}. The result is that of step 50, the",
+        ),
+        ({0: 1.0, 50: 0.5, 100: 0.6}, 50, True, "better than a constant. The result is that of step 50, the best."),
+        ({50: 0.5, 100: 0.6, 150: 0.7}, None, True, "better than a constant. The result is that of the last step."),
+        ({0: 0.4, 50: 0.7, 100: 0.5}, 100, False, "cer was 0.4000 before the first step and is 0.5000. The result is"),
+    ):
+        caplog.clear()
+        found = outcome(curve, best)
+        found.log()
+        assert (found.learned, found.best_step) == (learned, best) and said in caplog.text, caplog.text
+
+
 def test_rows_of_scores_have_names_without_folders_that_are_told_apart():
     data = {"eval_data": ["/data/c/dev"], "test_data": ["/data/d/x", "/d/e/x"]}
     arguments = FineTuningArguments(model_name_or_path="a", train_data=["/data/a/words", "/data/b/more"], **data)

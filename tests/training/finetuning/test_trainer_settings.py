@@ -2,10 +2,11 @@ import gc
 
 import pytest
 from finetuning_runs import SHORT, prepare, run, sentence
+from transformers import TrainingArguments
 
 from training import finetune_classification, finetune_ctc
 from training.data.workers import start_method
-from training.finetuning.trainer_settings import equal_intervals, interval
+from training.finetuning.trainer_settings import equal_intervals, interval, total_steps
 
 
 def test_few_clips_train_for_enough_steps(checkpoint, mine, tmp_path):
@@ -103,3 +104,16 @@ def test_evaluations_keep_their_distance():
     assert equal_intervals({"eval_steps": "10"}) == ["--save_steps", "10"]
     assert equal_intervals({"save_strategy": "epoch"}) == ["--eval_strategy", "epoch"]
     assert equal_intervals({"eval_steps": "10", "save_steps": "20", "eval_strategy": "no"}) == []
+
+
+def test_steps_of_an_epoch_and_of_the_run(tmp_path):
+    def steps(clips: int, **settings) -> tuple[int, int]:
+        settings = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "use_cpu": True} | settings
+        return total_steps(TrainingArguments(str(tmp_path), **settings), clips)
+
+    assert steps(40, num_train_epochs=3) == (3, 9), "five batches, two in a step"
+    assert steps(40, num_train_epochs=1.5) == (3, 5)
+    assert steps(44, dataloader_drop_last=True, num_train_epochs=3) == (3, 9) != steps(49, num_train_epochs=3)
+    assert steps(40, num_train_epochs=3, max_steps=7) == (3, 7)
+    with pytest.raises(ValueError, match="7 clips do not fill one of 8"):
+        steps(7, dataloader_drop_last=True)
