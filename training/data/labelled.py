@@ -64,12 +64,14 @@ class LabelledClips(torch.utils.data.Dataset):
     def __init__(
         self,
         sources: list[Source],
+        recordings: Sequence[str | tuple],
         places: list[Place],
         labels: dict[str, list[str]],
         max_bad_fraction: float,
         silence: bool = False,
     ):
         self.sources = sources
+        self._recordings = recordings  # by number: the file, or the row that holds it
         self.places = places
         self.labels = labels
         self.num_samples = [place.num_samples for place in places]
@@ -174,7 +176,13 @@ class LabelledClips(torch.utils.data.Dataset):
     ) -> "LabelledClips":
         """Clips at `places` of the same sources, with the labels of the clips `numbers`, of this class or `kind`."""
         labels = {name: [values[number] for number in numbers] for name, values in self.labels.items()}
-        return (kind or LabelledClips)(self.sources, places, labels, self._monitor.max_bad_fraction, self.silence)
+        max_bad, kind = self._monitor.max_bad_fraction, kind or LabelledClips
+        return kind(self.sources, self._recordings, places, labels, max_bad, self.silence)
+
+    def also_in(self, other: "LabelledClips") -> int:
+        """How many of the clips are of recordings that `other` has clips of, too."""
+        theirs = {other._recordings[place.recording] for place in other.places}
+        return sum(self._recordings[place.recording] in theirs for place in self.places)
 
     def groups(self, apart: str | None = None) -> np.ndarray:
         """
@@ -315,12 +323,13 @@ def open_labelled(
         raise ValueError("A label cannot be called input_values, which is the audio: rename the column.")
     options = {"audio_column": audio_column, "labels": (*labels, *optional), "classes": classes}
     sources = [open_source(spec, **options) for spec in specs]
-    recordings: dict = {}
+    recordings: dict[str | tuple, int] = {}
+    folders: dict[str, str] = {}  # and where they lie
     labelled: dict[tuple, tuple[str, ...]] = {}  # clips by their place on the disk
     places, kept = [], {label: [] for label in (*labels, *optional)}
     monitor, too_long = BadAudioMonitor(max_bad_fraction), 0
     for number, source in enumerate(sources):
-        for row_number, (clip, found) in enumerate(source.samples()):
+        for row_number, ((clip, found), packed) in enumerate(zip(source.samples(), source.packed_names())):
             values = {label: _clean(found[label]) for label in kept}
             unlabelled = [label for label in labels if not values[label]]
             try:
@@ -338,11 +347,11 @@ def open_labelled(
                 logger.info("Left out %s: %.1f s.", clip.name, length / SAMPLING_RATE)
                 continue
             if isinstance(clip.audio, str):
-                file = os.path.normpath(clip.audio)
-                _check_repeated(labelled, (file, clip.offset, clip.duration), clip.name, values)
+                recording = _on_disk(clip.audio, folders)
+                _check_repeated(labelled, (recording, clip.offset, clip.duration), clip.name, values)
             else:
-                file = (number, row_number)
-            places.append(Place(number, row_number, length, recordings.setdefault(file, len(recordings))))
+                recording = packed or (source.spec, row_number)
+            places.append(Place(number, row_number, length, recordings.setdefault(recording, len(recordings))))
             for label, value in values.items():
                 kept[label].append(value)
     monitor.check()  # of all clips, in whatever order the bad ones stand
@@ -356,7 +365,19 @@ def open_labelled(
             f"{name} holds no usable clip of {min_seconds:g} (min_seconds) to {max_seconds:g} s (max_seconds):"
             f" {monitor.skipped} are bad or lack a label ({counted(monitor.by_reason)}), {too_long} are too long."
         )
-    return LabelledClips(sources, places, kept, max_bad_fraction, classes if silence is None else silence)
+    silence = classes if silence is None else silence
+    return LabelledClips(sources, list(recordings), places, kept, max_bad_fraction, silence)
+
+
+def _on_disk(path: str, folders: dict[str, str]) -> str:
+    """The one path of a file, by whatever links and spellings it is reached; `folders` keeps those of its folders."""
+    if "://" in path:
+        return path
+    folder, name = os.path.split(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    file = os.path.join(folders[folder], name)
+    return os.path.realpath(file) if os.path.islink(file) else file
 
 
 def _clean(label: str | None) -> str:

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import repeat
 from pathlib import Path
 
 import datasets
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 TABLES = (".csv", ".tsv")
 LOCAL_SUFFIXES = (*AUDIO_SUFFIXES, ".jsonl", ".json", ".parquet", ".tar", *TABLES)
+PACKED_NAMES = ("source", "name")  # columns beside the `seconds` of a packed corpus: of what recording a clip is
 ENCODED_AUDIO = {"bytes": Value("binary"), "path": Value("string")}
 
 
@@ -36,13 +38,14 @@ ENCODED_AUDIO = {"bytes": Value("binary"), "path": Value("string")}
 class Source:
     """
     An opened source, whose rows are samples; or dicts of the audio, in `column`, and of the labels. `spec` is what it
-    was opened by.
+    was opened by, `packed` the names of its clips where it is a packed corpus.
     """
 
     name: str
     dataset: Dataset | IterableDataset | TarArchives | Sequence[Sample]
     column: str | None = None
     spec: str = ""
+    packed: Dataset | None = None
 
     @property
     def size(self) -> int | None:
@@ -70,6 +73,12 @@ class Source:
     def samples(self) -> Iterator[Sample]:
         """All rows in their order."""
         return (self.sample(row, number) for number, row in enumerate(self.dataset))
+
+    def packed_names(self) -> Iterator[tuple[str, str] | None]:
+        """Of each row of a packed corpus, the recording that its clip was taken from; None without end for others."""
+        if self.packed is None:
+            return repeat(None)
+        return (tuple(row[name] for name in PACKED_NAMES) for row in self.packed)
 
 
 def open_source(
@@ -194,7 +203,10 @@ def _load(spec: str, audio_column: str | None, labels: Sequence[str], *what: str
             audio = audio.cast_column(column, Audio(decode=False))
         if labels:
             audio = concatenate_datasets([audio, _as_strings(dataset.select_columns(list(labels)), labels)], axis=1)
-        return Source(printable(spec), audio, column, spec)
+        packed = {*PACKED_NAMES, "seconds"} <= dataset.features.keys()
+        return Source(
+            printable(spec), audio, column, spec, dataset.select_columns(list(PACKED_NAMES)) if packed else None
+        )
     dataset = _as_strings(dataset.select_columns([column, *labels]), labels)
     dataset = _undecoded(dataset, column) if isinstance(feature, Audio) else dataset
     return Source(printable(spec), dataset, column, spec)

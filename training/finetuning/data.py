@@ -61,6 +61,10 @@ def open_splits(
     test = {spec: opened([spec], float("inf")) for spec in arguments.test_data or ()}
     for part in (evaluation, test):
         part |= {name: clips.readable()[0] for name, clips in part.items()}
+    for name, clips in (evaluation | test).items():
+        if name != HELD_OUT and (shared := clips.also_in(train)):
+            said = "%d of %d clips of %s are of recordings that are trained on: their scores tell nothing of others."
+            logger.log(once(logging.WARNING), said, shared, len(clips), name)
     hours = {"train": train.hours} | {name: clips.hours for name, clips in (evaluation | test).items()}
     logger.info("Audio: %s.", ", ".join(f"{name} {audio_amount(value)}" for name, value in hours.items()))
     return train, evaluation, test

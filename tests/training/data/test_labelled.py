@@ -8,6 +8,7 @@ from datasets import Audio, ClassLabel, Dataset, Features
 from torch.utils.data import DataLoader
 
 import training.data.labelled
+from training import pack
 from training.data.bad_audio import BadAudioError
 from training.data.labelled import choose_column, open_labelled
 from training.data.workers import start_method
@@ -181,6 +182,48 @@ def test_a_clip_that_is_listed_twice_is_held_out_twice(folder):
         parts = clips.hold_out(0.4, seed, evenly=["who"])
         copies = [sum(len(part[i]["input_values"]) == 8000 for i in range(len(part))) for part in parts]
         assert sorted(copies) == [0, 3]
+
+
+def test_a_file_is_one_recording_however_its_path_is_spelled(folder, tmp_path_factory, monkeypatch):
+    """Relative and absolute, through a linked folder, as a linked file."""
+    beside = tmp_path_factory.mktemp("beside")
+    (beside / "link").symlink_to(folder, target_is_directory=True)
+    (beside / "other").mkdir()
+    (beside / "other" / "a.wav").symlink_to(folder / "0.wav")
+    write_metadata(beside / "other", [{"file_name": "a.wav", "text": "clip 0", "who": "a"}])
+    monkeypatch.chdir(folder.parent)
+    link, other = str(beside / "link"), str(beside / "other")
+    specs = [folder.name, str(folder), link, other]
+    clips = open_labelled(specs, ["text"])
+    assert len(clips) == 31 and len(set(clips.groups())) == 10
+    rest, held = clips.hold_out(0.3)
+    assert set(rest.labels["text"]).isdisjoint(held.labels["text"]) and not held.also_in(rest)
+    found = open_labelled([other, link], ["text"])
+    assert found.also_in(rest) == sum(text in rest.labels["text"] for text in found.labels["text"])
+    write_metadata(beside / "other", [{"file_name": "a.wav", "text": "no", "who": "a"}])
+    with pytest.raises(ValueError, match="is listed twice, with text clip 0 and no"):
+        open_labelled(specs, ["text"])
+
+
+def test_a_pack_remembers_which_clips_are_pieces_of_one_recording(folder, tmp_path):
+    rows = [
+        {"audio_filepath": str(folder / f"{i}.wav"), "offset": start, "duration": 0.2, "text": f"{i}"}
+        for i in (0, 1, 2, 4, 5)
+        for start in (0.0, 0.2, 0.2)
+    ]
+    manifest = tmp_path / "pieces.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pack.main(["--data", str(manifest), "--columns", "text", "--output", str(tmp_path / "packed")])
+    clips = open_labelled([str(tmp_path / "packed")], ["text"])
+    assert (
+        clips.groups().tolist()
+        == [i // 3 for i in range(15)]
+        == open_labelled([str(manifest)], ["text"]).groups().tolist()
+    )
+    rest, held = clips.hold_out(0.4)
+    assert len(held) == 6 and set(rest.labels["text"]).isdisjoint(held.labels["text"])
+    twice = open_labelled([str(tmp_path / "packed"), str(tmp_path / "packed")], ["text"])
+    assert twice.groups().tolist() == 2 * clips.groups().tolist()
 
 
 def test_a_source_that_goes_away_ends_the_reading(folder):

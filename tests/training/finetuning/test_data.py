@@ -18,3 +18,16 @@ def test_no_class_is_held_out_whole(tmp_path, texts):
     arguments = FineTuningArguments(train_data=[str(data)], eval_fraction=0.4)
     train, evaluation, _ = open_splits(arguments, "label", classes=True)
     assert len(set(train.labels["label"])) == 10 and len(evaluation[HELD_OUT]) == 8
+
+
+def test_clips_that_are_trained_on_and_scored_are_told(mine, tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(mine.parent)
+    options = dict(train_data=[str(mine)], eval_data=[mine.name], test_data=None)
+    arguments = FineTuningArguments(model_name_or_path="a", **options)
+    train, evaluation, _ = open_splits(arguments, "text")
+    (clips,) = evaluation.values()
+    said = f"{len(train)} of {len(clips)} clips of {mine.name} are of recordings that are trained on"
+    assert said in caplog.text
+    caplog.clear()
+    open_splits(FineTuningArguments(model_name_or_path="a", train_data=[str(mine)]), "text")
+    assert "trained on" not in caplog.text
