@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from training.evaluation.superb import diarization
 from training.evaluation.superb.diarization import ActivityLabels, Mixtures, active, diarization_error_rate
 
 
@@ -43,6 +44,17 @@ def test_mixtures_are_of_two_speakers_and_always_the_same():
     assert heard > 1 and len(ActivityLabels({"train": mixtures}).encode({})) == 6
     with pytest.raises(ValueError, match="The 3 dev clips are all of the speaker 'a': mixtures need clips of two"):
         Mixtures(Clips(list("aaa")), "who", "dev")
+
+
+def test_keys_tell_mixtures_apart_and_none_where_a_clip_is_not_read(monkeypatch):
+    monkeypatch.setattr(diarization, "clip_keys", lambda clips: ["a", "b", "c", "d", "e", None])
+    mixtures = Mixtures(Clips(list("aabbcc")), "who", "dev")
+    keys = mixtures.keys()
+    assert [key is None for key in keys] == [5 in (i, other) for i, other in enumerate(mixtures.others)]
+    known = [key for key in keys if key]
+    assert len(known) == len(set(known)) > 1 and mixtures.keys() == keys
+    mixtures.loudness = mixtures.loudness + 1
+    assert not set(mixtures.keys()) & set(known)
 
 
 def naive_error_rate(found, right):

@@ -9,7 +9,7 @@ from training.evaluation.superb import training as superb_training
 from training.evaluation.superb.heads import LayerSum, PooledHead
 from training.evaluation.superb.labels import ClassLabels
 from training.evaluation.superb.tasks import TASKS
-from training.evaluation.superb.training import merits
+from training.evaluation.superb.training import merits, statistics
 
 
 def test_balanced_batches_draw_all_classes_alike():
@@ -83,3 +83,20 @@ def test_the_best_step_is_that_of_the_dev_set(monkeypatch):
     step, metrics = superb_training.train(head, task, features, ClassLabels(Clips.labels), 0, Heartbeat("training"))
     assert (step, metrics) == (2, {"accuracy": 0.7})
     assert torch.equal(head.classifier.weight, seen[1]) and not torch.equal(seen[1], seen[4])
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_statistics_are_those_of_all_frames_or_pooled_clips(pooled):
+    """Of each layer and dimension; a clip that cannot be used counts in neither. Large means lose no digits."""
+
+    class Features(list):
+        def __getitem__(self, indices):
+            return [list.__getitem__(self, i) for i in indices]
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 4)] * 5 if pooled else [(3, frames, 4) for frames in (7, 1, 20)]
+    clips = [torch.randn(shape, generator=generator) * torch.arange(1.0, 5) + 100 for shape in shapes]
+    mean, deviation = statistics(Features([clips[0], None, *clips[1:]]))
+    frames = torch.cat([clip.double().reshape(3, -1, 4) for clip in clips], dim=1)
+    torch.testing.assert_close(mean, frames.mean(1).float())
+    torch.testing.assert_close(deviation, frames.std(1, correction=0).float())
