@@ -167,8 +167,8 @@ def convert_state_dict(released: dict[str, torch.Tensor]) -> dict[str, torch.Ten
             expert = released["predictor.expert_projs.0.weight"].double()
             bias = bias + expert @ bias + released["predictor.expert_projs.0.bias"].double()
             weight = weight + expert @ weight
-        converted["predictor.projection.weight"] = weight.to(released["predictor.proj.weight"].dtype)
-        converted["predictor.projection.bias"] = bias.to(released["predictor.proj.bias"].dtype)
+        converted["predictor.projection.weight"] = weight.float()
+        converted["predictor.projection.bias"] = bias.float()
     return converted
 
 

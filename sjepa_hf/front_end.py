@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.audio_utils import mel_filter_bank
 
 from .configuration_sjepa import SJepaConfig
-from .float32 import Float32Buffers, SJepaGroupNorm, at_least_float32, without_autocast
+from .float32 import Float32Buffers, SJepaGroupNorm, at_least_float32, widest_float, without_autocast
 from .frames import SAMPLING_RATE, clip_mean, length_mask, real_frames
 from .gradient_checkpointing import CheckpointedLayer
 
@@ -61,9 +61,10 @@ class SJepaFirstConvLayer(CheckpointedLayer):
         with without_autocast(waveforms.device):
             weight = at_least_float32(self.conv.weight[:, 0])  # [C, k]
             bias = weight.new_zeros(len(weight)) if self.conv.bias is None else at_least_float32(self.conv.bias)
-            window_mean, window_covariance = window_moments(
-                waveforms.to(weight.dtype), lengths, weight.shape[1], *self.conv.stride
-            )
+            # In float64: sums over all windows of a long clip lose digits in fp32.
+            exact = waveforms.to(widest_float(waveforms.device))
+            moments = window_moments(exact, lengths, weight.shape[1], *self.conv.stride)
+            window_mean, window_covariance = (moment.to(weight.dtype) for moment in moments)
             channel_means = (window_mean[:, None] * weight).sum(2) + bias  # [B, C]
             mean = channel_means.mean(1, keepdim=True)  # [B, 1]
             squares = (weight[:, :, None] * weight[:, None]).mean(0)  # [k, k]

@@ -406,9 +406,13 @@ class SJepaModel(SJepaPreTrainedModel):
             `extract_features` (output of the front end), and on request `hidden_states` and `attentions`.
 
         Raises:
-            ValueError: for a wrong rank or dtype, clips shorter than one frame (400 samples), and on a CPU for padding
-                on the left and for NaN or infinite samples.
+            ValueError: for layers that are not there, a wrong rank or dtype, clips shorter than one frame (400
+                samples), and on a CPU for padding on the left and for NaN or infinite samples.
         """
+        if num_layers is not None and not 0 <= num_layers <= self.config.num_hidden_layers:
+            raise ValueError(
+                f"`num_layers` is {num_layers}: it must lie between 0 and {self.config.num_hidden_layers}."
+            )
         check_input(self.config, input_values, attention_mask)
         check_values(input_values, attention_mask)
         if attention_mask is not None and nothing_padded(attention_mask):

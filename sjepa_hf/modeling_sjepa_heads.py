@@ -221,7 +221,7 @@ class SJepaForAudioFrameClassification(SJepaEncoderWithHead):
             attention_mask (`torch.Tensor` of shape `(batch_size, num_samples)`, *optional*): 1 for real samples.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)` or, one-hot,
                 `(batch_size, sequence_length, num_labels)`, *optional*):
-                Class of each frame; -100 leaves it out, and so does padding.
+                Class of each frame; -100, or a row without a 1, leaves it out, and so does padding.
 
         Returns:
             `TokenClassifierOutput` with `logits` `(batch_size, sequence_length, num_labels)`; given labels, `loss`.
@@ -240,7 +240,7 @@ class SJepaForAudioFrameClassification(SJepaEncoderWithHead):
                     f"`labels` must have shape {tuple(logits.shape[:2])} (batch_size, frames) or, one-hot,"
                     f" {tuple(logits.shape)}, but has {tuple(labels.shape)}."
                 )
-            classes = labels.argmax(-1) if labels.ndim == 3 else labels
+            classes = from_one_hot(labels) if labels.ndim == 3 else labels
             classes = check_labels(classes.masked_fill(~frame_mask, -100), self.config.num_labels, "num_labels")
             loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), classes.flatten())
         return TokenClassifierOutput(
@@ -342,6 +342,14 @@ class SJepaForXVector(SJepaEncoderWithHead):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def from_one_hot(labels: torch.Tensor) -> torch.Tensor:
+    """
+    Classes of frames, `(batch_size, sequence_length, num_labels) -> (batch_size, sequence_length)`; -100 where nothing
+    is 1, as in rows of 0 or -100.
+    """
+    return labels.argmax(-1).masked_fill((labels != 1).all(-1), -100)
 
 
 def check_labels(labels: torch.Tensor, num_classes: int, size: str, may_wait: bool = False) -> torch.Tensor:

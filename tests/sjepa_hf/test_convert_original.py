@@ -32,6 +32,15 @@ def test_golden_encoder(converted, golden_model):
         torch.testing.assert_close(output.hidden_states[layer + 1], expected, atol=1e-5, rtol=0)
 
 
+def test_weights_are_folded_in_fp32_whatever_the_file_holds(released):
+    rounded = {name: tensor.bfloat16() for name, tensor in released.items()}
+    found, wanted = (
+        convert_state_dict(state) for state in (rounded, {name: tensor.float() for name, tensor in rounded.items()})
+    )
+    for name in ("predictor.projection.weight", "predictor.projection.bias"):
+        assert torch.equal(found[name], wanted[name])
+
+
 def test_golden_masked_prediction(converted, golden_model):
     model = AutoModelForPreTraining.from_pretrained(converted).eval()
     hidden = golden_model["input.visible_mask"] == 0

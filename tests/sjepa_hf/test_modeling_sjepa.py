@@ -154,6 +154,9 @@ def test_num_layers_stops_early(config):
     whole = model(waveforms, output_hidden_states=True).hidden_states
     for layers in (1, 2, 3):
         assert torch.equal(model(waveforms, num_layers=layers).last_hidden_state, whole[layers])
+    for layers in (-1, 4):
+        with pytest.raises(ValueError, match=f"`num_layers` is {layers}: it must lie between 0 and 3"):
+            model(waveforms, num_layers=layers)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

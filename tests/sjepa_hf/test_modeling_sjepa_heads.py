@@ -188,7 +188,11 @@ def test_frame_labels_of_padding_do_not_count(make_config, padded_batch):
     classes[1, 27:], classes[2, 1:] = 3, 0
     torch.testing.assert_close(model(waveforms, attention_mask, labels=classes).loss, loss)
     classes[0, 0] = -100
-    assert model(waveforms, attention_mask, labels=classes).loss != loss
+    without = model(waveforms, attention_mask, labels=classes).loss
+    assert without != loss
+    for left_out in (-100, 0):
+        one_hot[0, 0] = left_out
+        torch.testing.assert_close(model(waveforms, attention_mask, labels=one_hot).loss, without)
 
 
 def test_speaker_head_is_wavlms(make_config):
