@@ -13,12 +13,13 @@ import os
 import statistics
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import BinaryIO, NamedTuple
 
 from training.common.naming import printable, several
 from training.data.clips import Clip, Sample
-from training.data.manifest import check_columns, label_text, parse_object
+from training.data.manifest import MissingColumn, check_columns, label_text, parse_object
 from training.data.waveforms import BadAudio
 
 
@@ -29,6 +30,7 @@ LONGEST_END = 1 << 22  # bytes of zeros that may end an archive; more are room f
 MOST_LOST = 100_000  # clips that the loss of one piece can count as
 LOOKED_AT = 1000  # members of an archive that tell what it holds, samples that tell which labels there are
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
+IN_A_ROW = "those of a sample (NAME.wav, NAME.txt, NAME.json) must follow one another, as `tar --sort=name` puts them"
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by their first bytes
 
 
@@ -36,7 +38,8 @@ class TarArchives:
     """
     Archives as the shards of a streamed source. Clips are the members with the suffix of an audio format, or with the
     one that is asked for; what else lies beside them (texts, folders, hidden files) is passed over, unless it holds a
-    label: the files of a sample stand in a row and share the name up to its first dot.
+    label: the files of a sample stand in a row and share the name up to its first dot. The same kind of file once more
+    begins another sample of that name.
 
     Args:
         files: paths of the archives.
@@ -45,6 +48,7 @@ class TarArchives:
 
     Raises:
         ValueError: if no archive holds such a member, or samples have several and `wanted` is None.
+            Or if a label stands apart from its clip.
         MissingColumn: if the first sample lacks a label.
     """
 
@@ -69,33 +73,85 @@ class TarArchives:
         return (clip for clip, _ in self.samples(shard))
 
     def samples(self, shard: int) -> Iterator[Sample]:
-        """The same, each with its labels; None for one that its sample lacks."""
-        for clips, texts in self._grouped(self.files[shard]):
+        """
+        The same, each with its labels; None for one that its sample lacks.
+
+        Raises:
+            ValueError: (while read) where a label of a sample stands apart from its clip.
+        """
+        for clips, said in self._samples(self.files[shard]):
             labels = dict.fromkeys(self.labels)
             try:
-                for file, content in texts.items() if clips else ():
-                    found = self._read(file, content)
-                    labels |= {name: label_text(found[name], name, file) for name in self.labels if name in found}
+                if isinstance(said, ValueError):
+                    raise said
+                labels |= {
+                    name: label_text(said[name][0], name, said[name][1]) for name in self.labels if name in said
+                }
             except ValueError as error:
                 clips = [clip._replace(audio=BadAudio("bad_line", str(error))) for clip in clips]
             for clip in clips:
                 yield clip, labels
 
-    def _grouped(self, path: str) -> Iterator[tuple[list[Clip], dict[str, bytes | BadAudio]]]:
-        """Clips and, by file, texts of each sample of an archive; what cannot be read is a sample of bad clips."""
-        sample, clips, texts = None, [], {}
+    def _samples(self, path: str) -> Iterator[tuple[list[Clip], dict[str, tuple[object, str]] | ValueError]]:
+        """
+        The clips of each sample, and what its texts say by name, with the file that says it, or why one cannot be
+        read. Raises ValueError for a sample of which a label stands apart from the clip.
+        """
+        lacking, alone = set(), set()  # samples and labels: clips without one, and texts without a clip
+        before = _Files(None)
+        for files in self._grouped(path):
+            said = self._said(files.texts)
+            told = {(files.name, name) for name in self.labels if isinstance(said, ValueError) or name in said}
+            if self.labels and files.name is not None:
+                if files.clips:
+                    lacking |= (missed := {(files.name, name) for name in self.labels} - told)
+                    is_apart = not alone.isdisjoint(missed)
+                else:
+                    alone |= told
+                    is_apart = not lacking.isdisjoint(told)
+                if is_apart or (files.name == before.name and files.kinds != before.kinds):
+                    sample = printable(files.name.lstrip("/"))
+                    raise ValueError(
+                        f"{printable(path)}: the files of the sample {sample} do not stand in a row, or several"
+                        f" samples have this name: {IN_A_ROW}"
+                    )
+            before = files
+            yield files.clips, said
+
+    def _said(self, texts: dict[str, bytes | BadAudio]) -> dict[str, tuple[object, str]] | ValueError:
+        try:
+            return {
+                name: (value, file)
+                for file, content in texts.items()
+                for name, value in self._read(file, content).items()
+            }
+        except ValueError as error:
+            return error
+
+    def _grouped(self, path: str) -> Iterator["_Files"]:
+        """The files of each sample of an archive, and bad clips in the place of what cannot be read."""
+        sample, files, is_torn = None, _Files(None), False
         for found in self._members(path):
-            name = _sample(found.name)[0] if isinstance(found, _Member) else None
-            if name is None or name != sample:
-                yield clips, texts
-                sample, clips, texts = name, [], {}
             if isinstance(found, Clip):
-                clips.append(found)
-            elif self._is_clip(found.name):
-                clips.append(Clip(printable(f"{path}/{found.name}"), found.content))
-            elif self._is_label(found.name):
-                texts[f"{path}/{found.name}"] = found.content
-        yield clips, texts
+                files.name = None
+                yield files
+                yield _Files(None, [found])
+                sample, files, is_torn = None, _Files(None), True
+                continue
+            if found.name.rpartition("/")[2].startswith("."):  # as those that a Mac puts before each file
+                continue
+            name, kind = _sample(found.name)
+            is_clip, is_label = self._is_clip(found.name), self._is_label(found.name)
+            if name != sample or ((is_clip or is_label) and kind in files.kinds):
+                yield files
+                sample, files, is_torn = name, _Files(None if is_torn else name), False
+            if is_clip:
+                files.clips.append(Clip(printable(f"{path}/{found.name}"), found.content))
+            elif is_label:
+                files.texts[f"{path}/{found.name}"] = found.content
+            if is_clip or is_label:
+                files.kinds.add(kind)
+        yield files
 
     def _read(self, file: str, content: bytes | BadAudio) -> dict[str, object]:
         """What a text of a sample says. Raises ValueError if it cannot be read."""
@@ -145,17 +201,16 @@ class TarArchives:
 
     def _check_labels(self) -> None:
         """Refuse labels that the first sample with a text that can be read lacks; `LOOKED_AT` samples are asked."""
-        found: set[str] = set()
-        samples = (texts for path in self.files for clips, texts in self._grouped(path) if clips)
-        for texts in islice(samples, LOOKED_AT):
-            try:
-                for file, content in texts.items():
-                    found |= self._read(file, content).keys()
-            except ValueError:
-                continue
+        samples = (said for path in self.files for clips, said in self._samples(path) if clips)
+        read = (said for said in islice(samples, LOOKED_AT) if said and not isinstance(said, ValueError))
+        found = next(read, {})
+        try:
+            check_columns(self.files[0], self.labels, found)
+        except MissingColumn as error:
             if found:
-                break
-        check_columns(self.files[0], self.labels, found)
+                raise
+            none = f"{str(error).removesuffix('.')} beside the first clips: {IN_A_ROW}."
+            raise MissingColumn(none, error.column, error.columns) from None
 
     def _look(self) -> float:
         """Bytes that a clip takes in the first archive that holds any, with what lies beside it."""
@@ -195,6 +250,19 @@ def _sample(name: str) -> tuple[str, str]:
     folder, _, file = name.rpartition("/")
     stem, _, kind = file.partition(".")
     return f"{folder}/{stem}", kind
+
+
+@dataclass
+class _Files:
+    """
+    The clips of a sample, its texts by file, and what follows the first dot in the names of both. `name` is None
+    beside what cannot be read, where some of the files may have been.
+    """
+
+    name: str | None
+    clips: list[Clip] = field(default_factory=list)
+    texts: dict[str, bytes | BadAudio] = field(default_factory=dict)
+    kinds: set[str] = field(default_factory=set)
 
 
 class _Member(NamedTuple):

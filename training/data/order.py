@@ -5,7 +5,7 @@ size. Any section can be asked for without reading those before it: a resumed ru
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import NamedTuple
@@ -102,8 +102,9 @@ class ClipIndex:
     """
     All clips of sources that can be read at any place; nothing that grows with their number is kept in memory.
 
-    Without weights an epoch is every clip once. With weights it is as many draws as there are clips; within a source
-    each clip comes once before any comes again.
+    Without weights an epoch is every clip once. With weights it is as many draws as there are clips; within an
+    epoch each clip of a source comes once before any of it comes again. The next epoch begins in another order: what
+    did not come in one may stay away from the next as well.
 
     Args:
         sources: opened sources.
@@ -193,11 +194,12 @@ class ClipStream:
     The clips of sources that are read from front to back; used like `ClipIndex`, with `size` 0 for unknown.
 
     Sources take turns at random: equally often until they are used up, or by their weights, being repeated, until each
-    has been read once. A source with at least as many shards (files) as there are readers is shared out by shards; of
-    any other each reader goes through all rows and keeps its own. Shards come in random order; eight at a time are
-    read in turn and shuffled through a buffer, which is emptied before the next eight. So a section that is asked for
-    out of turn costs at most eight shards of each source. (`IterableDataset.shuffle` of datasets 5 reads shards in
-    threads, and waits five seconds at the end of each pass.)
+    has been read once; in the place of a source that has no clip for it, a reader gives one of the others. A source
+    with at least as many shards (files) as there are readers is shared out by shards; of any other each reader goes
+    through all rows and keeps its own. Shards come in random order; eight at a time are read in turn and shuffled
+    through a buffer, which is emptied before the next eight. So a section that is asked for out of turn costs at most
+    eight shards of each source. (`IterableDataset.shuffle` of datasets 5 reads shards in threads, and waits five
+    seconds at the end of each pass.)
     """
 
     size = 0
@@ -225,21 +227,20 @@ class ClipStream:
         clips: list[tuple[int, Clip]] = []
         held = 0
         while len(clips) < size and held <= LARGEST_BUFFER:
-            weights = np.array(self.weights or [1.0] * len(cursor))
-            for n, at in enumerate(cursor):
-                if at.passes and (self.weights is None or not at.given_in_epoch):
-                    weights[n] = 0.0
-            if not weights.any() or (self.weights is not None and all(at.passes for at in cursor)):
+            weights = self._weights(cursor)
+            if not weights.any():
                 break
             source = int(rng.choice(len(weights), p=weights / weights.sum()))
             at = cursor[source]
-            clip = next(self._running[source], None)
-            if clip is None:
+            while (clip := next(self._running[source], None)) is None:
                 at = at._replace(chapter=at.chapter + 1, given=0)
                 if at.chapter >= self._num_chapters(source, num_readers):
                     at = at._replace(passes=at.passes + 1, chapter=0)
                 cursor[source] = at
                 self._running[source] = self._chapter(source, epoch, at, reader, num_readers)
+                if not self._weights(cursor)[source]:
+                    break
+            if clip is None:
                 continue
             clips.append((sum(each.given_in_epoch for each in cursor) * num_readers + reader, clip))
             held += _size(clip)
@@ -250,6 +251,15 @@ class ClipStream:
     def get(self, item: Clip) -> Clip:
         """The clip itself."""
         return item
+
+    def _weights(self, cursor: Sequence[SourcePlace]) -> np.ndarray:
+        """How likely each source is to give the next clip of an epoch, not summing to 1; all 0 where that is over."""
+        if self.weights is None:
+            return np.array([0.0 if at.passes else 1.0 for at in cursor])
+        if all(at.passes for at in cursor):
+            return np.zeros(len(cursor))
+        is_empty = [at.passes and not at.given_in_epoch for at in cursor]
+        return np.where(is_empty, 0.0, self.weights)
 
     def _num_chapters(self, source: int, num_readers: int) -> int:
         if self.sources[source].size is not None:

@@ -5,7 +5,7 @@ import glob
 import logging
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import repeat
@@ -13,7 +13,17 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
-from datasets import Audio, ClassLabel, Dataset, Features, IterableDataset, Value, concatenate_datasets, load_dataset
+from datasets import (
+    Audio,
+    ClassLabel,
+    Dataset,
+    Features,
+    IterableDataset,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_dataset_builder,
+)
 from datasets.exceptions import DatasetsError
 
 from sjepa_hf.command import first_line
@@ -121,7 +131,9 @@ def open_source(
         _check_has_parquet(spec, path)
         if config:
             raise ValueError(f"'{spec}': a folder of Parquet has no configs; name the subfolder.")
-        return load("parquet", data_dir=glob.escape(str(path)), split=split)
+        source = load("parquet", data_dir=glob.escape(str(path)), split=split)
+        _tell_of_other_splits(path, split, named=len(rest) == 2)
+        return source
     if config or split != "train":
         raise ValueError(f"'{spec}': files and folders of audio have no configs or splits; name the part itself.")
     if files is not None:
@@ -144,10 +156,22 @@ def open_source(
 def _tell_of_unread(folder: Path, read: str, kinds: Sequence[str]) -> None:
     """Log which files of other kinds lie in a folder, or in its subfolders, of which only one kind is read."""
     found = {file for kind in kinds for below in ("", "*/") for file in folder.glob(f"{below}*.{kind}")}
-    unread = sorted(str(file) for file in found if file.name not in FILE_NAMES)
-    if unread:
+    _tell(folder, f"a folder of {read}", (str(file) for file in found if file.name not in FILE_NAMES))
+
+
+def _tell_of_other_splits(folder: Path, split: str, named: bool) -> None:
+    """Log which Parquet of a folder is not read: not the other splits' where the one that is read was named."""
+    splits = load_dataset_builder("parquet", data_dir=glob.escape(str(folder))).config.data_files
+    read = {os.path.realpath(file) for name in splits if named or name == split for file in splits[name]}
+    unread = (str(file) for file in folder.rglob("*.parquet") if os.path.realpath(file) not in read)
+    _tell(folder, f"the split '{split}', by the names of its Parquet files", unread)
+
+
+def _tell(folder: Path, read: str, unread: Iterable[str]) -> None:
+    """Log what of a folder is not read."""
+    if unread := sorted(unread):
         logger.warning(
-            "%s is read as a folder of %s: not read is %s. To take that too, name it as a source of its own.",
+            "%s is read as %s: not read is %s. To take that too, name it as a source of its own.",
             printable(folder),
             read,
             several(unread),

@@ -346,6 +346,78 @@ def test_a_clip_whose_labels_cannot_be_read_is_bad_and_the_next_are_read(tmp_pat
     assert [name for name, _ in labelled(path, "speaker")[:3]] == ["0.wav", "1.wav", "2.wav"]
 
 
+def write_members(path: Path, *members: tuple[str, bytes]) -> Path:
+    """As `write`, but a name may come again."""
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        ("0.wav 0.txt 1.txt 2.wav 2.txt 1.wav", "sample 1 do"),
+        ("0.wav 0.txt 1.wav 2.wav 2.txt 1.txt", "sample 1 do"),
+        ("0.wav 0.txt in/1.wav 1.txt in/1.txt", "sample in/1 do"),
+        ("0.wav 0.txt 1.wav 1.wav 1.txt 1.txt", "sample 1 do"),
+        ("0.wav 0.txt 0.txt", "sample 0 do"),
+    ],
+)
+def test_labels_that_stand_apart_from_their_clip_are_refused(tmp_path, order, said):
+    path = write_members(
+        tmp_path / "a.tar", *((name, sound(1) if name.endswith("wav") else b"text") for name in order.split())
+    )
+    source = open_source(str(path), streaming=True, labels=["txt"])
+    with pytest.raises(ValueError, match=rf"a.tar: the files of the {said} not stand in a row.*tar --sort=name"):
+        list(source.samples())
+    assert len(clips(path)) == order.count("wav"), "without labels it is read"
+
+
+@pytest.mark.parametrize(("looked_at", "said"), [(3, "has no column 'txt'; it has none"), (9, "0 do not stand")])
+def test_where_no_label_stands_beside_a_clip_the_way_out_is_told(tmp_path, monkeypatch, looked_at, said):
+    monkeypatch.setattr(training.data.archives, "LOOKED_AT", looked_at)
+    members = {f"{n}.wav": sound(n) for n in range(5)} | {f"{n}.txt": b"text" for n in range(5)}
+    write(tmp_path / "a.tar", members)
+    with pytest.raises(ValueError, match=rf"a.tar.*{said}.*`tar --sort=name`"):
+        open_source(f"{tmp_path}/a.tar", streaming=True, labels=["txt"])
+
+
+def test_samples_of_one_name_keep_their_labels(tmp_path):
+    texts = [f'{{"text": "{n}"}}'.encode() for n in range(3)]
+    members = [(f"utt.{kind}", text if kind == "json" else sound(1)) for text in texts for kind in ("wav", "json")]
+    path = write_members(tmp_path / "a.tar", *members)
+    assert [found["text"] for _, found in labelled(path, "text")] == ["0", "1", "2"]
+
+
+def test_texts_of_no_clip_and_hidden_files_stand_in_nobodys_way(tmp_path):
+    path = write_members(
+        tmp_path / "a.tar",
+        ("README.txt", b"of all"),
+        ("info.json", b"[1, 2]"),
+        *(
+            (f"{hidden}0.{kind}", sound(1) if kind == "wav" else b"0")
+            for kind in ("wav", "txt")
+            for hidden in ("._", "")
+        ),
+        ("1.wav", sound(1)),
+        ("1.npy", b"x"),
+    )
+    assert labelled(path, "txt") == [("0.wav", {"txt": "0"}), ("1.wav", {"txt": None})]
+
+
+def test_what_damage_tears_apart_does_not_end_the_reading(tmp_path):
+    kinds = {"wav": sound(1), "npy": b"x", "txt": b"text"}
+    path = write(tmp_path / "a.tar", {f"{n}.{kind}": kinds[kind] for n in range(3) for kind in kinds})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"1.npy") + 130] ^= 4
+    path.write_bytes(content)
+    names = [(name.partition(":")[0], found["txt"]) for name, found in labelled(path, "txt")]
+    assert names == [("0.wav", "text"), ("1.wav", None), ("a.tar", None), ("2.wav", "text")]
+
+
 def test_large_clips_are_not_held_by_the_thousand(tmp_path, monkeypatch):
     paths = [write(tmp_path / f"{k}.tar", {f"{k}-{n}.wav": sound(n) for n in range(30)}) for k in range(2)]
 

@@ -177,6 +177,30 @@ def test_streamed_sources_with_weights(clips):
     assert 0.3 < np.mean([name in clips[:5] for name in drawn]) < 0.7
 
 
+@pytest.mark.parametrize("num_shards", [1, 3])
+@pytest.mark.parametrize("num_readers", [3, 4])
+def test_small_streamed_sources_are_given_by_their_weight(clips, num_readers, num_shards):
+    small, large = streamed(clips[:3], num_shards), streamed(clips[3:], 1)
+    corpus = ClipStream([small, large], [3.0, 1.0], 0, buffer_size=10)
+    for reader in range(num_readers):
+        drawn = [clip.name in clips[:3] for epoch in range(4) for _, clip in items(corpus, epoch, reader, num_readers)]
+        assert np.mean(drawn) == pytest.approx(0.75 if reader < 3 else 0, abs=0.08), reader
+        assert len(drawn) - sum(drawn) >= 4 * ((NUM_CLIPS - 3) // num_readers), "the large one is read once an epoch"
+
+
+def test_a_section_of_many_passes_goes_on_where_the_last_one_stopped(clips):
+    def corpus():
+        return ClipStream([streamed(clips[:3], 2), streamed(clips[3:], 9)], [3.0, 1.0], 0, buffer_size=10)
+
+    whole, at = corpus(), Position()
+    while (section := whole.section(at, 1, 2, 7))[0]:
+        pairs, cursor = corpus().section(at, 1, 2, 7)
+        assert cursor == section[1]
+        assert [(key, clip.name) for key, clip in pairs] == [(key, clip.name) for key, clip in section[0]]
+        at = Position(0, at.section + 1, 0, cursor)
+    assert at.cursor[0].passes > 5
+
+
 def test_a_stream_with_fewer_clips_than_readers_is_an_error(clips):
     corpus = ClipStream([streamed(clips[:1], 1)], None, 0, buffer_size=10)
     with pytest.raises(RuntimeError, match="lower num_workers"):

@@ -37,6 +37,24 @@ def test_parquet_folder_keeps_splits_apart(tmp_path):
         open_source(f"{tmp_path}/in::::tset")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_of_a_folder_that_is_not_read_is_named(tmp_path, caplog, streaming):
+    folder = tmp_path / "p[a]ck"
+    for name in ("train-0", "train-1"):
+        write_parquet(folder / f"{name}.parquet", range(1))
+    open_source(str(folder), streaming=streaming)
+    assert not caplog.records
+    for name in ("test-0", "more/extra"):
+        write_parquet(folder / f"{name}.parquet", range(1))
+    shutil.rmtree(folder / "clips")
+    open_source(str(folder), streaming=streaming)
+    open_source(f"{folder}::::test", streaming=streaming)
+    first, second = (record.getMessage().partition(": not read is ") for record in caplog.records)
+    assert first[0] == f"{folder} is read as the split 'train', by the names of its Parquet files"
+    assert first[2].startswith(f"{folder}/more/extra.parquet, {folder}/test-0.parquet. To take that too, name it")
+    assert second[2].startswith(f"{folder}/more/extra.parquet. To"), "another split is one that was not asked for"
+
+
 def test_audio_is_copied_to_disk_once_whatever_is_read_beside_it(tmp_path):
     rows = {"audio": [{"bytes": bytes(100_000), "path": None}] * 20, "speaker": range(20), "kind": [0, 1] * 10}
     features = {
