@@ -60,7 +60,7 @@ def _content(source: str | Path | bytes) -> bytes:
     return source if isinstance(source, bytes) else Path(source).read_bytes()
 
 
-def _piece(source: str | Path | bytes, start: int, length: int) -> bytes:
+def piece(source: str | Path | bytes, start: int, length: int) -> bytes:
     if isinstance(source, bytes):
         return source[start : start + length]
     with open(source, "rb") as file:
@@ -95,8 +95,8 @@ class _Endless(io.BytesIO):
 
 def _has_count(source: str | Path | bytes, size: int) -> bool:
     """Whether the first frame of an MP3 file gives the number of all, for about as many bytes as there are."""
-    start = _tag(_piece(source, 0, 10))
-    head = _piece(source, start, 2048)
+    start = _tag(piece(source, 0, 10))
+    head = piece(source, start, 2048)
     if b"VBRI" in head:
         return True
     place = max(head.find(b"Xing"), head.find(b"Info"))
@@ -133,9 +133,9 @@ def _is_constant(content: bytes, frames: int) -> bool:
 
 def _is_chained(source: str | Path | bytes, size: int) -> bool:
     """Whether an Ogg file ends with another stream than it begins with."""
-    tail = _piece(source, max(0, size - LONGEST_PAGE), LONGEST_PAGE)
+    tail = piece(source, max(0, size - LONGEST_PAGE), LONGEST_PAGE)
     last = tail.rfind(b"OggS\0")
-    return last >= 0 and tail[last + 14 : last + 18] != _piece(source, 14, 4)
+    return last >= 0 and tail[last + 14 : last + 18] != piece(source, 14, 4)
 
 
 def _links(content: bytes) -> list[bytes]:

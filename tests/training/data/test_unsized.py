@@ -76,7 +76,7 @@ def test_a_file_that_fails_while_its_length_is_looked_for_is_bad_audio(tmp_path,
 
     with monkeypatch.context() as patched:
         patched.setattr(training.data.unsized, "_content", fail)
-        patched.setattr(training.data.unsized, "_piece", fail)
+        patched.setattr(training.data.unsized, "piece", fail)
         assert reason(path) == "corrupt"
     audio_length(path)
     monkeypatch.setattr(training.data.waveforms, "is_doubtful", lambda *_: True)
@@ -105,12 +105,8 @@ def test_a_length_is_counted_once(tmp_path, monkeypatch):
     (tmp_path / "piped.flac").write_bytes(piped_flac(wander(2.0)))
     monkeypatch.setattr(training.data.waveforms, "_lengths", {})
     opened = []
-    original = training.data.waveforms._Forward.__init__
-    monkeypatch.setattr(
-        training.data.waveforms._Forward,
-        "__init__",
-        lambda self, *given: opened.append(given) or original(self, *given),
-    )
+    original = training.data.waveforms.parts
+    monkeypatch.setattr(training.data.waveforms, "parts", lambda *given: opened.append(given) or original(*given))
     for source in (tmp_path / "piped.flac", (tmp_path / "piped.flac").read_bytes()):
         opened.clear()
         assert [audio_length(source) for _ in range(3)] == [32000] * 3
