@@ -21,9 +21,10 @@ class PlainWav:
 
     Attributes:
         samplerate (Hz), channels, frames, format, subtype: as there.
+        can_seek: always.
     """
 
-    format, subtype = "WAV", "PCM_16"
+    format, subtype, can_seek = "WAV", "PCM_16", True
 
     def __init__(self, content: bytes | int, samplerate: int, channels: int, start: int, frames: int):
         self.samplerate, self.channels, self.frames = samplerate, channels, frames

@@ -152,8 +152,8 @@ class _Recording:
             size = status.st_size
         if size == 0:
             raise BadAudio("empty", "no bytes")
-        self._source, self._forward = source, False
-        self._file = _open(source)
+        self._source, self._file = source, _open(source)
+        self._forward = not self._file.can_seek
         self.rate, self.frames = self._file.samplerate, self._file.frames
         try:
             with _decoding():
@@ -174,7 +174,7 @@ class _Recording:
 
     def read(self, start: int, frames: int) -> np.ndarray:
         """At most `frames` frames from `start` on, channels averaged: `(num_frames,)` in float32."""
-        blocks = self._from_front(start) if self._forward else self._from(start, frames)
+        blocks = self._from_front(start, frames) if self._forward else self._from(start, frames)
         mono, filled = None, 0
         for block in blocks:
             if mono is None:
@@ -196,8 +196,9 @@ class _Recording:
             pass
         yield from _blocks(self._file, frames)
 
-    def _from_front(self, start: int = 0) -> Iterator[np.ndarray]:
-        """All blocks from `start` on, without seeking: of files whose end is not known, the decoders cannot."""
+    def _from_front(self, start: int = 0, frames: int | None = None) -> Iterator[np.ndarray]:
+        """The blocks from `start` on, without seeking: some formats never can, none where the end is not known."""
+        left = None if frames is None else start + frames
         with _decoding():
             found = list(parts(self._file.format, self._source))
         for part in found:
@@ -206,7 +207,8 @@ class _Recording:
                     file.seek(0)  # libsndfile drops the pre-skip of many files only then
                 if file.samplerate != self.rate:
                     raise BadAudio("corrupt", f"parts of {self.rate} and of {file.samplerate} Hz")
-                for block in _blocks(file, None):
+                for block in _blocks(file, left):
+                    left = None if left is None else left - len(block)
                     skipped = min(start, len(block))
                     start -= skipped
                     if skipped < len(block):
@@ -241,7 +243,11 @@ _lengths: dict[bytes | tuple, tuple[int, bool]] = {}
 
 
 class _Onwards(soundfile.SoundFile):
-    """A file whose blocks follow one another: after each, soundfile seeks in one that says it can, which spoils MP3."""
+    """A file whose blocks follow one another: after each, soundfile seeks if the file says it can, and spoils MP3."""
+
+    @property
+    def can_seek(self) -> bool:
+        return super().seekable()
 
     def seekable(self) -> bool:
         return False

@@ -1,4 +1,4 @@
-"""A piece of a file is the same as in the whole, wherever it begins."""
+"""A piece of a file is the same as in the whole, wherever it begins, whether the format can seek or not."""
 
 import io
 
@@ -8,7 +8,7 @@ import soundfile
 from encoded_audio import wander
 
 import training.data.waveforms
-from training.data.waveforms import read_audio
+from training.data.waveforms import audio_length, read_audio
 
 
 def swelling(seed: int, seconds: float = 7.0) -> np.ndarray:
@@ -61,3 +61,31 @@ def test_blocks_follow_one_another(monkeypatch):
     whole = read_audio(content)
     monkeypatch.setattr(training.data.waveforms, "BLOCK", 5000)
     np.testing.assert_allclose(read_audio(content), whole, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [
+        ("WAV", "GSM610"),
+        ("AIFF", "GSM610"),
+        ("W64", "GSM610"),
+        ("WAV", "G721_32"),
+        ("AU", "G723_24"),
+    ],
+)
+def test_what_cannot_seek_is_read_from_the_front(tmp_path, monkeypatch, kind, subtype):
+    content = written(swelling(2, 3.0), kind, subtype=subtype)
+    (tmp_path / "clip").write_bytes(content)
+    samples, _ = soundfile.read(tmp_path / "clip", dtype="float32")
+    for source in (content, tmp_path / "clip"):
+        assert audio_length(source) == len(samples)
+        np.testing.assert_array_equal(read_audio(source), samples)
+    decoded = []
+    original = soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile,
+        "read",
+        lambda self, frames, **how: decoded.append(frames) or original(self, frames, **how),
+    )
+    np.testing.assert_array_equal(read_audio(content, offset=1.5, duration=0.5), samples[24000:32000])
+    assert sum(decoded) == 32000, "no further than the piece"
