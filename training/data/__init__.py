@@ -11,6 +11,7 @@ Data: from a name on the command line to a batch. A new kind of source goes into
 - `waveforms`: any audio file to 16 kHz mono, or what is wrong with it
 - `plain_wav`: WAV files of 16-bit samples, which need no decoder
 - `unsized`: files that do not say how long they are
+- `seeking`: where decoding begins, for a piece to be the same as in the whole
 - `bad_audio`: how much may be unusable before a run ends
 - `order`, `permutation`: which clip comes when, for each reader, and where a resumed run goes on
 - `identity`: whether data are the same as before

@@ -20,10 +20,11 @@ class PlainWav:
     An opened file, used as a `soundfile.SoundFile` is.
 
     Attributes:
-        samplerate (Hz), channels, frames, format: as there.
+        samplerate (Hz), channels, frames, format, subtype: as there.
+        can_seek: always.
     """
 
-    format = "WAV"
+    format, subtype, can_seek = "WAV", "PCM_16", True
 
     def __init__(self, content: bytes | int, samplerate: int, channels: int, start: int, frames: int):
         self.samplerate, self.channels, self.frames = samplerate, channels, frames

@@ -15,6 +15,7 @@ import soundfile
 DENSEST = 256  # samples a byte that a header may claim before it is doubted; speech has fewer than 64 in any format
 LONGEST_PAGE = 27 + 255 * 256  # bytes, of Ogg
 LARGEST = 1 << 28  # bytes of a file that must be mended in memory
+MOST_MP3_FRAMES = LARGEST // 24  # of 24 bytes, the shortest there are
 NO_SOUND = (b"LIST", b"id3 ", b"ID3 ", b"PEAK", b"cue ", b"fact", b"bext", b"JUNK", b"iXML", b"_PMX", b"afsp")
 BIT_RATES = {  # of layer III in kbit/s, by whether it is MPEG-1
     True: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -49,7 +50,7 @@ def parts(kind: str, source: str | Path | bytes) -> Iterator[str | Path | Binary
         content[place + 4 : place + 8] = b"\xff" * 4  # to the end of the file
         yield io.BytesIO(content)
     elif kind == "MP3" and small:
-        yield _Endless(_content(source))
+        yield _Endless(_without_count(_content(source)))
     elif kind == "OGG" and small:
         yield from map(io.BytesIO, _links(_content(source)))
     else:
@@ -60,7 +61,7 @@ def _content(source: str | Path | bytes) -> bytes:
     return source if isinstance(source, bytes) else Path(source).read_bytes()
 
 
-def _piece(source: str | Path | bytes, start: int, length: int) -> bytes:
+def piece(source: str | Path | bytes, start: int, length: int) -> bytes:
     if isinstance(source, bytes):
         return source[start : start + length]
     with open(source, "rb") as file:
@@ -95,15 +96,40 @@ class _Endless(io.BytesIO):
 
 def _has_count(source: str | Path | bytes, size: int) -> bool:
     """Whether the first frame of an MP3 file gives the number of all, for about as many bytes as there are."""
-    start = _tag(_piece(source, 0, 10))
-    head = _piece(source, start, 2048)
+    start = _tag(piece(source, 0, 10))
+    head = piece(source, start, 2048)
     if b"VBRI" in head:
         return True
-    place = max(head.find(b"Xing"), head.find(b"Info"))
-    if place < 0 or place + 16 > len(head):
+    place = _place_of_count(head)
+    if place is None:
         return False
-    flags, frames, counted = struct.unpack_from(">III", head, place + 4)
-    return bool(flags & 1 and frames and (not flags & 2 or counted > (size - start) / 2))
+    flags, frames, counted = struct.unpack_from(">III", head, place - 4)
+    if not frames:
+        return False
+    return not flags & 2 or counted > (size - start) / 2 and not _goes_on(source, size, head, start + counted)
+
+
+def _place_of_count(head: bytes) -> int | None:
+    """Place of the number of frames in the first frame of an MP3 file, if it is there."""
+    place = max(head.find(b"Xing"), head.find(b"Info"))
+    return place + 8 if place >= 0 and place + 16 <= len(head) and head[place + 7] & 1 else None
+
+
+def _goes_on(source: str | Path | bytes, size: int, head: bytes, place: int) -> bool:
+    """Whether another MP3 file of the kind that begins with `head` follows at a place, and not a tag."""
+    if size - place < len(head):
+        return False
+    first = piece(source, place + _tag(piece(source, place, 10)), 4)
+    return len(first) == 4 and first[0] == 255 and (first[1] ^ head[1]) < 2 and not (first[2] ^ head[2]) & 12
+
+
+def _without_count(content: bytes) -> bytes:
+    """An MP3 file whose first frame promises more frames than there are: decoding stops at what it says."""
+    start = _tag(content[:10])
+    place = _place_of_count(content[start : start + 2048])
+    if place is None:
+        return content
+    return content[: start + place] + MOST_MP3_FRAMES.to_bytes(4, "big") + content[start + place + 4 :]
 
 
 def _tag(head: bytes) -> int:
@@ -133,9 +159,9 @@ def _is_constant(content: bytes, frames: int) -> bool:
 
 def _is_chained(source: str | Path | bytes, size: int) -> bool:
     """Whether an Ogg file ends with another stream than it begins with."""
-    tail = _piece(source, max(0, size - LONGEST_PAGE), LONGEST_PAGE)
+    tail = piece(source, max(0, size - LONGEST_PAGE), LONGEST_PAGE)
     last = tail.rfind(b"OggS\0")
-    return last >= 0 and tail[last + 14 : last + 18] != _piece(source, 14, 4)
+    return last >= 0 and tail[last + 14 : last + 18] != piece(source, 14, 4)
 
 
 def _links(content: bytes) -> list[bytes]:

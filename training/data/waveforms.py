@@ -1,7 +1,7 @@
 """Waveforms: any file that soundfile reads -> 16 kHz mono float32 within limits, or `BadAudio`. All audio comes here.
 
-Nothing here, nor in `plain_wav.py` and `unsized.py`, needs the rest of `training`: the page in `model_cards/space`
-takes these files along to a Space.
+Nothing here, nor in `plain_wav.py`, `unsized.py` and `seeking.py`, needs the rest of `training`: the page in
+`model_cards/space` takes these files along to a Space.
 """
 
 import hashlib
@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -19,6 +18,7 @@ import soundfile
 from sjepa_hf.frames import MIN_SAMPLES, SAMPLING_RATE
 from sjepa_hf.resampling import resample
 from training.data.plain_wav import PlainWav, open_plain_wav
+from training.data.seeking import place_before
 from training.data.unsized import is_doubtful, is_right_after_all, parts
 
 
@@ -152,8 +152,8 @@ class _Recording:
             size = status.st_size
         if size == 0:
             raise BadAudio("empty", "no bytes")
-        self._source, self._forward = source, False
-        self._file = _open(source)
+        self._source, self._file = source, _open(source)
+        self._forward = not self._file.can_seek
         self.rate, self.frames = self._file.samplerate, self._file.frames
         try:
             with _decoding():
@@ -174,7 +174,7 @@ class _Recording:
 
     def read(self, start: int, frames: int) -> np.ndarray:
         """At most `frames` frames from `start` on, channels averaged: `(num_frames,)` in float32."""
-        blocks = self._from_front(start) if self._forward else self._from(start, frames)
+        blocks = self._from_front(start, frames) if self._forward else self._from(start, frames)
         mono, filled = None, 0
         for block in blocks:
             if mono is None:
@@ -190,18 +190,25 @@ class _Recording:
 
     def _from(self, start: int, frames: int) -> Iterator[np.ndarray]:
         with _decoding():
-            self._file.seek(start)
+            place = place_before(self._file, self._source, start)
+            self._file.seek(place)
+        for _ in _blocks(self._file, start - place):
+            pass
         yield from _blocks(self._file, frames)
 
-    def _from_front(self, start: int = 0) -> Iterator[np.ndarray]:
-        """All blocks from `start` on, without seeking: of files whose end is not known, the decoders cannot."""
+    def _from_front(self, start: int = 0, frames: int | None = None) -> Iterator[np.ndarray]:
+        """The blocks from `start` on, without seeking: some formats never can, none where the end is not known."""
+        left = None if frames is None else start + frames
         with _decoding():
             found = list(parts(self._file.format, self._source))
         for part in found:
-            with _open(part, _Forward) as file:
+            with _open(part, plain=False) as file:
+                if file.subtype == "OPUS":
+                    file.seek(0)  # libsndfile drops the pre-skip of many files only then
                 if file.samplerate != self.rate:
                     raise BadAudio("corrupt", f"parts of {self.rate} and of {file.samplerate} Hz")
-                for block in _blocks(file, None):
+                for block in _blocks(file, left):
+                    left = None if left is None else left - len(block)
                     skipped = min(start, len(block))
                     start -= skipped
                     if skipped < len(block):
@@ -235,13 +242,12 @@ class _Recording:
 _lengths: dict[bytes | tuple, tuple[int, bool]] = {}
 
 
-class _Forward(soundfile.SoundFile):
-    """A file that is decoded from front to back: soundfile seeks after every block of one that says it can."""
+class _Onwards(soundfile.SoundFile):
+    """A file whose blocks follow one another: after each, soundfile seeks if the file says it can, and spoils MP3."""
 
-    def __init__(self, content: bytes | BinaryIO):
-        super().__init__(content)
-        if self.subtype == "OPUS":
-            self.seek(0)  # libsndfile drops the pre-skip of many files only then
+    @property
+    def can_seek(self) -> bool:
+        return super().seekable()
 
     def seekable(self) -> bool:
         return False
@@ -261,16 +267,16 @@ class _decoding:
             raise BadAudio("corrupt", getattr(error, "error_string", "") or str(error)) from error
 
 
-def _open(content, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> soundfile.SoundFile | PlainWav:
-    """What a path, bytes or a file in memory hold. Raises BadAudio."""
+def _open(content, plain: bool = True) -> _Onwards | PlainWav:
+    """What a path, bytes or a file in memory hold; one in memory is not a `plain` one. Raises BadAudio."""
     with _decoding():
-        file = open_plain_wav(content) if kind is soundfile.SoundFile else None
+        file = open_plain_wav(content) if plain else None
         if file is None:
             if isinstance(content, bytes):
                 content = io.BytesIO(content)
             elif isinstance(content, str | Path):
                 content = os.fsencode(content)  # soundfile refuses names that are not UTF-8
-            file = kind(content)
+            file = _Onwards(content)
     wrong = None
     if not RATES[0] <= file.samplerate <= RATES[1]:
         wrong = f"sampling rate {file.samplerate} Hz"
@@ -282,7 +288,7 @@ def _open(content, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> sou
     return file
 
 
-def _blocks(file: soundfile.SoundFile | PlainWav, frames: int | None) -> Iterator[np.ndarray]:
+def _blocks(file: _Onwards | PlainWav, frames: int | None) -> Iterator[np.ndarray]:
     """The next `frames` frames of a file, or all, as blocks `(num_frames,)` of the mean of the channels."""
     longest = BLOCK // file.channels
     while frames is None or frames > 0:
