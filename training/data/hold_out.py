@@ -29,20 +29,19 @@ def held_out(
         raise ValueError(f"All {len(members)} clips belong together: none of them can be held out from the others.")
     labels = [evenly[first] if evenly is not None else 0 for first in firsts]
     order = sorted(np.random.default_rng(seed).permutation(len(sizes)), key=labels.__getitem__)
-    drawn, owed = np.zeros(len(sizes), bool), 0.0  # items that earlier labels have given too few
+    drawn, seen, held = np.zeros(len(sizes), bool), 0, 0
     several = [own for _, same in groupby(order, key=labels.__getitem__) if len(own := list(same)) > 1]
     for own in several:
-        # What a label's large groups leave of the share is not made up by the small ones of the next.
-        most = sizes[own].min() / 2
-        owed, seen, held = min(max(owed, -most), most), 0, 0
+        # What a label's large groups leave of the share, or take beyond it, is not made up for by the next label.
+        wanted, most = share * seen, sizes[own].min() / 2
+        held = min(max(held, wanted - most), wanted + most)
         for group in own:
             seen += sizes[group]
-            if share * seen + owed + sizes[group] / 2 >= held + sizes[group]:  # nearer to the share with it
+            if share * seen + sizes[group] / 2 >= held + sizes[group]:  # nearer to the share with it than without
                 drawn[group], held = True, held + sizes[group]
         if drawn[own].all():
             smallest = min(own, key=sizes.__getitem__)
             drawn[smallest], held = False, held - sizes[smallest]
-        owed += share * seen - held
     if not drawn.any():
         drawn[min(chain(*several), key=sizes.__getitem__, default=sizes.argmin())] = True
     return drawn[members]
