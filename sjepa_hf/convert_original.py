@@ -167,8 +167,9 @@ def convert_state_dict(released: dict[str, torch.Tensor]) -> dict[str, torch.Ten
             expert = released["predictor.expert_projs.0.weight"].double()
             bias = bias + expert @ bias + released["predictor.expert_projs.0.bias"].double()
             weight = weight + expert @ weight
-        converted["predictor.projection.weight"] = weight.float()
-        converted["predictor.projection.bias"] = bias.float()
+        dtype = torch.promote_types(released["predictor.proj.weight"].dtype, torch.float32)
+        converted["predictor.projection.weight"] = weight.to(dtype)
+        converted["predictor.projection.bias"] = bias.to(dtype)
     return converted
 
 
