@@ -117,6 +117,7 @@ CHOICES = {
     "ctc_loss_reduction": ("mean", "sum", "none"),
     "hidden_act": tuple(ACT2FN),
     "feat_extract_activation": tuple(ACT2FN),
+    "problem_type": (None, "single_label_classification", "multi_label_classification", "regression"),
 }
 MIXTURE_FEATURES = ("mfcc", "mfcc_cmn", "log_mel", "encoder")  # what the mixture can be over
 MOST_STATES = 10**4  # of a hidden Markov model, whose transitions are the square of that
@@ -346,7 +347,7 @@ class SJepaConfig(PreTrainedConfig):
         """Cross-field checks, run by `@strict` whenever a configuration is made."""
         for name, known in CHOICES.items():
             if (value := getattr(self, name)) not in known:
-                raise ValueError(f"`{name}` is {value!r}; choose one of {', '.join(known)}.")
+                raise ValueError(f"`{name}` is {value!r}; choose one of {', '.join(map(str, known))}.")
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             for number in value if isinstance(value, list | tuple) else [value]:

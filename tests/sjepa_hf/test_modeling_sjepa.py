@@ -68,6 +68,7 @@ NAN, INFINITY = float("nan"), float("inf")
         ({"layer_norm_eps": 0.0}, "layer_norm_eps"),
         ({"initializer_range": NAN}, "initializer_range"),
         ({"hidden_act": "geluu"}, "hidden_act"),
+        ({"problem_type": "regresion"}, "`problem_type` is 'regresion'; choose one of None, single_label"),
         ({"ctc_loss_reduction": "average"}, "ctc_loss_reduction"),
         ({"front_end": "log_mel", "num_mel_bins": 500}, "201 bins"),
         ({"front_end": "log_mel", "stem_kernel_size": 4}, "`stem_kernel_size` is 4.*odd number"),
