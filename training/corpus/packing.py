@@ -15,10 +15,11 @@ import soundfile
 
 from sjepa_hf.frames import SAMPLING_RATE
 from training.corpus.reading import Row
+from training.data.sources import PACKED_NAMES
 from training.data.waveforms import SILENCE, BadAudio, read_audio
 
 
-PACKED_COLUMNS = ("audio", "name", "source", "seconds")
+PACKED_COLUMNS = ("audio", *PACKED_NAMES, "seconds")
 WHISPER = 2 * SILENCE  # peak to peak; of a clip below it 16 bits could leave what counts as silent: it has 24
 OPUS_RATES = (6, 256)  # kbit/s that libsndfile's compression level runs over
 ROWS_A_GROUP = 100
@@ -109,7 +110,7 @@ def write_packed(
                 _add(tar, path.replace(codec, "json"), json.dumps(facts, ensure_ascii=False).encode())
         return
     features = {"audio": datasets.Audio(sampling_rate=SAMPLING_RATE)}
-    features |= {key: datasets.Value("string") for key in ("name", "source", *columns)}
+    features |= {key: datasets.Value("string") for key in (*PACKED_NAMES, *columns)}
     features["seconds"] = datasets.Value("float64")
     audio = [{"bytes": each.content, "path": path} for path, each in zip(paths, packed)]
     schema = datasets.Features(features).arrow_schema

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sjepa_hf.command import first_line
 from training.common.naming import printable
 from training.data.clips import Clip, Sample
-from training.data.sources import Source, open_source
+from training.data.sources import PACKED_NAMES, Source, open_source
 
 
 class Row(NamedTuple):
@@ -99,7 +99,7 @@ def check_names(columns: Sequence[str], written: Sequence[str]) -> None:
     Raise a ValueError where a column of the data has the name of one that is written of every clip anyway. `name` and
     `source` of the data take the place of these: packed data say so what their clips were called before.
     """
-    written = [name for name in written if name not in ("name", "source")]
+    written = [name for name in written if name not in PACKED_NAMES]
     if taken := [name for name in columns if name in written]:
         raise ValueError(
             f"`columns` has '{taken[0]}', but {', '.join(written)} are the output's own: rename it in the data."

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 TABLES = (".csv", ".tsv")
 LOCAL_SUFFIXES = (*AUDIO_SUFFIXES, ".jsonl", ".json", ".parquet", ".tar", *TABLES)
-PACKED_NAMES = ("source", "name")  # columns beside the `seconds` of a packed corpus: of what recording a clip is
+PACKED_NAMES = ("name", "source")  # columns of a packed corpus, beside `seconds`: what recording a clip is of
 ENCODED_AUDIO = {"bytes": Value("binary"), "path": Value("string")}
 
 
