@@ -127,10 +127,16 @@ def check_right_padded(attention_mask: Tensor) -> None:
         raise ValueError("`attention_mask` has padding before real samples: pad clips on the right.")
 
 
-def at_hand(values: Tensor) -> bool:
+def at_hand(values: Tensor, may_wait: bool = False) -> bool:
     """
-    Whether values can be looked at at no cost: not on a GPU, which would be waited for, nor while compiling. Fake
-    tensors have none.
+    Whether values can be looked at: not while compiling or inside `torch.func`, and fake tensors have none. On a GPU,
+    which is waited for, only if that is allowed.
     """
-    eager = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-    return eager and values.device.type == "cpu" and type(values) is Tensor
+    eager = not torch.compiler.is_compiling() and not torch.jit.is_tracing() and not within_functorch()
+    reachable = not values.is_meta if may_wait else values.device.type == "cpu"
+    return eager and reachable and type(values) is Tensor
+
+
+def within_functorch() -> bool:
+    """Whether a transform of `torch.func` is under way (`grad`, `vmap`, ...); not known while compiling."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()

@@ -13,7 +13,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import Float32Buffers, SJepaGroupNorm, at_least_float32, widest_float, without_autocast
-from .frames import SAMPLING_RATE, clip_mean, length_mask, real_frames
+from .frames import SAMPLING_RATE, clip_mean, length_mask, real_frames, within_functorch
 from .gradient_checkpointing import CheckpointedLayer
 
 
@@ -33,18 +33,19 @@ class SJepaFirstConvLayer(CheckpointedLayer):
 
     def __init__(self, config: SJepaConfig):
         super().__init__()
-        self.conv = nn.Conv1d(
-            1, config.conv_dim[0], config.conv_kernel[0], stride=config.conv_stride[0], bias=config.conv_bias
-        )
+        self.kernel_size, self.stride = config.conv_kernel[0], config.conv_stride[0]
+        self.conv = nn.Conv1d(1, config.conv_dim[0], self.kernel_size, stride=self.stride, bias=config.conv_bias)
         self.layer_norm = SJepaGroupNorm(config.conv_dim[0])
         self.activation = ACT2FN[config.feat_extract_activation]
 
     def plain(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         """`(batch_size, num_samples) -> (batch_size, sequence_length, conv_dim[0])`: convolution, then norm."""
-        (kernel_size,), (stride,) = self.conv.kernel_size, self.conv.stride
-        windows = waveforms.unfold(1, kernel_size, stride).contiguous()
-        hidden_states = nn.functional.linear(windows, self.conv.weight[:, 0], self.conv.bias)
-        real = None if lengths is None else real_frames(lengths, hidden_states.shape[1], kernel_size, stride)
+        if is_itself(self.conv, nn.Conv1d):
+            windows = waveforms.unfold(1, self.kernel_size, self.stride).contiguous()
+            hidden_states = nn.functional.linear(windows, self.conv.weight[:, 0], self.conv.bias)
+        else:
+            hidden_states = self.conv(waveforms[:, None]).mT.contiguous()
+        real = None if lengths is None else real_frames(lengths, hidden_states.shape[1], self.kernel_size, self.stride)
         return self.activation(self.layer_norm(hidden_states, real))
 
     def fold(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
@@ -63,7 +64,7 @@ class SJepaFirstConvLayer(CheckpointedLayer):
             bias = weight.new_zeros(len(weight)) if self.conv.bias is None else at_least_float32(self.conv.bias)
             # In float64: sums over all windows of a long clip lose digits in fp32.
             exact = waveforms.to(widest_float(waveforms.device))
-            moments = window_moments(exact, lengths, weight.shape[1], *self.conv.stride)
+            moments = window_moments(exact, lengths, self.kernel_size, self.stride)
             window_mean, window_covariance = (moment.to(weight.dtype) for moment in moments)
             channel_means = (window_mean[:, None] * weight).sum(2) + bias  # [B, C]
             mean = channel_means.mean(1, keepdim=True)  # [B, 1]
@@ -84,7 +85,7 @@ class SJepaFirstConvLayer(CheckpointedLayer):
             `torch.Tensor` of shape `(batch_size * num_rows, conv_dim[0])`, in the dtype of products.
         """
         dtype = product_dtype(self.conv.weight)
-        windows = waveforms.to(dtype).unfold(1, *self.conv.kernel_size, *self.conv.stride)  # [B, num_rows, k]
+        windows = waveforms.to(dtype).unfold(1, self.kernel_size, self.stride)  # [B, num_rows, k]
         # A column of ones for the bias, and zeros up to a width that the matrix units read well.
         width = -(-folded.shape[1] // 8) * 8
         rest = [0.0] * (width - folded.shape[1])
@@ -137,14 +138,18 @@ class SJepaWaveformFrontEnd(nn.Module):
         self.receptive_field, self.hop = config.receptive_field, config.inputs_to_logits_ratio
 
     def plain(self, input_values: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """One layer after the other, as the paper has it: what `forward` is held against, and what exports."""
+        """
+        One layer after the other, as the paper has it: what `forward` is held against, what exports, and what runs
+        where convolutions or norm are no longer those that were built, or inside `torch.func`.
+        """
         hidden_states = input_values.to(self.conv_layers[0].conv.weight.dtype)
         for layer in self.conv_layers:
             hidden_states = layer.plain(hidden_states, lengths)
         return hidden_states
 
     def forward(self, input_values: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # convolutions are what other runtimes do well
+        exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()  # convolutions other runtimes do well
+        if exporting or within_functorch() or not self.is_as_built():
             return self.plain(input_values, lengths)
         if lengths is not None:
             input_values = input_values.masked_fill(~length_mask(lengths, input_values.shape[1]), 0.0)
@@ -160,10 +165,15 @@ class SJepaWaveformFrontEnd(nn.Module):
             pieces.append(self.frames(folded, input_values[:, read], count))
         return torch.cat(pieces, dim=1)
 
+    def is_as_built(self) -> bool:
+        """Whether the weights of convolutions and norm may be read without calling them, as `forward` does."""
+        convolutions = all(is_itself(layer.conv, nn.Conv1d) for layer in self.conv_layers)
+        return convolutions and is_itself(self.conv_layers[0].layer_norm, SJepaGroupNorm)
+
     def frames(self, folded: torch.Tensor, waveforms: torch.Tensor, num_frames: int) -> torch.Tensor:
         """All frames of `waveforms`, `(batch_size, num_frames, conv_dim[-1])`."""
         first, *later = self.conv_layers
-        (kernel_size,), (stride,) = first.conv.kernel_size, first.conv.stride
+        kernel_size, stride = first.kernel_size, first.stride
         # Every clip gets whole places of `hop` samples each, T - 1 and as many as its last frame reads. As published
         # (a frame of 400 samples every 320; kernel 10, stride 5) these are 2: T + 1 places of 64 rows each, which read
         # at most 245 samples more than T frames do.
@@ -262,6 +272,15 @@ def window_moments(
     mean = total / count
     covariance = products / count[:, :, None] - mean[:, :, None] * mean[:, None]
     return mean + offset[:, 0], covariance
+
+
+def is_itself(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """
+    Whether a module does nothing but what its class does: no adapter has taken its place, no hook waits for its call
+    (pruning, offloading, attribution), and its weights are not made when they are asked for.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is kind and not any(hooks) and "forward" not in vars(module)
 
 
 def product_dtype(weight: torch.Tensor) -> torch.dtype:

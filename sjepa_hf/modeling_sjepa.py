@@ -190,12 +190,27 @@ class SJepaFeatureProjection(nn.Module):
         return self.dropout(self.layer_norm(self.projection(hidden_states)))
 
 
+class SJepaPositionalConv(nn.Conv1d):
+    """
+    Convolution that is formed in fp32 on a CPU where its groups are no multiple of 16 channels wide: oneDNN's bf16
+    convolution returns noise for such groups (oneDNN 3.12, AMX).
+    """
+
+    def _conv_forward(self, channels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if channels.device.type != "cpu" or (self.in_channels // self.groups) % 16 == 0:
+            return super()._conv_forward(channels, weight, bias)
+        with without_autocast(channels.device):
+            bias = None if bias is None else at_least_float32(bias)
+            found = super()._conv_forward(at_least_float32(channels), at_least_float32(weight), bias)
+            return found.to(channels.dtype)
+
+
 class SJepaPositionalConvEmbedding(nn.Module):
     """Relative positions from a wide grouped convolution, weight-normed over its kernel."""
 
     def __init__(self, config: SJepaConfig):
         super().__init__()
-        conv = nn.Conv1d(
+        conv = SJepaPositionalConv(
             config.hidden_size,
             config.hidden_size,
             kernel_size=config.num_conv_pos_embeddings,
@@ -206,16 +221,7 @@ class SJepaPositionalConvEmbedding(nn.Module):
         self.activation = ACT2FN[config.feat_extract_activation]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        conv, channels = self.conv, hidden_states.transpose(1, 2)
-        if channels.device.type == "cpu" and (conv.in_channels // conv.groups) % 16:
-            # oneDNN's bf16 convolution returns noise for such groups (oneDNN 3.12, AMX): always fp32 on a CPU.
-            with without_autocast(channels.device):
-                weight, bias = at_least_float32(conv.weight), at_least_float32(conv.bias)
-                positions = nn.functional.conv1d(
-                    at_least_float32(channels), weight, bias, padding=conv.padding, groups=conv.groups
-                ).to(hidden_states.dtype)
-        else:
-            positions = conv(channels)
+        positions = self.conv(hidden_states.transpose(1, 2))
         return self.activation(positions[:, :, : hidden_states.shape[1]]).transpose(1, 2)
 
 

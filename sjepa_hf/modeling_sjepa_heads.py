@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import without_autocast
-from .frames import length_mask
+from .frames import at_hand, length_mask
 from .modeling_sjepa import PRETRAINING_ONLY, SJepaModel, SJepaPreTrainedModel
 
 
@@ -66,6 +66,8 @@ class SJepaEncoderWithHead(SJepaPreTrainedModel):
             `(batch_size, sequence_length)`; and the encoder's outputs as the caller asked for them.
         """
         all_layers = self.config.use_weighted_layer_sum
+        if all_layers and kwargs.get("num_layers") is not None:
+            raise ValueError("`num_layers` leaves out layers of which `use_weighted_layer_sum` takes the sum.")
         wants_hidden_states = kwargs.pop("output_hidden_states", None)
         wants_hidden_states = self.config.output_hidden_states if wants_hidden_states is None else wants_hidden_states
         outputs = self.sjepa(
@@ -85,6 +87,10 @@ class SJepaEncoderWithHead(SJepaPreTrainedModel):
             features = sum(w * h for w, h in zip(weights, outputs.hidden_states, strict=True)).to(features.dtype)
         if not wants_hidden_states:
             outputs.hidden_states = None
+        elif all_layers and wants_hidden_states is not True:  # some by their numbers, from the end if negative
+            numbers = [wants_hidden_states] if isinstance(wants_hidden_states, int) else wants_hidden_states
+            kept = {number % len(outputs.hidden_states) for number in numbers}
+            outputs.hidden_states = tuple(layer for i, layer in enumerate(outputs.hidden_states) if i in kept)
         return features, frame_mask, outputs
 
 
@@ -349,7 +355,7 @@ def from_one_hot(labels: torch.Tensor) -> torch.Tensor:
     Classes of frames, `(batch_size, sequence_length, num_labels) -> (batch_size, sequence_length)`; -100 where nothing
     is 1, as in rows of 0 or -100.
     """
-    return labels.argmax(-1).masked_fill((labels != 1).all(-1), -100)
+    return labels.float().argmax(-1).masked_fill((labels != 1).all(-1), -100)
 
 
 def check_labels(labels: torch.Tensor, num_classes: int, size: str, may_wait: bool = False) -> torch.Tensor:
@@ -365,8 +371,7 @@ def check_labels(labels: torch.Tensor, num_classes: int, size: str, may_wait: bo
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"`labels` must be integers, the numbers of classes, but are {labels.dtype}.")
     labels = labels.long()
-    readable = not labels.is_meta and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-    if readable and (may_wait or labels.device.type == "cpu"):
+    if at_hand(labels, may_wait):
         unknown = (labels >= num_classes) | ((labels < 0) & (labels != -100))
         if unknown.any():
             raise ValueError(

@@ -144,6 +144,17 @@ def test_hidden_states_come_when_asked_for(head_config):
     assert logits.equal(model(clip).logits)
 
 
+def test_single_hidden_states_of_a_weighted_sum(make_config):
+    model = SJepaForSequenceClassification(make_config(**SMALL, use_weighted_layer_sum=True)).eval()
+    clip = torch.randn(1, 4000)
+    layers = model(clip, output_hidden_states=True).hidden_states
+    for numbers, wanted in (([1], [1]), ([-1, 0], [0, len(layers) - 1]), (2, [2])):
+        found = model(clip, output_hidden_states=numbers).hidden_states
+        assert len(found) == len(wanted) and all(layers[i].equal(layer) for i, layer in zip(wanted, found))
+    with pytest.raises(ValueError, match="`num_layers` leaves out layers of which `use_weighted_layer_sum`"):
+        model(clip, num_layers=1)
+
+
 def test_ctc_loss_is_torchs(make_config, padded_batch):
     waveforms, attention_mask, _ = padded_batch
     model, labels = SJepaForCTC(make_config()).eval(), labels_for(SJepaForCTC)
@@ -184,7 +195,8 @@ def test_frame_labels_of_padding_do_not_count(make_config, padded_batch):
     classes = torch.randint(5, (3, 49))
     loss = model(waveforms, attention_mask, labels=classes).loss
     one_hot = torch.nn.functional.one_hot(classes, 5)
-    torch.testing.assert_close(model(waveforms, attention_mask, labels=one_hot).loss, loss)
+    for dtype in (torch.int64, torch.float32, torch.bool):
+        torch.testing.assert_close(model(waveforms, attention_mask, labels=one_hot.to(dtype)).loss, loss)
     classes[1, 27:], classes[2, 1:] = 3, 0
     torch.testing.assert_close(model(waveforms, attention_mask, labels=classes).loss, loss)
     classes[0, 0] = -100
