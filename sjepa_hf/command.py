@@ -5,10 +5,14 @@ import functools
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import torch
 import transformers
@@ -44,14 +48,16 @@ class CommandParser(argparse.ArgumentParser):
 def command(main: Callable[..., None]) -> Callable[..., None]:
     """
     Make a function the `main` of a command: what is wrong with settings, files, data or the machine ends it with
-    `error: SENTENCE` and status 1, Ctrl-C with 130. Any other exception is a fault of ours and keeps its traceback.
+    `error: SENTENCE` and status 1, Ctrl-C with 130 and SIGTERM with 143, once what is half-written has been cleared
+    away. Any other exception is a fault of ours and keeps its traceback.
     """
 
     @functools.wraps(main)
     def shell(*args, **kwargs):
         log_to_terminal()
         try:
-            return main(*args, **kwargs)
+            with orderly_sigterm():
+                return main(*args, **kwargs)
         except KeyboardInterrupt:
             sys.exit(130)
         except Exception as error:
@@ -61,6 +67,26 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             sys.exit(f"{rank_in_brackets()}error: {said}")
 
     return shell
+
+
+@contextmanager
+def orderly_sigterm() -> Iterator[None]:
+    """Have SIGTERM raise SystemExit, as Ctrl-C raises KeyboardInterrupt; not where something else is done with it."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    process = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # forked meanwhile: what is half-written is not its own
+            os._exit(128 + number)
+        sys.exit(128 + number)
+
+    if ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def log_to_terminal() -> None:

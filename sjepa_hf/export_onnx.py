@@ -24,6 +24,7 @@ the loudest of its frame drowns in rounding.
 Needs the packages onnx, onnxscript and onnxruntime.
 """
 
+import errno
 import json
 import logging
 import warnings
@@ -224,20 +225,24 @@ def quantize(path: Path, output: Path) -> None:
     Weights take 7 of the 8 bits, since the sums of full ones overflow on CPUs without VNNI.
     """
     import onnx
+    from google.protobuf.message import DecodeError
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     nodes = list(onnx.load(path).graph.node)
     first_norm = next(i for i, node in enumerate(nodes) if node.op_type == "LayerNormalization")  # the projection's
-    with quiet():
-        quantize_dynamic(
-            path,
-            output,
-            op_types_to_quantize=["MatMul"],
-            nodes_to_exclude=[node.name for node in nodes[:first_norm]],
-            per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-        )
+    try:
+        with quiet():
+            quantize_dynamic(
+                path,
+                output,
+                op_types_to_quantize=["MatMul"],
+                nodes_to_exclude=[node.name for node in nodes[:first_norm]],
+                per_channel=True,
+                reduce_range=True,
+                weight_type=QuantType.QInt8,
+            )
+    except DecodeError as error:  # of a copy that onnxruntime writes, and does not see torn
+        raise OSError(errno.EIO, "cannot be written: is the disk full?", str(output)) from error
 
 
 def export_onnx(

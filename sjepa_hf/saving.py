@@ -1,10 +1,14 @@
 """Saving, as every checkpoint is: the feature extractor beside the weights, and nothing ever left half-written."""
 
+import errno
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -13,7 +17,14 @@ from transformers import Wav2Vec2FeatureExtractor
 from .frames import SAMPLING_RATE
 
 
-INCOMPLETE, PREVIOUS = ".incomplete", ".previous"  # endings of a directory being written, and of one being replaced
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:  # Windows
+    flock = None
+
+
+ASIDE = ".incomplete-"  # what the name of a directory begins with in which something is being written
+PREVIOUS = ".previous"  # what that of one ends with that is being replaced
 
 
 def feature_extractor() -> Wav2Vec2FeatureExtractor:
@@ -28,44 +39,42 @@ def named_in_errors(path: str | Path) -> Iterator[None]:
     """Have the error of a write that fails name `path`, an OSError: that of a full disk often names no file."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "filename", None) is not None:
+    except (OSError, SafetensorError, RuntimeError) as error:
+        ours = not isinstance(error, RuntimeError) or "inline_container" in str(error)  # where torch.save fails
+        if not ours or getattr(error, "filename", None) is not None:
             raise
         said = getattr(error, "strerror", None) or f"cannot be written ({error})"
-        raise OSError(getattr(error, "errno", None), said, str(path)) from error
+        named = re.search(r"os error (\d+)", str(error))
+        number = getattr(error, "errno", None) or (int(named[1]) if named else errno.EIO)
+        raise OSError(number, said, str(path)) from error
 
 
 @contextmanager
 def written_aside(directory: str | Path) -> Iterator[Path]:
     """
     Write a directory under another name and rename it when it is whole: `directory` is never there half-written, and
-    one that is there already stays until its successor is complete. Who may read it is as the umask says.
+    one that is there already stays until its successor is complete. Who may read it is as the umask says. Of two that
+    write the same one at once, each writes its own: one of them stays, whole.
 
     Yields:
         `Path` of an empty directory to write into; it is deleted again if the block raises.
     """
     directory = Path(directory)
-    aside = directory.with_name(directory.name + INCOMPLETE)
     previous = directory.with_name(directory.name + PREVIOUS)
-    remove(aside)
-    aside.mkdir(parents=True)
-    try:
+    with _aside(directory.parent) as aside:
         with named_in_errors(directory):
             yield aside
             share_mode_of(aside)
             flush(aside)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    try:
-        if os.path.lexists(directory):
-            remove(previous)
-            os.replace(directory, previous)
-        os.replace(aside, directory)
-    except BaseException:
-        if not os.path.lexists(directory) and os.path.lexists(previous):
-            os.replace(previous, directory)
-        raise
+        try:
+            if os.path.lexists(directory):
+                remove(previous)
+                os.replace(directory, previous)
+            os.replace(aside, directory)
+        except BaseException:
+            if not os.path.lexists(directory) and os.path.lexists(previous):
+                os.replace(previous, directory)
+            raise
     with suppress(OSError):
         remove(previous)
 
@@ -80,16 +89,82 @@ def files_written_aside(directory: str | Path) -> Iterator[Path]:
         `Path` of an empty directory to write into; it is gone if the block raises.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".incomplete-") as hidden:
-        aside = Path(hidden) / "files"
-        aside.mkdir()  # with the umask's mode, which that of a temporary directory is not
+    with _aside(directory) as aside:
         with named_in_errors(directory):
             yield aside
             share_mode_of(aside)
             flush(aside)
         for file in sorted(aside.iterdir()):
             os.replace(file, directory / file.name)
+
+
+@contextmanager
+def _aside(parent: Path) -> Iterator[Path]:
+    """
+    An empty directory two levels below `parent`, gone at the end; its mode is the umask's, which that of a temporary
+    directory is not. What killed processes of this machine have left there goes first.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    _clear_once(parent.absolute())
+    hidden, lock = _locked_directory(parent)
+    try:
+        aside = hidden / "files"
+        aside.mkdir()
+        yield aside
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked_directory(parent: Path) -> tuple[Path, int | None]:
+    """A new directory, and the descriptor that locks it until it is closed."""
+    while True:
+        hidden = Path(tempfile.mkdtemp(dir=parent, prefix=f"{ASIDE}{socket.gethostname()}-"))
+        if flock is None:
+            return hidden, None
+        with suppress(FileNotFoundError):
+            lock = os.open(hidden, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks: nobody clears there
+                flock(lock, LOCK_EX)
+            if hidden.exists():  # else another process has cleared it before it was locked
+                return hidden, lock
+            os.close(lock)
+
+
+@cache
+def _clear_once(parent: Path) -> None:
+    """[`clear_asides`] once a process: looking through a directory of many files takes time."""
+    clear_asides(parent, of_all=False)
+
+
+def clear_asides(parent: str | Path, of_all: bool) -> None:
+    """
+    Delete directories that were being written below `parent` by processes that are dead, as their locks tell.
+
+    Args:
+        of_all: those of other machines, too, whose locks may not be seen here: only if nobody else may be writing.
+    """
+    for path in Path(parent).glob(f"{ASIDE}*" if of_all else f"{ASIDE}{socket.gethostname()}-*"):
+        if of_all:
+            shutil.rmtree(path, ignore_errors=True)
+        elif flock and (lock := _free(path)) is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+
+
+def _free(directory: Path) -> int | None:
+    """Descriptor that locks a directory; None if it is locked already, cannot be, or is gone."""
+    try:
+        lock = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        flock(lock, LOCK_EX | LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def write_text_aside(path: str | Path, text: str) -> None:

@@ -88,7 +88,7 @@ def test_the_checkpoints_hold_the_loop_state(finished):
         "checkpoint-4",
         "checkpoint-8",
     ]
-    assert not list(finished.glob("*.incomplete")) and not list(finished.glob(".checkpoint*"))
+    assert not list(finished.glob(".incomplete*")) and not list(finished.glob(".checkpoint*"))
     state = load_loop_state(finished / "checkpoint-8")
     assert state.step == state.data["batches"] == 8 and state.seconds > 10
     assert damage(finished / "checkpoint-8") is None

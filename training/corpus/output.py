@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from sjepa_hf.command import UserError
 from sjepa_hf.contents import read_json
-from sjepa_hf.saving import flush, named_in_errors, share_mode_of, write_text_aside
+from sjepa_hf.saving import ASIDE, flush, named_in_errors, share_mode_of, write_text_aside
 
 
 RECORD, PROGRESS = "corpus.json", ".progress"
@@ -140,7 +140,7 @@ def units_settings(folder: str | Path) -> dict:
 
 
 def _visible(directory: Path) -> Iterator[Path]:
-    return (path for path in directory.iterdir() if not path.name.startswith(".incomplete-"))
+    return (path for path in directory.iterdir() if not path.name.startswith(ASIDE))
 
 
 def _short_json(value: object) -> str:

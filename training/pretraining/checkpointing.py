@@ -111,7 +111,7 @@ def write(run: Run, directory: Path, random_states: list[dict], state: checkpoin
     except (OSError, RuntimeError) as error:
         run.failed_saves += 1
         in_a_row = f"{run.failed_saves} in a row, {room_in(directory.parent)}"
-        logger.error("%s could not be written (%s): %s.", directory, in_a_row, error)
+        logger.error("%s could not be written (%s): %s.", directory, in_a_row, error.__cause__ or error)
         if run.failed_saves >= MAX_FAILED:
             run.interruption.ask(1, f"{run.failed_saves} checkpoints in a row could not be written")
         return

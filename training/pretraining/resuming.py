@@ -17,7 +17,7 @@ from transformers.utils import CONFIG_NAME
 from sjepa_hf.command import once
 from sjepa_hf.contents import RECORD
 from sjepa_hf.opening import open_config
-from sjepa_hf.saving import INCOMPLETE, PREVIOUS, remove
+from sjepa_hf.saving import PREVIOUS, clear_asides, remove
 from training.common.resuming import LATEST, NEWEST, named_checkpoint
 from training.common.signals import INTERRUPTED
 from training.pretraining.arguments import Arguments, check_unchanged
@@ -111,12 +111,13 @@ def clear_left_overs(output_dir: Path) -> None:
     Of a run that was killed while it wrote: a checkpoint that was about to be replaced gets its name back, and what is
     half-written goes.
     """
+    clear_asides(output_dir, of_all=True)
     for path in sorted(output_dir.iterdir()):
         name, ending = path.stem, path.suffix
-        if ending not in (INCOMPLETE, PREVIOUS) or not re.fullmatch(rf"checkpoint-\d+|{FINAL}", name):
+        if ending != PREVIOUS or not re.fullmatch(rf"checkpoint-\d+|{FINAL}", name):
             continue
         try:
-            if ending == PREVIOUS and not (output_dir / name).exists():
+            if not (output_dir / name).exists():
                 path.rename(output_dir / name)
             else:
                 remove(path)

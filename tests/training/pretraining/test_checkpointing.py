@@ -17,14 +17,19 @@ from training.pretraining.resuming import checkpoints
 
 
 def fill_the_disk(monkeypatch, steps) -> None:
-    save = checkpoint_layout.save_file
+    save, write, written = checkpoint_layout.save_file, checkpoint_layout.written_aside, []
+
+    def noted(directory):
+        written.append(directory.name)
+        return write(directory)
 
     def failing(tensors, path):
-        if any(f"checkpoint-{step}." in str(path) for step in steps):
+        if written[-1] in [f"checkpoint-{step}" for step in steps]:
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
         save(tensors, path)
 
+    monkeypatch.setattr(checkpoint_layout, "written_aside", noted)
     monkeypatch.setattr(checkpoint_layout, "save_file", failing)
 
 
@@ -36,7 +41,7 @@ def test_a_full_disk_costs_one_checkpoint(command, tmp_path, monkeypatch, caplog
     )
     assert re.search(said, caplog.text)
     assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-8", "checkpoint-12"]
-    assert [path.name for path in (tmp_path / "out").glob("*.incomplete*")] == []
+    assert [path.name for path in (tmp_path / "out").glob(".incomplete*")] == []
     assert damage(tmp_path / "out" / "checkpoint-8") is None
 
 

@@ -237,7 +237,7 @@ def test_a_checkpoint_that_cannot_be_deleted_stays_for_the_next_save(tmp_path, m
 
 
 def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path):
-    for name in ("checkpoint-4.incomplete", "checkpoint-8.previous", "final.previous", "final", "my.incomplete"):
+    for name in (".incomplete-node7-4", "checkpoint-8.previous", "final.previous", "final", "my.incomplete"):
         (tmp_path / name).mkdir()
     resuming.clear_left_overs(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-8", "final", "my.incomplete"]
