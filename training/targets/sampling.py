@@ -6,7 +6,6 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -79,8 +78,8 @@ class FitAudio:
     Args:
         read: begins a pass over the batches of this process.
         coordinator (`Coordinator`): sums what all processes have read, and may stop them.
-        readers (`int`): of this process. A pass ends after a whole round of them, so that it does not matter how
-            readers are shared out.
+        readers (`int`): of this process. A pass ends after a whole round, a batch of each reader that has one left, so
+            that it does not matter how readers are shared out. Batches of several say their `reader`.
     """
 
     read: Callable[[], Iterable[dict]]
@@ -90,9 +89,16 @@ class FitAudio:
     def batches(self, max_seconds: float = math.inf, max_frames: float = math.inf) -> Iterator[dict]:
         """A pass: batches on the device, until all processes together have read so many seconds or frames."""
         seconds, frames, batches = 0.0, 0, iter(self.read())
+        alive, held = self.readers, None  # a batch that has turned out to belong to the next round
         while True:
-            batch = None
-            for batch in islice(batches, self.readers):
+            count, last, batch = 0, -1, None
+            while count < alive and (found := held or next(batches, None)) is not None:
+                held = None
+                if alive > 1 and found["reader"] <= last:  # a reader has come to its end
+                    alive, held = count, found
+                    break
+                batch, count = found, count + 1
+                last = batch["reader"] if alive > 1 else -1
                 seconds, frames = seconds + batch["seconds"], frames + int(frame_lengths(batch["lengths"]).sum())
                 yield to_device(batch, self.coordinator.accelerator.device)
             going, heard, seen = self.coordinator.sum(float(batch is not None), seconds, float(frames))

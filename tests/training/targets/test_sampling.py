@@ -1,3 +1,5 @@
+from itertools import zip_longest
+
 import numpy as np
 import pytest
 import torch
@@ -61,3 +63,21 @@ def test_sample_frames_takes_real_frames_only_and_stops():
     assert len(sample_frames(loudness, audio, 100, 0, stop_when_full=True)) == 100
     with pytest.raises(ValueError, match="No frame of the training data could be read"):
         sample_frames(loudness, FitAudio(list, coordinator), 100, 0)
+
+
+@pytest.mark.parametrize("counts", [(2, 4, 4), (4, 2, 3), (1, 5, 1), (3, 3, 3)])
+def test_a_pass_ends_after_a_round_of_the_readers_that_are_left(counts):
+    """As it would if each reader had a process of its own, of which some have come to their end."""
+    readers = [
+        [make_batch(400 + 320 * reader) | {"reader": reader, "seed": 10 * reader + i} for i in range(count)]
+        for reader, count in enumerate(counts)
+    ]
+    rounds = [[batch for batch in each if batch is not None] for each in zip_longest(*readers)]
+    audio = FitAudio(lambda: [batch for each in rounds for batch in each], Coordinator(Accelerator(cpu=True)), 3)
+    for limit in range(1, 30):
+        expected, seen = [], 0
+        for each in rounds:
+            if seen < limit:
+                expected += [batch["seed"] for batch in each]
+                seen += sum(int(batch["lengths"].sum() - 400) // 320 + len(batch["lengths"]) for batch in each)
+        assert [batch["seed"] for batch in audio.batches(max_frames=limit)] == expected
