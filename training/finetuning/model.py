@@ -18,6 +18,8 @@ from training.finetuning.arguments import FineTuningArguments
 logger = logging.getLogger(__name__)
 
 DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
+# What decides how outputs are read: the new task's, whatever the checkpoint was made for.
+OUTPUTS = {"problem_type": None, "output_hidden_states": False, "output_attentions": False, "return_dict": True}
 
 
 def open_extractor(model_name_or_path: str, auto_class: type, what: str) -> Wav2Vec2FeatureExtractor:
@@ -53,7 +55,7 @@ def open_with_head(
     Args:
         auto_class: `AutoModelForCTC` or `AutoModelForAudioClassification`.
         keep_head: take the checkpoint's head where it has one of the right size; its outputs must mean the same.
-        changes: fields of the configuration.
+        changes: fields of the configuration. Those of `OUTPUTS` that are not given are set as there.
 
     Raises:
         ValueError: if the checkpoint cannot be opened, or lacks weights of the encoder.
@@ -67,7 +69,7 @@ def open_with_head(
     if arguments.dropout is not None:
         changes |= {name: arguments.dropout for name in DROPOUTS if hasattr(config, name)}
     outputs = getattr(config, "vocab_size", None), config.num_labels
-    for name, value in changes.items():
+    for name, value in (OUTPUTS | changes).items():
         setattr(config, name, value)
     if arguments.from_scratch:
         model = build_model(auto_class, config, path)

@@ -96,6 +96,15 @@ def test_what_becomes_of_a_head_is_told(tmp_path, caplog):
     assert caplog.messages == [f"{said}: it is fresh."] * 2
 
 
+def test_a_recogniser_gives_logits_alone_whatever_the_checkpoint_gave(tmp_path):
+    options = {"output_hidden_states": True, "output_attentions": True, "problem_type": "regression"}
+    SJepaForCTC(SJepaConfig(**SIZES, **options, attn_implementation="eager")).save_pretrained(tmp_path)
+    for from_scratch in (False, True):
+        arguments = FineTuningArguments(model_name_or_path=str(tmp_path), from_scratch=from_scratch)
+        model = open_with_head(AutoModelForCTC, arguments)
+        assert list(model(torch.randn(1, 8000))) == ["logits"] and model.config.problem_type is None
+
+
 def test_a_fresh_head_keeps_no_weights_of_layers_from_an_earlier_fine_tuning(tmp_path):
     earlier = SJepaForSequenceClassification(SJepaConfig(**SIZES, use_weighted_layer_sum=True))
     torch.nn.init.normal_(earlier.layer_weights)
