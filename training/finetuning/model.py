@@ -58,7 +58,8 @@ def open_with_head(
         changes: fields of the configuration. Those of `OUTPUTS` that are not given are set as there.
 
     Raises:
-        ValueError: if the checkpoint cannot be opened, or lacks weights of the encoder.
+        ValueError: if the checkpoint cannot be opened, lacks weights of the encoder, or has too few layers for
+            `reinit_layers` or a head that `lora_rank` cannot train.
     """
     path = arguments.model_name_or_path
     config = open_config(path)
@@ -111,9 +112,18 @@ def with_adapters(model: PreTrainedModel, rank: int):
     """
     LoRA (arXiv 2106.09685) on the linear maps of all Transformer layers, but for WavLM's attention, which reads its
     weights past any adapter; the head is trained, and saved, whole.
+
+    Raises:
+        ValueError: if the head has a weight of no module, such as the weights of a sum over layers: PEFT trains and
+            saves none.
     """
     from peft import LoraConfig, get_peft_model
 
+    if bare := [name for name, _ in model.named_parameters(recurse=False)]:
+        raise ValueError(
+            f"`lora_rank` cannot train {', '.join(bare)} of this head (`use_weighted_layer_sum` in the checkpoint's"
+            " config.json): leave it out, or start from a checkpoint without, such as what a `frozen` run began with."
+        )
     targets = sorted(
         {
             name.rpartition(".")[2]

@@ -64,6 +64,18 @@ def test_every_linear_map_of_a_layer_has_an_adapter_with_a_gradient(model_class,
     assert len(head) == 2 and all(p.requires_grad for p in head)
 
 
+@pytest.mark.parametrize("config", [SJepaConfig, HubertConfig, WavLMConfig])
+def test_adapters_are_refused_where_the_head_has_weights_of_layers(config, tmp_path):
+    """They would be neither trained nor saved, and the adapters on their base give other logits than the result."""
+    config = config(**SIZES, use_weighted_layer_sum=True)
+    AutoModelForAudioClassification.from_config(config).save_pretrained(tmp_path)
+    arguments = FineTuningArguments(model_name_or_path=str(tmp_path), lora_rank=2)
+    with pytest.raises(ValueError, match="`lora_rank` cannot train layer_weights of this head"):
+        open_with_head(AutoModelForAudioClassification, arguments)
+    if config.model_type == "hubert":  # whose recogniser has none
+        assert open_with_head(AutoModelForCTC, arguments).peft_config
+
+
 def test_from_scratch_keeps_the_sizes_and_forgets_the_weights(checkpoint, mine, tmp_path):
     trained = prepare(finetune_ctc, checkpoint, mine, tmp_path).trainer.model.state_dict()
     fresh = prepare(finetune_ctc, checkpoint, mine, tmp_path, "--from_scratch", "true").trainer.model
