@@ -42,7 +42,10 @@ class FineTuningArguments:
     )
     train_data: list[str] | None = field(default=None, metadata={"help": f"Sources to train on. {SOURCES}"})
     train_hours: float | None = field(
-        default=None, metadata={"help": "Train on clips drawn at random up to that many hours. Default: on all."}
+        default=None,
+        metadata={
+            "help": "Train on clips drawn at random up to that many hours, the same share of each class. Default: all."
+        },
     )
     eval_data: list[str] | None = field(
         default=None, metadata={"help": "Sources by which the best checkpoint is chosen, together."}
