@@ -105,7 +105,10 @@ class FineTuningArguments:
         },
     )
     dropout: float | None = field(
-        default=None, metadata={"help": "Every dropout of the encoder and the head. Default: the checkpoint's."}
+        default=None,
+        metadata={
+            "help": "Every dropout of encoder, adapters and head. Default: the checkpoint's, and of adapters 0.05."
+        },
     )
     dry_run: bool = field(default=False, metadata={"help": "Say what the run would do, and stop before it does it."})
     hub: dict | None = field(

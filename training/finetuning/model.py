@@ -17,7 +17,11 @@ from training.finetuning.arguments import FineTuningArguments
 
 logger = logging.getLogger(__name__)
 
-DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
+DROPOUTS = (
+    *("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout"),
+    "conformer_conv_dropout",
+)
+ADAPTER_DROPOUT = 0.05  # of LoRA, where `dropout` is not given
 # What decides how outputs are read: the new task's, whatever the checkpoint was made for.
 OUTPUTS = {"problem_type": None, "output_hidden_states": False, "output_attentions": False, "return_dict": True}
 
@@ -91,7 +95,11 @@ def open_with_head(
             nn.init.constant_(model.layer_weights, 1 / len(model.layer_weights))
     if arguments.freeze_feature_encoder:
         model.freeze_feature_encoder()
-    return with_adapters(model, arguments.lora_rank) if arguments.lora_rank else model
+    if arguments.lora_rank:
+        return with_adapters(
+            model, arguments.lora_rank, ADAPTER_DROPOUT if arguments.dropout is None else arguments.dropout
+        )
+    return model
 
 
 def reinitialize_top_layers(model: PreTrainedModel, fresh: PreTrainedModel, count: int) -> None:
@@ -108,10 +116,10 @@ def reinitialize_top_layers(model: PreTrainedModel, fresh: PreTrainedModel, coun
         layer.load_state_dict(fresh_layer.state_dict())
 
 
-def with_adapters(model: PreTrainedModel, rank: int):
+def with_adapters(model: PreTrainedModel, rank: int, dropout: float = ADAPTER_DROPOUT):
     """
-    LoRA (arXiv 2106.09685) on the linear maps of all Transformer layers, but for WavLM's attention, which reads its
-    weights past any adapter; the head is trained, and saved, whole.
+    LoRA (arXiv 2106.09685), with dropout of what it reads, on the linear maps of all Transformer layers, but for
+    WavLM's attention, which reads its weights past any adapter; the head is trained, and saved, whole.
 
     Raises:
         ValueError: if the head has a weight of no module, such as the weights of a sum over layers: PEFT trains and
@@ -135,7 +143,7 @@ def with_adapters(model: PreTrainedModel, rank: int):
     head = [name for name, module in model.named_children() if name != encoder and list(module.parameters())]
     adapted = get_peft_model(
         model,
-        LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=targets, modules_to_save=head),
+        LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets, modules_to_save=head),
     )
     # PEFT takes a new vocabulary for new input embeddings, which no encoder of speech has.
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)

@@ -76,6 +76,16 @@ def test_adapters_are_refused_where_the_head_has_weights_of_layers(config, tmp_p
         assert open_with_head(AutoModelForCTC, arguments).peft_config
 
 
+@pytest.mark.parametrize("config", [SJepaConfig, WavLMConfig, Wav2Vec2ConformerConfig])
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_no_dropout_is_none_at_all(config, lora_rank, tmp_path):
+    AutoModelForCTC.from_config(config(**SIZES, vocab_size=7)).save_pretrained(tmp_path)
+    for given, left in ((0.0, False), (None, True)):
+        arguments = FineTuningArguments(model_name_or_path=str(tmp_path), lora_rank=lora_rank, dropout=given)
+        model = open_with_head(AutoModelForCTC, arguments)
+        assert any(getattr(module, "p", 0) for module in model.modules()) == left
+
+
 def test_from_scratch_keeps_the_sizes_and_forgets_the_weights(checkpoint, mine, tmp_path):
     trained = prepare(finetune_ctc, checkpoint, mine, tmp_path).trainer.model.state_dict()
     fresh = prepare(finetune_ctc, checkpoint, mine, tmp_path, "--from_scratch", "true").trainer.model
