@@ -136,6 +136,7 @@ def prepare(argv: list[str] | None = None) -> ClassificationFineTuning:
         num_labels=len(names),
         id2label={number: name for name, number in label2id.items()},
         label2id=label2id,
+        problem_type="single_label_classification",
         **changes,
     )
     if arguments.frozen:

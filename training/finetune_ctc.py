@@ -34,6 +34,7 @@ from training.finetuning.ctc import (
     normalized,
     open_tokenizer,
     save_text_tools,
+    tell_too_short,
 )
 from training.finetuning.data import by_length, open_splits
 from training.finetuning.model import open_extractor, open_with_head
@@ -147,6 +148,8 @@ def prepare(argv: list[str] | None = None) -> CtcFineTuning:
     if resumed:
         check_weights(resumed, model)
     train = long_enough(train, column, tokenizer, model)
+    for name, clips in (evaluation | test).items():
+        tell_too_short(clips, column, tokenizer, model, name)
     settle_steps(training, arguments.min_steps, len(train))
     processor = Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)
     trainer = CtcFineTuner(

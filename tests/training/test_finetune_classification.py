@@ -3,10 +3,12 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from finetuning_runs import SHORT, prepare, run, sentence, write_clips
+from finetuning_runs import SHORT, SIZES, prepare, run, sentence, write_clips
 from other_encoders import KINDS, save_other
-from transformers import pipeline
+from transformers import AutoModelForAudioClassification, pipeline
 
+from sjepa_hf import SJepaConfig
+from sjepa_hf.saving import feature_extractor
 from sjepa_hf.scores import read_scores
 from training import finetune_classification
 from training.common.progress import Heartbeat
@@ -34,6 +36,23 @@ def test_classification(checkpoint, classes, tmp_path):
     for name in "AB":
         audio = {"raw": read_audio(next((classes / name).iterdir())), "sampling_rate": 16000}
         assert classify(audio)[0]["label"] == name
+
+
+@pytest.mark.parametrize("kind", ["sjepa", "hubert"])
+def test_what_a_checkpoint_was_for_before_says_nothing_of_the_classes(kind, classes, tmp_path):
+    """It told several labels to a clip, and gave hidden states and attention with them."""
+    config = SJepaConfig(**SIZES) if kind == "sjepa" else KINDS["hubert"]
+    before = AutoModelForAudioClassification.from_config(config, attn_implementation="eager")
+    before.config.problem_type = "multi_label_classification"
+    before.config.output_hidden_states = before.config.output_attentions = True
+    before.save_pretrained(tmp_path / "before")
+    feature_extractor().save_pretrained(tmp_path / "before")
+    _, final = run(finetune_classification, str(tmp_path / "before"), classes, tmp_path / "out", *SHORT)
+    answers = pipeline("audio-classification", str(final), device="cpu")(
+        {"raw": read_audio(next((classes / "A").iterdir())), "sampling_rate": 16000}
+    )
+    assert sum(answer["score"] for answer in answers) == pytest.approx(1)
+    assert json.loads((final / "config.json").read_text())["problem_type"] == "single_label_classification"
 
 
 def copy_of(classes, tmp_path):

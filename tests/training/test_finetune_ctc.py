@@ -70,6 +70,21 @@ def test_clips_that_cannot_be_learnt_are_named(checkpoint, tmp_path, texts, capl
     assert scored == {(data_name(dev), "validation", 2)}
 
 
+def test_scored_clips_with_more_characters_than_frames_are_named(checkpoint, mine, tmp_path, caplog):
+    """11 frames, as many as letters in two transcripts; those of one are alike and need blanks in between."""
+    for part in ("dev", "test"):
+        folder = write_clips(tmp_path / part, ["AB " * 20, "ABA", "BAB"])
+        rows = list(csv.reader(open(folder / "metadata.csv")))
+        rows[2][1], rows[3][1] = "ABABABABABA", "A" * 11
+        csv.writer(open(folder / "metadata.csv", "w", newline="")).writerows(rows)
+    options = ("--eval_data", str(tmp_path / "dev"), "--test_data", str(tmp_path / "test"), "--max_steps", "1")
+    _, final = run(finetune_ctc, checkpoint, mine, tmp_path / "out", *options)
+    for part in ("dev", "test"):
+        said = rf"{part}: 1 clips have more characters than frames: .* losses for 0: \S*{part}/2\.wav\.\n"
+        assert re.search(said, caplog.text)
+    assert {score.clips for score in read_scores(final / "results.json")} == {3}
+
+
 def test_ctc_refuses_with_a_sentence(checkpoint, mine, tmp_path, texts):
     out = tmp_path / "out"
     message = sentence(finetune_ctc, checkpoint, write_clips(tmp_path / "other", texts[:2], "words"), out)

@@ -42,7 +42,10 @@ class FineTuningArguments:
     )
     train_data: list[str] | None = field(default=None, metadata={"help": f"Sources to train on. {SOURCES}"})
     train_hours: float | None = field(
-        default=None, metadata={"help": "Train on clips drawn at random up to that many hours. Default: on all."}
+        default=None,
+        metadata={
+            "help": "Train on clips drawn at random up to that many hours, the same share of each class. Default: all."
+        },
     )
     eval_data: list[str] | None = field(
         default=None, metadata={"help": "Sources by which the best checkpoint is chosen, together."}
@@ -102,7 +105,10 @@ class FineTuningArguments:
         },
     )
     dropout: float | None = field(
-        default=None, metadata={"help": "Every dropout of the encoder and the head. Default: the checkpoint's."}
+        default=None,
+        metadata={
+            "help": "Every dropout of encoder, adapters and head. Default: the checkpoint's, and of adapters 0.05."
+        },
     )
     dry_run: bool = field(default=False, metadata={"help": "Say what the run would do, and stop before it does it."})
     hub: dict | None = field(

@@ -20,7 +20,7 @@ from training.finetuning.transcribe import error_rates
 
 logger = logging.getLogger(__name__)
 
-NAMED = 10  # clips that are named when several are left out
+NAMED = 10  # clips that are named when several are left out or too short
 
 
 def normalized(clips: LabelledClips, column: str, normalizer: TextNormalizer, name: str) -> LabelledClips:
@@ -48,25 +48,49 @@ def open_tokenizer(path: str | None, texts: Sequence[str]) -> Wav2Vec2CTCTokeniz
         raise ValueError(f"`tokenizer_name_or_path` {path} is no Wav2Vec2CTCTokenizer: {error}") from None
 
 
+def fitting(clips: LabelledClips, column: str, tokenizer: Wav2Vec2CTCTokenizer, model: torch.nn.Module) -> list[bool]:
+    """Which clips have frames enough for their labels."""
+    frames = model._get_feat_extract_output_lengths(torch.tensor(clips.num_samples)).tolist()
+    needed = [needed_frames(labels) for labels in tokenizer(clips.labels[column]).input_ids]
+    return [n <= available for n, available in zip(needed, frames)]
+
+
 def long_enough(
     clips: LabelledClips, column: str, tokenizer: Wav2Vec2CTCTokenizer, model: torch.nn.Module
 ) -> LabelledClips:
-    """The clips with frames enough for their labels; the others are left out, counted and named."""
-    frames = model._get_feat_extract_output_lengths(torch.tensor(clips.num_samples)).tolist()
-    needed = [needed_frames(labels) for labels in tokenizer(clips.labels[column]).input_ids]
-    enough = [n <= available for n, available in zip(needed, frames)]
+    """The training clips with frames enough for their labels; the others are left out, counted and named."""
+    enough = fitting(clips, column, tokenizer, model)
     if not any(enough):
         raise ValueError("No training clip has as many frames as its transcript has characters: are they in seconds?")
     return left_in(clips, enough, "train_data: {} clips have more characters than frames")
+
+
+def tell_too_short(
+    clips: LabelledClips, column: str, tokenizer: Wav2Vec2CTCTokenizer, model: torch.nn.Module, name: str
+) -> None:
+    """Count and name in the log scored clips without frames enough for their labels."""
+    short = [i for i, fits in enumerate(fitting(clips, column, tokenizer, model)) if not fits]
+    if short:
+        logger.warning(
+            "%s: %d clips have more characters than frames: are their transcripts those of other clips? Error rates"
+            " count them, eval_loss takes their losses for 0: %s.",
+            name,
+            len(short),
+            named(clips, short),
+        )
 
 
 def left_in(clips: LabelledClips, chosen: Sequence[bool], message: str) -> LabelledClips:
     """The chosen clips; how many are not, and which, is logged as `message`."""
     left_out = [i for i, kept in enumerate(chosen) if not kept]
     if left_out:
-        names = several((clips.clip(i).name for i in left_out[: NAMED + 1]), NAMED)
-        logger.warning("%s and are left out: %s.", message.format(len(left_out)), names)
+        logger.warning("%s and are left out: %s.", message.format(len(left_out)), named(clips, left_out))
     return clips.select([i for i, kept in enumerate(chosen) if kept])
+
+
+def named(clips: LabelledClips, numbers: Sequence[int]) -> str:
+    """Names of the first of these clips."""
+    return several((clips.clip(i).name for i in numbers[: NAMED + 1]), NAMED)
 
 
 class CtcCollator:

@@ -1,6 +1,7 @@
 """Data of a fine-tuning: sources, their column of labels, and the clips to train on, to choose by and to test on."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from sjepa_hf.command import once
 from sjepa_hf.durations import audio_amount
 from sjepa_hf.frames import SAMPLING_RATE
+from training.common.naming import several
 from training.data.labelled import TEXT_COLUMNS, LabelledClips, choose_column, open_labelled
 from training.data.metadata import decoded
 from training.data.sources import open_source
@@ -28,7 +30,12 @@ def open_splits(
     """
     Training clips, and clips for evaluation and for the final test by the name of their source. Those for scoring are
     never left out for being long; they are all decoded once, and those that cannot be used are left out. `classes` as
-    in `open_labelled`, so that silence has a class too; of each class the same share is held out.
+    in `open_labelled`, so that silence has a class too; of each class the same share is held out, and drawn for
+    `train_hours`.
+
+    Raises:
+        ValueError: if a source cannot be opened, no clip can be held out, or `train_hours` is too little for a clip of
+            each class.
     """
 
     def opened(specs: Sequence[str], max_seconds: float) -> LabelledClips:
@@ -57,7 +64,7 @@ def open_splits(
             len(held_out) + len(train),
         )
     if arguments.train_hours is not None:
-        train = drawn(train, arguments.train_hours)
+        train = drawn(train, arguments.train_hours, evenly=column if classes else None)
     test = {spec: opened([spec], float("inf")) for spec in arguments.test_data or ()}
     for part in (evaluation, test):
         part |= {name: clips.readable()[0] for name, clips in part.items()}
@@ -70,12 +77,31 @@ def open_splits(
     return train, evaluation, test
 
 
-def drawn(clips: LabelledClips, hours: float) -> LabelledClips:
-    """Clips drawn at random, always the same, until they last that long; fewer hours are a subset of more."""
-    order = np.random.default_rng(0).permutation(len(clips))
+def drawn(clips: LabelledClips, hours: float, evenly: str | None = None) -> LabelledClips:
+    """
+    Clips drawn at random, always the same, until they last that long; fewer hours are a subset of more.
+
+    Args:
+        evenly: label of which each value has the same share of its clips drawn, rounded up.
+
+    Raises:
+        ValueError: if a value of it is left without a clip.
+    """
+    order = np.random.default_rng(0).permutation(len(clips)).tolist()
+    labels = clips.labels[evenly] if evenly else [""] * len(clips)
+    sizes, before, shares = Counter(labels), Counter(), {}
+    for i in order:
+        shares[i] = before[labels[i]] / sizes[labels[i]]
+        before[labels[i]] += 1
+    order.sort(key=shares.__getitem__)
     ends = np.cumsum([clips.num_samples[i] for i in order]) / SAMPLING_RATE / 3600
-    count = int(np.searchsorted(ends, hours)) + 1
-    return clips.select(sorted(order[:count].tolist()))
+    chosen = sorted(order[: int(np.searchsorted(ends, hours)) + 1])
+    if without := sorted(set(labels) - {labels[i] for i in chosen}):
+        raise ValueError(
+            f"`train_hours` {hours:g} leaves {len(without)} of {len(sizes)} classes without a training clip:"
+            f" {several(without)}. Give more, or leave it out."
+        )
+    return clips.select(chosen)
 
 
 def by_length(parts: Sequence[LabelledClips]) -> torch.utils.data.Dataset:

@@ -17,7 +17,13 @@ from training.finetuning.arguments import FineTuningArguments
 
 logger = logging.getLogger(__name__)
 
-DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
+DROPOUTS = (
+    *("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout"),
+    "conformer_conv_dropout",
+)
+ADAPTER_DROPOUT = 0.05  # of LoRA, where `dropout` is not given
+# What decides how outputs are read: the new task's, whatever the checkpoint was made for.
+OUTPUTS = {"problem_type": None, "output_hidden_states": False, "output_attentions": False, "return_dict": True}
 
 
 def open_extractor(model_name_or_path: str, auto_class: type, what: str) -> Wav2Vec2FeatureExtractor:
@@ -53,10 +59,11 @@ def open_with_head(
     Args:
         auto_class: `AutoModelForCTC` or `AutoModelForAudioClassification`.
         keep_head: take the checkpoint's head where it has one of the right size; its outputs must mean the same.
-        changes: fields of the configuration.
+        changes: fields of the configuration. Those of `OUTPUTS` that are not given are set as there.
 
     Raises:
-        ValueError: if the checkpoint cannot be opened, or lacks weights of the encoder.
+        ValueError: if the checkpoint cannot be opened, lacks weights of the encoder, or has too few layers for
+            `reinit_layers` or a head that `lora_rank` cannot train.
     """
     path = arguments.model_name_or_path
     config = open_config(path)
@@ -67,7 +74,7 @@ def open_with_head(
     if arguments.dropout is not None:
         changes |= {name: arguments.dropout for name in DROPOUTS if hasattr(config, name)}
     outputs = getattr(config, "vocab_size", None), config.num_labels
-    for name, value in changes.items():
+    for name, value in (OUTPUTS | changes).items():
         setattr(config, name, value)
     if arguments.from_scratch:
         model = build_model(auto_class, config, path)
@@ -88,7 +95,11 @@ def open_with_head(
             nn.init.constant_(model.layer_weights, 1 / len(model.layer_weights))
     if arguments.freeze_feature_encoder:
         model.freeze_feature_encoder()
-    return with_adapters(model, arguments.lora_rank) if arguments.lora_rank else model
+    if arguments.lora_rank:
+        return with_adapters(
+            model, arguments.lora_rank, ADAPTER_DROPOUT if arguments.dropout is None else arguments.dropout
+        )
+    return model
 
 
 def reinitialize_top_layers(model: PreTrainedModel, fresh: PreTrainedModel, count: int) -> None:
@@ -105,13 +116,22 @@ def reinitialize_top_layers(model: PreTrainedModel, fresh: PreTrainedModel, coun
         layer.load_state_dict(fresh_layer.state_dict())
 
 
-def with_adapters(model: PreTrainedModel, rank: int):
+def with_adapters(model: PreTrainedModel, rank: int, dropout: float = ADAPTER_DROPOUT):
     """
-    LoRA (arXiv 2106.09685) on the linear maps of all Transformer layers, but for WavLM's attention, which reads its
-    weights past any adapter; the head is trained, and saved, whole.
+    LoRA (arXiv 2106.09685), with dropout of what it reads, on the linear maps of all Transformer layers, but for
+    WavLM's attention, which reads its weights past any adapter; the head is trained, and saved, whole.
+
+    Raises:
+        ValueError: if the head has a weight of no module, such as the weights of a sum over layers: PEFT trains and
+            saves none.
     """
     from peft import LoraConfig, get_peft_model
 
+    if bare := [name for name, _ in model.named_parameters(recurse=False)]:
+        raise ValueError(
+            f"`lora_rank` cannot train {', '.join(bare)} of this head (`use_weighted_layer_sum` in the checkpoint's"
+            " config.json): leave it out, or start from a checkpoint without, such as what a `frozen` run began with."
+        )
     targets = sorted(
         {
             name.rpartition(".")[2]
@@ -123,7 +143,7 @@ def with_adapters(model: PreTrainedModel, rank: int):
     head = [name for name, module in model.named_children() if name != encoder and list(module.parameters())]
     adapted = get_peft_model(
         model,
-        LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=targets, modules_to_save=head),
+        LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets, modules_to_save=head),
     )
     # PEFT takes a new vocabulary for new input embeddings, which no encoder of speech has.
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)

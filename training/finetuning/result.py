@@ -62,12 +62,15 @@ class FineTuningResult:
         best_step = step_of(Path(state.best_model_checkpoint)) if chosen else None
         learned, reason = verdict.learned, verdict.reason
         metric = f"eval_{(training.metric_for_best_model or 'loss').removeprefix('eval_')}"
-        found = {entry["step"]: entry[metric] for entry in state.log_history if metric in entry}
-        untrained, kept = found.pop(0, None), found.get(best_step or state.global_step)
+        found = {entry["step"]: entry for entry in state.log_history if metric in entry}
+        begun, kept = found.pop(0, None), found.get(best_step or state.global_step)
         worse = (lambda a, b: a <= b) if training.greater_is_better else (lambda a, b: a >= b)
-        if untrained is not None and kept is not None and worse(kept, untrained):
-            learned = False
-            reason = f"{metric[5:]} was {untrained:.4f} before the first step and is {kept:.4f}"
+        if begun and kept and worse(kept[metric], begun[metric]):
+            went = f"{metric[5:]} was {begun[metric]:.4f} before the first step and is {kept[metric]:.4f}"
+            if learned and begun.get("eval_learned"):  # with the checkpoint's head
+                reason += f"; but {went}: the steps added nothing"
+            else:
+                learned, reason = False, went
         elif best_step is not None and len(found) > 2 and best_step == min(found):
             reason += "; but the first evaluation was already the best, and the later steps added nothing"
         return cls(state.global_step, best_step, learned, reason, scores)

@@ -167,6 +167,9 @@ class FineTuner(Trainer):
         loader = super()._get_dataloader(*args, **kwargs)
         plain = loader.base_dataloader  # which Accelerate has wrapped
         plain.worker_init_fn = partial(start_worker, plain.worker_init_fn)
+        # Each new set of workers is seeded from it. Workers that stay for all epochs are one set in an unbroken run
+        # and two in a resumed one: out of the global generator, SpecAugment and dropout would differ from there on.
+        plain.generator = torch.Generator().manual_seed(self.args.seed)
         return loader
 
     def _get_train_sampler(self, train_dataset=None):

@@ -1,3 +1,4 @@
+import pytest
 from finetuning_runs import write_clips
 
 from training.data.labelled import open_labelled
@@ -11,6 +12,22 @@ def test_a_smaller_part_lies_in_a_larger_one(mine):
     names = [{part.clip(i).name for i in range(len(part))} for part in parts]
     assert names[0] < names[1] < names[2] and len(names[2]) == 20
     assert 0.2 * clips.hours <= parts[0].hours < 0.2 * clips.hours + max(clips.num_samples) / 16000 / 3600
+
+
+def test_the_share_that_is_drawn_is_that_of_each_class(tmp_path, texts):
+    """However rare it is: 15 clips, 4, and one."""
+    clips = open_labelled(
+        [str(write_clips(tmp_path, texts[:1] * 20, "label", label=lambda i: "AAAAABAAAAABAAABAABC"[i]))], ["label"]
+    )
+    parts = [drawn(clips, share * clips.hours - 1e-9, "label").labels["label"] for share in (0.15, 0.35, 0.6)]
+    assert [[part.count(name) for name in "ABC"] for part in parts] == [[1, 1, 1], [4, 2, 1], [8, 3, 1]]
+    with pytest.raises(
+        ValueError, match=r"`train_hours` 0\.\d+ leaves 1 of 3 classes without a training clip: [ABC]\."
+    ):
+        drawn(clips, 0.1 * clips.hours - 1e-9, "label")
+    arguments = FineTuningArguments(train_data=[str(tmp_path)], train_hours=0.3 * clips.hours, eval_fraction=0.3)
+    train, evaluation, _ = open_splits(arguments, "label", classes=True)
+    assert set(train.labels["label"]) == set("ABC") and set(evaluation[HELD_OUT].labels["label"]) == set("AB")
 
 
 def test_no_class_is_held_out_whole(tmp_path, texts):

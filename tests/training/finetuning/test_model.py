@@ -64,6 +64,28 @@ def test_every_linear_map_of_a_layer_has_an_adapter_with_a_gradient(model_class,
     assert len(head) == 2 and all(p.requires_grad for p in head)
 
 
+@pytest.mark.parametrize("config", [SJepaConfig, HubertConfig, WavLMConfig])
+def test_adapters_are_refused_where_the_head_has_weights_of_layers(config, tmp_path):
+    """They would be neither trained nor saved, and the adapters on their base give other logits than the result."""
+    config = config(**SIZES, use_weighted_layer_sum=True)
+    AutoModelForAudioClassification.from_config(config).save_pretrained(tmp_path)
+    arguments = FineTuningArguments(model_name_or_path=str(tmp_path), lora_rank=2)
+    with pytest.raises(ValueError, match="`lora_rank` cannot train layer_weights of this head"):
+        open_with_head(AutoModelForAudioClassification, arguments)
+    if config.model_type == "hubert":  # whose recogniser has none
+        assert open_with_head(AutoModelForCTC, arguments).peft_config
+
+
+@pytest.mark.parametrize("config", [SJepaConfig, WavLMConfig, Wav2Vec2ConformerConfig])
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_no_dropout_is_none_at_all(config, lora_rank, tmp_path):
+    AutoModelForCTC.from_config(config(**SIZES, vocab_size=7)).save_pretrained(tmp_path)
+    for given, left in ((0.0, False), (None, True)):
+        arguments = FineTuningArguments(model_name_or_path=str(tmp_path), lora_rank=lora_rank, dropout=given)
+        model = open_with_head(AutoModelForCTC, arguments)
+        assert any(getattr(module, "p", 0) for module in model.modules()) == left
+
+
 def test_from_scratch_keeps_the_sizes_and_forgets_the_weights(checkpoint, mine, tmp_path):
     trained = prepare(finetune_ctc, checkpoint, mine, tmp_path).trainer.model.state_dict()
     fresh = prepare(finetune_ctc, checkpoint, mine, tmp_path, "--from_scratch", "true").trainer.model
@@ -94,6 +116,15 @@ def test_what_becomes_of_a_head_is_told(tmp_path, caplog):
         open_with_head(AutoModelForCTC, arguments, keep_head=keep_head, vocab_size=7)
     said = f"{tmp_path} has lm_head for 9 outputs, here there are 7 (another vocabulary, classes or clusters)"
     assert caplog.messages == [f"{said}: it is fresh."] * 2
+
+
+def test_a_recogniser_gives_logits_alone_whatever_the_checkpoint_gave(tmp_path):
+    options = {"output_hidden_states": True, "output_attentions": True, "problem_type": "regression"}
+    SJepaForCTC(SJepaConfig(**SIZES, **options, attn_implementation="eager")).save_pretrained(tmp_path)
+    for from_scratch in (False, True):
+        arguments = FineTuningArguments(model_name_or_path=str(tmp_path), from_scratch=from_scratch)
+        model = open_with_head(AutoModelForCTC, arguments)
+        assert list(model(torch.randn(1, 8000))) == ["logits"] and model.config.problem_type is None
 
 
 def test_a_fresh_head_keeps_no_weights_of_layers_from_an_earlier_fine_tuning(tmp_path):

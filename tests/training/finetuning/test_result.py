@@ -42,9 +42,9 @@ def test_the_best_step_is_that_of_the_checkpoint_that_was_loaded():
     assert FineTuningResult.of(trainer, Verdict(True, "better"), {}).best_step == 100
 
 
-def outcome(curve: dict[int, float], best: int | None, learned: bool = True) -> FineTuningResult:
-    """Of a run whose CER was `curve`, by step, and that loaded the checkpoint of step `best`."""
-    history = [{"step": step, "eval_cer": cer} for step, cer in curve.items()]
+def outcome(curve: dict[int, float], best: int | None, learned: bool = True, knew: float = 0.0) -> FineTuningResult:
+    """Of a run whose CER was `curve`, by step, and that loaded the checkpoint of step `best`; `knew`: at the start."""
+    history = [{"step": step, "eval_cer": cer, "eval_learned": 1.0 if step else knew} for step, cer in curve.items()]
     checkpoint = None if best is None else f"out/checkpoint-{best}"
     state = SimpleNamespace(best_model_checkpoint=checkpoint, log_history=history, global_step=max(curve))
     settings = {"load_best_model_at_end": True, "metric_for_best_model": "cer", "greater_is_better": False}
@@ -76,6 +76,18 @@ def test_a_run_is_judged_by_how_its_metric_went(caplog):
         found = outcome(curve, best)
         found.log()
         assert (found.learned, found.best_step) == (learned, best) and said in caplog.text, caplog.text
+
+
+def test_a_good_recogniser_that_gets_no_better_stays_usable(caplog):
+    """One that the run began with, head and all."""
+    caplog.set_level("INFO")
+    found = outcome({0: 0.05, 50: 0.08, 100: 0.05}, 100, knew=1.0)
+    found.log()
+    said = "cer was 0.0500 before the first step and is 0.0500"
+    assert found.learned and "not usable" not in caplog.text
+    assert f"Something was learned: better than a constant; but {said}: the steps added nothing. The" in caplog.text
+    assert outcome({0: 0.05, 50: 0.08, 100: 0.05}, 100, learned=False, knew=1.0).learned is False, "it forgot"
+    assert outcome({0: 0.95, 50: 0.98, 100: 0.95}, 100).verdict == said.replace("0.05", "0.95")
 
 
 def test_rows_of_scores_have_names_without_folders_that_are_told_apart():

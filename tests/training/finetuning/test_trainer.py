@@ -220,6 +220,7 @@ def test_at_the_end_the_wrapper_of_ddp_goes_before_the_group(script, data, check
     assert there == [None] and (tmp_path / "final" / "results.json").is_file()
 
 
+GO_ON = ("--resume_from_checkpoint", "latest")
 WORKER = ("--dataloader_num_workers", "1", "--per_device_train_batch_size", "1", "--per_device_eval_batch_size", "1")
 
 
@@ -243,6 +244,19 @@ def test_a_worker_leaves_ctrl_c_to_the_training_process(checkpoint, mine, tmp_pa
 
     trainer.data_collator = interrupted
     assert "input_values" in next(iter(trainer.get_train_dataloader()))
+
+
+def test_workers_that_stay_for_all_epochs_do_not_change_what_a_resumed_run_draws(checkpoint, classes, tmp_path):
+    """Resumed within an epoch, of which there are two steps, and at the end of one."""
+    options = ("--dataloader_num_workers", "1", "--dataloader_persistent_workers", "true", "--max_steps", "6")
+    options += ("--per_device_train_batch_size", "11", "--save_steps", "1", "--save_total_limit", "9")
+    options += ("--eval_strategy", "no", "--load_best_model_at_end", "false", "--dropout", "0.2")
+    run(finetune_classification, checkpoint, classes, tmp_path / "whole", *options)
+    for step in (1, 2):
+        saved = f"checkpoint-{step}"
+        shutil.copytree(tmp_path / "whole" / saved, tmp_path / str(step) / saved)
+        run(finetune_classification, checkpoint, classes, tmp_path / str(step), *options, *GO_ON)
+        assert_equal_weights(*(tmp_path / name / "final" for name in ("whole", str(step))))
 
 
 @pytest.mark.parametrize(("waiting", "step"), [(True, 2), (False, 1)])
