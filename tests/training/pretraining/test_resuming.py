@@ -22,11 +22,12 @@ from pretraining_runs import (
 from transformers import AutoConfig
 
 from training import pretrain
+from training.common.output_directory import checkpoints
 from training.pretraining import resuming
 from training.pretraining.arguments import ARGUMENTS, RunArguments, parse_arguments
 from training.pretraining.checkpoint_layout import LoopState, damage, load_arguments, load_loop_state
 from training.pretraining.monitoring import read_history
-from training.pretraining.resuming import check_rate, checkpoints, find_checkpoint
+from training.pretraining.resuming import check_rate, find_checkpoint
 
 
 def test_kills_and_signals_leave_the_weights_as_they_would_have_been(command, tmp_path):
