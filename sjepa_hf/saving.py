@@ -40,10 +40,11 @@ def named_in_errors(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        ours = not isinstance(error, RuntimeError) or "inline_container" in str(error)  # where torch.save fails
-        if not ours or getattr(error, "filename", None) is not None:
+        torchs = isinstance(error, RuntimeError)
+        if torchs and "inline_container" not in str(error) or getattr(error, "filename", None) is not None:
             raise
-        said = getattr(error, "strerror", None) or f"cannot be written ({error})"
+        reason = "torch.save broke off: is the disk full?" if torchs else error
+        said = getattr(error, "strerror", None) or f"cannot be written ({reason})"
         named = re.search(r"os error (\d+)", str(error))
         number = getattr(error, "errno", None) or (int(named[1]) if named else errno.EIO)
         raise OSError(number, said, str(path)) from error

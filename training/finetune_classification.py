@@ -18,11 +18,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoModelForAudioClassification, Wav2Vec2FeatureExtractor, set_seed
+from filelock import FileLock
+from transformers import AutoModelForAudioClassification, TrainingArguments, Wav2Vec2FeatureExtractor, set_seed
 
 from sjepa_hf.command import command, once
 from training.common.learned import judge_classes
 from training.common.naming import several
+from training.common.output_directory import released_if_refused
 from training.common.progress import Heartbeat
 from training.data.labelled import LABEL_COLUMNS, LabelledClips, choose_column
 from training.finetuning.arguments import FineTuningArguments, parse_finetuning
@@ -73,6 +75,7 @@ class ClassificationFineTuning:
     """A run that is ready to start."""
 
     arguments: ClassificationArguments
+    lock: FileLock
     trainer: FineTuner
     extractor: Wav2Vec2FeatureExtractor
     evaluation: dict[str, LabelledClips]
@@ -85,19 +88,30 @@ def main(argv: list[str] | None = None) -> None:
     """Run the fine-tuning that the command line asks for."""
     with Heartbeat("opening checkpoint and data") as heartbeat:
         run = prepare(argv)
-        if not run.arguments.dry_run:
-            train(run, heartbeat)
+        try:
+            if not run.arguments.dry_run:
+                train(run, heartbeat)
+        finally:
+            run.lock.release()
 
 
 def prepare(argv: list[str] | None = None) -> ClassificationFineTuning:
     """
-    Everything before the first step.
+    Everything before the first step. The output directory is this run's alone until its `lock` is released.
 
     Raises:
-        ValueError: for settings, data or a checkpoint that cannot work.
+        ValueError: for settings, data or a checkpoint that cannot work, or where another run holds the directory.
     """
     description = "Fine-tune an encoder for the classification of clips."
-    arguments, training = parse_finetuning(argv, ClassificationArguments, RECIPE, description, HIGHER_IS_BETTER)
+    arguments, training, lock = parse_finetuning(argv, ClassificationArguments, RECIPE, description, HIGHER_IS_BETTER)
+    with released_if_refused(lock):
+        return set_up(arguments, training, lock)
+
+
+def set_up(
+    arguments: ClassificationArguments, training: TrainingArguments, lock: FileLock
+) -> ClassificationFineTuning:
+    """`prepare` from the settings on."""
     extractor = open_extractor(arguments.model_name_or_path, AutoModelForAudioClassification, "classification")
     set_seed(training.seed)
 
@@ -157,7 +171,7 @@ def prepare(argv: list[str] | None = None) -> ClassificationFineTuning:
         save_beside=extractor.save_pretrained,
     )
     log_plan(trainer, evaluation | test, arguments)
-    return ClassificationFineTuning(arguments, trainer, extractor, evaluation, test, unscored)
+    return ClassificationFineTuning(arguments, lock, trainer, extractor, evaluation, test, unscored)
 
 
 def train(run: ClassificationFineTuning, heartbeat: Heartbeat) -> None:

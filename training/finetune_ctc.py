@@ -18,10 +18,12 @@ import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from transformers import AutoModelForCTC, Wav2Vec2Processor, set_seed
+from filelock import FileLock
+from transformers import AutoModelForCTC, TrainingArguments, Wav2Vec2Processor, set_seed
 
 from sjepa_hf.command import command
 from training.common.learned import judge_texts
+from training.common.output_directory import released_if_refused
 from training.common.progress import Heartbeat
 from training.data.labelled import TEXT_COLUMNS, LabelledClips, choose_column
 from training.finetuning.arguments import FineTuningArguments, parse_finetuning
@@ -83,6 +85,7 @@ class CtcFineTuning:
     """A run that is ready to start."""
 
     arguments: CtcArguments
+    lock: FileLock
     trainer: CtcFineTuner
     processor: Wav2Vec2Processor
     normalizer: TextNormalizer
@@ -97,19 +100,28 @@ def main(argv: list[str] | None = None) -> None:
     """Run the fine-tuning that the command line asks for."""
     with Heartbeat("opening checkpoint and data") as heartbeat:
         run = prepare(argv)
-        if not run.arguments.dry_run:
-            train(run, heartbeat)
+        try:
+            if not run.arguments.dry_run:
+                train(run, heartbeat)
+        finally:
+            run.lock.release()
 
 
 def prepare(argv: list[str] | None = None) -> CtcFineTuning:
     """
-    Everything before the first step.
+    Everything before the first step. The output directory is this run's alone until its `lock` is released.
 
     Raises:
-        ValueError: for settings, data or a checkpoint that cannot work.
+        ValueError: for settings, data or a checkpoint that cannot work, or where another run holds the directory.
     """
     description = "Fine-tune an encoder for speech recognition with CTC."
-    arguments, training = parse_finetuning(argv, CtcArguments, RECIPE, description, HIGHER_IS_BETTER)
+    arguments, training, lock = parse_finetuning(argv, CtcArguments, RECIPE, description, HIGHER_IS_BETTER)
+    with released_if_refused(lock):
+        return set_up(arguments, training, lock)
+
+
+def set_up(arguments: CtcArguments, training: TrainingArguments, lock: FileLock) -> CtcFineTuning:
+    """`prepare` from the settings on."""
     if training.label_smoothing_factor:
         raise ValueError("`label_smoothing_factor` has no meaning for CTC, which sums over alignments: leave it out.")
     normalizer = TextNormalizer(arguments.text_case, arguments.drop_characters, arguments.space_characters)
@@ -169,7 +181,7 @@ def prepare(argv: list[str] | None = None) -> CtcFineTuning:
         settings = {"alpha": arguments.lm_alpha, "beta": arguments.lm_beta, "beam_width": arguments.beam_width}
         decoder = BeamSearchDecoder(tokenizer, lm, **settings)
     log_plan(trainer, evaluation | test, arguments)
-    return CtcFineTuning(arguments, trainer, processor, normalizer, evaluation, test, column, decoder)
+    return CtcFineTuning(arguments, lock, trainer, processor, normalizer, evaluation, test, column, decoder)
 
 
 def train(run: CtcFineTuning, heartbeat: Heartbeat) -> None:

@@ -19,8 +19,8 @@ import matplotlib.pyplot as plt
 
 from benchmarks.study.scores import PROBES, Scorer
 from sjepa_hf.command import CommandParser, command
+from training.common.output_directory import checkpoints
 from training.pretraining.checkpoint_layout import STATE_DIRECTORY, load_loop_state
-from training.pretraining.resuming import checkpoints
 
 
 def checkpoints_to_score(run: Path, every: int) -> list[Path]:

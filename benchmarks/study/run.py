@@ -33,8 +33,8 @@ from sjepa_hf.command import CommandParser, UserError, command
 from sjepa_hf.contents import RECORD
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import grouped
+from training.common.output_directory import checkpoints
 from training.pretraining.monitoring import read_history
-from training.pretraining.resuming import checkpoints
 
 
 logger = logging.getLogger(__name__)

@@ -51,7 +51,9 @@ def write_clips(folder, texts, column="text", label=None):
 
 def prepare(script, checkpoint, data, output, *options):
     required = ["--model_name_or_path", checkpoint, "--train_data", str(data), "--output_dir", str(output)]
-    return script.prepare([*required, *FAST, *options])
+    ready = script.prepare([*required, *FAST, *options])
+    ready.lock.release()  # several are made ready in one directory here
+    return ready
 
 
 def run(script, *arguments):

@@ -12,10 +12,11 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTrainin
 
 from sjepa_hf import SJepaForPreTraining, SJepaModel
 from training import pretrain
+from training.common.output_directory import checkpoints
 from training.pretraining import phases
 from training.pretraining.checkpoint_layout import damage, load_loop_state
 from training.pretraining.monitoring import read_history
-from training.pretraining.resuming import checkpoints, find_checkpoint
+from training.pretraining.resuming import find_checkpoint
 
 
 @pytest.fixture(scope="module")

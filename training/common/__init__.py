@@ -11,6 +11,7 @@ Common: what every command needs besides its subject.
 - `learned`: whether a model does better than chance
 - `figures`: pictures that several rooms draw
 - `naming`: what a user wrote, as it stands in messages
+- `output_directory`: kept for one run alone, its checkpoints, what a killed run has left
 - `resuming`: what `resume_from_checkpoint` takes
 - `run_record`, `publishing`: what a run leaves, and its way to the Hub
 """

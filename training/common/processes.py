@@ -4,13 +4,14 @@ import gc
 import logging
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.distributed.distributed_c10d import _get_default_store
 
 from sjepa_hf.command import UserError, sentence
@@ -27,6 +28,8 @@ STOPPING_LIMIT = 120.0  # the same once this process has been asked to stop
 # For any other collective, as one process may compile or write a checkpoint meanwhile. It is above the limit of the
 # coordinator's exchanges, whose message says more.
 COLLECTIVE_TIMEOUT = timedelta(minutes=20)
+
+Answer = TypeVar("Answer")
 
 
 class ProcessMissing(UserError):
@@ -154,11 +157,33 @@ def share(tensors: Iterable[torch.Tensor], accelerator: Accelerator) -> None:
             torch.distributed.broadcast(tensor, src=0)
 
 
-@contextmanager
-def all_or_none(accelerator: Accelerator) -> Iterator[None]:
+def of_first(ask: Callable[[], Answer], accelerator: Accelerator | PartialState) -> Answer:
     """
-    A part of a start in which the processes exchange nothing: what one refuses, the others then refuse with its words,
+    What the first process finds, in all; the others do not ask. Every process must call it.
+
+    Raises:
+        ValueError: in all alike, where `ask` raises one, or an OSError.
+    """
+    answer = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = ask()
+        except (ValueError, OSError) as error:
+            answer[1] = str(error)
+    broadcast_object_list(answer)
+    if answer[1]:
+        raise ValueError(answer[1])
+    return answer[0]
+
+
+@contextmanager
+def all_or_none(accelerator: Accelerator, failing: str = "cannot start") -> Iterator[None]:
+    """
+    A part of a run in which the processes exchange nothing: what one refuses, the others then refuse with its words,
     where they would lose the connection to it without a reason. Every process must come here.
+
+    Args:
+        failing: what a process does that refuses, in the words of the others.
 
     Raises:
         UserError: in those that had nothing to refuse.
@@ -171,7 +196,7 @@ def all_or_none(accelerator: Accelerator) -> Iterator[None]:
     if accelerator.num_processes > 1:
         said = gather_object([refused and (platform.node(), sentence(refused))])
         if refused is None and (number := next((n for n, each in enumerate(said) if each), None)) is not None:
-            raise UserError(f"process {number} (on {said[number][0]}) cannot start: {said[number][1]}")
+            raise UserError(f"process {number} (on {said[number][0]}) {failing}: {said[number][1]}")
     if refused is not None:
         raise refused
 

@@ -12,6 +12,7 @@ from top to bottom; what they are made of lies here:
     trainer_settings  which of the Trainer's settings cannot work, and how many steps there are
     plan              what a run is about to do, in words
     resuming          which checkpoint a run goes on from, and whether it is of the same task
+    saving            a checkpoint that is there whole or not at all
     result            what a run leaves: model, scores, record, learning curve
     text              normalisation of transcripts, vocabulary
     ngram             word n-grams and ARPA files

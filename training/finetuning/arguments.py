@@ -11,6 +11,8 @@ from pathlib import Path
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 import torch
+from accelerate import PartialState
+from filelock import FileLock
 from transformers import TrainingArguments
 
 from sjepa_hf.command import own_words
@@ -19,6 +21,8 @@ from sjepa_hf.opening import open_config
 from sjepa_hf.push import open_repo
 from training.common.command_line import given, parse_dataclasses
 from training.common.device import on_cpu
+from training.common.output_directory import claim, lock_of, released_if_refused
+from training.common.processes import of_first
 from training.common.ranges import check_ranges
 from training.common.signals import check_system
 from training.finetuning.resuming import choose_checkpoint
@@ -139,14 +143,15 @@ def parse_finetuning(
     argv: list[str] | None, settings: type, recipe: Path, description: str, higher_is_better: Mapping[str, bool]
 ) -> tuple:
     """
-    `(settings, TrainingArguments)` from `--config RECIPE.yaml` (without it, `recipe`) and `--field value`.
+    `(settings, TrainingArguments, FileLock)` from `--config RECIPE.yaml` (without it, `recipe`) and `--field value`.
+    The lock keeps other runs out of the output directory until the caller releases it; a dry run takes none.
 
     Args:
         higher_is_better: metrics that may choose the best checkpoint.
 
     Raises:
         ValueError: for a recipe that is absent or holds an unknown field, missing fields, settings of the Trainer that
-            cannot work, and an output directory that holds another run.
+            cannot work, and an output directory that holds another run, or that another run is at work in.
         UserError: on Windows.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -166,14 +171,12 @@ def parse_finetuning(
         if not getattr(chosen, name):
             raise ValueError(f"`{name}` is missing: give it as --{name} or in the recipe.")
     check_training(training, asked, higher_is_better)
-    training.resume_from_checkpoint = choose_checkpoint(training.resume_from_checkpoint, training.output_dir)
+    lock = lock_of(Path(training.output_dir))
+    with released_if_refused(lock):
+        training.resume_from_checkpoint = of_first(lambda: claimed(training, lock, chosen.dry_run), PartialState())
+        open_hub(chosen, training)
     if training.resume_from_checkpoint:
         training.eval_on_start = False  # it was evaluated when it began
-    if training.push_to_hub and not chosen.dry_run:
-        repo_id = training.hub_model_id or Path(training.output_dir).resolve().name
-        chosen.hub = {"repo_id": repo_id, "private": training.hub_private_repo, "token": training.hub_token}
-        if training.process_index == 0:
-            chosen.hub["repo_id"] = open_repo(kind=open_config(chosen.model_name_or_path).model_type, **chosen.hub)
     training.push_to_hub = False  # the result at the end, rather than whatever the Trainer saves on its way
     if training.max_steps > 0 or "num_train_epochs" in asked:
         chosen.min_steps = 0
@@ -181,4 +184,25 @@ def parse_finetuning(
         training.ddp_find_unused_parameters = True  # with checkpointing Transformers would expect all gradients
     training.remove_unused_columns = False  # the collator needs what the model's forward does not name
     training.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns
-    return chosen, training
+    return chosen, training, lock
+
+
+def claimed(training: TrainingArguments, lock: FileLock, dry_run: bool) -> str | None:
+    """
+    Lock the output directory for this run alone, unless it is a `dry_run`; then `choose_checkpoint`.
+
+    Raises:
+        ValueError: as that, and if the directory cannot be written to, or another run holds it.
+    """
+    output_dir = Path(training.output_dir)
+    claim(output_dir, lock, dry_run)
+    return choose_checkpoint(training.resume_from_checkpoint, output_dir)
+
+
+def open_hub(chosen: FineTuningArguments, training: TrainingArguments) -> None:
+    """Where the result is to be pushed: see that it can be, in the first process, and note where to."""
+    if training.push_to_hub and not chosen.dry_run:
+        repo_id = training.hub_model_id or Path(training.output_dir).resolve().name
+        chosen.hub = {"repo_id": repo_id, "private": training.hub_private_repo, "token": training.hub_token}
+        if training.process_index == 0:
+            chosen.hub["repo_id"] = open_repo(kind=open_config(chosen.model_name_or_path).model_type, **chosen.hub)

@@ -15,11 +15,11 @@ from sjepa_hf.scores import THIS_MODEL, Score, data_name, data_names, grouped, w
 from training.common.figures import save
 from training.common.learned import Verdict
 from training.common.naming import several
+from training.common.output_directory import FINAL, step_of
 from training.common.publishing import publish
 from training.common.run_record import base_of, write_record
 from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.data import HELD_OUT
-from training.finetuning.resuming import FINAL, step_of
 from training.finetuning.trainer import FineTuner
 
 

@@ -8,23 +8,23 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import nn
 from transformers import TrainerState, Wav2Vec2CTCTokenizer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sjepa_hf.contents import read_json
 from sjepa_hf.opening import open_config
 from training.common.naming import several
+from training.common.output_directory import FINAL, checkpoints, set_aside, step_of
 from training.common.resuming import LATEST, NEWEST, named_checkpoint
 from training.finetuning.text import FILE_NAME as NORMALIZATION
 
 
 logger = logging.getLogger(__name__)
 
-STATE, MERGED, FINAL = "trainer_state.json", "merged", "final"
+STATE, MERGED = "trainer_state.json", "merged"
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 PICKLES = ("optimizer.pt", "scheduler.pt")
 
 
-def choose_checkpoint(asked: str | None, output_dir: str) -> str | None:
+def choose_checkpoint(asked: str | None, output_dir: Path) -> str | None:
     """
     The checkpoint to go on from, or None to begin.
 
@@ -37,7 +37,7 @@ def choose_checkpoint(asked: str | None, output_dir: str) -> str | None:
         ValueError: if there is no such checkpoint, it is not whole, or `output_dir` holds checkpoints or the result of
             another run.
     """
-    found = sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True)
+    found = checkpoints(output_dir)
     if asked is None:
         if found:
             raise ValueError(
@@ -47,17 +47,17 @@ def choose_checkpoint(asked: str | None, output_dir: str) -> str | None:
         check_no_result(output_dir)
         return None
     if asked in NEWEST:
-        for path in found:
+        for path in reversed(found):
             problem = what_is_torn(path)
             if problem is None:
                 return str(path)
             logger.warning("%s is passed over: %s.", path, problem)
-        if found:
+        if found and asked == LATEST:
             raise ValueError(f"None of the checkpoints in {output_dir} is whole: start again in another `output_dir`.")
         check_no_result(output_dir)
         if asked == LATEST:
             raise ValueError(f"There is no checkpoint in {output_dir} to resume from: start without resuming.")
-        logger.info("%s holds no checkpoint: the run begins.", output_dir)
+        logger.info("%s holds no checkpoint%s: the run begins.", output_dir, " that is whole" if found else "")
         return None
     problem = what_is_torn(named_checkpoint(asked))
     if problem is not None:
@@ -65,19 +65,24 @@ def choose_checkpoint(asked: str | None, output_dir: str) -> str | None:
     return asked
 
 
-def check_no_result(output_dir: str) -> None:
+def set_aside_after(output_dir: Path, resumed: str | None) -> None:
+    """
+    [`set_aside`] the checkpoints beyond the one that a run goes on from, torn ones among them; all where it begins.
+
+    Raises:
+        ValueError: if one cannot be renamed.
+    """
+    step = steps_taken(resumed) if resumed else 0
+    set_aside([path for path in checkpoints(output_dir) if step_of(path) > step], step)
+
+
+def check_no_result(output_dir: Path) -> None:
     """Raise a ValueError if a run that begins would replace the result of another one."""
-    if (Path(output_dir) / FINAL).exists():
+    if (output_dir / FINAL).exists():
         raise ValueError(
             f"`output_dir` {output_dir} holds the result of another run in {FINAL}/, and no checkpoint to go on from:"
             " choose another, or delete it."
         )
-
-
-def step_of(path: Path) -> int:
-    """The number in the name of a checkpoint; -1 where it has none."""
-    number = path.name.rpartition("-")[2]
-    return int(number) if number.isdecimal() else -1
 
 
 def steps_taken(checkpoint: str) -> int:

@@ -14,7 +14,8 @@ from typing import NoReturn
 import torch
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from sjepa_hf.command import once
 from sjepa_hf.contents import RESULTS
@@ -22,16 +23,18 @@ from sjepa_hf.durations import duration
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.saving import share_mode_of
 from training.common.memory import keep_freed_memory
-from training.common.processes import Coordinator, end_group, local_processes
+from training.common.output_directory import FINAL, prune_checkpoints
+from training.common.processes import Coordinator, all_or_none, end_group, local_processes
 from training.common.progress import Heartbeat
-from training.common.signals import INTERRUPTED, Interrupted, Interruption, Stop, tell_in_file
+from training.common.signals import Interrupted, Interruption, Stop, tell_in_file
 from training.data.augmentation import among_noise
 from training.data.bad_audio import counted
 from training.data.workers import check_shared_memory, die_when_stuck
 from training.finetuning.arguments import FineTuningArguments
 from training.finetuning.model import in_encoder, shortest_batch
 from training.finetuning.order import SeededOrder
-from training.finetuning.resuming import FINAL, MERGED, steps_taken
+from training.finetuning.resuming import MERGED, STATE, set_aside_after, steps_taken
+from training.finetuning.saving import written_together
 from training.finetuning.trainer_settings import total_steps
 
 
@@ -67,6 +70,9 @@ class FineTuner(Trainer):
         self.frozen_encoder, self.p_noise = frozen_encoder, p_noise
         self.head_learning_rate = self.args.learning_rate if head_learning_rate is None else head_learning_rate
         self.save_beside = save_beside
+        # The Trainer's own deleting would take checkpoints that are set aside for this run's, and, once the run has
+        # ended, the last one, by which a later start knows that it has.
+        self.keep, self.args.save_total_limit = self.args.save_total_limit or 0, None
         self.model_accepts_loss_kwargs = False  # the losses are means: accumulated ones must be divided
         for bars in (ProgressCallback, PrinterCallback):
             self.remove_callback(bars)
@@ -141,6 +147,35 @@ class FineTuner(Trainer):
         """A checkpoint of the last finished step, if there is one."""
         if self.state.global_step > 0:
             self._save_checkpoint(self.model, trial=None)
+
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+        """
+        As the Trainer's, but a checkpoint is there whole or not at all. Every process must call it.
+
+        Raises:
+            OSError: if it cannot be written; the checkpoints before it stay. In other processes a UserError.
+        """
+        output_dir, args, state = Path(self.args.output_dir), self.args, self.state
+        self.store_flos()
+        directory = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        with written_together(directory, self.accelerator, args.should_save) as aside:
+            self.save_model(str(aside), _internal_call=True)
+            if args.save_strategy != SaveStrategy.NO and state.best_global_step:
+                best = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+                if best == directory or best.is_dir():
+                    state.best_model_checkpoint = str(best)
+            if not args.save_only_model:
+                self._save_optimizer_and_scheduler(str(aside))
+                self._save_scaler(str(aside))
+                self._save_rng_state(str(aside))
+            if args.should_save:
+                for part in (*self.callback_handler.callbacks, self.control):
+                    if isinstance(part, ExportableState):
+                        state.stateful_callbacks[type(part).__name__] = part.state()
+                state.save_to_json(str(aside / STATE))
+        if args.should_save:
+            best = state.best_model_checkpoint
+            prune_checkpoints(output_dir, self.keep, best and Path(best))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model with all that inference needs; beside adapters also the model that they are merged into."""
@@ -310,9 +345,10 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
     if arguments.freeze_encoder_steps:
         trainer.add_callback(EncoderFreezeCallback(arguments.freeze_encoder_steps))
     heartbeat.doing = "starting the training"
-    if trainer.is_world_process_zero():
-        (output_dir / INTERRUPTED).unlink(missing_ok=True)
     trainer.check_shared_memory()
+    with all_or_none(trainer.accelerator):
+        if trainer.is_world_process_zero():
+            set_aside_after(output_dir, resumed)
     with Interruption() as interruption:
         coordinator = Coordinator(trainer.accelerator, interruption)
         trainer.add_callback(SaveAndStopCallback(trainer, coordinator))

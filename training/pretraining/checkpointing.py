@@ -1,13 +1,13 @@
 """Checkpoints of a run: saving it, going on from one. What lies in a checkpoint: `checkpoint_layout.py`."""
 
 import logging
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 
 from accelerate.utils import gather_object
 
+from training.common.output_directory import FINAL, prune_checkpoints, room_in
 from training.common.processes import check_processes_agree
 from training.pretraining import checkpoint_layout, resuming
 from training.pretraining.model import online_targets
@@ -116,16 +116,8 @@ def write(run: Run, directory: Path, random_states: list[dict], state: checkpoin
             run.interruption.ask(1, f"{run.failed_saves} checkpoints in a row could not be written")
         return
     run.failed_saves = 0
-    if directory.name != resuming.FINAL:
+    if directory.name != FINAL:
         logger.info("Step %d is saved: %s (%.1f s).", state.step, directory, time.monotonic() - began)
-        resuming.prune_checkpoints(directory.parent, run.arguments.run.save_total_limit)
+        prune_checkpoints(directory.parent, run.arguments.run.save_total_limit)
         if run.publisher and run.arguments.run.hub_strategy == "every_save":
             run.publisher.checkpoint(directory, revision=f"step-{state.step}")
-
-
-def room_in(directory: Path) -> str:
-    """How much space there is, in words; the storage itself may be gone."""
-    try:
-        return f"{shutil.disk_usage(directory).free / 2**20:.0f} MiB free there"
-    except OSError as error:
-        return f"its folder cannot be looked at: {error.strerror}"

@@ -12,6 +12,7 @@ from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.command import once
 from sjepa_hf.measures import entropy_bits
 from sjepa_hf.scores import data_name
+from training.common.output_directory import FINAL
 from training.common.progress import Progress
 from training.common.run_record import base_of, write_record
 from training.common.seeds import Purpose
@@ -19,7 +20,6 @@ from training.data.bad_audio import counted
 from training.data.batches import to_device
 from training.pretraining import figures
 from training.pretraining.checkpointing import save
-from training.pretraining.resuming import FINAL
 from training.pretraining.run import Run
 
 

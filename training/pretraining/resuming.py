@@ -1,25 +1,22 @@
 """Resuming a run: which one, what may differ from the run that wrote it, what becomes of the others."""
 
-import errno
 import json
 import logging
-import os
-import re
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from transformers.utils import CONFIG_NAME
 
 from sjepa_hf.command import once
 from sjepa_hf.contents import RECORD
 from sjepa_hf.opening import open_config
-from sjepa_hf.saving import PREVIOUS, clear_asides, remove
+from training.common import output_directory
+from training.common.output_directory import FINAL, checkpoints, released_if_refused, set_aside, step_of
+from training.common.processes import of_first
 from training.common.resuming import LATEST, NEWEST, named_checkpoint
-from training.common.signals import INTERRUPTED
 from training.pretraining.arguments import Arguments, check_unchanged
 from training.pretraining.checkpoint_layout import (
     STATE_DIRECTORY,
@@ -35,8 +32,6 @@ from training.pretraining.schedules import Schedule
 
 logger = logging.getLogger(__name__)
 
-FINAL = "final"  # directory of a run's result
-ABANDONED = ".abandoned"  # ending of checkpoints that a run has gone back behind
 # What becomes of a setting that differs from the checkpoint's, in phase 1 and in phase 2; all others may differ.
 REFUSED, PUT_BACK = "refused", "put back"
 FIXED = {
@@ -54,75 +49,22 @@ OF_THIS_START = ("resume_from_checkpoint", "model_config", "output_dir", "dry_ru
 RATES_LOOKED_AT = 1000  # of the steps to come
 
 
-def checkpoints(output_dir: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
-    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted((path for path in found if path.is_dir()), key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
-    return int(checkpoint.name.split("-")[1])
-
-
 def claim(output_dir: Path, lock: FileLock, resuming: bool, dry_run: bool = False) -> None:
     """
-    Make an output directory and lock it for this run alone; clear away what a killed run has left half-written.
-    `dry_run` only looks whether an earlier run lies there.
+    [`output_directory.claim`], and a look at whether an earlier run lies there.
 
     Raises:
         ValueError: if it cannot be written to, another run holds it, or a new run would mix with an earlier one.
     """
-    try:
-        if dry_run:
-            look_for_room(output_dir)
-        else:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-            (output_dir / INTERRUPTED).unlink(missing_ok=True)  # whatever follows: an earlier start's stop is no news
-    except Timeout:
-        raise ValueError(f"`output_dir` {output_dir} is in use by a run that is still active.") from None
-    except OSError as error:
-        raise ValueError(f"`output_dir` {output_dir} cannot be written to: {error}.") from None
-    if not resuming and (output_dir / CONFIG_NAME).exists():
-        lock.release()
-        raise ValueError(f"`output_dir` {output_dir} holds a model: name another directory.")
-    if not resuming and (checkpoints(output_dir) or (output_dir / FINAL / RECORD).exists()):
-        lock.release()
-        raise ValueError(
-            f"`output_dir` {output_dir} holds an earlier run: name another directory, or go on from its checkpoints"
-            " (if there are any) with --resume_from_checkpoint latest."
-        )
-    if not dry_run:
-        clear_left_overs(output_dir)
-
-
-def look_for_room(output_dir: Path) -> None:
-    """Raise an OSError if a directory could not be made or written to."""
-    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
-
-
-def clear_left_overs(output_dir: Path) -> None:
-    """
-    Of a run that was killed while it wrote: a checkpoint that was about to be replaced gets its name back, and what is
-    half-written goes.
-    """
-    clear_asides(output_dir, of_all=True)
-    for path in sorted(output_dir.iterdir()):
-        name, ending = path.stem, path.suffix
-        if ending != PREVIOUS or not re.fullmatch(rf"checkpoint-\d+|{FINAL}", name):
-            continue
-        try:
-            if not (output_dir / name).exists():
-                path.rename(output_dir / name)
-            else:
-                remove(path)
-        except OSError as error:
-            logger.warning("%s, left by a run that was killed, cannot be deleted: %s.", path, error)
+    output_directory.claim(output_dir, lock, dry_run)
+    with released_if_refused(lock):
+        if not resuming and (output_dir / CONFIG_NAME).exists():
+            raise ValueError(f"`output_dir` {output_dir} holds a model: name another directory.")
+        if not resuming and (checkpoints(output_dir) or (output_dir / FINAL / RECORD).exists()):
+            raise ValueError(
+                f"`output_dir` {output_dir} holds an earlier run: name another directory, or go on from its"
+                " checkpoints (if there are any) with --resume_from_checkpoint latest."
+            )
 
 
 class AlreadyFinished(Exception):
@@ -141,7 +83,7 @@ def find_start(arguments: Arguments, accelerator: Accelerator, lock: FileLock) -
     run, output_dir = arguments.run, Path(arguments.run.output_dir)
     checkpoint = None
     if run.resume_from_checkpoint is not None:
-        checkpoint = find_for_all(output_dir, run.resume_from_checkpoint, accelerator)
+        checkpoint = of_first(lambda: find_checkpoint(output_dir, run.resume_from_checkpoint), accelerator)
     if checkpoint is None:
         return None, LoopState()
     state, total = load_loop_state(checkpoint), Schedule(arguments).total_steps
@@ -155,20 +97,6 @@ def find_start(arguments: Arguments, accelerator: Accelerator, lock: FileLock) -
         )
     settle(checkpoint, arguments, state)
     return checkpoint, state
-
-
-def find_for_all(output_dir: Path, asked: str, accelerator: Accelerator) -> Path | None:
-    """`find_checkpoint` on the main process, its answer (or its error) on all."""
-    answer = [None, None]
-    if accelerator.is_main_process:
-        try:
-            answer[0] = find_checkpoint(output_dir, asked)
-        except (ValueError, OSError) as error:
-            answer[1] = str(error)
-    broadcast_object_list(answer)
-    if answer[1]:
-        raise ValueError(answer[1])
-    return answer[0]
 
 
 def find_checkpoint(output_dir: Path, asked: str) -> Path | None:
@@ -216,19 +144,9 @@ def is_finished(output_dir: Path, checkpoint: Path, step: int, total_steps: int)
     return checkpoint.resolve() == final.resolve() and step >= total_steps and (final / RECORD).is_file()
 
 
-def prune_checkpoints(output_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints; 0 keeps all. What cannot be deleted stays for the next time."""
-    for path in checkpoints(output_dir)[:-keep] if keep else []:
-        try:
-            remove(path)
-        except OSError as error:
-            logger.warning("%s cannot be deleted (%s): the next save tries again.", path, error)
-
-
 def set_aside_after(output_dir: Path, step: int) -> None:
     """
-    Rename checkpoints and a result beyond `step` to `NAME.abandoned`: a run that goes on from an earlier step would
-    otherwise be resumed from them, and have its own deleted as the older ones.
+    [`set_aside`] all checkpoints beyond `step`, from which a run goes on, and a result that is beyond it too.
 
     Raises:
         ValueError: if one cannot be renamed.
@@ -237,17 +155,7 @@ def set_aside_after(output_dir: Path, step: int) -> None:
     final = output_dir / FINAL
     if (final / STATE_DIRECTORY).is_dir() and (damage(final) or load_loop_state(final).step > step):
         beyond.append(final)
-    for path in beyond:
-        aside = path.with_name(path.name + ABANDONED)
-        try:
-            remove(aside)
-            path.rename(aside)
-        except OSError as error:
-            raise ValueError(
-                f"{path} lies beyond step {step}, from which this run goes on, and cannot be renamed ({error}):"
-                " move it away."
-            ) from None
-        logger.warning("%s lies beyond step %d, from which this run goes on: it is now %s.", path, step, aside)
+    set_aside(beyond, step)
 
 
 def settle(directory: Path, arguments: Arguments, state: LoopState) -> None:

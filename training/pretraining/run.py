@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
-from filelock import FileLock
 
 from sjepa_hf.opening import open_config
 from training.common.device import choose_precision, on_cpu
 from training.common.memory import keep_freed_memory
+from training.common.output_directory import lock_of
 from training.common.processes import COLLECTIVE_TIMEOUT, Coordinator, all_or_none, end_group, summed_numbers
 from training.common.publishing import Publisher
 from training.common.signals import Interruption
@@ -96,7 +96,7 @@ class Run:
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
         self.output_dir = Path(run.output_dir)
-        self.lock = FileLock(self.output_dir / ".lock")
+        self.lock = lock_of(self.output_dir)
         with all_or_none(self.accelerator):
             if self.accelerator.is_main_process:
                 resuming.claim(self.output_dir, self.lock, run.resume_from_checkpoint is not None, run.dry_run)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from finetuning_runs import SHORT, prepare, run, sentence
+from finetuning_runs import FAST, SHORT, prepare, run, sentence
 from transformers import pipeline
 
 from training import finetune_classification, finetune_ctc
@@ -102,3 +102,45 @@ def test_torn_checkpoints_are_passed_over(stopped, checkpoint, mine, caplog):
     assert "cannot be resumed" in sentence(finetune_ctc, checkpoint, mine, stopped, *options, str(torn))
     (stopped / "checkpoint-3" / "optimizer.pt").unlink()
     assert "None of the checkpoints" in sentence(finetune_ctc, checkpoint, mine, stopped, *options, "latest")
+
+
+def test_a_run_with_nothing_but_torn_checkpoints_begins_and_sets_them_aside(stopped, checkpoint, mine, caplog):
+    """As the scheduler that gives `auto` expects it; `latest` asks for a checkpoint."""
+    caplog.set_level("INFO")
+    (stopped / "checkpoint-3" / "trainer_state.json").write_text("{")
+    shutil.copytree(stopped / "checkpoint-3", stopped / "checkpoint-1")
+    options = ("--max_steps", "4", "--save_total_limit", "1", "--resume_from_checkpoint")
+    assert "None of the checkpoints" in sentence(finetune_ctc, checkpoint, mine, stopped, *options, "latest")
+    before = sorted(stopped.rglob("*"))
+    prepare(finetune_ctc, checkpoint, mine, stopped, *options, "auto", "--dry_run", "true")
+    assert sorted(stopped.rglob("*")) == before
+    caplog.clear()
+    _, final = run(finetune_ctc, checkpoint, mine, stopped, *options, "auto")
+    for step in (1, 3):
+        assert f"checkpoint-{step} is passed over: trainer_state.json is missing or torn" in caplog.text
+        assert (stopped / f"checkpoint-{step}.abandoned").is_dir()
+    assert "holds no checkpoint that is whole: the run begins" in caplog.text
+    assert json.loads((final / "results.json").read_text())["steps"] == 4
+    shutil.rmtree(stopped / "checkpoint-4")
+    (stopped / "checkpoint-5").mkdir()
+    assert "holds the result of another run" in sentence(finetune_ctc, checkpoint, mine, stopped, *options, "auto")
+    assert (stopped / "checkpoint-5").is_dir()
+
+
+@pytest.mark.parametrize("script", [finetune_ctc, finetune_classification])
+def test_an_output_directory_belongs_to_one_run(script, checkpoint, mine, classes, tmp_path, monkeypatch):
+    data = str(mine if script is finetune_ctc else classes)
+    command = ["--model_name_or_path", checkpoint, "--train_data", data, "--output_dir", str(tmp_path), *FAST, *SHORT]
+    first = script.prepare(command)
+    for options in ([], ["--resume_from_checkpoint", "auto"]):
+        assert "is in use by a run that is still active" in sentence(script, checkpoint, data, tmp_path, *options)
+    script.prepare([*command, "--dry_run", "true"])
+    assert first.lock.is_locked
+    first.lock.release()
+    (tmp_path / "checkpoint-2").mkdir()
+    assert "holds checkpoints of another run" in sentence(script, checkpoint, data, tmp_path)
+    (tmp_path / "checkpoint-2").rmdir()
+    assert "no file or folder" in sentence(script, checkpoint, "/absent", tmp_path)
+    monkeypatch.setattr(script, "train", lambda *_: None)
+    for _ in range(2):
+        script.main(command)  # neither an error nor an end leaves a lock

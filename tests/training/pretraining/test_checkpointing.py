@@ -11,9 +11,9 @@ from pretraining_runs import assert_equal_weights, in_one_thread
 
 from sjepa_hf.opening import open_sjepa_config, open_with_ema
 from training import pretrain
+from training.common.output_directory import checkpoints
 from training.pretraining import checkpoint_layout, checkpointing, phases
 from training.pretraining.checkpoint_layout import damage
-from training.pretraining.resuming import checkpoints
 
 
 def fill_the_disk(monkeypatch, steps) -> None:

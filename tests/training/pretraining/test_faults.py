@@ -24,11 +24,11 @@ from pretraining_runs import (
 from sjepa_hf import DiagonalGaussianMixture
 from sjepa_hf.command import TRACEBACK, UserError
 from training import pretrain
+from training.common.output_directory import checkpoints
 from training.common.signals import INTERRUPTED, Stop
 from training.pretraining import phases
 from training.pretraining.checkpoint_layout import damage, load_loop_state
 from training.pretraining.monitoring import read_history
-from training.pretraining.resuming import checkpoints
 from training.pretraining.training_data import RestartingLoader, TrainingData
 
 

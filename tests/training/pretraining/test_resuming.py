@@ -1,6 +1,5 @@
 """A run that is stopped anywhere goes on to the very weights of one that is not; two processes give what one gives."""
 
-import errno
 import json
 import os
 import re
@@ -23,11 +22,12 @@ from pretraining_runs import (
 from transformers import AutoConfig
 
 from training import pretrain
+from training.common.output_directory import checkpoints
 from training.pretraining import resuming
 from training.pretraining.arguments import ARGUMENTS, RunArguments, parse_arguments
 from training.pretraining.checkpoint_layout import LoopState, damage, load_arguments, load_loop_state
 from training.pretraining.monitoring import read_history
-from training.pretraining.resuming import check_rate, checkpoints, find_checkpoint
+from training.pretraining.resuming import check_rate, find_checkpoint
 
 
 def test_kills_and_signals_leave_the_weights_as_they_would_have_been(command, tmp_path):
@@ -215,40 +215,3 @@ def test_data_that_have_changed_are_noticed(resume, finished, caplog):
     finally:
         manifest.write_text("".join(lines))
     assert "the contents of source 1 of train_data have changed: a new pass over the data begins" in caplog.text
-
-
-def test_a_checkpoint_that_cannot_be_deleted_stays_for_the_next_save(tmp_path, monkeypatch, caplog):
-    for step in (1, 2, 3, 4):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "checkpoint-2").rmdir()
-    (tmp_path / "checkpoint-2").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "checkpoint-5").write_text("a file")
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            shutil, "rmtree", lambda path, **_: (_ for _ in ()).throw(OSError(errno.EBUSY, "Busy", str(path)))
-        )
-        resuming.prune_checkpoints(tmp_path, keep=2)
-    assert "checkpoint-1 cannot be deleted" in caplog.text and "the next save tries again" in caplog.text
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
-    assert (tmp_path / "elsewhere").is_dir(), "a link goes, not what it leads to"
-    resuming.prune_checkpoints(tmp_path, keep=2)
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
-
-
-def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path):
-    for name in (".incomplete-node7-4", "checkpoint-8.previous", "final.previous", "final", "my.incomplete"):
-        (tmp_path / name).mkdir()
-    resuming.clear_left_overs(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-8", "final", "my.incomplete"]
-
-
-def test_what_lies_beyond_and_cannot_be_set_aside_is_named(tmp_path, monkeypatch):
-    (tmp_path / "checkpoint-9").mkdir()
-
-    def busy(self, target):
-        raise OSError(errno.EBUSY, "Busy", str(self))
-
-    monkeypatch.setattr("pathlib.Path.rename", busy)
-    with pytest.raises(ValueError, match="checkpoint-9 lies beyond step 4, .* cannot be renamed .*: move it away"):
-        resuming.set_aside_after(tmp_path, 4)
