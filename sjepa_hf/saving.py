@@ -55,29 +55,30 @@ def written_aside(directory: str | Path) -> Iterator[Path]:
     """
     Write a directory under another name and rename it when it is whole: `directory` is never there half-written, and
     one that is there already stays until its successor is complete. Who may read it is as the umask says. Of two that
-    write the same one at once, each writes its own: one of them stays, whole.
+    write the same one at once, each writes its own, and the later stays. A link to a directory stays a link.
 
     Yields:
         `Path` of an empty directory to write into; it is deleted again if the block raises.
     """
-    directory = Path(directory)
+    directory = Path(os.path.realpath(directory))
     previous = directory.with_name(directory.name + PREVIOUS)
     with _aside(directory.parent) as aside:
         with named_in_errors(directory):
             yield aside
             share_mode_of(aside)
             flush(aside)
-        try:
-            if os.path.lexists(directory):
+        with _locked(directory.parent):
+            try:
+                if os.path.lexists(directory):
+                    remove(previous)
+                    os.replace(directory, previous)
+                os.replace(aside, directory)
+            except BaseException:
+                if not os.path.lexists(directory) and os.path.lexists(previous):
+                    os.replace(previous, directory)
+                raise
+            with suppress(OSError):
                 remove(previous)
-                os.replace(directory, previous)
-            os.replace(aside, directory)
-        except BaseException:
-            if not os.path.lexists(directory) and os.path.lexists(previous):
-                os.replace(previous, directory)
-            raise
-    with suppress(OSError):
-        remove(previous)
 
 
 @contextmanager
@@ -96,26 +97,64 @@ def files_written_aside(directory: str | Path) -> Iterator[Path]:
             share_mode_of(aside)
             flush(aside)
         for file in sorted(aside.iterdir()):
-            os.replace(file, directory / file.name)
+            _put(file, directory / file.name)
+
+
+def _put(file: Path, place: Path) -> None:
+    """Move a file to its place, or write it into the device or pipe that lies there."""
+    try:
+        if is_written_into(place):
+            with file.open("rb") as source, place.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+        else:
+            os.replace(file, place)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(place)) from error
+
+
+def is_written_into(place: Path) -> bool:
+    """Whether a device or a pipe lies at a place, such as /dev/null, which no file may take."""
+    return place.exists() and not place.is_file() and not place.is_dir()
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep others waiting who lock the same directory, where the file system has locks."""
+    lock = os.open(directory, os.O_RDONLY) if flock else None
+    try:
+        if lock is not None:
+            with suppress(OSError):
+                flock(lock, LOCK_EX)
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 @contextmanager
 def _aside(parent: Path) -> Iterator[Path]:
     """
     An empty directory two levels below `parent`, gone at the end; its mode is the umask's, which that of a temporary
-    directory is not. What killed processes of this machine have left there goes first.
+    directory is not. What killed processes of this machine have left there goes first. A `parent` that was made for it
+    is gone, too, if the block raises.
     """
+    made = not parent.exists()
     parent.mkdir(parents=True, exist_ok=True)
     _clear_once(parent.absolute())
     hidden, lock = _locked_directory(parent)
+    whole = False
     try:
         aside = hidden / "files"
         aside.mkdir()
         yield aside
+        whole = True
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+        if made and not whole:
+            with suppress(OSError):  # others may have written there meanwhile
+                parent.rmdir()
 
 
 def _locked_directory(parent: Path) -> tuple[Path, int | None]:
@@ -144,14 +183,21 @@ def clear_asides(parent: str | Path, of_all: bool) -> None:
     Delete directories that were being written below `parent` by processes that are dead, as their locks tell.
 
     Args:
-        of_all: those of other machines, too, whose locks may not be seen here: only if nobody else may be writing.
+        of_all: those of other machines, too, whose locks may not be seen here: only if none of them may be writing.
     """
-    for path in Path(parent).glob(f"{ASIDE}*" if of_all else f"{ASIDE}{socket.gethostname()}-*"):
-        if of_all:
-            shutil.rmtree(path, ignore_errors=True)
+    ours = f"{ASIDE}{socket.gethostname()}-"
+    for path in Path(parent).glob(f"{ASIDE}*"):
+        if not path.name.startswith(ours):
+            if of_all:
+                shutil.rmtree(path, ignore_errors=True)
         elif flock and (lock := _free(path)) is not None:
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
+
+
+def visible_in(directory: Path) -> Iterator[Path]:
+    """What lies in a directory, but for what is being written, or was by a process that was killed."""
+    return (path for path in directory.iterdir() if not path.name.startswith(ASIDE))
 
 
 def _free(directory: Path) -> int | None:
@@ -169,8 +215,12 @@ def _free(directory: Path) -> int | None:
 
 
 def write_text_aside(path: str | Path, text: str) -> None:
-    """Write a text file aside, then give it its name."""
+    """Write a text file aside, then give it its name; a device or pipe is written into as it is."""
     path = Path(path)
+    if is_written_into(path):
+        with named_in_errors(path):
+            path.write_text(text, encoding="utf-8")
+        return
     with files_written_aside(path.parent) as aside, named_in_errors(path):
         (aside / path.name).write_text(text, encoding="utf-8")
 

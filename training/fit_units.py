@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ import transformers
 
 from sjepa_hf.command import command
 from sjepa_hf.fitted_units import FittedUnits
+from sjepa_hf.saving import visible_in
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.progress import Heartbeat
@@ -87,7 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         "Clusters over layers of any encoder.",
         checkpoint=dict(help="What AutoModel opens: a directory or Hub name."),
     )
-    if os.path.lexists(arguments.output):
+    there = Path(arguments.output)
+    if os.path.lexists(there) and not (there.is_dir() and not any(visible_in(there))):
         raise ValueError(f"{arguments.output} is there already: name a folder that is not there.")
     with Heartbeat("reading frames and fitting"):
         units = FittedUnits.fit(

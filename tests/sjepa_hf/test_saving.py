@@ -3,8 +3,10 @@ import fcntl
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -13,7 +15,15 @@ from safetensors.torch import save_file
 
 from sjepa_hf import saving
 from sjepa_hf.command import sentence
-from sjepa_hf.saving import ASIDE, clear_asides, feature_extractor, files_written_aside, written_aside
+from sjepa_hf.saving import (
+    ASIDE,
+    clear_asides,
+    feature_extractor,
+    files_written_aside,
+    visible_in,
+    write_text_aside,
+    written_aside,
+)
 
 
 def test_a_directory_appears_whole_and_replaces_its_predecessor(tmp_path):
@@ -211,3 +221,71 @@ main()
     assert process.stdout.readline() == "writing\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143 and not list(tmp_path.iterdir())
+
+
+def test_two_at_once_that_write_one_directory_both_succeed(tmp_path):
+    target, failed = tmp_path / "model", []
+
+    def write(name: str) -> None:
+        for _ in range(60):
+            try:
+                with written_aside(target) as aside:
+                    for part in ("weights", "config"):
+                        (aside / part).write_text(name)
+            except OSError as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=write, args=name) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and len({path.read_text() for path in target.iterdir()}) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_link_to_a_directory_stays_one(tmp_path):
+    (tmp_path / "large disk").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "large disk")
+    for text in ("one", "two"):
+        with written_aside(tmp_path / "model") as aside:
+            (aside / "a.txt").write_text(text)
+        assert (tmp_path / "model").is_symlink() and (tmp_path / "large disk" / "a.txt").read_text() == text
+
+
+def test_pipes_are_written_into(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for write in (write_text_aside, by_files_aside):
+        reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        write(tmp_path / "pipe", "text")
+        assert os.read(reader, 10) == b"text" and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+        os.close(reader)
+
+
+def by_files_aside(path, text: str) -> None:
+    with files_written_aside(path.parent) as aside:
+        (aside / path.name).write_text(text)
+
+
+def test_a_directory_in_the_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "table.md").mkdir()
+    with pytest.raises(OSError) as caught:
+        write_text_aside(tmp_path / "table.md", "text")
+    assert sentence(caught.value) == f"{tmp_path / 'table.md'}: Is a directory."
+
+
+def test_a_directory_made_for_files_that_failed_is_gone(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("there", "new"):
+        with pytest.raises(RuntimeError), files_written_aside(tmp_path / name):
+            raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_what_a_living_process_writes_is_never_cleared_away(tmp_path):
+    with files_written_aside(tmp_path) as aside:
+        assert not list(visible_in(tmp_path))
+        for of_all in (False, True):
+            clear_asides(tmp_path, of_all)
+        (aside / "a").write_text("whole")
+    assert [path.name for path in visible_in(tmp_path)] == ["a"]

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from sjepa_hf.command import UserError
 from sjepa_hf.contents import read_json
-from sjepa_hf.saving import ASIDE, flush, named_in_errors, share_mode_of, write_text_aside
+from sjepa_hf.saving import flush, named_in_errors, share_mode_of, visible_in, write_text_aside
 
 
 RECORD, PROGRESS = "corpus.json", ".progress"
@@ -38,7 +38,7 @@ class OutputFolder:
         record = self.directory / RECORD
         if self.directory.exists() and not self.directory.is_dir():
             raise ValueError(f"{directory} is a file: name a folder that is not there.")
-        there = {path.name for path in _visible(self.directory)} if self.directory.is_dir() else set()
+        there = {path.name for path in visible_in(self.directory)} if self.directory.is_dir() else set()
         if record.is_file():  # looked for last: another process may just have written it
             self._check(record)
         elif there - {PROGRESS}:
@@ -137,10 +137,6 @@ def units_settings(folder: str | Path) -> dict:
     if not complete:
         raise ValueError(f"`units` {folder} is not whole, or has no clip: run the command that wrote it again.")
     return settings
-
-
-def _visible(directory: Path) -> Iterator[Path]:
-    return (path for path in directory.iterdir() if not path.name.startswith(ASIDE))
 
 
 def _short_json(value: object) -> str:

@@ -141,7 +141,8 @@ def check_normalization(checkpoint: str, now: dict) -> None:
 
 def check_classes(checkpoint: str, names: Sequence[str]) -> None:
     """Raise a ValueError if a checkpoint's head tells other classes apart."""
-    then = [name for _, name in sorted(open_config(checkpoint).id2label.items())]
+    merged = Path(checkpoint) / MERGED  # beside adapters, which have no configuration of the model
+    then = [name for _, name in sorted(open_config(merged if merged.is_dir() else checkpoint).id2label.items())]
     if then != list(names):
         changes = came_and_went(then, names, "class")
         raise ValueError(

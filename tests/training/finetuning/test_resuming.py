@@ -7,10 +7,11 @@ import pytest
 from finetuning_runs import FAST, SHORT, prepare, run, sentence
 from transformers import pipeline
 
+from sjepa_hf import SJepaConfig
 from training import finetune_classification, finetune_ctc
 from training.common.progress import Heartbeat
 from training.data.waveforms import read_audio
-from training.finetuning.resuming import check_normalization, check_vocabulary
+from training.finetuning.resuming import check_classes, check_normalization, check_vocabulary
 
 
 GO_ON = ("--resume_from_checkpoint", "latest")
@@ -144,3 +145,13 @@ def test_an_output_directory_belongs_to_one_run(script, checkpoint, mine, classe
     monkeypatch.setattr(script, "train", lambda *_: None)
     for _ in range(2):
         script.main(command)  # neither an error nor an end leaves a lock
+
+
+@pytest.mark.parametrize("place", ["", "merged"], ids=["whole", "adapters"])
+def test_the_classes_of_a_checkpoint_are_read_where_its_model_lies(place, tmp_path):
+    """Adapters have no configuration of their own: it lies beside the model that they are merged into."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    SJepaConfig(id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1}).save_pretrained(tmp_path / place)
+    check_classes(str(tmp_path), ["no", "yes"])
+    with pytest.raises(ValueError, match="The labels have changed since .*: the class 'maybe' is new"):
+        check_classes(str(tmp_path), ["maybe", "no", "yes"])
