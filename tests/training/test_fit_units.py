@@ -13,6 +13,7 @@ from training.data.sources import Source
 
 def test_fitted_clusters_make_units(corpus_folder, clustered, tmp_path):
     fit = [clustered, "--data", str(corpus_folder), "--layers", "1", "3", "--components", "6", "--frames", "500"]
+    (tmp_path / "fitted" / ".incomplete-node7-1").mkdir(parents=True)  # of a fit that was killed
     fit_units.main([*fit, "--output", str(tmp_path / "fitted")])
     described = json.loads((tmp_path / "fitted" / "units.json").read_text())
     assert (described["layers"], described["num_components"], described["method"]) == ([1, 3], 6, "kmeans")
