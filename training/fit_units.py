@@ -77,7 +77,7 @@ def waveforms(arguments: FitArguments) -> Iterator[np.ndarray]:
             continue
         monitor.update(1, [])
         yield samples
-    monitor.check(end_of_data=True)
+    monitor.check(end_of_data=True, whole=True)
 
 
 @command

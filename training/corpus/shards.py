@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -85,7 +86,7 @@ def write_shards(
 
     Raises:
         ValueError: if a stream breaks off, or has no clip.
-        BadAudioError: if too many clips cannot be used, or, once the record says so, none of the corpus.
+        BadAudioError: if too many clips cannot be used, or, once the record says so, too many or all of the corpus.
     """
     monitor = BadAudioMonitor(max_bad_fraction)
     for number, rows in corpus.shards():
@@ -101,6 +102,10 @@ def write_shards(
     if totals and not totals["clips"]:
         record = output.directory / RECORD
         raise BadAudioError(f"No clip of the data could be used {totals['bad_clips']}: {record} names them.")
+    if totals:
+        monitor = BadAudioMonitor(max_bad_fraction)
+        monitor.seen, monitor.by_reason = totals["clips"] + len(totals["bad"]), Counter(totals["bad_clips"])
+        monitor.check(whole=True)
     return totals
 
 

@@ -6,6 +6,8 @@ import unicodedata
 from collections import Counter, deque
 from collections.abc import Sequence
 
+from scipy.special import bdtrc
+
 from sjepa_hf.command import UserError
 from sjepa_hf.frames import MIN_SAMPLES, SAMPLING_RATE
 
@@ -30,6 +32,8 @@ class BadAudioMonitor:
     Args:
         max_bad_fraction: the share of clips that may be skipped.
 
+    The clips so far are a sample of the data: a run stops when chance does not explain how many of them are bad.
+
     A source that vanishes in the middle of a long run would hardly move the share of all clips so far: the run also
     stops when most of the last 1,000 clips were skipped.
 
@@ -42,6 +46,7 @@ class BadAudioMonitor:
 
     names_logged = 20
     min_clips = 50  # before the share is judged
+    chance = 1e-6  # of as many skipped clips in data of which just `max_bad_fraction` is bad
     recent_clips = 1000
 
     def __init__(self, max_bad_fraction: float = 0.05):
@@ -84,21 +89,25 @@ class BadAudioMonitor:
             if len(self._named) == self.names_logged:
                 logger.warning("%d bad clips named; from here on they are only counted.", self.names_logged)
 
-    def check(self, end_of_data: bool = False) -> None:
+    def check(self, end_of_data: bool = False, whole: bool = False) -> None:
         """Stop the run if the audio is bad.
 
         Args:
             end_of_data: the loader has given all its batches: no usable clip at all is then an error too.
+            whole: all clips of the data have been counted, each once: their share is no matter of chance.
 
         Raises:
-            BadAudioError: if more than `max_bad_fraction` of at least `min_clips` clips were skipped, or most of the
-                last 1,000, or all of them were and no more will come.
+            BadAudioError: if of at least `min_clips` clips more were skipped than `max_bad_fraction` and chance
+                explain, or most of the last 1,000 were, or all of them and no more will come.
         """
         seen, reasons = self._since_restored()
         skipped = reasons.total()
         if end_of_data and seen == skipped:
             raise BadAudioError(f"The data gave no usable clip: {self._counts()}; check it.")
-        if seen >= self.min_clips and skipped > self.max_bad_fraction * seen:
+        too_many = skipped > self.max_bad_fraction * seen
+        if not whole:
+            too_many = too_many and bdtrc(skipped - 1, seen, self.max_bad_fraction) < self.chance  # so many or more
+        if seen >= self.min_clips and too_many:
             least = MIN_SAMPLES / SAMPLING_RATE
             shorter = f"lower min_seconds (to {least:g} at the least) or " if reasons["too_short"] else ""
             raise BadAudioError(

@@ -227,10 +227,13 @@ class BatchStream(IterableDataset):
                 return
             words = [self.seed, BUCKET, at.epoch, at.section, reader]
             batches, bad = self._plan(clips, np.random.default_rng(words))
-            if at.batch == 0:  # else an earlier batch has told
+            if not batches:
                 yield None, bad
+            # Every batch tells its share of them, so that what is counted so far is always of the same clips.
+            ends = np.cumsum([len(batch) for batch in batches]) * len(bad) // max(1, len(clips) - len(bad))
             for number in range(at.batch, len(batches)):
-                yield self._batch(batches[number], at._replace(batch=number), reader, room)
+                batch, broken = self._batch(batches[number], at._replace(batch=number), reader, room)
+                yield batch, bad[ends[number - 1] if number else 0 : ends[number]] + broken
             at = Position(at.epoch, at.section + 1, 0, cursor)
 
     def _plan(

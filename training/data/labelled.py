@@ -97,8 +97,14 @@ class LabelledClips(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict | None:
         example = self._read(index)
         if example is None:
-            self._monitor.check()
+            self._judge()
         return example
+
+    def _judge(self) -> None:
+        """Raise BadAudioError if too many are bad of all that were met, by all who share `_met`."""
+        self._monitor.by_reason = self.bad
+        self._monitor.seen = met = int(self._met.count_nonzero())
+        self._monitor.check(whole=met == len(self))
 
     def _read(self, index: int) -> dict | None:
         """What `clips[index]` is, however many of the clips are unusable."""
@@ -112,14 +118,11 @@ class LabelledClips(torch.utils.data.Dataset):
         return {"input_values": waveform} | {name: values[index] for name, values in self.labels.items()}
 
     def _count(self, index: int, name: str, reason: str | None = None) -> None:
-        """Note once whether a clip was usable; if not, the monitor has all that was met, by all who share `_met`."""
+        """Note once whether a clip was usable."""
         if self._met[index] >= (2 if reason else 1):
             return
         self._met[index] = 2 + REASONS.index(reason) if reason else 1
         self._monitor.update(0 if reason else 1, [(name, reason)] if reason else [])
-        if reason:
-            self._monitor.by_reason = bad = self.bad
-            self._monitor.seen = int((self._met == 1).sum()) + bad.total()
 
     def _none_usable(self) -> BadAudioError:
         return BadAudioError(f"None of {len(self)} clips can be used ({counted(self.bad)}); the log names them.")
@@ -149,7 +152,7 @@ class LabelledClips(torch.utils.data.Dataset):
                 lengths.append(len(example["input_values"]))
         if not kept:
             raise self._none_usable()
-        self._monitor.check()  # of all clips, in whatever order the bad ones stand
+        self._judge()  # of all clips, in whatever order the bad ones stand
         if len(kept) < len(self):
             bad = self.bad
             logger.warning("%d of %d clips are left out: %s.", bad.total(), len(self), counted(bad))
@@ -354,7 +357,7 @@ def open_labelled(
             places.append(Place(number, row_number, length, recordings.setdefault(recording, len(recordings))))
             for label, value in values.items():
                 kept[label].append(value)
-    monitor.check()  # of all clips, in whatever order the bad ones stand
+    monitor.check(whole=True)
     name = ", ".join(specs)
     if too_long:
         logger.warning("%s: %d clips longer than %g s (max_seconds) were left out.", name, too_long, max_seconds)

@@ -67,12 +67,27 @@ def test_progress_counts_what_is_left_to_this_process(corpus, tmp_path, monkeypa
 
 def test_too_many_clips_that_cannot_be_used_end_the_run(corpus, tmp_path):
     def make(number, rows) -> Shard:
-        return Shard({"clips": 25, "seconds": 1.0}, number * [("x.wav", "odd")], lambda folder: None)
+        return Shard({"clips": 25, "seconds": 1.0}, 5 * number * [("x.wav", "odd")], lambda folder: None)
 
     output = OutputFolder(tmp_path / "out", corpus.settings)
     with pytest.raises(BadAudioError, match="odd"):
-        write_shards(corpus, output, process(0, 1), 0.03, make)  # 0 of 25, 1 of 51, 3 of 78
+        write_shards(corpus, output, process(0, 1), 0.03, make)  # 0 of 25, 5 of 55, 15 of 90
     assert output.is_done(1) and not output.is_done(2)
+
+
+def test_too_many_of_the_whole_corpus_are_an_error_in_every_run(corpus, tmp_path):
+    def make(number, rows) -> Shard:
+        return Shard({"clips": 25, "seconds": 1.0}, number * [("x.wav", "odd")], lambda folder: None)
+
+    def run(index: int, max_bad_fraction: float) -> dict | None:
+        output = OutputFolder(tmp_path / "out", corpus.settings, index)
+        return write_shards(corpus, output, process(index, 2), max_bad_fraction, make)
+
+    assert run(0, 0.04) is None
+    for _ in range(2):
+        with pytest.raises(BadAudioError, match=r"6 of 106 clips were skipped \(6 odd\), more than"):
+            run(1, 0.04)
+    assert run(1, 0.06)["clips"] == 100
 
 
 def test_a_corpus_without_a_usable_clip_is_an_error_in_every_run(corpus, tmp_path):

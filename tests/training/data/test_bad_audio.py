@@ -1,9 +1,11 @@
 import logging
 import unicodedata
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 
-from training.data.bad_audio import BadAudioMonitor
+from training.data.bad_audio import BadAudioError, BadAudioMonitor
 
 
 def test_monitor_counts_by_reason_and_names_the_first_twenty(caplog):
@@ -25,9 +27,47 @@ def test_monitor_stops_a_run_with_too_many_bad_clips():
     monitor.check()  # too few clips to judge
     monitor.update(56, [])
     monitor.check()  # 2 of 60
-    monitor.update(0, [("b.wav", "silent")] * 2)
-    with pytest.raises(RuntimeError, match=r"4 of 62 clips were skipped \(2 corrupt, 2 silent\).*max_bad_fraction"):
+    monitor.update(0, [("b.wav", "silent")] * 18)
+    with pytest.raises(RuntimeError, match=r"20 of 78 clips were skipped \(18 silent, 2 corrupt\).*max_bad_fraction"):
         monitor.check()
+
+
+def stops_after(share: float, seed: int, clips: int = 5000) -> int | None:
+    """Clips until data of which `share` is bad stop a run that allows 5 %."""
+    monitor = BadAudioMonitor(max_bad_fraction=0.05)
+    for bad in np.random.default_rng(seed).binomial(10, share, clips // 10).tolist():
+        monitor.update(10 - bad, [("a.wav", "corrupt")] * bad)
+        try:
+            monitor.check()
+        except BadAudioError:
+            return monitor.seen
+    return None
+
+
+@pytest.mark.parametrize("share", [0.014, 0.03, 0.05])
+def test_chance_does_not_stop_a_run(share):
+    assert [seed for seed in range(100) if stops_after(share, seed)] == []
+
+
+@pytest.mark.parametrize(("share", "within"), [(0.1, 1500), (0.2, 400), (1.0, 50)])
+def test_data_that_are_too_bad_stop_a_run_soon(share, within):
+    assert max(stops_after(share, seed) or np.inf for seed in range(100)) <= within
+
+
+@pytest.mark.parametrize(("max_bad_fraction", "bad", "stops"), [(0.0, 0, False), (0.0, 1, True), (1.0, 80, False)])
+def test_the_ends_of_the_share_are_none_and_all(max_bad_fraction, bad, stops):
+    monitor = BadAudioMonitor(max_bad_fraction)
+    monitor.update(80 - bad, [("a.wav", "corrupt")] * bad)
+    with pytest.raises(BadAudioError, match="1 of 80") if stops else nullcontext():
+        monitor.check()
+
+
+def test_the_share_of_all_clips_is_no_matter_of_chance():
+    monitor = BadAudioMonitor(max_bad_fraction=0.05)
+    monitor.update(94, [("a.wav", "corrupt")] * 6)
+    monitor.check()
+    with pytest.raises(BadAudioError, match="6 of 100"):
+        monitor.check(whole=True)
 
 
 @pytest.mark.parametrize(("there", "named"), [("NFC", "NFD"), ("NFD", "NFC")])
@@ -55,8 +95,8 @@ def test_monitor_judges_a_resumed_run_by_what_it_reads_itself():
     monitor.update(58, [("a.wav", "corrupt")] * 2)
     monitor.check()
     assert (monitor.seen, monitor.skipped) == (160, 42), "the counts are those of the whole run"
-    monitor.update(0, [("b.wav", "silent")] * 2)
-    with pytest.raises(RuntimeError, match=r"4 of 62 clips were skipped \(2 corrupt, 2 silent\)"):
+    monitor.update(0, [("b.wav", "silent")] * 18)
+    with pytest.raises(RuntimeError, match=r"20 of 78 clips were skipped \(18 silent, 2 corrupt\)"):
         monitor.check()
 
 

@@ -12,6 +12,7 @@ from noise_batches import collate
 
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.arguments import DataArguments
+from training.data.bad_audio import BadAudioMonitor
 from training.data.batches import BatchStream, attention_mask, batches_by_length, cut_batches
 from training.data.clips import Clip
 from training.data.masking import SpanMask
@@ -233,6 +234,39 @@ def test_bad_clips_are_reported_once_an_epoch_and_left_out(tmp_path, clips):
     skipped = sorted(entry for batch in batches for entry in batch["skipped"])
     assert skipped == sorted(2 * [(silent, "silent"), (absent, "missing"), (short, "too_short")])
     assert sorted(n for batch in batches for n in numbers(batch)) == sorted(2 * list(range(NUM_CLIPS)))
+
+
+def test_bad_clips_are_told_with_the_usable_ones_they_stood_among(clips):
+    """From the first batch on, and over every batch at which a run may have gone on."""
+    samples = [(Clip(clips[0], clips[0], 0.0, 0.02 if n % 25 == 0 else 0.1 + n / 5000), {}) for n in range(500)]
+
+    def stream_from(position=None) -> BatchStream:
+        corpus = ClipIndex([Source("test", samples)], None, 0)
+        args = DataArguments(["noise"], **CUT | {"bucket_buffer_size": 200})
+        return BatchStream(corpus, args, seed=0, max_epochs=1, position=position)
+
+    whole, seen, bad = list(stream_from()), 0, 0
+    for batch in whole:
+        seen, bad = seen + len(batch["lengths"]) + len(batch["skipped"]), bad + len(batch["skipped"])
+        assert bad == pytest.approx(0.04 * seen, abs=6)
+    assert (seen, bad) == (500, 20)
+    for start in range(1, len(whole), 7):
+        assert_same(whole[start:], list(stream_from(after(whole[:start]))))
+
+
+@pytest.mark.parametrize("num_processes", [1, 4])
+def test_healthy_data_are_not_taken_for_bad(clips, num_processes):
+    samples = [(Clip(clips[0], clips[0], 0.0, 0.02 if n % 33 == 0 else 0.1), {}) for n in range(1000)]
+    for seed in range(2):
+        corpus = ClipIndex([Source("test", samples)], None, seed)
+        for index in range(num_processes):
+            monitor = BadAudioMonitor(max_bad_fraction=0.05)
+            args = DataArguments(["noise"], **CUT | {"bucket_buffer_size": 1024})
+            options = {"process_index": index, "num_processes": num_processes, "max_epochs": 1}
+            for batch in BatchStream(corpus, args, seed=seed, **options):
+                monitor.update(len(batch["lengths"]), batch["skipped"])
+                monitor.check()
+            assert monitor.seen == 1000 / num_processes
 
 
 def test_a_batch_of_bad_clips_alone_is_left_out_and_told_once(tmp_path):

@@ -236,10 +236,21 @@ def test_a_source_that_goes_away_ends_the_reading(folder):
         [clips[i] for i in range(60)]
 
 
+def test_the_share_of_bad_clips_is_exact_once_all_were_met(folder):
+    rows = [{"audio_filepath": f"{i if i < 4 else 9}.wav", "offset": i / 1000, "duration": 0.2} for i in range(60)]
+    (folder / "pieces.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    clips = open_labelled([str(folder / "pieces.jsonl")], []).filled()
+    for number in range(4):
+        (folder / f"{number}.wav").unlink()
+    assert all(clips[i] for i in range(59, -1, -1) if i != 0)  # 3 of 59
+    with pytest.raises(BadAudioError, match="4 of 60 clips were skipped"):
+        clips[0]
+
+
 def test_the_share_of_bad_clips_is_judged_over_all_workers(folder):
     """Each of four workers meets fewer clips than the share is judged on."""
     rows = [
-        {"audio_filepath": f"{i % 2 if 40 <= i < 52 or i == 59 else 9}.wav", "offset": i / 1000} for i in range(60)
+        {"audio_filepath": f"{i % 2 if 32 <= i < 52 or i == 59 else 9}.wav", "offset": i / 1000} for i in range(60)
     ]
     (folder / "pieces.jsonl").write_text("\n".join(json.dumps(row | {"duration": 0.2}) for row in rows))
     clips = open_labelled([str(folder / "pieces.jsonl")], []).filled()

@@ -178,7 +178,9 @@ def test_a_layer_that_is_never_checked_is_said_to_stay(arguments):
 def test_too_much_that_cannot_be_read_is_foreseen(arguments, caplog):
     caplog.set_level(logging.INFO)
     pretrain.main(arguments("--dry_run", "true", "--max_bad_fraction", "0.04"))
-    assert "more than `max_bad_fraction` (0.04): the run will stop." in lines(caplog)["Data"]
+    assert (
+        "more than `max_bad_fraction` (0.04): the run will stop once that is beyond chance." in lines(caplog)["Data"]
+    )
     pretrain.main(arguments("--dry_run", "true", "--min_seconds", "1.9", "--max_bad_fraction", "1"))
     assert "57 % are shorter than 1.9 s or unreadable" in lines(caplog)["Data"]
 
