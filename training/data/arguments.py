@@ -69,8 +69,8 @@ class DataArguments:
     max_bad_fraction: float = field(
         default=0.05,
         metadata={
-            "help": "Stop when more than this share of the clips, beyond chance, is missing, corrupt, silent or otherwise"
-            " unusable."
+            "help": "Stop when more than this share of the clips, beyond chance, is missing, corrupt, silent or"
+            " otherwise unusable."
         },
     )
 

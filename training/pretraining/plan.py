@@ -174,7 +174,8 @@ def about_data(arguments: Arguments, stream: BatchStream, found: DataEstimate | 
         seconds = f"{stream.args.min_seconds:g} s"
         text += f"; {100 * found.unusable:.0f} % are shorter than {seconds} or unreadable and will be skipped"
         if found.unusable > arguments.data.max_bad_fraction:
-            text += f", which is more than `max_bad_fraction` ({arguments.data.max_bad_fraction:g}): the run will stop once that is beyond chance"
+            text += f", which is more than `max_bad_fraction` ({arguments.data.max_bad_fraction:g}): the run will stop"
+            text += " once that is beyond chance"
     return text + "."
 
 

@@ -242,15 +242,15 @@ def test_bad_clips_are_told_with_the_usable_ones_they_stood_among(clips):
 
     def stream_from(position=None) -> BatchStream:
         corpus = ClipIndex([Source("test", samples)], None, 0)
-        args = DataArguments(["noise"], **CUT | {"bucket_buffer_size": 200})
-        return BatchStream(corpus, args, seed=0, max_epochs=1, position=position)
+        args = DataArguments(["noise"], **CUT | {"bucket_buffer_size": 500})
+        return BatchStream(corpus, args, seed=0, max_epochs=2, position=position)
 
     whole, seen, bad = list(stream_from()), 0, 0
     for batch in whole:
         seen, bad = seen + len(batch["lengths"]) + len(batch["skipped"]), bad + len(batch["skipped"])
-        assert bad == pytest.approx(0.04 * seen, abs=6)
-    assert (seen, bad) == (500, 20)
-    for start in range(1, len(whole), 7):
+        assert bad == pytest.approx(0.04 * seen, abs=1)
+    assert (seen, bad) == (1000, 40)
+    for start in range(1, len(whole), 9):
         assert_same(whole[start:], list(stream_from(after(whole[:start]))))
 
 
