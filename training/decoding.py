@@ -88,20 +88,20 @@ def decode(arguments: argparse.Namespace) -> None:
         lm = NGram.load(arguments.lm)
         check_language_model(lm, arguments.lm, processor.tokenizer, texts)
         decoder = BeamSearchDecoder(processor.tokenizer, lm, **settings)
-    transcripts = []
+    found = {}
     for spec, clips in parts.items():
         with Heartbeat(f"decoding {spec}, {len(clips)} clips"):
-            results, rows = evaluate_clips(
+            found[spec] = evaluate_clips(
                 model.to(device), processor, clips, clips.labels[column], decoder, arguments.batch_size
             )
+    if arguments.transcripts:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for _, rows in found.values() for row in rows]
+        write_text_aside(arguments.transcripts, "".join(lines))
+        print(f"all {len(lines)} transcripts: {arguments.transcripts}", file=sys.stderr)
+    for spec, (results, rows) in found.items():
         print(f"{spec}: {error_rates_in_words(results, rows)}")
         print("\n".join(examples(rows, arguments.examples)))
         print(json.dumps({spec: rounded(results)}, ensure_ascii=False))
-        transcripts += rows
-    if arguments.transcripts:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in transcripts)
-        write_text_aside(arguments.transcripts, "".join(lines))
-        print(f"all {len(transcripts)} transcripts: {arguments.transcripts}", file=sys.stderr)
 
 
 def error_rates_in_words(results: dict, rows: Sequence[dict]) -> str:

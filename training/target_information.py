@@ -255,10 +255,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     with Heartbeat("opening the data") as heartbeat:
         rows = run(rest.checkpoint, arguments, heartbeat)
-    print(table(rows))
     if arguments.output:
         text = json_text({"checkpoint": rest.checkpoint, "rows": rows}, 1) + "\n"
         write_text_aside(arguments.output, text)
+    print(table(rows))
 
 
 if __name__ == "__main__":

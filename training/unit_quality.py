@@ -262,9 +262,9 @@ def main(argv: list[str] | None = None) -> None:
             heartbeat.doing = f"measuring {name}"
             rows.append({"units": name, **measure(units, data, arguments)})
             logger.info("%s: %s", name, {key: round(v, 3) for key, v in rows[-1].items() if isinstance(v, float)})
-    print(table(rows))
     if arguments.output:
         write_text_aside(arguments.output, json_text({"checkpoint": rest.checkpoint, "rows": rows}, 1) + "\n")
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 import json
 import re
 import shutil
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
 import soundfile
+from full_disk import FullDisk
 from transformers import (
     pipeline,
 )
@@ -69,3 +71,12 @@ def test_pipeline_and_decode_command_agree_with_the_results(recogniser, mine, tm
     assert len(shown) == 6 and sum("(worst)" in line for line in lines) == 3
     (scores,) = json.loads(lines[-1]).values()
     assert scores["clips"] == 20 and scores["lm"].keys() == {"wer", "cer"}
+
+
+def test_transcripts_are_written_before_anything_is_printed(recogniser, mine, tmp_path):
+    transcripts = tmp_path / "transcripts.jsonl"
+    with redirect_stdout(FullDisk()), pytest.raises(SystemExit, match="error: .*No space left"):
+        decoding.main([
+            "decode", "--model", str(recogniser[1]), "--data", str(mine), "--transcripts", str(transcripts)
+        ])  # fmt: skip
+    assert len(transcripts.read_text().splitlines()) == 20
