@@ -42,6 +42,7 @@ from .frames import MIN_SAMPLES, SAMPLING_RATE, real_samples
 from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel
 from .modeling_sjepa_heads import SJepaForCTC, SJepaForSequenceClassification
 from .opening import MissingWeights, open_pretrained, open_sjepa, open_sjepa_config
+from .room import check_output_file
 from .saving import files_written_aside
 from .transcripts import UNKNOWN_SIGN, silent_labels
 
@@ -265,8 +266,11 @@ def export_onnx(
         OSError: where it cannot be written.
     """
     output = Path(output)
-    if output.suffix != ".onnx" or output.is_dir():
+    if output.suffix != ".onnx":
         raise ValueError(f"`output` {output} must be the name of a file that ends in .onnx.")
+    small = output.with_suffix(".int8.onnx")
+    for path in (output, small) if int8 else (output,):
+        check_output_file(path, "output")
     try:
         import onnx
         import onnxruntime  # noqa: F401
@@ -290,7 +294,6 @@ def export_onnx(
                 " nothing was written."
             )
         if int8:
-            small = output.with_suffix(".int8.onnx")
             logger.info("Quantising the linear layers to int8, and comparing again.")
             quantize(aside / output.name, aside / small.name)
             differences[small] = largest_difference(exported, aside / small.name)

@@ -17,9 +17,11 @@ from pathlib import Path
 
 from sjepa_hf.command import CommandParser, command
 from sjepa_hf.opening import open_recogniser
+from sjepa_hf.room import check_output_file
 from sjepa_hf.saving import write_text_aside
 from training.common.device import default_device
 from training.common.progress import Heartbeat
+from training.common.ranges import check_ranges
 from training.data.labelled import TEXT_COLUMNS, choose_column, open_labelled
 from training.finetuning.arguments import MIN_SECONDS
 from training.finetuning.beam_search import ALPHA, BEAM_WIDTH, BETA, BeamSearchDecoder, check_language_model
@@ -61,6 +63,8 @@ def parser() -> CommandParser:
 
 
 def build_ngram(arguments: argparse.Namespace) -> None:
+    check_ranges(arguments, at_least_1="order")
+    check_output_file(arguments.output, "output")
     normalizer = TextNormalizer.load(arguments.model) if arguments.model else TextNormalizer()
     sentences = read_sentences(arguments.text, arguments.text_column, normalizer)
     lm = estimate(sentences, arguments.order)
@@ -70,6 +74,9 @@ def build_ngram(arguments: argparse.Namespace) -> None:
 
 
 def decode(arguments: argparse.Namespace) -> None:
+    check_ranges(arguments, at_least_1="batch_size beam_width", not_negative="examples")
+    if arguments.transcripts:
+        check_output_file(arguments.transcripts, "transcripts")
     settings = {name: getattr(arguments, name) for name in ("alpha", "beta", "beam_width")}
     settings = {name: value for name, value in settings.items() if value is not None}
     if settings and not arguments.lm:

@@ -32,6 +32,7 @@ from sjepa_hf.fitted_units import KMEANS_PASSES, first_frames
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.kmeans import kmeans, nearest
 from sjepa_hf.opening import open_config, open_pretraining
+from sjepa_hf.room import check_output_file
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import UNTRAINED, json_text, markdown_table
 from training.common.command_line import parse_dataclasses
@@ -256,6 +257,8 @@ def main(argv: list[str] | None = None) -> None:
         "How good units are.",
         checkpoint=dict(help="An encoder: a directory or Hub name."),
     )
+    if arguments.output:
+        check_output_file(arguments.output, "output")
     with Heartbeat("opening the data") as heartbeat:
         data, rows = QualityData(arguments), []
         for name, units in subjects(rest.checkpoint, arguments):

@@ -56,6 +56,11 @@ def test_figures_are_written_before_they_are_printed(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "found.json").read_text())["rows"] == rows
 
 
+def test_an_output_that_cannot_be_is_told_before_anything_is_opened(tmp_path):
+    with pytest.raises(SystemExit, match="error: `output` .* is a directory: name a file"):
+        main(["nowhere", "--train_data", "a", "--data", "b", "--output", str(tmp_path)])
+
+
 def test_a_fit_to_too_few_frames_gets_a_sentence(aligned, make_config, tmp_path):
     SJepaForPreTraining(make_config("log_mel")).save_pretrained(tmp_path / "model")
     command = [str(tmp_path / "model"), "--train_data", str(aligned), "--data", str(aligned), "--frames", "100"]

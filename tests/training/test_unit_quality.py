@@ -78,3 +78,8 @@ def test_figures_are_written_before_they_are_printed(tmp_path, monkeypatch):
     with redirect_stdout(FullDisk()), pytest.raises(SystemExit, match="error: .*No space left"):
         unit_quality.main(["model", "--data", "a", "--train_data", "b", "--output", str(output)])
     assert json.loads(output.read_text())["rows"] == [{"units": "mixture, 4", "purity": 0.5}]
+
+
+def test_an_output_that_cannot_be_is_told_before_anything_is_opened(tmp_path):
+    with pytest.raises(SystemExit, match="error: `output` .* is a directory: name a file"):
+        unit_quality.main(["nowhere", "--data", "a", "--train_data", "b", "--output", str(tmp_path)])
