@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from .command import first_line
 from .configuration_sjepa import AUTO_MAP, MODEL_CODE, own_classes
-from .scores import data_name
+from .scores import data_name, utf8_text
 
 
 CARD, RECORD, RESULTS, EVAL_RESULTS = "README.md", "training.json", "results.json", ".eval_results"
@@ -276,7 +276,7 @@ def without_paths(name: str, path: Path) -> Path | bytes:
     reduced = reduce_paths(found)
     if reduced == found:
         return path
-    return (json.dumps(reduced, indent=2, ensure_ascii=False) + "\n").encode()
+    return (utf8_text(json.dumps(reduced, indent=2, ensure_ascii=False)) + "\n").encode()
 
 
 def reduce_paths(value: Any, key: str = "") -> Any:

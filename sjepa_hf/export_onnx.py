@@ -25,7 +25,6 @@ Needs the packages onnx, onnxscript and onnxruntime.
 """
 
 import errno
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -44,6 +43,7 @@ from .modeling_sjepa_heads import SJepaForCTC, SJepaForSequenceClassification
 from .opening import MissingWeights, open_pretrained, open_sjepa, open_sjepa_config
 from .room import check_output_file
 from .saving import files_written_aside
+from .scores import json_text
 from .transcripts import UNKNOWN_SIGN, silent_labels
 
 
@@ -106,7 +106,7 @@ def metadata(model: SJepaPreTrainedModel, task: str, checkpoint: str | Path) -> 
         found["labels"] = ctc_labels(checkpoint, model.config.vocab_size)
     elif task == "classification":
         found["labels"] = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    return {name: json.dumps(value, ensure_ascii=False) for name, value in found.items()}
+    return {name: json_text(value) for name, value in found.items()}
 
 
 def ctc_labels(checkpoint: str | Path, vocab_size: int) -> list[str]:

@@ -10,7 +10,6 @@ into the n-gram.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from sjepa_hf.command import CommandParser, command
 from sjepa_hf.opening import open_recogniser
 from sjepa_hf.room import check_output_file
 from sjepa_hf.saving import write_text_aside
+from sjepa_hf.scores import json_text
 from training.common.device import default_device
 from training.common.progress import Heartbeat
 from training.common.ranges import check_ranges
@@ -102,13 +102,13 @@ def decode(arguments: argparse.Namespace) -> None:
                 model.to(device), processor, clips, clips.labels[column], decoder, arguments.batch_size
             )
     if arguments.transcripts:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for _, rows in found.values() for row in rows]
+        lines = [json_text(row) + "\n" for _, rows in found.values() for row in rows]
         write_text_aside(arguments.transcripts, "".join(lines))
         print(f"all {len(lines)} transcripts: {arguments.transcripts}", file=sys.stderr)
     for spec, (results, rows) in found.items():
         print(f"{spec}: {error_rates_in_words(results, rows)}")
         print("\n".join(examples(rows, arguments.examples)))
-        print(json.dumps({spec: rounded(results)}, ensure_ascii=False))
+        print(json_text({spec: rounded(results)}))
 
 
 def error_rates_in_words(results: dict, rows: Sequence[dict]) -> str:

@@ -2,7 +2,10 @@
 
 import ast
 import json
+import os
 import re
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,6 +225,18 @@ def test_a_directory_of_any_name_has_code_that_runs(checkpoint, tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", card(odd).text, re.DOTALL)
     names = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
     assert names.count(odd.name) == 2
+
+
+def test_a_directory_whose_name_is_not_utf_8_has_a_card(checkpoint, tmp_path, monkeypatch, capsysbinary):
+    odd = tmp_path / os.fsdecode(b"n\xff")
+    shutil.copytree(checkpoint, odd, ignore=shutil.ignore_patterns("*.safetensors"))  # which Rust could not open there
+    monkeypatch.setattr(sys, "argv", ["model_card", str(odd)])
+    model_card.main()
+    text = (odd / "README.md").read_text(encoding="utf-8")
+    assert "# n\\udcff" in text
+    for block in re.findall("```python\n(.*?)```", text, re.S):
+        assert os.fsdecode(b"n\xff") in [node.value for node in ast.walk(ast.parse(block)) if hasattr(node, "value")]
+    assert b"n\\udcff/README.md" in capsysbinary.readouterr().out
 
 
 def test_figures_that_are_not_finite_stay_out_of_the_metadata(checkpoint, tmp_path):
