@@ -258,6 +258,15 @@ def test_subjects_of_one_name_all_stand_in_the_table(checkpoint, tmp_path):
     assert "| accuracy | **0.900** | 0.000 | 0.100 | 0.200 | 0.300 | 0.400 |" in text
 
 
+@pytest.mark.parametrize("name", ["training.json", "results.json", "loss.png"])
+def test_a_card_that_is_made_without_a_file_that_is_there_says_so(checkpoint, name, caplog):
+    card(checkpoint)
+    assert "The card is made without" not in caplog.text
+    (checkpoint / name).write_text("")
+    card(checkpoint)
+    assert f"/{name}: it is empty." in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
