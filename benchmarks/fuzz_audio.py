@@ -228,9 +228,9 @@ def main(argv: list[str] | None = None) -> None:
         "longest": longest,
         "most MiB beyond the first reading": most >> 20,
     }
-    print(json.dumps(result, indent=1))
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
     sys.exit(1 if faults or longest[0] > arguments.seconds else 0)
 
 

@@ -26,6 +26,7 @@ Pretraining and fine-tuning:
 
 What happens to checkpoints:
     saving.py                       the feature extractor beside the weights; nothing is left half-written
+    room.py                         whether what a command will write can be
     opening.py                      what a user names as a checkpoint, opened or refused in a sentence
     push.py                         command: publish one on the Hub
     contents.py                     what of a directory may be published

@@ -55,6 +55,7 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def shell(*args, **kwargs):
         log_to_terminal()
+        print_any_name()
         try:
             with orderly_sigterm():
                 return main(*args, **kwargs)
@@ -102,6 +103,12 @@ def log_to_terminal() -> None:
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.logging.disable_progress_bar()
+
+
+def print_any_name() -> None:
+    """Have standard output take names that its encoding does not have, as escapes, as standard error does."""
+    if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def rank() -> int:

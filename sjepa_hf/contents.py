@@ -1,5 +1,6 @@
 """Contents of a checkpoint directory: what of it may be published, by a list of the files it consists of."""
 
+import ast
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from safetensors import safe_open
 
 from .command import first_line
 from .configuration_sjepa import AUTO_MAP, MODEL_CODE, own_classes
-from .scores import data_name
+from .scores import data_name, utf8_text
 
 
 CARD, RECORD, RESULTS, EVAL_RESULTS = "README.md", "training.json", "results.json", ".eval_results"
@@ -203,7 +204,7 @@ def code_files(checkpoint: Path, config: dict) -> dict[str, Path]:
 
 
 def check_contents(found: Contents) -> None:
-    """Raise a ValueError for settings that are no JSON, a bad card, adapters that are not whole, and secrets."""
+    """Raise a ValueError for settings that are no JSON, code and adapters that are not whole, bad cards, secrets."""
     for path in found.files.values():
         if path.suffix not in (".safetensors", *IMAGES) and (secret := SECRET.search(path.read_bytes())):
             said = secret[0][:10].decode()
@@ -211,11 +212,24 @@ def check_contents(found: Contents) -> None:
     for name in (*SETTINGS, *TOKENIZER):
         if name in found.files:
             read_json(found.files[name])
+    for name in MODEL_CODE:
+        if name in found.files:
+            check_code(found.files[name])
     for name in (ADAPTER[1], PRETRAINING[1]):
         if name in found.files:
             check_tensors(found.files[name])
     if CARD in found.files:
         check_card(found.files[CARD])
+
+
+def check_code(path: Path) -> None:
+    """Raise a ValueError for a file that is no Python: whoever opens the model runs it."""
+    try:
+        ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(
+            f"{path} is no Python ({first_line(error)}): open the model with `from_pretrained` and save it again."
+        ) from None
 
 
 def check_card(path: Path) -> None:
@@ -276,7 +290,7 @@ def without_paths(name: str, path: Path) -> Path | bytes:
     reduced = reduce_paths(found)
     if reduced == found:
         return path
-    return (json.dumps(reduced, indent=2, ensure_ascii=False) + "\n").encode()
+    return (utf8_text(json.dumps(reduced, indent=2, ensure_ascii=False)) + "\n").encode()
 
 
 def reduce_paths(value: Any, key: str = "") -> Any:

@@ -25,7 +25,6 @@ Needs the packages onnx, onnxscript and onnxruntime.
 """
 
 import errno
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -42,7 +41,9 @@ from .frames import MIN_SAMPLES, SAMPLING_RATE, real_samples
 from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel
 from .modeling_sjepa_heads import SJepaForCTC, SJepaForSequenceClassification
 from .opening import MissingWeights, open_pretrained, open_sjepa, open_sjepa_config
+from .room import check_output_file
 from .saving import files_written_aside
+from .scores import json_text
 from .transcripts import UNKNOWN_SIGN, silent_labels
 
 
@@ -105,7 +106,7 @@ def metadata(model: SJepaPreTrainedModel, task: str, checkpoint: str | Path) -> 
         found["labels"] = ctc_labels(checkpoint, model.config.vocab_size)
     elif task == "classification":
         found["labels"] = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    return {name: json.dumps(value, ensure_ascii=False) for name, value in found.items()}
+    return {name: json_text(value) for name, value in found.items()}
 
 
 def ctc_labels(checkpoint: str | Path, vocab_size: int) -> list[str]:
@@ -265,8 +266,11 @@ def export_onnx(
         OSError: where it cannot be written.
     """
     output = Path(output)
-    if output.suffix != ".onnx" or output.is_dir():
+    if output.suffix != ".onnx":
         raise ValueError(f"`output` {output} must be the name of a file that ends in .onnx.")
+    small = output.with_suffix(".int8.onnx")
+    for path in (output, small) if int8 else (output,):
+        check_output_file(path, "output")
     try:
         import onnx
         import onnxruntime  # noqa: F401
@@ -290,7 +294,6 @@ def export_onnx(
                 " nothing was written."
             )
         if int8:
-            small = output.with_suffix(".int8.onnx")
             logger.info("Quantising the linear layers to int8, and comparing again.")
             quantize(aside / output.name, aside / small.name)
             differences[small] = largest_difference(exported, aside / small.name)

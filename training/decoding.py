@@ -10,16 +10,18 @@ into the n-gram.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sjepa_hf.command import CommandParser, command
 from sjepa_hf.opening import open_recogniser
+from sjepa_hf.room import check_output_file
 from sjepa_hf.saving import write_text_aside
+from sjepa_hf.scores import json_text
 from training.common.device import default_device
 from training.common.progress import Heartbeat
+from training.common.ranges import check_ranges
 from training.data.labelled import TEXT_COLUMNS, choose_column, open_labelled
 from training.finetuning.arguments import MIN_SECONDS
 from training.finetuning.beam_search import ALPHA, BEAM_WIDTH, BETA, BeamSearchDecoder, check_language_model
@@ -61,6 +63,8 @@ def parser() -> CommandParser:
 
 
 def build_ngram(arguments: argparse.Namespace) -> None:
+    check_ranges(arguments, at_least_1="order")
+    check_output_file(arguments.output, "output")
     normalizer = TextNormalizer.load(arguments.model) if arguments.model else TextNormalizer()
     sentences = read_sentences(arguments.text, arguments.text_column, normalizer)
     lm = estimate(sentences, arguments.order)
@@ -70,6 +74,9 @@ def build_ngram(arguments: argparse.Namespace) -> None:
 
 
 def decode(arguments: argparse.Namespace) -> None:
+    check_ranges(arguments, at_least_1="batch_size beam_width", not_negative="examples")
+    if arguments.transcripts:
+        check_output_file(arguments.transcripts, "transcripts")
     settings = {name: getattr(arguments, name) for name in ("alpha", "beta", "beam_width")}
     settings = {name: value for name, value in settings.items() if value is not None}
     if settings and not arguments.lm:
@@ -88,20 +95,20 @@ def decode(arguments: argparse.Namespace) -> None:
         lm = NGram.load(arguments.lm)
         check_language_model(lm, arguments.lm, processor.tokenizer, texts)
         decoder = BeamSearchDecoder(processor.tokenizer, lm, **settings)
-    transcripts = []
+    found = {}
     for spec, clips in parts.items():
         with Heartbeat(f"decoding {spec}, {len(clips)} clips"):
-            results, rows = evaluate_clips(
+            found[spec] = evaluate_clips(
                 model.to(device), processor, clips, clips.labels[column], decoder, arguments.batch_size
             )
+    if arguments.transcripts:
+        lines = [json_text(row) + "\n" for _, rows in found.values() for row in rows]
+        write_text_aside(arguments.transcripts, "".join(lines))
+        print(f"all {len(lines)} transcripts: {arguments.transcripts}", file=sys.stderr)
+    for spec, (results, rows) in found.items():
         print(f"{spec}: {error_rates_in_words(results, rows)}")
         print("\n".join(examples(rows, arguments.examples)))
-        print(json.dumps({spec: rounded(results)}, ensure_ascii=False))
-        transcripts += rows
-    if arguments.transcripts:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in transcripts)
-        write_text_aside(arguments.transcripts, "".join(lines))
-        print(f"all {len(transcripts)} transcripts: {arguments.transcripts}", file=sys.stderr)
+        print(json_text({spec: rounded(results)}))
 
 
 def error_rates_in_words(results: dict, rows: Sequence[dict]) -> str:

@@ -13,7 +13,6 @@ model lie results.json, transcripts.jsonl, learning_curve.png and text_normaliza
 there has its adapters merged; they are in `final/adapter`, for `PeftModel.from_pretrained(model, ".../adapter")`.
 """
 
-import json
 import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from filelock import FileLock
 from transformers import AutoModelForCTC, TrainingArguments, Wav2Vec2Processor, set_seed
 
 from sjepa_hf.command import command
+from sjepa_hf.scores import json_text
 from training.common.learned import judge_texts
 from training.common.output_directory import released_if_refused
 from training.common.progress import Heartbeat
@@ -202,7 +202,7 @@ def train(run: CtcFineTuning, heartbeat: Heartbeat) -> None:
 
     def save_others(directory: Path) -> None:
         save_text_tools(directory, run.processor, run.normalizer)
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in transcripts)
+        lines = (json_text(row) + "\n" for row in transcripts)
         (directory / "transcripts.jsonl").write_text("".join(lines), encoding="utf-8")
 
     save_output(run.trainer, run.arguments, model, outcome, ("wer", "cer"), save_others)

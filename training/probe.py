@@ -26,6 +26,7 @@ import transformers
 
 from sjepa_hf.command import command
 from sjepa_hf.durations import audio_amount
+from sjepa_hf.room import check_output_directory
 from sjepa_hf.saving import files_written_aside
 from sjepa_hf.scores import MFCC, UNTRAINED, Score, data_names, short_names, write_scores
 from training.common.command_line import parse_dataclasses
@@ -242,6 +243,7 @@ def main(argv: list[str] | None = None) -> None:
         "The paper's probes of frozen encoders, layer by layer.",
         checkpoints=dict(nargs="+", help="What AutoModel opens: directories or Hub names."),
     )
+    check_output_directory(arguments.output, "output")
     with Heartbeat("opening the data") as heartbeat:
         results = run(rest.checkpoints, arguments, heartbeat)
     if results is None:

@@ -29,6 +29,7 @@ import logging
 from pathlib import Path
 
 from sjepa_hf.command import command
+from sjepa_hf.room import check_output_directory
 from training.common.progress import Heartbeat
 from training.evaluation.encoders import check_encoders, open_encoder
 from training.evaluation.frozen_features import FeatureStore
@@ -54,6 +55,7 @@ logger = logging.getLogger(__name__)
 def main(argv: list[str] | None = None) -> None:
     """Run the evaluation that the command line asks for."""
     arguments = parse_arguments(argv)
+    check_output_directory(arguments.output_dir, "output_dir")
     with Heartbeat("opening the data") as heartbeat:
         if arguments.task == "all":
             text = run_all(arguments, heartbeat)

@@ -37,6 +37,7 @@ from sjepa_hf.frame_features import FRAME_FEATURES, num_features
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.hmm_mixture import HmmMixture
 from sjepa_hf.opening import open_sjepa
+from sjepa_hf.room import check_output_file
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import json_text, markdown_table
 from training.common.command_line import parse_dataclasses
@@ -253,12 +254,14 @@ def main(argv: list[str] | None = None) -> None:
         "What targets know of phones, before anything is trained on them.",
         checkpoint=dict(help="An S-JEPA checkpoint: a directory or Hub name."),
     )
+    if arguments.output:
+        check_output_file(arguments.output, "output")
     with Heartbeat("opening the data") as heartbeat:
         rows = run(rest.checkpoint, arguments, heartbeat)
-    print(table(rows))
     if arguments.output:
         text = json_text({"checkpoint": rest.checkpoint, "rows": rows}, 1) + "\n"
         write_text_aside(arguments.output, text)
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from sjepa_hf.fitted_units import KMEANS_PASSES, first_frames
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.kmeans import kmeans, nearest
 from sjepa_hf.opening import open_config, open_pretraining
+from sjepa_hf.room import check_output_file
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import UNTRAINED, json_text, markdown_table
 from training.common.command_line import parse_dataclasses
@@ -256,15 +257,17 @@ def main(argv: list[str] | None = None) -> None:
         "How good units are.",
         checkpoint=dict(help="An encoder: a directory or Hub name."),
     )
+    if arguments.output:
+        check_output_file(arguments.output, "output")
     with Heartbeat("opening the data") as heartbeat:
         data, rows = QualityData(arguments), []
         for name, units in subjects(rest.checkpoint, arguments):
             heartbeat.doing = f"measuring {name}"
             rows.append({"units": name, **measure(units, data, arguments)})
             logger.info("%s: %s", name, {key: round(v, 3) for key, v in rows[-1].items() if isinstance(v, float)})
-    print(table(rows))
     if arguments.output:
         write_text_aside(arguments.output, json_text({"checkpoint": rest.checkpoint, "rows": rows}, 1) + "\n")
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -238,15 +238,17 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     text = arguments.output.read_text() if arguments.output.is_file() else "# Results\n"
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    tables = {}
     for path in arguments.results:
         results = [json.loads(line) for line in path.read_text().splitlines()]
         if not results:
             raise ValueError(f"{path} holds no results.")
-        made = table(results)
-        text = placed(text, path.stem, made)
+        tables[path.stem] = table(results)
+        text = placed(text, path.stem, tables[path.stem])
         draw(results, arguments.output.with_name(f"{path.stem}.png"))
-        print(f"{path.stem}\n\n{made}")
     write_text_aside(arguments.output, text)
+    for name, made in tables.items():
+        print(f"{name}\n\n{made}")
 
 
 if __name__ == "__main__":

@@ -90,17 +90,17 @@ def main(argv: list[str] | None = None) -> None:
         help="leave out what is under CC BY-SA: weights may then be published under Apache 2.0",
     )
     arguments = parser.parse_args(argv)
-    lines, hours = [], 0.0
+    lines, hours, shown = [], 0.0, []
     for folder in NINE_HOURS if arguments.nine_hours else FOLDERS:
         rows = manifest_rows(arguments.speech, folder, "train")
         if arguments.no_share_alike:
             rows = [row for row in rows if not is_share_alike(folder, row)]
         taken = sum(row["duration"] for row in rows) / 3600
-        print(f"{folder:32} {len(rows):5} clips {taken:6.2f} hours")
+        shown.append(f"{folder:32} {len(rows):5} clips {taken:6.2f} hours")
         lines += [json.dumps({name: row[name] for name in ("audio_filepath", "duration")}) + "\n" for row in rows]
         hours += taken
     arguments.manifest.write_text("".join(lines))
-    print(f"{len(lines)} clips, {hours:.2f} hours -> {arguments.manifest}")
+    print(*shown, f"{len(lines)} clips, {hours:.2f} hours -> {arguments.manifest}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import shutil
 import threading
@@ -22,7 +23,7 @@ from sjepa_hf.opening import open_config
 from sjepa_hf.push import push
 from training import finetune_classification, finetune_ctc, pretrain
 from training.common import publishing
-from training.common.run_record import base_of, hardware
+from training.common.run_record import base_of, hardware, write_record
 from training.pretraining.other_pretraining import load_other
 
 
@@ -264,3 +265,11 @@ def test_a_base_goes_by_its_name_on_the_hub_or_by_its_last_names(hub, tmp_path, 
 
 def test_a_record_names_an_apple_gpu():
     assert hardware(SimpleNamespace(device=torch.device("mps"), num_processes=1)).startswith("an Apple GPU (mps), ")
+
+
+def test_a_record_takes_names_that_are_not_utf_8(tmp_path):
+    sources = [os.fsdecode(b"n\xff"), "\u00e9"]
+    machine = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    write_record(tmp_path, machine, settings={}, data={"sources": sources})
+    text = (tmp_path / "training.json").read_text(encoding="utf-8")
+    assert json.loads(text)["data"] == {"sources": sources} and "\u00e9" in text

@@ -1,5 +1,6 @@
 """What a command says when it cannot go on, and what it leaves as a traceback."""
 
+import io
 import json
 import os
 import re
@@ -172,3 +173,11 @@ def test_an_option_is_written_out_with_dashes_or_underscores(capsys):
             parser.parse_args(argv)
         assert f"unrecognized arguments: {short}" in capsys.readouterr().err
     assert "One line,\n    and another." in parser.format_help()
+
+
+def test_any_name_can_be_printed(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", stream)
+    command(lambda: print(os.fsdecode(b"n\xff"), "\u00e9"))()
+    stream.flush()
+    assert stream.buffer.getvalue() == b"n\\udcff \\xe9\n"

@@ -386,10 +386,16 @@ def test_a_ctc_checkpoint_without_tokenizer(exports, tmp_path):
         export_onnx.export_onnx(tmp_path / "checkpoint", tmp_path / "asr.onnx")
 
 
-def test_an_unwritable_output(exports, tmp_path):
+def test_an_unwritable_output_is_told_before_anything_is_opened(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match="error: .*file"):
-        export_onnx.main([str(exports("log_mel", "ctc").checkpoint), str(tmp_path / "file" / "asr.onnx")])
+    (tmp_path / "a.int8.onnx").mkdir()
+    for name, sentence in (
+        ("file/asr.onnx", "file/asr.onnx cannot be written: .*Not a directory"),
+        ("a.int8.onnx", "a.int8.onnx is a directory: name a file"),
+        ("a.onnx", "a.int8.onnx is a directory: name a file"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: `output` .*{sentence}"):
+            export_onnx.main(["nowhere", str(tmp_path / name), "--int8"])
 
 
 def test_a_file_that_differs_is_not_kept(exports, tmp_path, monkeypatch):

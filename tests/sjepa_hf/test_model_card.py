@@ -2,7 +2,10 @@
 
 import ast
 import json
+import os
 import re
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,6 +227,18 @@ def test_a_directory_of_any_name_has_code_that_runs(checkpoint, tmp_path):
     assert names.count(odd.name) == 2
 
 
+def test_a_directory_whose_name_is_not_utf_8_has_a_card(checkpoint, tmp_path, monkeypatch, capsysbinary):
+    odd = tmp_path / os.fsdecode(b"n\xff")
+    shutil.copytree(checkpoint, odd, ignore=shutil.ignore_patterns("*.safetensors"))  # which Rust could not open there
+    monkeypatch.setattr(sys, "argv", ["model_card", str(odd)])
+    model_card.main()
+    text = (odd / "README.md").read_text(encoding="utf-8")
+    assert "# n\\udcff" in text
+    for block in re.findall("```python\n(.*?)```", text, re.S):
+        assert os.fsdecode(b"n\xff") in [node.value for node in ast.walk(ast.parse(block)) if hasattr(node, "value")]
+    assert b"n\\udcff/README.md" in capsysbinary.readouterr().out
+
+
 def test_figures_that_are_not_finite_stay_out_of_the_metadata(checkpoint, tmp_path):
     rows = superb_rows(checkpoint)
     rows[0]["metrics"]["accuracy"] = float("nan")
@@ -241,6 +256,15 @@ def test_subjects_of_one_name_all_stand_in_the_table(checkpoint, tmp_path):
     text = card(checkpoint, "--results", write_superb(tmp_path / "ks.json", rows)).text
     assert "| metric | this model | a/final | b/final | untrained a | untrained b | MFCC |" in text
     assert "| accuracy | **0.900** | 0.000 | 0.100 | 0.200 | 0.300 | 0.400 |" in text
+
+
+@pytest.mark.parametrize("name", ["training.json", "results.json", "loss.png"])
+def test_a_card_that_is_made_without_a_file_that_is_there_says_so(checkpoint, name, caplog):
+    card(checkpoint)
+    assert "The card is made without" not in caplog.text
+    (checkpoint / name).write_text("")
+    card(checkpoint)
+    assert f"/{name}: it is empty." in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sjepa_hf.scores import (
     read_scores,
     scores_of,
     short_names,
+    utf8_text,
     write_scores,
 )
 
@@ -200,3 +202,10 @@ def test_a_path_is_known_by_a_dot_or_by_being_there(tmp_path, monkeypatch):
 def test_a_table_in_markdown():
     assert markdown_table(["a", "b"], [["1", ""], ["2", "3"]]) == "| a | b |\n|---|---|\n| 1 |  |\n| 2 | 3 |"
     assert markdown_table(["a"], []) == "| a |\n|---|"
+
+
+def test_names_that_are_not_utf_8_end_up_as_escapes_that_read_the_same():
+    value = {"a": [os.fsdecode(b"n\xff"), "\u00e9 \U0001f600"]}
+    text = json_text(value)
+    assert text == '{"a": ["n\\udcff", "\u00e9 \U0001f600"]}' and json.loads(text.encode()) == value
+    assert utf8_text("caf\u00e9") == "caf\u00e9"

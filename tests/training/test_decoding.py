@@ -1,10 +1,12 @@
 import json
 import re
 import shutil
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
 import soundfile
+from full_disk import FullDisk
 from transformers import (
     pipeline,
 )
@@ -69,3 +71,35 @@ def test_pipeline_and_decode_command_agree_with_the_results(recogniser, mine, tm
     assert len(shown) == 6 and sum("(worst)" in line for line in lines) == 3
     (scores,) = json.loads(lines[-1]).values()
     assert scores["clips"] == 20 and scores["lm"].keys() == {"wer", "cer"}
+
+
+def test_transcripts_are_written_before_anything_is_printed(recogniser, mine, tmp_path):
+    transcripts = tmp_path / "transcripts.jsonl"
+    with redirect_stdout(FullDisk()), pytest.raises(SystemExit, match="error: .*No space left"):
+        decoding.main([
+            "decode", "--model", str(recogniser[1]), "--data", str(mine), "--transcripts", str(transcripts)
+        ])  # fmt: skip
+    assert len(transcripts.read_text().splitlines()) == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["decode", "--batch_size", "0"], "`batch_size` must be at least 1, got 0"),
+        (["decode", "--batch_size", "-1"], "`batch_size` must be at least 1, got -1"),
+        (["decode", "--examples", "-1"], "`examples` must be at least 0, got -1"),
+        (["decode", "--lm", "lm.arpa", "--beam_width", "0"], "`beam_width` must be at least 1, got 0"),
+        (["decode", "--transcripts", "FOLDER"], "`transcripts` .* is a directory: name a file"),
+        (
+            ["decode", "--transcripts", "FOLDER/file/q.jsonl"],
+            "`transcripts` .*file/q.jsonl cannot be written: ",
+        ),
+        (["build-ngram", "--output", "lm.arpa", "--order", "0"], "`order` must be at least 1, got 0"),
+        (["build-ngram", "--output", "FOLDER"], "`output` .* is a directory: name a file"),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_is_opened(tmp_path, options, sentence):
+    (tmp_path / "file").write_text("")
+    rest = {"decode": ["--model", "nowhere", "--data", "nowhere"], "build-ngram": ["--text", "nowhere"]}[options[0]]
+    with pytest.raises(SystemExit, match=f"error: {sentence}"):
+        decoding.main([option.replace("FOLDER", str(tmp_path)) for option in options] + rest)

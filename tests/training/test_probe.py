@@ -61,6 +61,12 @@ def test_voices_are_kept_apart_on_request(two_voices, checkpoint, tmp_path, caps
     assert "voice kept apart" in capsys.readouterr().out
 
 
+def test_an_output_that_cannot_be_is_told_before_anything_is_opened(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="error: `output` .*file cannot be written to: .*Not a directory"):
+        main(["nowhere", "--data", "a", "--utterance_labels", "voice", "--output", str(tmp_path / "file")])
+
+
 def test_a_wrong_checkpoint_is_told_before_any_data_are_read(tmp_path):
     with pytest.raises(SystemExit, match="error: .*nowhere cannot be opened: there is no such directory"):
         main([str(tmp_path / "nowhere"), "--data", str(tmp_path / "no-data"), "--utterance_labels", "voice"])

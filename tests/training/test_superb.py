@@ -533,6 +533,13 @@ def test_a_head_that_learned_nothing_is_named(call, caplog, capsys):
     assert "No better than chance: mfcc, seed 0." in capsys.readouterr().out
 
 
+def test_an_output_that_cannot_be_is_told_before_anything_is_opened(tmp_path):
+    (tmp_path / "file").write_text("")
+    options = ["--task", "ks", "--model", "nowhere", "--train_data", "a", "--output_dir", str(tmp_path / "file")]
+    with pytest.raises(SystemExit, match="error: `output_dir` .*file cannot be written to: .*Not a directory"):
+        main(options)
+
+
 def test_a_dry_run_says_what_it_would_do(tmp_path, folder, caplog):
     caplog.set_level("INFO")
     required = ["--task", "sid", "--train_data", folder, "--label_column", "tone", "--model", "mfcc"]

@@ -1,8 +1,10 @@
 import json
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
 import soundfile
+from full_disk import FullDisk
 from transformers import HubertConfig
 
 from sjepa_hf import SJepaForPreTraining
@@ -43,6 +45,20 @@ def test_every_kind_of_target_is_measured(aligned, make_config, tmp_path, capsys
     assert found["mfcc"]["hard"] > 0.7, "two tones are told apart"
     assert all(0 < row["hard"] < 1.001 and 1 <= row["components_used"] <= 6 for row in rows)
     assert capsys.readouterr().out.count("\n| ") == len(rows)
+
+
+def test_figures_are_written_before_they_are_printed(tmp_path, monkeypatch):
+    row = dict.fromkeys(("soft", "soft_chance", "hard", "hard_chance", "entropy_bits", "components_used"), 0.5)
+    rows = [row | {"targets": "mfcc", "components": 6}]
+    monkeypatch.setattr("training.target_information.run", lambda *_: rows)
+    with redirect_stdout(FullDisk()), pytest.raises(SystemExit, match="error: .*No space left"):
+        main(["model", "--train_data", "a", "--data", "b", "--output", str(tmp_path / "found.json")])
+    assert json.loads((tmp_path / "found.json").read_text())["rows"] == rows
+
+
+def test_an_output_that_cannot_be_is_told_before_anything_is_opened(tmp_path):
+    with pytest.raises(SystemExit, match="error: `output` .* is a directory: name a file"):
+        main(["nowhere", "--train_data", "a", "--data", "b", "--output", str(tmp_path)])
 
 
 def test_a_fit_to_too_few_frames_gets_a_sentence(aligned, make_config, tmp_path):

@@ -2,10 +2,12 @@
 
 import json
 from collections import Counter
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
 import soundfile
+from full_disk import FullDisk
 
 from training import unit_quality
 
@@ -66,3 +68,18 @@ def test_a_missing_column_is_told_with_the_option_that_names_another(tmp_path):
     with pytest.raises(ValueError, match="no column 'word'.* Name another with --word_label."):
         unit_quality.open_named([str(tmp_path)], {"word_label": "word", "speaker_label": "keyword"})
     assert len(unit_quality.open_named([str(tmp_path)], {"word_label": "keyword"})) == 1
+
+
+def test_figures_are_written_before_they_are_printed(tmp_path, monkeypatch):
+    monkeypatch.setattr(unit_quality, "QualityData", lambda arguments: None)
+    monkeypatch.setattr(unit_quality, "subjects", lambda *_: [("mixture, 4", None)])
+    monkeypatch.setattr(unit_quality, "measure", lambda *_: {"purity": 0.5})
+    output = tmp_path / "quality.json"
+    with redirect_stdout(FullDisk()), pytest.raises(SystemExit, match="error: .*No space left"):
+        unit_quality.main(["model", "--data", "a", "--train_data", "b", "--output", str(output)])
+    assert json.loads(output.read_text())["rows"] == [{"units": "mixture, 4", "purity": 0.5}]
+
+
+def test_an_output_that_cannot_be_is_told_before_anything_is_opened(tmp_path):
+    with pytest.raises(SystemExit, match="error: `output` .* is a directory: name a file"):
+        unit_quality.main(["nowhere", "--data", "a", "--train_data", "b", "--output", str(tmp_path)])

@@ -1,8 +1,6 @@
 """Output directory of a run: kept for it alone, its checkpoints by their names, and what a killed run has left."""
 
-import errno
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -11,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sjepa_hf.room import look_for_room
 from sjepa_hf.saving import PREVIOUS, clear_asides, remove
 from training.common.signals import INTERRUPTED
 
@@ -67,15 +66,6 @@ def released_if_refused(lock: FileLock) -> Iterator[None]:
     except BaseException:
         lock.release()
         raise
-
-
-def look_for_room(output_dir: Path) -> None:
-    """Raise an OSError if a directory could not be made or written to."""
-    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
 
 
 def clear_left_overs(output_dir: Path) -> None:

@@ -83,6 +83,8 @@ class BeamSearchDecoder:
     ):
         if beam_width < 1:
             raise ValueError(f"`beam_width` is {beam_width}; the search needs at least 1.")
+        if not (math.isfinite(alpha) and math.isfinite(beta)):
+            raise ValueError(f"`alpha` is {alpha} and `beta` is {beta}; the search needs finite weights.")
         self.blank, self.delimiter = tokenizer.pad_token_id, tokenizer.word_delimiter_token_id
         vocabulary, silent = tokenizer.get_vocab().items(), silent_labels(tokenizer)
         self.characters = {number: token for token, number in vocabulary if number not in silent}

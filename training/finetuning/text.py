@@ -1,6 +1,5 @@
 """Transcripts: normalisation that travels with the model, and the vocabulary of a CTC tokenizer."""
 
-import json
 import logging
 import re
 import tempfile
@@ -16,6 +15,7 @@ from transformers import Wav2Vec2CTCTokenizer
 
 from sjepa_hf.contents import read_json
 from sjepa_hf.opening import file_of, open_config
+from sjepa_hf.scores import json_text
 from sjepa_hf.transcripts import UNKNOWN_SIGN, with_blanks
 
 
@@ -156,7 +156,7 @@ class TextNormalizer:
 
     def save(self, directory: str | Path) -> None:
         """Write `text_normalization.json` beside the model."""
-        content = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        content = json_text(asdict(self), indent=2) + "\n"
         (Path(directory) / FILE_NAME).write_text(content, encoding="utf-8")
 
     @classmethod
@@ -241,7 +241,7 @@ def build_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:
     vocabulary = {token: number for number, token in enumerate((*SPECIAL_TOKENS, *characters))}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vocab.json"
-        path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        path.write_text(json_text(vocabulary), encoding="utf-8")
         return Wav2Vec2CTCTokenizer(str(path), clean_up_tokenization_spaces=False)
 
 

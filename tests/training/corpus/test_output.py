@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,13 @@ def test_two_runs_do_not_write_at_once(tmp_path):
     OutputFolder(tmp_path / "out", SETTINGS, process_index=1).close()
     first.close()
     OutputFolder(tmp_path / "out", SETTINGS).close()
+
+
+def test_names_that_are_not_utf_8_are_recorded(tmp_path):
+    odd = os.fsdecode(b"n\xff")
+    output = OutputFolder(tmp_path / "units", {"checkpoint": odd, "columns": [odd]})
+    with output.shard(0, {"clips": 1, "bad": [[odd, "too short"]]}):
+        pass
+    assert output.finish(1)["bad"] == [[odd, "too short"]]
+    output.close()
+    OutputFolder(tmp_path / "units", {"checkpoint": odd, "columns": [odd]}).close()

@@ -120,3 +120,9 @@ def test_an_unknown_character_is_one_sign():
     frames[range(4), [5, 3, 3, 6]] = -0.1
     decoder = BeamSearchDecoder(TOKENIZER, estimate(["A B"], 1), alpha=0.0, beta=0.0)
     assert decoder.decode(frames) == greedy_decode(frames, TOKENIZER) == "A\ufffdB"
+
+
+@pytest.mark.parametrize("setting", [{"beam_width": 0}, {"alpha": math.nan}, {"beta": math.inf}])
+def test_settings_with_which_nothing_can_be_searched(setting):
+    with pytest.raises(ValueError, match=f"`{next(iter(setting))}` is .*the search needs"):
+        BeamSearchDecoder(TOKENIZER, estimate(["a b"], 1), **setting)
