@@ -26,15 +26,14 @@ def check_output_directory(directory: str | Path, option: str) -> None:
 
 def check_output_file(path: str | Path, option: str) -> None:
     """
-    Raise a ValueError that names `option` if a file could not be written, or would take the place of something that is
-    none: a directory, a device, a pipe.
+    Raise a ValueError that names `option` if a file could not be written, or a directory lies in its place. A device or
+    a pipe will do: [`sjepa_hf.saving.write_text_aside`] writes into them.
     """
     file = Path(path)
     try:
         if file.is_dir():
             raise ValueError(f"`{option}` {path} is a directory: name a file.")
-        if file.exists() and not file.is_file():
-            raise ValueError(f"`{option}` {path} is no regular file, and would be replaced: name another.")
-        look_for_room(file.parent)
+        if not file.exists() or file.is_file():
+            look_for_room(file.parent)
     except OSError as error:
         raise ValueError(f"`{option}` {path} cannot be written: {error}.") from None

@@ -19,6 +19,7 @@ import transformers
 
 from sjepa_hf.command import command
 from sjepa_hf.fitted_units import FittedUnits
+from sjepa_hf.room import check_output_directory
 from sjepa_hf.saving import visible_in
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
@@ -92,6 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     there = Path(arguments.output)
     if os.path.lexists(there) and not (there.is_dir() and not any(visible_in(there))):
         raise ValueError(f"{arguments.output} is there already: name a folder that is not there.")
+    check_output_directory(there, "output")
     with Heartbeat("reading frames and fitting"):
         units = FittedUnits.fit(
             rest.checkpoint,

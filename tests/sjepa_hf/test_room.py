@@ -9,19 +9,27 @@ from sjepa_hf.room import check_output_directory, check_output_file, look_for_ro
 def test_what_can_be_written_passes_and_is_not_made(tmp_path, monkeypatch):
     (tmp_path / "old.json").write_text("{}")
     (tmp_path / "link.json").symlink_to(tmp_path / "old.json")
+    os.mkfifo(tmp_path / "pipe")
     monkeypatch.chdir(tmp_path)
-    for name in ("new.json", "old.json", "link.json", "deep/er/new.json", tmp_path / "deep" / "new.json"):
+    for name in (
+        "pipe",
+        "/dev/null",
+        "new.json",
+        "old.json",
+        "link.json",
+        "deep/er/new.json",
+        tmp_path / "deep" / "new.json",
+    ):
         check_output_file(name, "output")
     for name in ("", ".", "deep/er", tmp_path):
         check_output_directory(name, "output")
-    assert sorted(os.listdir(tmp_path)) == ["link.json", "old.json"]
+    assert sorted(os.listdir(tmp_path)) == ["link.json", "old.json", "pipe"]
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
         ("folder", "^`output` .*folder is a directory: name a file.$"),
-        ("pipe", "^`output` .*pipe is no regular file, and would be replaced: name another.$"),
         ("file/new.json", "^`output` .*file/new.json cannot be written: .*Not a directory: '.*file'.$"),
         ("file/deep/new.json", "^`output` .*file/deep/new.json cannot be written: .*Not a directory: '.*file'.$"),
         ("n" * 300, "^`output` .*nnn cannot be written: .*File name too long"),
@@ -30,7 +38,6 @@ def test_what_can_be_written_passes_and_is_not_made(tmp_path, monkeypatch):
 def test_a_file_that_cannot_be_is_named(tmp_path, name, sentence):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
-    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match=sentence):
         check_output_file(tmp_path / name, "output")
 
