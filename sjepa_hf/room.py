@@ -26,8 +26,8 @@ def check_output_directory(directory: str | Path, option: str) -> None:
 
 def check_output_file(path: str | Path, option: str) -> None:
     """
-    Raise a ValueError that names `option` if a file could not be written, or a directory lies in its place. A device or
-    a pipe will do: [`sjepa_hf.saving.write_text_aside`] writes into them.
+    Raise a ValueError that names `option` if a file could not be written, or a directory lies in its place. A device
+    or a pipe will do: [`sjepa_hf.saving.write_text_aside`] writes into them.
     """
     file = Path(path)
     try:
