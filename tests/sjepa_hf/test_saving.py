@@ -1,12 +1,11 @@
 import errno
 import fcntl
+import multiprocessing
 import os
 import re
-import signal
 import stat
-import subprocess
-import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sjepa_hf import saving
-from sjepa_hf.command import sentence
+from sjepa_hf.command import command, sentence
 from sjepa_hf.saving import (
     ASIDE,
     clear_asides,
@@ -24,6 +23,9 @@ from sjepa_hf.saving import (
     write_text_aside,
     written_aside,
 )
+
+
+FORK = multiprocessing.get_context("fork")
 
 
 def test_a_directory_appears_whole_and_replaces_its_predecessor(tmp_path):
@@ -138,34 +140,33 @@ def test_what_is_written_is_flushed_as_windows_wants_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("write", ["written_aside", "files_written_aside"])
 def test_what_killed_processes_left_goes_and_what_others_write_stays(write, tmp_path, monkeypatch):
-    script = f"""
-import sys
-from sjepa_hf.saving import {write}
-with {write}(sys.argv[1]) as aside:
-    (aside / "a.txt").write_text("theirs")
-    print("writing", flush=True)
-    sys.stdin.readline()
-"""
     target = tmp_path if write == "files_written_aside" else tmp_path / "model"
 
-    def other() -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout.readline() == "writing\n"
-        return process
+    def hold(begun, end) -> None:
+        with getattr(saving, write)(target) as aside:
+            (aside / "a.txt").write_text("theirs")
+            begun.set()
+            end.wait(60)
 
-    killed, living = other(), other()
+    def other() -> tuple:
+        end, begun = FORK.Event(), FORK.Event()
+        process = FORK.Process(target=hold, args=(begun, end))
+        process.start()
+        assert begun.wait(60)
+        return process, end
+
+    (killed, _), (living, end) = other(), other()
     killed.kill()
-    killed.wait()
+    killed.join()
     (tmp_path / f"{ASIDE}elsewhere-1").mkdir()  # of a machine whose locks are not seen here
     assert len(list(tmp_path.glob(f"{ASIDE}*"))) == 3
     saving._clear_once.cache_clear()
     with getattr(saving, write)(target) as aside:
         (aside / "a.txt").write_text("ours")
     assert len(list(tmp_path.glob(f"{ASIDE}*"))) == 2
-    living.communicate("\n")
-    assert living.returncode == 0
+    end.set()
+    living.join()
+    assert living.exitcode == 0
     written = tmp_path / "a.txt" if write == "files_written_aside" else target / "a.txt"
     assert written.read_text() == "theirs" and [path.name for path in tmp_path.glob(f"{ASIDE}*")] == [
         f"{ASIDE}elsewhere-1"
@@ -203,24 +204,21 @@ def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch):
 
 
 def test_sigterm_clears_away_what_a_command_was_writing(tmp_path):
-    script = """
-import sys, time
-from sjepa_hf.command import command
-from sjepa_hf.saving import files_written_aside
+    begun = FORK.Event()
 
-@command
-def main():
-    with files_written_aside(sys.argv[1]) as aside:
-        (aside / "a.txt").write_text("half")
-        print("writing", flush=True)
-        time.sleep(60)
+    @command
+    def main() -> None:
+        with files_written_aside(tmp_path) as aside:
+            (aside / "a.txt").write_text("half")
+            begun.set()
+            time.sleep(60)
 
-main()
-"""
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "writing\n"
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 143 and not list(tmp_path.iterdir())
+    process = FORK.Process(target=main)
+    process.start()
+    assert begun.wait(60)
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == 143 and not list(tmp_path.iterdir())
 
 
 def test_two_at_once_that_write_one_directory_both_succeed(tmp_path):
