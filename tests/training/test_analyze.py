@@ -132,7 +132,7 @@ def test_without_a_pretraining_head_there_are_ranks_alone(folder, make_config, t
     checkpoint, out = save(SJepaForCTC(make_config("log_mel")), tmp_path / "ctc"), tmp_path / "out"
     with pytest.raises(SystemExit, match="holds no S-JEPA pretraining head.*--only rank"):
         main([checkpoint, "--data", str(folder), "--output", str(out)])
-    assert not list(out.iterdir())
+    assert not out.exists()
     main([checkpoint, "--data", str(folder), "--only", "rank", "--output", str(out)])
     assert {p.name for p in out.iterdir()} == {"analysis.json", "rank.png"}
 
