@@ -120,11 +120,8 @@ def is_written_into(place: Path) -> bool:
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Keep others waiting who lock the same directory, where the file system has locks."""
-    lock = os.open(directory, os.O_RDONLY) if flock else None
+    lock = _lock(directory)
     try:
-        if lock is not None:
-            with suppress(OSError):
-                flock(lock, LOCK_EX)
         yield
     finally:
         if lock is not None:
@@ -158,18 +155,30 @@ def _aside(parent: Path) -> Iterator[Path]:
 
 
 def _locked_directory(parent: Path) -> tuple[Path, int | None]:
-    """A new directory, and the descriptor that locks it until it is closed."""
+    """A new directory, and the descriptor that locks it until it is closed; None where nobody can clear it either."""
     while True:
         hidden = Path(tempfile.mkdtemp(dir=parent, prefix=f"{ASIDE}{socket.gethostname()}-"))
-        if flock is None:
-            return hidden, None
-        with suppress(FileNotFoundError):
-            lock = os.open(hidden, os.O_RDONLY)
-            with suppress(OSError):  # a file system without locks: nobody clears there
-                flock(lock, LOCK_EX)
-            if hidden.exists():  # else another process has cleared it before it was locked
-                return hidden, lock
+        lock = _lock(hidden)
+        if hidden.exists():  # else another process has cleared it before it was locked
+            return hidden, lock
+        if lock is not None:
             os.close(lock)
+
+
+def _lock(directory: Path, wait: bool = True) -> int | None:
+    """Descriptor that locks a directory; None if it is locked already, is gone, or there are no locks here."""
+    if flock is None:
+        return None
+    try:
+        lock = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        flock(lock, LOCK_EX if wait else LOCK_EX | LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
 
 
 @cache
@@ -190,7 +199,7 @@ def clear_asides(parent: str | Path, of_all: bool) -> None:
         if not path.name.startswith(ours):
             if of_all:
                 shutil.rmtree(path, ignore_errors=True)
-        elif flock and (lock := _free(path)) is not None:
+        elif (lock := _lock(path, wait=False)) is not None:
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
 
@@ -200,29 +209,18 @@ def visible_in(directory: Path) -> Iterator[Path]:
     return (path for path in directory.iterdir() if not path.name.startswith(ASIDE))
 
 
-def _free(directory: Path) -> int | None:
-    """Descriptor that locks a directory; None if it is locked already, cannot be, or is gone."""
-    try:
-        lock = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        flock(lock, LOCK_EX | LOCK_NB)
-    except OSError:
-        os.close(lock)
-        return None
-    return lock
-
-
 def write_text_aside(path: str | Path, text: str) -> None:
-    """Write a text file aside, then give it its name; a device or pipe is written into as it is."""
+    """
+    Write a text file aside, then give it its name; a device or pipe is written into as it is. What UTF-8 does not
+    have, the bytes of a file name that are none, becomes escapes.
+    """
     path = Path(path)
     if is_written_into(path):
         with named_in_errors(path):
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
         return
     with files_written_aside(path.parent) as aside, named_in_errors(path):
-        (aside / path.name).write_text(text, encoding="utf-8")
+        (aside / path.name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def remove(path: Path) -> None:

@@ -14,7 +14,6 @@ from sjepa_hf.contents import RECORD, read_json, reduce_paths
 from sjepa_hf.facts import Facts
 from sjepa_hf.opening import file_of, is_path
 from sjepa_hf.saving import write_text_aside
-from sjepa_hf.scores import utf8_text
 
 
 logger = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ def write_record(directory: Path, accelerator: Accelerator, **facts) -> None:
     settings = {name: value for name, value in facts["settings"].items() if value is not None and name not in LEFT_OUT}
     found = reduce_paths(facts | {"settings": settings}) | {"hardware": hardware(accelerator), "software": software()}
     text = json.dumps(found, indent=1, ensure_ascii=False, default=str)
-    write_text_aside(directory / RECORD, utf8_text(text) + "\n")
+    write_text_aside(directory / RECORD, text + "\n")
 
 
 def base_of(checkpoint: str | None) -> dict[str, str | dict | None]:

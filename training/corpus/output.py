@@ -13,7 +13,6 @@ from filelock import FileLock, Timeout
 from sjepa_hf.command import UserError
 from sjepa_hf.contents import read_json
 from sjepa_hf.saving import flush, named_in_errors, share_mode_of, visible_in, write_text_aside
-from sjepa_hf.scores import utf8_text
 
 
 RECORD, PROGRESS = "corpus.json", ".progress"
@@ -72,7 +71,7 @@ class OutputFolder:
 
     def _write_record(self, facts: dict) -> None:
         text = json.dumps({"settings": self.settings} | facts, indent=1, ensure_ascii=False) + "\n"
-        write_text_aside(self.directory / RECORD, utf8_text(text))
+        write_text_aside(self.directory / RECORD, text)
 
     def is_done(self, shard: int) -> bool:
         """Whether a shard is whole."""
