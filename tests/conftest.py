@@ -7,10 +7,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out among test files
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 from pathlib import Path
 
 import pytest
 import torch
+from blank_pictures import draw, save_blank
+from matplotlib.figure import Figure
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -21,9 +24,26 @@ GOLDEN = Path(__file__).parent / "golden"
 SPEECH = Path(os.environ.get("SJEPA_SPEECH", Path(__file__).parents[2] / "shared" / "speech"))
 
 
+def pytest_collection_finish():
+    """What was imported stays: no collection of garbage, of which every run ends with one, looks through it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_pictures():
+    Figure.savefig = save_blank
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """Asked for by a test that looks at pictures: they are drawn."""
+    monkeypatch.setattr(Figure, "savefig", draw)
 
 
 @pytest.fixture(autouse=True)

@@ -60,7 +60,7 @@ def in_a_clone(directory: Path, monkeypatch) -> None:
     monkeypatch.chdir(directory)
 
 
-def test_every_cell_runs_on_the_weights_of_the_clone(speech_if_any, tmp_path, monkeypatch, capsys):
+def test_every_cell_runs_on_the_weights_of_the_clone(speech_if_any, pictures, tmp_path, monkeypatch, capsys):
     in_a_clone(tmp_path, monkeypatch)
     write_sentences(Path("demo-output/speech-60min-seed0/test"), speech_if_any and speech_if_any / "ljspeech_phones")
     names = run_cells()
@@ -72,7 +72,7 @@ def test_every_cell_runs_on_the_weights_of_the_clone(speech_if_any, tmp_path, mo
         assert max(names["accuracies"]["trained"]) > names["accuracies"]["MFCC"][0]
 
 
-def test_without_the_demo_fresh_speech_stands_in(tmp_path, monkeypatch, capsys):
+def test_without_the_demo_fresh_speech_stands_in(pictures, tmp_path, monkeypatch, capsys):
     in_a_clone(tmp_path, monkeypatch)
     monkeypatch.setattr(
         examples.demo.synthesize, "synthesize", lambda folder, minutes: write_sentences(folder / "test", None)

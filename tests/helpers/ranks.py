@@ -3,6 +3,7 @@
 python tests/helpers/ranks.py COUNT SCRIPT ARGUMENTS: its exit status is the first one of theirs that is not 0.
 """
 
+import gc
 import os
 import runpy
 import socket
@@ -12,7 +13,13 @@ import sys
 # Arrow's allocator has a thread of its own, and what is forked beside a thread may hang, rarely, when it ends.
 os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
 
-from training import pretrain  # noqa: F401  (what takes long to import)
+from blank_pictures import save_blank
+from matplotlib.figure import Figure
+
+from training import finetune_ctc, pretrain  # noqa: F401  (what takes long to import)
+
+
+Figure.savefig = save_blank
 
 
 def main() -> None:
@@ -22,6 +29,7 @@ def main() -> None:
     if os.path.isdir("/proc/self/task"):
         assert len(os.listdir("/proc/self/task")) == 1, "threads beside the one that forks"
     os.environ |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    gc.freeze()  # each would look through all that was imported, and copy its pages
     for rank in range(count):
         if os.fork() == 0:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}

@@ -17,13 +17,9 @@ from training.common.progress import Heartbeat
 from training.finetuning.ngram import estimate
 
 
-@pytest.fixture
-def pictures():
-    """Asked for by a test of a pretraining run's pictures; the others go without, which halves their time."""
-
-
 @pytest.fixture(autouse=True)
-def without_pictures(request, monkeypatch):
+def without_figures(request, monkeypatch):
+    """Pretraining runs do not even make what would be left blank, unless a test asks for `pictures`."""
     if "pictures" not in request.fixturenames:
         monkeypatch.setattr("training.pretraining.figures.draw_run", lambda *_: [])
 

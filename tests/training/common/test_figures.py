@@ -17,7 +17,7 @@ ODD = ("/a/$x^{$/final", "_hidden", "n" * 300, "two\nlines", "50 $ or $ 60")
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(pictures, monkeypatch):
     """The figures that were saved, each with its file's name."""
     found = []
     save = plt.Figure.savefig
