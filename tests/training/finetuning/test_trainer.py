@@ -134,7 +134,8 @@ finetune_ctc.main()
 
 
 def test_of_several_processes_a_signal_to_one_saves_and_the_run_goes_on_as_without_it(checkpoint, mine, tmp_path):
-    options = ["--model_name_or_path", checkpoint, "--train_data", str(mine), "--max_steps", "4", "--eval_steps", "3"]
+    """Where an evaluation is due, then in the next one."""
+    options = ["--model_name_or_path", checkpoint, "--train_data", str(mine), "--max_steps", "7", "--eval_steps", "3"]
     options += ["--p_noise", "0.5", *FAST[:-2], "--load_best_model_at_end", "false", "--output_dir"]
 
     def ended(out: str, script) -> tuple[str, int]:
@@ -142,19 +143,18 @@ def test_of_several_processes_a_signal_to_one_saves_and_the_run_goes_on_as_witho
         process = start(command, launcher=TWO_RANKS, script=script)
         return process.communicate(timeout=300)[1], process.returncode
 
-    whole = Path(finetune_ctc.__file__)
+    whole, out = Path(finetune_ctc.__file__), tmp_path / "stopped"
     said, status = ended("whole", whole)
     assert status == 0, said[-3000:]
-    at = 3  # where an evaluation is due
-    for out in ("stopped", "evaluating"):
-        (tmp_path / "script.py").write_text(ONE_GETS_A_SIGNAL.format(at=at, evaluating=out == "evaluating"))
-        said, status = ended(out, tmp_path / "script.py")
+    for at, evaluating in ((3, False), (6, True)):
+        (tmp_path / "script.py").write_text(ONE_GETS_A_SIGNAL.format(at=at, evaluating=evaluating))
+        said, status = ended("stopped", tmp_path / "script.py")
         assert status == 143 and said.count(f"Stopped at step {at}: ") == 1, said[-3000:]
-        assert (tmp_path / out / f"checkpoint-{at}" / "rng_state_1.pth").is_file()
-        assert (tmp_path / out / "interrupted").read_text() == "SIGTERM came\n"
-        said, status = ended(out, whole)
-        assert status == 0 and not (tmp_path / out / "interrupted").exists(), said[-3000:]
-        assert_equal_weights(*(tmp_path / run / "final" for run in ("whole", out)))
+        assert (out / f"checkpoint-{at}" / "rng_state_1.pth").is_file()
+        assert (out / "interrupted").read_text() == "SIGTERM came\n"
+    said, status = ended("stopped", whole)
+    assert status == 0 and not (out / "interrupted").exists(), said[-3000:]
+    assert_equal_weights(tmp_path / "whole" / "final", out / "final")
 
 
 def test_checkpoints_with_adapters_hold_the_merged_model_and_go_on(checkpoint, mine, tmp_path):
