@@ -170,7 +170,7 @@ def test_python_runs_as_it_stands(page, checkpoints, tmp_path, monkeypatch):
             block = block.replace(f'"{name}"', f'"{path}"')
         exec(compile(block, str(page), "exec"), names)
     if page.name == "finetuning.md":
-        assert isinstance(names["found"]["text"], str)
+        assert isinstance(names["result"]["text"], str)
         assert len(names["held_out"]) == 2 and set(names["classifier"].classes_) == {"no", "yes"}
     if page.name == "units.md":
         assert (names["phones"], names["phone_ends"]) == ("sil AH1 sil", "0.25 0.4 1.875")
