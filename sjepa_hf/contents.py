@@ -21,7 +21,13 @@ from .scores import data_name, utf8_text
 
 
 CARD, RECORD, RESULTS, EVAL_RESULTS = "README.md", "training.json", "results.json", ".eval_results"
-PICTURES = ("loss.png", "hidden_frames.png", "effective_rank.png", "predictor_entropy.png", "learning_curve.png")
+PICTURES = {  # and their titles in a card
+    "loss.png": "Losses in pretraining",
+    "hidden_frames.png": "What the prediction knows at hidden frames beyond voice and channel",
+    "effective_rank.png": "Effective rank of every layer in pretraining",
+    "predictor_entropy.png": "Entropy of the predictions, without masking",
+    "learning_curve.png": "Losses and error rates in fine-tuning",
+}
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 PRETRAINING = ("pretraining/config.json", "pretraining/model.safetensors")  # beside an encoder of another kind
@@ -30,18 +36,14 @@ SETTINGS += ("tokenizer_config.json", "special_tokens_map.json", RECORD, RESULTS
 TOKENIZER = ("added_tokens.json", "tokenizer.json", "vocab.json", "text_normalization.json")
 TEXTS = ("vocab.txt", "merges.txt", "LICENSE", "LICENSE.md", "LICENSE.txt", CARD)
 TOKENIZER_MODELS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-WORDS_OF_USERS = (
-    "id2label",
-    "label2id",
-    "added_tokens_decoder",
-    "extra_special_tokens",
-)  # no paths, whatever they hold
-IMAGES = {
-    ".png": (b"\x89PNG\r\n",),
-    ".jpg": (b"\xff\xd8\xff",),
-    ".jpeg": (b"\xff\xd8\xff",),
-    ".gif": (b"GIF8",),
-    ".webp": (b"RIFF",),
+# Keys whose values are never paths.
+USER_WORDS = ("id2label", "label2id", "added_tokens_decoder", "extra_special_tokens")
+IMAGES = {  # and what such files begin with
+    ".png": b"\x89PNG\r\n",
+    ".jpg": b"\xff\xd8\xff",
+    ".jpeg": b"\xff\xd8\xff",
+    ".gif": b"GIF8",
+    ".webp": b"RIFF",
 }
 SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
 PACKAGE = Path(__file__).parent
@@ -86,8 +88,8 @@ def contents(checkpoint: Path) -> Contents:
     for name in (*SETTINGS, *TOKENIZER, *TEXTS, *TOKENIZER_MODELS, *ADAPTER, *PRETRAINING, *PICTURES):
         if name not in found.files and os.path.lexists(checkpoint / name):
             take(found, checkpoint, name)
-    if os.path.lexists(checkpoint / EVAL_RESULTS):
-        for name in names_in(checkpoint / EVAL_RESULTS) if is_own_folder(checkpoint / EVAL_RESULTS) else ():
+    if is_own_folder(checkpoint / EVAL_RESULTS):
+        for name in names_in(checkpoint / EVAL_RESULTS):
             if name.endswith(".yaml") and not name.startswith("."):
                 take(found, checkpoint, f"{EVAL_RESULTS}/{name}")
     if CARD in found.files:
@@ -295,7 +297,7 @@ def without_paths(name: str, path: Path) -> Path | bytes:
 
 def reduce_paths(value: Any, key: str = "") -> Any:
     """A JSON value whose paths, keys included, are reduced to names; labels and tokens stay as they are."""
-    if key in WORDS_OF_USERS:
+    if key in USER_WORDS:
         return value
     if isinstance(value, str):
         return data_name(value) if PATH.fullmatch(value) else value
@@ -305,7 +307,7 @@ def reduce_paths(value: Any, key: str = "") -> Any:
         names = [reduce_paths(name) for name in value]
         if len(set(names)) < len(names):  # two of a name: told apart by number
             names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
-        return {name: reduce_paths(item, key) for name, (key, item) in zip(names, value.items())}
+        return {name: reduce_paths(item, own_key) for name, (own_key, item) in zip(names, value.items())}
     return value
 
 

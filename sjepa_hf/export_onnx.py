@@ -54,13 +54,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TASKS = {"features": SJepaModel, "ctc": SJepaForCTC, "classification": SJepaForSequenceClassification}
-# What a checkpoint is exported as when nobody says.
-TASK_OF_CLASS = {
-    "SJepaModel": "features",
-    "SJepaForPreTraining": "features",
-    "SJepaForCTC": "ctc",
-    "SJepaForSequenceClassification": "classification",
-}
+# What a checkpoint is exported as when nobody says, by the class that it was saved as.
+TASK_OF_CLASS = {model.__name__: task for task, model in TASKS.items()} | {"SJepaForPreTraining": "features"}
 TOLERANCE = 1e-4  # largest difference to PyTorch with which a file is kept
 # Lengths in samples of the clips of each batch on which it is measured: a single frame, one clip alone, padded ones,
 # one of them shorter than a frame, and a long one.

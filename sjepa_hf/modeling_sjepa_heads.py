@@ -398,13 +398,14 @@ def check_clip_targets(labels: torch.Tensor, config: SJepaConfig, batch_size: in
                 ' set `problem_type` to "regression".'
             )
         return check_clip_labels(labels, count, batch_size)
-    shapes = [(batch_size, count), (batch_size,)][: 2 if count == 1 else 1]
-    if not labels.is_floating_point() or labels.shape not in shapes:
+    if count == 1 and labels.ndim == 1:
+        labels = labels[:, None]
+    if not labels.is_floating_point() or labels.shape != (batch_size, count):
         raise ValueError(
-            f"`problem_type` is {config.problem_type!r}: `labels` must be floating point of shape {shapes[0]}, but are"
-            f" {labels.dtype} of shape {tuple(labels.shape)}."
+            f"`problem_type` is {config.problem_type!r}: `labels` must be floating point of shape"
+            f" {(batch_size, count)}, but are {labels.dtype} of shape {tuple(labels.shape)}."
         )
-    return labels.reshape(shapes[0]).float()
+    return labels.float()
 
 
 def blank_where_padded(logits: torch.Tensor, frame_mask: torch.Tensor, blank: int) -> torch.Tensor:

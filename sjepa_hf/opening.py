@@ -324,12 +324,15 @@ def lacking(folder: Path, needed: str) -> str | None:
     """What to say of a directory without the file that opening begins with; None where it has it."""
     if not folder.is_dir() or (folder / needed).is_file():
         return None
-    return f"it has no {needed}{'; give its `final`' * (folder / 'final' / needed).is_file()}."
+    way_out = "; give its `final`" if (folder / "final" / needed).is_file() else ""
+    return f"it has no {needed}{way_out}."
 
 
 def undownloaded(folder: Path) -> str | None:
     """What to say of a clone whose large files were never downloaded; None for any other checkpoint."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    if not folder.is_dir():
+        return None
+    for path in sorted(folder.iterdir()):
         if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(LFS_POINTER):
             return f"{path.name} is a Git LFS pointer in place of the file: run `git lfs pull` there."
     return None
