@@ -112,14 +112,19 @@ RANGES = {
     "tdnn_dilation": (1, 1000),
     "xvector_output_dim": (1, 2**16),
 }
+MIXTURE_FEATURES = ("mfcc", "mfcc_cmn", "log_mel", "encoder")  # what the mixture can be over
 CHOICES = {
     "front_end": ("waveform", "log_mel"),
     "ctc_loss_reduction": ("mean", "sum", "none"),
     "hidden_act": tuple(ACT2FN),
     "feat_extract_activation": tuple(ACT2FN),
     "problem_type": (None, "single_label_classification", "multi_label_classification", "regression"),
+    "mixture_features": (None, *MIXTURE_FEATURES),
 }
-MIXTURE_FEATURES = ("mfcc", "mfcc_cmn", "log_mel", "encoder")  # what the mixture can be over
+PARALLEL_LISTS = {  # lists of one entry for each of these
+    "convolutions": ("conv_dim", "conv_stride", "conv_kernel"),
+    "time-delay layers": ("tdnn_dim", "tdnn_kernel", "tdnn_dilation"),
+}
 MOST_STATES = 10**4  # of a hidden Markov model, whose transitions are the square of that
 LONGEST_LIST = 64  # convolutions, or time-delay layers
 LONGEST_WINDOW = 8000  # samples that a frame may read, and from one frame to the next: half a second
@@ -354,18 +359,13 @@ class SJepaConfig(PreTrainedConfig):
                 if number is not None and (isinstance(number, bool) or not least <= number <= most):  # NaN is neither
                     place = f"`{name}` is {number}" if number is value else f"`{name}` holds {number}"
                     raise ValueError(f"{place}; it must lie between {least:,} and {most:,}.")
-        if not 0 < len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel) <= LONGEST_LIST:
-            raise ValueError(
-                "`conv_dim`, `conv_stride` and `conv_kernel` describe the same convolutions and must have the same"
-                f" length, from 1 to {LONGEST_LIST}, but have {len(self.conv_dim)}, {len(self.conv_stride)} and"
-                f" {len(self.conv_kernel)} entries."
-            )
-        if not 0 < len(self.tdnn_dim) == len(self.tdnn_kernel) == len(self.tdnn_dilation) <= LONGEST_LIST:
-            raise ValueError(
-                "`tdnn_dim`, `tdnn_kernel` and `tdnn_dilation` describe the same layers and must have the same length,"
-                f" from 1 to {LONGEST_LIST}, but have {len(self.tdnn_dim)}, {len(self.tdnn_kernel)} and"
-                f" {len(self.tdnn_dilation)} entries."
-            )
+        for described, names in PARALLEL_LISTS.items():
+            first, second, third = sizes = [len(getattr(self, name)) for name in names]
+            if not 0 < first == second == third <= LONGEST_LIST:
+                raise ValueError(
+                    "`{}`, `{}` and `{}` describe the same {} and must have the same length, from 1 to {}, but have"
+                    " {}, {} and {} entries.".format(*names, described, LONGEST_LIST, *sizes)
+                )
         if not 2 <= self.receptive_field <= LONGEST_WINDOW or self.inputs_to_logits_ratio > LONGEST_WINDOW:
             raise ValueError(
                 f"`conv_kernel` and `conv_stride` make frames of {self.receptive_field} samples, one every"
@@ -395,10 +395,6 @@ class SJepaConfig(PreTrainedConfig):
             raise ValueError(
                 "`predictor_keeps_hidden` reads the encoder's output at hidden frames, but `encode_visible_only` makes"
                 " none there: choose one of the two."
-            )
-        if self.mixture_features not in (None, *MIXTURE_FEATURES):
-            raise ValueError(
-                f"`mixture_features` is {self.mixture_features!r}; choose one of {', '.join(MIXTURE_FEATURES)}."
             )
         if (self.mixture_features == "encoder") != bool(self.mixture_layers):
             raise ValueError(

@@ -152,8 +152,9 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         if mask_time_indices is None:
             # Nothing is hidden; without a mask SpecAugment would draw one.
             none_hidden = input_values.new_zeros(shape, dtype=torch.bool)
-            kwargs["return_dict"] = True
-            outputs = self.sjepa(input_values, attention_mask, mask_time_indices=none_hidden, **kwargs)
+            outputs = self.sjepa(
+                input_values, attention_mask, mask_time_indices=none_hidden, return_dict=True, **kwargs
+            )
             logits = self.cluster_head(outputs.last_hidden_state)
             return SJepaForPreTrainingOutput(
                 logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -211,13 +212,11 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
 
     def _encode(self, input_values, attention_mask, mask_time_indices, visible, longest_visible, **kwargs):
         """Output of the encoder, whose layers with `encode_visible_only` run over `visible` frames alone."""
-        kwargs["return_dict"] = True
+        kwargs |= {"mask_time_indices": mask_time_indices, "return_dict": True}
         if not self.config.encode_visible_only:
-            return self.sjepa(input_values, attention_mask, mask_time_indices=mask_time_indices, **kwargs)
+            return self.sjepa(input_values, attention_mask, **kwargs)
         frames = VisibleFrames.find(visible, int(visible.sum(1).max()) if longest_visible is None else longest_visible)
-        outputs = self.sjepa(
-            input_values, attention_mask, mask_time_indices=mask_time_indices, visible_frames=frames, **kwargs
-        )
+        outputs = self.sjepa(input_values, attention_mask, visible_frames=frames, **kwargs)
         if outputs.hidden_states is not None:
             count = outputs.last_hidden_state.shape[1]
             earlier = (h if h is None else frames.scatter(h, count) for h in outputs.hidden_states[:-1])
