@@ -9,17 +9,12 @@ times less probable before its frame is heard than after, so that one whose like
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
-from .float32 import Float32Buffers, without_autocast
+from .float32 import Float32Buffers, without_autocast, zero_tiny_
 
 
+# Share of all transitions, and of all beginnings, that is spread evenly over states, as if it had been counted.
 SMOOTHING = 1e-3
-"""Share of all transitions, and of all beginnings, that is spread evenly over states, as if it had been counted."""
-
-SMALLEST = 1e-30
-"""What is smaller, beside a frame's largest likelihood or as a posterior, becomes zero: products with subnormal
-numbers are forty times slower on a CPU."""
 
 
 class TransitionStatistics(NamedTuple):
@@ -130,7 +125,7 @@ def _forward_backward(
     backward.masked_fill_(~real[..., None], 0.0)
     products = before.mul_(backward)  # in the memory of `before`, which is not read again
     scale = products.sum(-1, keepdim=True).masked_fill_(~real[..., None], 1.0)
-    posteriors = nn.functional.threshold_(products.div_(scale), SMALLEST, 0.0)
+    posteriors = zero_tiny_(products.div_(scale))
     statistics = None
     if count:
         earlier, later = forward[:-1].flatten(0, 1), backward.div_(scale)[1:].flatten(0, 1)
@@ -158,8 +153,7 @@ def _in_time(frames: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 def _scaled_likelihoods(log_likelihoods: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Likelihoods beside the largest of their frame, 1 in padding, and the logarithm of that largest one."""
     largest = log_likelihoods.amax(-1, keepdim=True)
-    scaled = (log_likelihoods - largest).exp_()
-    scaled = nn.functional.threshold_(scaled, SMALLEST, 0.0)
+    scaled = zero_tiny_((log_likelihoods - largest).exp_())
     return torch.where(real, scaled, 1.0), largest[..., 0]
 
 
