@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from .command import first_line
 from .configuration_sjepa import AUTO_MAP, MODEL_CODE, own_classes
-from .scores import data_name, utf8_text
+from .scores import data_name
 
 
 CARD, RECORD, RESULTS, EVAL_RESULTS = "README.md", "training.json", "results.json", ".eval_results"
@@ -292,7 +292,7 @@ def without_paths(name: str, path: Path) -> Path | bytes:
     reduced = reduce_paths(found)
     if reduced == found:
         return path
-    return (utf8_text(json.dumps(reduced, indent=2, ensure_ascii=False)) + "\n").encode()
+    return (json.dumps(reduced, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def reduce_paths(value: Any, key: str = "") -> Any:

@@ -36,7 +36,7 @@ from .contents import CARD, CONFIG, EVAL_RESULTS, PICTURES, RECORD, RESULTS, che
 from .durations import audio_amount
 from .facts import Facts
 from .saving import files_written_aside
-from .scores import LOWER_IS_BETTER, ComparedScore, Score, data_name, grouped, markdown_table, scores_of, utf8_text
+from .scores import LOWER_IS_BETTER, ComparedScore, Score, data_name, grouped, markdown_table, scores_of
 
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def write_card(checkpoint: Path, files: dict[str, str]) -> None:
         with files_written_aside(checkpoint / folder) as aside:
             for name, text in files.items():
                 if Path(name).parent == folder:
-                    (aside / Path(name).name).write_text(utf8_text(text), encoding="utf-8")
+                    (aside / Path(name).name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def make_card(

@@ -117,7 +117,10 @@ def is_number(value: Any) -> bool:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """A value as JSON that any file takes; numbers that are not finite are null, since JSON has none."""
+    """
+    A value as JSON that any file takes: numbers that are not finite are null, since JSON has none, and what UTF-8 does
+    not have, the bytes of a file name that are none, is escaped, which JSON reads as the same value.
+    """
 
     def finite(part: Any) -> Any:
         if isinstance(part, dict):
@@ -126,15 +129,8 @@ def json_text(value: Any, indent: int | None = None) -> str:
             return [finite(item) for item in part]
         return None if isinstance(part, float) and not math.isfinite(part) else part
 
-    return utf8_text(json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False))
-
-
-def utf8_text(text: str) -> str:
-    """
-    A text with escapes for what UTF-8 does not have: the bytes of a file name that are none. JSON with them stays
-    JSON, of the same value.
-    """
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    text = json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def number_or_nan(value: Any) -> Any:

@@ -19,7 +19,6 @@ from sjepa_hf.scores import (
     markdown_table,
     number_or_nan,
     short_names,
-    utf8_text,
     write_scores,
 )
 from training.common.figures import caption, save
@@ -151,7 +150,7 @@ def write(results: list[dict], directory: Path) -> None:
         (aside / f"{name}.jsonl").write_text("".join(json_text(result) + "\n" for result in results), encoding="utf-8")
         if whole:
             write_scores(aside / f"{name}.json", score_rows(whole))
-            (aside / f"{name}.md").write_text(utf8_text(table(whole) + "\n"), encoding="utf-8")
+            (aside / f"{name}.md").write_text(table(whole) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def score_rows(results: list[dict]) -> list[Score]:
