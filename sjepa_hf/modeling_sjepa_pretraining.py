@@ -66,7 +66,6 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
     buffers travel in the checkpoint; [`SJepaModel.from_pretrained`] takes the encoder out of it.
     """
 
-    _keep_in_fp32_modules_strict = [*SJepaPreTrainedModel._keep_in_fp32_modules_strict, "mixture"]
     encoder_class: type[nn.Module] = SJepaModel  # a subclass may have another encoder
 
     def __init__(self, config: SJepaConfig):
@@ -79,7 +78,6 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             self.mixture_whitening = SJepaWhitening(config.hidden_size, config.mixture_feature_size)
         if config.num_frozen_components is not None:
             self.frozen_mixture = new_mixture(config, config.num_frozen_components, config.frozen_feature_size)
-            self._keep_in_fp32_modules_strict = [*self._keep_in_fp32_modules_strict, "frozen_mixture"]
         self.post_init()
 
     @torch.no_grad()
@@ -233,11 +231,9 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             self.config.num_frozen_components = self.mixture.num_components
             self.config.frozen_feature_size = self.mixture.num_features
             self.frozen_mixture, self.cluster_head.frozen_output = self.mixture, self.cluster_head.output
-            self._keep_in_fp32_modules_strict.add("frozen_mixture")
         elif self.config.num_frozen_components is not None:
             self.config.num_frozen_components = None
             del self.frozen_mixture, self.cluster_head.frozen_output
-            self._keep_in_fp32_modules_strict.discard("frozen_mixture")
         self.describe_mixture(None)
         self.config.num_mixture_components = num_components
         self.config.mixture_feature_size = num_features
