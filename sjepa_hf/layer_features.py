@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .float32 import Float32Buffers, at_least_float32, without_autocast
+from .frames import clip_mean
 
 
 def read_layers(
@@ -47,11 +48,8 @@ def instance_normalize(features: torch.Tensor, real: torch.Tensor) -> torch.Tens
     Each clip's features `(batch_size, sequence_length, H)` with mean 0 and variance 1 over its real frames
     `(batch_size, sequence_length)`, per dimension; zero at the others.
     """
-    real = real[:, :, None].to(features.dtype)  # [B, T, 1]
-    count = real.sum(1, keepdim=True).clamp_min(1)
-    centred = (features - (features * real).sum(1, keepdim=True) / count) * real
-    variance = centred.square().sum(1, keepdim=True) / count
-    return centred * (variance + 1e-5).rsqrt()
+    centred = (features - clip_mean(features, real)).masked_fill(~real[:, :, None], 0.0)
+    return centred * (clip_mean(centred.square(), real) + 1e-5).rsqrt()
 
 
 class SJepaWhitening(Float32Buffers):

@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import without_autocast
-from .frames import at_hand, length_mask
+from .frames import at_hand, clip_mean, length_mask
 from .modeling_sjepa import PRETRAINING_ONLY, SJepaModel, SJepaPreTrainedModel
 
 
@@ -196,7 +196,7 @@ class SJepaForSequenceClassification(SJepaEncoderWithHead):
         if labels is not None:
             labels = check_clip_targets(labels, self.config, len(input_values))
         features, frame_mask, outputs = self.encode(input_values, attention_mask, **kwargs)
-        pooled, _ = masked_mean_and_std(self.projector(features), frame_mask)
+        pooled = clip_mean(self.projector(features).float(), frame_mask)[:, 0]
         logits = self.classifier(pooled.to(features.dtype))
         loss_of = LOSSES_OF_NUMBERS.get(self.config.problem_type, nn.functional.cross_entropy)
         loss = None if labels is None else loss_of(logits.float(), labels)
@@ -423,12 +423,10 @@ def masked_mean_and_std(hidden_states: torch.Tensor, mask: torch.Tensor) -> tupl
     Mean and (unbiased) standard deviation over the frames where `mask` `(batch_size, sequence_length)` is True, both
     `(batch_size, H)` in fp32. A clip without any such frame gives zeros, one with a single frame a deviation of zero.
     """
-    hidden_states = hidden_states.float()
-    mask = mask[:, :, None]
-    count = mask.sum(1)
-    mean = (hidden_states * mask).sum(1) / count.clamp_min(1)
-    variance = ((hidden_states - mean[:, None]) * mask).square().sum(1) / (count - 1).clamp_min(1)
-    return mean, variance.clamp_min(1e-14).sqrt()  # the floor keeps the gradient finite where nothing varies
+    hidden_states, count = hidden_states.float(), mask.sum(1)[:, None]
+    mean = clip_mean(hidden_states, mask)
+    variance = clip_mean((hidden_states - mean).square(), mask)[:, 0] * (count / (count - 1).clamp_min(1))
+    return mean[:, 0], variance.clamp_min(1e-14).sqrt()  # the floor keeps the gradient finite where nothing varies
 
 
 __all__ = [
