@@ -28,19 +28,24 @@ def read_layers(
         real (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Real frames; given, each layer of each clip is normalised over them ([`instance_normalize`]).
     """
+    states = [at_least_float32(state) for state in layer_states(encoder, input_values, attention_mask, layers)]
+    if real is not None:
+        states = [instance_normalize(state, real) for state in states]
+    return torch.stack(states).mean(0) if len(states) > 1 else states[0]
+
+
+def layer_states(
+    encoder: nn.Module, input_values: torch.Tensor, attention_mask: torch.Tensor | None, layers: Sequence[int]
+) -> list[torch.Tensor]:
+    """
+    Layers of an [`SJepaModel`], each `(batch_size, sequence_length, hidden_size)`, in the order of `layers`, which are
+    numbered as in `hidden_states`. Later ones do not run, and no others are kept where one alone is read.
+    """
     several = len(layers) > 1
     outputs = encoder(
-        input_values,
-        attention_mask,
-        num_layers=max(layers),
-        return_dict=True,
-        **({"output_hidden_states": True} if several else {}),
+        input_values, attention_mask, num_layers=max(layers), output_hidden_states=several, return_dict=True
     )
-    read = [outputs.hidden_states[layer] for layer in layers] if several else [outputs.last_hidden_state]
-    read = [at_least_float32(layer) for layer in read]
-    if real is not None:
-        read = [instance_normalize(layer, real) for layer in read]
-    return torch.stack(read).mean(0) if several else read[0]
+    return [outputs.hidden_states[layer] for layer in layers] if several else [outputs.last_hidden_state]
 
 
 def instance_normalize(features: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
