@@ -6,7 +6,6 @@ The encoder:
     modeling_sjepa.py               SJepaModel: front end, positional convolution, Transformer layers
     front_end.py                    from samples to frames: seven convolutions, or log-mel
     spec_augment.py                 spans of frames and features that are hidden in fine-tuning
-    gradient_checkpointing.py       layers whose activations are computed anew in the backward pass
     float32.py                      norms, tables and mixtures that stay in fp32
     frames.py                       16 kHz, a frame of 25 ms every 20 ms: the one place of these numbers
 

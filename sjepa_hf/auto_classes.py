@@ -10,7 +10,6 @@ from .float32 import Float32Buffers  # noqa: F401  (an old transformers copies o
 from .frame_features import FRAME_FEATURES  # noqa: F401
 from .frames import SAMPLING_RATE  # noqa: F401
 from .front_end import build_front_end  # noqa: F401
-from .gradient_checkpointing import CheckpointedLayer  # noqa: F401
 from .hmm import TransitionModel  # noqa: F401
 from .hmm_mixture import HmmMixture  # noqa: F401
 from .kmeans import kmeans  # noqa: F401

@@ -40,7 +40,6 @@ MODEL_CODE = (
     "frame_features.py",
     "frames.py",
     "front_end.py",
-    "gradient_checkpointing.py",
     "hmm.py",
     "hmm_mixture.py",
     "kmeans.py",

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import Wav2Vec2BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
@@ -20,7 +21,6 @@ from .configuration_sjepa import SJepaConfig, is_ours
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
 from .frames import check_input, check_values, nothing_padded, real_frames, real_samples
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
-from .gradient_checkpointing import CheckpointedLayer
 from .spec_augment import spec_augment
 
 
@@ -111,7 +111,7 @@ class SJepaFeedForward(nn.Module):
         return self.output_dense(self.intermediate_dropout(hidden_states))
 
 
-class SJepaTransformerLayer(CheckpointedLayer):
+class SJepaTransformerLayer(GradientCheckpointingLayer):
     """
     Post-norm Transformer layer, of the encoder and of the predictor.
 
