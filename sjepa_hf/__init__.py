@@ -8,6 +8,7 @@ The encoder:
     spec_augment.py                 spans of frames and features that are hidden in fine-tuning
     float32.py                      norms, tables and mixtures that stay in fp32
     frames.py                       16 kHz, a frame of 25 ms every 20 ms: the one place of these numbers
+    input_checks.py                 what a batch has to be, and whether its values can be looked at
 
 Pretraining and fine-tuning:
     modeling_sjepa_pretraining.py   SJepaForPreTraining: encoder, predictor, cluster head, mixture, and their loss

@@ -42,6 +42,7 @@ MODEL_CODE = (
     "front_end.py",
     "hmm.py",
     "hmm_mixture.py",
+    "input_checks.py",
     "kmeans.py",
     "layer_features.py",
     "mixture.py",

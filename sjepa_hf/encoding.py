@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from transformers import AutoModel, BatchFeature, PreTrainedConfig, PreTrainedModel
 
-from .frames import SAMPLING_RATE, check_right_padded, real_samples
+from .frames import SAMPLING_RATE, real_samples
+from .input_checks import check_right_padded
 from .layer_features import layer_states
 from .opening import open_model
 

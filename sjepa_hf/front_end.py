@@ -14,7 +14,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import Float32Buffers, SJepaGroupNorm, at_least_float32, widest_float, without_autocast
-from .frames import SAMPLING_RATE, clip_mean, length_mask, real_frames, within_functorch
+from .frames import SAMPLING_RATE, clip_mean, length_mask, real_frames
+from .input_checks import within_functorch
 
 
 FRAMES_AT_ONCE = {"cpu": 1500, "cuda": 24000}  # of all clips together, where no gradient is asked for

@@ -19,8 +19,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig, is_ours
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
-from .frames import check_input, check_values, nothing_padded, real_frames, real_samples
+from .frames import real_frames, real_samples
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
+from .input_checks import check_input, check_mask, check_values, nothing_padded
 from .spec_augment import spec_augment
 
 
@@ -473,15 +474,6 @@ def attention_mask_4d(config: SJepaConfig, hidden_states: torch.Tensor, frame_ma
     if isinstance(mask, torch.Tensor) and mask.ndim == 4:
         mask = mask[:, :, :1]  # one row for all queries: an attention over an hour has 32 billion pairs of frames
     return mask
-
-
-def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int], what: str) -> None:
-    """Raise a ValueError where a mask is not bool of `shape`, `(batch_size, what)`."""
-    if mask.dtype != torch.bool or mask.shape != shape:
-        raise ValueError(
-            f"`{name}` must be bool of shape {tuple(shape)} (batch_size, {what}), but is {mask.dtype} of shape"
-            f" {tuple(mask.shape)}."
-        )
 
 
 __all__ = ["SJepaModel", "SJepaPreTrainedModel"]

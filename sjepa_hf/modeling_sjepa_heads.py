@@ -20,7 +20,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import without_autocast
-from .frames import at_hand, clip_mean, length_mask
+from .frames import clip_mean, length_mask
+from .input_checks import values_readable
 from .modeling_sjepa import PRETRAINING_ONLY, SJepaModel, SJepaPreTrainedModel
 
 
@@ -371,7 +372,7 @@ def check_labels(labels: torch.Tensor, num_classes: int, size: str, may_wait: bo
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"`labels` must be integers, the numbers of classes, but are {labels.dtype}.")
     labels = labels.long()
-    if at_hand(labels, may_wait):
+    if values_readable(labels, may_wait):
         unknown = (labels >= num_classes) | ((labels < 0) & (labels != -100))
         if unknown.any():
             raise ValueError(

@@ -14,12 +14,13 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_sjepa import SJepaConfig
 from .float32 import at_least_float32
 from .frame_features import FRAME_FEATURES
-from .frames import check_frames, check_input, check_values, nothing_padded, real_samples
+from .frames import check_frames, real_samples
 from .hmm import TransitionModel
 from .hmm_mixture import HmmMixture
+from .input_checks import check_input, check_mask, check_values, nothing_padded
 from .layer_features import SJepaWhitening, read_layers
 from .mixture import DiagonalGaussianMixture
-from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel, VisibleFrames, check_mask, pick
+from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel, VisibleFrames, pick
 from .predictor import SJepaClusterHead, SJepaPredictor, sinusoids
 from .soft_targets import check_distributions, check_posteriors, soft_target_divergence
 from .units import SJepaUnitsOutput, units_of
