@@ -25,8 +25,9 @@ Pretraining and fine-tuning:
     auto_classes.py                 where `auto_map` points: with it the files named so far travel with a checkpoint
 
 What happens to checkpoints:
-    saving.py                       the feature extractor beside the weights; nothing is left half-written
-    room.py                         whether what a command will write can be
+    feature_extraction.py           the feature extractor that lies beside the weights
+    saving.py                       nothing is left half-written
+    writable.py                     whether outputs can be written
     opening.py                      what a user names as a checkpoint, opened or refused in a sentence
     push.py                         command: publish one on the Hub
     contents.py                     what of a directory may be published

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from .command import CommandParser, command, first_line
 from .configuration_sjepa import SJepaConfig
+from .feature_extraction import feature_extractor
 from .modeling_sjepa_pretraining import SJepaForPreTraining
 from .opening import why
-from .saving import feature_extractor, written_aside
+from .saving import written_aside
 
 
 # Released name (a regular expression) -> ours. Order matters: the first match counts.

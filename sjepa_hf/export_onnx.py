@@ -41,10 +41,10 @@ from .frames import MIN_SAMPLES, SAMPLING_RATE, real_samples
 from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel
 from .modeling_sjepa_heads import SJepaForCTC, SJepaForSequenceClassification
 from .opening import MissingWeights, open_pretrained, open_sjepa, open_sjepa_config
-from .room import check_output_file
 from .saving import files_written_aside
 from .scores import json_text
 from .transcripts import UNKNOWN_SIGN, silent_labels
+from .writable import check_output_file
 
 
 if TYPE_CHECKING:

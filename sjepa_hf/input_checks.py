@@ -42,7 +42,7 @@ def check_values(input_values: Tensor, attention_mask: Tensor | None) -> None:
 
 
 def check_right_padded(attention_mask: Tensor) -> None:
-    """Raise a ValueError where a mask `(batch_size, num_samples)`, if it can be read, has padding before real samples."""
+    """Raise a ValueError where a mask `(batch_size, num_samples)` that can be read has padding before real samples."""
     if values_readable(attention_mask) and (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
         raise ValueError("`attention_mask` has padding before real samples: pad clips on the right.")
 
