@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from .command import first_line
+from .opening import is_repo_id
 
 
 DATA_FIELDS = ("name", "dataset_id", "task_id")
@@ -87,15 +86,12 @@ def names_of_data(value: Any) -> dict[str, dict[str, str]]:
     """`result_data`: for the data of a result, its better name and where it is on the Hub."""
     if not isinstance(value, dict):
         raise ValueError(f"`result_data` should map each source to fields among {', '.join(DATA_FIELDS)}.")
-    found = {}
+    names = {}
     for source, known in value.items():
         place = f"result_data: {source}"
         if not isinstance(known, dict) or set(known) - set(DATA_FIELDS):
             raise ValueError(f"`{place}` should have fields among {', '.join(DATA_FIELDS)}.")
-        found[str(source)] = {name: text(f"{place}: {name}", item) for name, item in known.items()}
-        if "dataset_id" in found[str(source)]:
-            try:
-                validate_repo_id(found[str(source)]["dataset_id"])
-            except HFValidationError:
-                raise ValueError(f"`{place}: dataset_id` is not the name of a data set on the Hub.") from None
-    return found
+        names[str(source)] = {name: text(f"{place}: {name}", item) for name, item in known.items()}
+        if "dataset_id" in known and not is_repo_id(names[str(source)]["dataset_id"]):
+            raise ValueError(f"`{place}: dataset_id` is not the name of a data set on the Hub.")
+    return names

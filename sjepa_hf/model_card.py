@@ -27,14 +27,13 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 
 from .command import CommandParser, command
 from .contents import CARD, CONFIG, EVAL_RESULTS, PICTURES, RECORD, RESULTS, check_tensors, read_json, unfit
 from .durations import audio_amount
 from .facts import Facts
+from .opening import is_repo_id
 from .saving import files_written_aside
 from .scores import LOWER_IS_BETTER, ComparedScore, Score, data_name, grouped, markdown_table, scores_of
 
@@ -126,7 +125,7 @@ def make_card(
     pipeline = next((PIPELINES[end] for end in PIPELINES if architecture.endswith(end)), "feature-extraction")
     is_sjepa, pretrained = config.get("model_type") == "sjepa", record.get("kind") == "pretraining"
     unlabelled = [] if record.get("from_scratch") else ["self-supervised-learning"]
-    name = facts.name or repo_id.split("/")[-1]
+    name, base = facts.name or repo_id.split("/")[-1], record.get("base_model")
     index = [model_index_entry(score, facts) for score in scores if math.isfinite(score.value)]
     data = ModelCardData(
         library_name="transformers",
@@ -134,7 +133,7 @@ def make_card(
         license=facts.license,
         language=facts.language or None,
         datasets=list(dict.fromkeys([*facts.datasets, *datasets_before(record)])) or None,
-        base_model=on_the_hub(record.get("base_model")),
+        base_model=base if is_repo_id(base) else None,
         tags=["speech", *(["s-jepa", *unlabelled] if is_sjepa or pretrained else [])],
         model_name=name if index else None,
         eval_results=index or None,
@@ -174,15 +173,6 @@ def plain(value: Any) -> str:
     for mark, written in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "\\`"), ("*", "\\*"), ("[", "\\[")):
         line = line.replace(mark, written)
     return line
-
-
-def on_the_hub(name: Any) -> str | None:
-    """A name that a repo on the Hub can have; None for any other."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return name
 
 
 def enumeration(names: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Open what a user names as a checkpoint, or say in one sentence why it does not open."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     StrictDataclassError,
 )
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
@@ -317,7 +319,16 @@ def is_path(checkpoint: str | Path) -> bool:
     """Whether what a user names is a path by its looks, or a file: no repo on the Hub is called so."""
     name = str(checkpoint)
     begins = Path(name).is_absolute() or name.startswith((".", "~"))
-    return begins or name.endswith(("/", *FILES)) or name.count("/") > 1 or Path(name).is_file()
+    return begins or name.endswith(("/", *FILES)) or name.count("/") > 1 or os.path.isfile(name)
+
+
+def is_repo_id(name: Any) -> bool:
+    """Whether a repo on the Hub can have this name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def lacking(folder: Path, needed: str) -> str | None:

@@ -21,15 +21,14 @@ import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
-    HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
 
 from .command import CommandParser, command
 from .contents import CARD, RECORD, contents, read_json, shown, without_paths
 from .model_card import MARK, card_files
+from .opening import is_repo_id
 
 
 logger = logging.getLogger(__name__)
@@ -153,13 +152,11 @@ def open_repo(
 
 def check_name(repo_id: str) -> None:
     """Raise a ValueError for what cannot be the name of a repo."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError:
+    if not is_repo_id(repo_id):
         raise ValueError(
             f"'{shown(repo_id)}' cannot be the name of a repo: use NAME or OWNER/NAME, of letters, digits, '-',"
             " '_' and '.', with at most 96 characters."
-        ) from None
+        )
 
 
 def wants_card(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .command import first_line
+from .opening import is_path
 
 
 LOWER_IS_BETTER = ("wer", "cer", "per", "eer", "der", "slot_value_cer")
@@ -223,15 +224,15 @@ def scores_of(checkpoint: Path, path: Path) -> list[ComparedScore]:
 def data_name(source: str) -> str:
     """
     A source's name without the folders above it: the last part of a path, with its parent for a split. Of an address,
-    neither the folders nor what stands behind a question mark, which may be a key. A name of at most one slash is one
-    on the Hub, unless it begins with a dot or is there as a file or folder.
+    neither the folders nor what stands behind a question mark, which may be a key. What is no path by its looks, nor
+    there as a file or folder, is a name on the Hub.
     """
     if "::" in source:
         return "::".join(map(data_name, source.split("::")))
     if "://" in source:
         source = source.partition("?")[0]
     path = Path(source)
-    local = source.startswith(("/", ".", "~")) or source.count("/") > 1 or os.path.exists(path)
+    local = is_path(source) or os.path.exists(path)
     if not local or path.name in ("", ".."):
         return source
     with_parent = path.name in SPLITS and path.parent.name not in ("", "..", "~") and path.parent != Path.home()
