@@ -55,7 +55,7 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def shell(*args, **kwargs):
         log_to_terminal()
-        print_any_name()
+        escape_unencodable_output()
         try:
             with orderly_sigterm():
                 return main(*args, **kwargs)
@@ -105,7 +105,7 @@ def log_to_terminal() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def print_any_name() -> None:
+def escape_unencodable_output() -> None:
     """Have standard output take names that its encoding does not have, as escapes, as standard error does."""
     if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -221,7 +221,7 @@ class TransitionModel(Float32Buffers):
         return forward_backward(log_likelihoods, *self.probabilities(), lengths, count, scores)
 
     @torch.no_grad()
-    def forget_order(self, weights: torch.Tensor) -> None:
+    def make_independent(self, weights: torch.Tensor) -> None:
         """
         Make states independent of one another: each follows any other by its weight, `(num_states,)`. Posteriors are
         then those of the mixture, and expected counts those of its posteriors at consecutive frames.
@@ -230,18 +230,18 @@ class TransitionModel(Float32Buffers):
         self.pairs.copy_(weights[:, None] * weights)
 
     @torch.no_grad()
-    def split(self, donors: torch.Tensor, heirs: torch.Tensor) -> None:
+    def split(self, heavy: torch.Tensor, dead: torch.Tensor) -> None:
         """
-        Put each heir in the place of one half of its donor: what follows it is what follows the donor, and it is
-        entered half of the times. But for `SMOOTHING`, paths through both are as probable as those through the donor
-        were; what was known of the heirs is lost.
+        Put each of the dead states in the place of one half of a heavy one: what follows it is what follows that one,
+        and it is entered half of the times. But for `SMOOTHING`, paths through both are as probable as those through
+        the heavy one were; what was known of the dead is lost.
 
         Args:
-            donors, heirs (`torch.LongTensor` of shape `(num_splits,)`): states, each at most once.
+            heavy, dead (`torch.LongTensor` of shape `(num_splits,)`): states, each at most once.
         """
-        origin, share = torch.arange(self.num_states, device=donors.device), torch.ones_like(self.initial)
-        origin[heirs] = donors
-        share[donors] = share[heirs] = 0.5
+        origin, share = torch.arange(self.num_states, device=heavy.device), torch.ones_like(self.initial)
+        origin[dead] = heavy
+        share[heavy] = share[dead] = 0.5
         initial, pairs = self.initial[origin] * share, self.pairs[origin][:, origin] * share[:, None] * share
         self.initial.copy_(initial / initial.sum())
         self.pairs.copy_(pairs / pairs.sum())

@@ -6,7 +6,7 @@ import torch
 
 from .float32 import without_autocast
 from .hmm import ClipPosteriors, TransitionModel, TransitionStatistics
-from .mixture import DiagonalGaussianMixture, SufficientStatistics, soften
+from .mixture import DiagonalGaussianMixture, SufficientStatistics, tempered_softmax
 
 
 class HmmStatistics(NamedTuple):
@@ -84,7 +84,7 @@ class HmmMixture(DiagonalGaussianMixture):
         moments = self._moments(features.flatten(0, 1))
         likelihoods = self._scores(moments).sub_(self.log_weights()).unflatten(0, features.shape[:2])
         found = self.transitions.expectation(likelihoods, lengths, count, scores=temperature != 1)
-        targets = found.posteriors if temperature == 1 else soften(found.scores, temperature)
+        targets = found.posteriors if temperature == 1 else tempered_softmax(found.scores, temperature)
         return targets, moments, found
 
     @torch.no_grad()
@@ -102,9 +102,9 @@ class HmmMixture(DiagonalGaussianMixture):
     def fit(self, features: torch.Tensor, *args, **kwargs) -> list[float]:
         """As [`DiagonalGaussianMixture.fit`]; components are then independent of what came before them."""
         history = super().fit(features, *args, **kwargs)
-        self.transitions.forget_order(self.weights)
+        self.transitions.make_independent(self.weights)
         return history
 
-    def _split(self, donors: torch.Tensor, heirs: torch.Tensor) -> None:
-        super()._split(donors, heirs)
-        self.transitions.split(donors, heirs)
+    def _split(self, heavy: torch.Tensor, dead: torch.Tensor) -> None:
+        super()._split(heavy, dead)
+        self.transitions.split(heavy, dead)

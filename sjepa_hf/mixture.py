@@ -141,7 +141,7 @@ class DiagonalGaussianMixture(Float32Buffers):
             `torch.Tensor` of shape `(N, num_components)`, fp32, rows summing to 1.
         """
         with without_autocast(features.device):
-            return soften(self._scores(self._moments(features)), temperature)
+            return tempered_softmax(self._scores(self._moments(features)), temperature)
 
     def clip_posteriors(
         self, features: torch.Tensor, lengths: torch.Tensor | None = None, temperature: float = 1.0
@@ -180,8 +180,8 @@ class DiagonalGaussianMixture(Float32Buffers):
         with without_autocast(features.device):
             moments = self._moments(features.flatten(0, 1))
             scores = self._scores(moments).unflatten(0, features.shape[:2])
-            plain = soften(scores)
-            targets = plain if temperature == 1 else soften(scores, temperature)
+            plain = tempered_softmax(scores)
+            targets = plain if temperature == 1 else tempered_softmax(scores, temperature)
             return targets, self._clip_statistics(moments, plain, lengths)
 
     def _clip_statistics(
@@ -326,7 +326,7 @@ class DiagonalGaussianMixture(Float32Buffers):
                 evidence = joint.logsumexp(-1, keepdim=True)
                 log_likelihood += evidence.sum(dtype=widest_float(device)).item()
                 if iteration < num_iterations:
-                    statistics = self.statistics(chunk, soften(joint))
+                    statistics = self.statistics(chunk, tempered_softmax(joint))
                     total = statistics if total is None else total + statistics
             history.append(log_likelihood / len(features))
             if total is not None:
@@ -359,16 +359,16 @@ class DiagonalGaussianMixture(Float32Buffers):
         self._split(order[:dead], order[-dead:])
         return dead
 
-    def _split(self, donors: torch.Tensor, heirs: torch.Tensor) -> None:
-        """Give each of `heirs`, `(num_splits,)`, one half of its donor, as [`reseed_dead`] says."""
-        widest = (self.variances[donors] * self.variances.reciprocal().mean(0)).argmax(1, keepdim=True)
-        step = 0.3 * self.variances[donors].gather(1, widest).sqrt()
-        shift = torch.zeros_like(self.means[donors]).scatter_(1, widest, step)
-        self.means[heirs] = self.means[donors] + shift
-        self.means[donors] -= shift
-        self.variances[heirs] = self.variances[donors]
-        self.weights[donors] *= 0.5
-        self.weights[heirs] = self.weights[donors]
+    def _split(self, heavy: torch.Tensor, dead: torch.Tensor) -> None:
+        """Give each of `dead`, `(num_splits,)`, one half of its `heavy` one, as [`reseed_dead`] says."""
+        widest = (self.variances[heavy] * self.variances.reciprocal().mean(0)).argmax(1, keepdim=True)
+        step = 0.3 * self.variances[heavy].gather(1, widest).sqrt()
+        shift = torch.zeros_like(self.means[heavy]).scatter_(1, widest, step)
+        self.means[dead] = self.means[heavy] + shift
+        self.means[heavy] -= shift
+        self.variances[dead] = self.variances[heavy]
+        self.weights[heavy] *= 0.5
+        self.weights[dead] = self.weights[heavy]
         self.weights.div_(self.weights.sum())
 
     def _check(self, features: torch.Tensor) -> torch.Tensor:
@@ -383,7 +383,7 @@ class DiagonalGaussianMixture(Float32Buffers):
         return features
 
 
-def soften(scores: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def tempered_softmax(scores: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """
     `softmax(scores / temperature)` over components, what is tiny being zero; at temperature 0 its limit, one-hot.
     """

@@ -58,7 +58,7 @@ def written_aside(directory: str | Path) -> Iterator[Path]:
     with _aside(directory.parent) as aside:
         with named_in_errors(directory):
             yield aside
-            share_mode_of(aside)
+            apply_directory_mode(aside)
             flush(aside)
         with _locked(directory.parent):
             try:
@@ -87,7 +87,7 @@ def files_written_aside(directory: str | Path) -> Iterator[Path]:
     with _aside(directory) as aside:
         with named_in_errors(directory):
             yield aside
-            share_mode_of(aside)
+            apply_directory_mode(aside)
             flush(aside)
         for file in sorted(aside.iterdir()):
             _put(file, directory / file.name)
@@ -220,7 +220,7 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def share_mode_of(directory: Path) -> None:
+def apply_directory_mode(directory: Path) -> None:
     """Let whoever may read and write a new directory do so with all below it: safetensors makes files of mode 600."""
     allowed = directory.stat().st_mode & 0o777
     for path in directory.rglob("*"):

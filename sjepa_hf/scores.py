@@ -134,7 +134,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def number_or_nan(value: Any) -> Any:
+def null_as_nan(value: Any) -> Any:
     """NaN for null, as which `json_text` writes numbers that are not finite; any other value as it is."""
     return math.nan if value is None else value
 
@@ -182,9 +182,9 @@ def read_row(row: Any, number: int) -> Score:
     for name in row:
         if name not in known:
             raise ValueError(f"score {number} has a field `{name}`, which is unknown")
-    restored = row | {"value": number_or_nan(row["value"])}
+    restored = row | {"value": null_as_nan(row["value"])}
     if isinstance(row.get("values"), list):
-        restored["values"] = list(map(number_or_nan, row["values"]))
+        restored["values"] = list(map(null_as_nan, row["values"]))
     try:
         return Score(**restored)
     except ValueError as error:

@@ -171,7 +171,7 @@ def under_whole_clips(targets: FrozenTargets, clips: LabelledClips, arguments: I
     plain = targets.mixture
     mixture = HmmMixture(plain.num_components, plain.num_features).to(plain.means.device)
     mixture.load_state_dict(plain.state_dict(), strict=False)
-    mixture.transitions.forget_order(mixture.weights)
+    mixture.transitions.make_independent(mixture.weights)
     targets.mixture = mixture
     for passes, name in ((1, "given the clip"), (BAUM_WELCH, f"given the clip, {BAUM_WELCH} rounds")):
         fit_transitions(mixture, targets.features, fit_audio(clips, arguments), arguments.frames, passes)

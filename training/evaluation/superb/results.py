@@ -17,7 +17,7 @@ from sjepa_hf.scores import (
     grouped,
     json_text,
     markdown_table,
-    number_or_nan,
+    null_as_nan,
     short_names,
     write_scores,
 )
@@ -80,10 +80,9 @@ def read_line(line: bytes, path: Path, number: int) -> dict:
 def with_nan(result: dict) -> dict:
     """A result as it was before it became JSON: figures that are not finite are null there."""
     metrics = {
-        part: {name: number_or_nan(value) for name, value in result[part].items()}
-        for part in ("metrics", "dev_metrics")
+        part: {name: null_as_nan(value) for name, value in result[part].items()} for part in ("metrics", "dev_metrics")
     }
-    return result | metrics | {"layer_weights": list(map(number_or_nan, result["layer_weights"]))}
+    return result | metrics | {"layer_weights": list(map(null_as_nan, result["layer_weights"]))}
 
 
 def add(result: dict, directory: Path) -> None:
