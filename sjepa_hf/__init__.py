@@ -15,7 +15,7 @@ Pretraining and fine-tuning:
     predictor.py                    predictor of hidden frames, and the cluster head over it
     soft_targets.py                 what targets have to be, and the divergence of a prediction from them
     mixture.py                      the diagonal Gaussian mixture: posteriors, EM, running statistics
-    kmeans.py                       where its fit begins
+    kmeans.py                       k-means, which initialises the mixture
     frame_features.py               what the first mixture is over: MFCC and log-mel frames
     layer_features.py               what the second one is over: layers of the encoder
     units.py                        clusters as numbers: units of frames, soft units, runs with times

@@ -32,8 +32,8 @@ class UserError(RuntimeError):
 
 class CommandParser(argparse.ArgumentParser):
     """
-    Parser of a command's options, by the rules of all commands: a name is written out, and takes dashes for
-    underscores. `--help` leaves the lines of the description as they are.
+    Parser of a command's options, by the rules of all commands: no abbreviations; `--a-b` means `--a_b`. `--help`
+    leaves the lines of the description as they are.
     """
 
     def __init__(self, description: str | None = None, **settings):

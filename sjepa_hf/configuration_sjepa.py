@@ -173,8 +173,8 @@ class SJepaConfig(PreTrainedConfig):
         log_mel_cmn (`bool`, *optional*, defaults to `False`):
             Whether each mel bin loses its mean over the clip (cepstral mean normalisation, of log-mel frames).
         log_mel_prior_frames (`int`, *optional*, defaults to 0):
-            So many frames of average speech, as loud as the clip, count in the mean that `log_mel_cmn` takes off. The
-            mean of half a second holds much of what is said, and with 10 such frames a quarter less of it goes.
+            Pseudo-count: shrinks the mean that `log_mel_cmn` subtracts towards average speech at the clip's level, by
+            this many frames. For clips below a second.
         stem_kernel_size (`int`, *optional*, defaults to 0):
             Frames (an odd number) that each of two convolutions over the log-mel frames reads, ahead of the
             projection (our addition); 0: there are none.
@@ -439,7 +439,7 @@ class SJepaConfig(PreTrainedConfig):
         frames = (num_samples - self.receptive_field) // self.inputs_to_logits_ratio + 1
         if isinstance(frames, torch.Tensor):
             return frames.clamp(min=0)
-        # Not `max`: torch.export counts with integers of its own, and OpenVINO knows no maximum of these.
+        # Not `max`: under torch.export `frames` is a SymInt, and OpenVINO has no maximum of SymInts.
         return frames if frames > 0 else 0
 
     @classmethod

@@ -64,7 +64,7 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
 def real_frames(samples: Tensor, num_frames: int, window: int = WINDOW, hop: int = HOP) -> Tensor:
     """
     Which of `num_frames` frames, of `window` samples every `hop`, lie within clips of `samples` `(batch_size,)`: bool
-    `(batch_size, num_frames)`. No quotient is compared: OpenVINO takes such a one for that of real numbers.
+    `(batch_size, num_frames)`. Compares products, since OpenVINO turns this integer division into a real one.
     """
     return torch.arange(num_frames, device=samples.device) * hop <= samples[:, None] - window
 

@@ -278,7 +278,7 @@ def window_moments(
 def is_itself(module: nn.Module, kind: type[nn.Module]) -> bool:
     """
     Whether a module does nothing but what its class does: no adapter has taken its place, no hook waits for its call
-    (pruning, offloading, attribution), and its weights are not made when they are asked for.
+    (pruning, offloading, attribution), and its weight is not a parametrization.
     """
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return type(module) is kind and not any(hooks) and "forward" not in vars(module)

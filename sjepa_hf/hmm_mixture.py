@@ -1,4 +1,4 @@
-"""Mixture whose components are states of a hidden Markov model: a clip's targets are given the whole clip (ours)."""
+"""A mixture whose components are HMM states, so that each frame's posterior depends on the whole clip (our addition)."""
 
 from typing import NamedTuple
 

@@ -271,11 +271,8 @@ class DiagonalGaussianMixture(Float32Buffers):
             num_passes (`int`, *optional*, defaults to 5): k-means passes over the frames.
             num_iterations (`int`, *optional*, defaults to 20): EM iterations.
             relative_variance_floor (`float`, *optional*, defaults to 1e-3):
-                `variance_floor` becomes this share of each dimension's global variance, and at least 1e-6. At 0, EM in
-                float32 does not resolve variances below about 1e-4 of the mean one, and beside such a component
-                (digital silence) posteriors and log-likelihoods are wrong. Of 8 components in 4 and 39
-                dimensions, their means spread by 3 standard deviations, a narrow one's variances came out up to 2 %
-                wrong at 1e-3 of the others', 35 % at 1e-4, and partly as 0 at 3e-5; in float64 right down to 1e-7.
+                `variance_floor` becomes this share of each dimension's global variance, and at least 1e-6. Below 1e-4,
+                float32 EM does not resolve narrow components (digital silence): posteriors beside them are wrong.
             chunk_size (`int`, *optional*, defaults to 16384): frames that are processed at once.
             generator (`torch.Generator`, *optional*): CPU generator that makes the fit reproducible.
             progress (`Callable`, *optional*): told in a few words how far the fit is, at every chunk.

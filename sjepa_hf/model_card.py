@@ -382,7 +382,7 @@ def shown_data(score: ComparedScore, facts: Facts) -> str:
 
 
 def conditions(score: Score) -> str:
-    """How a score was taken, and that it is no better than chance where it is not."""
+    """How a score was taken and, if so, that it is no better than chance."""
     return "; ".join([score.protocol, score.runs, *([chance(score)] if score.learned is False else [])])
 
 

@@ -50,8 +50,8 @@ def eager_attention_forward(
 def pick(hidden_states: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
     """
     Rows of `(batch_size, sequence_length, H)` at flat `positions`, `b * sequence_length + t`: `(len(positions), H)`;
-    all of them if None. So layers leave out frames that nobody reads: the predictor all but the hidden ones in its
-    last layer, the encoder hidden ones in all its layers, by [`VisibleFrames`], which puts its rows back in place.
+    all of them if None. Used to skip frames nobody reads: in the predictor's last layer, and with [`VisibleFrames`] in
+    the encoder.
     """
     return hidden_states if positions is None else hidden_states.flatten(0, 1).index_select(0, positions)
 

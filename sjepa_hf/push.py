@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import httpx
 
 from .command import CommandParser, command
 from .contents import CARD, RECORD, contents, read_json, shown, without_paths
@@ -185,10 +185,10 @@ def hub_errors(api: HfApi, repo_id: str) -> Iterator[None]:
         raise ValueError(f"{repo_id} does not exist, or is private to someone else: choose another name.") from None
     except HfHubHTTPError as error:
         raise ValueError(refusal(error, repo_id)) from None
-    except httpx2.TransportError as error:
+    except httpx.TransportError as error:
         raise ValueError(f"The connection to {api.endpoint} failed: {error or type(error).__name__}.") from None
     except RuntimeError as error:  # how an upload of large files fails
-        if not isinstance(error.__cause__, HfHubHTTPError | httpx2.TransportError):
+        if not isinstance(error.__cause__, HfHubHTTPError | httpx.TransportError):
             raise
         with hub_errors(api, repo_id):
             raise error.__cause__ from None
@@ -211,7 +211,7 @@ def commit(
             operations = [CommitOperationDelete(name) for name in stale]
             operations += [CommitOperationAdd(name, content) for name, content in files.items()]
             return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
-        except (httpx2.TransportError, HfHubHTTPError, RuntimeError) as error:
+        except (httpx.TransportError, HfHubHTTPError, RuntimeError) as error:
             if attempt + 1 == ATTEMPTS or not is_transient(error):
                 raise
             wait = FIRST_WAIT * 2**attempt
@@ -224,7 +224,7 @@ def is_transient(error: Exception) -> bool:
     cause = error.__cause__ if isinstance(error, RuntimeError) else error  # how an upload of large files fails
     if isinstance(cause, HfHubHTTPError):
         return cause.response.status_code >= 500 and cause.response.status_code != 507
-    return isinstance(cause, httpx2.TransportError)
+    return isinstance(cause, httpx.TransportError)
 
 
 def refusal(error: HfHubHTTPError, repo_id: str) -> str:

@@ -135,7 +135,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def null_as_nan(value: Any) -> Any:
-    """NaN for null, as which `json_text` writes numbers that are not finite; any other value as it is."""
+    """NaN for null: `json_text` writes non-finite numbers as null. Any other value as it is."""
     return math.nan if value is None else value
 
 
