@@ -62,10 +62,10 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             sys.exit(130)
         except Exception as error:
-            said = sentence(error)
-            if said is None or os.environ.get(TRACEBACK):
+            message = sentence(error)
+            if message is None or os.environ.get(TRACEBACK):
                 raise
-            sys.exit(f"{rank_in_brackets()}error: {said}")
+            sys.exit(f"{rank_in_brackets()}error: {message}")
 
     return shell
 

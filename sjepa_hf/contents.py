@@ -75,42 +75,42 @@ def contents(checkpoint: Path) -> Contents:
     Raises:
         ValueError: if the directory is no checkpoint, or what it must have is not whole.
     """
-    found = Contents({}, {})
+    parts = Contents({}, {})
     if not os.path.lexists(checkpoint / CONFIG):
         raise ValueError(f"{checkpoint} is not a checkpoint: it has no {CONFIG}. Name the directory with the weights.")
-    config = read_json(take(found, checkpoint, CONFIG, required=True))
+    config = read_json(take(parts, checkpoint, CONFIG, required=True))
     for name, path in code_files(checkpoint, config).items():
         if path.parent == checkpoint:
-            take(found, checkpoint, name, required=True)
+            take(parts, checkpoint, name, required=True)
         else:
-            found.files[name] = path
-    take_weights(found, checkpoint)
+            parts.files[name] = path
+    take_weights(parts, checkpoint)
     for name in (*SETTINGS, *TOKENIZER, *TEXTS, *TOKENIZER_MODELS, *ADAPTER, *PRETRAINING, *PICTURES):
-        if name not in found.files and os.path.lexists(checkpoint / name):
-            take(found, checkpoint, name)
+        if name not in parts.files and os.path.lexists(checkpoint / name):
+            take(parts, checkpoint, name)
     if is_own_folder(checkpoint / EVAL_RESULTS):
         for name in names_in(checkpoint / EVAL_RESULTS):
             if name.endswith(".yaml") and not name.startswith("."):
-                take(found, checkpoint, f"{EVAL_RESULTS}/{name}")
-    if CARD in found.files:
-        for name in pictures_of(found.files[CARD]):
-            if name not in found.files and os.path.lexists(checkpoint / name):
-                take(found, checkpoint, name)
-    check_contents(found)
-    name_the_rest(found, checkpoint)
-    return found
+                take(parts, checkpoint, f"{EVAL_RESULTS}/{name}")
+    if CARD in parts.files:
+        for name in pictures_of(parts.files[CARD]):
+            if name not in parts.files and os.path.lexists(checkpoint / name):
+                take(parts, checkpoint, name)
+    check_contents(parts)
+    name_the_rest(parts, checkpoint)
+    return parts
 
 
-def take(found: Contents, checkpoint: Path, name: str, required: bool = False) -> Path:
+def take(parts: Contents, checkpoint: Path, name: str, required: bool = False) -> Path:
     """Enter one file as published or left out. Raises a ValueError if it is `required` and cannot be published."""
     path = checkpoint / name
     why = unfit(checkpoint, path)
     if why is None:
-        found.files[name] = path
+        parts.files[name] = path
     elif required:
         raise ValueError(f"{checkpoint} lacks {name}" + (f": {why}." if os.path.lexists(path) else "."))
     else:
-        found.left_out[name] = why
+        parts.left_out[name] = why
     return path
 
 
@@ -151,12 +151,12 @@ def names_in(folder: Path) -> list[str]:
         raise ValueError(f"{folder} cannot be listed ({error.strerror}).") from None
 
 
-def take_weights(found: Contents, checkpoint: Path) -> None:
+def take_weights(parts: Contents, checkpoint: Path) -> None:
     """Sort in the file of weights, or index and shards; where both are there, `from_pretrained` opens the file."""
     if os.path.lexists(checkpoint / WEIGHTS) or not os.path.lexists(checkpoint / INDEX):
-        check_tensors(take(found, checkpoint, WEIGHTS, required=True))
+        check_tensors(take(parts, checkpoint, WEIGHTS, required=True))
         return
-    index = take(found, checkpoint, INDEX, required=True)
+    index = take(parts, checkpoint, INDEX, required=True)
     shard_of = read_json(index).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise ValueError(f"{index} names no shards: save the model again.")
@@ -166,7 +166,7 @@ def take_weights(found: Contents, checkpoint: Path) -> None:
             raise ValueError(f"{index} names a shard that is not a file of this directory: {shown(str(shard))}.")
         tensors.setdefault(shard, []).append(tensor)
     for shard in sorted(tensors):
-        check_tensors(take(found, checkpoint, shard, required=True), tensors[shard])
+        check_tensors(take(parts, checkpoint, shard, required=True), tensors[shard])
 
 
 def check_tensors(path: Path, wanted: Sequence[str] = ()) -> None:
@@ -205,23 +205,23 @@ def code_files(checkpoint: Path, config: dict) -> dict[str, Path]:
     return {}
 
 
-def check_contents(found: Contents) -> None:
+def check_contents(parts: Contents) -> None:
     """Raise a ValueError for settings that are no JSON, code and adapters that are not whole, bad cards, secrets."""
-    for path in found.files.values():
+    for path in parts.files.values():
         if path.suffix not in (".safetensors", *IMAGES) and (secret := SECRET.search(path.read_bytes())):
-            said = secret[0][:10].decode()
-            raise ValueError(f"{path} holds what looks like a token or a private key ({said}...): take it out.")
+            start = secret[0][:10].decode()
+            raise ValueError(f"{path} holds what looks like a token or a private key ({start}...): take it out.")
     for name in (*SETTINGS, *TOKENIZER):
-        if name in found.files:
-            read_json(found.files[name])
+        if name in parts.files:
+            read_json(parts.files[name])
     for name in MODEL_CODE:
-        if name in found.files:
-            check_code(found.files[name])
+        if name in parts.files:
+            check_code(parts.files[name])
     for name in (ADAPTER[1], PRETRAINING[1]):
-        if name in found.files:
-            check_tensors(found.files[name])
-    if CARD in found.files:
-        check_card(found.files[CARD])
+        if name in parts.files:
+            check_tensors(parts.files[name])
+    if CARD in parts.files:
+        check_card(parts.files[CARD])
 
 
 def check_code(path: Path) -> None:
@@ -261,36 +261,36 @@ def pictures_of(card: Path) -> list[str]:
     ]
 
 
-def name_the_rest(found: Contents, checkpoint: Path) -> None:
+def name_the_rest(parts: Contents, checkpoint: Path) -> None:
     """Enter what else lies in the directory; a folder of which nothing goes is one entry."""
-    folders = {""} | {f"{parent}/" for name in found.files for parent in map(str, Path(name).parents) if parent != "."}
+    folders = {""} | {f"{parent}/" for name in parts.files for parent in map(str, Path(name).parents) if parent != "."}
     for folder in sorted(folders):
         for name in names_in(checkpoint / folder):
             full = folder + name
             shown_name = f"{full}/" if is_own_folder(checkpoint / full) else full
-            if full not in found.files and shown_name not in folders:
+            if full not in parts.files and shown_name not in folders:
                 is_link = (checkpoint / full).is_symlink()
-                found.left_out.setdefault(shown_name, "it is a link" if is_link else "it is not part of a checkpoint")
+                parts.left_out.setdefault(shown_name, "it is a link" if is_link else "it is not part of a checkpoint")
 
 
 def read_json(path: Path) -> dict:
     """A JSON object. Raises a ValueError that names the file if it holds anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({first_line(error)}).") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds {type(found).__name__} where a JSON object should be.")
-    return found
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {type(value).__name__} where a JSON object should be.")
+    return value
 
 
 def without_paths(name: str, path: Path) -> Path | bytes:
     """A file as it may be shown to others: in settings, paths of this machine are reduced to their last names."""
     if name not in SETTINGS:
         return path
-    found = read_json(path)
-    reduced = reduce_paths(found)
-    if reduced == found:
+    settings = read_json(path)
+    reduced = reduce_paths(settings)
+    if reduced == settings:
         return path
     return (json.dumps(reduced, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 

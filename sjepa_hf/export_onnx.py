@@ -96,12 +96,12 @@ def metadata(model: SJepaPreTrainedModel, task: str, checkpoint: str | Path) -> 
     Raises:
         ValueError: if a CTC checkpoint has no tokenizer.
     """
-    found = {"task": task, "sampling_rate": SAMPLING_RATE}
+    properties = {"task": task, "sampling_rate": SAMPLING_RATE}
     if task == "ctc":
-        found["labels"] = ctc_labels(checkpoint, model.config.vocab_size)
+        properties["labels"] = ctc_labels(checkpoint, model.config.vocab_size)
     elif task == "classification":
-        found["labels"] = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    return {name: json_text(value) for name, value in found.items()}
+        properties["labels"] = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    return {name: json_text(value) for name, value in properties.items()}
 
 
 def ctc_labels(checkpoint: str | Path, vocab_size: int) -> list[str]:

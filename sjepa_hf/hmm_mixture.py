@@ -1,4 +1,4 @@
-"""A mixture whose components are HMM states, so that each frame's posterior depends on the whole clip (our addition)."""
+"""Mixture whose components are HMM states, so that each frame's posterior depends on the whole clip (our addition)."""
 
 from typing import NamedTuple
 
@@ -73,9 +73,9 @@ class HmmMixture(DiagonalGaussianMixture):
         statistics always take the plain posteriors.
         """
         with without_autocast(features.device):
-            targets, moments, found = self._given_clips(features, lengths, temperature, count=True)
-            frames = self._clip_statistics(moments, found.posteriors, lengths)
-            return targets, HmmStatistics(*frames, *found.statistics)
+            targets, moments, expectation = self._given_clips(features, lengths, temperature, count=True)
+            frames = self._clip_statistics(moments, expectation.posteriors, lengths)
+            return targets, HmmStatistics(*frames, *expectation.statistics)
 
     def _given_clips(
         self, features: torch.Tensor, lengths: torch.Tensor | None, temperature: float, count: bool
@@ -83,9 +83,9 @@ class HmmMixture(DiagonalGaussianMixture):
         """Tempered posteriors, the moments of all frames, and what forward-backward found."""
         moments = self._moments(features.flatten(0, 1))
         likelihoods = self._scores(moments).sub_(self.log_weights()).unflatten(0, features.shape[:2])
-        found = self.transitions.expectation(likelihoods, lengths, count, scores=temperature != 1)
-        targets = found.posteriors if temperature == 1 else tempered_softmax(found.scores, temperature)
-        return targets, moments, found
+        expectation = self.transitions.expectation(likelihoods, lengths, count, scores=temperature != 1)
+        targets = expectation.posteriors if temperature == 1 else tempered_softmax(expectation.scores, temperature)
+        return targets, moments, expectation
 
     @torch.no_grad()
     def apply_statistics(

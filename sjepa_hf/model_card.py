@@ -285,13 +285,13 @@ def training_lines(config: dict, record: dict, facts: Facts) -> list[str]:
 
 def bases(record: dict) -> list[tuple[str, dict]]:
     """Name and record of each checkpoint that the weights come from, the last one first, as far as they are known."""
-    found = []
+    earlier = []
     while record.get("base"):
         name, record = str(record["base_checkpoint"]), record["base"]
-        found.append((name, record))
+        earlier.append((name, record))
         if record.get("from_scratch"):  # what came before left the configuration alone
             break
-    return found
+    return earlier
 
 
 def origin(name: str, base: dict) -> str:
@@ -318,11 +318,11 @@ def origin(name: str, base: dict) -> str:
 def hours_in_all(record: dict) -> float | None:
     """Hours heard in all pretrainings together; None where there was one, or one is not recorded."""
     records = [record, *(base for _, base in bases(record))]
-    pretrained = [each for each in records if each.get("kind") == "pretraining"]
+    pretrained = [one for one in records if one.get("kind") == "pretraining"]
     last = records[-1]
     first = last.get("from_scratch") or not last.get("base_checkpoint")
-    known = first and all("hours_heard" in each for each in pretrained)
-    return sum(each["hours_heard"] for each in pretrained) if known and len(pretrained) > 1 else None
+    known = first and all("hours_heard" in one for one in pretrained)
+    return sum(one["hours_heard"] for one in pretrained) if known and len(pretrained) > 1 else None
 
 
 def datasets_before(record: dict) -> list[str]:

@@ -144,8 +144,8 @@ def open_model(auto_class: Any, checkpoint: str | Path, *, fresh_head: bool = Fa
         )
     resized = {name.partition(".")[0]: sizes for name, sizes in shapes.items() if not name.endswith(MAY_BE_FRESH)}
     for name, (found, wanted) in resized.items():
-        said = "%s has %s for %d outputs, here there are %d (another vocabulary, classes or clusters): it is fresh."
-        logger.info(said, checkpoint, name, found[0], wanted[0])
+        message = "%s has %s for %d outputs, here there are %d (another vocabulary, classes or clusters): it is fresh."
+        logger.info(message, checkpoint, name, found[0], wanted[0])
     absent = {name.partition(".")[0] for name in loading["missing_keys"] if not name.endswith(MAY_BE_FRESH)}
     if absent:
         logger.info("%s has no weights for %s: they are fresh.", checkpoint, ", ".join(sorted(absent)))
@@ -295,13 +295,13 @@ def why(error: Exception) -> str:
     """What an error says, in one line; where it is not meant for people, its kind too."""
     if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
         error = ValueError(str(error.__cause__))  # the sentence about the field; what is around it names validators
-    said = first_line(error)
+    line = first_line(error)
     if isinstance(error, SafetensorError):
-        return f"a file of weights (.safetensors) is damaged or cut short ({said})"
+        return f"a file of weights (.safetensors) is damaged or cut short ({line})"
     lines = str(error).strip().splitlines()
-    if said.endswith(":") and len(lines) > 1:
-        said = f"{said} {lines[1].strip()}"
-    return said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
+    if line.endswith(":") and len(lines) > 1:
+        line = f"{line} {lines[1].strip()}"
+    return line if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {line}"
 
 
 @contextmanager

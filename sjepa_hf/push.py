@@ -100,8 +100,8 @@ def listing(checkpoint: str | Path, repo_id: str) -> str:
     """
     checkpoint = Path(checkpoint)
     check_name(repo_id)
-    found = contents(checkpoint)
-    files = {name: without_paths(name, path) for name, path in found.files.items()}
+    parts = contents(checkpoint)
+    files = {name: without_paths(name, path) for name, path in parts.files.items()}
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
     lines = [f"{len(sizes)} files, {sum(sizes.values()):,} bytes, would go to {repo_id}:"]
     for name, size in sizes.items():
@@ -109,8 +109,8 @@ def listing(checkpoint: str | Path, repo_id: str) -> str:
         lines.append(f"{size:>16,}  {shown(name)}{without}")
     if CARD not in sizes:
         lines.append(f"{'':>16}  {CARD}  (made from these, unless the repo has one that people have written)")
-    lines.append(f"{len(found.left_out)} would stay here{':' if found.left_out else '.'}")
-    lines += [f"{'':>16}  {shown(name)}  ({why})" for name, why in found.left_out.items()]
+    lines.append(f"{len(parts.left_out)} would stay here{':' if parts.left_out else '.'}")
+    lines += [f"{'':>16}  {shown(name)}  ({why})" for name, why in parts.left_out.items()]
     return "\n".join(lines)
 
 

@@ -156,8 +156,8 @@ def read_scores(path: str | Path) -> list[Score]:
     """
     path = Path(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        rows = found.get("scores") if isinstance(found, dict) else None
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = document.get("scores") if isinstance(document, dict) else None
         if not isinstance(rows, list):
             raise ValueError("no list under the key `scores`")
         return [read_row(row, number) for number, row in enumerate(rows, 1)]
@@ -206,7 +206,7 @@ def scores_of(checkpoint: Path, path: Path) -> list[ComparedScore]:
     if not own:
         names = [str(path.parent) if name == THIS_MODEL else name for name in short]
         raise ValueError(f"{path}: no score of {checkpoint}, only of {', '.join(names) or 'nothing'}.")
-    found = []
+    compared = []
     for group in grouped(rows, lambda row: (row.task, row.data, row.split, row.metric)).values():
         best = {
             name: max(scores, key=lambda score: score.merit)
@@ -217,8 +217,8 @@ def scores_of(checkpoint: Path, path: Path) -> list[ComparedScore]:
             task = score.task if score.layer is None else f"{score.task} of layer {score.layer} (the best)"
             baselines = {short[name]: other for name, other in best.items() if name not in own}
             shown = {"task": task, "data": data_names(score.data.split(" + "))}  # a row made by hand may hold a path
-            found.append(ComparedScore(**asdict(score) | shown, baselines=baselines))
-    return found
+            compared.append(ComparedScore(**asdict(score) | shown, baselines=baselines))
+    return compared
 
 
 def data_name(source: str) -> str:
