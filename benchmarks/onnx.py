@@ -22,9 +22,9 @@ import torch
 from sjepa_hf.command import CommandParser, command
 from sjepa_hf.encoding import pad_waveforms
 from sjepa_hf.export_onnx import export_onnx, open_checkpoint, open_session
+from sjepa_hf.feature_extraction import feature_extractor
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.opening import open_processor
-from sjepa_hf.saving import feature_extractor
 from training.common.metrics import load_metric
 from training.data.labelled import (
     LABEL_COLUMNS,

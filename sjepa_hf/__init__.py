@@ -6,16 +6,16 @@ The encoder:
     modeling_sjepa.py               SJepaModel: front end, positional convolution, Transformer layers
     front_end.py                    from samples to frames: seven convolutions, or log-mel
     spec_augment.py                 spans of frames and features that are hidden in fine-tuning
-    gradient_checkpointing.py       layers whose activations are computed anew in the backward pass
     float32.py                      norms, tables and mixtures that stay in fp32
     frames.py                       16 kHz, a frame of 25 ms every 20 ms: the one place of these numbers
+    input_checks.py                 what a batch has to be, and whether its values can be looked at
 
 Pretraining and fine-tuning:
     modeling_sjepa_pretraining.py   SJepaForPreTraining: encoder, predictor, cluster head, mixture, and their loss
     predictor.py                    predictor of hidden frames, and the cluster head over it
     soft_targets.py                 what targets have to be, and the divergence of a prediction from them
     mixture.py                      the diagonal Gaussian mixture: posteriors, EM, running statistics
-    kmeans.py                       where its fit begins
+    kmeans.py                       k-means, which initialises the mixture
     frame_features.py               what the first mixture is over: MFCC and log-mel frames
     layer_features.py               what the second one is over: layers of the encoder
     units.py                        clusters as numbers: units of frames, soft units, runs with times
@@ -25,8 +25,9 @@ Pretraining and fine-tuning:
     auto_classes.py                 where `auto_map` points: with it the files named so far travel with a checkpoint
 
 What happens to checkpoints:
-    saving.py                       the feature extractor beside the weights; nothing is left half-written
-    room.py                         whether what a command will write can be
+    feature_extraction.py           the feature extractor that lies beside the weights
+    saving.py                       nothing is left half-written
+    writable.py                     whether outputs can be written
     opening.py                      what a user names as a checkpoint, opened or refused in a sentence
     push.py                         command: publish one on the Hub
     contents.py                     what of a directory may be published

@@ -6,13 +6,16 @@ The tokenizer is registered here, so that Transformers knows it with a checkpoin
 from transformers.models.auto import tokenization_auto
 
 from .configuration_sjepa import SJepaConfig  # first: it says which transformers is needed
-from .float32 import Float32Buffers  # noqa: F401  (an old transformers copies only the files that are named here)
+
+# From the Hub, Transformers copies a file at a time, and of a copy that broke off, or that another process is at, it
+# looks for the files alone that are named here.
+from .float32 import Float32Buffers  # noqa: F401
 from .frame_features import FRAME_FEATURES  # noqa: F401
 from .frames import SAMPLING_RATE  # noqa: F401
 from .front_end import build_front_end  # noqa: F401
-from .gradient_checkpointing import CheckpointedLayer  # noqa: F401
 from .hmm import TransitionModel  # noqa: F401
 from .hmm_mixture import HmmMixture  # noqa: F401
+from .input_checks import check_input  # noqa: F401
 from .kmeans import kmeans  # noqa: F401
 from .layer_features import read_layers  # noqa: F401
 from .mixture import DiagonalGaussianMixture  # noqa: F401

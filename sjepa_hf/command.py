@@ -32,8 +32,8 @@ class UserError(RuntimeError):
 
 class CommandParser(argparse.ArgumentParser):
     """
-    Parser of a command's options, by the rules of all commands: a name is written out, and takes dashes for
-    underscores. `--help` leaves the lines of the description as they are.
+    Parser of a command's options, by the rules of all commands: no abbreviations; `--a-b` means `--a_b`. `--help`
+    leaves the lines of the description as they are.
     """
 
     def __init__(self, description: str | None = None, **settings):
@@ -55,17 +55,17 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def shell(*args, **kwargs):
         log_to_terminal()
-        print_any_name()
+        escape_unencodable_output()
         try:
             with orderly_sigterm():
                 return main(*args, **kwargs)
         except KeyboardInterrupt:
             sys.exit(130)
         except Exception as error:
-            said = sentence(error)
-            if said is None or os.environ.get(TRACEBACK):
+            message = sentence(error)
+            if message is None or os.environ.get(TRACEBACK):
                 raise
-            sys.exit(f"{rank_in_brackets()}error: {said}")
+            sys.exit(f"{rank_in_brackets()}error: {message}")
 
     return shell
 
@@ -105,7 +105,7 @@ def log_to_terminal() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def print_any_name() -> None:
+def escape_unencodable_output() -> None:
     """Have standard output take names that its encoding does not have, as escapes, as standard error does."""
     if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -40,9 +40,9 @@ MODEL_CODE = (
     "frame_features.py",
     "frames.py",
     "front_end.py",
-    "gradient_checkpointing.py",
     "hmm.py",
     "hmm_mixture.py",
+    "input_checks.py",
     "kmeans.py",
     "layer_features.py",
     "mixture.py",
@@ -112,14 +112,19 @@ RANGES = {
     "tdnn_dilation": (1, 1000),
     "xvector_output_dim": (1, 2**16),
 }
+MIXTURE_FEATURES = ("mfcc", "mfcc_cmn", "log_mel", "encoder")  # what the mixture can be over
 CHOICES = {
     "front_end": ("waveform", "log_mel"),
     "ctc_loss_reduction": ("mean", "sum", "none"),
     "hidden_act": tuple(ACT2FN),
     "feat_extract_activation": tuple(ACT2FN),
     "problem_type": (None, "single_label_classification", "multi_label_classification", "regression"),
+    "mixture_features": (None, *MIXTURE_FEATURES),
 }
-MIXTURE_FEATURES = ("mfcc", "mfcc_cmn", "log_mel", "encoder")  # what the mixture can be over
+PARALLEL_LISTS = {  # lists of one entry for each of these
+    "convolutions": ("conv_dim", "conv_stride", "conv_kernel"),
+    "time-delay layers": ("tdnn_dim", "tdnn_kernel", "tdnn_dilation"),
+}
 MOST_STATES = 10**4  # of a hidden Markov model, whose transitions are the square of that
 LONGEST_LIST = 64  # convolutions, or time-delay layers
 LONGEST_WINDOW = 8000  # samples that a frame may read, and from one frame to the next: half a second
@@ -168,8 +173,8 @@ class SJepaConfig(PreTrainedConfig):
         log_mel_cmn (`bool`, *optional*, defaults to `False`):
             Whether each mel bin loses its mean over the clip (cepstral mean normalisation, of log-mel frames).
         log_mel_prior_frames (`int`, *optional*, defaults to 0):
-            So many frames of average speech, as loud as the clip, count in the mean that `log_mel_cmn` takes off. The
-            mean of half a second holds much of what is said, and with 10 such frames a quarter less of it goes.
+            Pseudo-count: shrinks the mean that `log_mel_cmn` subtracts towards average speech at the clip's level, by
+            this many frames. For clips below a second.
         stem_kernel_size (`int`, *optional*, defaults to 0):
             Frames (an odd number) that each of two convolutions over the log-mel frames reads, ahead of the
             projection (our addition); 0: there are none.
@@ -354,18 +359,13 @@ class SJepaConfig(PreTrainedConfig):
                 if number is not None and (isinstance(number, bool) or not least <= number <= most):  # NaN is neither
                     place = f"`{name}` is {number}" if number is value else f"`{name}` holds {number}"
                     raise ValueError(f"{place}; it must lie between {least:,} and {most:,}.")
-        if not 0 < len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel) <= LONGEST_LIST:
-            raise ValueError(
-                "`conv_dim`, `conv_stride` and `conv_kernel` describe the same convolutions and must have the same"
-                f" length, from 1 to {LONGEST_LIST}, but have {len(self.conv_dim)}, {len(self.conv_stride)} and"
-                f" {len(self.conv_kernel)} entries."
-            )
-        if not 0 < len(self.tdnn_dim) == len(self.tdnn_kernel) == len(self.tdnn_dilation) <= LONGEST_LIST:
-            raise ValueError(
-                "`tdnn_dim`, `tdnn_kernel` and `tdnn_dilation` describe the same layers and must have the same length,"
-                f" from 1 to {LONGEST_LIST}, but have {len(self.tdnn_dim)}, {len(self.tdnn_kernel)} and"
-                f" {len(self.tdnn_dilation)} entries."
-            )
+        for described, names in PARALLEL_LISTS.items():
+            first, second, third = sizes = [len(getattr(self, name)) for name in names]
+            if not 0 < first == second == third <= LONGEST_LIST:
+                raise ValueError(
+                    "`{}`, `{}` and `{}` describe the same {} and must have the same length, from 1 to {}, but have"
+                    " {}, {} and {} entries.".format(*names, described, LONGEST_LIST, *sizes)
+                )
         if not 2 <= self.receptive_field <= LONGEST_WINDOW or self.inputs_to_logits_ratio > LONGEST_WINDOW:
             raise ValueError(
                 f"`conv_kernel` and `conv_stride` make frames of {self.receptive_field} samples, one every"
@@ -395,10 +395,6 @@ class SJepaConfig(PreTrainedConfig):
             raise ValueError(
                 "`predictor_keeps_hidden` reads the encoder's output at hidden frames, but `encode_visible_only` makes"
                 " none there: choose one of the two."
-            )
-        if self.mixture_features not in (None, *MIXTURE_FEATURES):
-            raise ValueError(
-                f"`mixture_features` is {self.mixture_features!r}; choose one of {', '.join(MIXTURE_FEATURES)}."
             )
         if (self.mixture_features == "encoder") != bool(self.mixture_layers):
             raise ValueError(
@@ -443,7 +439,7 @@ class SJepaConfig(PreTrainedConfig):
         frames = (num_samples - self.receptive_field) // self.inputs_to_logits_ratio + 1
         if isinstance(frames, torch.Tensor):
             return frames.clamp(min=0)
-        # Not `max`: torch.export counts with integers of its own, and OpenVINO knows no maximum of these.
+        # Not `max`: under torch.export `frames` is a SymInt, and OpenVINO has no maximum of SymInts.
         return frames if frames > 0 else 0
 
     @classmethod

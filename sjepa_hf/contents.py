@@ -17,11 +17,17 @@ from safetensors import safe_open
 
 from .command import first_line
 from .configuration_sjepa import AUTO_MAP, MODEL_CODE, own_classes
-from .scores import data_name, utf8_text
+from .scores import data_name
 
 
 CARD, RECORD, RESULTS, EVAL_RESULTS = "README.md", "training.json", "results.json", ".eval_results"
-PICTURES = ("loss.png", "hidden_frames.png", "effective_rank.png", "predictor_entropy.png", "learning_curve.png")
+PICTURES = {  # and their titles in a card
+    "loss.png": "Losses in pretraining",
+    "hidden_frames.png": "What the prediction knows at hidden frames beyond voice and channel",
+    "effective_rank.png": "Effective rank of every layer in pretraining",
+    "predictor_entropy.png": "Entropy of the predictions, without masking",
+    "learning_curve.png": "Losses and error rates in fine-tuning",
+}
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 PRETRAINING = ("pretraining/config.json", "pretraining/model.safetensors")  # beside an encoder of another kind
@@ -30,18 +36,14 @@ SETTINGS += ("tokenizer_config.json", "special_tokens_map.json", RECORD, RESULTS
 TOKENIZER = ("added_tokens.json", "tokenizer.json", "vocab.json", "text_normalization.json")
 TEXTS = ("vocab.txt", "merges.txt", "LICENSE", "LICENSE.md", "LICENSE.txt", CARD)
 TOKENIZER_MODELS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-WORDS_OF_USERS = (
-    "id2label",
-    "label2id",
-    "added_tokens_decoder",
-    "extra_special_tokens",
-)  # no paths, whatever they hold
-IMAGES = {
-    ".png": (b"\x89PNG\r\n",),
-    ".jpg": (b"\xff\xd8\xff",),
-    ".jpeg": (b"\xff\xd8\xff",),
-    ".gif": (b"GIF8",),
-    ".webp": (b"RIFF",),
+# Keys whose values are never paths.
+USER_WORDS = ("id2label", "label2id", "added_tokens_decoder", "extra_special_tokens")
+IMAGES = {  # and what such files begin with
+    ".png": b"\x89PNG\r\n",
+    ".jpg": b"\xff\xd8\xff",
+    ".jpeg": b"\xff\xd8\xff",
+    ".gif": b"GIF8",
+    ".webp": b"RIFF",
 }
 SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
 PACKAGE = Path(__file__).parent
@@ -73,42 +75,42 @@ def contents(checkpoint: Path) -> Contents:
     Raises:
         ValueError: if the directory is no checkpoint, or what it must have is not whole.
     """
-    found = Contents({}, {})
+    parts = Contents({}, {})
     if not os.path.lexists(checkpoint / CONFIG):
         raise ValueError(f"{checkpoint} is not a checkpoint: it has no {CONFIG}. Name the directory with the weights.")
-    config = read_json(take(found, checkpoint, CONFIG, required=True))
+    config = read_json(take(parts, checkpoint, CONFIG, required=True))
     for name, path in code_files(checkpoint, config).items():
         if path.parent == checkpoint:
-            take(found, checkpoint, name, required=True)
+            take(parts, checkpoint, name, required=True)
         else:
-            found.files[name] = path
-    take_weights(found, checkpoint)
+            parts.files[name] = path
+    take_weights(parts, checkpoint)
     for name in (*SETTINGS, *TOKENIZER, *TEXTS, *TOKENIZER_MODELS, *ADAPTER, *PRETRAINING, *PICTURES):
-        if name not in found.files and os.path.lexists(checkpoint / name):
-            take(found, checkpoint, name)
-    if os.path.lexists(checkpoint / EVAL_RESULTS):
-        for name in names_in(checkpoint / EVAL_RESULTS) if is_own_folder(checkpoint / EVAL_RESULTS) else ():
+        if name not in parts.files and os.path.lexists(checkpoint / name):
+            take(parts, checkpoint, name)
+    if is_own_folder(checkpoint / EVAL_RESULTS):
+        for name in names_in(checkpoint / EVAL_RESULTS):
             if name.endswith(".yaml") and not name.startswith("."):
-                take(found, checkpoint, f"{EVAL_RESULTS}/{name}")
-    if CARD in found.files:
-        for name in pictures_of(found.files[CARD]):
-            if name not in found.files and os.path.lexists(checkpoint / name):
-                take(found, checkpoint, name)
-    check_contents(found)
-    name_the_rest(found, checkpoint)
-    return found
+                take(parts, checkpoint, f"{EVAL_RESULTS}/{name}")
+    if CARD in parts.files:
+        for name in pictures_of(parts.files[CARD]):
+            if name not in parts.files and os.path.lexists(checkpoint / name):
+                take(parts, checkpoint, name)
+    check_contents(parts)
+    name_the_rest(parts, checkpoint)
+    return parts
 
 
-def take(found: Contents, checkpoint: Path, name: str, required: bool = False) -> Path:
+def take(parts: Contents, checkpoint: Path, name: str, required: bool = False) -> Path:
     """Enter one file as published or left out. Raises a ValueError if it is `required` and cannot be published."""
     path = checkpoint / name
     why = unfit(checkpoint, path)
     if why is None:
-        found.files[name] = path
+        parts.files[name] = path
     elif required:
         raise ValueError(f"{checkpoint} lacks {name}" + (f": {why}." if os.path.lexists(path) else "."))
     else:
-        found.left_out[name] = why
+        parts.left_out[name] = why
     return path
 
 
@@ -149,12 +151,12 @@ def names_in(folder: Path) -> list[str]:
         raise ValueError(f"{folder} cannot be listed ({error.strerror}).") from None
 
 
-def take_weights(found: Contents, checkpoint: Path) -> None:
+def take_weights(parts: Contents, checkpoint: Path) -> None:
     """Sort in the file of weights, or index and shards; where both are there, `from_pretrained` opens the file."""
     if os.path.lexists(checkpoint / WEIGHTS) or not os.path.lexists(checkpoint / INDEX):
-        check_tensors(take(found, checkpoint, WEIGHTS, required=True))
+        check_tensors(take(parts, checkpoint, WEIGHTS, required=True))
         return
-    index = take(found, checkpoint, INDEX, required=True)
+    index = take(parts, checkpoint, INDEX, required=True)
     shard_of = read_json(index).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise ValueError(f"{index} names no shards: save the model again.")
@@ -164,7 +166,7 @@ def take_weights(found: Contents, checkpoint: Path) -> None:
             raise ValueError(f"{index} names a shard that is not a file of this directory: {shown(str(shard))}.")
         tensors.setdefault(shard, []).append(tensor)
     for shard in sorted(tensors):
-        check_tensors(take(found, checkpoint, shard, required=True), tensors[shard])
+        check_tensors(take(parts, checkpoint, shard, required=True), tensors[shard])
 
 
 def check_tensors(path: Path, wanted: Sequence[str] = ()) -> None:
@@ -203,23 +205,23 @@ def code_files(checkpoint: Path, config: dict) -> dict[str, Path]:
     return {}
 
 
-def check_contents(found: Contents) -> None:
+def check_contents(parts: Contents) -> None:
     """Raise a ValueError for settings that are no JSON, code and adapters that are not whole, bad cards, secrets."""
-    for path in found.files.values():
+    for path in parts.files.values():
         if path.suffix not in (".safetensors", *IMAGES) and (secret := SECRET.search(path.read_bytes())):
-            said = secret[0][:10].decode()
-            raise ValueError(f"{path} holds what looks like a token or a private key ({said}...): take it out.")
+            start = secret[0][:10].decode()
+            raise ValueError(f"{path} holds what looks like a token or a private key ({start}...): take it out.")
     for name in (*SETTINGS, *TOKENIZER):
-        if name in found.files:
-            read_json(found.files[name])
+        if name in parts.files:
+            read_json(parts.files[name])
     for name in MODEL_CODE:
-        if name in found.files:
-            check_code(found.files[name])
+        if name in parts.files:
+            check_code(parts.files[name])
     for name in (ADAPTER[1], PRETRAINING[1]):
-        if name in found.files:
-            check_tensors(found.files[name])
-    if CARD in found.files:
-        check_card(found.files[CARD])
+        if name in parts.files:
+            check_tensors(parts.files[name])
+    if CARD in parts.files:
+        check_card(parts.files[CARD])
 
 
 def check_code(path: Path) -> None:
@@ -259,43 +261,43 @@ def pictures_of(card: Path) -> list[str]:
     ]
 
 
-def name_the_rest(found: Contents, checkpoint: Path) -> None:
+def name_the_rest(parts: Contents, checkpoint: Path) -> None:
     """Enter what else lies in the directory; a folder of which nothing goes is one entry."""
-    folders = {""} | {f"{parent}/" for name in found.files for parent in map(str, Path(name).parents) if parent != "."}
+    folders = {""} | {f"{parent}/" for name in parts.files for parent in map(str, Path(name).parents) if parent != "."}
     for folder in sorted(folders):
         for name in names_in(checkpoint / folder):
             full = folder + name
             shown_name = f"{full}/" if is_own_folder(checkpoint / full) else full
-            if full not in found.files and shown_name not in folders:
+            if full not in parts.files and shown_name not in folders:
                 is_link = (checkpoint / full).is_symlink()
-                found.left_out.setdefault(shown_name, "it is a link" if is_link else "it is not part of a checkpoint")
+                parts.left_out.setdefault(shown_name, "it is a link" if is_link else "it is not part of a checkpoint")
 
 
 def read_json(path: Path) -> dict:
     """A JSON object. Raises a ValueError that names the file if it holds anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({first_line(error)}).") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds {type(found).__name__} where a JSON object should be.")
-    return found
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {type(value).__name__} where a JSON object should be.")
+    return value
 
 
 def without_paths(name: str, path: Path) -> Path | bytes:
     """A file as it may be shown to others: in settings, paths of this machine are reduced to their last names."""
     if name not in SETTINGS:
         return path
-    found = read_json(path)
-    reduced = reduce_paths(found)
-    if reduced == found:
+    settings = read_json(path)
+    reduced = reduce_paths(settings)
+    if reduced == settings:
         return path
-    return (utf8_text(json.dumps(reduced, indent=2, ensure_ascii=False)) + "\n").encode()
+    return (json.dumps(reduced, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def reduce_paths(value: Any, key: str = "") -> Any:
     """A JSON value whose paths, keys included, are reduced to names; labels and tokens stay as they are."""
-    if key in WORDS_OF_USERS:
+    if key in USER_WORDS:
         return value
     if isinstance(value, str):
         return data_name(value) if PATH.fullmatch(value) else value
@@ -305,7 +307,7 @@ def reduce_paths(value: Any, key: str = "") -> Any:
         names = [reduce_paths(name) for name in value]
         if len(set(names)) < len(names):  # two of a name: told apart by number
             names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
-        return {name: reduce_paths(item, key) for name, (key, item) in zip(names, value.items())}
+        return {name: reduce_paths(item, own_key) for name, (own_key, item) in zip(names, value.items())}
     return value
 
 

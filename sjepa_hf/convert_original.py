@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from .command import CommandParser, command, first_line
 from .configuration_sjepa import SJepaConfig
+from .feature_extraction import feature_extractor
 from .modeling_sjepa_pretraining import SJepaForPreTraining
 from .opening import why
-from .saving import feature_extractor, written_aside
+from .saving import written_aside
 
 
 # Released name (a regular expression) -> ours. Order matters: the first match counts.
@@ -105,27 +106,23 @@ def check_shape(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, .
         raise ValueError(f"`{name}` has shape {tuple(tensors[name].shape)}, but {tuple(shape)} goes with the others.")
 
 
-def check_mixture(loaded: dict, num_components: int) -> dict[str, torch.Tensor] | None:
-    """`weights`, `means` and `variances` of the checkpoint's mixture, or None where it has none."""
-    found = {name.removeprefix("gmm_"): loaded[name] for name in MIXTURE if name in loaded}
-    if not found:
-        return None
-    check_state_dict("the mixture (gmm_*)", found)
+def mixture_of(loaded: dict) -> dict[str, torch.Tensor]:
+    """The checkpoint's mixture under our names; nothing where it has none. Raises a ValueError if it is none."""
+    mixture = {name.replace("gmm_", "mixture."): loaded[name] for name in MIXTURE if name in loaded}
+    if not mixture:
+        return {}
+    check_state_dict("the mixture (gmm_*)", {name: loaded[name] for name in MIXTURE if name in loaded})
     if missing := [name for name in MIXTURE if name not in loaded]:
         raise ValueError(f"The checkpoint has a mixture without {', '.join(missing)}.")
-    means = found["means"]
-    if means.ndim != 2 or len(means) != num_components:
+    if loaded["gmm_means"].ndim != 2:
         raise ValueError(
-            f"`gmm_means` has shape {tuple(means.shape)}, but must be ({num_components}, features): the cluster head"
-            f" has {num_components} outputs."
+            f"`gmm_means` has shape {tuple(loaded['gmm_means'].shape)}, but must be (components, features)."
         )
-    for name, shape in (("weights", means.shape[:1]), ("variances", means.shape)):
-        check_shape(found, name, shape)
-    if (found["variances"] <= 0).any():
+    if (loaded["gmm_variances"] <= 0).any():
         raise ValueError("`gmm_variances` holds numbers that are not positive.")
-    if (found["weights"] < 0).any() or not 0.99 < found["weights"].sum() < 1.01:
+    if (loaded["gmm_weights"] < 0).any() or not 0.99 < loaded["gmm_weights"].sum() < 1.01:
         raise ValueError("`gmm_weights` must be at least 0 and sum to 1.")
-    return found
+    return mixture
 
 
 def convert_state_dict(released: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -250,11 +247,9 @@ def convert(
     released = loaded[which]
     try:
         check_state_dict(f"`{which}`", released)
-        config = infer_config(released, num_attention_heads, None)
-        mixture = check_mixture(loaded, config.num_mixture_components)
-        if mixture is not None:
-            config = infer_config(released, num_attention_heads, mixture["means"].shape[1])
-        converted = convert_state_dict(released)
+        mixture = mixture_of(loaded)
+        config = infer_config(released, num_attention_heads, mixture["mixture.means"].shape[1] if mixture else None)
+        converted = convert_state_dict(released) | mixture
     except (ValueError, StrictDataclassError) as error:
         raise ValueError(f"{checkpoint} cannot be converted: {why(error)}") from error
     model = SJepaForPreTraining(config)
@@ -268,8 +263,6 @@ def convert(
     missing = [name for name in missing if not name.startswith("mixture.")]
     if missing or unexpected:
         raise ValueError(f"{checkpoint} lacks {missing or 'nothing'} and has the unknown {unexpected or 'nothing'}.")
-    for name, tensor in (mixture or {}).items():
-        getattr(model.mixture, name).copy_(tensor)
     with written_aside(output_dir) as aside:
         model.save_pretrained(aside)
         feature_extractor().save_pretrained(aside)
@@ -277,13 +270,14 @@ def convert(
 
 
 @command
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    """Convert what the command line names."""
     parser = CommandParser(__doc__)
     parser.add_argument("checkpoint", help="checkpoint of the released code")
     parser.add_argument("output_dir", help="directory to write")
     parser.add_argument("--num_attention_heads", type=int, help="heads of the encoder (default: hidden size / 64)")
     parser.add_argument("--use_ema", action="store_true", help="take the EMA encoder's weights")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     model = convert(arguments.checkpoint, arguments.output_dir, arguments.num_attention_heads, arguments.use_ema)
     print(f"{model.num_parameters():,} parameters, {model.sjepa.num_parameters():,} of them the encoder's")
     if arguments.num_attention_heads is None:

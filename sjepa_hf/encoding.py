@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from transformers import AutoModel, BatchFeature, PreTrainedConfig, PreTrainedModel
 
-from .frames import SAMPLING_RATE, check_right_padded, real_samples
+from .frames import SAMPLING_RATE, real_samples
+from .input_checks import check_right_padded
+from .layer_features import layer_states
 from .opening import open_model
 
 
@@ -100,27 +102,24 @@ def hidden_layers(
             _read(model, clip[None, :size], None, layers)[0] for clip, size in zip(input_values, samples.tolist())
         ]
         states = alone[0].new_zeros(len(alone), len(alone[0]), int(lengths.max()), alone[0].shape[-1])
-        for row, found in zip(states, alone):
-            row[:, : found.shape[1]] = found
+        for row, of_clip in zip(states, alone):
+            row[:, : of_clip.shape[1]] = of_clip
         return states, lengths
     return _read(model, input_values, attention_mask if padded else None, layers), lengths
 
 
 def _read(model, input_values, attention_mask, layers: Sequence[int] | None) -> torch.Tensor:
-    few = {"return_dict": True}
     if layers is not None and model.config.model_type == "sjepa":
-        few["num_layers"] = max(layers)
-        if len(layers) == 1:  # nothing is kept that is not asked for
-            return model(input_values, attention_mask, **few).last_hidden_state[:, None]
-    found = model(input_values, attention_mask, output_hidden_states=True, **few).hidden_states
+        return torch.stack(layer_states(model, input_values, attention_mask, layers), dim=1)
+    states = model(input_values, attention_mask, output_hidden_states=True, return_dict=True).hidden_states
     frames = int(model._get_feat_extract_output_lengths(torch.tensor(input_values.shape[1])))
-    if found[0].shape[1] != frames:
+    if states[0].shape[1] != frames:
         raise ValueError(
-            f"The encoder gives {found[0].shape[1]} hidden states where it counts {frames} frames"
+            f"The encoder gives {states[0].shape[1]} hidden states where it counts {frames} frames"
             f" ({type(model).__name__}, {input_values.shape[1]} samples): take one without pooling or adapters over"
             " time."
         )
-    return torch.stack(found if layers is None else [found[layer] for layer in layers], dim=1)
+    return torch.stack(states if layers is None else [states[layer] for layer in layers], dim=1)
 
 
 def weights_hash(model: torch.nn.Module) -> str:

@@ -41,10 +41,10 @@ from .frames import MIN_SAMPLES, SAMPLING_RATE, real_samples
 from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel
 from .modeling_sjepa_heads import SJepaForCTC, SJepaForSequenceClassification
 from .opening import MissingWeights, open_pretrained, open_sjepa, open_sjepa_config
-from .room import check_output_file
 from .saving import files_written_aside
 from .scores import json_text
 from .transcripts import UNKNOWN_SIGN, silent_labels
+from .writable import check_output_file
 
 
 if TYPE_CHECKING:
@@ -54,13 +54,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TASKS = {"features": SJepaModel, "ctc": SJepaForCTC, "classification": SJepaForSequenceClassification}
-# What a checkpoint is exported as when nobody says.
-TASK_OF_CLASS = {
-    "SJepaModel": "features",
-    "SJepaForPreTraining": "features",
-    "SJepaForCTC": "ctc",
-    "SJepaForSequenceClassification": "classification",
-}
+# What a checkpoint is exported as when nobody says, by the class that it was saved as.
+TASK_OF_CLASS = {model.__name__: task for task, model in TASKS.items()} | {"SJepaForPreTraining": "features"}
 TOLERANCE = 1e-4  # largest difference to PyTorch with which a file is kept
 # Lengths in samples of the clips of each batch on which it is measured: a single frame, one clip alone, padded ones,
 # one of them shorter than a frame, and a long one.
@@ -101,12 +96,12 @@ def metadata(model: SJepaPreTrainedModel, task: str, checkpoint: str | Path) -> 
     Raises:
         ValueError: if a CTC checkpoint has no tokenizer.
     """
-    found = {"task": task, "sampling_rate": SAMPLING_RATE}
+    properties = {"task": task, "sampling_rate": SAMPLING_RATE}
     if task == "ctc":
-        found["labels"] = ctc_labels(checkpoint, model.config.vocab_size)
+        properties["labels"] = ctc_labels(checkpoint, model.config.vocab_size)
     elif task == "classification":
-        found["labels"] = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    return {name: json_text(value) for name, value in found.items()}
+        properties["labels"] = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    return {name: json_text(value) for name, value in properties.items()}
 
 
 def ctc_labels(checkpoint: str | Path, vocab_size: int) -> list[str]:

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from .command import first_line
+from .opening import is_repo_id
 
 
 DATA_FIELDS = ("name", "dataset_id", "task_id")
@@ -37,29 +36,31 @@ class Facts:
             ValueError: if it is absent, no YAML, or has a field that is unknown or holds anything but text.
         """
         try:
-            found = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             place = f", line {mark.line + 1}" if mark else ""
-            said = getattr(error, "problem", None) or first_line(error)
-            raise ValueError(f"The facts in {path}{place}, cannot be read as YAML: {said}.") from None
+            problem = getattr(error, "problem", None) or first_line(error)
+            raise ValueError(f"The facts in {path}{place}, cannot be read as YAML: {problem}.") from None
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"The facts in {path} cannot be read: {first_line(error)}") from None
         known = {f.name for f in fields(cls)}
-        if not isinstance(found, dict) or found.keys() - known:
+        if not isinstance(given, dict) or given.keys() - known:
             raise ValueError(f"{path}: the facts are fields among {', '.join(sorted(known))}; see the command's help.")
-        lists = {f.name for f in fields(cls) if f.default_factory is list}
         try:
-            values = {
-                name: names_of_data(value)
-                if name == "result_data"
-                else (texts if name in lists else text)(name, value)
-                for name, value in found.items()
-                if value is not None
-            }
+            values = {name: read_field(name, value) for name, value in given.items() if value is not None}
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         return cls(**values)
+
+
+def read_field(name: str, value: Any) -> str | list[str] | dict[str, dict[str, str]]:
+    """The value of a field of [`Facts`]. Raises a ValueError for what is not of its kind."""
+    if name == "result_data":
+        return names_of_data(value)
+    if any(f.name == name and f.default_factory is list for f in fields(Facts)):
+        return texts(name, value)
+    return text(name, value)
 
 
 def text(name: str, value: Any) -> str:
@@ -85,15 +86,12 @@ def names_of_data(value: Any) -> dict[str, dict[str, str]]:
     """`result_data`: for the data of a result, its better name and where it is on the Hub."""
     if not isinstance(value, dict):
         raise ValueError(f"`result_data` should map each source to fields among {', '.join(DATA_FIELDS)}.")
-    found = {}
+    names = {}
     for source, known in value.items():
         place = f"result_data: {source}"
         if not isinstance(known, dict) or set(known) - set(DATA_FIELDS):
             raise ValueError(f"`{place}` should have fields among {', '.join(DATA_FIELDS)}.")
-        found[str(source)] = {name: text(f"{place}: {name}", item) for name, item in known.items()}
-        if "dataset_id" in found[str(source)]:
-            try:
-                validate_repo_id(found[str(source)]["dataset_id"])
-            except HFValidationError:
-                raise ValueError(f"`{place}: dataset_id` is not the name of a data set on the Hub.") from None
-    return found
+        names[str(source)] = {name: text(f"{place}: {name}", item) for name, item in known.items()}
+        if "dataset_id" in known and not is_repo_id(names[str(source)]["dataset_id"]):
+            raise ValueError(f"`{place}: dataset_id` is not the name of a data set on the Hub.")
+    return names

@@ -84,8 +84,10 @@ class FittedUnits:
         encoder = open_audio_encoder(checkpoint, **options).to(device)
         check_layers(encoder, layers)
         extractor = open_feature_extractor(checkpoint, **options)
-        unfitted = cls(encoder, extractor, None, {"layers": list(layers)})
-        sample = first_frames((unfitted.features(*unfitted.inputs([c]))[0][0].cpu() for c in clips), max_frames)
+        check_frames(encoder.config, "The encoder")
+        batches = (pad_waveforms(extractor, [clip]).to(device) for clip in clips)
+        frames = (mean_of_layers(encoder, layers, **batch)[0][0].cpu() for batch in batches)
+        sample = first_frames(frames, max_frames)
         if len(sample) < num_components:
             more = "more audio" if max_frames >= num_components else f"a larger `max_frames` than {max_frames}"
             raise ValueError(
@@ -115,28 +117,28 @@ class FittedUnits:
 
     def inputs(self, waveforms: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """`input_values` and `attention_mask` of waveforms `(num_samples,)` at 16 kHz, on the encoder's device."""
-        found = pad_waveforms(self.extractor, waveforms).to(self.encoder.device)
-        return found["input_values"], found["attention_mask"]
+        batch = pad_waveforms(self.extractor, waveforms).to(self.encoder.device)
+        return batch["input_values"], batch["attention_mask"]
 
     def features(
         self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What is clustered, `(batch_size, sequence_length, hidden_size)` in fp32, and real frames `(batch_size,)`."""
-        states, lengths = hidden_layers(self.encoder, input_values, attention_mask, self.layers)
-        return at_least_float32(states).mean(1), lengths
+        return mean_of_layers(self.encoder, self.layers, input_values, attention_mask)
 
-    def unit_posteriors(
-        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Posteriors `(batch_size, sequence_length, num_components)`, and real frames of each clip `(batch_size,)`."""
-        features, lengths = self.features(input_values, attention_mask)
-        return self.mixture.clip_posteriors(features, lengths), lengths
+    def unit_posteriors(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Posterior of each cluster at each frame, `(batch_size, sequence_length, num_components)`; padded frames hold
+        anything.
+        """
+        return self.mixture.clip_posteriors(*self.features(input_values, attention_mask))
 
     def units(
         self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None, top_k: int = 0
     ) -> SJepaUnitsOutput:
         """Units of a padded batch, as [`sjepa_hf.SJepaForPreTraining.units`] gives them."""
-        return units_of(*self.unit_posteriors(input_values, attention_mask), top_k)
+        features, lengths = self.features(input_values, attention_mask)
+        return units_of(self.mixture.clip_posteriors(features, lengths), lengths, top_k)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """
@@ -183,15 +185,21 @@ class FittedUnits:
         return cls(model.to(device), extractor, mixture.to(device), description)
 
 
+def mean_of_layers(encoder, layers: Sequence[int], input_values, attention_mask) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean of layers of a padded batch, and real frames, as [`FittedUnits.features`] gives them."""
+    states, lengths = hidden_layers(encoder, input_values, attention_mask, layers)
+    return at_least_float32(states).mean(1), lengths
+
+
 def first_frames(clips: Iterable[torch.Tensor], count: int) -> torch.Tensor:
     """At most `count` frames from the start of all clips `(num_frames, D)`, of which no more than needed are read."""
-    found, size = [], 0
+    read, size = [], 0
     for frames in clips:
-        found.append(frames)
+        read.append(frames)
         size += len(frames)
         if size >= count:
             break
-    return torch.cat(found)[:count] if found else torch.empty(0, 0)
+    return torch.cat(read)[:count] if read else torch.empty(0, 0)
 
 
 def holds_fitted_units(directory: str | Path) -> bool:

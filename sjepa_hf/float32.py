@@ -18,6 +18,14 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def zero_tiny_(probabilities: torch.Tensor) -> torch.Tensor:
+    """
+    Set what is at most 1e-30 to zero, in place: products with subnormal numbers, which sharp posteriors are full of,
+    are forty times slower on a CPU.
+    """
+    return nn.functional.threshold_(probabilities, 1e-30, 0.0)
+
+
 def widest_float(device: torch.device) -> torch.dtype:
     """float64, or fp32 where the device has none."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -102,12 +102,12 @@ class LogMelFeatures(MfccFeatures):
         return decibels
 
 
+# What the frozen mixture of phase 1 can be over, by the names of `phase1_features`.
 FRAME_FEATURES = {
     "mfcc": MfccFeatures,
     "mfcc_cmn": partial(MfccFeatures, subtract_mean=True),
     "log_mel": LogMelFeatures,
 }
-"""What the frozen mixture of phase 1 can be over, by the names of `phase1_features`."""
 
 
 def num_features(name: str) -> int:

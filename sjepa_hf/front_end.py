@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.audio_utils import mel_filter_bank
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import Float32Buffers, SJepaGroupNorm, at_least_float32, widest_float, without_autocast
-from .frames import SAMPLING_RATE, clip_mean, length_mask, real_frames, within_functorch
-from .gradient_checkpointing import CheckpointedLayer
+from .frames import SAMPLING_RATE, clip_mean, length_mask, real_frames
+from .input_checks import within_functorch
 
 
 FRAMES_AT_ONCE = {"cpu": 1500, "cuda": 24000}  # of all clips together, where no gradient is asked for
@@ -22,7 +23,7 @@ WINDOWS_AT_ONCE = 2**18
 SPEECH_TILT = 4.5  # nats by which the log-mel spectrum of speech falls from 0 to 8 kHz: a line through 400 clips
 
 
-class SJepaFirstConvLayer(CheckpointedLayer):
+class SJepaFirstConvLayer(GradientCheckpointingLayer):
     """
     The convolution over samples and the group norm after it: `plain`, and `forward` with both in one product.
 
@@ -94,7 +95,7 @@ class SJepaFirstConvLayer(CheckpointedLayer):
         return self.activation(torch.bmm(torch.cat([windows, ones], dim=2), folded).flatten(0, 1))
 
 
-class SJepaConvLayer(CheckpointedLayer):
+class SJepaConvLayer(GradientCheckpointingLayer):
     """A later convolution of the waveform front end: `plain`, and `forward` over rows of channels."""
 
     def __init__(self, config: SJepaConfig, layer_id: int):
@@ -277,7 +278,7 @@ def window_moments(
 def is_itself(module: nn.Module, kind: type[nn.Module]) -> bool:
     """
     Whether a module does nothing but what its class does: no adapter has taken its place, no hook waits for its call
-    (pruning, offloading, attribution), and its weights are not made when they are asked for.
+    (pruning, offloading, attribution), and its weight is not a parametrization.
     """
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return type(module) is kind and not any(hooks) and "forward" not in vars(module)

@@ -9,17 +9,12 @@ times less probable before its frame is heard than after, so that one whose like
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
-from .float32 import Float32Buffers, without_autocast
+from .float32 import Float32Buffers, without_autocast, zero_tiny_
 
 
+# Share of all transitions, and of all beginnings, that is spread evenly over states, as if it had been counted.
 SMOOTHING = 1e-3
-"""Share of all transitions, and of all beginnings, that is spread evenly over states, as if it had been counted."""
-
-SMALLEST = 1e-30
-"""What is smaller, beside a frame's largest likelihood or as a posterior, becomes zero: products with subnormal
-numbers are forty times slower on a CPU."""
 
 
 class TransitionStatistics(NamedTuple):
@@ -130,7 +125,7 @@ def _forward_backward(
     backward.masked_fill_(~real[..., None], 0.0)
     products = before.mul_(backward)  # in the memory of `before`, which is not read again
     scale = products.sum(-1, keepdim=True).masked_fill_(~real[..., None], 1.0)
-    posteriors = nn.functional.threshold_(products.div_(scale), SMALLEST, 0.0)
+    posteriors = zero_tiny_(products.div_(scale))
     statistics = None
     if count:
         earlier, later = forward[:-1].flatten(0, 1), backward.div_(scale)[1:].flatten(0, 1)
@@ -158,8 +153,7 @@ def _in_time(frames: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 def _scaled_likelihoods(log_likelihoods: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Likelihoods beside the largest of their frame, 1 in padding, and the logarithm of that largest one."""
     largest = log_likelihoods.amax(-1, keepdim=True)
-    scaled = (log_likelihoods - largest).exp_()
-    scaled = nn.functional.threshold_(scaled, SMALLEST, 0.0)
+    scaled = zero_tiny_((log_likelihoods - largest).exp_())
     return torch.where(real, scaled, 1.0), largest[..., 0]
 
 
@@ -227,7 +221,7 @@ class TransitionModel(Float32Buffers):
         return forward_backward(log_likelihoods, *self.probabilities(), lengths, count, scores)
 
     @torch.no_grad()
-    def forget_order(self, weights: torch.Tensor) -> None:
+    def make_independent(self, weights: torch.Tensor) -> None:
         """
         Make states independent of one another: each follows any other by its weight, `(num_states,)`. Posteriors are
         then those of the mixture, and expected counts those of its posteriors at consecutive frames.
@@ -236,18 +230,18 @@ class TransitionModel(Float32Buffers):
         self.pairs.copy_(weights[:, None] * weights)
 
     @torch.no_grad()
-    def split(self, donors: torch.Tensor, heirs: torch.Tensor) -> None:
+    def split(self, heavy: torch.Tensor, dead: torch.Tensor) -> None:
         """
-        Put each heir in the place of one half of its donor: what follows it is what follows the donor, and it is
-        entered half of the times. But for `SMOOTHING`, paths through both are as probable as those through the donor
-        were; what was known of the heirs is lost.
+        Put each of the dead states in the place of one half of a heavy one: what follows it is what follows that one,
+        and it is entered half of the times. But for `SMOOTHING`, paths through both are as probable as those through
+        the heavy one were; what was known of the dead is lost.
 
         Args:
-            donors, heirs (`torch.LongTensor` of shape `(num_splits,)`): states, each at most once.
+            heavy, dead (`torch.LongTensor` of shape `(num_splits,)`): states, each at most once.
         """
-        origin, share = torch.arange(self.num_states, device=donors.device), torch.ones_like(self.initial)
-        origin[heirs] = donors
-        share[donors] = share[heirs] = 0.5
+        origin, share = torch.arange(self.num_states, device=heavy.device), torch.ones_like(self.initial)
+        origin[dead] = heavy
+        share[heavy] = share[dead] = 0.5
         initial, pairs = self.initial[origin] * share, self.pairs[origin][:, origin] * share[:, None] * share
         self.initial.copy_(initial / initial.sum())
         self.pairs.copy_(pairs / pairs.sum())

@@ -1,4 +1,4 @@
-"""Mixture whose components are states of a hidden Markov model: a clip's targets are given the whole clip (ours)."""
+"""Mixture whose components are HMM states, so that each frame's posterior depends on the whole clip (our addition)."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 
 from .float32 import without_autocast
 from .hmm import ClipPosteriors, TransitionModel, TransitionStatistics
-from .mixture import DiagonalGaussianMixture, SufficientStatistics, soften
+from .mixture import DiagonalGaussianMixture, SufficientStatistics, tempered_softmax
 
 
 class HmmStatistics(NamedTuple):
@@ -73,9 +73,9 @@ class HmmMixture(DiagonalGaussianMixture):
         statistics always take the plain posteriors.
         """
         with without_autocast(features.device):
-            targets, moments, found = self._given_clips(features, lengths, temperature, count=True)
-            frames = self._clip_statistics(moments, found.posteriors, lengths)
-            return targets, HmmStatistics(*frames, *found.statistics)
+            targets, moments, expectation = self._given_clips(features, lengths, temperature, count=True)
+            frames = self._clip_statistics(moments, expectation.posteriors, lengths)
+            return targets, HmmStatistics(*frames, *expectation.statistics)
 
     def _given_clips(
         self, features: torch.Tensor, lengths: torch.Tensor | None, temperature: float, count: bool
@@ -83,9 +83,9 @@ class HmmMixture(DiagonalGaussianMixture):
         """Tempered posteriors, the moments of all frames, and what forward-backward found."""
         moments = self._moments(features.flatten(0, 1))
         likelihoods = self._scores(moments).sub_(self.log_weights()).unflatten(0, features.shape[:2])
-        found = self.transitions.expectation(likelihoods, lengths, count, scores=temperature != 1)
-        targets = found.posteriors if temperature == 1 else soften(found.scores, temperature)
-        return targets, moments, found
+        expectation = self.transitions.expectation(likelihoods, lengths, count, scores=temperature != 1)
+        targets = expectation.posteriors if temperature == 1 else tempered_softmax(expectation.scores, temperature)
+        return targets, moments, expectation
 
     @torch.no_grad()
     def apply_statistics(
@@ -102,9 +102,9 @@ class HmmMixture(DiagonalGaussianMixture):
     def fit(self, features: torch.Tensor, *args, **kwargs) -> list[float]:
         """As [`DiagonalGaussianMixture.fit`]; components are then independent of what came before them."""
         history = super().fit(features, *args, **kwargs)
-        self.transitions.forget_order(self.weights)
+        self.transitions.make_independent(self.weights)
         return history
 
-    def _split(self, donors: torch.Tensor, heirs: torch.Tensor) -> None:
-        super()._split(donors, heirs)
-        self.transitions.split(donors, heirs)
+    def _split(self, heavy: torch.Tensor, dead: torch.Tensor) -> None:
+        super()._split(heavy, dead)
+        self.transitions.split(heavy, dead)

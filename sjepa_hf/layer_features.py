@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .float32 import Float32Buffers, at_least_float32, without_autocast
+from .frames import clip_mean
 
 
 def read_layers(
@@ -27,19 +28,24 @@ def read_layers(
         real (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Real frames; given, each layer of each clip is normalised over them ([`instance_normalize`]).
     """
+    states = [at_least_float32(state) for state in layer_states(encoder, input_values, attention_mask, layers)]
+    if real is not None:
+        states = [instance_normalize(state, real) for state in states]
+    return torch.stack(states).mean(0) if len(states) > 1 else states[0]
+
+
+def layer_states(
+    encoder: nn.Module, input_values: torch.Tensor, attention_mask: torch.Tensor | None, layers: Sequence[int]
+) -> list[torch.Tensor]:
+    """
+    Layers of an [`SJepaModel`], each `(batch_size, sequence_length, hidden_size)`, in the order of `layers`, which are
+    numbered as in `hidden_states`. Later ones do not run, and no others are kept where one alone is read.
+    """
     several = len(layers) > 1
     outputs = encoder(
-        input_values,
-        attention_mask,
-        num_layers=max(layers),
-        return_dict=True,
-        **({"output_hidden_states": True} if several else {}),
+        input_values, attention_mask, num_layers=max(layers), output_hidden_states=several, return_dict=True
     )
-    read = [outputs.hidden_states[layer] for layer in layers] if several else [outputs.last_hidden_state]
-    read = [at_least_float32(layer) for layer in read]
-    if real is not None:
-        read = [instance_normalize(layer, real) for layer in read]
-    return torch.stack(read).mean(0) if several else read[0]
+    return [outputs.hidden_states[layer] for layer in layers] if several else [outputs.last_hidden_state]
 
 
 def instance_normalize(features: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -47,11 +53,8 @@ def instance_normalize(features: torch.Tensor, real: torch.Tensor) -> torch.Tens
     Each clip's features `(batch_size, sequence_length, H)` with mean 0 and variance 1 over its real frames
     `(batch_size, sequence_length)`, per dimension; zero at the others.
     """
-    real = real[:, :, None].to(features.dtype)  # [B, T, 1]
-    count = real.sum(1, keepdim=True).clamp_min(1)
-    centred = (features - (features * real).sum(1, keepdim=True) / count) * real
-    variance = centred.square().sum(1, keepdim=True) / count
-    return centred * (variance + 1e-5).rsqrt()
+    centred = (features - clip_mean(features, real)).masked_fill(~real[:, :, None], 0.0)
+    return centred * (clip_mean(centred.square(), real) + 1e-5).rsqrt()
 
 
 class SJepaWhitening(Float32Buffers):

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from .float32 import Float32Buffers, widest_float, without_autocast
+from .float32 import Float32Buffers, widest_float, without_autocast, zero_tiny_
 from .frames import length_mask
 from .kmeans import kmeans, nearest
 
@@ -141,7 +141,7 @@ class DiagonalGaussianMixture(Float32Buffers):
             `torch.Tensor` of shape `(N, num_components)`, fp32, rows summing to 1.
         """
         with without_autocast(features.device):
-            return soften(self._scores(self._moments(features)), temperature)
+            return tempered_softmax(self._scores(self._moments(features)), temperature)
 
     def clip_posteriors(
         self, features: torch.Tensor, lengths: torch.Tensor | None = None, temperature: float = 1.0
@@ -180,8 +180,8 @@ class DiagonalGaussianMixture(Float32Buffers):
         with without_autocast(features.device):
             moments = self._moments(features.flatten(0, 1))
             scores = self._scores(moments).unflatten(0, features.shape[:2])
-            plain = soften(scores)
-            targets = plain if temperature == 1 else soften(scores, temperature)
+            plain = tempered_softmax(scores)
+            targets = plain if temperature == 1 else tempered_softmax(scores, temperature)
             return targets, self._clip_statistics(moments, plain, lengths)
 
     def _clip_statistics(
@@ -271,11 +271,8 @@ class DiagonalGaussianMixture(Float32Buffers):
             num_passes (`int`, *optional*, defaults to 5): k-means passes over the frames.
             num_iterations (`int`, *optional*, defaults to 20): EM iterations.
             relative_variance_floor (`float`, *optional*, defaults to 1e-3):
-                `variance_floor` becomes this share of each dimension's global variance, and at least 1e-6. At 0, EM in
-                float32 does not resolve variances below about 1e-4 of the mean one, and beside such a component
-                (digital silence) posteriors and log-likelihoods are wrong. Of 8 components in 4 and 39
-                dimensions, their means spread by 3 standard deviations, a narrow one's variances came out up to 2 %
-                wrong at 1e-3 of the others', 35 % at 1e-4, and partly as 0 at 3e-5; in float64 right down to 1e-7.
+                `variance_floor` becomes this share of each dimension's global variance, and at least 1e-6. Below 1e-4,
+                float32 EM does not resolve narrow components (digital silence): posteriors beside them are wrong.
             chunk_size (`int`, *optional*, defaults to 16384): frames that are processed at once.
             generator (`torch.Generator`, *optional*): CPU generator that makes the fit reproducible.
             progress (`Callable`, *optional*): told in a few words how far the fit is, at every chunk.
@@ -326,7 +323,7 @@ class DiagonalGaussianMixture(Float32Buffers):
                 evidence = joint.logsumexp(-1, keepdim=True)
                 log_likelihood += evidence.sum(dtype=widest_float(device)).item()
                 if iteration < num_iterations:
-                    statistics = self.statistics(chunk, soften(joint))
+                    statistics = self.statistics(chunk, tempered_softmax(joint))
                     total = statistics if total is None else total + statistics
             history.append(log_likelihood / len(features))
             if total is not None:
@@ -359,16 +356,16 @@ class DiagonalGaussianMixture(Float32Buffers):
         self._split(order[:dead], order[-dead:])
         return dead
 
-    def _split(self, donors: torch.Tensor, heirs: torch.Tensor) -> None:
-        """Give each of `heirs`, `(num_splits,)`, one half of its donor, as [`reseed_dead`] says."""
-        widest = (self.variances[donors] * self.variances.reciprocal().mean(0)).argmax(1, keepdim=True)
-        step = 0.3 * self.variances[donors].gather(1, widest).sqrt()
-        shift = torch.zeros_like(self.means[donors]).scatter_(1, widest, step)
-        self.means[heirs] = self.means[donors] + shift
-        self.means[donors] -= shift
-        self.variances[heirs] = self.variances[donors]
-        self.weights[donors] *= 0.5
-        self.weights[heirs] = self.weights[donors]
+    def _split(self, heavy: torch.Tensor, dead: torch.Tensor) -> None:
+        """Give each of `dead`, `(num_splits,)`, one half of its `heavy` one, as [`reseed_dead`] says."""
+        widest = (self.variances[heavy] * self.variances.reciprocal().mean(0)).argmax(1, keepdim=True)
+        step = 0.3 * self.variances[heavy].gather(1, widest).sqrt()
+        shift = torch.zeros_like(self.means[heavy]).scatter_(1, widest, step)
+        self.means[dead] = self.means[heavy] + shift
+        self.means[heavy] -= shift
+        self.variances[dead] = self.variances[heavy]
+        self.weights[heavy] *= 0.5
+        self.weights[dead] = self.weights[heavy]
         self.weights.div_(self.weights.sum())
 
     def _check(self, features: torch.Tensor) -> torch.Tensor:
@@ -383,10 +380,9 @@ class DiagonalGaussianMixture(Float32Buffers):
         return features
 
 
-def soften(scores: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def tempered_softmax(scores: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """
-    `softmax(scores / temperature)` over components; at temperature 0 its limit, one-hot. What is below 1e-30 becomes
-    zero: products with subnormal numbers, which sharp posteriors are full of, are forty times slower on a CPU.
+    `softmax(scores / temperature)` over components, what is tiny being zero; at temperature 0 its limit, one-hot.
     """
     if temperature < 0:
         raise ValueError(
@@ -395,4 +391,4 @@ def soften(scores: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     if temperature == 0:
         return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
     tempered = scores if temperature == 1 else scores / temperature
-    return nn.functional.threshold_(tempered.softmax(-1), 1e-30, 0.0)
+    return zero_tiny_(tempered.softmax(-1))

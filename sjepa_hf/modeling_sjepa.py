@@ -9,6 +9,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import Wav2Vec2BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
@@ -18,9 +19,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sjepa import SJepaConfig, is_ours
 from .float32 import SJepaLayerNorm, at_least_float32, without_autocast
-from .frames import check_input, check_values, nothing_padded, real_frames, real_samples
+from .frames import real_frames, real_samples
 from .front_end import SJepaLogMelFrontEnd, SJepaStem, build_front_end
-from .gradient_checkpointing import CheckpointedLayer
+from .input_checks import check_input, check_mask, check_values, nothing_padded
 from .spec_augment import spec_augment
 
 
@@ -49,8 +50,8 @@ def eager_attention_forward(
 def pick(hidden_states: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
     """
     Rows of `(batch_size, sequence_length, H)` at flat `positions`, `b * sequence_length + t`: `(len(positions), H)`;
-    all of them if None. So layers leave out frames that nobody reads: the predictor all but the hidden ones in its
-    last layer, the encoder hidden ones in all its layers, by [`VisibleFrames`], which puts its rows back in place.
+    all of them if None. Used to skip frames nobody reads: in the predictor's last layer, and with [`VisibleFrames`] in
+    the encoder.
     """
     return hidden_states if positions is None else hidden_states.flatten(0, 1).index_select(0, positions)
 
@@ -111,7 +112,7 @@ class SJepaFeedForward(nn.Module):
         return self.output_dense(self.intermediate_dropout(hidden_states))
 
 
-class SJepaTransformerLayer(CheckpointedLayer):
+class SJepaTransformerLayer(GradientCheckpointingLayer):
     """
     Post-norm Transformer layer, of the encoder and of the predictor.
 
@@ -473,15 +474,6 @@ def attention_mask_4d(config: SJepaConfig, hidden_states: torch.Tensor, frame_ma
     if isinstance(mask, torch.Tensor) and mask.ndim == 4:
         mask = mask[:, :, :1]  # one row for all queries: an attention over an hour has 32 billion pairs of frames
     return mask
-
-
-def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int], what: str) -> None:
-    """Raise a ValueError where a mask is not bool of `shape`, `(batch_size, what)`."""
-    if mask.dtype != torch.bool or mask.shape != shape:
-        raise ValueError(
-            f"`{name}` must be bool of shape {tuple(shape)} (batch_size, {what}), but is {mask.dtype} of shape"
-            f" {tuple(mask.shape)}."
-        )
 
 
 __all__ = ["SJepaModel", "SJepaPreTrainedModel"]

@@ -20,7 +20,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_sjepa import SJepaConfig
 from .float32 import without_autocast
-from .frames import at_hand, length_mask
+from .frames import clip_mean, length_mask
+from .input_checks import values_readable
 from .modeling_sjepa import PRETRAINING_ONLY, SJepaModel, SJepaPreTrainedModel
 
 
@@ -196,7 +197,7 @@ class SJepaForSequenceClassification(SJepaEncoderWithHead):
         if labels is not None:
             labels = check_clip_targets(labels, self.config, len(input_values))
         features, frame_mask, outputs = self.encode(input_values, attention_mask, **kwargs)
-        pooled, _ = masked_mean_and_std(self.projector(features), frame_mask)
+        pooled = clip_mean(self.projector(features).float(), frame_mask)[:, 0]
         logits = self.classifier(pooled.to(features.dtype))
         loss_of = LOSSES_OF_NUMBERS.get(self.config.problem_type, nn.functional.cross_entropy)
         loss = None if labels is None else loss_of(logits.float(), labels)
@@ -371,7 +372,7 @@ def check_labels(labels: torch.Tensor, num_classes: int, size: str, may_wait: bo
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"`labels` must be integers, the numbers of classes, but are {labels.dtype}.")
     labels = labels.long()
-    if at_hand(labels, may_wait):
+    if values_readable(labels, may_wait):
         unknown = (labels >= num_classes) | ((labels < 0) & (labels != -100))
         if unknown.any():
             raise ValueError(
@@ -398,13 +399,14 @@ def check_clip_targets(labels: torch.Tensor, config: SJepaConfig, batch_size: in
                 ' set `problem_type` to "regression".'
             )
         return check_clip_labels(labels, count, batch_size)
-    shapes = [(batch_size, count), (batch_size,)][: 2 if count == 1 else 1]
-    if not labels.is_floating_point() or labels.shape not in shapes:
+    if count == 1 and labels.ndim == 1:
+        labels = labels[:, None]
+    if not labels.is_floating_point() or labels.shape != (batch_size, count):
         raise ValueError(
-            f"`problem_type` is {config.problem_type!r}: `labels` must be floating point of shape {shapes[0]}, but are"
-            f" {labels.dtype} of shape {tuple(labels.shape)}."
+            f"`problem_type` is {config.problem_type!r}: `labels` must be floating point of shape"
+            f" {(batch_size, count)}, but are {labels.dtype} of shape {tuple(labels.shape)}."
         )
-    return labels.reshape(shapes[0]).float()
+    return labels.float()
 
 
 def blank_where_padded(logits: torch.Tensor, frame_mask: torch.Tensor, blank: int) -> torch.Tensor:
@@ -422,12 +424,10 @@ def masked_mean_and_std(hidden_states: torch.Tensor, mask: torch.Tensor) -> tupl
     Mean and (unbiased) standard deviation over the frames where `mask` `(batch_size, sequence_length)` is True, both
     `(batch_size, H)` in fp32. A clip without any such frame gives zeros, one with a single frame a deviation of zero.
     """
-    hidden_states = hidden_states.float()
-    mask = mask[:, :, None]
-    count = mask.sum(1)
-    mean = (hidden_states * mask).sum(1) / count.clamp_min(1)
-    variance = ((hidden_states - mean[:, None]) * mask).square().sum(1) / (count - 1).clamp_min(1)
-    return mean, variance.clamp_min(1e-14).sqrt()  # the floor keeps the gradient finite where nothing varies
+    hidden_states, count = hidden_states.float(), mask.sum(1)[:, None]
+    mean = clip_mean(hidden_states, mask)
+    variance = clip_mean((hidden_states - mean).square(), mask)[:, 0] * (count / (count - 1).clamp_min(1))
+    return mean[:, 0], variance.clamp_min(1e-14).sqrt()  # the floor keeps the gradient finite where nothing varies
 
 
 __all__ = [

@@ -14,12 +14,13 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_sjepa import SJepaConfig
 from .float32 import at_least_float32
 from .frame_features import FRAME_FEATURES
-from .frames import check_frames, check_input, check_values, nothing_padded, real_samples
+from .frames import check_frames, real_samples
 from .hmm import TransitionModel
 from .hmm_mixture import HmmMixture
+from .input_checks import check_input, check_mask, check_values, nothing_padded
 from .layer_features import SJepaWhitening, read_layers
 from .mixture import DiagonalGaussianMixture
-from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel, VisibleFrames, check_mask, pick
+from .modeling_sjepa import SJepaModel, SJepaPreTrainedModel, VisibleFrames, pick
 from .predictor import SJepaClusterHead, SJepaPredictor, sinusoids
 from .soft_targets import check_distributions, check_posteriors, soft_target_divergence
 from .units import SJepaUnitsOutput, units_of
@@ -66,7 +67,6 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
     buffers travel in the checkpoint; [`SJepaModel.from_pretrained`] takes the encoder out of it.
     """
 
-    _keep_in_fp32_modules_strict = [*SJepaPreTrainedModel._keep_in_fp32_modules_strict, "mixture"]
     encoder_class: type[nn.Module] = SJepaModel  # a subclass may have another encoder
 
     def __init__(self, config: SJepaConfig):
@@ -79,7 +79,6 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             self.mixture_whitening = SJepaWhitening(config.hidden_size, config.mixture_feature_size)
         if config.num_frozen_components is not None:
             self.frozen_mixture = new_mixture(config, config.num_frozen_components, config.frozen_feature_size)
-            self._keep_in_fp32_modules_strict = [*self._keep_in_fp32_modules_strict, "frozen_mixture"]
         self.post_init()
 
     @torch.no_grad()
@@ -152,8 +151,9 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
         if mask_time_indices is None:
             # Nothing is hidden; without a mask SpecAugment would draw one.
             none_hidden = input_values.new_zeros(shape, dtype=torch.bool)
-            kwargs["return_dict"] = True
-            outputs = self.sjepa(input_values, attention_mask, mask_time_indices=none_hidden, **kwargs)
+            outputs = self.sjepa(
+                input_values, attention_mask, mask_time_indices=none_hidden, return_dict=True, **kwargs
+            )
             logits = self.cluster_head(outputs.last_hidden_state)
             return SJepaForPreTrainingOutput(
                 logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -211,13 +211,11 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
 
     def _encode(self, input_values, attention_mask, mask_time_indices, visible, longest_visible, **kwargs):
         """Output of the encoder, whose layers with `encode_visible_only` run over `visible` frames alone."""
-        kwargs["return_dict"] = True
+        kwargs |= {"mask_time_indices": mask_time_indices, "return_dict": True}
         if not self.config.encode_visible_only:
-            return self.sjepa(input_values, attention_mask, mask_time_indices=mask_time_indices, **kwargs)
+            return self.sjepa(input_values, attention_mask, **kwargs)
         frames = VisibleFrames.find(visible, int(visible.sum(1).max()) if longest_visible is None else longest_visible)
-        outputs = self.sjepa(
-            input_values, attention_mask, mask_time_indices=mask_time_indices, visible_frames=frames, **kwargs
-        )
+        outputs = self.sjepa(input_values, attention_mask, visible_frames=frames, **kwargs)
         if outputs.hidden_states is not None:
             count = outputs.last_hidden_state.shape[1]
             earlier = (h if h is None else frames.scatter(h, count) for h in outputs.hidden_states[:-1])
@@ -234,11 +232,9 @@ class SJepaForPreTraining(SJepaPreTrainedModel):
             self.config.num_frozen_components = self.mixture.num_components
             self.config.frozen_feature_size = self.mixture.num_features
             self.frozen_mixture, self.cluster_head.frozen_output = self.mixture, self.cluster_head.output
-            self._keep_in_fp32_modules_strict.add("frozen_mixture")
         elif self.config.num_frozen_components is not None:
             self.config.num_frozen_components = None
             del self.frozen_mixture, self.cluster_head.frozen_output
-            self._keep_in_fp32_modules_strict.discard("frozen_mixture")
         self.describe_mixture(None)
         self.config.num_mixture_components = num_components
         self.config.mixture_feature_size = num_features

@@ -1,6 +1,7 @@
 """Open what a user names as a checkpoint, or say in one sentence why it does not open."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     StrictDataclassError,
 )
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
@@ -142,8 +144,8 @@ def open_model(auto_class: Any, checkpoint: str | Path, *, fresh_head: bool = Fa
         )
     resized = {name.partition(".")[0]: sizes for name, sizes in shapes.items() if not name.endswith(MAY_BE_FRESH)}
     for name, (found, wanted) in resized.items():
-        said = "%s has %s for %d outputs, here there are %d (another vocabulary, classes or clusters): it is fresh."
-        logger.info(said, checkpoint, name, found[0], wanted[0])
+        message = "%s has %s for %d outputs, here there are %d (another vocabulary, classes or clusters): it is fresh."
+        logger.info(message, checkpoint, name, found[0], wanted[0])
     absent = {name.partition(".")[0] for name in loading["missing_keys"] if not name.endswith(MAY_BE_FRESH)}
     if absent:
         logger.info("%s has no weights for %s: they are fresh.", checkpoint, ", ".join(sorted(absent)))
@@ -293,13 +295,13 @@ def why(error: Exception) -> str:
     """What an error says, in one line; where it is not meant for people, its kind too."""
     if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
         error = ValueError(str(error.__cause__))  # the sentence about the field; what is around it names validators
-    said = first_line(error)
+    line = first_line(error)
     if isinstance(error, SafetensorError):
-        return f"a file of weights (.safetensors) is damaged or cut short ({said})"
+        return f"a file of weights (.safetensors) is damaged or cut short ({line})"
     lines = str(error).strip().splitlines()
-    if said.endswith(":") and len(lines) > 1:
-        said = f"{said} {lines[1].strip()}"
-    return said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
+    if line.endswith(":") and len(lines) > 1:
+        line = f"{line} {lines[1].strip()}"
+    return line if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {line}"
 
 
 @contextmanager
@@ -317,19 +319,31 @@ def is_path(checkpoint: str | Path) -> bool:
     """Whether what a user names is a path by its looks, or a file: no repo on the Hub is called so."""
     name = str(checkpoint)
     begins = Path(name).is_absolute() or name.startswith((".", "~"))
-    return begins or name.endswith(("/", *FILES)) or name.count("/") > 1 or Path(name).is_file()
+    return begins or name.endswith(("/", *FILES)) or name.count("/") > 1 or os.path.isfile(name)
+
+
+def is_repo_id(name: Any) -> bool:
+    """Whether a repo on the Hub can have this name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def lacking(folder: Path, needed: str) -> str | None:
     """What to say of a directory without the file that opening begins with; None where it has it."""
     if not folder.is_dir() or (folder / needed).is_file():
         return None
-    return f"it has no {needed}{'; give its `final`' * (folder / 'final' / needed).is_file()}."
+    way_out = "; give its `final`" if (folder / "final" / needed).is_file() else ""
+    return f"it has no {needed}{way_out}."
 
 
 def undownloaded(folder: Path) -> str | None:
     """What to say of a clone whose large files were never downloaded; None for any other checkpoint."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    if not folder.is_dir():
+        return None
+    for path in sorted(folder.iterdir()):
         if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(LFS_POINTER):
             return f"{path.name} is a Git LFS pointer in place of the file: run `git lfs pull` there."
     return None

@@ -17,19 +17,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
-    HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import httpx
 
 from .command import CommandParser, command
 from .contents import CARD, RECORD, contents, read_json, shown, without_paths
 from .model_card import MARK, card_files
+from .opening import is_repo_id
 
 
 logger = logging.getLogger(__name__)
@@ -101,8 +100,8 @@ def listing(checkpoint: str | Path, repo_id: str) -> str:
     """
     checkpoint = Path(checkpoint)
     check_name(repo_id)
-    found = contents(checkpoint)
-    files = {name: without_paths(name, path) for name, path in found.files.items()}
+    parts = contents(checkpoint)
+    files = {name: without_paths(name, path) for name, path in parts.files.items()}
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
     lines = [f"{len(sizes)} files, {sum(sizes.values()):,} bytes, would go to {repo_id}:"]
     for name, size in sizes.items():
@@ -110,8 +109,8 @@ def listing(checkpoint: str | Path, repo_id: str) -> str:
         lines.append(f"{size:>16,}  {shown(name)}{without}")
     if CARD not in sizes:
         lines.append(f"{'':>16}  {CARD}  (made from these, unless the repo has one that people have written)")
-    lines.append(f"{len(found.left_out)} would stay here{':' if found.left_out else '.'}")
-    lines += [f"{'':>16}  {shown(name)}  ({why})" for name, why in found.left_out.items()]
+    lines.append(f"{len(parts.left_out)} would stay here{':' if parts.left_out else '.'}")
+    lines += [f"{'':>16}  {shown(name)}  ({why})" for name, why in parts.left_out.items()]
     return "\n".join(lines)
 
 
@@ -153,13 +152,11 @@ def open_repo(
 
 def check_name(repo_id: str) -> None:
     """Raise a ValueError for what cannot be the name of a repo."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError:
+    if not is_repo_id(repo_id):
         raise ValueError(
             f"'{shown(repo_id)}' cannot be the name of a repo: use NAME or OWNER/NAME, of letters, digits, '-',"
             " '_' and '.', with at most 96 characters."
-        ) from None
+        )
 
 
 def wants_card(
@@ -188,10 +185,10 @@ def hub_errors(api: HfApi, repo_id: str) -> Iterator[None]:
         raise ValueError(f"{repo_id} does not exist, or is private to someone else: choose another name.") from None
     except HfHubHTTPError as error:
         raise ValueError(refusal(error, repo_id)) from None
-    except httpx2.TransportError as error:
+    except httpx.TransportError as error:
         raise ValueError(f"The connection to {api.endpoint} failed: {error or type(error).__name__}.") from None
     except RuntimeError as error:  # how an upload of large files fails
-        if not isinstance(error.__cause__, HfHubHTTPError | httpx2.TransportError):
+        if not isinstance(error.__cause__, HfHubHTTPError | httpx.TransportError):
             raise
         with hub_errors(api, repo_id):
             raise error.__cause__ from None
@@ -214,7 +211,7 @@ def commit(
             operations = [CommitOperationDelete(name) for name in stale]
             operations += [CommitOperationAdd(name, content) for name, content in files.items()]
             return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
-        except (httpx2.TransportError, HfHubHTTPError, RuntimeError) as error:
+        except (httpx.TransportError, HfHubHTTPError, RuntimeError) as error:
             if attempt + 1 == ATTEMPTS or not is_transient(error):
                 raise
             wait = FIRST_WAIT * 2**attempt
@@ -227,7 +224,7 @@ def is_transient(error: Exception) -> bool:
     cause = error.__cause__ if isinstance(error, RuntimeError) else error  # how an upload of large files fails
     if isinstance(cause, HfHubHTTPError):
         return cause.response.status_code >= 500 and cause.response.status_code != 507
-    return isinstance(cause, httpx2.TransportError)
+    return isinstance(cause, httpx.TransportError)
 
 
 def refusal(error: HfHubHTTPError, repo_id: str) -> str:

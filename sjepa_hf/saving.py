@@ -1,4 +1,4 @@
-"""Saving, as every checkpoint is: the feature extractor beside the weights, and nothing ever left half-written."""
+"""Saving, as every checkpoint is: nothing is ever left half-written."""
 
 import errno
 import os
@@ -12,9 +12,6 @@ from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import Wav2Vec2FeatureExtractor
-
-from .frames import SAMPLING_RATE
 
 
 try:
@@ -23,31 +20,27 @@ except ImportError:  # Windows
     flock = None
 
 
-ASIDE = ".incomplete-"  # what the name of a directory begins with in which something is being written
-PREVIOUS = ".previous"  # what that of one ends with that is being replaced
-
-
-def feature_extractor() -> Wav2Vec2FeatureExtractor:
-    """16 kHz waveforms as they are (the front end norms them), zero-padded, with an attention mask."""
-    return Wav2Vec2FeatureExtractor(
-        feature_size=1, sampling_rate=SAMPLING_RATE, padding_value=0.0, do_normalize=False, return_attention_mask=True
-    )
+ASIDE = ".incomplete-"  # prefix of a directory being written
+PREVIOUS = ".previous"  # suffix of a directory being replaced
 
 
 @contextmanager
 def named_in_errors(path: str | Path) -> Iterator[None]:
     """Have the error of a write that fails name `path`, an OSError: that of a full disk often names no file."""
+    cannot = "cannot be written ({})"
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        torchs = isinstance(error, RuntimeError)
-        if torchs and "inline_container" not in str(error) or getattr(error, "filename", None) is not None:
+    except OSError as error:
+        if error.filename is not None:
             raise
-        reason = "torch.save broke off: is the disk full?" if torchs else error
-        said = getattr(error, "strerror", None) or f"cannot be written ({reason})"
-        named = re.search(r"os error (\d+)", str(error))
-        number = getattr(error, "errno", None) or (int(named[1]) if named else errno.EIO)
-        raise OSError(number, said, str(path)) from error
+        raise OSError(error.errno or errno.EIO, error.strerror or cannot.format(error), str(path)) from error
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, cannot.format(error), str(path)) from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # torch.save's
+            raise
+        raise OSError(errno.EIO, cannot.format("torch.save broke off: is the disk full?"), str(path)) from error
 
 
 @contextmanager
@@ -65,7 +58,7 @@ def written_aside(directory: str | Path) -> Iterator[Path]:
     with _aside(directory.parent) as aside:
         with named_in_errors(directory):
             yield aside
-            share_mode_of(aside)
+            apply_directory_mode(aside)
             flush(aside)
         with _locked(directory.parent):
             try:
@@ -94,20 +87,16 @@ def files_written_aside(directory: str | Path) -> Iterator[Path]:
     with _aside(directory) as aside:
         with named_in_errors(directory):
             yield aside
-            share_mode_of(aside)
+            apply_directory_mode(aside)
             flush(aside)
         for file in sorted(aside.iterdir()):
             _put(file, directory / file.name)
 
 
 def _put(file: Path, place: Path) -> None:
-    """Move a file to its place, or write it into the device or pipe that lies there."""
+    """Move a file to its place, which is named if it cannot be."""
     try:
-        if is_written_into(place):
-            with file.open("rb") as source, place.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
-        else:
-            os.replace(file, place)
+        os.replace(file, place)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(place)) from error
 
@@ -231,7 +220,7 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def share_mode_of(directory: Path) -> None:
+def apply_directory_mode(directory: Path) -> None:
     """Let whoever may read and write a new directory do so with all below it: safetensors makes files of mode 600."""
     allowed = directory.stat().st_mode & 0o777
     for path in directory.rglob("*"):

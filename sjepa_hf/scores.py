@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .command import first_line
+from .opening import is_path
 
 
 LOWER_IS_BETTER = ("wer", "cer", "per", "eer", "der", "slot_value_cer")
@@ -117,7 +118,10 @@ def is_number(value: Any) -> bool:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """A value as JSON that any file takes; numbers that are not finite are null, since JSON has none."""
+    """
+    A value as JSON that any file takes: numbers that are not finite are null, since JSON has none, and what UTF-8 does
+    not have, the bytes of a file name that are none, is escaped, which JSON reads as the same value.
+    """
 
     def finite(part: Any) -> Any:
         if isinstance(part, dict):
@@ -126,19 +130,12 @@ def json_text(value: Any, indent: int | None = None) -> str:
             return [finite(item) for item in part]
         return None if isinstance(part, float) and not math.isfinite(part) else part
 
-    return utf8_text(json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace").decode()
 
 
-def utf8_text(text: str) -> str:
-    """
-    A text with escapes for what UTF-8 does not have: the bytes of a file name that are none. JSON with them stays
-    JSON, of the same value.
-    """
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def number_or_nan(value: Any) -> Any:
-    """NaN for null, as which `json_text` writes numbers that are not finite; any other value as it is."""
+def null_as_nan(value: Any) -> Any:
+    """NaN for null: `json_text` writes non-finite numbers as null. Any other value as it is."""
     return math.nan if value is None else value
 
 
@@ -159,8 +156,8 @@ def read_scores(path: str | Path) -> list[Score]:
     """
     path = Path(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        rows = found.get("scores") if isinstance(found, dict) else None
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = document.get("scores") if isinstance(document, dict) else None
         if not isinstance(rows, list):
             raise ValueError("no list under the key `scores`")
         return [read_row(row, number) for number, row in enumerate(rows, 1)]
@@ -185,9 +182,9 @@ def read_row(row: Any, number: int) -> Score:
     for name in row:
         if name not in known:
             raise ValueError(f"score {number} has a field `{name}`, which is unknown")
-    restored = row | {"value": number_or_nan(row["value"])}
+    restored = row | {"value": null_as_nan(row["value"])}
     if isinstance(row.get("values"), list):
-        restored["values"] = list(map(number_or_nan, row["values"]))
+        restored["values"] = list(map(null_as_nan, row["values"]))
     try:
         return Score(**restored)
     except ValueError as error:
@@ -209,7 +206,7 @@ def scores_of(checkpoint: Path, path: Path) -> list[ComparedScore]:
     if not own:
         names = [str(path.parent) if name == THIS_MODEL else name for name in short]
         raise ValueError(f"{path}: no score of {checkpoint}, only of {', '.join(names) or 'nothing'}.")
-    found = []
+    compared = []
     for group in grouped(rows, lambda row: (row.task, row.data, row.split, row.metric)).values():
         best = {
             name: max(scores, key=lambda score: score.merit)
@@ -220,22 +217,22 @@ def scores_of(checkpoint: Path, path: Path) -> list[ComparedScore]:
             task = score.task if score.layer is None else f"{score.task} of layer {score.layer} (the best)"
             baselines = {short[name]: other for name, other in best.items() if name not in own}
             shown = {"task": task, "data": data_names(score.data.split(" + "))}  # a row made by hand may hold a path
-            found.append(ComparedScore(**asdict(score) | shown, baselines=baselines))
-    return found
+            compared.append(ComparedScore(**asdict(score) | shown, baselines=baselines))
+    return compared
 
 
 def data_name(source: str) -> str:
     """
     A source's name without the folders above it: the last part of a path, with its parent for a split. Of an address,
-    neither the folders nor what stands behind a question mark, which may be a key. A name of at most one slash is one
-    on the Hub, unless it begins with a dot or is there as a file or folder.
+    neither the folders nor what stands behind a question mark, which may be a key. What is no path by its looks, nor
+    there as a file or folder, is a name on the Hub.
     """
     if "::" in source:
         return "::".join(map(data_name, source.split("::")))
     if "://" in source:
         source = source.partition("?")[0]
     path = Path(source)
-    local = source.startswith(("/", ".", "~")) or source.count("/") > 1 or os.path.exists(path)
+    local = is_path(source) or os.path.exists(path)
     if not local or path.name in ("", ".."):
         return source
     with_parent = path.name in SPLITS and path.parent.name not in ("", "..", "~") and path.parent != Path.home()

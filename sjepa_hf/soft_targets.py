@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .float32 import at_least_float32
-from .frames import at_hand
+from .input_checks import values_readable
 
 
 def check_posteriors(name: str, posteriors: torch.Tensor | None, shape: tuple[int, int], components: int | None):
@@ -21,8 +21,8 @@ def check_posteriors(name: str, posteriors: torch.Tensor | None, shape: tuple[in
 
 
 def check_distributions(name: str, rows: torch.Tensor) -> None:
-    """Raise a ValueError where a row of `(N, num_components)` is no distribution, if its values are at hand."""
-    if at_hand(rows) and len(rows):
+    """Raise a ValueError where a row of `(N, num_components)` is no distribution, if its values can be read."""
+    if values_readable(rows) and len(rows):
         total = rows.sum(-1, dtype=torch.float32)
         if (rows < 0).any() or ((total - 1).abs() > 0.01).any():  # NaN is left to the loss
             raise ValueError(f"`{name}` must be posteriors: not below 0, and 1 in sum over the components of a frame.")

@@ -41,8 +41,8 @@ class SJepaUnitsOutput(ModelOutput):
 
     def runs(self) -> list[list[UnitRun]]:
         """For each clip its runs of equal units, with times. A frame's share is the 20 ms around its centre."""
-        clips = zip(self.units.tolist(), self.lengths.tolist(), strict=True)
-        return [with_times(*run_lengths(torch.tensor(units[:length]))) for units, length in clips]
+        clips = zip(self.units.cpu(), self.lengths.tolist(), strict=True)
+        return [unit_runs(*run_lengths(units[:length])) for units, length in clips]
 
 
 def units_of(posteriors: torch.Tensor, lengths: torch.Tensor | None = None, top_k: int = 0) -> SJepaUnitsOutput:
@@ -77,7 +77,7 @@ def run_lengths(units: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.unique_consecutive(units, return_counts=True)
 
 
-def with_times(units: torch.Tensor, frames: torch.Tensor) -> list[UnitRun]:
+def unit_runs(units: torch.Tensor, frames: torch.Tensor) -> list[UnitRun]:
     """Runs, as [`run_lengths`] gives them, in seconds."""
     runs, begun = [], 0
     for unit, count in zip(units.tolist(), frames.tolist(), strict=True):

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForPreTraining, Wav2Vec2Processor
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining
-from sjepa_hf.saving import feature_extractor
+from sjepa_hf.feature_extraction import feature_extractor
 from training.finetuning.text import build_tokenizer
 
 

@@ -85,7 +85,7 @@ def test_a_transformers_below_the_bound_is_named(monkeypatch, version):
 
 
 def test_every_file_of_a_checkpoint_is_named_in_the_first():
-    """An old transformers copies what `auto_classes` imports itself, and must get as far as our own sentence."""
+    """A copy from the Hub that broke off is mended in what `auto_classes` imports itself."""
     named = re.findall(r"^from \.(\w+) import", (ROOT / "sjepa_hf/auto_classes.py").read_text(), re.MULTILINE)
     assert {f"{name}.py" for name in named} == set(configuration_sjepa.MODEL_CODE) - {"auto_classes.py"}
     assert named[0] == "configuration_sjepa"

@@ -28,7 +28,6 @@ TESTED_ELSEWHERE = {  # modules without a test file of their name and place, and
     "sjepa_hf.auto_classes": "sjepa_hf/test_sharing",
     "sjepa_hf.configuration_sjepa": "sjepa_hf/test_modeling_sjepa",
     "sjepa_hf.contents": "hub/test_contents",
-    "sjepa_hf.gradient_checkpointing": "sjepa_hf/test_modeling_sjepa",
     "sjepa_hf.push": "hub/test_push",
     "training.common.metrics.classification": "training/common/test_metrics",
     "training.common.metrics.slots": "training/common/test_metrics",

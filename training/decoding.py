@@ -16,9 +16,9 @@ from pathlib import Path
 
 from sjepa_hf.command import CommandParser, command
 from sjepa_hf.opening import open_recogniser
-from sjepa_hf.room import check_output_file
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import json_text
+from sjepa_hf.writable import check_output_file
 from training.common.device import default_device
 from training.common.progress import Heartbeat
 from training.common.ranges import check_ranges

@@ -19,8 +19,8 @@ import transformers
 
 from sjepa_hf.command import command
 from sjepa_hf.fitted_units import FittedUnits
-from sjepa_hf.room import check_output_directory
 from sjepa_hf.saving import visible_in
+from sjepa_hf.writable import check_output_directory
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.progress import Heartbeat

@@ -26,9 +26,9 @@ import transformers
 
 from sjepa_hf.command import command
 from sjepa_hf.durations import audio_amount
-from sjepa_hf.room import check_output_directory
 from sjepa_hf.saving import files_written_aside
 from sjepa_hf.scores import MFCC, UNTRAINED, Score, data_names, short_names, write_scores
+from sjepa_hf.writable import check_output_directory
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.progress import Heartbeat

@@ -29,7 +29,7 @@ import logging
 from pathlib import Path
 
 from sjepa_hf.command import command
-from sjepa_hf.room import check_output_directory
+from sjepa_hf.writable import check_output_directory
 from training.common.progress import Heartbeat
 from training.evaluation.encoders import check_encoders, open_encoder
 from training.evaluation.frozen_features import FeatureStore

@@ -37,9 +37,9 @@ from sjepa_hf.frame_features import FRAME_FEATURES, num_features
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.hmm_mixture import HmmMixture
 from sjepa_hf.opening import open_sjepa
-from sjepa_hf.room import check_output_file
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import json_text, markdown_table
+from sjepa_hf.writable import check_output_file
 from training.common.command_line import parse_dataclasses
 from training.common.processes import Coordinator
 from training.common.progress import Heartbeat
@@ -171,7 +171,7 @@ def under_whole_clips(targets: FrozenTargets, clips: LabelledClips, arguments: I
     plain = targets.mixture
     mixture = HmmMixture(plain.num_components, plain.num_features).to(plain.means.device)
     mixture.load_state_dict(plain.state_dict(), strict=False)
-    mixture.transitions.forget_order(mixture.weights)
+    mixture.transitions.make_independent(mixture.weights)
     targets.mixture = mixture
     for passes, name in ((1, "given the clip"), (BAUM_WELCH, f"given the clip, {BAUM_WELCH} rounds")):
         fit_transitions(mixture, targets.features, fit_audio(clips, arguments), arguments.frames, passes)

@@ -32,9 +32,9 @@ from sjepa_hf.fitted_units import KMEANS_PASSES, first_frames
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.kmeans import kmeans, nearest
 from sjepa_hf.opening import open_config, open_pretraining
-from sjepa_hf.room import check_output_file
 from sjepa_hf.saving import write_text_aside
 from sjepa_hf.scores import UNTRAINED, json_text, markdown_table
+from sjepa_hf.writable import check_output_file
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.progress import Heartbeat

@@ -16,6 +16,7 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -41,6 +42,10 @@ from sjepa_hf.command import CommandParser, command
 from sjepa_hf.contents import shown
 from sjepa_hf.frames import SAMPLING_RATE
 from sjepa_hf.units import UnitRun
+
+
+if TYPE_CHECKING:  # it needs the whole package, which a Space does not have
+    from unit_corpus import UnitCorpus
 
 
 HERE = Path(__file__).parent
@@ -189,10 +194,10 @@ def facts(clip: Clip, heard: Heard, ranks: list[float]) -> list[str]:
     return found
 
 
-def show_unit(listener: Listener, corpus, path: str | None, unit: int, start: float) -> str:
+def show_unit(listener: Listener, corpus: "UnitCorpus | None", path: str | None, unit: int, start: float) -> str:
     """
-    Where else a unit stands, as HTML that plays at once: in `corpus`, a `unit_corpus.UnitCorpus`, or in the clip of
-    `path` itself, in which it was clicked at `start` seconds.
+    Where else a unit stands, as HTML that plays at once: in `corpus`, or in the clip of `path` itself, in which it was
+    clicked at `start` seconds.
     """
     if corpus is None:
         try:
@@ -272,8 +277,8 @@ def clip_input(name: str, elem_id: str, examples: Sequence[Path]) -> gr.State:
     return path
 
 
-def build(listener: Listener, examples: Sequence[Path] = (), corpus=None) -> gr.Blocks:
-    """The page, with clips to try; `corpus` is a `unit_corpus.UnitCorpus`."""
+def build(listener: Listener, examples: Sequence[Path] = (), corpus: "UnitCorpus | None" = None) -> gr.Blocks:
+    """The page, with clips to try, and a corpus in which a unit is looked for."""
 
     def clicked(path: str | None, event: gr.EventData) -> str:
         return show_unit(listener, corpus, path, int(event.unit), float(event.start))

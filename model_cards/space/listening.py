@@ -21,7 +21,7 @@ from sjepa_hf.opening import (
     open_with_ema,
 )
 from sjepa_hf.transcripts import UNKNOWN_SIGN, with_blanks
-from sjepa_hf.units import UnitRun, run_lengths, with_times
+from sjepa_hf.units import UnitRun, run_lengths, unit_runs
 from training.data.waveforms import BadAudio, audio_length, read_audio
 
 
@@ -86,7 +86,7 @@ class Heard(NamedTuple):
     @property
     def runs(self) -> list[UnitRun]:
         """Runs of equal units, in seconds; none without a cluster head."""
-        return [] if self.units is None else with_times(*run_lengths(torch.from_numpy(self.units)))
+        return [] if self.units is None else unit_runs(*run_lengths(torch.from_numpy(self.units)))
 
 
 def read_clip(path: str) -> Clip:

@@ -17,7 +17,7 @@ from transformers import Wav2Vec2Processor
 
 from sjepa_hf import SJepaForCTC
 from sjepa_hf.export_onnx import export_onnx
-from sjepa_hf.saving import feature_extractor
+from sjepa_hf.feature_extraction import feature_extractor
 from training.finetuning.text import build_tokenizer
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from sjepa_hf.saving import feature_extractor
+from sjepa_hf.feature_extraction import feature_extractor
 
 
 def save(model: PreTrainedModel, path: Path) -> str:

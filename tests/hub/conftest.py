@@ -7,7 +7,7 @@ from huggingface_hub import constants, hf_api
 from transformers import Wav2Vec2Processor
 
 import sjepa_hf
-from sjepa_hf.saving import feature_extractor
+from sjepa_hf.feature_extraction import feature_extractor
 from training.finetuning.text import build_tokenizer
 
 

@@ -4,10 +4,10 @@ import hashlib
 import json
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pytest
 from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import httpx
 from processes import without_the_package
 from transformers import (
     AutoModel,
@@ -140,7 +140,7 @@ def test_what_is_downloaded_is_what_was_pushed(hub, published, tmp_path):
     api = HfApi()
     whole = hub.files("ada/encoder")["model.safetensors"]
     url = f"{hub.url}/ada/encoder/resolve/main/model.safetensors"
-    rest = httpx2.get(url, headers={"Range": "bytes=1000-", "Authorization": "Bearer hf_ada"})
+    rest = httpx.get(url, headers={"Range": "bytes=1000-", "Authorization": "Bearer hf_ada"})
     assert (rest.status_code, rest.content) == (206, whole[1000:])
     path = api.hf_hub_download("ada/encoder", "model.safetensors", cache_dir=tmp_path / "cache")
     with open(path, "rb") as file:

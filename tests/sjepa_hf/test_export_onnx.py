@@ -26,8 +26,8 @@ from sjepa_hf import (
     SJepaModel,
     export_onnx,
 )
+from sjepa_hf.feature_extraction import feature_extractor
 from sjepa_hf.frames import MIN_SAMPLES
-from sjepa_hf.saving import feature_extractor
 from training.data import waveforms
 from training.finetuning.beam_search import greedy_decode
 from training.finetuning.text import build_tokenizer

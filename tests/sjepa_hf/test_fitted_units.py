@@ -40,6 +40,7 @@ def test_fitted_units_open_again_as_they_were(checkpoint, clips, method, tmp_pat
     inputs = again.inputs(clips[:2])
     expected, found = units.units(*inputs, top_k=2), again.units(*inputs, top_k=2)
     assert found.units.equal(expected.units) and found.top_posteriors.equal(expected.top_posteriors)
+    assert again.unit_posteriors(*inputs)[0].topk(2).values.equal(found.top_posteriors[0])
     assert (
         found.lengths.tolist() == [49, 21] and found.units[1, 21:].eq(-1).all() and found.units[0].unique().numel() > 1
     )

@@ -227,8 +227,10 @@ def test_losses_and_pooling_under_autocast(make_config, padded_batch):
 
 
 def kept(model, name: str) -> bool:
-    """Whether a tensor of this name stays in fp32 when the model is loaded in another dtype, as Transformers asks."""
-    return any(re.search(rf"(^|\.){part}(\.|$)", name) for part in model._keep_in_fp32_modules_strict)
+    """Whether a tensor of this name is to stay in fp32 when the model is loaded in another dtype."""
+    return "mixture" in name or any(
+        re.search(rf"(^|\.){part}(\.|$)", name) for part in model._keep_in_fp32_modules_strict
+    )
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
@@ -239,8 +241,6 @@ def test_names_of_what_is_kept_exist_in_each_class(model_class, front_end, chang
     names = list(model.state_dict())
     for part in model._keep_in_fp32_modules_strict:
         assert any(re.search(rf"(^|\.){part}(\.|$)", name) for name in names), part
-    has_mixture = {"mixture", "frozen_mixture"} & {name.split(".")[0] for name in names}
-    assert has_mixture <= model._keep_in_fp32_modules_strict
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
@@ -262,12 +262,19 @@ def test_what_is_kept_is_made_and_loaded_in_fp32(model_class, dtype, config, tmp
     }
 
 
-def test_a_mixture_set_aside_is_kept_too(make_config):
-    model = SJepaForPreTraining(make_config())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_mixture_set_aside_is_kept_too(dtype, make_config, tmp_path):
+    model = SJepaForPreTraining(make_config(mixture_transitions=True))
     model.replace_mixture(7, 5, keep_frozen=True)
-    assert kept(model, "frozen_mixture.means")
-    model.replace_mixture(3, 4)
-    assert not kept(model, "frozen_mixture.means") and kept(model, "mixture.means")
+    model.describe_mixture(
+        "encoder", [1], whitening=(torch.randn(model.config.hidden_size), torch.randn(model.config.hidden_size, 5))
+    )
+    model.save_pretrained(tmp_path)
+    loaded = SJepaForPreTraining.from_pretrained(tmp_path, dtype=dtype).state_dict()
+    of_mixtures = {name for name in loaded if "mixture" in name}
+    assert {name.partition(".")[0] for name in of_mixtures} == {"mixture", "frozen_mixture", "mixture_whitening"}
+    for name in of_mixtures:
+        assert loaded[name].dtype == torch.float32 and loaded[name].equal(model.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("lengths", [None, torch.tensor([40, 23])])

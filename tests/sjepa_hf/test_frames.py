@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sjepa_hf import SJepaConfig
+from sjepa_hf.feature_extraction import feature_extractor
 from sjepa_hf.frames import (
     FRAMES_PER_SECOND,
     HOP,
@@ -18,7 +19,6 @@ from sjepa_hf.frames import (
     real_frames,
     samples_read,
 )
-from sjepa_hf.saving import feature_extractor
 
 
 ROOT = Path(__file__).parents[2]

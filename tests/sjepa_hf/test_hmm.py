@@ -129,7 +129,7 @@ def test_without_knowledge_of_order_it_is_the_mixture():
     torch.testing.assert_close(found.statistics.pairs, before.T @ after, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.statistics.initial, before[0])
     model = TransitionModel(30)
-    model.forget_order(mixture.weights)
+    model.make_independent(mixture.weights)
     torch.testing.assert_close(
         model.expectation(frames[None]).posteriors[0], mixture.posterior(features), atol=0.01, rtol=0
     )

@@ -27,8 +27,8 @@ from sjepa_hf import (
     SJepaForXVector,
     SJepaModel,
 )
+from sjepa_hf.feature_extraction import feature_extractor
 from sjepa_hf.modeling_sjepa_heads import masked_mean_and_std
-from sjepa_hf.saving import feature_extractor
 
 
 HEADS = {

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining, SJepaModel, opening
+from sjepa_hf.feature_extraction import feature_extractor
 from sjepa_hf.opening import (
     MissingWeights,
     build_model,
@@ -28,7 +29,6 @@ from sjepa_hf.opening import (
     open_recogniser,
     open_sjepa,
 )
-from sjepa_hf.saving import feature_extractor
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from sjepa_hf.command import command, sentence
 from sjepa_hf.saving import (
     ASIDE,
     clear_asides,
-    feature_extractor,
     files_written_aside,
     visible_in,
     write_text_aside,
@@ -97,12 +96,6 @@ def test_files_appear_together_or_not_at_all(tmp_path):
     with files_written_aside(tmp_path) as aside:
         (aside / "a").write_text("new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "mine"] and (tmp_path / "a").read_text() == "new"
-
-
-def test_feature_extractor_gives_padding_a_mask_and_leaves_the_level_alone():
-    inputs = feature_extractor()([[0.5] * 400, [0.25] * 800], sampling_rate=16000, padding=True, return_tensors="pt")
-    assert inputs["attention_mask"].sum(-1).tolist() == [400, 800]
-    assert inputs["input_values"].max() == 0.5
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
@@ -253,16 +246,10 @@ def test_a_link_to_a_directory_stays_one(tmp_path):
 
 def test_pipes_are_written_into(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for write in (write_text_aside, by_files_aside):
-        reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-        write(tmp_path / "pipe", "text")
-        assert os.read(reader, 10) == b"text" and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
-        os.close(reader)
-
-
-def by_files_aside(path, text: str) -> None:
-    with files_written_aside(path.parent) as aside:
-        (aside / path.name).write_text(text)
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text_aside(tmp_path / "pipe", "text")
+    assert os.read(reader, 10) == b"text" and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    os.close(reader)
 
 
 def test_a_directory_in_the_place_of_a_file_is_named(tmp_path):

@@ -20,7 +20,6 @@ from sjepa_hf.scores import (
     read_scores,
     scores_of,
     short_names,
-    utf8_text,
     write_scores,
 )
 
@@ -208,4 +207,3 @@ def test_names_that_are_not_utf_8_end_up_as_escapes_that_read_the_same():
     value = {"a": [os.fsdecode(b"n\xff"), "\u00e9 \U0001f600"]}
     text = json_text(value)
     assert text == '{"a": ["n\\udcff", "\u00e9 \U0001f600"]}' and json.loads(text.encode()) == value
-    assert utf8_text("caf\u00e9") == "caf\u00e9"

@@ -15,7 +15,7 @@ from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec
 import sjepa_hf
 from sjepa_hf.configuration_sjepa import AUTO_MAP, MODEL_CODE
 from sjepa_hf.contents import contents
-from sjepa_hf.saving import feature_extractor
+from sjepa_hf.feature_extraction import feature_extractor
 
 
 CLASSES = {auto_class: reference.split(".")[1] for auto_class, reference in AUTO_MAP.items()}

@@ -11,7 +11,7 @@ from finetuning_runs import SIZES, At, prepare, run, sing, write_clips
 from voices import write_voices
 
 from sjepa_hf import SJepaConfig, SJepaForPreTraining
-from sjepa_hf.saving import feature_extractor
+from sjepa_hf.feature_extraction import feature_extractor
 from training import finetune_ctc
 from training.common.progress import Heartbeat
 from training.finetuning.ngram import estimate

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from sjepa_hf import SJepaForPreTraining
-from sjepa_hf.saving import feature_extractor
+from sjepa_hf.feature_extraction import feature_extractor
 from training import decoding
 from training.data.waveforms import read_audio
 from training.finetuning.ngram import NGram

@@ -8,7 +8,7 @@ from other_encoders import KINDS, save_other
 from transformers import AutoModelForAudioClassification, pipeline
 
 from sjepa_hf import SJepaConfig
-from sjepa_hf.saving import feature_extractor
+from sjepa_hf.feature_extraction import feature_extractor
 from sjepa_hf.scores import read_scores
 from training import finetune_classification
 from training.common.progress import Heartbeat

@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from sjepa_hf import SJepaModel
-from sjepa_hf.saving import feature_extractor
+from sjepa_hf.feature_extraction import feature_extractor
 from sjepa_hf.scores import read_scores
 from training.common.progress import Heartbeat
 from training.data.labelled import open_labelled

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sjepa_hf.room import look_for_room
 from sjepa_hf.saving import PREVIOUS, clear_asides, remove
+from sjepa_hf.writable import check_writable
 from training.common.signals import INTERRUPTED
 
 
@@ -46,7 +46,7 @@ def claim(output_dir: Path, lock: FileLock, dry_run: bool = False) -> None:
     """
     try:
         if dry_run:
-            look_for_room(output_dir)
+            check_writable(output_dir)
             return
         output_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)

@@ -88,9 +88,7 @@ def _fitted_clusters(checkpoint: str, source: str | None, device) -> Clusters:
     fitted = FittedUnits.from_pretrained(checkpoint, device=device)
     described = {"clusters": "fitted", "layers": fitted.layers, "encoder weights": fitted.description["weights"]}
     model = fitted.mixture
-    return Clusters(
-        lambda *audio: fitted.unit_posteriors(*audio)[0], model, fitted.extractor, model.num_components, described
-    )
+    return Clusters(fitted.unit_posteriors, model, fitted.extractor, model.num_components, described)
 
 
 def _pretrained_clusters(checkpoint: str, source: str, device) -> Clusters:

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from sjepa_hf.command import UserError
 from sjepa_hf.contents import read_json
-from sjepa_hf.saving import flush, named_in_errors, share_mode_of, visible_in, write_text_aside
+from sjepa_hf.saving import apply_directory_mode, flush, named_in_errors, visible_in, write_text_aside
 
 
 RECORD, PROGRESS = "corpus.json", ".progress"
@@ -88,7 +88,7 @@ class OutputFolder:
         aside.mkdir()
         with named_in_errors(self.directory):
             yield aside
-            share_mode_of(aside)
+            apply_directory_mode(aside)
             flush(aside)
         for path in sorted(aside.iterdir()):
             os.replace(path, self.directory / path.name)

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import soundfile
 
 from sjepa_hf.frames import SAMPLING_RATE
-from sjepa_hf.scores import utf8_text
 from training.corpus.reading import Row
 from training.data.sources import PACKED_NAMES
 from training.data.waveforms import SILENCE, BadAudio, read_audio
@@ -108,7 +107,8 @@ def write_packed(
         with tarfile.open(folder / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for path, each, facts in zip(paths, packed, described):
                 _add(tar, path, each.content)
-                _add(tar, path.replace(codec, "json"), utf8_text(json.dumps(facts, ensure_ascii=False)).encode())
+                record = json.dumps(facts, ensure_ascii=False).encode(errors="backslashreplace")
+                _add(tar, path.replace(codec, "json"), record)
         return
     features = {"audio": datasets.Audio(sampling_rate=SAMPLING_RATE)}
     features |= {key: datasets.Value("string") for key in (*PACKED_NAMES, *columns)}

@@ -9,9 +9,9 @@ from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtra
 
 import sjepa_hf  # noqa: F401  (registers its classes with the Auto classes)
 from sjepa_hf.encoding import reads_padding
+from sjepa_hf.feature_extraction import feature_extractor
 from sjepa_hf.frames import samples_read
 from sjepa_hf.opening import build_model, open_config, open_feature_extractor, open_model
-from sjepa_hf.saving import feature_extractor
 from training.finetuning.arguments import FineTuningArguments
 
 

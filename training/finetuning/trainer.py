@@ -21,7 +21,7 @@ from sjepa_hf.command import once
 from sjepa_hf.contents import RESULTS
 from sjepa_hf.durations import duration
 from sjepa_hf.frames import SAMPLING_RATE
-from sjepa_hf.saving import share_mode_of
+from sjepa_hf.saving import apply_directory_mode
 from training.common.memory import keep_freed_memory
 from training.common.output_directory import FINAL, prune_checkpoints
 from training.common.processes import Coordinator, all_or_none, end_group, local_processes
@@ -183,7 +183,7 @@ class FineTuner(Trainer):
         if self.args.should_save:
             directory = Path(output_dir or self.args.output_dir)
             self.save_beside(directory)
-            share_mode_of(directory)
+            apply_directory_mode(directory)
             model = self.accelerator.unwrap_model(self.model)
             if hasattr(model, "merge_and_unload"):
                 copy.deepcopy(model).merge_and_unload().save_pretrained(directory / MERGED)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.command import first_line
 from sjepa_hf.contents import read_json
-from sjepa_hf.saving import feature_extractor, written_aside
+from sjepa_hf.feature_extraction import feature_extractor
+from sjepa_hf.saving import written_aside
 from training.data.order import DataPosition
 
 

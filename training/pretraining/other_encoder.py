@@ -13,7 +13,8 @@ from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedM
 from transformers.modeling_outputs import BaseModelOutput
 
 from sjepa_hf.float32 import at_least_float32
-from sjepa_hf.frames import SAMPLING_RATE, check_frames, check_values, frame_lengths
+from sjepa_hf.frames import SAMPLING_RATE, check_frames, frame_lengths
+from sjepa_hf.input_checks import check_values
 from sjepa_hf.opening import open_feature_extractor, open_model
 
 

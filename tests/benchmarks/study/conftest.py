@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from sjepa_hf import SJepaForPreTraining
-from sjepa_hf.saving import feature_extractor
+from sjepa_hf.feature_extraction import feature_extractor
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tones import speechlike
 from transformers import Wav2Vec2Processor
 
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining
-from sjepa_hf.saving import feature_extractor
+from sjepa_hf.feature_extraction import feature_extractor
 from training import units
 from training.finetuning.text import build_tokenizer
 

@@ -13,8 +13,8 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 
 import sjepa_hf
 from sjepa_hf import SJepaModel
+from sjepa_hf.feature_extraction import feature_extractor
 from sjepa_hf.fitted_units import FittedUnits
-from sjepa_hf.saving import feature_extractor
 from training import probe
 from training.corpus.extraction import layer_extractor
 from training.evaluation import encoders

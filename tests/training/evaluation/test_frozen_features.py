@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from sjepa_hf import SJepaModel
+from sjepa_hf.feature_extraction import feature_extractor
 from sjepa_hf.frame_features import MfccFeatures
-from sjepa_hf.saving import feature_extractor
 from training.data.clips import Clip
 from training.data.labelled import open_labelled
 from training.data.waveforms import BadAudio

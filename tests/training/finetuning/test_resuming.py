@@ -66,7 +66,7 @@ def test_going_on_with_other_transcripts_is_refused(stopped, checkpoint, mine, t
 
 def test_going_on_with_other_classes_or_another_model_is_refused(checkpoint, classes, tmp_path, make_config):
     from sjepa_hf import SJepaForPreTraining
-    from sjepa_hf.saving import feature_extractor
+    from sjepa_hf.feature_extraction import feature_extractor
 
     out = tmp_path / "out"
     run(finetune_classification, checkpoint, classes, out, *SHORT)

@@ -29,7 +29,7 @@ def test_error_rates():
 def test_clips_are_read_longest_first_and_without_padding(mine, checkpoint, monkeypatch, caplog):
     from transformers import AutoModelForCTC
 
-    from sjepa_hf.saving import feature_extractor
+    from sjepa_hf.feature_extraction import feature_extractor
 
     tokenizer = build_tokenizer(["AB"])
     processor = Wav2Vec2Processor(feature_extractor=feature_extractor(), tokenizer=tokenizer)

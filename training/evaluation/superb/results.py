@@ -17,9 +17,8 @@ from sjepa_hf.scores import (
     grouped,
     json_text,
     markdown_table,
-    number_or_nan,
+    null_as_nan,
     short_names,
-    utf8_text,
     write_scores,
 )
 from training.common.figures import caption, save
@@ -81,10 +80,9 @@ def read_line(line: bytes, path: Path, number: int) -> dict:
 def with_nan(result: dict) -> dict:
     """A result as it was before it became JSON: figures that are not finite are null there."""
     metrics = {
-        part: {name: number_or_nan(value) for name, value in result[part].items()}
-        for part in ("metrics", "dev_metrics")
+        part: {name: null_as_nan(value) for name, value in result[part].items()} for part in ("metrics", "dev_metrics")
     }
-    return result | metrics | {"layer_weights": list(map(number_or_nan, result["layer_weights"]))}
+    return result | metrics | {"layer_weights": list(map(null_as_nan, result["layer_weights"]))}
 
 
 def add(result: dict, directory: Path) -> None:
@@ -151,7 +149,7 @@ def write(results: list[dict], directory: Path) -> None:
         (aside / f"{name}.jsonl").write_text("".join(json_text(result) + "\n" for result in results), encoding="utf-8")
         if whole:
             write_scores(aside / f"{name}.json", score_rows(whole))
-            (aside / f"{name}.md").write_text(utf8_text(table(whole) + "\n"), encoding="utf-8")
+            (aside / f"{name}.md").write_text(table(whole) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def score_rows(results: list[dict]) -> list[Score]:

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from sjepa_hf.saving import files_written_aside
-from sjepa_hf.scores import LOWER_IS_BETTER, grouped, markdown_table, short_names, utf8_text
+from sjepa_hf.scores import LOWER_IS_BETTER, grouped, markdown_table, short_names
 from training.common.figures import save
 from training.evaluation.superb.results import chance_notes
 
@@ -26,7 +26,7 @@ def write_summary(results: dict[str, list[dict]], directory: Path) -> str:
     notes = [f"{task}: {note}" for task, rows in results.items() for note in chance_notes(rows)]
     text = "\n\n".join([summary_table(figures), *notes])
     with files_written_aside(directory) as aside:
-        (aside / "all.md").write_text(utf8_text(text + "\n"), encoding="utf-8")
+        (aside / "all.md").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         draw(figures, aside / "all.png")
     return text
 

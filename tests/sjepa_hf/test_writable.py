@@ -1,9 +1,10 @@
 import os
+from pathlib import Path
 
 import pytest
 
-from sjepa_hf import room
-from sjepa_hf.room import check_output_directory, check_output_file, look_for_room
+from sjepa_hf import writable
+from sjepa_hf.writable import check_output_directory, check_output_file, check_writable
 
 
 def test_what_can_be_written_passes_and_is_not_made(tmp_path, monkeypatch):
@@ -42,12 +43,22 @@ def test_a_file_that_cannot_be_is_named(tmp_path, name, sentence):
         check_output_file(tmp_path / name, "output")
 
 
+def test_a_name_that_is_too_long_is_refused_in_any_python(tmp_path, monkeypatch):
+    """From 3.14 on `Path.exists` and `is_dir` answer False to it, where they raised an error."""
+    monkeypatch.setattr(Path, "exists", lambda path: os.path.exists(path))
+    monkeypatch.setattr(Path, "is_dir", lambda path: os.path.isdir(path))
+    for name in ("n" * 300, f"{'n' * 300}/deep"):
+        for check in (check_output_directory, check_output_file):
+            with pytest.raises(ValueError, match="cannot be written.*File name too long"):
+                check(tmp_path / name, "output")
+
+
 def test_a_directory_that_cannot_be_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
     for name in ("file", "file/below", "lost"):
         with pytest.raises(ValueError, match=f"^`output_dir` .*{name} cannot be written to: .*Not a directory"):
             check_output_directory(tmp_path / name, "output_dir")
-    monkeypatch.setattr(room.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(writable.os, "access", lambda path, mode: False)
     with pytest.raises(PermissionError, match="Permission denied"):
-        look_for_room(tmp_path / "new")
+        check_writable(tmp_path / "new")
