@@ -46,7 +46,6 @@ FIXED = {
 OF_PHASE_1_TARGETS = ("phase1_features", "phase1_temperature")  # where phase 2 keeps these: as in phase 1
 # `model_config`: compared with the model itself
 OF_THIS_START = ("resume_from_checkpoint", "model_config", "output_dir", "dry_run")
-RATES_LOOKED_AT = 1000  # of the steps to come
 
 
 def claim(output_dir: Path, lock: FileLock, resuming: bool, dry_run: bool = False) -> None:
@@ -169,8 +168,8 @@ def settle(directory: Path, arguments: Arguments, state: LoopState) -> None:
         state: the checkpoint's loop state.
 
     Raises:
-        ValueError: where the mixture would meet other features than it was fitted to, the model would have to be
-            another, or nothing could be learned any more.
+        ValueError: where the mixture would meet other features than it was fitted to, or the model would have to be
+            another.
     """
     before = load_arguments(directory)
     with restoring(directory, "settings"):
@@ -202,7 +201,7 @@ def settle(directory: Path, arguments: Arguments, state: LoopState) -> None:
                 said = "Changed since the checkpoint: `%s` from %r to %r."
                 logger.log(once(logging.WARNING), said, name, before[name], value)
     check_same_model(directory, arguments, chosen_before)
-    check_rate(directory, arguments, state.step, old_rate)
+    tell_other_rate(arguments, state.step, old_rate)
 
 
 def check_phase(directory: Path, before: dict, arguments: Arguments, step: int) -> None:
@@ -226,19 +225,11 @@ def check_same_model(directory: Path, arguments: Arguments, chosen_before: dict)
     check_unchanged(names, arguments.sjepa_config(), open_config(directory), whose, way_out)
 
 
-def check_rate(directory: Path, arguments: Arguments, step: int, old_rate: float) -> None:
-    """
-    Say where the learning rate goes on elsewhere than it would have; raise a ValueError where it is 0 to the end.
-    """
+def tell_other_rate(arguments: Arguments, step: int, old_rate: float) -> None:
+    """Say where the learning rate goes on elsewhere than at `old_rate`, that of the settings before."""
     schedule = Schedule(arguments)
     if step >= schedule.total_steps:
         return
-    every = max(1, (schedule.total_steps - step) // RATES_LOOKED_AT)
-    if not any(schedule.learning_rate(ahead) > 0 for ahead in range(step, schedule.total_steps, every)):
-        raise ValueError(
-            f"The learning rate is 0 in all steps from {step}, where {directory} stands, to {schedule.total_steps}:"
-            " give the phase a rate that is not, or start a new run from its weights with `initial_checkpoint`."
-        )
     rate = schedule.learning_rate(step)
     if abs(rate - old_rate) > 1e-9 * max(rate, old_rate):
         said = "The learning rate goes on at %.3g; by the settings before it would be %.3g."
