@@ -212,8 +212,8 @@ def update_weights(run: Run, norm: torch.Tensor) -> torch.Tensor:
         run.optimizer.optimizer.found_inf = broken.float()
     run.optimizer.step()
     run.optimizer.zero_grad()
-    in_a_row, in_all = run.skipped_steps
-    run.skipped_steps = torch.stack([torch.where(broken, in_a_row + 1, 0), in_all + broken])
+    run.skipped_steps = run.skipped_steps + broken
+    run.skipped_in_a_row = torch.where(broken, run.skipped_in_a_row + 1, 0)
     return broken
 
 
@@ -231,8 +231,7 @@ def look_after(run: Run, monitor: Monitor, micro_batches: list[dict], shown: tup
     ranks = choose_layer(run, micro_batches)
     if state.step % settings.logging_steps == 0 or ranks or state.step in (1, run.schedule.total_steps):
         monitor.write(monitor.line(*shown, ranks))
-        if run.skipped_steps[0] >= settings.max_skipped_steps:
-            in_a_row = int(run.skipped_steps[0])
+        if (in_a_row := int(run.skipped_in_a_row)) >= settings.max_skipped_steps:
             run.interruption.ask(1, f"{in_a_row} steps in a row had a NaN or infinite gradient")
     if state.step % settings.save_steps == 0:
         save_step(run)

@@ -172,7 +172,7 @@ class Monitor:
             "learning_rate": run.schedule.learning_rate(step),
             "padded_share": 1 - totals.samples_real / max(totals.samples_padded, 1),
             "skipped_clips": totals.skipped,
-            "skipped_steps": run.steps_skipped(),
+            "skipped_steps": int(run.skipped_steps),
             **means(totals.losses),
             **target_metrics(run.model.mixture, posteriors, output, batch["masked_positions"]),
             **hidden_frame_metrics(run.model.mixture, posteriors, output, batch),

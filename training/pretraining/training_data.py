@@ -165,7 +165,7 @@ class TrainingData:
         bad_audio (`BadAudioMonitor`): clips of this process that were skipped.
         seconds (`float`): audio that this process has taken since the run was started, in seconds.
         samples_padded (`int`), samples_real (`int`): samples in the batches that it has taken since then, with and
-            without padding; in the first process with those of all processes before.
+            without padding. Of a resumed run all three hold in the first process those of all processes before, too.
 
     Raises:
         ValueError: if the sources cannot be opened, or shared memory does not suffice for the workers.
@@ -272,6 +272,7 @@ class TrainingData:
     def restore(self, state: LoopState) -> None:
         """Count on from an earlier run."""
         if self.accelerator.is_main_process:  # its counts are those of all processes
+            self.seconds = state.seconds
             self.samples_padded, self.samples_real = state.samples_padded, state.samples_real
             self.bad_audio.restore(state.clips_seen, state.clips_skipped)
         self._mark()

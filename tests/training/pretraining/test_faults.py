@@ -62,6 +62,10 @@ def test_a_broken_gradient_skips_the_step(command, tmp_path, monkeypatch):
     assert history[-1]["skipped_steps"] == 3
     assert all(math.isfinite(value) for line in history for value in line.values() if isinstance(value, float))
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out" / "final").values())
+    in_one_thread(command("--num_workers", "0", "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-16")))
+    resumed = read_history(tmp_path / "out" / "metrics.jsonl")
+    for name in ("skipped_steps", "hours_seen", "padded_share", "skipped_clips"):
+        assert resumed[-1][name] == history[-1][name], f"{name}: counted on from the checkpoint"
 
 
 def test_broken_gradients_in_a_row_end_the_run(command, tmp_path, monkeypatch, caplog):
