@@ -173,7 +173,7 @@ def soft_targets(run: Run, batch: dict) -> tuple[dict[str, torch.Tensor | float]
     targets = {"target_posteriors": posteriors}
     if run.frozen_targets is not None:
         targets["frozen_posteriors"] = run.frozen_targets.posteriors(batch)
-        targets["frozen_weight"] = run.schedule.frozen_weight(run.state.step)
+        targets["frozen_weight"] = run.arguments.targets.frozen_weight
     return targets, statistics
 
 

@@ -257,13 +257,12 @@ def about_targets(arguments: Arguments) -> str:
             text += ", later the one of the highest effective rank" if checks > 0 else " to the end"
             text += f" (measured every {targets.layer_check_steps:,} steps)"
         if targets.keeps_frozen:
-            shares = dict.fromkeys(f"{100 * each:g}" for each in (targets.frozen_weight, targets.frozen_weight_end))
             whose = (
                 "those of phase 1"
                 if run.phase1_steps
                 else f"the frozen mixture of {arguments.model.initial_checkpoint}"
             )
-            text += f", with {whose} for {' to '.join(shares)} % of the loss"
+            text += f", with {whose} for {100 * targets.frozen_weight:g} % of the loss"
         parts.append(text)
     return f"Targets: {'; in phase 2 '.join(parts)}."
 

@@ -176,7 +176,7 @@ def settle(directory: Path, arguments: Arguments, state: LoopState) -> None:
         chosen_before = json.loads(before["model_config"])
         old_schedule = Schedule(SimpleNamespace(run=SimpleNamespace(**before), targets=SimpleNamespace(**before)))
         old_rate = old_schedule.learning_rate(min(state.step, old_schedule.total_steps - 1))
-        kept = max(before["frozen_weight"], before["frozen_weight_end"]) > 0
+        kept = before["frozen_weight"] > 0 or before.get("frozen_weight_end", 0) > 0  # the latter in old checkpoints
     in_phase_2, keeps = has_teacher(directory), arguments.targets.keeps_frozen
     check_phase(directory, before, arguments, state.step)
     if in_phase_2 and keeps and not kept:

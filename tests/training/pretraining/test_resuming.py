@@ -194,6 +194,11 @@ def test_settings_of_kept_targets_stay_open_in_phase_2_but_for_their_features(fi
         settled(*keeps, "--phase1_features", "mfcc_cmn")
     targets = settled("--phase1_temperature", "2", "--phase1_features", "mfcc_cmn")
     assert (targets.phase1_temperature, targets.phase1_features) == (1.0, "mfcc")
+    before |= {"frozen_weight": 0.0, "frozen_weight_end": 0.5}  # as it was once said
+    assert settled(*keeps).frozen_weight == 0.5
+    before["frozen_weight_end"] = 0.0
+    with pytest.raises(ValueError, match="has not kept the mixture of phase 1"):
+        settled(*keeps)
 
 
 def test_data_that_have_changed_are_noticed(resume, finished, caplog):

@@ -46,7 +46,7 @@ def test_the_rate_can_stay_at_its_peak_until_the_last_steps():
 
 
 def test_a_schedule_tells_the_phases_apart():
-    flags = "--phase1_steps 4 --phase2_steps 8 --phase1_warmup_steps 0 --phase2_warmup_steps 2 --frozen_weight 0.8"
+    flags = "--phase1_steps 4 --phase2_steps 8 --phase1_warmup_steps 0 --phase2_warmup_steps 2"
     flags += " --phase1_learning_rate 1 --phase2_learning_rate 0.5 --ema_decays 0.9 0.99 --ema_switch_steps 3"
     schedule = Schedule(parse_arguments(["--train_data", "speech", *flags.split()]))
     assert schedule.total_steps == 12
@@ -55,7 +55,6 @@ def test_a_schedule_tells_the_phases_apart():
     assert [schedule.masked_only(step) for step in (7, 8)] == [False, True]
     rates = [schedule.learning_rate(step) for step in (0, 2, 4, 5, 11)]
     assert rates == pytest.approx([1, 0.5, 0.25, 0.5, 0.5])
-    assert [schedule.frozen_weight(step) for step in (4, 8, 12)] == pytest.approx([0.8, 0.4, 0])
     assert [schedule.ema_decay(step) for step in (0, 4, 6, 7, 9, 10, 13)] == [0.9, 0.9, 0.9, 0.99, 0.99, 0.9, 0.99]
 
 
