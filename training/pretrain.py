@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     try:
         run = prepare(arguments)
-        log_plan(run.arguments, run.accelerator, run.data.stream, run.model, run.state.step)
+        log_plan(run)
         if run.arguments.run.dry_run:
             return
         try:
