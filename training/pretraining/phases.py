@@ -13,7 +13,6 @@ from collections.abc import Iterator
 
 import torch
 
-from sjepa_hf.frames import FRAMES_PER_SECOND
 from sjepa_hf.modeling_sjepa_pretraining import new_mixture
 from training.common.progress import Progress
 from training.common.seeds import Purpose, seed_for
@@ -64,8 +63,6 @@ def begin_phase_1(run: Run) -> float:
     targets, audio = run.targets, fit_audio(run, progress)
     frames, max_seconds = settings.fit_frames, settings.fit_hours * 3600
     sample = sample_frames(targets.features, audio, frames, seed, max_seconds=max_seconds)
-    with run.coordinator.waiting():
-        check_enough_audio(run, len(sample))
     fit_mixture(targets.mixture, sample, seed, run.coordinator, progress=progress, **settings.fit_options())
     if settings.target_transitions:
         passes = settings.transition_passes
@@ -177,17 +174,6 @@ def choose_layer(run: Run, micro_batches: list[dict]) -> list[float] | None:
         logger.info("Step %d: layer %d now has the highest effective rank.", step, run.layer_choice.active)
         run.targets.fitted = not settings.reseed_on_layer_switch
     return ranks
-
-
-def check_enough_audio(run: Run, found: int) -> None:
-    """Raise a ValueError at the start where phase 2 could not be seeded on the frames `found` in all audio."""
-    settings = run.arguments.targets
-    everything = found < settings.fit_frames and found / FRAMES_PER_SECOND < settings.fit_hours * 3600 / 2
-    if everything and run.arguments.run.phase2_steps and found < settings.phase2_components:
-        raise ValueError(
-            f"`phase2_components` is {settings.phase2_components}, but train_data has {found} frames in all:"
-            " give more audio or fewer components"
-        )
 
 
 def end_fit(run: Run, began: float) -> float:
