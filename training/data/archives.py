@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 from training.common.naming import printable, several
 from training.data.clips import Clip, Sample
 from training.data.manifest import MissingColumn, check_columns, label_text, parse_object
-from training.data.waveforms import BadAudio
+from training.data.waveforms import AUDIO_SUFFIXES, BadAudio
 
 
 LARGEST = 1 << 30  # bytes of one member
@@ -29,7 +29,6 @@ LARGEST_HEADER = 1 << 14  # bytes of one of those
 LONGEST_END = 1 << 22  # bytes of zeros that may end an archive; more are room for what never came
 MOST_LOST = 100_000  # clips that the loss of one piece can count as
 LOOKED_AT = 1000  # members of an archive that tell what it holds, samples that tell which labels there are
-AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
 IN_A_ROW = "those of a sample (NAME.wav, NAME.txt, NAME.json) must follow one another, as `tar --sort=name` puts them"
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by their first bytes
 
@@ -184,7 +183,7 @@ class TarArchives:
         file = name.rpartition("/")[2].lower()
         if file.startswith("."):
             return False
-        return file.endswith(AUDIO) if self.wanted is None else file.partition(".")[2] == self.wanted.lower()
+        return file.endswith(AUDIO_SUFFIXES) if self.wanted is None else file.partition(".")[2] == self.wanted.lower()
 
     def _is_label(self, name: str) -> bool:
         return bool(self.labels) and _sample(name)[1] in ("json", *self.labels)

@@ -22,6 +22,7 @@ from training.data.seeking import place_before
 from training.data.unsized import is_doubtful, is_right_after_all, parts
 
 
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
 SILENCE = 1e-4  # peak to peak, full scale 2: about three steps of 16-bit audio
 LOUDEST = 100.0  # a peak beyond 100 times full scale: integers stored as floats, or garbage
 RATES = (1_000, 192_000)  # Hz; beyond them are broken headers
