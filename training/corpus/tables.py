@@ -25,7 +25,7 @@ COLUMNS_OF_FEATURES = (*OF_CLIPS, "shape", "features", "first", "rows")
 
 def clip_columns(rows: Sequence[Row], extracted: Extracted, columns: Sequence[str]) -> dict[str, pa.Array]:
     """What every table says of its clips: number, source, name and seconds, and the source's own columns as text."""
-    places = sorted(extracted.found)
+    places = sorted(extracted.tensors)
     table = {
         "number": pa.array([rows[place].number for place in places], pa.int64()),
         "source": pa.array([rows[place].source for place in places], pa.string()),
@@ -44,8 +44,8 @@ def write_units(
     frames, and its runs: `run_units`, `run_starts` and `run_seconds`; with `top_k` also `top_units` and `posteriors`.
     Text has a line a clip, its runs' units with spaces between; that of a clip that could not be used is empty.
     """
-    places = sorted(extracted.found)
-    found = [extracted.found[place] for place in places]
+    places = sorted(extracted.tensors)
+    found = [extracted.tensors[place] for place in places]
     runs = [run_lengths(each["units"]) for each in found]
     if kind == "text":
         of_places = {place: " ".join(map(str, units.tolist())) for place, (units, _) in zip(places, runs)}
@@ -83,7 +83,7 @@ def write_features(
     has; without a usable clip there is the index alone. As NAME.parquet a column `features`, each clip's flat, with
     its `shape`.
     """
-    found = [extracted.found[place]["features"] for place in sorted(extracted.found)]
+    found = [extracted.tensors[place]["features"] for place in sorted(extracted.tensors)]
     table = clip_columns(rows, extracted, columns)
     if kind == "parquet":
         table["shape"] = listed([np.array(each.shape) for each in found], np.int32)

@@ -19,8 +19,8 @@ def test_folder_is_searched_for_every_format(tmp_path):
     (tmp_path / "in" / "notes.txt").write_text("no audio")
     write_clip(tmp_path / "in" / "._a.wav", 30)  # what macOS leaves behind
     os.symlink(tmp_path / "in", tmp_path / "in" / "b" / "circle")
-    samples = open_source(str(tmp_path / "in")).samples()
-    assert [Path(clip.audio).name for clip, _ in samples] == ["a.wav", "c.flac", "d.WAV", "e.ogg", "f.mp3", "g.AIFF", "h.caf"]
+    names = [Path(clip.audio).name for clip, _ in open_source(str(tmp_path / "in")).samples()]
+    assert names == ["a.wav", "c.flac", "d.WAV", "e.ogg", "f.mp3", "g.AIFF", "h.caf"]
     assert len(found(str(tmp_path / "in"))) == 7
 
 
