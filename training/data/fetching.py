@@ -10,8 +10,7 @@ import itertools
 import logging
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import IO
 
 import fsspec
 
@@ -98,12 +97,10 @@ def _check_scheme(url: str) -> None:
         )
 
 
-@contextmanager
-def _open(url: str) -> Iterator:
+def _open(url: str) -> IO[bytes]:
     """A file to read from front to back. Asks the file system of the scheme itself, which sees no chains in a URL."""
     name, address = _archive(url)
     scheme = _scheme(address)
     system = fsspec.filesystem("zip", fo=address, target_protocol=scheme) if name else fsspec.filesystem(scheme)
     in_one_request = {"block_size": 0, "size": 1} if scheme in ("http", "https") and not name else {}
-    with system.open(name or address, "rb", **in_one_request) as file:
-        yield file
+    return system.open(name or address, "rb", **in_one_request)
