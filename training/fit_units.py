@@ -66,9 +66,7 @@ def waveforms(arguments: FitArguments) -> Iterator[np.ndarray]:
     """
     sources = [open_source(spec, audio_column=arguments.audio_column) for spec in arguments.data]
     index, monitor = ClipIndex(sources, None, arguments.seed), BadAudioMonitor()
-    order = Permutation(index.size, arguments.seed)
-    for place in range(index.size):
-        number = int(order(np.array([place]))[0])
+    for number in map(int, Permutation(index.size, arguments.seed)(np.arange(index.size))):
         clip = index.get(number)
         try:
             samples = clip.read(max_seconds=arguments.max_seconds, rng=[arguments.seed, number])
@@ -91,7 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint=dict(help="What AutoModel opens: a directory or Hub name."),
     )
     there = Path(arguments.output)
-    if os.path.lexists(there) and not (there.is_dir() and not any(visible_in(there))):
+    is_empty_folder = there.is_dir() and not any(visible_in(there))
+    if os.path.lexists(there) and not is_empty_folder:
         raise ValueError(f"{arguments.output} is there already: name a folder that is not there.")
     check_output_directory(there, "output")
     with Heartbeat("reading frames and fitting"):

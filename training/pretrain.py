@@ -39,7 +39,7 @@ from training.data.batches import to_device
 from training.data.masking import MelMask
 from training.pretraining.arguments import Arguments, parse_arguments
 from training.pretraining.checkpointing import restore, save_step
-from training.pretraining.monitoring import Monitor, loss_sums
+from training.pretraining.monitoring import Monitor, loss_parts
 from training.pretraining.phases import choose_layer, fit, fit_is_due
 from training.pretraining.plan import log_plan
 from training.pretraining.result import finish
@@ -134,10 +134,10 @@ def train(run: Run) -> None:
         ]
         for group in run.optimizer.param_groups:
             group["lr"] = schedule.learning_rate(state.step)
-        # Here all processes stop together, if any is to. Only then does `take` count the batches as used and move the
+        # Here all processes stop together, if any is to. Only then does `mark_used` count the batches and move the
         # position in the data behind them, so that no batch is lost with the step.
         frames = max(1.0, run.coordinator.sum(frame_count(run, micro_batches))[0])  # of all processes
-        run.data.take()
+        run.data.mark_used()
         sums = []
         for number, batch in enumerate(micro_batches):
             is_last = number == len(micro_batches) - 1
@@ -145,15 +145,15 @@ def train(run: Run) -> None:
                 targets, statistics = soft_targets(run, batch)
                 output = predict(run, batch, targets)
                 accelerator.backward(summed_loss(output) * run.processes / frames)
-            run.targets.take_in(statistics)
-            sums.append(loss_sums(output))
+            run.targets.accumulate(statistics)
+            sums.append(loss_parts(output))
         shown = batch, targets["target_posteriors"], output  # the last micro-batch, for the line of metrics
         norm = accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
         broken = update_weights(run, norm)
         run.targets.update(run.model.sjepa, schedule.ema_decay(state.step))
         state.step, run.unsaved = state.step + 1, True
         monitor.count_step(sums, norm, broken)
-        look_after(run, monitor, micro_batches, shown)
+        after_step(run, monitor, micro_batches, shown)
 
 
 def frame_count(run: Run, micro_batches: list[dict]) -> int:
@@ -217,7 +217,7 @@ def update_weights(run: Run, norm: torch.Tensor) -> torch.Tensor:
     return broken
 
 
-def look_after(run: Run, monitor: Monitor, micro_batches: list[dict], shown: tuple) -> None:
+def after_step(run: Run, monitor: Monitor, micro_batches: list[dict], shown: tuple) -> None:
     """
     What happens now and then after a step: dead components, the layer choice, a line of metrics, checkpoints.
 

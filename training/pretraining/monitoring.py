@@ -71,7 +71,7 @@ def target_metrics(
     return {name: value.item() for name, value in figures.items()}
 
 
-def loss_sums(output: SJepaForPreTrainingOutput) -> dict[str, tuple[torch.Tensor, int]]:
+def loss_parts(output: SJepaForPreTrainingOutput) -> dict[str, tuple[torch.Tensor, int]]:
     """
     The parts of the loss and, where there are several, the `loss` that is minimised: each summed over its frames of a
     micro-batch, with their number, for `Monitor.count_step`.
@@ -134,7 +134,7 @@ class Monitor:
         A step is done.
 
         Args:
-            sums: [`loss_sums`] of each micro-batch.
+            sums: [`loss_parts`] of each micro-batch.
             norm: of the gradient, `()`.
             broken: whether the gradient is NaN or infinite, so that none of this counts, `()`.
         """

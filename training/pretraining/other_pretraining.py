@@ -94,7 +94,7 @@ def load_other(checkpoint: str | Path, own_config: PreTrainedConfig, **options) 
     Raises:
         ValueError: as [`open_other`] does.
     """
-    found = [beside(checkpoint, name) for name in PRETRAINING]
+    found = [file_beside(checkpoint, name) for name in PRETRAINING]
     if not any(found):
         return None
     for name, path in zip(PRETRAINING, found):
@@ -120,7 +120,7 @@ def load_other(checkpoint: str | Path, own_config: PreTrainedConfig, **options) 
     return model
 
 
-def beside(checkpoint: str | Path, name: str) -> Path | None:
+def file_beside(checkpoint: str | Path, name: str) -> Path | None:
     """
     As [`sjepa_hf.opening.file_of`], but that offline a file is taken as absent where that is not known; the log says
     so.

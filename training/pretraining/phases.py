@@ -47,7 +47,7 @@ def fit(run: Run) -> float:
     """
     if run.schedule.phase(run.state.step) == 1:
         return begin_phase_1(run)
-    return follow_layer(run) if run.targets.phase == 2 else begin_phase_2(run)
+    return refit_on_new_layer(run) if run.targets.phase == 2 else begin_phase_2(run)
 
 
 def begin_phase_1(run: Run) -> float:
@@ -107,7 +107,7 @@ def begin_on_highest_rank(run: Run) -> None:
     logger.info("Effective ranks of the layers, 0 first: %s. Layer %d leads.", said, run.layer_choice.active)
 
 
-def follow_layer(run: Run) -> float:
+def refit_on_new_layer(run: Run) -> float:
     """Fit new clusters, after the layer that makes the targets has changed."""
     seconds = seed_mixture(run, run.targets, run.arguments.targets.reseed_frames)
     restart_head(run)
@@ -181,5 +181,5 @@ def end_fit(run: Run, began: float) -> float:
     Count a fit's unusable clips and wait for the other processes; returns the seconds since it began, their mean.
     Raises Interrupted if the run is to end.
     """
-    run.data.take()
+    run.data.mark_used()
     return run.coordinator.sum(time.monotonic() - began)[0] / run.processes

@@ -73,7 +73,7 @@ class AlreadyFinished(Exception):
 def find_start(arguments: Arguments, accelerator: Accelerator, lock: FileLock) -> tuple[Path | None, LoopState]:
     """
     The checkpoint that a run is resumed from, with its loop state; for a new run None and a new state. Settings
-    that have had their effect are put back, as `settle` says. Every process must call it.
+    that have had their effect are put back, as `compare_settings` says. Every process must call it.
 
     Raises:
         ValueError: if there is no such checkpoint, it is damaged, or the settings do not fit it.
@@ -94,7 +94,7 @@ def find_start(arguments: Arguments, accelerator: Accelerator, lock: FileLock) -
             f"`phase1_steps` and `phase2_steps` are {total} steps together, but {checkpoint} has taken {state.step}:"
             " ask for more, or resume from an earlier one."
         )
-    settle(checkpoint, arguments, state)
+    compare_settings(checkpoint, arguments, state)
     return checkpoint, state
 
 
@@ -117,11 +117,11 @@ def find_checkpoint(output_dir: Path, asked: str) -> Path | None:
             raise ValueError(f"`resume_from_checkpoint` {asked} is damaged: {problem}. Take an earlier one.")
         return path
     found = checkpoints(output_dir)
-    newest = next(filter(whole, reversed(found)), None)
+    newest = next(filter(is_undamaged, reversed(found)), None)
     final = output_dir / FINAL
     if (final / STATE_DIRECTORY).is_dir():
         found.append(final)
-        if whole(final) and (newest is None or load_loop_state(final).step >= step_of(newest)):
+        if is_undamaged(final) and (newest is None or load_loop_state(final).step >= step_of(newest)):
             newest = final
     if newest is None and (found or asked == LATEST):
         in_the_way = found or (final / RECORD).exists()
@@ -130,7 +130,7 @@ def find_checkpoint(output_dir: Path, asked: str) -> Path | None:
     return newest
 
 
-def whole(checkpoint: Path) -> bool:
+def is_undamaged(checkpoint: Path) -> bool:
     """Whether all files of a checkpoint are as they were written; if not, the log says what is wrong."""
     if problem := damage(checkpoint):
         logger.warning("%s is damaged and passed over: %s.", checkpoint, problem)
@@ -157,7 +157,7 @@ def set_aside_after(output_dir: Path, step: int) -> None:
     set_aside(beyond, step)
 
 
-def settle(directory: Path, arguments: Arguments, state: LoopState) -> None:
+def compare_settings(directory: Path, arguments: Arguments, state: LoopState) -> None:
     """
     Compare the settings of a run with those that its checkpoint was written with. What differs is named in the log;
     what has had its effect already is put back, so that no later record is false.
@@ -205,7 +205,7 @@ def settle(directory: Path, arguments: Arguments, state: LoopState) -> None:
 
 
 def check_phase(directory: Path, before: dict, arguments: Arguments, step: int) -> None:
-    """Raise a ValueError where a checkpoint of that step would come to lie in another phase than it was saved in."""
+    """Raise a ValueError where the new `phase1_steps` puts the checkpoint's step into the other phase."""
     steps = arguments.run.phase1_steps
     if has_teacher(directory):
         if steps != before["phase1_steps"] or step < steps:

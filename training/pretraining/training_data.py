@@ -217,7 +217,7 @@ class TrainingData:
         self._read.append(batch)
         return batch
 
-    def take(self) -> None:
+    def mark_used(self) -> None:
         """
         Count the batches given so far as used: a checkpoint goes on behind them. Where too many of their clips could
         not be used, the run is asked to end after this step.

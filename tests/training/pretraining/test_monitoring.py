@@ -15,7 +15,7 @@ from training.pretraining.monitoring import (
     Monitor,
     collapse_warnings,
     forget_after,
-    loss_sums,
+    loss_parts,
     means,
     read_history,
     resident_gib,
@@ -172,7 +172,7 @@ def test_the_minimised_loss_stands_beside_its_parts_where_there_are_several(run,
     def sums(scale, frames):
         losses = {"loss": torch.tensor(2.5), "masked_loss": torch.tensor(3.0)} | others
         scaled = {name: scale * value for name, value in losses.items()}
-        return loss_sums(
+        return loss_parts(
             SJepaForPreTrainingOutput(**scaled, num_masked_frames=6 * frames, num_visible_frames=visible * frames)
         )
 

@@ -185,7 +185,7 @@ def test_settings_of_kept_targets_stay_open_in_phase_2_but_for_their_features(fi
 
     def settled(*options):
         arguments = parse_arguments([*finished[1], "--output_dir", str(tmp_path), *options])
-        resuming.settle(finished[0] / "checkpoint-6", arguments, LoopState(step=6))
+        resuming.compare_settings(finished[0] / "checkpoint-6", arguments, LoopState(step=6))
         return arguments.targets
 
     keeps = ["--frozen_weight", "0.5", "--phase1_temperature", "2"]
