@@ -159,17 +159,17 @@ class TarArchives:
         given, size = 0, os.path.getsize(path) if os.path.exists(path) else 0
         try:
             with open(path, "rb") as raw:
-                for found in _walk(raw, lambda name: self._is_clip(name) or self._is_label(name)):
-                    if isinstance(found, _Member):
-                        given += self._is_clip(found.name)
-                        yield found
-                    elif found.end is not None:
-                        lost, clip_size = found.end - found.start, found.start / given if given else self._clip_size
+                for part in _walk(raw, lambda name: self._is_clip(name) or self._is_label(name)):
+                    if isinstance(part, _Member):
+                        given += self._is_clip(part.name)
+                        yield part
+                    elif part.end is not None:
+                        lost, clip_size = part.end - part.start, part.start / given if given else self._clip_size
                         yield from self._lost(path, f"{lost:,} bytes", lost / clip_size)
                     else:  # of an archive that was cut off, the size is taken to have been that of the others
-                        lost = max(size, self._usual_size) - found.reached
-                        clip_size = found.reached / given if given else self._clip_size
-                        what = f"the rest after {min(found.reached, size):,} of {size:,} bytes ({found.why})"
+                        lost = max(size, self._usual_size) - part.reached
+                        clip_size = part.reached / given if given else self._clip_size
+                        what = f"the rest after {min(part.reached, size):,} of {size:,} bytes ({part.why})"
                         yield from self._lost(path, what, lost / clip_size)
         except OSError as error:
             yield from self._lost(path, f"all of it ({error.strerror})", max(size, self._usual_size) / self._clip_size)

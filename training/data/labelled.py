@@ -130,8 +130,8 @@ class LabelledClips(torch.utils.data.Dataset):
     @property
     def bad(self) -> Counter[str]:
         """Clips that turned out to be unusable when they were asked for, by reason."""
-        found = torch.bincount(self._met, minlength=2 + len(REASONS)).tolist()[2:]
-        return Counter({reason: count for reason, count in zip(REASONS, found, strict=True) if count})
+        counts = torch.bincount(self._met, minlength=2 + len(REASONS)).tolist()[2:]
+        return Counter({reason: count for reason, count in zip(REASONS, counts, strict=True) if count})
 
     def filled(self) -> "FilledClips":
         """The same clips for a `DataLoader`, whose batches must be full."""

@@ -202,8 +202,8 @@ class _Recording:
         """The blocks from `start` on: for formats that cannot seek, and files whose length is unknown."""
         left = None if frames is None else start + frames
         with _decoding():
-            found = list(parts(self._file.format, self._source))
-        for part in found:
+            pieces = list(parts(self._file.format, self._source))
+        for part in pieces:
             with _open(part, plain=False) as file:
                 if file.subtype == "OPUS":
                     file.seek(0)  # libsndfile drops the pre-skip of many files only then
@@ -226,11 +226,11 @@ class _Recording:
         if (known := _lengths.get(key)) is not None:
             return known
         right = is_right_after_all(self._file, self._source)
-        found = (self.frames, False) if right else (self._counted(), True)
+        length = (self.frames, False) if right else (self._counted(), True)
         if len(_lengths) >= LENGTHS_KEPT:
             _lengths.clear()
-        _lengths[key] = found
-        return found  # which another thread may have cleared
+        _lengths[key] = length
+        return length  # which another thread may have cleared
 
     def _counted(self) -> int:
         frames = 0

@@ -263,12 +263,12 @@ def resident_gib() -> float:
     """Memory of this process and its workers in GiB; pages that they share are shared out among them (Linux)."""
     process = psutil.Process()
     total = 0
-    for each in (process, *process.children(recursive=True)):
+    for member in (process, *process.children(recursive=True)):
         try:
             try:
-                memory = each.memory_full_info()
+                memory = member.memory_full_info()
             except psutil.AccessDenied:  # macOS refuses it of other processes
-                memory = each.memory_info()
+                memory = member.memory_info()
         except psutil.Error:  # it has just ended, or may not be looked at
             continue
         total += getattr(memory, "pss", memory.rss)

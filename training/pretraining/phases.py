@@ -103,8 +103,8 @@ def begin_on_highest_rank(run: Run) -> None:
     seed = seed_for(run.arguments.run.seed, Purpose.LAYER_RANKS, step)
     ranks = layer_ranks(run.model.sjepa, audio.batches(max_frames=MEASURED_FRAMES), run.accelerator, seed)
     run.layer_choice.choose_first(ranks)
-    said = " ".join(f"{rank:.1f}" for rank in ranks)
-    logger.info("Effective ranks of the layers, 0 first: %s. Layer %d leads.", said, run.layer_choice.active)
+    shown = " ".join(f"{rank:.1f}" for rank in ranks)
+    logger.info("Effective ranks of the layers, 0 first: %s. Layer %d leads.", shown, run.layer_choice.active)
 
 
 def refit_on_new_layer(run: Run) -> float:

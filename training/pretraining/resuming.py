@@ -116,15 +116,15 @@ def find_checkpoint(output_dir: Path, asked: str) -> Path | None:
         if problem := damage(path):
             raise ValueError(f"`resume_from_checkpoint` {asked} is damaged: {problem}. Take an earlier one.")
         return path
-    found = checkpoints(output_dir)
-    newest = next(filter(is_undamaged, reversed(found)), None)
+    there = checkpoints(output_dir)
+    newest = next(filter(is_undamaged, reversed(there)), None)
     final = output_dir / FINAL
     if (final / STATE_DIRECTORY).is_dir():
-        found.append(final)
+        there.append(final)
         if is_undamaged(final) and (newest is None or load_loop_state(final).step >= step_of(newest)):
             newest = final
-    if newest is None and (found or asked == LATEST):
-        in_the_way = found or (final / RECORD).exists()
+    if newest is None and (there or asked == LATEST):
+        in_the_way = there or (final / RECORD).exists()
         way_out = "name another `output_dir`, or move what lies there away" if in_the_way else "start without resuming"
         raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from: {way_out}.")
     return newest

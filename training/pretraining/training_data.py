@@ -114,9 +114,9 @@ class RestartingLoader:
                 if not (str(error).startswith(NOTHING_CAME) and self._can_come()):
                     raise
             timeout = timeout or WorkerTimeout(self._workers())
-            if said := timeout.add(POLL):
+            if too_long := timeout.add(POLL):
                 self.close()
-                raise BadAudioError(said)
+                raise BadAudioError(too_long)
 
     def _replace_workers(self, error: Exception, restarts: int) -> None:
         """
@@ -311,9 +311,9 @@ def check_same_data(sources: Sequence[Source], accelerator: Accelerator) -> None
     """
     if accelerator.num_processes == 1:
         return
-    here = [(each.size, None if isinstance(each.dataset, JsonLines) else each.identity) for each in sources]
-    found = gather_object([(platform.node(), here)])
-    (first_node, first), *others = found
+    here = [(source.size, None if isinstance(source.dataset, JsonLines) else source.identity) for source in sources]
+    nodes = gather_object([(platform.node(), here)])
+    (first_node, first), *others = nodes
     for number, (node, theirs) in enumerate(others, start=1):
         for source, (size, known), (their_size, their_known) in zip(sources, first, theirs, strict=True):
             if (size, known) == (their_size, their_known):
