@@ -10,7 +10,8 @@ import itertools
 import logging
 import re
 import threading
-from typing import IO
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import fsspec
 
@@ -97,10 +98,13 @@ def _check_scheme(url: str) -> None:
         )
 
 
-def _open(url: str) -> IO[bytes]:
+@contextmanager
+def _open(url: str) -> Iterator:
     """A file to read from front to back. Asks the file system of the scheme itself, which sees no chains in a URL."""
     name, address = _archive(url)
     scheme = _scheme(address)
     system = fsspec.filesystem("zip", fo=address, target_protocol=scheme) if name else fsspec.filesystem(scheme)
     in_one_request = {"block_size": 0, "size": 1} if scheme in ("http", "https") and not name else {}
-    return system.open(name or address, "rb", **in_one_request)
+    # Not returned: `system` has to outlive the file, as a ZIP archive is closed with its file system.
+    with system.open(name or address, "rb", **in_one_request) as file:
+        yield file
