@@ -63,8 +63,8 @@ def learning_rate_factor(
     num_steps: int,
     warmup_steps: int,
     shape: Literal["linear", "cosine", "constant"],
-    final_factor: float = 0.0,
-    decay_steps: int | None = None,
+    final_factor: float,
+    decay_steps: int | None,
 ) -> float:
     """Fraction of a phase's peak learning rate at a step of that phase.
 

@@ -7,6 +7,7 @@ from training.pretraining.schedules import Schedule, learning_rate_factor
 
 
 def factors(**arguments) -> list[float]:
+    arguments = {"final_factor": 0.0, "decay_steps": None} | arguments
     return [learning_rate_factor(step, **arguments) for step in range(arguments["num_steps"] + 3)]
 
 
@@ -20,9 +21,7 @@ def test_linear_decay():
     assert factors(num_steps=10, warmup_steps=2, shape="linear") == pytest.approx(
         [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0, 0.0, 0.0]
     )
-    assert learning_rate_factor(6, num_steps=10, warmup_steps=2, shape="linear", final_factor=0.2) == pytest.approx(
-        0.6
-    )
+    assert factors(num_steps=10, warmup_steps=2, shape="linear", final_factor=0.2)[6] == pytest.approx(0.6)
 
 
 def test_cosine_decay():
@@ -39,10 +38,8 @@ def test_constant_stays_at_the_peak():
 
 
 def test_the_rate_can_stay_at_its_peak_until_the_last_steps():
-    factors = [
-        learning_rate_factor(step, num_steps=10, warmup_steps=2, shape="linear", decay_steps=4) for step in range(11)
-    ]
-    assert factors == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0])
+    values = factors(num_steps=10, warmup_steps=2, shape="linear", decay_steps=4)
+    assert values[:11] == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0])
 
 
 def test_a_schedule_tells_the_phases_apart():
