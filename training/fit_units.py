@@ -66,7 +66,9 @@ def waveforms(arguments: FitArguments) -> Iterator[np.ndarray]:
     """
     sources = [open_source(spec, audio_column=arguments.audio_column) for spec in arguments.data]
     index, monitor = ClipIndex(sources, None, arguments.seed), BadAudioMonitor()
-    for number in map(int, Permutation(index.size, arguments.seed)(np.arange(index.size))):
+    order = Permutation(index.size, arguments.seed)
+    for place in range(index.size):  # not all at once: lists can be long
+        number = int(order(np.array([place]))[0])
         clip = index.get(number)
         try:
             samples = clip.read(max_seconds=arguments.max_seconds, rng=[arguments.seed, number])
