@@ -14,6 +14,7 @@ Speed:
 Exactness and faults:
     kill_and_resume.py       a run killed at random moments and resumed: the same weights, bit for bit?
     splits.py                one batch split over steps or processes: how far weights drift apart
+    two_machines.sh          a launch over two machines, tried on one (needs root)
     fuzz_audio.py            damaged audio files and manifests: samples or a sentence?
     fuzz_checkpoints.py      damaged checkpoints: passed over or refused in a sentence?
     fuzz_configurations.py   hostile settings: taken or refused in a sentence?

@@ -35,8 +35,7 @@ from sjepa_hf.frames import SAMPLING_RATE
 from training.common.memory import keep_freed_memory
 from training.data.arguments import DataArguments
 from training.data.loader import build_loader
-from training.data.sources import AUDIO_SUFFIXES
-from training.data.waveforms import read_audio
+from training.data.waveforms import AUDIO_SUFFIXES, read_audio
 
 
 FORMATS = {  # suffix: what soundfile calls it

@@ -23,7 +23,8 @@ import psutil
 from sjepa_hf.command import CommandParser, command
 from training.data.arguments import DataArguments
 from training.data.loader import build_loader
-from training.data.sources import AUDIO_SUFFIXES, open_source
+from training.data.sources import open_source
+from training.data.waveforms import AUDIO_SUFFIXES
 
 
 WORKERS = 2

@@ -67,7 +67,7 @@ def waveforms(arguments: FitArguments) -> Iterator[np.ndarray]:
     sources = [open_source(spec, audio_column=arguments.audio_column) for spec in arguments.data]
     index, monitor = ClipIndex(sources, None, arguments.seed), BadAudioMonitor()
     order = Permutation(index.size, arguments.seed)
-    for place in range(index.size):
+    for place in range(index.size):  # not all at once: lists can be long
         number = int(order(np.array([place]))[0])
         clip = index.get(number)
         try:
@@ -91,7 +91,8 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint=dict(help="What AutoModel opens: a directory or Hub name."),
     )
     there = Path(arguments.output)
-    if os.path.lexists(there) and not (there.is_dir() and not any(visible_in(there))):
+    is_empty_folder = there.is_dir() and not any(visible_in(there))
+    if os.path.lexists(there) and not is_empty_folder:
         raise ValueError(f"{arguments.output} is there already: name a folder that is not there.")
     check_output_directory(there, "output")
     with Heartbeat("reading frames and fitting"):

@@ -24,10 +24,10 @@ from sjepa_hf.command import command
 from training.common.command_line import parse_dataclasses
 from training.common.device import on_cpu
 from training.common.naming import several
-from training.common.ranges import check_ranges, refuse_unread
+from training.common.ranges import refuse_unread
 from training.corpus.output import OutputFolder
 from training.corpus.packing import OPUS_RATES, PACKED_COLUMNS, pack_row, write_packed
-from training.corpus.reading import Corpus, Row, check_names
+from training.corpus.reading import CorpusArguments, Row, check_names
 from training.corpus.shards import CorpusProgress, Shard, print_totals, write_shards
 from training.data.waveforms import BadAudio
 
@@ -36,25 +36,17 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class PackArguments:
+class PackArguments(CorpusArguments):
     """What is packed, and how."""
 
-    data: list[str] = field(metadata={"help": "Sources, as in pretraining: folders, manifests, Parquet, tar, Hub."})
-    output: str = field(metadata={"help": "The folder to write, or one to go on with."})
     format: Literal["parquet", "tar"] = field(default="parquet", metadata={"help": "Parquet, or tar for WebDataset."})
     codec: Literal["flac", "opus"] = field(default="flac", metadata={"help": "FLAC of 16 bits, or Opus."})
     kbits: float | None = field(
         default=None, metadata={"help": "Opus: kilobits a second, about; 6 to 256. Default: 32."}
     )
-    columns: list[str] = field(default_factory=list, metadata={"help": "Columns of the data that are kept."})
-    streaming: bool = field(default=False, metadata={"help": "Read from front to back: Hub, Parquet, tar archives."})
-    audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Parquet and Hub data."})
-    clips_per_shard: int = field(default=1000, metadata={"help": "Clips in a file. Held in memory, encoded."})
-    max_bad_fraction: float = field(default=0.05, metadata={"help": "Stop when more of the clips cannot be used."})
-    threads: int = field(default=1, metadata={"help": "Clips that are decoded and encoded side by side."})
 
     def __post_init__(self):
-        check_ranges(self, at_least_1="clips_per_shard threads", share="max_bad_fraction")
+        super().__post_init__()
         check_names(self.columns, PACKED_COLUMNS)
         if self.kbits is not None and not OPUS_RATES[0] <= self.kbits <= OPUS_RATES[1]:
             raise ValueError(f"`kbits` must lie between {OPUS_RATES[0]} and {OPUS_RATES[1]}, got {self.kbits}.")
@@ -72,9 +64,7 @@ def run(arguments: PackArguments, state: PartialState) -> dict | None:
         ValueError: if the data do not open, or the output holds something else.
         BadAudioError: if too many clips cannot be used.
     """
-    corpus = Corpus(
-        arguments.data, arguments.clips_per_shard, arguments.columns, arguments.streaming, arguments.audio_column
-    )
+    corpus = arguments.open()
     settings = {"what": "packed audio", "format": arguments.format}
     settings |= {"codec": arguments.codec, "kbits": arguments.kbits}
     output = OutputFolder(arguments.output, settings | corpus.settings, state.process_index)
@@ -83,23 +73,23 @@ def run(arguments: PackArguments, state: PartialState) -> dict | None:
     def make(number: int, rows: Sequence[Row]) -> Shard:
         kept, packed, bad = [], [], []
         with ThreadPoolExecutor(arguments.threads) as pool:
-            for row, found in zip(rows, pool.map(lambda row: pack_row(row, arguments.codec, arguments.kbits), rows)):
-                progress(1, 0.0 if isinstance(found, BadAudio) else found.seconds)
-                if isinstance(found, BadAudio):
-                    bad.append((row.clip.name, found.reason))
+            for row, clip in zip(rows, pool.map(lambda row: pack_row(row, arguments.codec, arguments.kbits), rows)):
+                progress(1, 0.0 if isinstance(clip, BadAudio) else clip.seconds)
+                if isinstance(clip, BadAudio):
+                    bad.append((row.clip.name, clip.reason))
                 else:
                     kept.append(row)
-                    packed.append(found)
+                    packed.append(clip)
         facts = {
             "clips": len(kept),
-            "seconds": round(sum(each.seconds for each in packed), 4),
-            "bytes": sum(len(each.content) for each in packed),
-            "exact": sum(each.exact for each in packed),
-            "clipped": sum(each.clipped for each in packed),
-            "energy": sum(each.energy for each in packed),
-            "error": sum(each.error for each in packed),
+            "seconds": round(sum(clip.seconds for clip in packed), 4),
+            "bytes": sum(len(clip.content) for clip in packed),
+            "exact": sum(clip.exact for clip in packed),
+            "clipped": sum(clip.clipped for clip in packed),
+            "energy": sum(clip.energy for clip in packed),
+            "error": sum(clip.error for clip in packed),
         }
-        if clipped := [row.clip.name for row, each in zip(kept, packed) if each.clipped]:
+        if clipped := [row.clip.name for row, clip in zip(kept, packed) if clip.clipped]:
             logger.warning("Clipped at full scale, %d of shard %d: %s.", len(clipped), number, several(clipped, 5))
         name = f"{'train' if arguments.format == 'parquet' else 'clips'}-{number:05d}"
         options = (name, arguments.format, arguments.codec, kept, packed, arguments.columns)

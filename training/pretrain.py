@@ -39,7 +39,7 @@ from training.data.batches import to_device
 from training.data.masking import MelMask
 from training.pretraining.arguments import Arguments, parse_arguments
 from training.pretraining.checkpointing import restore, save_step
-from training.pretraining.monitoring import Monitor, loss_sums
+from training.pretraining.monitoring import Monitor, loss_parts
 from training.pretraining.phases import choose_layer, fit, fit_is_due
 from training.pretraining.plan import log_plan
 from training.pretraining.result import finish
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     try:
         run = prepare(arguments)
-        log_plan(run.arguments, run.accelerator, run.data.stream, run.model, run.state.step)
+        log_plan(run)
         if run.arguments.run.dry_run:
             return
         try:
@@ -134,10 +134,10 @@ def train(run: Run) -> None:
         ]
         for group in run.optimizer.param_groups:
             group["lr"] = schedule.learning_rate(state.step)
-        # Here all processes stop together, if any is to. Only then does `take` count the batches as used and move the
+        # Here all processes stop together, if any is to. Only then does `mark_used` count the batches and move the
         # position in the data behind them, so that no batch is lost with the step.
         frames = max(1.0, run.coordinator.sum(frame_count(run, micro_batches))[0])  # of all processes
-        run.data.take()
+        run.data.mark_used()
         sums = []
         for number, batch in enumerate(micro_batches):
             is_last = number == len(micro_batches) - 1
@@ -145,15 +145,15 @@ def train(run: Run) -> None:
                 targets, statistics = soft_targets(run, batch)
                 output = predict(run, batch, targets)
                 accelerator.backward(summed_loss(output) * run.processes / frames)
-            run.targets.take_in(statistics)
-            sums.append(loss_sums(output))
+            run.targets.accumulate(statistics)
+            sums.append(loss_parts(output))
         shown = batch, targets["target_posteriors"], output  # the last micro-batch, for the line of metrics
         norm = accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
         broken = update_weights(run, norm)
         run.targets.update(run.model.sjepa, schedule.ema_decay(state.step))
         state.step, run.unsaved = state.step + 1, True
         monitor.count_step(sums, norm, broken)
-        look_after(run, monitor, micro_batches, shown)
+        after_step(run, monitor, micro_batches, shown)
 
 
 def frame_count(run: Run, micro_batches: list[dict]) -> int:
@@ -173,7 +173,7 @@ def soft_targets(run: Run, batch: dict) -> tuple[dict[str, torch.Tensor | float]
     targets = {"target_posteriors": posteriors}
     if run.frozen_targets is not None:
         targets["frozen_posteriors"] = run.frozen_targets.posteriors(batch)
-        targets["frozen_weight"] = run.schedule.frozen_weight(run.state.step)
+        targets["frozen_weight"] = run.arguments.targets.frozen_weight
     return targets, statistics
 
 
@@ -212,12 +212,12 @@ def update_weights(run: Run, norm: torch.Tensor) -> torch.Tensor:
         run.optimizer.optimizer.found_inf = broken.float()
     run.optimizer.step()
     run.optimizer.zero_grad()
-    in_a_row, in_all = run.skipped_steps
-    run.skipped_steps = torch.stack([torch.where(broken, in_a_row + 1, 0), in_all + broken])
+    run.skipped_steps = run.skipped_steps + broken
+    run.skipped_in_a_row = torch.where(broken, run.skipped_in_a_row + 1, 0)
     return broken
 
 
-def look_after(run: Run, monitor: Monitor, micro_batches: list[dict], shown: tuple) -> None:
+def after_step(run: Run, monitor: Monitor, micro_batches: list[dict], shown: tuple) -> None:
     """
     What happens now and then after a step: dead components, the layer choice, a line of metrics, checkpoints.
 
@@ -231,8 +231,7 @@ def look_after(run: Run, monitor: Monitor, micro_batches: list[dict], shown: tup
     ranks = choose_layer(run, micro_batches)
     if state.step % settings.logging_steps == 0 or ranks or state.step in (1, run.schedule.total_steps):
         monitor.write(monitor.line(*shown, ranks))
-        if run.skipped_steps[0] >= settings.max_skipped_steps:
-            in_a_row = int(run.skipped_steps[0])
+        if (in_a_row := int(run.skipped_in_a_row)) >= settings.max_skipped_steps:
             run.interruption.ask(1, f"{in_a_row} steps in a row had a NaN or infinite gradient")
     if state.step % settings.save_steps == 0:
         save_step(run)

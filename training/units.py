@@ -39,7 +39,7 @@ from training.common.memory import keep_freed_memory
 from training.common.ranges import check_ranges, refuse_unread
 from training.corpus.extraction import Extractor, extract_shard, layer_extractor, unit_extractor
 from training.corpus.output import OutputFolder
-from training.corpus.reading import Corpus, Row, check_names
+from training.corpus.reading import Corpus, CorpusArguments, Row, check_names
 from training.corpus.shards import CorpusProgress, Shard, print_totals, write_shards
 from training.corpus.tables import (
     COLUMNS_OF_FEATURES,
@@ -57,13 +57,9 @@ UNITS_A_SHARD, FRAMES_A_SHARD = 1000, 200  # clips in a shard of units or means,
 
 
 @dataclass
-class UnitArguments:
+class UnitArguments(CorpusArguments):
     """What is made of which clips, and where it goes."""
 
-    data: list[str] = field(
-        metadata={"help": "Sources, as in pretraining: folders, JSONL manifests, Parquet, tar archives, Hub."}
-    )
-    output: str = field(metadata={"help": "The folder to write, or one to go on with."})
     format: Literal["parquet", "jsonl", "text", "npy", "safetensors"] = field(
         default="parquet",
         metadata={"help": "Units: parquet, jsonl or text (a line a clip). Features: parquet, npy or safetensors."},
@@ -82,28 +78,17 @@ class UnitArguments:
         default=None,
         metadata={"help": "Of features as they are written; default: float16. bfloat16 in safetensors alone."},
     )
-    columns: list[str] = field(default_factory=list, metadata={"help": "Columns of the data that are carried along."})
-    streaming: bool = field(default=False, metadata={"help": "Read from front to back: Hub, Parquet, tar archives."})
-    audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Parquet and Hub data."})
     batch_seconds: float = field(default=60.0, metadata={"help": "Audio that is encoded at once, padding included."})
     max_seconds: float = field(default=60.0, metadata={"help": "Longer clips are read in pieces of this length."})
     clips_per_shard: int | None = field(
         default=None,
         metadata={"help": "Clips in a file; default: 1000, or 200 of features by frame. Held in memory."},
     )
-    max_bad_fraction: float = field(default=0.05, metadata={"help": "Stop when more of the clips cannot be used."})
     precision: Literal["fp32", "bf16", "fp16"] = field(default="fp32", metadata={"help": "In which the encoder runs."})
-    threads: int = field(default=1, metadata={"help": "Threads that decode audio ahead."})
 
     def __post_init__(self):
-        check_ranges(
-            self,
-            positive="batch_seconds",
-            a_frame="max_seconds",
-            at_least_1="clips_per_shard threads",
-            not_negative="top_k",
-            share="max_bad_fraction",
-        )
+        super().__post_init__()
+        check_ranges(self, positive="batch_seconds", a_frame="max_seconds", not_negative="top_k")
         formats, what = (UNIT_FORMATS, "units") if self.features is None else (FEATURE_FORMATS, "features")
         if self.format not in formats:
             raise ValueError(f"`format` is {self.format!r}, but {what} are written as {', '.join(formats)}.")
@@ -126,14 +111,16 @@ def open_extractor(checkpoint: str, arguments: UnitArguments, device: torch.devi
     """What the command line asks for. Raises ValueError if the checkpoint does not have it."""
     if arguments.features is None:
         return unit_extractor(checkpoint, arguments.clusters, arguments.top_k, device, arguments.precision)
-    options = (arguments.mean, arguments.pooled, arguments.dtype, device, arguments.precision)
-    return layer_extractor(checkpoint, arguments.features, *options)
+    return layer_extractor(checkpoint, arguments.features, arguments.mean, device, arguments.precision)
 
 
 def settings_of(arguments: UnitArguments, extractor: Extractor, corpus: Corpus) -> dict:
     """What decides the contents of the output."""
+    what = {"what": "units"}
+    if arguments.features is not None:
+        what = {"what": "features", "pooled": arguments.pooled, "dtype": arguments.dtype}
     return {
-        "what": "units" if arguments.features is None else "features",
+        **what,
         **extractor.description,
         "format": arguments.format,
         **corpus.settings,
@@ -154,22 +141,22 @@ def run(checkpoint: str, arguments: UnitArguments, state: PartialState) -> dict 
         BadAudioError: if too many clips cannot be used.
     """
     extractor = open_extractor(checkpoint, arguments, state.device)
-    corpus = Corpus(
-        arguments.data, arguments.clips_per_shard, arguments.columns, arguments.streaming, arguments.audio_column
-    )
+    corpus = arguments.open()
     output = OutputFolder(arguments.output, settings_of(arguments, extractor, corpus), state.process_index)
     progress = CorpusProgress("Corpus", corpus, output, state)
     if arguments.features is None:
-        name, write = "units", partial(write_units, top_k=arguments.top_k)
+        name, write, dtype = "units", partial(write_units, top_k=arguments.top_k), None
     else:
         name, write = "features", partial(write_features, dtype=arguments.dtype)
-    pooled = getattr(torch, arguments.dtype) if arguments.pooled else None
+        dtype = getattr(torch, arguments.dtype)
 
     def make(number: int, rows: Sequence[Row]) -> Shard:
-        options = (arguments.batch_seconds, arguments.max_seconds, pooled, arguments.threads, progress)
-        extracted = extract_shard(extractor.extract, rows, *options)
+        limits = (arguments.batch_seconds, arguments.max_seconds)
+        extracted = extract_shard(
+            extractor.extract, rows, *limits, arguments.pooled, dtype, arguments.threads, progress
+        )
         facts = {
-            "clips": len(extracted.found),
+            "clips": len(extracted.tensors),
             "seconds": round(sum(extracted.seconds[place] for place in sorted(extracted.seconds)), 4),
             "clips_in_pieces": sum(seconds > arguments.max_seconds for seconds in extracted.seconds.values()),
         }

@@ -203,7 +203,7 @@ class SJepaStep:
             self.optimizer.step()
             self.optimizer.zero_grad()
         with part("mixture and EMA update"):
-            self.targets.take_in(statistics)
+            self.targets.accumulate(statistics)
             self.targets.update(self.model.sjepa, EMA_DECAY)
         self.shape = BatchShape(
             *batch["input_values"].shape,

@@ -24,4 +24,9 @@ def seed_for(seed: int, purpose: Purpose, number: int = 0) -> int:
         purpose (`Purpose`): what is drawn.
         number (`int`): which time it is drawn, e.g. the step.
     """
-    return int(np.random.SeedSequence([seed, purpose, number]).generate_state(1, np.uint64)[0] >> 1)
+    return draw(seed, purpose, number) >> 1
+
+
+def draw(*words: int) -> int:
+    """An integer below 2**64 that other words do not give, as far as a hash of 64 bits can promise."""
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])

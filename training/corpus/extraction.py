@@ -64,12 +64,12 @@ def unit_extractor(checkpoint: str, source: str | None, top_k: int, device, prec
     def extract(waveforms: Sequence[np.ndarray], names: Sequence[str]) -> list[dict[str, torch.Tensor]]:
         inputs = pad_waveforms(clusters.extractor, waveforms).to(device)
         with autocast(device, precision):
-            found = clusters.posteriors(inputs["input_values"], inputs["attention_mask"])
-        lengths = torch.tensor([frame_lengths(len(waveform)) for waveform in waveforms], device=found.device)
-        units = units_of(found.float(), lengths, top_k)
+            posteriors = clusters.posteriors(inputs["input_values"], inputs["attention_mask"])
+        lengths = torch.tensor([frame_lengths(len(waveform)) for waveform in waveforms], device=posteriors.device)
+        units = units_of(posteriors.float(), lengths, top_k)
         rows = []
         for number, (length, name) in enumerate(zip(lengths.tolist(), names)):
-            check_finite(name, found[number, :length])
+            check_finite(name, posteriors[number, :length])
             row = {"units": units.units[number, :length].int().cpu()}
             if top_k:
                 row["top_units"] = units.top_units[number, :length].int().cpu()
@@ -112,19 +112,16 @@ def _pretrained_clusters(checkpoint: str, source: str, device) -> Clusters:
     return clusters
 
 
-def layer_extractor(
-    checkpoint: str, layers: Sequence[int], mean: bool, pooled: bool, dtype: str, device, precision: str = "fp32"
-) -> Extractor:
+def layer_extractor(checkpoint: str, layers: Sequence[int], mean: bool, device, precision: str = "fp32") -> Extractor:
     """
-    Hidden states of layers of any encoder: `features` `(T, num_layers, hidden_size)`, or of their `mean`; `pooled` is
-    only recorded here: [`extract_shard`] takes the mean.
+    Hidden states of layers of any encoder: fp32 `features` `(T, num_layers, hidden_size)`, or of their `mean`.
 
     Raises:
         ValueError: if the encoder does not open or has no such layer.
     """
     model = open_audio_encoder(checkpoint).to(device)
     check_layers(model, layers)
-    extractor, kind = open_feature_extractor(checkpoint), getattr(torch, dtype)
+    extractor = open_feature_extractor(checkpoint)
 
     @torch.inference_mode()
     def extract(waveforms: Sequence[np.ndarray], names: Sequence[str]) -> list[dict[str, torch.Tensor]]:
@@ -132,14 +129,11 @@ def layer_extractor(
         with autocast(device, precision):
             states, lengths = hidden_layers(model, inputs["input_values"], inputs["attention_mask"], layers)
         states = states.float().mean(1, keepdim=True) if mean else states.float()
-        rows = []
-        for clip, length in zip(states, lengths.tolist()):
-            frames = clip[:, :length].transpose(0, 1)
-            rows.append({"features": (frames if pooled else frames.to(kind)).cpu()})
-        return rows
+        frames = states.cpu().transpose(1, 2)
+        return [{"features": clip[:length]} for clip, length in zip(frames, lengths.tolist())]
 
     known = {"checkpoint": checkpoint, "weights": weights_hash(model), "layers": list(layers), "mean": mean}
-    return Extractor(extract, known | {"pooled": pooled, "dtype": dtype, "precision": precision})
+    return Extractor(extract, known | {"precision": precision})
 
 
 def autocast(device, precision: str):
@@ -155,7 +149,7 @@ class Extracted(NamedTuple):
     others.
     """
 
-    found: dict[int, dict[str, torch.Tensor]]
+    tensors: dict[int, dict[str, torch.Tensor]]
     seconds: dict[int, float]
     bad: dict[int, tuple[str, str]]
 
@@ -165,7 +159,8 @@ def extract_shard(
     rows: Sequence[Row],
     batch_seconds: float,
     max_seconds: float,
-    pooled: torch.dtype | None = None,
+    pooled: bool = False,
+    dtype: torch.dtype | None = None,
     threads: int = 1,
     progress: Callable[[int, float], None] = lambda clips, seconds: None,
 ) -> Extracted:
@@ -177,7 +172,8 @@ def extract_shard(
         rows: its clips.
         batch_seconds: what a batch may hold, padding included.
         max_seconds: longer clips are read in pieces of that length with 2 s more on either side.
-        pooled: the mean over a clip's frames in this dtype, in place of the frames.
+        pooled: the mean over a clip's frames in place of the frames.
+        dtype: of what is kept; None: as it comes.
         threads: that decode, ahead of the encoder.
         progress: told clips, usable or not, and seconds of each batch.
 
@@ -187,29 +183,29 @@ def extract_shard(
     done = Extracted({}, {}, {})
     with ThreadPoolExecutor(threads) as pool:
         lengths = {}
-        for place, found in enumerate(pool.map(_length, [row.clip for row in rows])):
-            if isinstance(found, BadAudio):
-                done.bad[place] = (rows[place].clip.name, found.reason)
+        for place, length in enumerate(pool.map(_length, [row.clip for row in rows])):
+            if isinstance(length, BadAudio):
+                done.bad[place] = (rows[place].clip.name, length.reason)
                 progress(1, 0.0)
             else:
-                lengths[place] = found
+                lengths[place] = length
         for places, decoded in _ahead(pool, rows, batches_by_length(lengths, batch_seconds)):
-            waveforms = {}
-            for place, future in zip(places, decoded):
-                try:
-                    waveforms[place] = future.result()
-                except BadAudio as error:
-                    done.bad[place] = (rows[place].clip.name, error.reason)
+            read = {place: future.result() for place, future in zip(places, decoded)}
+            bad = {place: clip.reason for place, clip in read.items() if isinstance(clip, BadAudio)}
+            done.bad.update({place: (rows[place].clip.name, reason) for place, reason in bad.items()})
+            waveforms = {place: waveform for place, waveform in read.items() if place not in bad}
             names = [rows[place].clip.name for place in waveforms]
             if max(map(len, waveforms.values()), default=0) > max_seconds * SAMPLING_RATE:
-                found = [in_whole_pieces(extract, *clip, max_seconds) for clip in zip(waveforms.values(), names)]
+                made = [in_whole_pieces(extract, *clip, max_seconds) for clip in zip(waveforms.values(), names)]
             else:
-                found = extract(list(waveforms.values()), names) if waveforms else []
-            for name, (place, waveform), tensors in zip(names, waveforms.items(), found):
-                if pooled is not None:
-                    tensors = {key: value.mean(0, keepdim=True).to(pooled) for key, value in tensors.items()}
+                made = extract(list(waveforms.values()), names) if waveforms else []
+            for name, (place, waveform), tensors in zip(names, waveforms.items(), made):
+                if pooled:
+                    tensors = {key: value.mean(0, keepdim=True) for key, value in tensors.items()}
+                if dtype is not None:
+                    tensors = {key: value.to(dtype) for key, value in tensors.items()}
                 check_finite(name, *tensors.values())
-                done.found[place], done.seconds[place] = tensors, len(waveform) / SAMPLING_RATE
+                done.tensors[place], done.seconds[place] = tensors, len(waveform) / SAMPLING_RATE
             progress(len(places), sum(map(len, waveforms.values())) / SAMPLING_RATE)
     return done
 
@@ -231,12 +227,20 @@ def _length(clip: Clip) -> int | BadAudio:
         return error
 
 
+def _read(clip: Clip) -> np.ndarray | BadAudio:
+    """Samples of a clip, `(num_samples,)`, or what is wrong with it."""
+    try:
+        return clip.read()
+    except BadAudio as error:
+        return error
+
+
 def _ahead(pool: ThreadPoolExecutor, rows: Sequence[Row], groups: list[list[int]]) -> Iterator[tuple[list[int], list]]:
     """Each batch with its clips, while the next ones are decoded."""
     started = []
     for number, places in enumerate(groups):
         while len(started) < min(number + 1 + AHEAD, len(groups)):
-            started.append([pool.submit(rows[place].clip.read) for place in groups[len(started)]])
+            started.append([pool.submit(_read, rows[place].clip) for place in groups[len(started)]])
         yield places, started[number]
         started[number] = None
 
@@ -251,11 +255,11 @@ def in_whole_pieces(extract: Extract, waveform: np.ndarray, name: str, max_secon
     for first in range(0, total, size):
         last = min(first + size, total)
         begin, end = max(0, first - CONTEXT), min(total, last + CONTEXT)
-        found = extract([waveform[begin * HOP : (end - 1) * HOP + WINDOW]], [name])[0]
-        if any(len(value) != end - begin for value in found.values()):
+        piece = extract([waveform[begin * HOP : (end - 1) * HOP + WINDOW]], [name])[0]
+        if any(len(value) != end - begin for value in piece.values()):
             raise ValueError(
                 f"The encoder does not make a frame of {WINDOW} samples every {HOP}, and clips longer than"
                 f" `max_seconds` ({max_seconds:g}) cannot be read in pieces: raise it to the longest clip's."
             )
-        parts.append({key: value[first - begin : last - begin] for key, value in found.items()})
+        parts.append({key: value[first - begin : last - begin] for key, value in piece.items()})
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}

@@ -1,11 +1,13 @@
 """Clips of any source in their order, cut into shards of a fixed number."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import NamedTuple
 
 from sjepa_hf.command import first_line
 from training.common.naming import printable
+from training.common.ranges import check_ranges
 from training.data.clips import Clip, Sample
 from training.data.sources import PACKED_NAMES, Source, open_source
 
@@ -92,6 +94,29 @@ class Corpus:
                 return Row(number, source.name, *source.sample(source.dataset[place], place))
             place -= source.size
         raise IndexError(number)
+
+
+@dataclass
+class CorpusArguments:
+    """Which clips are read, how they are cut into shards, and where what is made of them goes."""
+
+    data: list[str] = field(
+        metadata={"help": "Sources, as in pretraining: folders, JSONL manifests, Parquet, tar archives, Hub."}
+    )
+    output: str = field(metadata={"help": "The folder to write, or one to go on with."})
+    columns: list[str] = field(default_factory=list, metadata={"help": "Columns of the data that are carried along."})
+    streaming: bool = field(default=False, metadata={"help": "Read from front to back: Hub, Parquet, tar archives."})
+    audio_column: str | None = field(default=None, metadata={"help": "Column with the audio in Parquet and Hub data."})
+    clips_per_shard: int = field(default=1000, metadata={"help": "Clips in a file. Held in memory, encoded."})
+    max_bad_fraction: float = field(default=0.05, metadata={"help": "Stop when more of the clips cannot be used."})
+    threads: int = field(default=1, metadata={"help": "Clips that are decoded, and encoded if so, side by side."})
+
+    def __post_init__(self):
+        check_ranges(self, at_least_1="clips_per_shard threads", share="max_bad_fraction")
+
+    def open(self) -> Corpus:
+        """The clips. Raises as [`Corpus`] does."""
+        return Corpus(self.data, self.clips_per_shard, self.columns, self.streaming, self.audio_column)
 
 
 def check_names(columns: Sequence[str], written: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ COLUMNS_OF_FEATURES = (*OF_CLIPS, "shape", "features", "first", "rows")
 
 def clip_columns(rows: Sequence[Row], extracted: Extracted, columns: Sequence[str]) -> dict[str, pa.Array]:
     """What every table says of its clips: number, source, name and seconds, and the source's own columns as text."""
-    places = sorted(extracted.found)
+    places = sorted(extracted.tensors)
     table = {
         "number": pa.array([rows[place].number for place in places], pa.int64()),
         "source": pa.array([rows[place].source for place in places], pa.string()),
@@ -44,9 +44,9 @@ def write_units(
     frames, and its runs: `run_units`, `run_starts` and `run_seconds`; with `top_k` also `top_units` and `posteriors`.
     Text has a line a clip, its runs' units with spaces between; that of a clip that could not be used is empty.
     """
-    places = sorted(extracted.found)
-    found = [extracted.found[place] for place in places]
-    runs = [run_lengths(each["units"]) for each in found]
+    places = sorted(extracted.tensors)
+    clips = [extracted.tensors[place] for place in places]
+    runs = [run_lengths(clip["units"]) for clip in clips]
     if kind == "text":
         of_places = {place: " ".join(map(str, units.tolist())) for place, (units, _) in zip(places, runs)}
         lines = [of_places.get(place, "") + "\n" for place in range(len(rows))]
@@ -55,13 +55,13 @@ def write_units(
     counts = [frames.numpy() for _, frames in runs]
     starts = [np.round(FIRST_EDGE + FRAME_SECONDS * (np.cumsum(count) - count), 4) for count in counts]
     table = clip_columns(rows, extracted, columns)
-    table["units"] = listed([each["units"].numpy() for each in found], np.int32)
+    table["units"] = listed([clip["units"].numpy() for clip in clips], np.int32)
     table["run_units"] = listed([units.numpy() for units, _ in runs], np.int32)
     table["run_starts"] = listed(starts, np.float32)
     table["run_seconds"] = listed([np.round(FRAME_SECONDS * count, 4) for count in counts], np.float32)
     if top_k:
-        table["top_units"] = listed([each["top_units"].numpy() for each in found], np.int32, top_k)
-        table["posteriors"] = listed([each["posteriors"].numpy() for each in found], np.float16, top_k)
+        table["top_units"] = listed([clip["top_units"].numpy() for clip in clips], np.int32, top_k)
+        table["posteriors"] = listed([clip["posteriors"].numpy() for clip in clips], np.float16, top_k)
     table = pa.table(table)
     if kind == "parquet":
         pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
@@ -83,19 +83,19 @@ def write_features(
     has; without a usable clip there is the index alone. As NAME.parquet a column `features`, each clip's flat, with
     its `shape`.
     """
-    found = [extracted.found[place]["features"] for place in sorted(extracted.found)]
+    clips = [extracted.tensors[place]["features"] for place in sorted(extracted.tensors)]
     table = clip_columns(rows, extracted, columns)
     if kind == "parquet":
-        table["shape"] = listed([np.array(each.shape) for each in found], np.int32)
-        table["features"] = listed([each.flatten().numpy() for each in found], dtype)
+        table["shape"] = listed([np.array(clip.shape) for clip in clips], np.int32)
+        table["features"] = listed([clip.flatten().numpy() for clip in clips], dtype)
         pq.write_table(pa.table(table), folder / f"{name}.parquet", compression="none")
         return
-    counts = np.array([len(each) for each in found], dtype=np.int64)
+    counts = np.array([len(clip) for clip in clips], dtype=np.int64)
     table |= {"first": pa.array(np.cumsum(counts) - counts), "rows": pa.array(counts)}
-    if found and kind == "npy":
-        np.save(folder / f"{name}.npy", torch.cat(found).numpy())
-    elif found:
-        save_file({"features": torch.cat(found)}, folder / f"{name}.safetensors")
+    if clips and kind == "npy":
+        np.save(folder / f"{name}.npy", torch.cat(clips).numpy())
+    elif clips:
+        save_file({"features": torch.cat(clips)}, folder / f"{name}.safetensors")
     pq.write_table(pa.table(table), folder / f"{name}.index.parquet", compression="zstd")
 
 

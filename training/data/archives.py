@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 from training.common.naming import printable, several
 from training.data.clips import Clip, Sample
 from training.data.manifest import MissingColumn, check_columns, label_text, parse_object
-from training.data.waveforms import BadAudio
+from training.data.waveforms import AUDIO_SUFFIXES, BadAudio
 
 
 LARGEST = 1 << 30  # bytes of one member
@@ -29,7 +29,6 @@ LARGEST_HEADER = 1 << 14  # bytes of one of those
 LONGEST_END = 1 << 22  # bytes of zeros that may end an archive; more are room for what never came
 MOST_LOST = 100_000  # clips that the loss of one piece can count as
 LOOKED_AT = 1000  # members of an archive that tell what it holds, samples that tell which labels there are
-AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
 IN_A_ROW = "those of a sample (NAME.wav, NAME.txt, NAME.json) must follow one another, as `tar --sort=name` puts them"
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by their first bytes
 
@@ -79,13 +78,13 @@ class TarArchives:
         Raises:
             ValueError: (while read) where a label of a sample stands apart from its clip.
         """
-        for clips, said in self._samples(self.files[shard]):
+        for clips, known in self._samples(self.files[shard]):
             labels = dict.fromkeys(self.labels)
             try:
-                if isinstance(said, ValueError):
-                    raise said
+                if isinstance(known, ValueError):
+                    raise known
                 labels |= {
-                    name: label_text(said[name][0], name, said[name][1]) for name in self.labels if name in said
+                    name: label_text(value, name, file) for name, (value, file) in known.items() if name in labels
                 }
             except ValueError as error:
                 clips = [clip._replace(audio=BadAudio("bad_line", str(error))) for clip in clips]
@@ -94,31 +93,21 @@ class TarArchives:
 
     def _samples(self, path: str) -> Iterator[tuple[list[Clip], dict[str, tuple[object, str]] | ValueError]]:
         """
-        The clips of each sample, and what its texts say by name, with the file that says it, or why one cannot be
-        read. Raises ValueError for a sample of which a label stands apart from the clip.
+        For each sample: its clips, and its labels as `{name: (value, file)}`, or the ValueError of a text that cannot
+        be read. Raises ValueError where a sample's name comes again with files of other kinds.
         """
-        lacking, alone = set(), set()  # samples and labels: clips without one, and texts without a clip
-        before = _Files(None)
+        kinds_of: dict[str, set[str]] = {}  # by name of the sample
         for files in self._grouped(path):
-            said = self._said(files.texts)
-            told = {(files.name, name) for name in self.labels if isinstance(said, ValueError) or name in said}
-            if self.labels and files.name is not None:
-                if files.clips:
-                    lacking |= (missed := {(files.name, name) for name in self.labels} - told)
-                    is_apart = not alone.isdisjoint(missed)
-                else:
-                    alone |= told
-                    is_apart = not lacking.isdisjoint(told)
-                if is_apart or (files.name == before.name and files.kinds != before.kinds):
+            if self.labels and files.name is not None and files.kinds:
+                if kinds_of.setdefault(files.name, files.kinds) != files.kinds:
                     sample = printable(files.name.lstrip("/"))
                     raise ValueError(
                         f"{printable(path)}: the files of the sample {sample} do not stand in a row, or several"
                         f" samples have this name: {IN_A_ROW}"
                     )
-            before = files
-            yield files.clips, said
+            yield files.clips, self._labels_in(files.texts)
 
-    def _said(self, texts: dict[str, bytes | BadAudio]) -> dict[str, tuple[object, str]] | ValueError:
+    def _labels_in(self, texts: dict[str, bytes | BadAudio]) -> dict[str, tuple[object, str]] | ValueError:
         try:
             return {
                 name: (value, file)
@@ -131,24 +120,24 @@ class TarArchives:
     def _grouped(self, path: str) -> Iterator["_Files"]:
         """The files of each sample of an archive, and bad clips in the place of what cannot be read."""
         sample, files, is_torn = None, _Files(None), False
-        for found in self._members(path):
-            if isinstance(found, Clip):
+        for member in self._members(path):
+            if isinstance(member, Clip):
                 files.name = None
                 yield files
-                yield _Files(None, [found])
+                yield _Files(None, [member])
                 sample, files, is_torn = None, _Files(None), True
                 continue
-            if found.name.rpartition("/")[2].startswith("."):  # as those that a Mac puts before each file
+            if member.name.rpartition("/")[2].startswith("."):  # as those that a Mac puts before each file
                 continue
-            name, kind = _sample(found.name)
-            is_clip, is_label = self._is_clip(found.name), self._is_label(found.name)
+            name, kind = _sample(member.name)
+            is_clip, is_label = self._is_clip(member.name), self._is_label(member.name)
             if name != sample or ((is_clip or is_label) and kind in files.kinds):
                 yield files
                 sample, files, is_torn = name, _Files(None if is_torn else name), False
             if is_clip:
-                files.clips.append(Clip(printable(f"{path}/{found.name}"), found.content))
+                files.clips.append(Clip(printable(f"{path}/{member.name}"), member.content))
             elif is_label:
-                files.texts[f"{path}/{found.name}"] = found.content
+                files.texts[f"{path}/{member.name}"] = member.content
             if is_clip or is_label:
                 files.kinds.add(kind)
         yield files
@@ -170,17 +159,17 @@ class TarArchives:
         given, size = 0, os.path.getsize(path) if os.path.exists(path) else 0
         try:
             with open(path, "rb") as raw:
-                for found in _walk(raw, lambda name: self._is_clip(name) or self._is_label(name)):
-                    if isinstance(found, _Member):
-                        given += self._is_clip(found.name)
-                        yield found
-                    elif found.end is not None:
-                        lost, clip_size = found.end - found.start, found.start / given if given else self._clip_size
+                for part in _walk(raw, lambda name: self._is_clip(name) or self._is_label(name)):
+                    if isinstance(part, _Member):
+                        given += self._is_clip(part.name)
+                        yield part
+                    elif part.end is not None:
+                        lost, clip_size = part.end - part.start, part.start / given if given else self._clip_size
                         yield from self._lost(path, f"{lost:,} bytes", lost / clip_size)
                     else:  # of an archive that was cut off, the size is taken to have been that of the others
-                        lost = max(size, self._usual_size) - found.reached
-                        clip_size = found.reached / given if given else self._clip_size
-                        what = f"the rest after {min(found.reached, size):,} of {size:,} bytes ({found.why})"
+                        lost = max(size, self._usual_size) - part.reached
+                        clip_size = part.reached / given if given else self._clip_size
+                        what = f"the rest after {min(part.reached, size):,} of {size:,} bytes ({part.why})"
                         yield from self._lost(path, what, lost / clip_size)
         except OSError as error:
             yield from self._lost(path, f"all of it ({error.strerror})", max(size, self._usual_size) / self._clip_size)
@@ -194,20 +183,20 @@ class TarArchives:
         file = name.rpartition("/")[2].lower()
         if file.startswith("."):
             return False
-        return file.endswith(AUDIO) if self.wanted is None else file.partition(".")[2] == self.wanted.lower()
+        return file.endswith(AUDIO_SUFFIXES) if self.wanted is None else file.partition(".")[2] == self.wanted.lower()
 
     def _is_label(self, name: str) -> bool:
         return bool(self.labels) and _sample(name)[1] in ("json", *self.labels)
 
     def _check_labels(self) -> None:
         """Refuse labels that the first sample with a text that can be read lacks; `LOOKED_AT` samples are asked."""
-        samples = (said for path in self.files for clips, said in self._samples(path) if clips)
-        read = (said for said in islice(samples, LOOKED_AT) if said and not isinstance(said, ValueError))
-        found = next(read, {})
+        samples = (labels for path in self.files for clips, labels in self._samples(path) if clips)
+        readable = (each for each in islice(samples, LOOKED_AT) if each and not isinstance(each, ValueError))
+        labels = next(readable, {})
         try:
-            check_columns(self.files[0], self.labels, found)
+            check_columns(self.files[0], self.labels, labels)
         except MissingColumn as error:
-            if found:
+            if labels:
                 raise
             none = f"{str(error).removesuffix('.')} beside the first clips: {IN_A_ROW}."
             raise MissingColumn(none, error.column, error.columns) from None
@@ -282,7 +271,10 @@ class _Gap(NamedTuple):
 
 
 class _Header(tarfile.TarInfo):
-    """A header: refused where its size would fill the memory; of what is none the archive is told."""
+    """
+    A header. One that claims a huge size raises; the first broken one since the last member is noted in
+    `archive.passed_over`, since `tarfile` skips it in silence.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Header":

@@ -1,8 +1,6 @@
 """Bad audio: clips that cannot be used are counted and named in the log, and too many of them end a run."""
 
 import logging
-import os
-import unicodedata
 from collections import Counter, deque
 from collections.abc import Sequence
 
@@ -83,9 +81,7 @@ class BadAudioMonitor:
             if name in self._named or len(self._named) >= self.names_logged:
                 continue
             self._named.add(name)
-            twin = _twin(name) if reason == "missing" else None
-            hint = f" (the same name in Unicode form {twin} is there: name the file by it)" if twin else ""
-            logger.warning("Skipped %s: %s%s.", name, explained(reason), hint)
+            logger.warning("Skipped %s: %s.", name, explained(reason))
             if len(self._named) == self.names_logged:
                 logger.warning("%d bad clips named; from here on they are only counted.", self.names_logged)
 
@@ -139,17 +135,6 @@ def explained(reason: str) -> str:
 def counted(reasons: Counter[str]) -> str:
     """Reasons with their numbers, the most frequent first: "3 silent, 1 corrupt"."""
     return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-
-
-def _twin(name: str) -> str | None:
-    """The Unicode form, NFC or NFD, in which there is a file of a name that looks the same."""
-    folder, file = os.path.split(name)
-    for form in ("NFC", "NFD"):
-        other = unicodedata.normalize(form, file)
-        for path in (os.path.join(folder, other), os.path.join(unicodedata.normalize(form, folder), other)):
-            if path != name and os.path.isfile(path):
-                return form
-    return None
 
 
 def _of_clips(reasons: Counter[str]) -> Counter[str]:

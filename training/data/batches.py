@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from sjepa_hf.frames import SAMPLING_RATE, frame_lengths, length_mask
+from training.common.seeds import draw
 from training.data.arguments import DataArguments
 from training.data.bad_audio import BadAudioError, counted
 from training.data.clips import Clip
@@ -34,15 +35,11 @@ LENGTH_JITTER = 0.05  # clips up to 5 % apart in length are shuffled before they
 HOPELESS = 50  # unusable clips in a row, at the end of an epoch without a usable one, that end the run
 
 
-def _random_state(*words: int) -> int:
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
-
-
 class _Planned(NamedTuple):
     key: int
     item: object
     length: int  # samples of the whole clip, as manifest or header say
-    clip: Clip | None  # unless it holds its audio, or was not looked at
+    clip: Clip | None  # the clip; None where it is opened again from `item` when due
 
 
 def cut_batches(lengths: np.ndarray, max_samples: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -266,7 +263,7 @@ class BatchStream(IterableDataset):
         if not len(lengths):
             return None, bad
         place = (at.epoch, at.section, at.batch, reader)
-        generator = torch.Generator().manual_seed(_random_state(self.seed, MASK, *place))
+        generator = torch.Generator().manual_seed(draw(self.seed, MASK, *place))
         batch = with_masks(input_values, lengths, self.mask, generator)
         if self.noise is not None:
             rng = np.random.default_rng([self.seed, NOISE, *place])
@@ -276,7 +273,7 @@ class BatchStream(IterableDataset):
             "seconds": int(lengths.sum()) / SAMPLING_RATE,
             "reader": reader,
             "position": at._replace(batch=at.batch + 1),
-            "seed": _random_state(self.seed, DRAW, *place) >> 1,  # fits into a signed integer
+            "seed": draw(self.seed, DRAW, *place) >> 1,  # fits into a signed integer
         }, bad
 
     def _length(self, clip: Clip, key: int) -> int:

@@ -10,7 +10,10 @@ from training.data.waveforms import BadAudio, audio_length, read_audio
 
 
 class Clip(NamedTuple):
-    """A clip: how to report it, its path, URL or encoded bytes, or why there are none, and its place in the file."""
+    """
+    A clip: its name in messages; a path, a URL, encoded bytes, or the `BadAudio` that says why there is none; offset
+    and duration in the file, in seconds.
+    """
 
     name: str
     audio: str | bytes | BadAudio

@@ -105,5 +105,6 @@ def _open(url: str) -> Iterator:
     scheme = _scheme(address)
     system = fsspec.filesystem("zip", fo=address, target_protocol=scheme) if name else fsspec.filesystem(scheme)
     in_one_request = {"block_size": 0, "size": 1} if scheme in ("http", "https") and not name else {}
+    # Not returned: `system` has to outlive the file, as a ZIP archive is closed with its file system.
     with system.open(name or address, "rb", **in_one_request) as file:
         yield file

@@ -12,13 +12,12 @@ import pyarrow as pa
 from training.common.naming import printable, several
 from training.data.clips import Clip, Sample
 from training.data.metadata import FILE_COLUMN, FILE_NAMES, Listed, NoFileColumn, find_metadata, read_metadata
-from training.data.waveforms import BadAudio
+from training.data.waveforms import AUDIO_SUFFIXES, BadAudio
 
 
 logger = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-OTHER_AUDIO = (".m4a", ".aac", ".aif", ".aiff", ".wma", ".amr", ".webm", ".mp4", ".caf", ".sph", ".wv", ".ape")
+OTHER_AUDIO = (".m4a", ".aac", ".wma", ".amr", ".webm", ".mp4", ".sph", ".wv", ".ape")
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xls", ".xlsx", ".ods")
 SPLITS = {  # the words of `datasets` for the parts of a data set
     "train": ("train", "training"),

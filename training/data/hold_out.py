@@ -32,7 +32,8 @@ def held_out(
     drawn, seen, held = np.zeros(len(sizes), bool), 0, 0
     several = [own for _, same in groupby(order, key=labels.__getitem__) if len(own := list(same)) > 1]
     for own in several:
-        # What a label's large groups leave of the share, or take beyond it, is not made up for by the next label.
+        # Groups are whole, so a label misses its share a little. The error is carried on only up to half of the next
+        # label's smallest group.
         wanted, most = share * seen, sizes[own].min() / 2
         held = min(max(held, wanted - most), wanted + most)
         for group in own:

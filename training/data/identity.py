@@ -31,7 +31,7 @@ COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 def identify(spec: str, dataset: Dataset | IterableDataset | TarArchives | Sequence[Sample]) -> str:
     """A checksum of what has been opened, `spec` being by what; of data on the Hub, their revision."""
     if isinstance(dataset, JsonLines):
-        return of_file(Path(dataset.path), WHOLE // BLOCK, BLOCK)
+        return _of_file(Path(dataset.path), WHOLE // BLOCK, BLOCK)
     path = Path(spec.split("::")[0]).expanduser()
     if isinstance(dataset, Files):  # a folder of audio
         return _of_folder(dataset, os.path.abspath(path))
@@ -40,7 +40,7 @@ def identify(spec: str, dataset: Dataset | IterableDataset | TarArchives | Seque
     shards = [str(p) for p in shards if p.suffix in (".parquet", ".tar")]
     if not shards:
         return " ".join(sorted(_revisions(dataset)))
-    return of_files(sorted(shards), os.path.commonpath(list(map(os.path.dirname, shards))), blocks=SHARD_BLOCKS)
+    return _of_files(sorted(shards), os.path.commonpath(list(map(os.path.dirname, shards))), blocks=SHARD_BLOCKS)
 
 
 def _of_folder(files: Files, root: str) -> str:
@@ -50,7 +50,7 @@ def _of_folder(files: Files, root: str) -> str:
         paths.append(clip.audio if isinstance(clip.audio, str) else clip.name)
         if labels:
             labelled = zlib.crc32(ascii(labels).encode(), labelled)
-    return of_files(paths, root, blocks=0) + (f":{labelled:08x}" if labelled else "")
+    return _of_files(paths, root, blocks=0) + (f":{labelled:08x}" if labelled else "")
 
 
 def _revisions(dataset: Dataset | IterableDataset) -> set[str]:
@@ -64,23 +64,23 @@ def _revisions(dataset: Dataset | IterableDataset) -> set[str]:
     return set(COMMIT.findall(str([getattr(layer, "kwargs", "") for layer in layers])))
 
 
-def of_files(paths: Sequence[str], root: str, blocks: int) -> str:
+def _of_files(paths: Sequence[str], root: str, blocks: int) -> str:
     """Checksum of the names below `root`, and of size and some blocks of at most a thousand of the files."""
     total = 0
     for path in paths:
         total = zlib.crc32(os.path.relpath(path, root).encode("utf-8", "surrogateescape"), total)
     for number in np.unique(np.linspace(0, len(paths) - 1, FILES_LOOKED_AT).round().astype(int)) if paths else []:
-        total = zlib.crc32(of_file(Path(paths[number]), blocks, SHARD_BLOCK).encode(), total)
+        total = zlib.crc32(_of_file(Path(paths[number]), blocks, SHARD_BLOCK).encode(), total)
     return f"{len(paths)}:{total:08x}"
 
 
-def of_file(path: Path, blocks: int, block: int) -> str:
+def _of_file(path: Path, blocks: int, block: int) -> str:
     """Size of a file, and checksum of so many blocks of it, its first and last among them."""
     try:
         size, total = path.stat().st_size, 0
         if blocks:
             with path.open("rb") as file:
-                for start in starts(size, blocks, block):
+                for start in _starts(size, blocks, block):
                     file.seek(start)
                     total = zlib.crc32(file.read(block), total)
     except OSError:  # a bad clip, which whoever reads it reports
@@ -88,7 +88,7 @@ def of_file(path: Path, blocks: int, block: int) -> str:
     return f"{size}:{total:08x}"
 
 
-def starts(size: int, blocks: int, block: int) -> Iterable[int]:
+def _starts(size: int, blocks: int, block: int) -> Iterable[int]:
     """Where the blocks of a file of that size begin: all there are, or `blocks` of them evenly spread."""
     if size <= blocks * block:
         return range(0, size, block)

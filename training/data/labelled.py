@@ -130,8 +130,8 @@ class LabelledClips(torch.utils.data.Dataset):
     @property
     def bad(self) -> Counter[str]:
         """Clips that turned out to be unusable when they were asked for, by reason."""
-        found = torch.bincount(self._met, minlength=2 + len(REASONS)).tolist()[2:]
-        return Counter({reason: count for reason, count in zip(REASONS, found, strict=True) if count})
+        counts = torch.bincount(self._met, minlength=2 + len(REASONS)).tolist()[2:]
+        return Counter({reason: count for reason, count in zip(REASONS, counts, strict=True) if count})
 
     def filled(self) -> "FilledClips":
         """The same clips for a `DataLoader`, whose batches must be full."""
@@ -283,8 +283,8 @@ def choose_column(
         open_source(specs[0], audio_column=audio_column, labels=candidates[:1], classes=classes)
         return candidates[0]
     except MissingColumn as error:
-        if found := [name for name in candidates if name in error.columns]:
-            return found[0]
+        if there := [name for name in candidates if name in error.columns]:
+            return there[0]
         raise ValueError(
             f"No column of {what} was found ({', '.join(candidates)}): {error} If it has another name, give"
             f" `{argument}`."
@@ -332,15 +332,10 @@ def open_labelled(
     places, kept = [], {label: [] for label in (*labels, *optional)}
     monitor, too_long = BadAudioMonitor(max_bad_fraction), 0
     for number, source in enumerate(sources):
-        for row_number, ((clip, found), packed) in enumerate(zip(source.samples(), source.packed_names())):
-            values = {label: _clean(found[label]) for label in kept}
-            unlabelled = [label for label in labels if not values[label]]
+        for row_number, ((clip, texts), packed) in enumerate(zip(source.samples(), source.packed_names())):
+            values = {label: _clean(texts[label]) for label in kept}
             try:
-                if unlabelled and not isinstance(clip.audio, BadAudio):
-                    raise BadAudio(f"no {unlabelled[0]}")
-                length = clip.length()
-                if length < min_seconds * SAMPLING_RATE:
-                    raise BadAudio("too_short")
+                length = _usable_length(clip, values, labels, min_seconds)
             except BadAudio as error:
                 monitor.update(0, [(clip.name, error.reason)])
                 continue
@@ -370,6 +365,17 @@ def open_labelled(
         )
     silence = classes if silence is None else silence
     return LabelledClips(sources, list(recordings), places, kept, max_bad_fraction, silence)
+
+
+def _usable_length(clip: Clip, values: dict[str, str], labels: Sequence[str], min_seconds: float) -> int:
+    """Samples of a clip as its file says. Raises BadAudio if it lacks one of the `labels`, or cannot be used."""
+    unlabelled = [label for label in labels if not values[label]]
+    if unlabelled and not isinstance(clip.audio, BadAudio):
+        raise BadAudio(f"no {unlabelled[0]}")
+    length = clip.length()
+    if length < min_seconds * SAMPLING_RATE:
+        raise BadAudio("too_short")
+    return length
 
 
 def _on_disk(path: str, folders: dict[str, str]) -> str:

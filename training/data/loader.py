@@ -89,8 +89,8 @@ def is_same_order(position: DataPosition, settings: dict) -> bool:
 
 def first_place_not_read_by_all(position: DataPosition) -> tuple[int, int, int]:
     """
-    Epoch and place in it (both as `DataPosition.first`) from which on clips may not have been read, in an order that
-    is no stream's, and at most how many behind it have been.
+    Epoch and place in it (both as `DataPosition.first`) from which on some clips may be unread, and the most clips
+    beyond it that were read already. For `ClipIndex`; streams have no places.
     """
     section_size, size = position.settings["cut"]["bucket_buffer_size"], sum(position.settings["order"]["sources"])
     ats = [position.positions.get(reader, Position(position.first[0])) for reader in range(position.readers)]
@@ -102,7 +102,7 @@ def first_place_not_read_by_all(position: DataPosition) -> tuple[int, int, int]:
     return epoch, start + behind * section_size * position.readers, ahead * section_size
 
 
-def moved(position: DataPosition, readers: int, settings: dict) -> tuple[DataPosition, str]:
+def position_for(position: DataPosition, readers: int, settings: dict) -> tuple[DataPosition, str]:
     """
     Where another number of readers, or other settings, go on from `position`; and a sentence about what that means.
 
@@ -150,7 +150,7 @@ def build_loader(
         seed: non-negative; decides order, crops and masks.
         process_index, num_processes: this process and their number; processes share no clip.
         position: where an earlier run has stopped; with as many readers and the same data settings its batches go on
-            exactly, else as `moved` says, which is logged.
+            exactly, else as `position_for` says, which is logged.
         max_epochs: passes over the data; None never ends.
         pin_memory: as in `DataLoader`.
         sources: what [`open_sources`] gives, where they are open already.
@@ -208,7 +208,7 @@ def _start(
         if position.settings.get("noise", []) != heard:
             notes.append("`noise_data` is another than before: the noise is drawn from it from here on")
         if (position.readers, before) != (readers, settings):
-            position, note = moved(position, readers, settings)
+            position, note = position_for(position, readers, settings)
             notes.append(note)
     return replace(position, settings=settings | ({"noise": heard} if heard else {})), notes
 

@@ -1,6 +1,6 @@
 """
-Masks: which frames of each utterance are hidden from the encoder (random spans, as published), and how deep; which mel
-bins of the others.
+Masks: random spans of frames (`SpanMask`), bands of mel bins (`MelMask`), and how far a masked frame is from the
+nearest visible one.
 """
 
 from collections.abc import Callable
@@ -76,11 +76,9 @@ class SpanMask:
         own_span = (lengths - target).clamp(1, self.span)
         real = torch.arange(num_frames, device=lengths.device) < lengths  # [B, T]
 
-        # Starts -(span - 1) .. T - 1 are drawn without replacement, all at once, and the drawing is then read off in
-        # its order: a random permutation says when each start is drawn. Drawing one again would change nothing, so
-        # this equals drawing with replacement. Starts that cover no real frame are never looked at.
-        # What `argsort` gives is the inverse of the rank, as uniform as that for uniform keys alone: for keys that
-        # favour some starts take `argsort` of it once more.
+        # Starts are -(span - 1) .. T - 1; those that cover no real frame are never looked at. `rank[s]` is when start
+        # s is drawn: argsort of uniform keys is a uniformly random order (that of other keys would need a second one
+        # to become ranks). Drawing a start again would change nothing, so this equals drawing with replacement.
         keys = torch.rand(lengths.shape[0], num_frames + self.span - 1, generator=generator, device=lengths.device)
         rank = keys.argsort(dim=1)
 

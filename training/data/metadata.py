@@ -8,6 +8,7 @@ import codecs
 import csv
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,12 +20,11 @@ from datasets import ClassLabel, Features
 
 from sjepa_hf.command import first_line
 from training.common.naming import printable, several
-from training.data.manifest import MissingColumn, check_columns, label_text, local_path, parse_object
+from training.data.manifest import check_columns, label_text, local_path, parse_object
 
 
 FILE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_COLUMN = "file_name"
-DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -43,10 +43,10 @@ class Listed(NamedTuple):
 
 def find_metadata(folder: str | Path) -> Path | None:
     """The metadata file of a folder. Raises ValueError if it has several."""
-    found = [name for name in FILE_NAMES if os.path.isfile(os.path.join(folder, name))]
-    if len(found) > 1:
-        raise ValueError(f"{printable(folder)} holds {' and '.join(found)}: keep the one that is right.")
-    return Path(folder, found[0]) if found else None
+    there = [name for name in FILE_NAMES if os.path.isfile(os.path.join(folder, name))]
+    if len(there) > 1:
+        raise ValueError(f"{printable(folder)} holds {' and '.join(there)}: keep the one that is right.")
+    return Path(folder, there[0]) if there else None
 
 
 def read_metadata(path: Path, labels: Sequence[str]) -> list[Listed]:
@@ -91,8 +91,8 @@ def _file_column(path: Path, columns: Sequence[str], labels: Sequence[str]) -> s
         raise ValueError(f"{printable(path)} has several columns {several(twice)}: names must differ.")
     names = [name for name in columns if name == FILE_COLUMN or name.endswith(f"_{FILE_COLUMN}")]
     if FILE_COLUMN not in names and len(names) != 1:
-        found = several(columns) or "none"
-        raise NoFileColumn(f"{printable(path)} has no column {FILE_COLUMN} with the audio files; it has {found}.")
+        others = several(columns) or "none"
+        raise NoFileColumn(f"{printable(path)} has no column {FILE_COLUMN} with the audio files; it has {others}.")
     check_columns(printable(path), labels, columns)
     return FILE_COLUMN if FILE_COLUMN in names else names[0]
 
@@ -102,14 +102,14 @@ def _file_column(path: Path, columns: Sequence[str], labels: Sequence[str]) -> s
 
 def _csv(path: Path, labels: Sequence[str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     text = decoded(path)
+    header = text.partition("\n")[0].strip()
+    if FILE_COLUMN in header and "," not in header and re.search(r"[;\t|]", header):
+        raise ValueError(
+            f"{printable(path)}: columns must be separated by commas, but its first line is {printable(header)}"
+        )
     rows = _csv_rows(printable(path), text)
-    try:
-        columns = [name.strip() for name in next(rows, (1, []))[1]]
-        file_column = _file_column(path, columns, labels)
-    except MissingColumn:
-        raise
-    except ValueError as error:
-        raise _with_delimiter(path, next(iter(text.split("\n", 1)), ""), error) from None
+    columns = [name.strip() for name in next(rows, (1, []))[1]]
+    file_column = _file_column(path, columns, labels)
     file, kept = columns.index(file_column), [columns.index(label) for label in labels]
     for line, row in rows:
         where = f"{printable(path)}, line {line}"
@@ -123,8 +123,7 @@ def _csv(path: Path, labels: Sequence[str]) -> Iterator[tuple[str, str, tuple[st
 
 def _csv_rows(path: str, text: str) -> Iterator[tuple[int, list[str]]]:
     """Number of the first line, from 1, and fields of every row that is not empty."""
-    lines: list[str] = []  # of the row
-    reader = csv.reader(_noted(text, lines), strict=True, skipinitialspace=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     first = 1
     while True:
         try:
@@ -142,29 +141,9 @@ def _csv_rows(path: str, text: str) -> Iterator[tuple[int, list[str]]]:
                 f"{path}, lines {first} to {reader.line_num} are one row, since a quote opens in one and closes in the"
                 " other: if no quotation mark is unmatched, write the row in one line."
             )
-        if any(_astray(field, "".join(lines)) for field in row):
-            raise ValueError(
-                f"{path}, line {first}: a quotation mark is unmatched: a field with quotes must stand in quotes."
-            )
         if any(row):
             yield first, row
-        lines.clear()
         first = reader.line_num + 1
-
-
-def _noted(text: str, lines: list[str]) -> Iterator[str]:
-    """The lines of a text, each put into `lines` too."""
-    for line in io.StringIO(text, newline=""):
-        lines.append(line)
-        yield line
-
-
-def _astray(field: str, row: str) -> bool:
-    """Whether a field that does not stand in quotes has an odd number of them, or doubled ones."""
-    count = field.count('"')
-    if not count or '"' + field.replace('"', '""') + '"' in row:
-        return False
-    return count % 2 == 1 or '""' in field
 
 
 def decoded(path: Path) -> str:
@@ -184,20 +163,6 @@ def decoded(path: Path) -> str:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise ValueError(f"{printable(path)}, line {line} holds a NUL byte: save the file as UTF-8 text.")
     return text
-
-
-def _with_delimiter(path: Path, header: str, error: ValueError) -> ValueError:
-    """The error of a header, plainer where its columns are separated by something other than commas."""
-    for delimiter, called in DELIMITERS.items():
-        columns = [name.strip().strip('"') for name in header.split(delimiter)]
-        if any(name == FILE_COLUMN or name.endswith(f"_{FILE_COLUMN}") for name in columns):
-            return ValueError(
-                f"{printable(path)} has {called} ({delimiter!r}) between its columns {several(columns)}: save it with"
-                " commas."
-            )
-        if len(columns) > 1 and isinstance(error, NoFileColumn):
-            return NoFileColumn(f"{error} Are those separated by {called} ({delimiter!r})? It must be commas.")
-    return error
 
 
 # JSON lines

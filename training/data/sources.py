@@ -30,10 +30,11 @@ from sjepa_hf.command import first_line
 from training.common.naming import printable, several
 from training.data.archives import TarArchives
 from training.data.clips import Clip, Sample
-from training.data.folders import AUDIO_SUFFIXES, list_folder
+from training.data.folders import list_folder
 from training.data.identity import identify, matches
 from training.data.manifest import JsonLines, MissingColumn, check_columns
 from training.data.metadata import FILE_NAMES, check_label_feature, class_name
+from training.data.waveforms import AUDIO_SUFFIXES
 
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from training.data.seeking import place_before
 from training.data.unsized import is_doubtful, is_right_after_all, parts
 
 
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
 SILENCE = 1e-4  # peak to peak, full scale 2: about three steps of 16-bit audio
 LOUDEST = 100.0  # a peak beyond 100 times full scale: integers stored as floats, or garbage
 RATES = (1_000, 192_000)  # Hz; beyond them are broken headers
@@ -197,11 +199,11 @@ class _Recording:
         yield from _blocks(self._file, frames)
 
     def _from_front(self, start: int = 0, frames: int | None = None) -> Iterator[np.ndarray]:
-        """The blocks from `start` on, without seeking: some formats never can, none where the end is not known."""
+        """The blocks from `start` on: for formats that cannot seek, and files whose length is unknown."""
         left = None if frames is None else start + frames
         with _decoding():
-            found = list(parts(self._file.format, self._source))
-        for part in found:
+            pieces = list(parts(self._file.format, self._source))
+        for part in pieces:
             with _open(part, plain=False) as file:
                 if file.subtype == "OPUS":
                     file.seek(0)  # libsndfile drops the pre-skip of many files only then
@@ -224,11 +226,11 @@ class _Recording:
         if (known := _lengths.get(key)) is not None:
             return known
         right = is_right_after_all(self._file, self._source)
-        found = (self.frames, False) if right else (self._counted(), True)
+        length = (self.frames, False) if right else (self._counted(), True)
         if len(_lengths) >= LENGTHS_KEPT:
             _lengths.clear()
-        _lengths[key] = found
-        return found  # which another thread may have cleared
+        _lengths[key] = length
+        return length  # which another thread may have cleared
 
     def _counted(self) -> int:
         frames = 0
@@ -253,22 +255,22 @@ class _Onwards(soundfile.SoundFile):
         return False
 
 
-class _decoding:
+@contextmanager
+def _decoding() -> Iterator[None]:
     """Turns what the decoders raise into `BadAudio`."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> None:
-        # TypeError: headerless .raw. ValueError: a name that no file can have.
-        if isinstance(error, (soundfile.SoundFileError, RuntimeError, TypeError, OSError, ValueError)) and not (
-            isinstance(error, BadAudio)
-        ):
-            raise BadAudio("corrupt", getattr(error, "error_string", "") or str(error)) from error
+    try:
+        yield
+    except BadAudio:
+        raise
+    # TypeError: headerless .raw. ValueError: a name that no file can have.
+    except (soundfile.SoundFileError, RuntimeError, TypeError, OSError, ValueError) as error:
+        raise BadAudio("corrupt", getattr(error, "error_string", "") or str(error)) from error
 
 
 def _open(content, plain: bool = True) -> _Onwards | PlainWav:
-    """What a path, bytes or a file in memory hold; one in memory is not a `plain` one. Raises BadAudio."""
+    """
+    Open a path, bytes or a file object. `plain`: try the fast WAV reader first (no file objects). Raises BadAudio.
+    """
     with _decoding():
         file = open_plain_wav(content) if plain else None
         if file is None:

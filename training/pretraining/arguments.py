@@ -279,7 +279,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     argv = sys.argv[1:] if argv is None else list(argv)
     asked = given(argv, ARGUMENTS)
     recipe = read_recipe(asked["config"], ARGUMENTS) if "config" in asked else {}
-    argv += shortened(asked, {f.name: f.default for f in fields(RunArguments)} | recipe)
+    recipe |= shortened(asked, {f.name: f.default for f in fields(RunArguments)} | recipe)
     chosen_there = recipe.pop("model_config", {})
     groups = parse_dataclasses(ARGUMENTS, argv, "Pretrain S-JEPA, both phases in one run.", values=recipe)
     check_system()

@@ -181,7 +181,7 @@ def random_state() -> dict[str, torch.Tensor]:
 
 
 def load_random_state(directory: Path, process_index: int) -> bool:
-    """Restore a process's random state; returns whether the checkpoint had one (of so many processes)."""
+    """Restore the checkpoint's random state of a process. Returns False where it was written by fewer processes."""
     with restoring(directory, "random state"):
         states = load_file(directory / STATE_DIRECTORY / RANDOM_STATES)
         if f"{process_index}.cpu" not in states:

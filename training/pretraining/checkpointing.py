@@ -37,6 +37,7 @@ def restore(run: Run) -> None:
         run.targets.fitted = not run.state.seeding_due
         checkpoint_layout.load_online(checkpoint, run.targets.modules)
     run.data.restore(run.state)
+    run.skipped_steps += run.state.skipped_steps
     first = run.accelerator.is_main_process  # its sums are those of all processes
     run.loss_sums = {name: tuple(sums) if first else (0.0, 0.0) for name, sums in run.state.loss_sums.items()}
     if first:
@@ -75,7 +76,7 @@ def save(run: Run, directory: Path) -> None:
         seconds_taken=run.seconds_taken(),
         samples_padded=totals.samples_padded,
         samples_real=totals.samples_real,
-        skipped_steps=run.steps_skipped(),
+        skipped_steps=int(run.skipped_steps),
         clips_seen=clips_seen,
         loss_sums=totals.losses,
         clips_skipped=dict(clips_skipped),

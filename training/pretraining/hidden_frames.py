@@ -79,24 +79,25 @@ class ClipMeanMonitor:
     def __init__(self, run: RunArguments):
         self._run = run
         self._gains: deque[float] = deque(maxlen=LINES)
-        self._phase, self._next = 0, 0
+        self._phase = 0
 
-    def observe(self, metrics: dict) -> str | None:
-        """A sentence; None where all is well, learning had no time, or less than twice the steps of the last one."""
+    def observe(self, metrics: dict) -> dict[str, str]:
+        """A sentence by the name of the figure; empty where all is well or learning had no time."""
         phase, step = metrics["phase"], metrics["step"]
         warmup = self._run.phase1_warmup_steps
         if phase == 2:
             step, warmup = step - self._run.phase1_steps, self._run.phase2_warmup_steps
         if phase != self._phase:
-            self._phase, self._next = phase, warmup + FEWEST_STEPS
+            self._phase = phase
             self._gains.clear()
         if "gain_over_clip_mean" in metrics:
             self._gains.append(metrics["gain_over_clip_mean"])
-        if step < self._next or len(self._gains) < LINES or sum(self._gains) > 0:
-            return None
-        self._next = 2 * step
-        return (
-            f"at hidden frames the prediction knows nothing of what is said: over the last {LINES} lines its KL"
-            f" lies {-sum(self._gains) / LINES:.2f} nats above that of the clip's mean guess (clip_mean_kl), which"
-            " knows voice and channel alone"
-        )
+        if step < warmup + FEWEST_STEPS or len(self._gains) < LINES or sum(self._gains) > 0:
+            return {}
+        return {
+            "gain_over_clip_mean": (
+                f"at hidden frames the prediction knows nothing of what is said: over the last {LINES} lines its KL"
+                f" lies {-sum(self._gains) / LINES:.2f} nats above that of the clip's mean guess (clip_mean_kl), which"
+                " knows voice and channel alone"
+            )
+        }

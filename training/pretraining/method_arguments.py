@@ -126,10 +126,7 @@ class TargetArguments:
         },
     )
     frozen_weight: float = field(
-        default=0.0, metadata={"help": "Share of the phase-1 targets in the loss at the start of phase 2."}
-    )
-    frozen_weight_end: float = field(
-        default=0.0, metadata={"help": "The same at the end of phase 2; between them it moves linearly."}
+        default=0.0, metadata={"help": "Share of the phase-1 targets in the loss of phase 2."}
     )
     start_layer: int | None = field(
         default=3,
@@ -162,7 +159,7 @@ class TargetArguments:
             at_least_2="phase1_components phase2_components",
             positive="fit_hours",
             not_negative="em_iterations relative_variance_floor phase1_temperature target_temperature",
-            share="mixture_decay frozen_weight frozen_weight_end layer_score_decay ema_decays",
+            share="mixture_decay frozen_weight layer_score_decay ema_decays",
         )
         check_choice(self, "phase1_features", [n for n in MIXTURE_FEATURES if n != "encoder"])  # what a save can name
         check_choice(self, "mixture_average", ("statistics", "parameters"))
@@ -181,7 +178,7 @@ class TargetArguments:
     @property
     def keeps_frozen(self) -> bool:
         """Whether the phase-1 targets stay in the loss of phase 2."""
-        return max(self.frozen_weight, self.frozen_weight_end) > 0
+        return self.frozen_weight > 0
 
     @property
     def follows_ranks(self) -> bool:

@@ -28,7 +28,7 @@ def build_model(arguments: Arguments, resumed: Path | None, accelerator: Acceler
     Raises:
         ValueError: if the checkpoint cannot be opened, or does not fit the settings.
     """
-    settings, targets = arguments.model, arguments.targets
+    settings = arguments.model
     attention = {"attn_implementation": settings.attn_implementation}
     checkpoint = resumed or settings.initial_checkpoint
     if checkpoint:
@@ -45,23 +45,8 @@ def build_model(arguments: Arguments, resumed: Path | None, accelerator: Acceler
             model = SJepaForPreTraining._from_config(arguments.sjepa_config(), **attention)
         except (ImportError, ValueError) as error:  # a package of that implementation is not installed
             raise ValueError(f"`attn_implementation` {settings.attn_implementation}: {first_line(error)}") from error
-    size = num_features(targets.phase1_features)
     if not resumed:
-        if arguments.run.phase1_steps == 0 and targets.keeps_frozen:
-            known = model.config.mixture_features in (None, targets.phase1_features)  # None: it is not said
-            if not (checkpoint and known and model.mixture.num_features == size and model.mixture.is_fitted()):
-                raise ValueError(
-                    f"`frozen_weight` keeps the targets of phase 1, but there are none: `phase1_steps` is 0, and"
-                    f" `initial_checkpoint` names no checkpoint with a fitted mixture over {targets.phase1_features}."
-                )
-            if model.config.mixture_transitions != targets.target_transitions:
-                raise ValueError(
-                    f"`target_transitions` is {targets.target_transitions}, but the mixture of {checkpoint}, which"
-                    f" `frozen_weight` keeps, was fitted with {model.config.mixture_transitions}: set it to that."
-                )
-        model.config.mixture_transitions = targets.target_transitions
-        if checkpoint and arguments.run.phase1_steps > 0:
-            model.replace_mixture(targets.phase1_components, size)
+        prepare_mixture(model, arguments)
     if settings.freeze_feature_encoder:
         model.freeze_feature_encoder()
     if settings.gradient_checkpointing:
@@ -72,6 +57,32 @@ def build_model(arguments: Arguments, resumed: Path | None, accelerator: Acceler
     if settings.torch_compile:
         model.compile(dynamic=True)  # every batch has a length of its own
     return model
+
+
+def prepare_mixture(model: SJepaForPreTraining, arguments: Arguments) -> None:
+    """
+    Give the model of a new run the mixture of its first phase, or see that it has the one that phase 2 keeps.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    targets, checkpoint = arguments.targets, arguments.model.initial_checkpoint
+    size = num_features(targets.phase1_features)
+    if arguments.run.phase1_steps == 0 and targets.keeps_frozen:
+        known = model.config.mixture_features in (None, targets.phase1_features)  # None: it is not said
+        if not (checkpoint and known and model.mixture.num_features == size and model.mixture.is_fitted()):
+            raise ValueError(
+                f"`frozen_weight` keeps the targets of phase 1, but there are none: `phase1_steps` is 0, and"
+                f" `initial_checkpoint` names no checkpoint with a fitted mixture over {targets.phase1_features}."
+            )
+        if model.config.mixture_transitions != targets.target_transitions:
+            raise ValueError(
+                f"`target_transitions` is {targets.target_transitions}, but the mixture of {checkpoint}, which"
+                f" `frozen_weight` keeps, was fitted with {model.config.mixture_transitions}: set it to that."
+            )
+    model.config.mixture_transitions = targets.target_transitions
+    if checkpoint and arguments.run.phase1_steps > 0:
+        model.replace_mixture(targets.phase1_components, size)
 
 
 def open_checkpoint(

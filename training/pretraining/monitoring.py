@@ -23,6 +23,26 @@ from training.pretraining.run import Run
 logger = logging.getLogger(__name__)
 HISTORY = "metrics.jsonl"
 LIVE_SHARE = 0.01  # a component is live while its weight is at least this share of the uniform one
+COLLAPSES = (  # figure, the value below which it tells of a collapse, of which one, and what helps
+    (
+        "prediction_perplexity",
+        2,
+        "all frames of a batch get nearly the same prediction",
+        "lower the learning rate or lengthen the warm-up",
+    ),
+    (
+        "mixture_perplexity",
+        3,
+        "almost all weight lies on one component of the mixture",
+        "seed the mixture anew from an earlier checkpoint",
+    ),
+    (
+        "target_perplexity",
+        2,
+        "all frames of a batch have nearly the same target",
+        "look at the audio, and at the mixture's weights (mixture_perplexity)",
+    ),
+)
 
 
 @torch.no_grad()
@@ -51,7 +71,7 @@ def target_metrics(
     return {name: value.item() for name, value in figures.items()}
 
 
-def loss_sums(output: SJepaForPreTrainingOutput) -> dict[str, tuple[torch.Tensor, int]]:
+def loss_parts(output: SJepaForPreTrainingOutput) -> dict[str, tuple[torch.Tensor, int]]:
     """
     The parts of the loss and, where there are several, the `loss` that is minimised: each summed over its frames of a
     micro-batch, with their number, for `Monitor.count_step`.
@@ -72,39 +92,20 @@ def collapse_warnings(metrics: dict, hidden_size: int, num_components: int) -> d
     Sentences about what has collapsed, or is about to, by the name of the figure: predictions, targets, features.
     Empty when all is well.
     """
-    found = {}
-    for name, floor, said, remedy in (
-        (
-            "prediction_perplexity",
-            2,
-            "all frames of a batch get nearly the same prediction",
-            "lower the learning rate or lengthen the warm-up",
-        ),
-        (
-            "mixture_perplexity",
-            3,
-            "almost all weight lies on one component of the mixture",
-            "seed the mixture anew from an earlier checkpoint",
-        ),
-        (
-            "target_perplexity",
-            2,
-            "all frames of a batch have nearly the same target",
-            "look at the audio, and at the mixture's weights (mixture_perplexity)",
-        ),
-    ):
+    sentences = {}
+    for name, floor, what, remedy in COLLAPSES:
         floor = min(floor, num_components**0.5)  # where there are few: that of half the highest entropy
         if metrics.get(name, math.inf) < floor:
-            found[name] = f"{said} ({name} {metrics[name]:.2f}, below {floor:.3g}): {remedy}"
+            sentences[name] = f"COLLAPSE: {what} ({name} {metrics[name]:.2f}, below {floor:.3g}): {remedy}"
     ranks = metrics.get("effective_ranks")
     floor = max(2.0, 0.01 * hidden_size)
     if ranks and min(ranks) < floor:
         worst = min(range(len(ranks)), key=ranks.__getitem__)
-        found["effective_ranks"] = (
-            f"the features of layer {worst} have an effective rank of {ranks[worst]:.1f} out of {hidden_size}, below"
-            f" {floor:.1f}: the encoder is collapsing onto a few directions"
+        sentences["effective_ranks"] = (
+            f"COLLAPSE: the features of layer {worst} have an effective rank of {ranks[worst]:.1f} out of"
+            f" {hidden_size}, below {floor:.1f}: the encoder is collapsing onto a few directions"
         )
-    return found
+    return sentences
 
 
 class Monitor:
@@ -133,12 +134,12 @@ class Monitor:
         A step is done.
 
         Args:
-            sums: [`loss_sums`] of each micro-batch.
+            sums: [`loss_parts`] of each micro-batch.
             norm: of the gradient, `()`.
             broken: whether the gradient is NaN or infinite, so that none of this counts, `()`.
         """
-        for found in (*sums, {"gradient_norm": (norm.detach(), 1)}):
-            for name, (value, count) in found.items():
+        for parts in (*sums, {"gradient_norm": (norm.detach(), 1)}):
+            for name, (value, count) in parts.items():
                 total, number = self._run.loss_sums.get(name, (0.0, 0.0))
                 total, number = total + torch.where(broken, 0, value), number + torch.where(broken, 0, count)
                 self._run.loss_sums[name] = total, number
@@ -172,7 +173,7 @@ class Monitor:
             "learning_rate": run.schedule.learning_rate(step),
             "padded_share": 1 - totals.samples_real / max(totals.samples_padded, 1),
             "skipped_clips": totals.skipped,
-            "skipped_steps": run.steps_skipped(),
+            "skipped_steps": int(run.skipped_steps),
             **means(totals.losses),
             **target_metrics(run.model.mixture, posteriors, output, batch["masked_positions"]),
             **hidden_frame_metrics(run.model.mixture, posteriors, output, batch),
@@ -222,9 +223,7 @@ class Monitor:
             logger.error("`report_to` gets nothing from step %d on: %s.", metrics["step"], error)
             self.accelerator.trackers = []
         self._show(metrics, step_seconds)
-        self._warn_of_collapse(metrics)
-        if sentence := self._clip_mean.observe(metrics):
-            logger.warning("Step %d: %s.", metrics["step"], sentence)
+        self._warn(metrics)
 
     def _show(self, metrics: dict, step_seconds: float | None) -> None:
         """Losses and speed in the progress bar, or in the log, with the time left, where stderr is no terminal."""
@@ -244,19 +243,19 @@ class Monitor:
                 figures += f"; about {duration(step_seconds * (total - step))} left"
             logger.info("Step %s of %s, phase %d: %s.", f"{step:,}", f"{total:,}", metrics["phase"], figures)
 
-    def _warn_of_collapse(self, metrics: dict) -> None:
+    def _warn(self, metrics: dict) -> None:
         """Each figure is told of at once, then only after twice the steps, in each phase anew."""
         step, model = metrics["step"], self._run.model
-        found = collapse_warnings(metrics, model.config.hidden_size, model.mixture.num_components)
-        for figure, sentence in found.items():
+        collapses = collapse_warnings(metrics, model.config.hidden_size, model.mixture.num_components)
+        for figure, sentence in (collapses | self._clip_mean.observe(metrics)).items():
             key = (metrics["phase"], figure)
             if step >= self._next_warning.get(key, 0):
                 self._next_warning[key] = 2 * step
-                logger.warning("COLLAPSE at step %d: %s.", step, sentence)
+                logger.warning("Step %d: %s.", step, sentence)
 
 
 def means(sums: dict[str, Sequence[float]]) -> dict[str, float]:
-    """Of sums and numbers, the means that there are."""
+    """Mean of each `(sum, count)`; those of count 0 are left out."""
     return {name: total / count for name, (total, count) in sums.items() if count}
 
 
@@ -264,12 +263,12 @@ def resident_gib() -> float:
     """Memory of this process and its workers in GiB; pages that they share are shared out among them (Linux)."""
     process = psutil.Process()
     total = 0
-    for each in (process, *process.children(recursive=True)):
+    for member in (process, *process.children(recursive=True)):
         try:
             try:
-                memory = each.memory_full_info()
+                memory = member.memory_full_info()
             except psutil.AccessDenied:  # macOS refuses it of other processes
-                memory = each.memory_info()
+                memory = member.memory_info()
         except psutil.Error:  # it has just ended, or may not be looked at
             continue
         total += getattr(memory, "pss", memory.rss)

@@ -78,8 +78,8 @@ class OtherEncoder(nn.Module):
     ) -> BaseModelOutput:
         """
         As [`SJepaModel.forward`], in training mode too: without `mask_time_indices` nothing is hidden. With
-        `num_layers` later layers do not run, and `last_hidden_state` is `hidden_states[num_layers]`; without, it is
-        what the model gives, which in models that norm first is normed once more.
+        `num_layers` only these layers run and `last_hidden_state` is the last one's output, before the model's final
+        layer norm; without, it is the model's own.
         """
         check_values(input_values, attention_mask)
         if self.extractor.do_normalize:

@@ -94,33 +94,33 @@ def load_other(checkpoint: str | Path, own_config: PreTrainedConfig, **options) 
     Raises:
         ValueError: as [`open_other`] does.
     """
-    found = [beside(checkpoint, name) for name in PRETRAINING]
-    if not any(found):
+    paths = [file_beside(checkpoint, name) for name in PRETRAINING]
+    if not any(paths):
         return None
-    for name, path in zip(PRETRAINING, found):
+    for name, path in zip(PRETRAINING, paths):
         if path is None:
             raise ValueError(
                 f"{checkpoint} lacks {name}, though other files of pretraining lie there: copy it too, or delete those"
                 " to begin with a fresh predictor."
             )
     try:
-        config = SJepaConfig(**read_json(found[0]))
+        config = SJepaConfig(**read_json(paths[0]))
     except Exception as error:  # of whatever Transformers makes of a value in a field that it checks itself
-        raise ValueError(f"{found[0]} is not a configuration: {why(error)}") from error
+        raise ValueError(f"{paths[0]} is not a configuration: {why(error)}") from error
     encoder = open_other_encoder(checkpoint, own_config, **options)
     model = OtherForPreTraining._from_config(config, encoder=encoder, **options)
     try:
-        weights = load_file(found[1])
+        weights = load_file(paths[1])
         unmatched = set(filter(model.lies_beside, model.state_dict())) ^ weights.keys()
         if unmatched:
             raise ValueError(f"it and {PRETRAINING[0]} do not agree on {min(unmatched)}")
         model.load_state_dict(weights, strict=False)
     except Exception as error:  # of safetensors, or of torch where a shape is another
-        raise ValueError(f"{found[1]} cannot be taken: {why(error)}") from error
+        raise ValueError(f"{paths[1]} cannot be taken: {why(error)}") from error
     return model
 
 
-def beside(checkpoint: str | Path, name: str) -> Path | None:
+def file_beside(checkpoint: str | Path, name: str) -> Path | None:
     """
     As [`sjepa_hf.opening.file_of`], but that offline a file is taken as absent where that is not known; the log says
     so.

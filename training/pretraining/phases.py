@@ -13,7 +13,6 @@ from collections.abc import Iterator
 
 import torch
 
-from sjepa_hf.frames import FRAMES_PER_SECOND
 from sjepa_hf.modeling_sjepa_pretraining import new_mixture
 from training.common.progress import Progress
 from training.common.seeds import Purpose, seed_for
@@ -48,7 +47,7 @@ def fit(run: Run) -> float:
     """
     if run.schedule.phase(run.state.step) == 1:
         return begin_phase_1(run)
-    return follow_layer(run) if run.targets.phase == 2 else begin_phase_2(run)
+    return refit_on_new_layer(run) if run.targets.phase == 2 else begin_phase_2(run)
 
 
 def begin_phase_1(run: Run) -> float:
@@ -64,8 +63,6 @@ def begin_phase_1(run: Run) -> float:
     targets, audio = run.targets, fit_audio(run, progress)
     frames, max_seconds = settings.fit_frames, settings.fit_hours * 3600
     sample = sample_frames(targets.features, audio, frames, seed, max_seconds=max_seconds)
-    with run.coordinator.waiting():
-        check_enough_audio(run, len(sample))
     fit_mixture(targets.mixture, sample, seed, run.coordinator, progress=progress, **settings.fit_options())
     if settings.target_transitions:
         passes = settings.transition_passes
@@ -106,11 +103,11 @@ def begin_on_highest_rank(run: Run) -> None:
     seed = seed_for(run.arguments.run.seed, Purpose.LAYER_RANKS, step)
     ranks = layer_ranks(run.model.sjepa, audio.batches(max_frames=MEASURED_FRAMES), run.accelerator, seed)
     run.layer_choice.choose_first(ranks)
-    said = " ".join(f"{rank:.1f}" for rank in ranks)
-    logger.info("Effective ranks of the layers, 0 first: %s. Layer %d leads.", said, run.layer_choice.active)
+    shown = " ".join(f"{rank:.1f}" for rank in ranks)
+    logger.info("Effective ranks of the layers, 0 first: %s. Layer %d leads.", shown, run.layer_choice.active)
 
 
-def follow_layer(run: Run) -> float:
+def refit_on_new_layer(run: Run) -> float:
     """Fit new clusters, after the layer that makes the targets has changed."""
     seconds = seed_mixture(run, run.targets, run.arguments.targets.reseed_frames)
     restart_head(run)
@@ -179,21 +176,10 @@ def choose_layer(run: Run, micro_batches: list[dict]) -> list[float] | None:
     return ranks
 
 
-def check_enough_audio(run: Run, found: int) -> None:
-    """Raise a ValueError at the start where phase 2 could not be seeded on the frames `found` in all audio."""
-    settings = run.arguments.targets
-    everything = found < settings.fit_frames and found / FRAMES_PER_SECOND < settings.fit_hours * 3600 / 2
-    if everything and run.arguments.run.phase2_steps and found < settings.phase2_components:
-        raise ValueError(
-            f"`phase2_components` is {settings.phase2_components}, but train_data has {found} frames in all:"
-            " give more audio or fewer components"
-        )
-
-
 def end_fit(run: Run, began: float) -> float:
     """
     Count a fit's unusable clips and wait for the other processes; returns the seconds since it began, their mean.
     Raises Interrupted if the run is to end.
     """
-    run.data.take()
+    run.data.mark_used()
     return run.coordinator.sum(time.monotonic() - began)[0] / run.processes

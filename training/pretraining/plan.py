@@ -21,6 +21,7 @@ from training.data.clips import Clip
 from training.data.waveforms import BadAudio
 from training.pretraining.arguments import Arguments
 from training.pretraining.other_encoder import OtherEncoder
+from training.pretraining.run import Run
 
 
 logger = logging.getLogger(__name__)
@@ -117,63 +118,52 @@ def header_seconds(clip: Clip) -> float:
         return 0.0
 
 
-def plan(
-    arguments: Arguments, accelerator: Accelerator, stream: BatchStream, model: SJepaForPreTraining, step: int = 0
-) -> list[str]:
-    """
-    Sentences about a run, for the main process.
-
-    Args:
-        arguments: of the run.
-        accelerator: says on what it runs.
-        stream: batches of one process.
-        model: what is trained, as the run begins.
-        step: steps that an earlier part of the run has taken.
-    """
-    data, processes = arguments.data, accelerator.num_processes
-    readers = processes * max(1, data.num_workers)
-    found = estimate_data(stream, data.train_data_weights, readers)
+def plan(run: Run) -> list[str]:
+    """Sentences about a run, as it stands before its next step, for the main process."""
+    arguments, stream, step = run.arguments, run.data.stream, run.state.step
+    readers = run.processes * run.data.readers_here
+    estimate = estimate_data(stream, arguments.data.train_data_weights, readers)
     return [
-        about_data(arguments, stream, found),
+        about_data(arguments, stream, estimate),
         *about_noise(arguments, stream),
-        about_batches(arguments, readers, found),
-        about_model(model, accelerator, None if step else arguments.model.initial_checkpoint),
-        *about_padding(model),
-        about_steps(arguments, processes, found, step),
+        about_batches(arguments, readers, estimate),
+        about_model(run.model, run.accelerator, None if step else arguments.model.initial_checkpoint),
+        *about_padding(run.model),
+        about_steps(arguments, run.processes, estimate, step),
         about_targets(arguments),
-        about_output(arguments, model),
+        about_output(arguments, run.model),
     ]
 
 
-def log_plan(arguments: Arguments, accelerator: Accelerator, *of_the_run) -> None:
+def log_plan(run: Run) -> None:
     """Log the plan, on the main process."""
-    if accelerator.is_main_process:
-        for sentence in plan(arguments, accelerator, *of_the_run):
+    if run.accelerator.is_main_process:
+        for sentence in plan(run):
             logger.info("%s", sentence)
-        dry = arguments.run.dry_run
+        dry = run.arguments.run.dry_run
         logger.info("A dry run: nothing was written." if dry else "How long that takes follows with the metrics.")
 
 
-def about_data(arguments: Arguments, stream: BatchStream, found: DataEstimate | None) -> str:
+def about_data(arguments: Arguments, stream: BatchStream, estimate: DataEstimate | None) -> str:
     sources = [source.name for source in stream.corpus.sources]
-    if found is None:
+    if estimate is None:
         return f"Data: {named(sources)}, streamed: how much it is shows when it has been read."
     sizes = stream.corpus.sizes.tolist()
     largest = sorted(range(len(sources)), key=lambda n: -sizes[n])
     parts = [f"{sizes[n]:,} of {sources[n]}" if len(sources) > 1 else sources[n] for n in largest]
-    if arguments.data.train_data_weights and found.batches:
-        parts = [f"{part} ({100 * found.heard[n]:.0f} % of the audio heard)" for part, n in zip(parts, largest)]
+    if arguments.data.train_data_weights and estimate.batches:
+        parts = [f"{part} ({100 * estimate.heard[n]:.0f} % of the audio heard)" for part, n in zip(parts, largest)]
     text = f"Data: {sum(sizes):,} clip{'s' * (sum(sizes) > 1)}, "
     text += (
-        audio_amount(found.hours)
-        if found.exact
-        else f"about {audio_amount(found.hours)} (judged by {found.sampled} of them)"
+        audio_amount(estimate.hours)
+        if estimate.exact
+        else f"about {audio_amount(estimate.hours)} (judged by {estimate.sampled} of them)"
     )
     text += f": {named(parts)}"
-    if found.unusable >= 0.005:
+    if estimate.unusable >= 0.005:
         seconds = f"{stream.args.min_seconds:g} s"
-        text += f"; {100 * found.unusable:.0f} % are shorter than {seconds} or unreadable and will be skipped"
-        if found.unusable > arguments.data.max_bad_fraction:
+        text += f"; {100 * estimate.unusable:.0f} % are shorter than {seconds} or unreadable and will be skipped"
+        if estimate.unusable > arguments.data.max_bad_fraction:
             text += f", which is more than `max_bad_fraction` ({arguments.data.max_bad_fraction:g}): the run will stop"
             text += " once that is beyond chance"
     return text + "."
@@ -186,13 +176,15 @@ def about_noise(arguments: Arguments, stream: BatchStream) -> list[str]:
     return [f"Noise: {stream.noise}, added to {100 * arguments.masking.p_noise:.3g} % of the clips."]
 
 
-def about_batches(arguments: Arguments, readers: int, found: DataEstimate | None) -> str:
+def about_batches(arguments: Arguments, readers: int, estimate: DataEstimate | None) -> str:
     data = arguments.data
     where = f"{readers} worker process{'es' * (readers > 1)}" if data.num_workers else "the training process itself"
     text = f"Batches: up to {data.batch_seconds:g} s with padding, clips cropped to {data.max_seconds:g} s"
     text += f", read by {where}"
-    if found is not None and found.batches:
-        text += f"; about {max(found.batches, 1):,.0f} in a pass over the data, {100 * found.padding:.1f} % padding"
+    if estimate is not None and estimate.batches:
+        text += (
+            f"; about {max(estimate.batches, 1):,.0f} in a pass over the data, {100 * estimate.padding:.1f} % padding"
+        )
     return text + "."
 
 
@@ -224,16 +216,16 @@ def about_padding(model: SJepaForPreTraining) -> list[str]:
     ]
 
 
-def about_steps(arguments: Arguments, processes: int, found: DataEstimate | None, step: int) -> str:
+def about_steps(arguments: Arguments, processes: int, estimate: DataEstimate | None, step: int) -> str:
     run, micro_batches = arguments.run, processes * arguments.run.gradient_accumulation_steps
     left = run.phase1_steps + run.phase2_steps - step
     done = f"{step:,} are taken; " if step else ""
     text = f"Steps: {done}{max(run.phase1_steps - step, 0):,} of phase 1"
     text += f", {min(run.phase2_steps, left):,} of phase 2, {micro_batches} batch{'es' * (micro_batches > 1)} each"
-    if found is None or not found.batches:
+    if estimate is None or not estimate.batches:
         most = left * micro_batches * arguments.data.batch_seconds / 3600
         return f"{text}: {audio_amount(most)} of audio heard at most."
-    heard, passes = left * micro_batches * found.batch_seconds / 3600, left * micro_batches / found.batches
+    heard, passes = left * micro_batches * estimate.batch_seconds / 3600, left * micro_batches / estimate.batches
     return f"{text}: about {audio_amount(heard)} of audio heard, {passes:,.1f} passes over the data."
 
 
@@ -257,13 +249,12 @@ def about_targets(arguments: Arguments) -> str:
             text += ", later the one of the highest effective rank" if checks > 0 else " to the end"
             text += f" (measured every {targets.layer_check_steps:,} steps)"
         if targets.keeps_frozen:
-            shares = dict.fromkeys(f"{100 * each:g}" for each in (targets.frozen_weight, targets.frozen_weight_end))
             whose = (
                 "those of phase 1"
                 if run.phase1_steps
                 else f"the frozen mixture of {arguments.model.initial_checkpoint}"
             )
-            text += f", with {whose} for {' to '.join(shares)} % of the loss"
+            text += f", with {whose} for {100 * targets.frozen_weight:g} % of the loss"
         parts.append(text)
     return f"Targets: {'; in phase 2 '.join(parts)}."
 

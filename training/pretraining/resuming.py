@@ -46,7 +46,6 @@ FIXED = {
 OF_PHASE_1_TARGETS = ("phase1_features", "phase1_temperature")  # where phase 2 keeps these: as in phase 1
 # `model_config`: compared with the model itself
 OF_THIS_START = ("resume_from_checkpoint", "model_config", "output_dir", "dry_run")
-RATES_LOOKED_AT = 1000  # of the steps to come
 
 
 def claim(output_dir: Path, lock: FileLock, resuming: bool, dry_run: bool = False) -> None:
@@ -74,7 +73,7 @@ class AlreadyFinished(Exception):
 def find_start(arguments: Arguments, accelerator: Accelerator, lock: FileLock) -> tuple[Path | None, LoopState]:
     """
     The checkpoint that a run is resumed from, with its loop state; for a new run None and a new state. Settings
-    that have had their effect are put back, as `settle` says. Every process must call it.
+    that have had their effect are put back, as `compare_settings` says. Every process must call it.
 
     Raises:
         ValueError: if there is no such checkpoint, it is damaged, or the settings do not fit it.
@@ -95,7 +94,7 @@ def find_start(arguments: Arguments, accelerator: Accelerator, lock: FileLock) -
             f"`phase1_steps` and `phase2_steps` are {total} steps together, but {checkpoint} has taken {state.step}:"
             " ask for more, or resume from an earlier one."
         )
-    settle(checkpoint, arguments, state)
+    compare_settings(checkpoint, arguments, state)
     return checkpoint, state
 
 
@@ -117,21 +116,21 @@ def find_checkpoint(output_dir: Path, asked: str) -> Path | None:
         if problem := damage(path):
             raise ValueError(f"`resume_from_checkpoint` {asked} is damaged: {problem}. Take an earlier one.")
         return path
-    found = checkpoints(output_dir)
-    newest = next(filter(whole, reversed(found)), None)
+    there = checkpoints(output_dir)
+    newest = next(filter(is_undamaged, reversed(there)), None)
     final = output_dir / FINAL
     if (final / STATE_DIRECTORY).is_dir():
-        found.append(final)
-        if whole(final) and (newest is None or load_loop_state(final).step >= step_of(newest)):
+        there.append(final)
+        if is_undamaged(final) and (newest is None or load_loop_state(final).step >= step_of(newest)):
             newest = final
-    if newest is None and (found or asked == LATEST):
-        in_the_way = found or (final / RECORD).exists()
+    if newest is None and (there or asked == LATEST):
+        in_the_way = there or (final / RECORD).exists()
         way_out = "name another `output_dir`, or move what lies there away" if in_the_way else "start without resuming"
         raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from: {way_out}.")
     return newest
 
 
-def whole(checkpoint: Path) -> bool:
+def is_undamaged(checkpoint: Path) -> bool:
     """Whether all files of a checkpoint are as they were written; if not, the log says what is wrong."""
     if problem := damage(checkpoint):
         logger.warning("%s is damaged and passed over: %s.", checkpoint, problem)
@@ -158,7 +157,7 @@ def set_aside_after(output_dir: Path, step: int) -> None:
     set_aside(beyond, step)
 
 
-def settle(directory: Path, arguments: Arguments, state: LoopState) -> None:
+def compare_settings(directory: Path, arguments: Arguments, state: LoopState) -> None:
     """
     Compare the settings of a run with those that its checkpoint was written with. What differs is named in the log;
     what has had its effect already is put back, so that no later record is false.
@@ -169,15 +168,15 @@ def settle(directory: Path, arguments: Arguments, state: LoopState) -> None:
         state: the checkpoint's loop state.
 
     Raises:
-        ValueError: where the mixture would meet other features than it was fitted to, the model would have to be
-            another, or nothing could be learned any more.
+        ValueError: where the mixture would meet other features than it was fitted to, or the model would have to be
+            another.
     """
     before = load_arguments(directory)
     with restoring(directory, "settings"):
         chosen_before = json.loads(before["model_config"])
         old_schedule = Schedule(SimpleNamespace(run=SimpleNamespace(**before), targets=SimpleNamespace(**before)))
         old_rate = old_schedule.learning_rate(min(state.step, old_schedule.total_steps - 1))
-        kept = max(before["frozen_weight"], before["frozen_weight_end"]) > 0
+        kept = before["frozen_weight"] > 0 or before.get("frozen_weight_end", 0) > 0  # the latter in old checkpoints
     in_phase_2, keeps = has_teacher(directory), arguments.targets.keeps_frozen
     check_phase(directory, before, arguments, state.step)
     if in_phase_2 and keeps and not kept:
@@ -202,11 +201,11 @@ def settle(directory: Path, arguments: Arguments, state: LoopState) -> None:
                 said = "Changed since the checkpoint: `%s` from %r to %r."
                 logger.log(once(logging.WARNING), said, name, before[name], value)
     check_same_model(directory, arguments, chosen_before)
-    check_rate(directory, arguments, state.step, old_rate)
+    tell_other_rate(arguments, state.step, old_rate)
 
 
 def check_phase(directory: Path, before: dict, arguments: Arguments, step: int) -> None:
-    """Raise a ValueError where a checkpoint of that step would come to lie in another phase than it was saved in."""
+    """Raise a ValueError where the new `phase1_steps` puts the checkpoint's step into the other phase."""
     steps = arguments.run.phase1_steps
     if has_teacher(directory):
         if steps != before["phase1_steps"] or step < steps:
@@ -226,19 +225,11 @@ def check_same_model(directory: Path, arguments: Arguments, chosen_before: dict)
     check_unchanged(names, arguments.sjepa_config(), open_config(directory), whose, way_out)
 
 
-def check_rate(directory: Path, arguments: Arguments, step: int, old_rate: float) -> None:
-    """
-    Say where the learning rate goes on elsewhere than it would have; raise a ValueError where it is 0 to the end.
-    """
+def tell_other_rate(arguments: Arguments, step: int, old_rate: float) -> None:
+    """Say where the learning rate goes on elsewhere than at `old_rate`, that of the settings before."""
     schedule = Schedule(arguments)
     if step >= schedule.total_steps:
         return
-    every = max(1, (schedule.total_steps - step) // RATES_LOOKED_AT)
-    if not any(schedule.learning_rate(ahead) > 0 for ahead in range(step, schedule.total_steps, every)):
-        raise ValueError(
-            f"The learning rate is 0 in all steps from {step}, where {directory} stands, to {schedule.total_steps}:"
-            " give the phase a rate that is not, or start a new run from its weights with `initial_checkpoint`."
-        )
     rate = schedule.learning_rate(step)
     if abs(rate - old_rate) > 1e-9 * max(rate, old_rate):
         said = "The learning rate goes on at %.3g; by the settings before it would be %.3g."

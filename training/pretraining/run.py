@@ -65,8 +65,8 @@ class Run:
         frozen_targets (`FrozenTargets`, *optional*): in phase 2 those of phase 1, where they stay in the loss.
         layer_choice (`LayerChoice`): which layer the targets of phase 2 are read from.
         data (`TrainingData`): the batches of this process.
-        skipped_steps (`torch.Tensor`): `(2,)`, steps without an update because of a NaN or infinite gradient, in a row
-            and since the run was started.
+        skipped_steps (`torch.Tensor`), skipped_in_a_row (`torch.Tensor`): `()`, steps without an update because of a
+            NaN or infinite gradient, since the run began and just now in a row.
         loss_sums (`dict[str, tuple]`): of this process since the last line of metrics: sum and number of each part.
         unsaved (`bool`): whether a step, or the fit of the first mixture, is in no checkpoint yet.
         failed_saves (`int`): checkpoints in a row that could not be written.
@@ -120,7 +120,8 @@ class Run:
         self.layer_choice = LayerChoice(settings.start_layer, settings.layer_score_decay, settings.follows_ranks)
         position = DataPosition.from_dict(self.state.data) if self.resumed else None
         self.data = TrainingData(arguments, self.accelerator, self.coordinator, position)
-        self.skipped_steps = torch.zeros(2, device=self.accelerator.device)
+        self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
+        self.skipped_in_a_row = self.skipped_steps.clone()
         self.loss_sums: dict[str, tuple[torch.Tensor | float, torch.Tensor | float]] = {}
         self.unsaved = False
         self.failed_saves = 0
@@ -150,15 +151,11 @@ class Run:
         names = sorted(self.loss_sums)
         losses = [float(part) for name in names for part in self.loss_sums[name]]
         counts = [self.data.bad_audio.skipped, self.data.samples_padded, self.data.samples_real]
-        seconds, *found = summed_numbers([self.data.seconds, *counts, *losses], self.accelerator)
-        counts, losses = map(int, found[:3]), found[3:]
+        seconds, *sums = summed_numbers([self.data.seconds, *counts, *losses], self.accelerator)
+        counts, losses = map(int, sums[:3]), sums[3:]
         pairs = map(list, zip(losses[::2], losses[1::2]))
-        return Totals(self.state.seconds + seconds, *counts, dict(zip(names, pairs, strict=True)))
+        return Totals(seconds, *counts, dict(zip(names, pairs, strict=True)))
 
     def seconds_taken(self) -> float:
         """Time that the run has taken so far, in seconds, with what it took before it was resumed."""
         return self.state.seconds_taken + time.monotonic() - self.started
-
-    def steps_skipped(self) -> int:
-        """Steps without an update since the run began."""
-        return self.state.skipped_steps + int(self.skipped_steps[1])

@@ -50,11 +50,6 @@ class Schedule:
             decay_steps=decay_steps,
         )
 
-    def frozen_weight(self, step: int) -> float:
-        """Share of the frozen targets in the loss of a step of phase 2."""
-        start, end = self.targets.frozen_weight, self.targets.frozen_weight_end
-        return start + (step - self.run.phase1_steps) / self.run.phase2_steps * (end - start)
-
     def ema_decay(self, step: int) -> float:
         """Decay of the EMA encoder, which follows the student from phase 2 on."""
         decays = self.targets.ema_decays
@@ -68,8 +63,8 @@ def learning_rate_factor(
     num_steps: int,
     warmup_steps: int,
     shape: Literal["linear", "cosine", "constant"],
-    final_factor: float = 0.0,
-    decay_steps: int | None = None,
+    final_factor: float,
+    decay_steps: int | None,
 ) -> float:
     """Fraction of a phase's peak learning rate at a step of that phase.
 

@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from multiprocessing.process import BaseProcess
 
 from accelerate import Accelerator
@@ -16,6 +17,7 @@ from sjepa_hf.command import first_line, own_words
 from sjepa_hf.frames import SAMPLING_RATE
 from training.common.processes import Coordinator, all_or_none, local_processes
 from training.common.seeds import Purpose, seed_for
+from training.data.arguments import DataArguments
 from training.data.bad_audio import BadAudioError, BadAudioMonitor
 from training.data.batches import BatchStream
 from training.data.loader import build_loader, open_sources
@@ -40,7 +42,7 @@ class RestartingLoader:
     The batches of a loader that is opened again, where it stood, when one of its workers dies.
 
     Args:
-        open_loader: the loader whose readers go on from a position; None: from the start.
+        open_loader: the loader whose readers go on from `position`; None: from the start.
         processes (`int`): of the run.
         position (`DataPosition`, *optional*): where to begin.
 
@@ -50,13 +52,13 @@ class RestartingLoader:
 
     def __init__(
         self,
-        open_loader: Callable[[DataPosition | None], DataLoader],
+        open_loader: Callable[..., DataLoader],
         processes: int,
         position: DataPosition | None = None,
     ):
         self._open_loader = open_loader
         self._processes = processes
-        self._loader = open_loader(position)
+        self._loader = open_loader(position=position)
         self._batches: Iterator[dict] | None = None
         start: DataPosition = self._loader.dataset.position
         self.position = replace(start, positions=dict(start.positions))
@@ -112,9 +114,9 @@ class RestartingLoader:
                 if not (str(error).startswith(NOTHING_CAME) and self._can_come()):
                     raise
             timeout = timeout or WorkerTimeout(self._workers())
-            if said := timeout.add(POLL):
+            if too_long := timeout.add(POLL):
                 self.close()
-                raise BadAudioError(said)
+                raise BadAudioError(too_long)
 
     def _replace_workers(self, error: Exception, restarts: int) -> None:
         """
@@ -131,7 +133,7 @@ class RestartingLoader:
         if restarts > MAX_RESTARTS:
             raise BadAudioError(f"Data loader workers died {restarts} times in a row: {why_died(workers)}.") from None
         logger.warning("A process that reads audio died and is replaced (%d): %s", restarts, first_line(error))
-        self._loader = self._open_loader(self.position)
+        self._loader = self._open_loader(position=self.position)
 
     def _start(self) -> None:
         if self._batches is not None:
@@ -165,7 +167,7 @@ class TrainingData:
         bad_audio (`BadAudioMonitor`): clips of this process that were skipped.
         seconds (`float`): audio that this process has taken since the run was started, in seconds.
         samples_padded (`int`), samples_real (`int`): samples in the batches that it has taken since then, with and
-            without padding; in the first process with those of all processes before.
+            without padding. Of a resumed run all three hold in the first process those of all processes before, too.
 
     Raises:
         ValueError: if the sources cannot be opened, or shared memory does not suffice for the workers.
@@ -188,8 +190,7 @@ class TrainingData:
             sample_bytes = SAMPLE_BYTES + (4 * masking.p_noise if noise else 0)
             check_shared_memory(data.batch_seconds, data.num_workers, processes_here, sample_bytes)
             self._sources = open_sources(data)  # once for all passes
-            opener = self._loader_opener(data, arguments.run.seed, noise=noise)
-            self._loader = RestartingLoader(opener, accelerator.num_processes, position)
+            self._loader = self._open(data, arguments.run.seed, position, noise=noise)
         check_same_data(self._sources, accelerator)
         self._read: list[dict] = []  # and not taken
         self._mark()
@@ -216,7 +217,7 @@ class TrainingData:
         self._read.append(batch)
         return batch
 
-    def take(self) -> None:
+    def mark_used(self) -> None:
         """
         Count the batches given so far as used: a checkpoint goes on behind them. Where too many of their clips could
         not be used, the run is asked to end after this step.
@@ -249,9 +250,8 @@ class TrainingData:
             purpose (`Purpose`), number (`int`): decide the order.
         """
         data = replace(self.arguments.data, bucket_buffer_size=256)
-        opener = self._loader_opener(data, seed_for(self.arguments.run.seed, purpose, number), max_epochs=1)
         with self.coordinator.waiting():
-            loader = RestartingLoader(opener, self.accelerator.num_processes)
+            loader = self._open(data, seed_for(self.arguments.run.seed, purpose, number), max_epochs=1)
         try:
             while True:
                 with self.coordinator.waiting():
@@ -272,6 +272,7 @@ class TrainingData:
     def restore(self, state: LoopState) -> None:
         """Count on from an earlier run."""
         if self.accelerator.is_main_process:  # its counts are those of all processes
+            self.seconds = state.seconds
             self.samples_padded, self.samples_real = state.samples_padded, state.samples_real
             self.bad_audio.restore(state.clips_seen, state.clips_skipped)
         self._mark()
@@ -285,21 +286,21 @@ class TrainingData:
         self._taken = replace(self._loader.position, positions=dict(self._loader.position.positions))
         self._clips = self.bad_audio.seen, Counter(self.bad_audio.by_reason)
 
-    def _loader_opener(self, data, seed: int, **options) -> Callable[[DataPosition | None], DataLoader]:
-        def open_loader(position: DataPosition | None) -> DataLoader:
-            return build_loader(
-                data,
-                mask=self.arguments.masking.mask(),
-                seed=seed,
-                process_index=self.accelerator.process_index,
-                num_processes=self.accelerator.num_processes,
-                pin_memory=self.accelerator.device.type == "cuda",
-                position=position,
-                sources=self._sources,
-                **options,
-            )
-
-        return open_loader
+    def _open(
+        self, data: DataArguments, seed: int, position: DataPosition | None = None, **options
+    ) -> RestartingLoader:
+        open_loader = partial(
+            build_loader,
+            data,
+            mask=self.arguments.masking.mask(),
+            seed=seed,
+            process_index=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            pin_memory=self.accelerator.device.type == "cuda",
+            sources=self._sources,
+            **options,
+        )
+        return RestartingLoader(open_loader, self.accelerator.num_processes, position)
 
 
 def check_same_data(sources: Sequence[Source], accelerator: Accelerator) -> None:
@@ -310,9 +311,9 @@ def check_same_data(sources: Sequence[Source], accelerator: Accelerator) -> None
     """
     if accelerator.num_processes == 1:
         return
-    here = [(each.size, None if isinstance(each.dataset, JsonLines) else each.identity) for each in sources]
-    found = gather_object([(platform.node(), here)])
-    (first_node, first), *others = found
+    here = [(source.size, None if isinstance(source.dataset, JsonLines) else source.identity) for source in sources]
+    nodes = gather_object([(platform.node(), here)])
+    (first_node, first), *others = nodes
     for number, (node, theirs) in enumerate(others, start=1):
         for source, (size, known), (their_size, their_known) in zip(sources, first, theirs, strict=True):
             if (size, known) == (their_size, their_known):

@@ -88,22 +88,30 @@ class FitAudio:
 
     def batches(self, max_seconds: float = math.inf, max_frames: float = math.inf) -> Iterator[dict]:
         """A pass: batches on the device, until all processes together have read so many seconds or frames."""
-        seconds, frames, batches = 0.0, 0, iter(self.read())
-        alive, held = self.readers, None  # a batch that has turned out to belong to the next round
+        seconds, frames, rounds = 0.0, 0, self._rounds()
         while True:
-            count, last, batch = 0, -1, None
-            while count < alive and (found := held or next(batches, None)) is not None:
-                held = None
-                if alive > 1 and found["reader"] <= last:  # a reader has come to its end
-                    alive, held = count, found
-                    break
-                batch, count = found, count + 1
-                last = batch["reader"] if alive > 1 else -1
+            batches = next(rounds, [])
+            for batch in batches:
                 seconds, frames = seconds + batch["seconds"], frames + int(frame_lengths(batch["lengths"]).sum())
                 yield to_device(batch, self.coordinator.accelerator.device)
-            going, heard, seen = self.coordinator.sum(float(batch is not None), seconds, float(frames))
+            going, heard, seen = self.coordinator.sum(float(bool(batches)), seconds, float(frames))
             if not going or heard >= max_seconds or seen >= max_frames:
                 return
+
+    def _rounds(self) -> Iterator[list[dict]]:
+        """A batch of each reader that has one left. One that comes again too early shows that another has ended."""
+        readers, batches = self.readers, []
+        for batch in self.read():
+            if batches and batch["reader"] <= batches[-1]["reader"]:
+                readers = len(batches)
+                yield batches
+                batches = []
+            batches.append(batch)
+            if len(batches) == readers:
+                yield batches
+                batches = []
+        if batches:
+            yield batches
 
 
 @torch.no_grad()

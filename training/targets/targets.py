@@ -64,7 +64,7 @@ class FrozenTargets:
         """The posteriors, and no statistics: the mixture is frozen."""
         return self.posteriors(batch), None
 
-    def take_in(self, statistics: None) -> None:
+    def accumulate(self, statistics: None) -> None:
         """Nothing: the mixture is frozen."""
 
     def update(self, student: SJepaModel, ema_decay: float) -> None:
@@ -83,8 +83,8 @@ class OnlineTargets:
     """
     Phase 2: posteriors of a mixture over a layer of an EMA copy of the encoder. Both follow the student.
 
-    In each step, [`~OnlineTargets.expectation`] of every micro-batch and [`~OnlineTargets.take_in`] of its statistics,
-    then one [`~OnlineTargets.update`].
+    In each step, [`~OnlineTargets.expectation`] of every micro-batch and [`~OnlineTargets.accumulate`] of its
+    statistics, then one [`~OnlineTargets.update`].
 
     Args:
         student (`SJepaModel`): encoder that the EMA copy starts from.
@@ -172,10 +172,10 @@ class OnlineTargets:
 
     @torch.no_grad()
     def expectation(self, batch: dict) -> tuple[torch.Tensor, SufficientStatistics | HmmStatistics]:
-        """The posteriors, and the statistics of the batch for [`~OnlineTargets.take_in`]."""
+        """The posteriors, and the statistics of the batch for [`~OnlineTargets.accumulate`]."""
         return self.mixture.clip_expectation(self.features(batch), frame_lengths(batch["lengths"]), self.temperature)
 
-    def take_in(self, statistics: SufficientStatistics | HmmStatistics) -> None:
+    def accumulate(self, statistics: SufficientStatistics | HmmStatistics) -> None:
         """Add statistics of a micro-batch to those that the next `update` moves the mixture by."""
         self._pending = statistics if self._pending is None else self._pending + statistics
 

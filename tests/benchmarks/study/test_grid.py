@@ -60,6 +60,9 @@ def test_a_grid_still_gives_its_variants_the_settings_that_they_were_run_with(na
     for line in (STUDY / "results" / f"{name}.jsonl").read_text().splitlines():
         run = json.loads(line)
         recorded = run["settings"] | {"model_config": json.loads(run["settings"]["model_config"])}
+        if recorded.pop("frozen_weight_end") != recorded["frozen_weight"]:  # a setting that is no more
+            assert run["variant"] == "mfcc_fading" and run["variant"] not in grid.variants
+            continue
         now = resolved(grid, run["variant"], run["seed"])
         assert recorded == {field: now[field] for field in recorded}, run["variant"]
         assert grid.from_step(run["variant"]) == run["from_step"] and grid.baseline == run["baseline"]

@@ -392,6 +392,14 @@ def test_samples_of_one_name_keep_their_labels(tmp_path):
     assert [found["text"] for _, found in labelled(path, "text")] == ["0", "1", "2"]
 
 
+def test_samples_and_texts_of_one_name_may_stand_far_apart_where_they_are_whole(tmp_path):
+    """As where archives that count from 0 were put together."""
+    members = [("0.wav", sound(1)), ("0.txt", b"a"), ("README.txt", b"of all"), ("1.wav", sound(2)), ("1.txt", b"b")]
+    members += [("0.lab", b"of another kind"), ("1.lab", b"of another kind")]
+    path = write_members(tmp_path / "a.tar", *members, *members)
+    assert [found["txt"] for _, found in labelled(path, "txt")] == ["a", "b", "a", "b"]
+
+
 def test_texts_of_no_clip_and_hidden_files_stand_in_nobodys_way(tmp_path):
     path = write_members(
         tmp_path / "a.tar",

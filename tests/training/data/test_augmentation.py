@@ -83,7 +83,7 @@ def test_mix_adds_one_piece_of_another_utterance_at_the_drawn_ratio(ratio, monke
 def test_ranges_probabilities_and_lengths_are_uniform():
     num, length = 6000, 64
     values, lengths = torch.ones(num, length), torch.full((num,), length)
-    out = augment(values, lengths, generator=generator())
+    out = augment(values, lengths, p_mix=0.25, p_noise=0.25, generator=generator())
     added = out - values  # of ones to ones: level and place are read off
     touched = (added != 0).sum(1)
     mixed, noisy = (touched > 0) & (touched <= 32), touched == 64
@@ -158,7 +158,7 @@ def test_batch_of_one_hears_only_given_noise():
 def test_nothing_waits_for_values():
     with torch.device("meta"):  # tensors without values
         values, lengths = torch.zeros(3, 500), torch.zeros(3, dtype=torch.long)
-        out = augment(values, lengths, noise=torch.zeros(2, 80))
+        out = augment(values, lengths, p_mix=0.25, p_noise=0.25, noise=torch.zeros(2, 80))
     assert out.shape == (3, 500)
 
 

@@ -1,5 +1,4 @@
 import logging
-import unicodedata
 from contextlib import nullcontext
 
 import numpy as np
@@ -68,15 +67,6 @@ def test_the_share_of_all_clips_is_no_matter_of_chance():
     monitor.check()
     with pytest.raises(BadAudioError, match="6 of 100"):
         monitor.check(whole=True)
-
-
-@pytest.mark.parametrize(("there", "named"), [("NFC", "NFD"), ("NFD", "NFC")])
-def test_a_missing_file_that_is_there_in_another_unicode_form_is_told(tmp_path, caplog, there, named):
-    (tmp_path / unicodedata.normalize(there, "ä.opus")).touch()
-    name = str(tmp_path / unicodedata.normalize(named, "ä.opus"))
-    BadAudioMonitor().update(9, [(name, "missing"), (str(tmp_path / "ö.opus"), "missing")])
-    assert f"{name}: missing (the same name in Unicode form {there} is there: name" in caplog.text
-    assert "ö.opus: missing." in caplog.text
 
 
 def test_bad_noise_is_told_and_counted_but_is_no_bad_clip(caplog):

@@ -14,22 +14,22 @@ from training.data.sources import open_source
 
 
 def test_folder_is_searched_for_every_format(tmp_path):
-    for number, name in enumerate(["a.wav", "b/c.flac", "b/c/d.WAV", "e.ogg", "f.mp3"], start=10):
+    for number, name in enumerate(["a.wav", "b/c.flac", "b/c/d.WAV", "e.ogg", "f.mp3", "g.AIFF", "h.caf"], start=10):
         write_clip(tmp_path / "in" / name, number)
     (tmp_path / "in" / "notes.txt").write_text("no audio")
     write_clip(tmp_path / "in" / "._a.wav", 30)  # what macOS leaves behind
     os.symlink(tmp_path / "in", tmp_path / "in" / "b" / "circle")
-    samples = open_source(str(tmp_path / "in")).samples()
-    assert [Path(clip.audio).name for clip, _ in samples] == ["a.wav", "c.flac", "d.WAV", "e.ogg", "f.mp3"]
-    assert len(found(str(tmp_path / "in"))) == 5
+    names = [Path(clip.audio).name for clip, _ in open_source(str(tmp_path / "in")).samples()]
+    assert names == ["a.wav", "c.flac", "d.WAV", "e.ogg", "f.mp3", "g.AIFF", "h.caf"]
+    assert len(found(str(tmp_path / "in"))) == 7
 
 
 def test_other_audio_is_left_out_with_a_word(tmp_path, caplog):
     write_clip(tmp_path / "in" / "a.wav", 1)
-    for name in ("b.m4a", "c.M4A", "d.aiff", "e.txt"):
+    for name in ("b.m4a", "c.M4A", "d.wma", "e.txt"):
         (tmp_path / "in" / name).write_bytes(b"")
     assert len(open_source(str(tmp_path / "in")).dataset) == 1
-    assert "1 files in .aiff, 2 files in .m4a are left out, since only .wav, " in caplog.text
+    assert "2 files in .m4a, 1 files in .wma are left out, since only .wav, " in caplog.text
 
 
 def test_brackets_in_names_are_no_patterns(tmp_path, monkeypatch):

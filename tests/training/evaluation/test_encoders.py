@@ -116,7 +116,7 @@ def test_what_cannot_be_opened_gets_a_sentence(tmp_path, caplog):
     "opening",
     [
         open_encoder,
-        lambda name: layer_extractor(name, [1], False, False, "float16", "cpu"),
+        lambda name: layer_extractor(name, [1], False, "cpu"),
         lambda name: FittedUnits.fit(name, [], [1]),
         lambda name: open_extractor(name, AutoModelForCTC, "CTC"),
         lambda name: probe.main([name, "--data", "nowhere", "--utterance_labels", "voice"]),

@@ -62,6 +62,10 @@ def test_a_broken_gradient_skips_the_step(command, tmp_path, monkeypatch):
     assert history[-1]["skipped_steps"] == 3
     assert all(math.isfinite(value) for line in history for value in line.values() if isinstance(value, float))
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out" / "final").values())
+    in_one_thread(command("--num_workers", "0", "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-16")))
+    resumed = read_history(tmp_path / "out" / "metrics.jsonl")
+    for name in ("skipped_steps", "hours_seen", "padded_share", "skipped_clips"):
+        assert resumed[-1][name] == history[-1][name], f"{name}: counted on from the checkpoint"
 
 
 def test_broken_gradients_in_a_row_end_the_run(command, tmp_path, monkeypatch, caplog):
@@ -254,24 +258,19 @@ def test_a_source_that_changes_ends_the_run_with_its_last_step_saved(command, no
 def test_what_cannot_work_is_refused_before_the_first_step(command, noise, tmp_path):
     for options, said in (
         (["--mask_prob", "1.0"], "`mask_prob` must be below 1"),
-        (
-            [
-                "--phase2_components",
-                "9000",
-                "--seed_frames",
-                "9000",
-                "--reseed_frames",
-                "9000",
-                "--fit_frames",
-                "9000",
-            ],
-            "`phase2_components` is 9000, but train_data has",
-        ),
         (["--phase1_components", "9000", "--fit_frames", "9000"], "Cannot fit 9000 components to .* frames"),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{said}"):
             in_one_thread(command("--num_workers", "0", "--fit_hours", "1", *options))
     assert checkpoints(tmp_path / "out") == []
+
+
+def test_too_little_audio_for_phase_2_ends_the_run_where_it_can_be_resumed(command, tmp_path):
+    many = [f"--{name}=9000" for name in ("phase2_components", "seed_frames", "reseed_frames")]
+    with pytest.raises(SystemExit, match="error: stopped at step 12 of 24: Cannot fit 9000 components to .* frames"):
+        in_one_thread(command("--num_workers", "0", *many))
+    in_one_thread(command("--num_workers", "0", "--resume_from_checkpoint", "auto"))
+    assert damage(tmp_path / "out" / "final") is None
 
 
 @pytest.mark.parametrize("trouble", ["no data", "other data", "earlier run"])

@@ -9,12 +9,13 @@ import torch
 from accelerate import Accelerator
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTrainingOutput
+from training.pretraining import hidden_frames
 from training.pretraining.arguments import RunArguments
 from training.pretraining.monitoring import (
     Monitor,
     collapse_warnings,
     forget_after,
-    loss_sums,
+    loss_parts,
     means,
     read_history,
     resident_gib,
@@ -62,8 +63,19 @@ def test_a_collapse_is_told_now_and_then(run, caplog):
     line = {"hours_seen": 0.1, "padded_share": 0.0, "mixture_perplexity": 1.0}
     for step in range(10, 101, 10):
         monitor.write(line | {"step": step, "phase": 1 + (step > 60)})
-    told = [record.args[0] for record in caplog.records if "COLLAPSE" in record.msg]
+    told = [record.args[0] for record in caplog.records if "COLLAPSE: " in record.getMessage()]
     assert told == [10, 20, 40, 70]
+
+
+def test_a_prediction_no_better_than_the_clips_mean_is_told_now_and_then(run, caplog, monkeypatch):
+    monkeypatch.setattr(hidden_frames, "FEWEST_STEPS", 20)
+    monkeypatch.setattr(hidden_frames, "LINES", 2)
+    monitor = Monitor(run)
+    line = {"hours_seen": 0.1, "padded_share": 0.0, "phase": 1, "gain_over_clip_mean": -0.1}
+    for step in range(10, 101, 10):
+        monitor.write(line | {"step": step})
+    told = [record.args[0] for record in caplog.records if "knows nothing of what is said" in record.getMessage()]
+    assert told == [20, 40, 80]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +172,7 @@ def test_the_minimised_loss_stands_beside_its_parts_where_there_are_several(run,
     def sums(scale, frames):
         losses = {"loss": torch.tensor(2.5), "masked_loss": torch.tensor(3.0)} | others
         scaled = {name: scale * value for name, value in losses.items()}
-        return loss_sums(
+        return loss_parts(
             SJepaForPreTrainingOutput(**scaled, num_masked_frames=6 * frames, num_visible_frames=visible * frames)
         )
 

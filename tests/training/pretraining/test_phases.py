@@ -131,7 +131,7 @@ def test_another_layer_means_other_clusters_and_a_new_last_layer(noise, tmp_path
     random_state = torch.get_rng_state()
     run.layer_choice.active = 1
     run.state.step = 7
-    phases.follow_layer(run)
+    phases.refit_on_new_layer(run)
     assert not torch.equal(run.model.mixture.means, means)
     assert torch.equal(head.layers[0].weight, first) and not torch.equal(head.output.weight, last)
     assert head.output.weight not in run.optimizer.state and head.layers[0].weight in run.optimizer.state

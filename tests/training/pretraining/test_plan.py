@@ -142,9 +142,9 @@ def test_the_plan_says_what_a_run_starts_from(arguments, tmp_path, caplog):
     begun = ["--initial_checkpoint", start, "--output_dir", str(tmp_path / "next"), "--dry_run", "true"]
     for options, targets in (
         ([], "8 clusters of mfcc, fitted"),
-        (["--frozen_weight", "1"], "with those of phase 1 for 100 to 0 % of the loss."),
+        (["--frozen_weight", "1"], "with those of phase 1 for 100 % of the loss."),
         (
-            ["--phase1_steps", "0", "--frozen_weight", "0.5", "--frozen_weight_end", "0.5"],
+            ["--phase1_steps", "0", "--frozen_weight", "0.5"],
             f"with the frozen mixture of {start} for 50 % of the loss.",
         ),
     ):

@@ -6,8 +6,6 @@ import re
 import shutil
 import signal
 from dataclasses import fields
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,10 +22,10 @@ from transformers import AutoConfig
 from training import pretrain
 from training.common.output_directory import checkpoints
 from training.pretraining import resuming
-from training.pretraining.arguments import ARGUMENTS, RunArguments, parse_arguments
+from training.pretraining.arguments import ARGUMENTS, parse_arguments
 from training.pretraining.checkpoint_layout import LoopState, damage, load_arguments, load_loop_state
 from training.pretraining.monitoring import read_history
-from training.pretraining.resuming import check_rate, find_checkpoint
+from training.pretraining.resuming import find_checkpoint
 
 
 def test_kills_and_signals_leave_the_weights_as_they_would_have_been(command, tmp_path):
@@ -187,7 +185,7 @@ def test_settings_of_kept_targets_stay_open_in_phase_2_but_for_their_features(fi
 
     def settled(*options):
         arguments = parse_arguments([*finished[1], "--output_dir", str(tmp_path), *options])
-        resuming.settle(finished[0] / "checkpoint-6", arguments, LoopState(step=6))
+        resuming.compare_settings(finished[0] / "checkpoint-6", arguments, LoopState(step=6))
         return arguments.targets
 
     keeps = ["--frozen_weight", "0.5", "--phase1_temperature", "2"]
@@ -196,14 +194,11 @@ def test_settings_of_kept_targets_stay_open_in_phase_2_but_for_their_features(fi
         settled(*keeps, "--phase1_features", "mfcc_cmn")
     targets = settled("--phase1_temperature", "2", "--phase1_features", "mfcc_cmn")
     assert (targets.phase1_temperature, targets.phase1_features) == (1.0, "mfcc")
-
-
-def test_steps_that_would_learn_nothing_are_refused(tmp_path):
-    schedule = {"phase1_schedule": "constant", "phase1_steps": 8, "phase1_learning_rate": 0.0}
-    run = SimpleNamespace(**{name: getattr(RunArguments(), name) for name in vars(RunArguments())} | schedule)
-    run.phase1_warmup_steps = run.phase2_steps = 0
-    with pytest.raises(ValueError, match="The learning rate is 0 in all steps from 6, where out stands, to 8"):
-        check_rate(Path("out"), SimpleNamespace(run=run, targets=None), 6, 0.0)
+    before |= {"frozen_weight": 0.0, "frozen_weight_end": 0.5}  # as it was once said
+    assert settled(*keeps).frozen_weight == 0.5
+    before["frozen_weight_end"] = 0.0
+    with pytest.raises(ValueError, match="has not kept the mixture of phase 1"):
+        settled(*keeps)
 
 
 def test_data_that_have_changed_are_noticed(resume, finished, caplog):

@@ -46,17 +46,17 @@ def test_a_run_opens_its_sources_once(command, monkeypatch):
 
 
 def test_what_all_processes_have_together_takes_one_exchange():
-    """Seconds, clips and samples of both, the losses by name, and the seconds of the run before it was resumed."""
+    """Seconds, clips and samples of both, and the losses by name."""
     exchanges = []
     accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
     accelerator.reduce = lambda values, reduction: exchanges.append(reduction) or 2 * values
-    run = SimpleNamespace(accelerator=accelerator, state=SimpleNamespace(seconds=100.0))
+    run = SimpleNamespace(accelerator=accelerator)
     run.data = SimpleNamespace(
         seconds=1.5, bad_audio=SimpleNamespace(skipped=3), samples_padded=30_000, samples_real=24_000
     )
     run.loss_sums = {"masked_kl": (torch.tensor(4.0), 2), "loss": (torch.tensor(1.0), 1)}
     losses = {"loss": [2.0, 2.0], "masked_kl": [8.0, 4.0]}
-    assert Run.totals(run) == (103.0, 6, 60_000, 48_000, losses) and exchanges == ["sum"]
+    assert Run.totals(run) == (3.0, 6, 60_000, 48_000, losses) and exchanges == ["sum"]
 
 
 NO_DROPOUT = ["hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "predictor_dropout"]

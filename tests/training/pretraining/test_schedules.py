@@ -7,6 +7,7 @@ from training.pretraining.schedules import Schedule, learning_rate_factor
 
 
 def factors(**arguments) -> list[float]:
+    arguments = {"final_factor": 0.0, "decay_steps": None} | arguments
     return [learning_rate_factor(step, **arguments) for step in range(arguments["num_steps"] + 3)]
 
 
@@ -20,9 +21,7 @@ def test_linear_decay():
     assert factors(num_steps=10, warmup_steps=2, shape="linear") == pytest.approx(
         [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0, 0.0, 0.0]
     )
-    assert learning_rate_factor(6, num_steps=10, warmup_steps=2, shape="linear", final_factor=0.2) == pytest.approx(
-        0.6
-    )
+    assert factors(num_steps=10, warmup_steps=2, shape="linear", final_factor=0.2)[6] == pytest.approx(0.6)
 
 
 def test_cosine_decay():
@@ -39,14 +38,12 @@ def test_constant_stays_at_the_peak():
 
 
 def test_the_rate_can_stay_at_its_peak_until_the_last_steps():
-    factors = [
-        learning_rate_factor(step, num_steps=10, warmup_steps=2, shape="linear", decay_steps=4) for step in range(11)
-    ]
-    assert factors == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0])
+    values = factors(num_steps=10, warmup_steps=2, shape="linear", decay_steps=4)
+    assert values[:11] == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0])
 
 
 def test_a_schedule_tells_the_phases_apart():
-    flags = "--phase1_steps 4 --phase2_steps 8 --phase1_warmup_steps 0 --phase2_warmup_steps 2 --frozen_weight 0.8"
+    flags = "--phase1_steps 4 --phase2_steps 8 --phase1_warmup_steps 0 --phase2_warmup_steps 2"
     flags += " --phase1_learning_rate 1 --phase2_learning_rate 0.5 --ema_decays 0.9 0.99 --ema_switch_steps 3"
     schedule = Schedule(parse_arguments(["--train_data", "speech", *flags.split()]))
     assert schedule.total_steps == 12
@@ -55,7 +52,6 @@ def test_a_schedule_tells_the_phases_apart():
     assert [schedule.masked_only(step) for step in (7, 8)] == [False, True]
     rates = [schedule.learning_rate(step) for step in (0, 2, 4, 5, 11)]
     assert rates == pytest.approx([1, 0.5, 0.25, 0.5, 0.5])
-    assert [schedule.frozen_weight(step) for step in (4, 8, 12)] == pytest.approx([0.8, 0.4, 0])
     assert [schedule.ema_decay(step) for step in (0, 4, 6, 7, 9, 10, 13)] == [0.9, 0.9, 0.9, 0.99, 0.99, 0.9, 0.99]
 
 

@@ -43,7 +43,7 @@ def read():
     opened = []
 
     def read_(trouble, last: int = 5) -> RestartingLoader:
-        def open_loader(position):
+        def open_loader(position=None):
             dataset = Numbers(position or DataPosition(1), last, trouble)
             options = {"collate_fn": _as_is, "num_workers": 1, "worker_init_fn": _start_worker, "prefetch_factor": 1}
             return DataLoader(dataset, batch_size=None, multiprocessing_context=workers.start_method(), **options)

@@ -74,7 +74,7 @@ def test_temperature_softens_the_target_but_not_the_update(online, make_config, 
     expected = plain.mixture.posterior(features, temperature=10.0).view(2, 49, 6)
     torch.testing.assert_close(tempered.posteriors(batch), expected)
     for each in (plain, tempered):
-        each.take_in(each.expectation(batch)[1])
+        each.accumulate(each.expectation(batch)[1])
         each.update(each.teacher, 1.0)
     for a, b in zip(plain.mixture.buffers(), tempered.mixture.buffers()):
         torch.testing.assert_close(a, b)
@@ -107,7 +107,7 @@ def test_update_reads_real_frames_of_all_micro_batches_once(online):
     expected.apply_statistics(expected.clip_expectation(torch.cat(frames)[None])[1], 0.9)
     for batch in batches:
         posteriors, statistics = targets.expectation(batch)
-        targets.take_in(statistics)
+        targets.accumulate(statistics)
     assert targets.posteriors(batch).equal(posteriors), "a query, which is not counted"
     targets.update(student, 0.9)
     for name, value in expected.named_buffers():
@@ -165,7 +165,7 @@ def test_with_transitions_the_step_is_stepwise_em_of_the_hidden_markov_model(giv
             posteriors, statistics = expected.clip_expectation(clip[None, :length])
             total = statistics if total is None else total + statistics
         found, statistics = targets.expectation(batch)
-        targets.take_in(statistics)
+        targets.accumulate(statistics)
         torch.testing.assert_close(found[-1, :length], posteriors[0], atol=1e-5, rtol=1e-4)
     expected.apply_statistics(total, decay=0.9)
     targets.update(student, 0.9)
@@ -180,7 +180,7 @@ def test_broken_statistics_leave_transitions_too(given_clips):
     before = copy.deepcopy(targets.mixture.state_dict())
     _, statistics = targets.expectation(make_batch(16000))
     statistics.pairs[2, 3] = float("nan")
-    targets.take_in(statistics)
+    targets.accumulate(statistics)
     targets.update(student, 0.9)
     assert all(torch.equal(before[k], v) for k, v in targets.mixture.state_dict().items())
 

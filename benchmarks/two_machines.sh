@@ -1,6 +1,6 @@
 #!/bin/bash
 # A trial of a launch over two machines on one: two network namespaces joined by a cable, one process in each (needs root).
-#   training/launch/two_machines.sh --config training/recipes/demo.yaml --train_data my_audio/ --output_dir runs/two
+#   benchmarks/two_machines.sh --config training/recipes/demo.yaml --train_data my_audio/ --output_dir runs/two
 set -e
 PYTHON=${PYTHON:-python}
 cleanup() {
