@@ -196,7 +196,7 @@ def as_number(value: Any, kind: Any) -> Any:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value that YAML has read serves as a field of a type; the choices of words are left to the parser."""
+    """Whether a value that YAML has read serves as a field of a type."""
     for each in kinds(kind):
         origin = get_origin(each)
         if each is Any or (each is NoneType and value is None) or (origin is Literal and value in get_args(each)):
@@ -206,7 +206,7 @@ def fits(value: Any, kind: Any) -> bool:
             if isinstance(value, list) and all(fits(v, item) for v in value):
                 return True
         elif isinstance(value, str):
-            if (origin or each) not in (NoneType, bool, int, float, dict):
+            if (origin or each) not in (NoneType, bool, int, float, dict, Literal):
                 return True
         elif isinstance(value, bool):
             if each is bool:
@@ -226,7 +226,9 @@ def type_name(kind: Any) -> str:
         item = get_args(each)[0] if get_origin(each) is list else None
         if item is not None:
             found.append({int: "a list of whole numbers", float: "a list of numbers"}.get(item, "a list"))
-        elif each is not NoneType and get_origin(each) is not Literal:
+        elif get_origin(each) is Literal:
+            found.append(f"one of {', '.join(map(str, get_args(each)))}")
+        elif each is not NoneType:
             found.append(names.get(get_origin(each) or each, "text"))
     return " or ".join(dict.fromkeys(found))
 
