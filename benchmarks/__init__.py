@@ -33,7 +33,6 @@ The study (study/README.md), on speech that is no part of this repository:
     study/bootstrap.py       how sure one recogniser makes fewer errors than another
     study/adapting.py        a small HuBERT of one domain, gone on with on another, probes of both
     study/report.py          tables and pictures of finished grids
-    study/probe_curve.py     scores of a run's checkpoints over the hours heard
 
 What commands are made of:
     transformers_suite/suite.py what those tests are given, and which are left out
