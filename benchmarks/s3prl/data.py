@@ -7,7 +7,7 @@ LibriSpeech for VoxCeleb1, languages for emotions, strings of spoken digits for 
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 import torch
 
+from benchmarks.study.speech_manifest import write_manifest
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.labelled import open_labelled
 from training.data.waveforms import read_audio
@@ -239,8 +240,9 @@ def diarization(speech: Path, root: Path) -> tuple[Rows, dict]:
         ]
         folder = root / split
         folder.mkdir(exist_ok=True)
-        manifest = write_manifest(root / f"{split}.jsonl", found[split])
-        mixtures = Mixtures(open_labelled([manifest], ["speaker"]), "speaker", split)
+        manifest = root / f"{split}.jsonl"
+        write_manifest(manifest, found[split])
+        mixtures = Mixtures(open_labelled([str(manifest)], ["speaker"]), "speaker", split)
         kaldi: dict[str, list[str]] = {"wav.scp": [], "segments": [], "utt2spk": [], "reco2dur": []}
         for i in range(len(mixtures)):
             name, other, start = f"rec{i:04}", mixtures.others[i], mixtures.starts[i]
@@ -290,11 +292,6 @@ def speaker_verification(speech: Path, root: Path) -> tuple[Rows, dict]:
     x_vector = {"agg_dim": round(UNITS * 1500 / 512), "dropout_p": 0.0, "batch_norm": False}
     modelrc["module_config"] = {"XVector": x_vector}
     return found, {"datarc": files | {"train_batch_size": BATCH, "eval_batch_size": 1}, "modelrc": modelrc}
-
-
-def write_manifest(path: Path, rows: Sequence[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def settings(label: str, steps: int, rate: float, **more) -> dict:

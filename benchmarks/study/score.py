@@ -24,7 +24,7 @@ from benchmarks.study.scores import PROBES, Scorer
 from benchmarks.study.speech_manifest import speech_folder
 from sjepa_hf.command import CommandParser, command
 from sjepa_hf.saving import write_text_aside
-from sjepa_hf.scores import MFCC, UNTRAINED
+from sjepa_hf.scores import MFCC, UNTRAINED, markdown_table
 
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def is_baseline(subject: str) -> bool:
 def table(scores: Scores, subjects: dict[str, str], seeds: list[int]) -> str:
     """Markdown: a row for each subject."""
     columns = [s for s in HIGHER_IS_BETTER if any(scores.values(name, s, seeds) for name in subjects)]
-    rows = [["", *columns], ["---"] * (len(columns) + 1)]
+    rows = []
     for name, subject in subjects.items():
         row = ["MFCC" if subject == MFCC else "untrained" if is_baseline(subject) else subject]
         for values in (scores.values(name, score, seeds) for score in columns):
@@ -134,7 +134,7 @@ def table(scores: Scores, subjects: dict[str, str], seeds: list[int]) -> str:
         rows.append(row)
     worse = [score for score in columns if not HIGHER_IS_BETTER[score]]
     note = f"\nError rates, of which lower is better: {', '.join(worse)}.\n" if worse else ""
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows) + note
+    return markdown_table(["", *columns], rows) + "\n" + note
 
 
 @command

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.study.frozen import FROZEN
 from benchmarks.study.grid import as_flags
-from benchmarks.study.speech_manifest import DIGITS, LIBRISPEECH, PHONES, manifest_rows
+from benchmarks.study.speech_manifest import DIGITS, LIBRISPEECH, PHONES, manifest_rows, write_manifest
 from sjepa_hf.command import UserError
 from sjepa_hf.contents import RESULTS
 from sjepa_hf.scores import MFCC, UNTRAINED, Score, grouped, read_scores
@@ -167,11 +167,6 @@ class Scorer:
 
     def _run(self, command: list, log: Path) -> None:
         run_logged([sys.executable, *map(str, command)], log, self.environment)
-
-
-def write_manifest(path: Path, rows: list[dict]) -> None:
-    """Rows as JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def crops(folder: Path) -> list[dict]:
