@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import training.common.onednn  # noqa: F401
 
-# oneDNN keeps kernels for the last 1,024 shapes, and almost every batch has its own.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
+# isort: split
 import torch
 from accelerate import PartialState
 from filelock import FileLock
