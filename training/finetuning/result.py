@@ -102,11 +102,12 @@ def save_output(
     outcome: FineTuningResult,
     metrics: Sequence[str],
     save_others: Callable[[Path], None],
+    hub: dict | None,
 ) -> None:
     """
     Write `output_dir/final`: the model (adapters merged; they and the head also by themselves in `adapter/`), what
     `save_others(directory)` writes beside it, `results.json` with the outcome, `training.json` with the record of the
-    run, and the learning curve. Then push it, where that is asked for.
+    run, and the learning curve. Then push it to `hub`, if that is given.
 
     Raises:
         NotPushed: if the result is written, but did not reach the Hub.
@@ -127,8 +128,8 @@ def save_output(
         logger.info("%s: %s.", data_name(source), scores_in_words(values))
     outcome.log()
     logger.info("Written to %s.", final)
-    if arguments.hub:
-        publish(final, **arguments.hub)
+    if hub:
+        publish(final, **hub)
 
 
 def score_rows(outcome: FineTuningResult, arguments: FineTuningArguments) -> list[Score]:
@@ -187,7 +188,7 @@ def run_record(trainer: FineTuner, arguments: FineTuningArguments) -> dict:
     clips = trainer.train_dataset
     unset = {f.name: f.default for f in fields(arguments)}
     chosen = {name: value for name, value in vars(arguments).items() if value is not None and value != unset[name]}
-    shown_elsewhere = ("model_name_or_path", "train_data", "eval_data", "test_data", "from_scratch", "hub", "dry_run")
+    shown_elsewhere = ("model_name_or_path", "train_data", "eval_data", "test_data", "from_scratch", "dry_run")
     settings = {name: value for name, value in chosen.items() if name not in shown_elsewhere}
     taken = None
     if not trainer.args.resume_from_checkpoint:  # else it would be the time of the last session alone

@@ -326,17 +326,19 @@ class SaveAndStopCallback(TrainerCallback):
         return False
 
 
-def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: Heartbeat) -> nn.Module:
+def run_training(
+    trainer: FineTuner, arguments: FineTuningArguments, heartbeat: Heartbeat, hub: dict | None
+) -> nn.Module:
     """
     Train, and return the model of the best evaluation that shows something learned, else the last one.
 
     Raises:
         SystemExit: after SIGTERM or Ctrl-C, once a checkpoint is saved; its code is the signal's exit status. With 0,
-            where the run that is resumed has come to its end.
+            where the run that is resumed has come to its end, unless its result is to be pushed to `hub` again.
     """
     resumed, output_dir = trainer.args.resume_from_checkpoint, Path(trainer.args.output_dir)
     steps = total_steps(trainer.args, len(trainer.train_dataset))[1]
-    if resumed and not arguments.hub and (output_dir / FINAL / RESULTS).is_file() and steps_taken(resumed) >= steps:
+    if resumed and not hub and (output_dir / FINAL / RESULTS).is_file() and steps_taken(resumed) >= steps:
         logger.info("%s is finished: it has taken %d steps.", output_dir / FINAL, steps)  # the Trainer would take one
         sys.exit(0)
     if trainer.args.device.type == "cpu":
