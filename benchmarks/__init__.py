@@ -39,6 +39,7 @@ What commands are made of:
     s3prl/data.py            small data for seven tasks, as S3PRL looks for them
     s3prl/toolkit.py         S3PRL's runner on one of them
     steps/candidates.py      the steps that step.py lets take turns: ours and HuBERT's
+    steps/turns.py           turns at the clock, and how their times compare
     steps/naive.py           the step written plainly, the reference of ours
     steps/flops.py           floating-point operations of a step, from the configuration
     steps/operations.py      bytes and FLOP of all that is dispatched, by part of the model
