@@ -304,7 +304,10 @@ EXPERIMENTS = {
     "er": Experiment(emotion, "emotion", "test acc", "accuracy", settings("label", 200, 2e-3)),
     "asr": Experiment(
         speech_recognition,
-        *("asr", "test-clean wer", "wer", settings("text", 600, 5e-3, head_units=UNITS)),
+        "asr",
+        "test-clean wer",
+        "wer",
+        settings("text", 600, 5e-3, head_units=UNITS),
         dev="dev-clean",
         test="test-clean",
         percent=True,
@@ -313,7 +316,10 @@ EXPERIMENTS = {
     "sd": Experiment(diarization, "diarization", "der", "der", settings("speaker", 100, 5e-3, head_units=UNITS)),
     "asv": Experiment(
         speaker_verification,
-        *("sv_voxceleb1", "test-EER", "eer", settings("speaker", 150, 2e-3, head_units=UNITS)),
+        "sv_voxceleb1",
+        "test-EER",
+        "eer",
+        settings("speaker", 150, 2e-3, head_units=UNITS),
         dev=None,
     ),
 }
