@@ -73,12 +73,12 @@ class Scores:
 
     def values(self, subject: str, score: str, seeds: list[int]) -> list[float]:
         """A score of those of the seeds that it has; of a probe, which has no seed, the one that there is."""
-        found = [
+        runs_of_seeds = [
             runs.get(str(seed), {})
             for stage, runs in self.known.get(subject, {}).items()
             for seed in seeds_of(stage, seeds)
         ]
-        return [scores[score] for scores in found if score in scores]
+        return [scores[score] for scores in runs_of_seeds if score in scores]
 
 
 def seeds_of(stage: str, seeds: list[int]) -> list[int]:
@@ -111,9 +111,9 @@ def probe(scorer: Scorer, subjects: dict[str, str], scores: Scores) -> None:
         return
     logger.info("probe of %s", ", ".join(missing))
     directory = scores.path.parent / f"probe-{hashlib.sha256(' '.join(missing).encode()).hexdigest()[:8]}"
-    found = scorer.layers(asked, directory, untrained=any(s.startswith(UNTRAINED) for s in missing.values()))
+    by_subject = scorer.layers(asked, directory, untrained=any(s.startswith(UNTRAINED) for s in missing.values()))
     for name, subject in missing.items():
-        layers = found["untrained" if subject.startswith(UNTRAINED) else subject]
+        layers = by_subject["untrained" if subject.startswith(UNTRAINED) else subject]
         best = {task: max(layers[task]) for task in PROBES}
         scores.add(name, "probe", 0, best | {f"{task}_by_layer": layers[task] for task in PROBES})
 
