@@ -126,12 +126,12 @@ def prepare(
     counts = Counter(train.labels[column])
     logger.info("Training clips of each class: %s.", ", ".join(f"{name} {counts[name]}" for name in names))
     if untrained := [name for name in names if not counts[name]]:
-        said = "%d of %d classes have all their clips held out and cannot be learned: %s. Give eval_data."
-        logger.log(once(logging.WARNING), said, len(untrained), len(names), several(untrained))
+        message = "%d of %d classes have all their clips held out and cannot be learned: %s. Give eval_data."
+        logger.log(once(logging.WARNING), message, len(untrained), len(names), several(untrained))
     unscored = unscored_classes(names, list(evaluation.values()), column)
     if unscored:
-        said = "%d of %d classes have no clip for evaluation, and no accuracy or F1 tells of them: %s."
-        logger.log(once(logging.WARNING), said, len(unscored), len(names), several(unscored))
+        message = "%d of %d classes have no clip for evaluation, and no accuracy or F1 tells of them: %s."
+        logger.log(once(logging.WARNING), message, len(unscored), len(names), several(unscored))
 
     label2id = {name: number for number, name in enumerate(names)}
     changes = {"use_weighted_layer_sum": True} if arguments.frozen else {}
@@ -175,11 +175,13 @@ def train(run: ClassificationFineTuning, heartbeat: Heartbeat) -> None:
     run.trainer.args.per_device_eval_batch_size = scored_at_once(model, batch_size)
     scores, answers, labels = {}, [], []
     for name, clips in (run.evaluation | run.test).items():
-        found = run.trainer.predict(by_length([clips]), metric_key_prefix="test")
-        scores[name] = {"clips": len(clips)} | {key: found.metrics[f"test_{key}"] for key in ("accuracy", "macro_f1")}
+        prediction = run.trainer.predict(by_length([clips]), metric_key_prefix="test")
+        scores[name] = {"clips": len(clips)} | {
+            key: prediction.metrics[f"test_{key}"] for key in ("accuracy", "macro_f1")
+        }
         if name in run.evaluation:
-            answers += [model.config.id2label[i] for i in found.predictions.argmax(-1).tolist()]
-            labels += [model.config.id2label[i] for i in found.label_ids.tolist()]
+            answers += [model.config.id2label[i] for i in prediction.predictions.argmax(-1).tolist()]
+            labels += [model.config.id2label[i] for i in prediction.label_ids.tolist()]
     run.trainer.end()
     if run.trainer.is_world_process_zero():
         outcome = FineTuningResult.of(run.trainer, judge_classes(answers, labels), scores)

@@ -170,10 +170,10 @@ def finetuning_settings(
     try:
         chosen, training = parse_dataclasses((group, TrainingArguments), argv, description, recipe=str(recipe))[:2]
     except (ValueError, ImportError, TypeError, KeyError) as error:  # Transformers' own, over several lines
-        said = " ".join(own_words(error).split())
-        if "load_best_model_at_end" in said:
-            said += ". With --load_best_model_at_end false the last checkpoint is the result."
-        raise ValueError(said) from error
+        message = " ".join(own_words(error).split())
+        if "load_best_model_at_end" in message:
+            message += ". With --load_best_model_at_end false the last checkpoint is the result."
+        raise ValueError(message) from error
     check_system()
     for name in ("model_name_or_path", "train_data"):
         if not getattr(chosen, name):
