@@ -34,13 +34,13 @@ The study (study/README.md), on speech that is no part of this repository:
     study/bootstrap.py       how sure one recogniser makes fewer errors than another
     study/adapting.py        a small HuBERT of one domain, gone on with on another, probes of both
     study/report.py          tables and pictures of finished grids
-    study/probe_curve.py     scores of a run's checkpoints over the hours heard
 
 What commands are made of:
     transformers_suite/suite.py what those tests are given, and which are left out
     s3prl/data.py            small data for seven tasks, as S3PRL looks for them
     s3prl/toolkit.py         S3PRL's runner on one of them
     steps/candidates.py      the steps that step.py lets take turns: ours and HuBERT's
+    steps/turns.py           turns at the clock, and how their times compare
     steps/naive.py           the step written plainly, the reference of ours
     steps/flops.py           floating-point operations of a step, from the configuration
     steps/operations.py      bytes and FLOP of all that is dispatched, by part of the model

@@ -11,7 +11,7 @@ process held at its most, of which the second figure is the share that encoding 
 
 import statistics
 import threading
-import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -19,6 +19,7 @@ import torch
 from transformers import HubertConfig, HubertModel, PreTrainedModel, WavLMConfig, WavLMModel
 
 from benchmarks.steps.candidates import SHARED_WITH_HUBERT, recipe_path
+from benchmarks.steps.turns import ratio, take_turns
 from sjepa_hf import SJepaConfig, SJepaModel
 from sjepa_hf.command import CommandParser, command
 from sjepa_hf.durations import duration
@@ -71,20 +72,14 @@ class Peak:
 
 
 def measure(models: dict[str, PreTrainedModel], batch: dict, dtype: str, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each encoder's turns; of several, the first one of each is not counted."""
+    """Seconds of each encoder's turns; where there are several, one more of each comes first and is not counted."""
     device = next(iter(models.values())).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    seconds = {name: [] for name in models}
-    for turn in range(repeats + (repeats > 1)):
-        for name, model in models.items():
-            start = time.perf_counter()
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16"):
-                model(**batch)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if turn or repeats == 1:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+    runs = {name: partial(model, **batch) for name, model in models.items()}
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16"):
+        if repeats > 1:
+            take_turns(runs, 1, device)
+        return take_turns(runs, repeats, device)
 
 
 @command
@@ -108,17 +103,17 @@ def main(argv: list[str] | None = None) -> None:
     recipe = read_recipe(recipe_path(arguments.config), ARGUMENTS)
     models = encoders(SJepaConfig(**recipe.get("model_config", {})), arguments.against, device)
     print(f"{Path(arguments.config).stem}, {arguments.dtype}, {device}, {arguments.threads} thread(s)")
-    print("batch            encoder     seconds (    min      max)   x real time   ours / its time (min to max)")
+    print("batch            encoder     seconds (    min      max)   x real time   time / ours (min to max)")
     for clips in arguments.clips:
         batch = batch_of(clips, arguments.seconds, arguments.padded)
         with Peak() as peak:
             seconds = measure(models, batch, arguments.dtype, arguments.repeats)
         for name, values in seconds.items():
-            median, ratios = statistics.median(values), [a / b for a, b in zip(seconds["ours"], values)]
+            median = statistics.median(values)
             print(
                 f"{clips:3d} x {duration(arguments.seconds):10s} {name:8s} {median:10.2f}"
                 f" ({min(values):7.2f}  {max(values):7.2f}) {clips * arguments.seconds / median:13.1f}"
-                f"   {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+                f"   {ratio(values, seconds['ours'])}"
             )
         print(f"peak of memory {peak.most:.2f} GiB, {peak.most - peak.start:.2f} GiB more than before", flush=True)
 

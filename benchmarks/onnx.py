@@ -11,14 +11,15 @@ length, and take turns at the clock on batches of clips of about median length. 
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.steps.turns import ratio, take_turns
 from sjepa_hf.command import CommandParser, command
 from sjepa_hf.encoding import pad_waveforms
 from sjepa_hf.export_onnx import export_onnx, open_checkpoint, open_session
@@ -147,21 +148,15 @@ def measure_speed(subject: Subject, clips: LabelledClips, threads: int, batch_si
     _, batch = read(clips, nearest[:batch_size])
     audio = float(batch["attention_mask"].sum()) / SAMPLING_RATE
     ways = subject.ways(threads)
-    for call in ways.values():
-        call(batch)  # no figure contains the first run
-    seconds = {way: [] for way in ways}
-    for _ in range(repeats):
-        for way, call in ways.items():
-            start = time.perf_counter()
-            call(batch)
-            seconds[way].append(time.perf_counter() - start)
+    runs = {way: partial(call, batch) for way, call in ways.items()}
+    take_turns(runs, 1, torch.device("cpu"))  # no figure contains the first run
+    seconds = take_turns(runs, repeats, torch.device("cpu"))
     for way, values in seconds.items():
         median = statistics.median(values)
-        ratios = [mine / other for mine, other in zip(values, seconds["PyTorch"])]
         print(
             f"{threads:7d} {len(batch['input_values']):6d} {audio:8.1f}   {way:9s} {audio / median:12.1f}"
             f" ({audio / max(values):7.1f} to {audio / min(values):7.1f}) {median / audio:9.5f}"
-            f"   {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            f"   {ratio(values, seconds['PyTorch'])}",
             flush=True,
         )
 

@@ -34,6 +34,7 @@ from accelerate import Accelerator
 
 from benchmarks.steps.candidates import SWEEPS, HubertStep, SJepaStep, StepArguments
 from benchmarks.steps.flops import bf16_peak
+from benchmarks.steps.turns import ratio, take_turns, wait_for
 from sjepa_hf.command import command
 from training.common.command_line import options_of
 from training.common.memory import keep_freed_memory
@@ -56,28 +57,6 @@ class Stopwatch:
         yield
         wait_for(self.device)
         self.seconds.setdefault(name, []).append(time.perf_counter() - start)
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def take_turns(
-    steps: dict[str, Callable], repeats: int, steps_per_turn: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds per step of each of `steps`, one entry a turn."""
-    seconds = {name: [] for name in steps}
-    for _ in range(repeats):
-        for name, step in steps.items():
-            wait_for(device)
-            start = time.perf_counter()
-            for _ in range(steps_per_turn):
-                step()
-            wait_for(device)
-            seconds[name].append((time.perf_counter() - start) / steps_per_turn)
-    return seconds
 
 
 def peak_memory(device: torch.device) -> float:
@@ -122,7 +101,7 @@ def measure(arguments: StepArguments, accelerator: Accelerator) -> None:
         steps["HuBERT"] = HubertStep(ours)
     for step in steps.values():  # ours too: a compiled one may be compiled anew once another model has run
         warm_up(step, arguments)
-    seconds = take_turns(steps, arguments.repeats, GPU_STEPS if device.type == "cuda" else 1, device)
+    seconds = take_turns(steps, arguments.repeats, device, GPU_STEPS if device.type == "cuda" else 1)
     report_turns(seconds, arguments)
     for name in ("ours", "visible only"):
         if name in steps:
@@ -157,10 +136,10 @@ def report_turns(seconds: dict[str, list[float]], arguments: StepArguments) -> N
     audio = arguments.clips * arguments.seconds
     print("\nwhole step        ms (    min      max)   audio s / s   step time / ours (min to max)")
     for name, values in seconds.items():
-        median, ratios = statistics.median(values), [a / b for a, b in zip(values, seconds["ours"])]
+        median = statistics.median(values)
         print(
             f"{name:12s} {1e3 * median:7.1f} ({1e3 * min(values):7.1f}  {1e3 * max(values):7.1f})"
-            f" {audio / median:13.1f}   {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            f" {audio / median:13.1f}   {ratio(values, seconds['ours'])}"
         )
 
 
@@ -189,9 +168,8 @@ def sweep(arguments: StepArguments, accelerator: Accelerator) -> None:
         warm_up(step, setting)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        seconds = take_turns({"ours": step}, setting.repeats, GPU_STEPS if device.type == "cuda" else 1, device)[
-            "ours"
-        ]
+        turns = take_turns({"ours": step}, setting.repeats, device, GPU_STEPS if device.type == "cuda" else 1)
+        seconds = turns["ours"]
         median, flops = statistics.median(seconds), sum(step.flops().values())
         print(
             f"{value:>10}  {1e3 * median:7.1f} ({1e3 * min(seconds):7.1f}  {1e3 * max(seconds):7.1f})"

@@ -40,6 +40,7 @@ from training.finetuning.ngram import estimate
 
 CLUSTERS = ("weights", "clusters", "layers", "components", "ema encoder")  # what makes units of two corpora the same
 IGNORED = -100  # a label that the loss leaves out
+SCORED_AT_ONCE = 8  # clips in a batch
 SHOWN = 40  # units of a prompt, and of its continuation
 
 
@@ -167,15 +168,15 @@ def train(clips: Sequence[Sequence[int]], num_units: int, arguments: LanguageMod
 
 
 @torch.no_grad()
-def perplexity(model: GPT2LMHeadModel, clips: Sequence[Sequence[int]], batch_size: int = 8) -> float:
+def perplexity(model: GPT2LMHeadModel, clips: Sequence[Sequence[int]]) -> float:
     """Perplexity per unit, the ends of the clips counted as units."""
     total = count = 0
     ordered = sorted(clips, key=len)
-    for first in range(0, len(ordered), batch_size):
-        rows = batch(ordered[first : first + batch_size], model.config.bos_token_id)
-        found = int((rows["labels"][:, 1:] != IGNORED).sum())
+    for first in range(0, len(ordered), SCORED_AT_ONCE):
+        rows = batch(ordered[first : first + SCORED_AT_ONCE], model.config.bos_token_id)
+        predicted = int((rows["labels"][:, 1:] != IGNORED).sum())
         loss = model(**{name: value.to(model.device) for name, value in rows.items()}).loss
-        total, count = total + loss.item() * found, count + found
+        total, count = total + loss.item() * predicted, count + predicted
     return math.exp(total / count)
 
 

@@ -1,7 +1,6 @@
 """The menu: `python -m training` prints every command with the first line of its docstring."""
 
 import ast
-import difflib
 import sys
 from pathlib import Path
 
@@ -45,18 +44,18 @@ def menu() -> str:
 
 
 def main(words: list[str] | None = None) -> None:
-    """Print the menu; a word that is no option ends with one sentence on how a command is called."""
+    """Print the menu; behind any word but `--help`, which `python -m training` does not take, as an error."""
     words = sys.argv[1:] if words is None else words
     if not words or words[0] in ("-h", "--help"):
         print(menu())
         return
-    known = {name: f"{package}.{name}" for package, names in MENU.items() for name in names}
-    name = words[0].rpartition(".")[2]
-    if name in known:
-        sys.exit(f"error: the command {name} is called with a dot: `python -m {known[name]}`.")
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f" (did you mean {known[near[0]]}?)" if near else ""
-    sys.exit(f"error: there is no command {words[0]}{meant}: there are {', '.join(known.values())}.")
+    print(
+        menu(),
+        f"error: `python -m training` takes no {words[0]!r}: call a command by its name above.",
+        sep="\n\n",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 
 if __name__ == "__main__":

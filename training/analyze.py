@@ -50,9 +50,9 @@ from training.data.waveforms import BadAudio, read_audio
 from training.evaluation.alignment import read_alignment
 from training.evaluation.bimodality import dip_test, two_gaussians
 from training.evaluation.encoders import open_encoder
-from training.evaluation.hidden_frames import hidden_frame_table, knowledge_at_hidden_frames
+from training.evaluation.layer_features_of_clips import Rows, features_at, features_of_layers, readable_clips
 from training.evaluation.phone_information import number_phones
-from training.evaluation.rows import Rows, features_at, features_of_layers, readable_clips
+from training.evaluation.phones_at_hidden_frames import hidden_frame_table, knowledge_at_hidden_frames
 from training.pretraining.other_pretraining import load_other
 
 

@@ -15,19 +15,18 @@ results.json and learning_curve.png, and with `--lora_rank` the adapters by them
 
 import logging
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock
 from transformers import AutoModelForAudioClassification, TrainingArguments, Wav2Vec2FeatureExtractor, set_seed
 
 from sjepa_hf.command import command, once
 from training.common.learned import judge_classes
 from training.common.naming import several
-from training.common.output_directory import released_if_refused
 from training.common.progress import Heartbeat
 from training.data.labelled import LABEL_COLUMNS, LabelledClips, choose_column
-from training.finetuning.arguments import FineTuningArguments, parse_finetuning
+from training.finetuning.arguments import FineTuningArguments, FineTuningSettings, finetuning_settings
 from training.finetuning.classification import (
     ClassificationCollator,
     accuracy_and_f1,
@@ -75,7 +74,7 @@ class ClassificationFineTuning:
     """A run that is ready to start."""
 
     arguments: ClassificationArguments
-    lock: FileLock
+    hub: dict | None
     trainer: FineTuner
     extractor: Wav2Vec2FeatureExtractor
     evaluation: dict[str, LabelledClips]
@@ -86,32 +85,27 @@ class ClassificationFineTuning:
 @command
 def main(argv: list[str] | None = None) -> None:
     """Run the fine-tuning that the command line asks for."""
-    with Heartbeat("opening checkpoint and data") as heartbeat:
-        run = prepare(argv)
-        try:
-            if not run.arguments.dry_run:
-                train(run, heartbeat)
-        finally:
-            run.lock.release()
+    with Heartbeat("opening checkpoint and data") as heartbeat, settings(argv) as asked:
+        run = prepare(*asked)
+        if not run.arguments.dry_run:
+            train(run, heartbeat)
 
 
-def prepare(argv: list[str] | None = None) -> ClassificationFineTuning:
+def settings(argv: list[str] | None = None) -> AbstractContextManager[FineTuningSettings]:
+    """What the command line asks for; within a `with` block the output directory is this run's alone."""
+    description = "Fine-tune an encoder for the classification of clips."
+    return finetuning_settings(argv, ClassificationArguments, RECIPE, description, HIGHER_IS_BETTER)
+
+
+def prepare(
+    arguments: ClassificationArguments, training: TrainingArguments, hub: dict | None
+) -> ClassificationFineTuning:
     """
-    Everything before the first step. The output directory is this run's alone until its `lock` is released.
+    Everything before the first step, from the `settings`.
 
     Raises:
-        ValueError: for settings, data or a checkpoint that cannot work, or where another run holds the directory.
+        ValueError: for settings, data or a checkpoint that cannot work.
     """
-    description = "Fine-tune an encoder for the classification of clips."
-    arguments, training, lock = parse_finetuning(argv, ClassificationArguments, RECIPE, description, HIGHER_IS_BETTER)
-    with released_if_refused(lock):
-        return set_up(arguments, training, lock)
-
-
-def set_up(
-    arguments: ClassificationArguments, training: TrainingArguments, lock: FileLock
-) -> ClassificationFineTuning:
-    """`prepare` from the settings on."""
     extractor = open_extractor(arguments.model_name_or_path, AutoModelForAudioClassification, "classification")
     set_seed(training.seed)
 
@@ -132,12 +126,12 @@ def set_up(
     counts = Counter(train.labels[column])
     logger.info("Training clips of each class: %s.", ", ".join(f"{name} {counts[name]}" for name in names))
     if untrained := [name for name in names if not counts[name]]:
-        said = "%d of %d classes have all their clips held out and cannot be learned: %s. Give eval_data."
-        logger.log(once(logging.WARNING), said, len(untrained), len(names), several(untrained))
+        message = "%d of %d classes have all their clips held out and cannot be learned: %s. Give eval_data."
+        logger.log(once(logging.WARNING), message, len(untrained), len(names), several(untrained))
     unscored = unscored_classes(names, list(evaluation.values()), column)
     if unscored:
-        said = "%d of %d classes have no clip for evaluation, and no accuracy or F1 tells of them: %s."
-        logger.log(once(logging.WARNING), said, len(unscored), len(names), several(unscored))
+        message = "%d of %d classes have no clip for evaluation, and no accuracy or F1 tells of them: %s."
+        logger.log(once(logging.WARNING), message, len(unscored), len(names), several(unscored))
 
     label2id = {name: number for number, name in enumerate(names)}
     changes = {"use_weighted_layer_sum": True} if arguments.frozen else {}
@@ -171,27 +165,29 @@ def set_up(
         save_beside=extractor.save_pretrained,
     )
     log_plan(trainer, evaluation | test, arguments)
-    return ClassificationFineTuning(arguments, lock, trainer, extractor, evaluation, test, unscored)
+    return ClassificationFineTuning(arguments, hub, trainer, extractor, evaluation, test, unscored)
 
 
 def train(run: ClassificationFineTuning, heartbeat: Heartbeat) -> None:
     """Train, score the best model on every source, and save it with its feature extractor."""
-    model = run_training(run.trainer, run.arguments, heartbeat)
+    model = run_training(run.trainer, run.arguments, heartbeat, run.hub)
     batch_size = run.trainer.args.per_device_eval_batch_size
     run.trainer.args.per_device_eval_batch_size = scored_at_once(model, batch_size)
     scores, answers, labels = {}, [], []
     for name, clips in (run.evaluation | run.test).items():
-        found = run.trainer.predict(by_length([clips]), metric_key_prefix="test")
-        scores[name] = {"clips": len(clips)} | {key: found.metrics[f"test_{key}"] for key in ("accuracy", "macro_f1")}
+        prediction = run.trainer.predict(by_length([clips]), metric_key_prefix="test")
+        scores[name] = {"clips": len(clips)} | {
+            key: prediction.metrics[f"test_{key}"] for key in ("accuracy", "macro_f1")
+        }
         if name in run.evaluation:
-            answers += [model.config.id2label[i] for i in found.predictions.argmax(-1).tolist()]
-            labels += [model.config.id2label[i] for i in found.label_ids.tolist()]
+            answers += [model.config.id2label[i] for i in prediction.predictions.argmax(-1).tolist()]
+            labels += [model.config.id2label[i] for i in prediction.label_ids.tolist()]
     run.trainer.end()
     if run.trainer.is_world_process_zero():
         outcome = FineTuningResult.of(run.trainer, judge_classes(answers, labels), scores)
         outcome.unscored = run.unscored
         metrics = ("accuracy", "macro_f1")
-        save_output(run.trainer, run.arguments, model, outcome, metrics, run.extractor.save_pretrained)
+        save_output(run.trainer, run.arguments, model, outcome, metrics, run.extractor.save_pretrained, run.hub)
 
 
 if __name__ == "__main__":

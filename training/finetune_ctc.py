@@ -14,19 +14,18 @@ there has its adapters merged; they are in `final/adapter`, for `PeftModel.from_
 """
 
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from filelock import FileLock
 from transformers import AutoModelForCTC, TrainingArguments, Wav2Vec2Processor, set_seed
 
 from sjepa_hf.command import command
 from sjepa_hf.scores import json_text
 from training.common.learned import judge_texts
-from training.common.output_directory import released_if_refused
 from training.common.progress import Heartbeat
 from training.data.labelled import TEXT_COLUMNS, LabelledClips, choose_column
-from training.finetuning.arguments import FineTuningArguments, parse_finetuning
+from training.finetuning.arguments import FineTuningArguments, FineTuningSettings, finetuning_settings
 from training.finetuning.beam_search import ALPHA, BEAM_WIDTH, BETA, BeamSearchDecoder, check_language_model
 from training.finetuning.ctc import (
     CtcCollator,
@@ -85,7 +84,7 @@ class CtcFineTuning:
     """A run that is ready to start."""
 
     arguments: CtcArguments
-    lock: FileLock
+    hub: dict | None
     trainer: CtcFineTuner
     processor: Wav2Vec2Processor
     normalizer: TextNormalizer
@@ -98,30 +97,25 @@ class CtcFineTuning:
 @command
 def main(argv: list[str] | None = None) -> None:
     """Run the fine-tuning that the command line asks for."""
-    with Heartbeat("opening checkpoint and data") as heartbeat:
-        run = prepare(argv)
-        try:
-            if not run.arguments.dry_run:
-                train(run, heartbeat)
-        finally:
-            run.lock.release()
+    with Heartbeat("opening checkpoint and data") as heartbeat, settings(argv) as asked:
+        run = prepare(*asked)
+        if not run.arguments.dry_run:
+            train(run, heartbeat)
 
 
-def prepare(argv: list[str] | None = None) -> CtcFineTuning:
+def settings(argv: list[str] | None = None) -> AbstractContextManager[FineTuningSettings]:
+    """What the command line asks for; within a `with` block the output directory is this run's alone."""
+    description = "Fine-tune an encoder for speech recognition with CTC."
+    return finetuning_settings(argv, CtcArguments, RECIPE, description, HIGHER_IS_BETTER)
+
+
+def prepare(arguments: CtcArguments, training: TrainingArguments, hub: dict | None) -> CtcFineTuning:
     """
-    Everything before the first step. The output directory is this run's alone until its `lock` is released.
+    Everything before the first step, from the `settings`.
 
     Raises:
-        ValueError: for settings, data or a checkpoint that cannot work, or where another run holds the directory.
+        ValueError: for settings, data or a checkpoint that cannot work.
     """
-    description = "Fine-tune an encoder for speech recognition with CTC."
-    arguments, training, lock = parse_finetuning(argv, CtcArguments, RECIPE, description, HIGHER_IS_BETTER)
-    with released_if_refused(lock):
-        return set_up(arguments, training, lock)
-
-
-def set_up(arguments: CtcArguments, training: TrainingArguments, lock: FileLock) -> CtcFineTuning:
-    """`prepare` from the settings on."""
     if training.label_smoothing_factor:
         raise ValueError("`label_smoothing_factor` has no meaning for CTC, which sums over alignments: leave it out.")
     normalizer = TextNormalizer(arguments.text_case, arguments.drop_characters, arguments.space_characters)
@@ -178,15 +172,15 @@ def set_up(arguments: CtcArguments, training: TrainingArguments, lock: FileLock)
     decoder = None
     if lm is not None:
         check_language_model(lm, arguments.lm, tokenizer, train.labels[column])
-        settings = {"alpha": arguments.lm_alpha, "beta": arguments.lm_beta, "beam_width": arguments.beam_width}
-        decoder = BeamSearchDecoder(tokenizer, lm, **settings)
+        weights = {"alpha": arguments.lm_alpha, "beta": arguments.lm_beta, "beam_width": arguments.beam_width}
+        decoder = BeamSearchDecoder(tokenizer, lm, **weights)
     log_plan(trainer, evaluation | test, arguments)
-    return CtcFineTuning(arguments, lock, trainer, processor, normalizer, evaluation, test, column, decoder)
+    return CtcFineTuning(arguments, hub, trainer, processor, normalizer, evaluation, test, column, decoder)
 
 
 def train(run: CtcFineTuning, heartbeat: Heartbeat) -> None:
     """Train, score the best model on every source, and save it with all that inference needs."""
-    model = run_training(run.trainer, run.arguments, heartbeat)
+    model = run_training(run.trainer, run.arguments, heartbeat, run.hub)
     run.trainer.end()
     if not run.trainer.is_world_process_zero():
         return
@@ -205,7 +199,7 @@ def train(run: CtcFineTuning, heartbeat: Heartbeat) -> None:
         lines = (json_text(row) + "\n" for row in transcripts)
         (directory / "transcripts.jsonl").write_text("".join(lines), encoding="utf-8")
 
-    save_output(run.trainer, run.arguments, model, outcome, ("wer", "cer"), save_others)
+    save_output(run.trainer, run.arguments, model, outcome, ("wer", "cer"), save_others, run.hub)
     for name in scores:
         for line in examples([row for row in transcripts if row["data"] == name], EXAMPLES):
             logger.info("%s", line)

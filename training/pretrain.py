@@ -24,9 +24,11 @@ from contextlib import nullcontext
 # Must be set before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-# oneDNN keeps kernels for the last 1,024 shapes, and almost every batch has its own: memory would grow for hours.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
+import training.common.onednn  # noqa: F401
+
+
+# isort: split
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 

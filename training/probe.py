@@ -35,10 +35,10 @@ from training.common.progress import Heartbeat
 from training.common.ranges import check_ranges
 from training.data.labelled import LabelledClips, open_labelled
 from training.evaluation.encoders import check_encoders, open_encoder
+from training.evaluation.layer_features_of_clips import ReadLayers, features_at, features_of_layers, readable_clips
 from training.evaluation.probes.classifiers import accuracies
 from training.evaluation.probes.results import draw, report
 from training.evaluation.probes.tasks import ProbeTask, phone_task, utterance_task
-from training.evaluation.rows import ReadLayers, features_at, features_of_layers, readable_clips
 
 
 logger = logging.getLogger(__name__)
@@ -146,8 +146,14 @@ def open_tasks(arguments: ProbeArguments) -> tuple[LabelledClips, dict[str, Prob
     for label, task in tasks.items():
         logger.info(
             "%s: %d rows of %d clips (%s), %d classes, %s on %d splits; results go to %s.",
-            *(label, len(task.classes), len(clips), audio_amount(clips.hours), len(set(task.classes.tolist()))),
-            *(" and ".join(task.classifiers), len(task.splits), arguments.output),
+            label,
+            len(task.classes),
+            len(clips),
+            audio_amount(clips.hours),
+            len(set(task.classes.tolist())),
+            " and ".join(task.classifiers),
+            len(task.splits),
+            arguments.output,
         )
     return clips, tasks
 

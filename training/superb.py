@@ -120,7 +120,8 @@ def evaluate(evaluation: Evaluation, earlier: list[dict], heartbeat: Heartbeat) 
         if outdated:
             logger.warning(
                 "%s is another than output_dir has results of: those of the seeds %s are scored again.",
-                *(subject, ", ".join(map(str, sorted(outdated)))),
+                subject,
+                ", ".join(map(str, sorted(outdated))),
             )
         seeds = sorted({*evaluation.seeds, *outdated})
         if done := sum((subject, seed, fold) in there for seed in seeds for fold in evaluation.folds):

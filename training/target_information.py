@@ -47,8 +47,8 @@ from training.common.ranges import check_ranges
 from training.common.signals import Interrupted
 from training.data.batches import to_device
 from training.data.labelled import LabelledClips, open_labelled
+from training.evaluation.layer_features_of_clips import readable_clips
 from training.evaluation.phone_information import Information, JointCounts, number_phones, of_other_clips
-from training.evaluation.rows import readable_clips
 from training.targets.layer_choice import LayerChoice
 from training.targets.sampling import FitAudio, sample_frames
 from training.targets.targets import FrozenTargets, OnlineTargets, fit_mixture
@@ -212,8 +212,12 @@ def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat) 
     logger.info(
         "Mixtures are fitted to %d frames of %d clips (%.2f h) and measured on %d frames of %d aligned clips with %d"
         " phones.",
-        *(arguments.frames, len(unlabelled), unlabelled.hours),
-        *(sum(map(len, phones)), len(aligned), len(known)),
+        arguments.frames,
+        len(unlabelled),
+        unlabelled.hours,
+        sum(map(len, phones)),
+        len(aligned),
+        len(known),
     )
     rows = []
     for components in arguments.components:
@@ -230,8 +234,8 @@ def run(checkpoint: str, arguments: InformationArguments, heartbeat: Heartbeat) 
                 clipwise = under_whole_clips(targets, unlabelled, arguments)
                 names = chain(names, (f"{candidate.name}, {ending}" for ending in clipwise))
             for name in names:
-                found = measure(targets, aligned, phones, len(known))
-                rows.append({"targets": name, "components": components, **found._asdict()})
+                information = measure(targets, aligned, phones, len(known))
+                rows.append({"targets": name, "components": components, **information._asdict()})
     return rows
 
 

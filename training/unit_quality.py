@@ -45,10 +45,10 @@ from training.data.manifest import MissingColumn
 from training.evaluation.abx import MAX_GROUP, Token, abx
 from training.evaluation.alignment import read_alignment
 from training.evaluation.encoders import open_encoder
+from training.evaluation.layer_features_of_clips import features_of_layers, readable_clips
 from training.evaluation.phone_information import JointCounts, number_phones, of_other_clips
 from training.evaluation.probes.classifiers import accuracies
 from training.evaluation.probes.tasks import utterance_task
-from training.evaluation.rows import features_of_layers, readable_clips
 from training.evaluation.unit_measures import at_speed, bitrate, phone_tokens, purity, run_edits, with_noise
 
 

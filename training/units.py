@@ -17,16 +17,16 @@ the very numbers of one pass over the whole.
 """
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
+import training.common.onednn  # noqa: F401
 
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # as in pretraining: batches have shapes of their own
 
+# isort: split
 import torch
 import transformers
 from accelerate import PartialState

@@ -7,7 +7,7 @@ LibriSpeech for VoxCeleb1, languages for emotions, strings of spoken digits for 
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 import torch
 
+from benchmarks.study.speech_manifest import write_manifest
 from sjepa_hf.frames import SAMPLING_RATE
 from training.data.labelled import open_labelled
 from training.data.waveforms import read_audio
@@ -239,8 +240,9 @@ def diarization(speech: Path, root: Path) -> tuple[Rows, dict]:
         ]
         folder = root / split
         folder.mkdir(exist_ok=True)
-        manifest = write_manifest(root / f"{split}.jsonl", found[split])
-        mixtures = Mixtures(open_labelled([manifest], ["speaker"]), "speaker", split)
+        manifest = root / f"{split}.jsonl"
+        write_manifest(manifest, found[split])
+        mixtures = Mixtures(open_labelled([str(manifest)], ["speaker"]), "speaker", split)
         kaldi: dict[str, list[str]] = {"wav.scp": [], "segments": [], "utt2spk": [], "reco2dur": []}
         for i in range(len(mixtures)):
             name, other, start = f"rec{i:04}", mixtures.others[i], mixtures.starts[i]
@@ -292,11 +294,6 @@ def speaker_verification(speech: Path, root: Path) -> tuple[Rows, dict]:
     return found, {"datarc": files | {"train_batch_size": BATCH, "eval_batch_size": 1}, "modelrc": modelrc}
 
 
-def write_manifest(path: Path, rows: Sequence[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def settings(label: str, steps: int, rate: float, **more) -> dict:
     return dict(label_column=[label], max_steps=steps, learning_rate=rate, batch_size=BATCH, **more)
 
@@ -307,7 +304,10 @@ EXPERIMENTS = {
     "er": Experiment(emotion, "emotion", "test acc", "accuracy", settings("label", 200, 2e-3)),
     "asr": Experiment(
         speech_recognition,
-        *("asr", "test-clean wer", "wer", settings("text", 600, 5e-3, head_units=UNITS)),
+        "asr",
+        "test-clean wer",
+        "wer",
+        settings("text", 600, 5e-3, head_units=UNITS),
         dev="dev-clean",
         test="test-clean",
         percent=True,
@@ -316,7 +316,10 @@ EXPERIMENTS = {
     "sd": Experiment(diarization, "diarization", "der", "der", settings("speaker", 100, 5e-3, head_units=UNITS)),
     "asv": Experiment(
         speaker_verification,
-        *("sv_voxceleb1", "test-EER", "eer", settings("speaker", 150, 2e-3, head_units=UNITS)),
+        "sv_voxceleb1",
+        "test-EER",
+        "eer",
+        settings("speaker", 150, 2e-3, head_units=UNITS),
         dev=None,
     ),
 }

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from benchmarks.s3prl.data import EXPERIMENTS, write_manifest
+from benchmarks.s3prl.data import EXPERIMENTS
+from benchmarks.study.speech_manifest import write_manifest
 from sjepa_hf.command import CommandParser, UserError, command
 from training.common.progress import Heartbeat
 from training.evaluation.superb.arguments import SuperbArguments

@@ -19,10 +19,12 @@ import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from benchmarks.study.scores import run_logged
-from benchmarks.study.speech_manifest import KEYWORDS, LIBRISPEECH, PHONES, manifest_rows
+from benchmarks.study.speech_manifest import KEYWORDS, LIBRISPEECH, PHONES, manifest_rows, write_manifest
 from sjepa_hf.command import CommandParser, command
 from sjepa_hf.contents import CONFIG
 from sjepa_hf.saving import written_aside
+from sjepa_hf.scores import read_scores
+from training.evaluation.probes.results import report
 
 
 logger = logging.getLogger(__name__)
@@ -70,12 +72,6 @@ def make_hubert(folder: Path, seed: int) -> None:
         Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False).save_pretrained(aside)
 
 
-def write_manifest(path: Path, rows: list[dict]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(__doc__)
@@ -86,13 +82,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--target_steps", type=int, default=250, help="of 8 s, on the second one")
     arguments = parser.parse_args(argv)
     speech, out = arguments.speech, arguments.output_dir
-    source = write_manifest(out / "source.jsonl", manifest_rows(speech, f"{LIBRISPEECH}/train", "train"))
-    target = write_manifest(out / "target.jsonl", manifest_rows(speech, KEYWORDS, "train"))
-    unheard = [row for part in ("validation", "test") for row in manifest_rows(speech, KEYWORDS, part)]
-    probed = {
-        "phones": write_manifest(out / "phones.jsonl", manifest_rows(speech, PHONES, "train")),
-        "keyword": write_manifest(out / "keyword.jsonl", unheard),
+    data = {
+        "source": manifest_rows(speech, f"{LIBRISPEECH}/train", "train"),
+        "target": manifest_rows(speech, KEYWORDS, "train"),
+        "phones": manifest_rows(speech, PHONES, "train"),
+        "keyword": [row for part in ("validation", "test") for row in manifest_rows(speech, KEYWORDS, part)],
     }
+    out.mkdir(parents=True, exist_ok=True)
+    manifests = {name: out / f"{name}.jsonl" for name in data}
+    for name, rows in data.items():
+        write_manifest(manifests[name], rows)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def pretrain(start: Path, result: Path, data: Path, steps: int, rate: float, phase: int, seed: int) -> Path:
@@ -116,19 +115,20 @@ def main(argv: list[str] | None = None) -> None:
         fresh = out / f"fresh-s{seed}"
         if not (fresh / CONFIG).is_file():
             make_hubert(fresh, seed)
+        source, target = manifests["source"], manifests["target"]
         first = pretrain(fresh, out / f"source-s{seed}", source, arguments.source_steps, 5e-4, 1, seed)
-        found = {"before": first}
+        encoders = {"before": first}
         for phase, rate in ((2, 3e-4), (1, 3e-4)):
             result = out / f"phase{phase}-s{seed}"
-            found[f"phase {phase}"] = pretrain(first, result, target, arguments.target_steps, rate, phase, seed)
-        for name, data in probed.items():
-            folder = out / f"{name}-s{seed}"
-            if not (folder / "probes.json").is_file():
-                flags = [*map(str, found.values()), "--data", str(data), *PROBES[name], "--output", str(folder)]
+            encoders[f"phase {phase}"] = pretrain(first, result, target, arguments.target_steps, rate, phase, seed)
+        for name, options in PROBES.items():
+            probes = out / f"{name}-s{seed}" / "probes.json"
+            if not probes.is_file():
+                flags = [*map(str, encoders.values()), "--data", str(manifests[name]), *options]
+                flags += ["--output", str(probes.parent)]
                 run_logged([sys.executable, "-m", "training.probe", *flags], out / f"{name}-s{seed}.log", environment)
-            text = (out / f"{name}-s{seed}.log").read_text()
-            table = text[text.index(f"{name}, linear probe: ") :]
-            logger.info("Seed %d (%s):\n%s", seed, ", ".join(found), table)
+            results = json.loads(probes.read_text()) | {"scores": read_scores(probes)}
+            logger.info("Seed %d (%s):\n%s", seed, ", ".join(encoders), report(results))
 
 
 if __name__ == "__main__":

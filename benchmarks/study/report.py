@@ -19,19 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from sjepa_hf.command import CommandParser, command
 from sjepa_hf.saving import write_text_aside
-from training.common.figures import caption
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from sjepa_hf.scores import markdown_table
+from training.common.figures import caption, save
 
 
 HIGHER_IS_BETTER = {
@@ -143,8 +140,7 @@ def table(results: list[dict]) -> str:
     """Markdown: a row for each variant, the baseline first."""
     baseline, scores = results[0]["baseline"], scores_of(results)
     head = ["variant", "seeds", *scores, "target bits", "clusters used", "layer", "hours heard", "minutes taken"]
-    rows = [head, ["---"] * len(head)]
-    names = ordered(results)
+    rows, names = [], ordered(results)
     values = {score: {name: values_of(results, name, score) for name in names} for score in scores}
     gone = {score: {n: errors_gone(results, n, baseline, score) for n in names if n != baseline} for score in scores}
     spread = {score: Spread.pooled(values[score].values()) for score in scores}
@@ -174,7 +170,7 @@ def table(results: list[dict]) -> str:
     if any(mfcc.values()):
         cells = ["MFCC", "", *("" if mfcc[score] is None else f"{mfcc[score]:.3f}" for score in scores)]
         rows.append(cells + [""] * (len(head) - len(cells)))
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+    return markdown_table(head, rows) + "\n"
 
 
 def ordered(results: list[dict]) -> list[str]:
@@ -214,8 +210,7 @@ def draw(results: list[dict], path: Path) -> None:
         Line2D([], [], color="0.7", lw=1, label=f"mean of {caption(results[0]['baseline'], 32)}"),
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)
 
 
 def placed(text: str, grid: str, table: str) -> str:

@@ -24,7 +24,7 @@ from benchmarks.study.scores import PROBES, Scorer
 from benchmarks.study.speech_manifest import speech_folder
 from sjepa_hf.command import CommandParser, command
 from sjepa_hf.saving import write_text_aside
-from sjepa_hf.scores import MFCC, UNTRAINED
+from sjepa_hf.scores import MFCC, UNTRAINED, markdown_table
 
 
 logger = logging.getLogger(__name__)
@@ -73,12 +73,12 @@ class Scores:
 
     def values(self, subject: str, score: str, seeds: list[int]) -> list[float]:
         """A score of those of the seeds that it has; of a probe, which has no seed, the one that there is."""
-        found = [
+        runs_of_seeds = [
             runs.get(str(seed), {})
             for stage, runs in self.known.get(subject, {}).items()
             for seed in seeds_of(stage, seeds)
         ]
-        return [scores[score] for scores in found if score in scores]
+        return [scores[score] for scores in runs_of_seeds if score in scores]
 
 
 def seeds_of(stage: str, seeds: list[int]) -> list[int]:
@@ -111,9 +111,9 @@ def probe(scorer: Scorer, subjects: dict[str, str], scores: Scores) -> None:
         return
     logger.info("probe of %s", ", ".join(missing))
     directory = scores.path.parent / f"probe-{hashlib.sha256(' '.join(missing).encode()).hexdigest()[:8]}"
-    found = scorer.layers(asked, directory, untrained=any(s.startswith(UNTRAINED) for s in missing.values()))
+    by_subject = scorer.layers(asked, directory, untrained=any(s.startswith(UNTRAINED) for s in missing.values()))
     for name, subject in missing.items():
-        layers = found["untrained" if subject.startswith(UNTRAINED) else subject]
+        layers = by_subject["untrained" if subject.startswith(UNTRAINED) else subject]
         best = {task: max(layers[task]) for task in PROBES}
         scores.add(name, "probe", 0, best | {f"{task}_by_layer": layers[task] for task in PROBES})
 
@@ -125,7 +125,7 @@ def is_baseline(subject: str) -> bool:
 def table(scores: Scores, subjects: dict[str, str], seeds: list[int]) -> str:
     """Markdown: a row for each subject."""
     columns = [s for s in HIGHER_IS_BETTER if any(scores.values(name, s, seeds) for name in subjects)]
-    rows = [["", *columns], ["---"] * (len(columns) + 1)]
+    rows = []
     for name, subject in subjects.items():
         row = ["MFCC" if subject == MFCC else "untrained" if is_baseline(subject) else subject]
         for values in (scores.values(name, score, seeds) for score in columns):
@@ -134,7 +134,7 @@ def table(scores: Scores, subjects: dict[str, str], seeds: list[int]) -> str:
         rows.append(row)
     worse = [score for score in columns if not HIGHER_IS_BETTER[score]]
     note = f"\nError rates, of which lower is better: {', '.join(worse)}.\n" if worse else ""
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows) + note
+    return markdown_table(["", *columns], rows) + "\n" + note
 
 
 @command

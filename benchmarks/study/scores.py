@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.study.frozen import FROZEN
 from benchmarks.study.grid import as_flags
-from benchmarks.study.speech_manifest import DIGITS, LIBRISPEECH, PHONES, manifest_rows
+from benchmarks.study.speech_manifest import DIGITS, LIBRISPEECH, PHONES, manifest_rows, write_manifest
 from sjepa_hf.command import UserError
 from sjepa_hf.contents import RESULTS
 from sjepa_hf.scores import MFCC, UNTRAINED, Score, grouped, read_scores
@@ -73,7 +73,9 @@ class Scorer:
         directory.mkdir(parents=True, exist_ok=True)
         if stage in FROZEN:
             return self._frozen(stage, checkpoint, directory, seed)
-        return getattr(self, f"_{stage}")(checkpoint, directory, seed)
+        if stage == "ctc":
+            return self._ctc(checkpoint, directory, seed)
+        return {"probe": self._probe, "speakers": self._speakers}[stage](checkpoint, directory)
 
     def forget_features(self, directory: Path) -> None:
         """Remove the features that the `FROZEN` scores of several seeds share: half a gigabyte."""
@@ -82,20 +84,20 @@ class Scorer:
     def _frozen(self, stage: str, checkpoint: Path | str, directory: Path, seed: int) -> dict:
         score = FROZEN[stage]
         output = directory / f"{stage}-s{seed}"
-        found = output / f"{score.task}.json"
-        if not found.is_file():
+        results = output / f"{score.task}.json"
+        if not results.is_file():
             settings = {"task": score.task, "model": checkpoint, **score.settings, "seeds": seed}
             for source, rows in score.rows(self.speech).items():
                 settings[source] = directory / f"{stage}_{source}.jsonl"
                 write_manifest(settings[source], rows)
             settings |= {"output_dir": output, "cache_dir": directory / FEATURES}
             self._run(["-m", "training.superb", *as_flags(settings)], directory / f"{stage}.log")
-        (own,) = read_scores(found)
+        (own,) = read_scores(results)
         return {stage: own.value}
 
-    def _probe(self, checkpoint: Path, directory: Path, seed: int) -> dict:
-        found = self.layers([checkpoint], directory)
-        own, mfcc = found[str(checkpoint)], found["mfcc"]
+    def _probe(self, checkpoint: Path, directory: Path) -> dict:
+        by_subject = self.layers([checkpoint], directory)
+        own, mfcc = by_subject[str(checkpoint)], by_subject["mfcc"]
         return {
             "probed_by": self.quick_probe.name if self.quick_probe else "training.probe",
             **{task: max(own[task]) for task in PROBES},
@@ -118,23 +120,23 @@ class Scorer:
         return {"untrained" if name == fresh else name: score for name, score in scores.items()}
 
     def _quick_probe(self, subjects: list[str], directory: Path) -> dict[str, dict[str, list[float]]]:
-        found = directory / "quick_probe.json"
-        if not found.is_file():
-            aside = found.with_suffix(".incomplete")
+        results = directory / "quick_probe.json"
+        if not results.is_file():
+            aside = results.with_suffix(".incomplete")
             command = [self.quick_probe, *subjects, "--speech", self.speech, "--json", aside]
-            self._run(command, found.with_suffix(".log"))
-            aside.replace(found)
-        return json.loads(found.read_text())
+            self._run(command, results.with_suffix(".log"))
+            aside.replace(results)
+        return json.loads(results.read_text())
 
     def _own_probe(self, subjects: list[str], directory: Path) -> dict[str, dict[str, list[float]]]:
-        found = defaultdict(dict)
+        by_subject = defaultdict(dict)
         for task, (folder, how) in PROBES.items():
             rows = manifest_rows(self.speech, folder, "test")
             for subject, scores in self._run_probe([MFCC, *subjects], directory, task, rows, how).items():
-                found[subject][task] = [score.value for score in scores]
-        return dict(found)
+                by_subject[subject][task] = [score.value for score in scores]
+        return dict(by_subject)
 
-    def _speakers(self, checkpoint: Path, directory: Path, seed: int) -> dict:
+    def _speakers(self, checkpoint: Path, directory: Path) -> dict:
         rows = crops(self.speech / LIBRISPEECH / "validation")
         how = ["--utterance_labels", "speaker_id"]
         (scores,) = self._run_probe([str(checkpoint)], directory, "speakers", rows, how).values()
@@ -145,13 +147,13 @@ class Scorer:
         self, subjects: list[str], directory: Path, name: str, rows: list[dict], how: list[str]
     ) -> dict[str, list[Score]]:
         """Scores of the linear probe by `training.probe`, by subject and in order of layers, unless they are there."""
-        found = directory / name / "probes.json"
-        if not found.is_file():
+        results = directory / name / "probes.json"
+        if not results.is_file():
             data = directory / f"{name}.jsonl"
             write_manifest(data, rows)
-            command = ["-m", "training.probe", *subjects, "--data", data, *how, "--output", found.parent]
+            command = ["-m", "training.probe", *subjects, "--data", data, *how, "--output", results.parent]
             self._run([*command, "--baselines", "false"], directory / f"{name}.log")
-        linear = [score for score in read_scores(found) if score.task.endswith(", linear probe")]
+        linear = [score for score in read_scores(results) if score.task.endswith(", linear probe")]
         return grouped(linear, lambda score: score.subject)
 
     def _ctc(self, checkpoint: Path, directory: Path, seed: int) -> dict:
@@ -162,16 +164,11 @@ class Scorer:
             command += ["--train_data", clips / "train", "--test_data", clips / "validation", "--output_dir", output]
             self._run([*command, *as_flags({**self.ctc, "seed": seed})], directory / "ctc.log")
         scores = read_scores(output / "final" / RESULTS)
-        found = {s.metric: s.value for s in scores if s.split == "test" and s.task.endswith("greedy decoding")}
-        return {"cer": found["cer"], "wer": found["wer"]}
+        rates = {s.metric: s.value for s in scores if s.split == "test" and s.task.endswith("greedy decoding")}
+        return {"cer": rates["cer"], "wer": rates["wer"]}
 
     def _run(self, command: list, log: Path) -> None:
         run_logged([sys.executable, *map(str, command)], log, self.environment)
-
-
-def write_manifest(path: Path, rows: list[dict]) -> None:
-    """Rows as JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def crops(folder: Path) -> list[dict]:

@@ -14,6 +14,7 @@ the speakers.
 import csv
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from sjepa_hf.command import CommandParser, command
@@ -78,6 +79,11 @@ def manifest_rows(speech: Path, folder: str, wanted: str) -> list[dict]:
     ]
 
 
+def write_manifest(path: Path, rows: Iterable[dict]) -> None:
+    """Rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(__doc__)
@@ -90,17 +96,17 @@ def main(argv: list[str] | None = None) -> None:
         help="leave out what is under CC BY-SA: weights may then be published under Apache 2.0",
     )
     arguments = parser.parse_args(argv)
-    lines, hours, shown = [], 0.0, []
+    clips, hours, shown = [], 0.0, []
     for folder in NINE_HOURS if arguments.nine_hours else FOLDERS:
         rows = manifest_rows(arguments.speech, folder, "train")
         if arguments.no_share_alike:
             rows = [row for row in rows if not is_share_alike(folder, row)]
         taken = sum(row["duration"] for row in rows) / 3600
         shown.append(f"{folder:32} {len(rows):5} clips {taken:6.2f} hours")
-        lines += [json.dumps({name: row[name] for name in ("audio_filepath", "duration")}) + "\n" for row in rows]
+        clips += [{name: row[name] for name in ("audio_filepath", "duration")} for row in rows]
         hours += taken
-    arguments.manifest.write_text("".join(lines))
-    print(*shown, f"{len(lines)} clips, {hours:.2f} hours -> {arguments.manifest}", sep="\n")
+    write_manifest(arguments.manifest, clips)
+    print(*shown, f"{len(clips)} clips, {hours:.2f} hours -> {arguments.manifest}", sep="\n")
 
 
 if __name__ == "__main__":

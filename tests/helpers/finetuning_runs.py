@@ -51,9 +51,8 @@ def write_clips(folder, texts, column="text", label=None):
 
 def prepare(script, checkpoint, data, output, *options):
     required = ["--model_name_or_path", checkpoint, "--train_data", str(data), "--output_dir", str(output)]
-    ready = script.prepare([*required, *FAST, *options])
-    ready.lock.release()  # several are made ready in one directory here
-    return ready
+    with script.settings([*required, *FAST, *options]) as asked:  # several are made ready in one directory here
+        return script.prepare(*asked)
 
 
 def run(script, *arguments):

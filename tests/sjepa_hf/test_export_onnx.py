@@ -28,7 +28,6 @@ from sjepa_hf import (
 )
 from sjepa_hf.feature_extraction import feature_extractor
 from sjepa_hf.frames import MIN_SAMPLES
-from training.data import waveforms
 from training.finetuning.beam_search import greedy_decode
 from training.finetuning.text import build_tokenizer
 
@@ -262,7 +261,7 @@ def test_example_transcribes(exports, tmp_path, speech_if_any):
     assert len(set(wanted)) == 2 and all(len(text) > 3 for text in wanted)
 
     paths = sorted((speech_if_any / "arabic_speech_commands" / "test").glob("*.opus"))[:3] if speech_if_any else []
-    for path in paths:  # whose pre-skip libsndfile drops only after a seek
+    for path in paths:  # whose pre-skip is dropped
         soundfile.write(tmp_path / f"{path.stem}.wav", *soundfile.read(path), subtype="FLOAT")
     texts = [run_example(ctc.path, *named).stdout for named in (paths, [tmp_path / f"{p.stem}.wav" for p in paths])]
     assert texts[0] == texts[1]
@@ -272,30 +271,24 @@ def test_example_transcribes(exports, tmp_path, speech_if_any):
     assert done.returncode == 1 and "music.wav has 44100 samples a second" in done.stderr
 
 
-def test_example_reads_what_a_pipe_left_and_names_what_it_cannot_read(exports, tmp_path):
+def test_example_names_what_it_cannot_read(exports, tmp_path):
     ctc = exports("log_mel", "ctc")
     noise = 0.1 * np.random.default_rng(0).standard_normal(30000)
     soundfile.write(tmp_path / "whole.flac", noise, 16000)
     content = bytearray((tmp_path / "whole.flac").read_bytes())
     content[21], content[22:26] = content[21] & 0xF0, bytes(4)  # the number of samples: not known
-    (tmp_path / "piped.flac").write_bytes(content)
-    done = run_example(ctc.path, tmp_path / "whole.flac", tmp_path / "piped.flac")
-    assert done.returncode == 0 and len(set(done.stdout.splitlines())) == 1, done.stderr
-
+    (tmp_path / "piped.wav").write_bytes(content)
     (tmp_path / "text.wav").write_text("no sound")
     (tmp_path / "empty.wav").touch()
-    os.mkfifo(tmp_path / "pipe.wav")
     soundfile.write(tmp_path / "none.wav", noise[:0], 16000)
-    soundfile.write(tmp_path / "loud.wav", noise * 1e30, 16000, subtype="FLOAT")
     soundfile.write(tmp_path / "nan.wav", noise * np.nan, 16000, subtype="FLOAT")
     for name, sentence in {
         "text": "cannot be read as audio",
         "empty": "cannot be read as audio",
-        "pipe": "is not a file",
-        "absent": "is not a file",
+        "absent": "cannot be read as audio",
+        "piped": "cannot be read as audio",
         "none": "holds no sound",
-        "loud": "beyond 100 times full scale",
-        "nan": "are not numbers",
+        "nan": "are not finite",
     }.items():
         done = run_example(ctc.path, tmp_path / f"{name}.wav")
         assert (
@@ -328,21 +321,8 @@ def test_example_classifies(exports, tmp_path):
     assert done.stdout == f"{CLASS_NAMES[best]} {logits.softmax(-1)[best]:.3f}\n", done.stderr
 
 
-def test_example_has_the_limits_of_training():
-    constants = {}
-    for node in ast.parse(EXAMPLE.read_text()).body:
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Tuple)
-            and node.targets[0].elts[0].id.isupper()
-        ):
-            constants |= dict(zip((name.id for name in node.targets[0].elts), ast.literal_eval(node.value)))
-    assert constants == {
-        "LONGEST": waveforms.LONGEST,
-        "LOUDEST": waveforms.LOUDEST,
-        "MOST_CHANNELS": waveforms.MOST_CHANNELS,
-        "MIN_SAMPLES": MIN_SAMPLES,
-    }
+def test_example_pads_to_a_frame():
+    assert f"\nMIN_SAMPLES = {MIN_SAMPLES} " in EXAMPLE.read_text()
 
 
 def run_example(model: Path, *paths: Path) -> subprocess.CompletedProcess:

@@ -6,7 +6,8 @@ Common: what every command needs besides its subject.
 - `processes`, `signals`: several processes of a run, and ending it early and in order
 - `progress`: what the log says while something takes long
 - `seeds`: one for each random choice of a run
-- `memory`: how it is taken from the system
+- `memory`: keep freed memory for the next step (glibc)
+- `onednn`: keep few kernels; imported before torch
 - `metrics`: accuracy, error rates, F1 and others of predictions
 - `learned`: whether a model does better than chance
 - `figures`: pictures that several rooms draw

@@ -127,16 +127,16 @@ def load_fields(path: str, called: str) -> dict:
             sentence begins with `called`.
     """
     try:
-        found = yaml.load(Path(path).read_text(encoding="utf-8"), _OnceLoader) or {}
+        fields = yaml.load(Path(path).read_text(encoding="utf-8"), _OnceLoader) or {}
     except UnicodeDecodeError:
         raise ValueError(f"{called} is not UTF-8: save it as that.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that is none
         raise ValueError(f"{called} is not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ValueError(f"{called} is nested too deeply: write fields as `name: value`.") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{called} holds no fields, but {short_repr(found)}: write them as `name: value`.")
-    return found
+    if not isinstance(fields, dict):
+        raise ValueError(f"{called} holds no fields, but {short_repr(fields)}: write them as `name: value`.")
+    return fields
 
 
 def as_typed(fields: dict, types: dict[str, Any], where: str = "") -> dict:
@@ -150,7 +150,7 @@ def as_typed(fields: dict, types: dict[str, Any], where: str = "") -> dict:
     for name, value in fields.items():
         kind = types[name]
         if value is not None and (item := item_type(kind)):
-            typed[name] = [as_number(each, item) for each in (value if isinstance(value, list) else [value])]
+            typed[name] = [as_number(entry, item) for entry in (value if isinstance(value, list) else [value])]
         else:
             typed[name] = as_number(value, kind)
         if not fits(typed[name], kind):
@@ -181,12 +181,12 @@ def kinds(kind: Any) -> tuple:
 
 def item_type(kind: Any) -> type | None:
     """What a list holds, if one of the alternatives of a type is a list."""
-    return next((get_args(each)[0] for each in kinds(kind) if get_origin(each) is list), None)
+    return next((get_args(option)[0] for option in kinds(kind) if get_origin(option) is list), None)
 
 
 def as_number(value: Any, kind: Any) -> Any:
     """A number that YAML has read as text, such as 1e-3, where the type takes no text; all else as it is."""
-    number = next((each for each in kinds(kind) if each in (int, float)), None)
+    number = next((option for option in kinds(kind) if option in (int, float)), None)
     if isinstance(value, str) and number and str not in kinds(kind):
         try:
             return number(value)
@@ -196,24 +196,28 @@ def as_number(value: Any, kind: Any) -> Any:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value that YAML has read serves as a field of a type; the choices of words are left to the parser."""
-    for each in kinds(kind):
-        origin = get_origin(each)
-        if each is Any or (each is NoneType and value is None) or (origin is Literal and value in get_args(each)):
+    """Whether a value that YAML has read serves as a field of a type."""
+    for option in kinds(kind):
+        origin = get_origin(option)
+        if (
+            option is Any
+            or (option is NoneType and value is None)
+            or (origin is Literal and value in get_args(option))
+        ):
             return True
         if origin is list:
-            item = get_args(each)[0]
+            item = get_args(option)[0]
             if isinstance(value, list) and all(fits(v, item) for v in value):
                 return True
         elif isinstance(value, str):
-            if (origin or each) not in (NoneType, bool, int, float, dict):
+            if (origin or option) not in (NoneType, bool, int, float, dict, Literal):
                 return True
         elif isinstance(value, bool):
-            if each is bool:
+            if option is bool:
                 return True
-        elif each is float and isinstance(value, int | float):
+        elif option is float and isinstance(value, int | float):
             return True
-        elif isinstance(origin or each, type) and isinstance(value, origin or each):
+        elif isinstance(origin or option, type) and isinstance(value, origin or option):
             return True
     return False
 
@@ -221,14 +225,16 @@ def fits(value: Any, kind: Any) -> bool:
 def type_name(kind: Any) -> str:
     """A type, as a user would call it."""
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "fields"}
-    found = []
-    for each in kinds(kind):
-        item = get_args(each)[0] if get_origin(each) is list else None
+    words = []
+    for option in kinds(kind):
+        item = get_args(option)[0] if get_origin(option) is list else None
         if item is not None:
-            found.append({int: "a list of whole numbers", float: "a list of numbers"}.get(item, "a list"))
-        elif each is not NoneType and get_origin(each) is not Literal:
-            found.append(names.get(get_origin(each) or each, "text"))
-    return " or ".join(dict.fromkeys(found))
+            words.append({int: "a list of whole numbers", float: "a list of numbers"}.get(item, "a list"))
+        elif get_origin(option) is Literal:
+            words.append(f"one of {', '.join(map(str, get_args(option)))}")
+        elif option is not NoneType:
+            words.append(names.get(get_origin(option) or option, "text"))
+    return " or ".join(dict.fromkeys(words))
 
 
 def short_repr(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Memory: how this process gets it from the system."""
+"""Memory: keep what is freed for the next step (glibc)."""
 
 import ctypes
 import os

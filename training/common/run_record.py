@@ -19,9 +19,21 @@ from sjepa_hf.saving import write_text_aside
 logger = logging.getLogger(__name__)
 
 # Of this machine rather than of the run.
-LEFT_OUT = "output_dir train_data resume_from_checkpoint initial_checkpoint report_to num_workers".split()
-LEFT_OUT += (
-    "logging_steps save_steps save_total_limit push_to_hub hub_model_id hub_private_repo hub_strategy dry_run".split()
+LEFT_OUT = (
+    "output_dir",
+    "train_data",
+    "resume_from_checkpoint",
+    "initial_checkpoint",
+    "report_to",
+    "num_workers",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_strategy",
+    "dry_run",
 )
 # Of a base's record, in that of what was made of it.
 CARRIED = "kind base_model base_checkpoint from_scratch data steps hours_heard base".split()

@@ -15,7 +15,7 @@ class Purpose(IntEnum):
     ENTROPY_PASS = 5  # order of the clips in the histogram of predictor entropy
 
 
-def seed_for(seed: int, purpose: Purpose, number: int = 0) -> int:
+def seed_for(seed: int, purpose: Purpose, number: int) -> int:
     """
     A seed below 2**63 that no other purpose, number or run seed gets, as far as a hash of 63 bits can promise.
 

@@ -59,8 +59,9 @@ class Interrupted(BaseException):
 
 class Interruption:
     """
-    Holds SIGTERM and Ctrl-C back while a step is made, and lets them end a wait; a second Ctrl-C ends the run at once.
-    Processes that are forked meanwhile inherit the handler: there SIGTERM ends the process, and Ctrl-C does nothing.
+    During a step SIGTERM and Ctrl-C are only noted; while the run waits (reading, fitting) they end the wait at once.
+    A second Ctrl-C ends the run at once. Processes that are forked meanwhile inherit the handler: there SIGTERM
+    ends the process, and Ctrl-C does nothing.
 
     A handler may run in a destructor or a fork hook, where Python drops the exception that it raises: the hook for
     dropped exceptions has it raised again a moment later.

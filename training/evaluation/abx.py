@@ -14,7 +14,8 @@ import numpy as np
 
 
 PAIRS_AT_ONCE = 4096
-MAX_GROUP = 5
+MAX_GROUP = 5  # tokens that are kept of a category of a speaker in a context, drawn at random
+MAX_CELLS = 2000  # cells that are kept, drawn at random
 
 
 class Token(NamedTuple):
@@ -42,20 +43,14 @@ class Cell(NamedTuple):
     b: list[int]
 
 
-def abx(
-    tokens: Sequence[Token], across: bool, max_group: int = MAX_GROUP, max_cells: int = 2000, seed: int = 0
-) -> AbxResult | None:
+def abx(tokens: Sequence[Token], across: bool, seed: int = 0) -> AbxResult | None:
     """
-    ABX error within speakers (X, A and B of one voice), or across (A and B of one voice, X of another). Exact over
-    tokens and cells that are kept; None where there is no triplet.
-
-    Args:
-        max_group: tokens that are kept of a category of a speaker in a context, drawn at random.
-        max_cells: cells that are kept, drawn at random.
+    ABX error within speakers (X, A and B of one voice), or across (A and B of one voice, X of another). Exact over the
+    tokens (`MAX_GROUP`) and cells (`MAX_CELLS`) that are kept; None where there is no triplet.
     """
-    cells = find_cells(tokens, across, max_group, np.random.default_rng(seed))
-    if len(cells) > max_cells:
-        drawn = np.random.default_rng(seed).permutation(len(cells))[:max_cells]
+    cells = find_cells(tokens, across, np.random.default_rng(seed))
+    if len(cells) > MAX_CELLS:
+        drawn = np.random.default_rng(seed).permutation(len(cells))[:MAX_CELLS]
         cells = [cells[number] for number in sorted(drawn.tolist())]
     triplets = [(n, x, a, b) for n, cell in enumerate(cells) for x in cell.x for a in cell.a if a != x for b in cell.b]
     if not triplets:
@@ -66,10 +61,10 @@ def abx(
     for cell, x, a, b in triplets:
         to_a, to_b = apart[x, a], apart[x, b]
         errors[cell].append(1.0 if to_a > to_b else 0.5 if to_a == to_b else 0.0)
-    return AbxResult(float(np.mean([np.mean(found) for found in errors.values()])), len(errors), len(triplets))
+    return AbxResult(float(np.mean([np.mean(of_cell) for of_cell in errors.values()])), len(errors), len(triplets))
 
 
-def find_cells(tokens: Sequence[Token], across: bool, max_group: int, rng: np.random.Generator) -> list[Cell]:
+def find_cells(tokens: Sequence[Token], across: bool, rng: np.random.Generator) -> list[Cell]:
     """All cells with a triplet: for each context, speaker (or two speakers) and ordered pair of categories."""
     groups: dict[str, dict[str, dict[str, list[int]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for number, token in enumerate(tokens):
@@ -79,7 +74,7 @@ def find_cells(tokens: Sequence[Token], across: bool, max_group: int, rng: np.ra
         speakers = groups[context]
         for categories in speakers.values():
             for name, members in categories.items():
-                categories[name] = sorted(rng.permutation(members)[:max_group].tolist())
+                categories[name] = sorted(rng.permutation(members)[:MAX_GROUP].tolist())
         for speaker in sorted(speakers):
             for first, second in permutations(sorted(speakers[speaker]), 2):
                 a, b = speakers[speaker][first], speakers[speaker][second]
@@ -93,12 +88,12 @@ def find_cells(tokens: Sequence[Token], across: bool, max_group: int, rng: np.ra
 
 def distances(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Distance of each pair of stretches of units, `(num_pairs,)`."""
-    found = np.empty(len(pairs))
+    apart = np.empty(len(pairs))
     order = sorted(range(len(pairs)), key=lambda n: (len(pairs[n][0]), len(pairs[n][1])))
     for first in range(0, len(order), PAIRS_AT_ONCE):
         chosen = order[first : first + PAIRS_AT_ONCE]
-        found[chosen] = _warped([pairs[n][0] for n in chosen], [pairs[n][1] for n in chosen])
-    return found
+        apart[chosen] = _warped([pairs[n][0] for n in chosen], [pairs[n][1] for n in chosen])
+    return apart
 
 
 def _warped(left: list[np.ndarray], right: list[np.ndarray]) -> np.ndarray:
@@ -107,7 +102,7 @@ def _warped(left: list[np.ndarray], right: list[np.ndarray]) -> np.ndarray:
     as `whole` exceeds the steps of any path, the least such number is of the least cost and, among equals, of the
     fewest steps; `//` and `%` give the two back.
     """
-    rows, columns = np.array([len(each) for each in left]), np.array([len(each) for each in right])
+    rows, columns = np.array([len(stretch) for stretch in left]), np.array([len(stretch) for stretch in right])
     x, y = _padded(left, -1), _padded(right, -2)
     whole = x.shape[1] + y.shape[1] + 1
     far = np.full(len(x), np.iinfo(np.int64).max // 2)
@@ -125,7 +120,7 @@ def _warped(left: list[np.ndarray], right: list[np.ndarray]) -> np.ndarray:
 
 
 def _padded(parts: list[np.ndarray], filler: int) -> np.ndarray:
-    found = np.full((len(parts), max(map(len, parts))), filler, dtype=np.int64)
-    for row, part in zip(found, parts):
+    filled = np.full((len(parts), max(map(len, parts))), filler, dtype=np.int64)
+    for row, part in zip(filled, parts):
         row[: len(part)] = part
-    return found
+    return filled

@@ -94,7 +94,11 @@ class FbankEncoder:
         self.digest = content_hash("fbank", inspect.getsource(type(self)), inspect.getsource(slopes))
         self.window = window_function(self.WIDTH, "povey", periodic=False)
         self.bands = mel_filter_bank(
-            *(self.FFT // 2 + 1, self.BANDS, 20.0, SAMPLING_RATE / 2, SAMPLING_RATE),
+            num_frequency_bins=self.FFT // 2 + 1,
+            num_mel_filters=self.BANDS,
+            min_frequency=20.0,
+            max_frequency=SAMPLING_RATE / 2,
+            sampling_rate=SAMPLING_RATE,
             mel_scale="kaldi",
             triangularize_in_mel_space=True,
         )
@@ -107,7 +111,9 @@ class FbankEncoder:
         bands = spectrogram(
             waveform,
             self.window,
-            *(self.WIDTH, self.SHIFT, self.FFT),
+            frame_length=self.WIDTH,
+            hop_length=self.SHIFT,
+            fft_length=self.FFT,
             center=False,
             power=2.0,
             preemphasis=0.97,

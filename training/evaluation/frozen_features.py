@@ -1,4 +1,4 @@
-"""Frozen features: hidden states of an encoder, computed once, kept on disk, and found again by what made them.
+"""For SUPERB's heads, cached on disk: hidden states of an encoder, computed once and found again by what made them.
 
 encoder = open_encoder("demo-output/model/final")
 store = FeatureStore("runs/features", max_gigabytes=20)

@@ -20,6 +20,6 @@ from top to bottom; what they are made of lies here:
     transcribe        transcripts of clips, and their error rates
 
 A new head is a file beside `ctc.py` and `classification.py` (its batches, its scores, what it asks of the labels) and
-a command beside the two (its arguments; `prepare` and `train`); all else serves it as it is. In `sjepa_hf` it is a
-class in `modeling_sjepa_heads.py`, with its Auto class in `auto_classes.py`.
+a command beside the two (its arguments; `settings`, `prepare` and `train`); all else serves it as it is. In `sjepa_hf`
+it is a class in `modeling_sjepa_heads.py`, with its Auto class in `auto_classes.py`.
 """

@@ -2,17 +2,18 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
+
+import training.common.onednn  # noqa: F401
 
 
-# oneDNN keeps kernels for the last 1,024 shapes, and almost every batch has its own.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-
+# isort: split
 import torch
 from accelerate import PartialState
-from filelock import FileLock
 from transformers import TrainingArguments
 
 from sjepa_hf.command import own_words
@@ -21,7 +22,7 @@ from sjepa_hf.opening import open_config
 from sjepa_hf.push import open_repo
 from training.common.command_line import given, parse_dataclasses
 from training.common.device import on_cpu
-from training.common.output_directory import claim, lock_of, released_if_refused
+from training.common.output_directory import claim, lock_of
 from training.common.processes import of_first
 from training.common.ranges import check_ranges
 from training.common.signals import check_system
@@ -115,9 +116,6 @@ class FineTuningArguments:
         },
     )
     dry_run: bool = field(default=False, metadata={"help": "Say what the run would do, and stop before it does it."})
-    hub: dict | None = field(
-        default=None, init=False
-    )  # with --push_to_hub: where the result goes, as `publish` takes it
 
     def __post_init__(self):
         check_ranges(
@@ -139,14 +137,24 @@ class FineTuningArguments:
             raise ValueError("`reinit_layers` leaves layers to be learned, which `lora_rank` would keep as they are.")
 
 
-def parse_finetuning(
-    argv: list[str] | None, settings: type, recipe: Path, description: str, higher_is_better: Mapping[str, bool]
-) -> tuple:
+class FineTuningSettings(NamedTuple):
+    """What a fine-tuning is asked for."""
+
+    arguments: FineTuningArguments
+    training: TrainingArguments
+    hub: dict | None  # where the result is to be pushed, as `publish` takes it
+
+
+@contextmanager
+def finetuning_settings(
+    argv: list[str] | None, group: type, recipe: Path, description: str, higher_is_better: Mapping[str, bool]
+) -> Iterator[FineTuningSettings]:
     """
-    `(settings, TrainingArguments, FileLock)` from `--config RECIPE.yaml` (without it, `recipe`) and `--field value`.
-    The lock keeps other runs out of the output directory until the caller releases it; a dry run takes none.
+    Settings from `--config RECIPE.yaml` (without it, `recipe`) and `--field value`. Within the block the output
+    directory is this run's alone; a dry run locks nothing.
 
     Args:
+        group: the dataclass of the command's own arguments.
         higher_is_better: metrics that may choose the best checkpoint.
 
     Raises:
@@ -155,54 +163,52 @@ def parse_finetuning(
         UserError: on Windows.
     """
     argv = sys.argv[1:] if argv is None else argv
-    asked = given(argv, (settings, TrainingArguments))
+    asked = given(argv, (group, TrainingArguments))
     argv = [*argv, *equal_intervals(asked)]
     if "WORLD_SIZE" in os.environ and on_cpu():
         argv = ["--use_cpu", "true", *argv]
     try:
-        chosen, training = parse_dataclasses((settings, TrainingArguments), argv, description, recipe=str(recipe))[:2]
+        chosen, training = parse_dataclasses((group, TrainingArguments), argv, description, recipe=str(recipe))[:2]
     except (ValueError, ImportError, TypeError, KeyError) as error:  # Transformers' own, over several lines
-        said = " ".join(own_words(error).split())
-        if "load_best_model_at_end" in said:
-            said += ". With --load_best_model_at_end false the last checkpoint is the result."
-        raise ValueError(said) from error
+        message = " ".join(own_words(error).split())
+        if "load_best_model_at_end" in message:
+            message += ". With --load_best_model_at_end false the last checkpoint is the result."
+        raise ValueError(message) from error
     check_system()
     for name in ("model_name_or_path", "train_data"):
         if not getattr(chosen, name):
             raise ValueError(f"`{name}` is missing: give it as --{name} or in the recipe.")
     check_training(training, asked, higher_is_better)
-    lock = lock_of(Path(training.output_dir))
-    with released_if_refused(lock):
-        training.resume_from_checkpoint = of_first(lambda: claimed(training, lock, chosen.dry_run), PartialState())
-        open_hub(chosen, training)
-    if training.resume_from_checkpoint:
-        training.eval_on_start = False  # it was evaluated when it began
-    training.push_to_hub = False  # the result at the end, rather than whatever the Trainer saves on its way
     if training.max_steps > 0 or "num_train_epochs" in asked:
         chosen.min_steps = 0
     if chosen.freeze_encoder_steps and training.ddp_find_unused_parameters is None:
         training.ddp_find_unused_parameters = True  # with checkpointing Transformers would expect all gradients
     training.remove_unused_columns = False  # the collator needs what the model's forward does not name
     training.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns
-    return chosen, training, lock
-
-
-def claimed(training: TrainingArguments, lock: FileLock, dry_run: bool) -> str | None:
-    """
-    Lock the output directory for this run alone, unless it is a `dry_run`; then `choose_checkpoint`.
-
-    Raises:
-        ValueError: as that, and if the directory cannot be written to, or another run holds it.
-    """
     output_dir = Path(training.output_dir)
-    claim(output_dir, lock, dry_run)
-    return choose_checkpoint(training.resume_from_checkpoint, output_dir)
+    lock = lock_of(output_dir)
+
+    def begin() -> str | None:
+        claim(output_dir, lock, chosen.dry_run)
+        return choose_checkpoint(training.resume_from_checkpoint, output_dir)
+
+    try:
+        training.resume_from_checkpoint = of_first(begin, PartialState())
+        if training.resume_from_checkpoint:
+            training.eval_on_start = False  # it was evaluated when it began
+        hub = open_hub(chosen, training)
+        training.push_to_hub = False  # the result at the end, rather than whatever the Trainer saves on its way
+        yield FineTuningSettings(chosen, training, hub)
+    finally:
+        lock.release()
 
 
-def open_hub(chosen: FineTuningArguments, training: TrainingArguments) -> None:
-    """Where the result is to be pushed: see that it can be, in the first process, and note where to."""
-    if training.push_to_hub and not chosen.dry_run:
-        repo_id = training.hub_model_id or Path(training.output_dir).resolve().name
-        chosen.hub = {"repo_id": repo_id, "private": training.hub_private_repo, "token": training.hub_token}
-        if training.process_index == 0:
-            chosen.hub["repo_id"] = open_repo(kind=open_config(chosen.model_name_or_path).model_type, **chosen.hub)
+def open_hub(chosen: FineTuningArguments, training: TrainingArguments) -> dict | None:
+    """See in the first process that the result can be pushed, where that is asked for; `hub` of the settings."""
+    if not training.push_to_hub or chosen.dry_run:
+        return None
+    repo_id = training.hub_model_id or Path(training.output_dir).resolve().name
+    hub = {"repo_id": repo_id, "private": training.hub_private_repo, "token": training.hub_token}
+    if training.process_index == 0:
+        hub["repo_id"] = open_repo(kind=open_config(chosen.model_name_or_path).model_type, **hub)
+    return hub

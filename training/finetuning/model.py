@@ -18,7 +18,11 @@ from training.finetuning.arguments import FineTuningArguments
 logger = logging.getLogger(__name__)
 
 DROPOUTS = (
-    *("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout"),
+    "hidden_dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "feat_proj_dropout",
+    "final_dropout",
     "conformer_conv_dropout",
 )
 ADAPTER_DROPOUT = 0.05  # of LoRA, where `dropout` is not given

@@ -62,8 +62,8 @@ class FineTuningResult:
         best_step = step_of(Path(state.best_model_checkpoint)) if chosen else None
         learned, reason = verdict.learned, verdict.reason
         metric = f"eval_{(training.metric_for_best_model or 'loss').removeprefix('eval_')}"
-        found = {entry["step"]: entry for entry in state.log_history if metric in entry}
-        begun, kept = found.pop(0, None), found.get(best_step or state.global_step)
+        evaluations = {entry["step"]: entry for entry in state.log_history if metric in entry}
+        begun, kept = evaluations.pop(0, None), evaluations.get(best_step or state.global_step)
         worse = (lambda a, b: a <= b) if training.greater_is_better else (lambda a, b: a >= b)
         if begun and kept and worse(kept[metric], begun[metric]):
             went = f"{metric[5:]} was {begun[metric]:.4f} before the first step and is {kept[metric]:.4f}"
@@ -71,7 +71,7 @@ class FineTuningResult:
                 reason += f"; but {went}: the steps added nothing"
             else:
                 learned, reason = False, went
-        elif best_step is not None and len(found) > 2 and best_step == min(found):
+        elif best_step is not None and len(evaluations) > 2 and best_step == min(evaluations):
             reason += "; but the first evaluation was already the best, and the later steps added nothing"
         return cls(state.global_step, best_step, learned, reason, scores)
 
@@ -102,11 +102,12 @@ def save_output(
     outcome: FineTuningResult,
     metrics: Sequence[str],
     save_others: Callable[[Path], None],
+    hub: dict | None,
 ) -> None:
     """
     Write `output_dir/final`: the model (adapters merged; they and the head also by themselves in `adapter/`), what
     `save_others(directory)` writes beside it, `results.json` with the outcome, `training.json` with the record of the
-    run, and the learning curve. Then push it, where that is asked for.
+    run, and the learning curve. Then push it to `hub`, if that is given.
 
     Raises:
         NotPushed: if the result is written, but did not reach the Hub.
@@ -119,16 +120,16 @@ def save_output(
             model = model.merge_and_unload()
         model.save_pretrained(directory)
         save_others(directory)
-        found = {name: value for name, value in vars(outcome).items() if name != "scores" and value != []}
-        write_scores(directory / RESULTS, score_rows(outcome, arguments), **found)
+        figures = {name: value for name, value in vars(outcome).items() if name != "scores" and value != []}
+        write_scores(directory / RESULTS, score_rows(outcome, arguments), **figures)
         write_record(directory, trainer.accelerator, **run_record(trainer, arguments))
         draw_learning_curve(trainer.state.log_history, metrics, directory / "learning_curve.png")
     for source, values in outcome.scores.items():
         logger.info("%s: %s.", data_name(source), scores_in_words(values))
     outcome.log()
     logger.info("Written to %s.", final)
-    if arguments.hub:
-        publish(final, **arguments.hub)
+    if hub:
+        publish(final, **hub)
 
 
 def score_rows(outcome: FineTuningResult, arguments: FineTuningArguments) -> list[Score]:
@@ -148,10 +149,10 @@ def score_rows(outcome: FineTuningResult, arguments: FineTuningArguments) -> lis
         split = "held-out" if source == HELD_OUT else "validation" if source in (arguments.eval_data or ()) else "test"
         if "greedy" in values:
             task_type = "automatic-speech-recognition"
-            found = {f"speech recognition, {how}": values[kind] for kind, how in DECODINGS.items() if kind in values}
+            by_task = {f"speech recognition, {how}": values[kind] for kind, how in DECODINGS.items() if kind in values}
         else:
             task_type = "audio-classification"
-            found = {"classification": {name: value for name, value in values.items() if name != "clips"}}
+            by_task = {"classification": {name: value for name, value in values.items() if name != "clips"}}
         rows += [
             Score(
                 subject=THIS_MODEL,
@@ -165,7 +166,7 @@ def score_rows(outcome: FineTuningResult, arguments: FineTuningArguments) -> lis
                 clips=values["clips"],
                 learned=outcome.learned,
             )
-            for task, metrics in found.items()
+            for task, metrics in by_task.items()
             for metric, value in metrics.items()
         ]
     return rows
@@ -187,7 +188,7 @@ def run_record(trainer: FineTuner, arguments: FineTuningArguments) -> dict:
     clips = trainer.train_dataset
     unset = {f.name: f.default for f in fields(arguments)}
     chosen = {name: value for name, value in vars(arguments).items() if value is not None and value != unset[name]}
-    shown_elsewhere = ("model_name_or_path", "train_data", "eval_data", "test_data", "from_scratch", "hub", "dry_run")
+    shown_elsewhere = ("model_name_or_path", "train_data", "eval_data", "test_data", "from_scratch", "dry_run")
     settings = {name: value for name, value in chosen.items() if name not in shown_elsewhere}
     taken = None
     if not trainer.args.resume_from_checkpoint:  # else it would be the time of the last session alone

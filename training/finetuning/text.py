@@ -38,6 +38,7 @@ BLANK = {  # letters and marks that leave nothing on the page: variation selecto
     *range(0xE0100, 0xE01F0),
     *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, 0xFFFC),
 }
+COUNTED = 40  # characters that a line of the log names
 CASES = {
     "upper": lambda text: text.upper().replace("ẞ", "SS"),  # as ß
     "lower": lambda text: text.lower().replace("i\u0307", "i"),  # İ
@@ -58,9 +59,9 @@ class Table(dict):
 
 def _plain(character: str) -> str | None:
     """
-    A character's compatibility form (NFKC); ' for all that look like it; None for accents that stand alone, which NFKC
-    would give a space to stand on. Letters stay whose form is another spelling: raised and lowered ones (ʰ), and those
-    whose form begins with a mark (Thai ำ, whose tone mark stands before it).
+    A character's compatibility form (NFKC); ' for all that look like it; None for a free-standing accent: NFKC would
+    turn it into a space with an accent. Letters stay whose form is another spelling: raised and lowered ones (ʰ), and
+    those whose form begins with a mark (Thai ำ, whose tone mark stands before it).
     """
     if character in APOSTROPHES:
         return "'"
@@ -221,10 +222,10 @@ def log_examples(before: Sequence[str], normalizer: TextNormalizer) -> None:
         logger.info("%d transcripts have digits: they are learnt as they are written, not as they are said.", digits)
 
 
-def counted(characters: Counter[str], most: int = 40) -> str:
-    """Characters and how often they occur, most frequent first."""
-    named = [f"{character!r} {count} times" for character, count in characters.most_common(most)]
-    return ", ".join(named + ["..."] * (len(characters) > most))
+def counted(characters: Counter[str]) -> str:
+    """The most frequent characters and how often they occur, at most `COUNTED`."""
+    named = [f"{character!r} {count} times" for character, count in characters.most_common(COUNTED)]
+    return ", ".join(named + ["..."] * (len(characters) > COUNTED))
 
 
 def build_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:

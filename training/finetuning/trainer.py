@@ -52,17 +52,17 @@ class FineTuner(Trainer):
 
     Args:
         head_learning_rate: None: that of the encoder.
-        frozen_encoder: whether the encoder is only read, without dropout and SpecAugment.
         p_noise: probability that a training clip is heard among coloured noise.
+        frozen_encoder: whether the encoder is only read, without dropout and SpecAugment.
         save_beside: writes into the directory of each checkpoint what inference needs besides the model.
     """
 
     def __init__(
         self,
         *args,
-        head_learning_rate: float | None = None,
+        head_learning_rate: float | None,
+        p_noise: float,
         frozen_encoder: bool = False,
-        p_noise: float = 0.0,
         save_beside: Callable[[Path], object],
         **kwargs,
     ):
@@ -295,14 +295,15 @@ class SaveAndStopCallback(TrainerCallback):
         Interrupted: then, in all processes alike.
     """
 
-    # `Interruption.waiting` would end an evaluation sooner, but in the middle of the Trainer's own work, and would
-    # take what is wrong with a clip or a metric for a reason to stop.
+    # Not `Interruption.waiting`: it would raise in the middle of the Trainer's code, and treat an error in a clip or
+    # metric as a request to stop.
 
     def __init__(self, trainer: FineTuner, coordinator: Coordinator):
         self.trainer, self.coordinator = trainer, coordinator
 
     def on_step_begin(self, args, state, control, **kwargs):
-        # torch would raise the death of a worker anywhere in a step; without this, where batches are read.
+        # torch's SIGCHLD handler raises a worker's death anywhere in a step. With the default handler it is raised
+        # where the next batch is read.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -326,17 +327,19 @@ class SaveAndStopCallback(TrainerCallback):
         return False
 
 
-def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: Heartbeat) -> nn.Module:
+def run_training(
+    trainer: FineTuner, arguments: FineTuningArguments, heartbeat: Heartbeat, hub: dict | None
+) -> nn.Module:
     """
     Train, and return the model of the best evaluation that shows something learned, else the last one.
 
     Raises:
         SystemExit: after SIGTERM or Ctrl-C, once a checkpoint is saved; its code is the signal's exit status. With 0,
-            where the run that is resumed has come to its end.
+            where the run that is resumed has come to its end, unless its result is to be pushed to `hub` again.
     """
     resumed, output_dir = trainer.args.resume_from_checkpoint, Path(trainer.args.output_dir)
     steps = total_steps(trainer.args, len(trainer.train_dataset))[1]
-    if resumed and not arguments.hub and (output_dir / FINAL / RESULTS).is_file() and steps_taken(resumed) >= steps:
+    if resumed and not hub and (output_dir / FINAL / RESULTS).is_file() and steps_taken(resumed) >= steps:
         logger.info("%s is finished: it has taken %d steps.", output_dir / FINAL, steps)  # the Trainer would take one
         sys.exit(0)
     if trainer.args.device.type == "cpu":
@@ -359,8 +362,8 @@ def run_training(trainer: FineTuner, arguments: FineTuningArguments, heartbeat: 
             end_early(trainer, coordinator.reason())
     clips = trainer.train_dataset
     if bad := clips.bad:
-        said = "%d of %d training clips were replaced by others: %s."
-        logger.warning(said, bad.total(), len(clips), counted(bad))
+        message = "%d of %d training clips were replaced by others: %s."
+        logger.warning(message, bad.total(), len(clips), counted(bad))
     heartbeat.doing = "scoring the result"
     return trainer.accelerator.unwrap_model(trainer.model)
 
@@ -386,13 +389,13 @@ def worker_deaths_as_stops(trainer: FineTuner, interruption: Interruption) -> It
 def end_early(trainer: FineTuner, stop: Stop) -> NoReturn:
     """Say what is saved, in a file too, and end the process with the status of its signal."""
     step, output_dir = trainer.state.global_step, Path(trainer.args.output_dir)
-    said = "Stopped before the first step: nothing is lost."
+    message = "Stopped before the first step: nothing is lost."
     if step:
         saved = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        said = (
+        message = (
             f"Stopped at step {step}: {saved} is saved; the same command with --resume_from_checkpoint latest goes on."
         )
-    logger.log(once(logging.WARNING), "%s", said)
+    logger.log(once(logging.WARNING), "%s", message)
     if trainer.is_world_process_zero():
         tell_in_file(output_dir, stop)
     trainer.end()

@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoModel
 
 from benchmarks.study import adapting
+from sjepa_hf.scores import Score, write_scores
 from training.common.command_line import parse_dataclasses
 from training.pretraining.arguments import parse_arguments
 from training.probe import ProbeArguments
@@ -24,15 +25,19 @@ def commands(monkeypatch) -> list[list[str]]:
             (Path(flags["--output_dir"]) / "final" / "training.json").touch()
         else:
             Path(flags["--output"]).mkdir()
-            (Path(flags["--output"]) / "probes.json").touch()
-            log.write_text("fitted\nphones, linear probe: accuracy\n" + "keyword, linear probe: accuracy\n")
+            title = f"{Path(flags['--data']).stem}, linear probe"
+            accuracy = Score(command[3], title, "a", "b", "test", "accuracy", 0.5, clips=3, layer=1)
+            about = dict(apart="speaker", splits=1, classes=2, clips=3, rows=3, scored_share=0.3)
+            about |= dict(commonest_class_share=0.4, classes_left_out=0)
+            write_scores(Path(flags["--output"]) / "probes.json", [accuracy], tasks={title: about})
 
     monkeypatch.setattr(adapting, "run_logged", run)
     monkeypatch.setattr(adapting, "manifest_rows", lambda *of_the_collection: [])
     return found
 
 
-def test_each_command_once_and_understood(commands, tmp_path):
+def test_each_command_once_and_understood(commands, tmp_path, caplog):
+    caplog.set_level("INFO")
     arguments = ["--speech", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--seeds", "3"]
     adapting.main(arguments)
     assert [name for name, *_ in commands] == ["training.pretrain"] * 3 + ["training.probe"] * 2
@@ -43,6 +48,8 @@ def test_each_command_once_and_understood(commands, tmp_path):
     for name, *flags in commands:
         if name == "training.probe":
             parse_dataclasses((ProbeArguments,), flags, "", checkpoints=dict(nargs="+", help=""))
+    for label in ("phones", "keyword"):
+        assert f"Seed 3 (before, phase 2, phase 1):\n{label}, linear probe: accuracy in %" in caplog.text
     adapting.main(arguments)
     assert len(commands) == 5, "what is there is not made again"
     model = AutoModel.from_pretrained(tmp_path / "out" / "fresh-s3")

@@ -1,6 +1,7 @@
 """Recipes: what they may hold, and what a wrong one is told."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
@@ -19,6 +20,7 @@ class Settings:
     decays: list[float] = field(default_factory=lambda: [0.5])
     sources: list[str] | None = None
     extra: dict | None = None
+    codec: Literal["flac", "opus", "no"] = "flac"
 
 
 def parse(tmp_path, recipe: str, *argv):
@@ -36,6 +38,8 @@ def test_values_and_the_command_line_over_them(tmp_path):
     )
     assert parse(tmp_path, "") == Settings()
     assert parse(tmp_path, "precision:\nlayers:\n") == Settings()
+    assert parse(tmp_path, "codec: opus") == Settings(codec="opus")
+    assert parse(tmp_path, "codec: 'no'") == Settings(codec="no")
 
 
 def test_a_list_is_written_once(tmp_path):
@@ -66,6 +70,9 @@ def test_a_list_is_written_once(tmp_path):
         ("decays: [x]", "must be a list of numbers"),
         ("sources: [1]", "must be a list"),
         ("extra: a", "must be fields"),
+        ("codec: zip", r"`codec` .* is zip, and must be one of flac, opus, no\."),
+        ("codec: 5", "must be one of flac, opus, no"),
+        ("codec: no", "is False, and must be one of flac, opus, no; YAML reads yes, no"),
         ("name: [" + "long, " * 500 + "]", r"\.\.\., and must be text"),
         ("stepz: 1", r"holds unknown fields: stepz \(near: steps\)\."),
         ("1: 1\nnull: 2", "holds unknown fields: 1, None"),

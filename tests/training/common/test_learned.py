@@ -42,6 +42,27 @@ def test_words_of_the_right_number_are_no_more_than_chance():
     assert learned <= 1
 
 
+def test_the_order_of_the_clips_is_no_matter():
+    """Several sources come one after another, each in the order of its own lengths."""
+    rng = np.random.default_rng(0)
+    sources = [noisy(SENTENCES, 0.9, seed) for seed in range(6)]
+    references = [text for source in sources for text in sorted(source, key=len)]
+    texts = [text for source in sources for text in sorted(noisy(source, 0.5), key=len)]
+    expected = judge_texts(*zip(*sorted(zip(texts, references), key=lambda pair: len(pair[1]))))
+    assert judge_texts(texts, references).learned is expected.learned is True
+    unknowing = [" ".join(rng.permutation(text.split())) for text in np.roll(texts, 4)]
+    by_length = sorted(zip(unknowing, references), key=lambda pair: len(pair[1]))
+    assert judge_texts(unknowing, references) == judge_texts(*zip(*by_length))
+
+
+def test_of_many_clips_some_of_all_lengths_are_judged():
+    references = [text[:length] for length in range(1, 24) for text in noisy(SENTENCES * 5, 0.8, length)]
+    verdict = judge_texts(noisy(references, 0.5), references)
+    assert verdict.learned is True and "the character error rate of 154 of 460 clips is 0." in verdict.reason
+    assert judge_texts(noisy(references, 1.0), references).learned is False
+    assert "414 of 460 texts are empty" in judge_texts([""] * 414 + references[414:], references).reason
+
+
 def test_the_blank_and_one_text_for_all_are_nothing_learned():
     verdict = judge_texts(["", "", "", ""], SENTENCES)
     assert verdict.learned is False and "4 of 4 texts are empty" in verdict.reason

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from training.evaluation import abx as module
 from training.evaluation.abx import Token, abx, distances
 
 
@@ -50,13 +51,16 @@ def test_distances_are_those_of_the_plain_table():
 
 
 @pytest.mark.parametrize("across", [False, True])
-def test_the_error_is_that_of_the_plain_reference(across):
+def test_the_error_is_that_of_the_plain_reference(across, monkeypatch):
     tokens = random_tokens()
-    found = abx(tokens, across, max_group=100)
+    monkeypatch.setattr(module, "MAX_GROUP", 100)
+    found = abx(tokens, across)
     error, cells, triplets = naive_abx(tokens, across)
     assert (found.cells, found.triplets) == (cells, triplets) and found.error == pytest.approx(error)
-    assert abx(tokens, across, max_group=2).triplets < triplets
-    assert abx(tokens, across, max_cells=1).cells == 1
+    monkeypatch.setattr(module, "MAX_GROUP", 2)
+    assert abx(tokens, across).triplets < triplets
+    monkeypatch.setattr(module, "MAX_CELLS", 1)
+    assert abx(tokens, across).cells == 1
 
 
 def test_perfect_units_make_no_error_and_useless_ones_are_at_chance():

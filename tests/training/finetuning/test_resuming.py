@@ -132,12 +132,12 @@ def test_a_run_with_nothing_but_torn_checkpoints_begins_and_sets_them_aside(stop
 def test_an_output_directory_belongs_to_one_run(script, checkpoint, mine, classes, tmp_path, monkeypatch):
     data = str(mine if script is finetune_ctc else classes)
     command = ["--model_name_or_path", checkpoint, "--train_data", data, "--output_dir", str(tmp_path), *FAST, *SHORT]
-    first = script.prepare(command)
-    for options in ([], ["--resume_from_checkpoint", "auto"]):
-        assert "is in use by a run that is still active" in sentence(script, checkpoint, data, tmp_path, *options)
-    script.prepare([*command, "--dry_run", "true"])
-    assert first.lock.is_locked
-    first.lock.release()
+    with script.settings(command):
+        for options in ([], ["--resume_from_checkpoint", "auto"]):
+            assert "is in use by a run that is still active" in sentence(script, checkpoint, data, tmp_path, *options)
+        with script.settings([*command, "--dry_run", "true"]):
+            pass
+        assert "is in use by a run that is still active" in sentence(script, checkpoint, data, tmp_path)
     (tmp_path / "checkpoint-2").mkdir()
     assert "holds checkpoints of another run" in sentence(script, checkpoint, data, tmp_path)
     (tmp_path / "checkpoint-2").rmdir()

@@ -43,8 +43,8 @@ def test_a_checkpoint_that_cannot_be_written_is_named_and_leaves_those_before_it
     command += ["--max_steps", "6", "--eval_steps", "2", "--save_total_limit", "5"]
     prepared = finetune_ctc.prepare
 
-    def with_trouble(argv):
-        run = prepared(argv)
+    def with_trouble(*settings):
+        run = prepared(*settings)
         save = run.trainer._save_checkpoint
 
         def save_in_time(*args, **kwargs):

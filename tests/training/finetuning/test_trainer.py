@@ -123,8 +123,8 @@ sys.path.insert(0, "tests/helpers")
 from finetuning_runs import At
 from training import finetune_ctc
 prepare = finetune_ctc.prepare
-def with_signal(argv=None):
-    run = prepare(argv)
+def with_signal(*settings):
+    run = prepare(*settings)
     if os.environ["RANK"] == "1":
         run.trainer.add_callback(At({at}, signal.SIGTERM, evaluating={evaluating}))
     return run

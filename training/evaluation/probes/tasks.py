@@ -10,7 +10,7 @@ from sklearn.model_selection import ShuffleSplit
 
 from training.data.labelled import LabelledClips
 from training.evaluation.alignment import phones_at_frames, read_alignment
-from training.evaluation.rows import WHOLE_CLIP, Rows
+from training.evaluation.layer_features_of_clips import WHOLE_CLIP, Rows
 
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,11 @@ def _task(
         logger.warning(
             "%s: %d %s can be split in %d ways that leave two classes to fit, each of which is taken once, in place of"
             " %d splits.",
-            *(label, len(np.unique(owners)), several, len(splits), num_splits),
+            label,
+            len(np.unique(owners)),
+            several,
+            len(splits),
+            num_splits,
         )
     left_out = {"classes_left_out": len(alone)}
     return ProbeTask(rows, classes, splits, classifiers, kind, left_out)

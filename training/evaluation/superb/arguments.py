@@ -172,7 +172,7 @@ def choose_task(arguments: SuperbArguments) -> SuperbTask:
     task = replace(task, columns=tuple(columns) or task.columns)
     if task.labels == "speakers" and arguments.split_by not in (None, *task.columns):
         raise ValueError(f"`split_by` of --task {task.name} is the speakers' own column: leave it out.")
-    if arguments.train_data or (task.head == "dtw" and arguments.eval_data and arguments.test_data):
+    if arguments.train_data or (not task.is_trained and arguments.eval_data and arguments.test_data):
         return replace(
             task,
             train_data=arguments.train_data,
@@ -181,7 +181,7 @@ def choose_task(arguments: SuperbArguments) -> SuperbTask:
             gain=0.0,
         )
     if arguments.eval_data or arguments.test_data:
-        both = " or, for qbe, each other" if task.head == "dtw" else ""
+        both = " or, for qbe, each other" if not task.is_trained else ""
         raise ValueError(f"`eval_data` and `test_data` need `train_data` beside them{both}.")
     if not task.train_data:
         raise ValueError(f"There is no data set on the Hub for --task {task.name}: name a source with --train_data.")

@@ -29,7 +29,7 @@ from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lex
 from training.evaluation.superb.query_by_example import Search, make_search, search_splits
 from training.evaluation.superb.splits import open_folds, open_splits
 from training.evaluation.superb.tasks import SuperbTask
-from training.evaluation.superb.training import Head, Labels, evaluate, statistics, train
+from training.evaluation.superb.training import Head, Labels, SplitResult, evaluate, statistics, train
 from training.evaluation.superb.verification import SpeakerLabels, heard_in_training, made_trials, read_trials
 
 
@@ -73,43 +73,50 @@ class Evaluation:
             ValueError: data at fault.
             BadAudioError: too much of the audio cannot be used.
         """
-        with self._named_errors():
-            self._open()
-
-    def _open(self) -> None:
         task, arguments = self.task, self.arguments
-        self.folds = open_data(task, arguments)
-        for fold, splits in self.folds.items():
-            sizes = (f"{name} {len(clips)} clips, {audio_amount(clips.hours)}" for name, clips in splits.items())
-            logger.info("%s%s: %s.", task.name, self._among(fold), "; ".join(sizes))
-        if task.head == "dtw":
-            (splits,) = self.folds.values()
-            splits = {name: splits[name] for name in ("dev", "test")}
-            self.folds, self.labels = {None: splits}, {None: None}
-            self._searches = {name: make_search(clips.labels[task.columns[0]], name) for name, clips in splits.items()}
-            what = "nothing is trained"
-        else:
-            self.labels = {f: make_labels(task, splits, self.lexicon, arguments) for f, splits in self.folds.items()}
+        with self._named_errors():
+            self.folds = open_data(task, arguments)
             for fold, splits in self.folds.items():
-                for name, clips in splits.items():
-                    warn_of_unseen(name + self._among(fold), clips, self.labels[fold])
-            sizes = next(iter(self.labels.values())).sizes
-            what = (
-                f"heads of {' + '.join(map(str, sizes))} outputs are trained for {task.max_steps} steps of"
-                f" {task.batch_size} clips at {task.learning_rate:g} on {self.device} and scored every"
-                f" {task.eval_steps} steps"
+                sizes = (f"{name} {len(clips)} clips, {audio_amount(clips.hours)}" for name, clips in splits.items())
+                logger.info("%s%s: %s.", task.name, self._among(fold), "; ".join(sizes))
+            if not task.is_trained:
+                (splits,) = self.folds.values()
+                splits = {name: splits[name] for name in ("dev", "test")}
+                self.folds, self.labels = {None: splits}, {None: None}
+                self._searches = {
+                    name: make_search(clips.labels[task.columns[0]], name) for name, clips in splits.items()
+                }
+                what = "nothing is trained"
+            else:
+                self.labels = {
+                    f: make_labels(task, splits, self.lexicon, arguments) for f, splits in self.folds.items()
+                }
+                for fold, splits in self.folds.items():
+                    for name, clips in splits.items():
+                        warn_of_unseen(name + self._among(fold), clips, self.labels[fold])
+                sizes = next(iter(self.labels.values())).sizes
+                what = (
+                    f"heads of {' + '.join(map(str, sizes))} outputs are trained for {task.max_steps} steps of"
+                    f" {task.batch_size} clips at {task.learning_rate:g} on {self.device} and scored every"
+                    f" {task.eval_steps} steps"
+                )
+            in_folds = f" in {len(self.folds)} folds by {arguments.folds}" if arguments.folds else ""
+            logger.info(
+                "%s (%s): %d subjects with %d seeds%s; %s; results go to %s, features to %s.",
+                task.name,
+                task.title,
+                len(arguments.model),
+                len(self.seeds),
+                in_folds,
+                what,
+                arguments.output_dir,
+                arguments.cache_dir,
             )
-        in_folds = f" in {len(self.folds)} folds by {arguments.folds}" if arguments.folds else ""
-        logger.info(
-            "%s (%s): %d subjects with %d seeds%s; %s; results go to %s, features to %s.",
-            *(task.name, task.title, len(arguments.model), len(self.seeds), in_folds, what),
-            *(arguments.output_dir, arguments.cache_dir),
-        )
 
     @property
     def seeds(self) -> list[int]:
         """Seeds of the heads; one where nothing is trained."""
-        return self.arguments.seeds[:1] if self.task.head == "dtw" else self.arguments.seeds
+        return self.arguments.seeds if self.task.is_trained else self.arguments.seeds[:1]
 
     @cached_property
     def data_digest(self) -> str:
@@ -128,7 +135,10 @@ class Evaluation:
                 if shared := len(test.intersection(self._keys(fold, name))):
                     logger.warning(
                         "%s%s: %d of the test clips are in the %s split too: the figures are not of unheard clips.",
-                        *(self.task.name, self._among(fold), shared, name),
+                        self.task.name,
+                        self._among(fold),
+                        shared,
+                        name,
                     )
 
     def features(self, fold: str | None, encoder: Encoder, store: FeatureStore) -> dict[str, FrozenFeatures]:
@@ -155,16 +165,40 @@ class Evaluation:
             ValueError: if none of the training clips can be used.
         """
         start = time.perf_counter()
-        task, arguments, splits = self.task, self.arguments, self.folds[fold]
-        if task.head == "dtw":
+        task = self.task
+        if not task.is_trained:
             weights, dev_metrics, outcome = search_splits(features, self._searches, heartbeat)
-            step = 0
+            step, chosen = 0, "best layer"
         else:
             labels = self.labels[fold]
-            head = fresh_head(task, features["train"], labels, seed, subject, arguments).to(self.device)
+            head = fresh_head(task, features["train"], labels, seed, subject, self.arguments).to(self.device)
             step, dev_metrics = train(head, task, features, labels, seed, heartbeat)
             weights = head.layer_sum.weights.tolist()
             outcome = evaluate(head, task, features["test"], labels, "test")
+            chosen = f"head of step {step} of {task.max_steps}"
+        result = self._record(subject, encoder, fold, seed, outcome) | {
+            "dev_metrics": dev_metrics,
+            "best_step": step,
+            "layer_weights": weights,
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+        whose = f"{task.name}, {subject}, seed {seed}{self._among(fold)}"
+        logger.info(
+            "%s: %s on %d test clips with the %s (dev: %s on %d clips).",
+            whose,
+            metrics_in_words(outcome.metrics),
+            outcome.clips,
+            chosen,
+            metrics_in_words(dev_metrics),
+            len(self.folds[fold]["dev"]),
+        )
+        if outcome.verdict is not None and outcome.verdict.learned is False:
+            logger.warning("%s: THE HEAD HAS LEARNED NOTHING: %s.", whose, outcome.verdict.reason)
+        return result
+
+    def _record(self, subject: str, encoder: Encoder, fold: str | None, seed: int, outcome: SplitResult) -> dict:
+        """What a result tells of the subject, the test set and how both were taken."""
+        task, arguments, splits = self.task, self.arguments, self.folds[fold]
         metrics, num_clips, judged, scored = outcome
         untrained = {"untrained_seed": arguments.untrained_seed} if subject.startswith(UNTRAINED) else {}
         result = {
@@ -176,26 +210,14 @@ class Evaluation:
             "seed": seed,
             "split": "test",
             "metrics": metrics,
-            "dev_metrics": dev_metrics,
-            "best_step": step,
             "learned": None if judged is None else judged.learned,
-            "layer_weights": weights,
             "clips": {name: len(clips) for name, clips in splits.items()} | {"test": num_clips},
             "hours": {name: round(clips.hours, 4) for name, clips in splits.items()},
             "hyperparameters": self.settings | untrained,
             "protocol": task.source,
-            "seconds": round(time.perf_counter() - start, 1),
         }
         result |= {"scored": scored} if scored else {}
         result |= {"fold": fold, "folds": list(self.folds)} if arguments.folds else {}
-        whose = f"{task.name}, {subject}, seed {seed}{self._among(fold)}"
-        head = "best layer" if task.head == "dtw" else f"head of step {step} of {task.max_steps}"
-        logger.info(
-            "%s: %s on %d test clips with the %s (dev: %s on %d clips).",
-            *(whose, metrics_in_words(metrics), num_clips, head, metrics_in_words(dev_metrics), len(splits["dev"])),
-        )
-        if judged is not None and judged.learned is False:
-            logger.warning("%s: THE HEAD HAS LEARNED NOTHING: %s.", whose, judged.reason)
         return result
 
     @contextmanager

@@ -152,6 +152,11 @@ def write(results: list[dict], directory: Path) -> None:
             (aside / f"{name}.md").write_text(table(whole) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
+def is_trained(hyperparameters: dict) -> bool:
+    """`SuperbTask.is_trained` of the task of a result."""
+    return hyperparameters["head"] != "dtw"
+
+
 def score_rows(results: list[dict]) -> list[Score]:
     """Rows of `TASK.json`: each subject's mean and standard deviation (of n - 1) of each metric over the seeds."""
     rows = []
@@ -159,8 +164,8 @@ def score_rows(results: list[dict]) -> list[Score]:
         first = own[0]
         used, clips = first["hyperparameters"], first["clips"]["test"]
         scored = first.get("scored", f"{clips} test clips")
-        how = "best layer" if used["head"] == "dtw" else "learned layer sum"
-        steps = "nothing trained" if used["head"] == "dtw" else f"{used['max_steps']} steps"
+        how = "learned layer sum" if is_trained(used) else "best layer"
+        steps = f"{used['max_steps']} steps" if is_trained(used) else "nothing trained"
         apart = f" by {used['split_by']}" if "split_by" in used else ""
         held_out = "" if used["test_data"] else f", a share held out at random{apart}"
         if "folds" in used:
@@ -191,15 +196,15 @@ def score_rows(results: list[dict]) -> list[Score]:
 
 def changed(name: str, used: dict) -> str:
     """The settings of a result that are not those of its task, in words; nothing where nothing is trained."""
-    if used["head"] == "dtw":
+    if not is_trained(used):
         return ""
     task = slot_classification() if used.get("labels") == "slots" else TASKS[name]
-    known = {each: getattr(task, each) for each in ("learning_rate", "batch_size", "max_steps", "eval_steps")}
+    known = {setting: getattr(task, setting) for setting in ("learning_rate", "batch_size", "max_steps", "eval_steps")}
     known |= {"head_units": HEAD_UNITS.get(task.head), "stacked_frames": 1, "stress": True}
     others = [
-        f"{each} {json_text(used[each])} for {json_text(value)}"
-        for each, value in known.items()
-        if used.get(each) not in (None, value)
+        f"{setting} {json_text(used[setting])} for {json_text(value)}"
+        for setting, value in known.items()
+        if used.get(setting) not in (None, value)
     ]
     return f", but {', '.join(others)}" if others else ""
 
@@ -224,18 +229,18 @@ def table(results: list[dict]) -> str:
     head, *rows = [[cell.ljust(width) for cell, width in zip(row, widths)] for row in rows]
     first = results[0]
     clips, hours, used = first["clips"], first["hours"], first["hyperparameters"]
-    trained = used["head"] != "dtw"
-    train = f"train {clips['train']} clips ({audio_amount(hours['train'])}), " if trained else ""
-    steps = f"{used['max_steps']} steps of {used['batch_size']} at {used['learning_rate']:g}"
+    train = f"train {clips['train']} clips ({audio_amount(hours['train'])}), " if is_trained(used) else ""
+    how = f"{used['max_steps']} steps of {used['batch_size']} at {used['learning_rate']:g}"
+    how = how if is_trained(used) else "nothing is trained"
     scored_on = f"mean of {len(first['folds'])} folds by {used['folds']}" if "folds" in used else "test set"
     sizes = {name: audio_amount(value) for name, value in hours.items()}
     title = (
         f"{first['task']} ({first['title']}), {scored_on}; {train}dev {clips['dev']} ({sizes['dev']}), test"
-        f" {first.get('scored', clips['test'])} ({sizes['test']}); {steps if trained else 'nothing is trained'}"
+        f" {first.get('scored', clips['test'])} ({sizes['test']}); {how}"
     )
     title += "; shares of 1" + (", ± the standard deviation over seeds" if max(seeds.values()) > 1 else "")
     notes = chance_notes(results)
-    if trained and any(result["encoder"] == MFCC for result in results):
+    if is_trained(used) and any(result["encoder"] == MFCC for result in results):
         notes.append("mfcc is normed over the training set; SUPERB's own baseline is `fbank`.")
     return "\n".join([title, "", markdown_table(head, rows), *([""] if notes else []), *notes])
 
@@ -257,7 +262,7 @@ def draw_layer_weights(results: list[dict], directory: Path) -> None:
     """
     layers = {result["encoder"]: len(result["layer_weights"]) for result in results}
     subjects = {name: title for name, title in short_names(layers).items() if layers[name] > 1}
-    if not subjects or results[0]["hyperparameters"]["head"] == "dtw":
+    if not subjects or not is_trained(results[0]["hyperparameters"]):
         return
     size = (max(6, 2 + 0.32 * max(layers.values())), 0.4 + 2.2 * len(subjects))
     figure, rows = plt.subplots(len(subjects), figsize=size, squeeze=False, layout="constrained")

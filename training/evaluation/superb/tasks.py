@@ -93,6 +93,11 @@ class SuperbTask:
     eval_data: list[str] = field(default_factory=list)
     test_data: list[str] = field(default_factory=list)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether a head is trained on the features."""
+        return self.head != "dtw"
+
 
 LIBRISPEECH = dict(  # train-clean-100, dev-clean, test-clean; a first use downloads train-clean-360 with them
     train_data=["openslr/librispeech_asr::clean::train.100"],

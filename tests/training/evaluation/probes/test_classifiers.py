@@ -1,9 +1,9 @@
 import numpy as np
 import torch
 
+from training.evaluation.layer_features_of_clips import Rows
 from training.evaluation.probes.classifiers import accuracies, score_linear, score_mlp
 from training.evaluation.probes.tasks import ProbeTask
-from training.evaluation.rows import Rows
 
 
 def test_the_mlp_learns_what_no_linear_classifier_can():

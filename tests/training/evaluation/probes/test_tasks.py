@@ -8,8 +8,8 @@ from sklearn.model_selection import GroupShuffleSplit
 from voices import edit
 
 from training.data.labelled import open_labelled
+from training.evaluation.layer_features_of_clips import readable_clips
 from training.evaluation.probes.tasks import distinct_splits, phone_task, utterance_task
-from training.evaluation.rows import readable_clips
 
 
 def test_splits_are_by_clip_and_frames_are_bounded(two_voices):

@@ -1,4 +1,4 @@
-"""Rows of features: chosen frames of clips, or means over whole clips, from every layer of an encoder in one pass."""
+"""For probes, in memory: features of chosen frames, or means over whole clips, of every layer in one pass."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -40,16 +40,17 @@ def features_of_layers(encoder: Encoder, layers: Sequence[int] | None = None) ->
     """
 
     def extract(samples: np.ndarray) -> np.ndarray:
-        found = encoder([samples])[0]
-        if found.shape[1] != frame_lengths(len(samples)):
+        states = encoder([samples])[0]
+        if states.shape[1] != frame_lengths(len(samples)):
             raise ValueError(
-                f"{encoder.name} gives {found.shape[1]} frames for {len(samples)} samples where a frame of 25 ms every"
-                f" 20 ms gives {frame_lengths(len(samples))}: only encoders with those frames can be compared here."
+                f"{encoder.name} gives {states.shape[1]} frames for {len(samples)} samples where a frame of 25 ms"
+                f" every 20 ms gives {frame_lengths(len(samples))}: only encoders with those frames can be compared"
+                " here."
             )
-        missing = [layer for layer in layers or () if layer >= len(found)]
+        missing = [layer for layer in layers or () if layer >= len(states)]
         if missing:
-            raise ValueError(f"`layers` has {missing[0]}, but {encoder.name} has layers 0 to {len(found) - 1}.")
-        return (found if layers is None else found[list(layers)]).float().cpu().numpy()
+            raise ValueError(f"`layers` has {missing[0]}, but {encoder.name} has layers 0 to {len(states) - 1}.")
+        return (states if layers is None else states[list(layers)]).float().cpu().numpy()
 
     return extract
 
@@ -76,16 +77,16 @@ def features_at(
     Returns:
         Features of each set of rows, `(num_layers, num_rows, num_features)` in float32.
     """
-    found: dict[str, np.ndarray] = {}
+    gathered: dict[str, np.ndarray] = {}
     needed = np.unique(np.concatenate([wanted.clips for wanted in rows.values()]))
     for clip in tqdm(needed.tolist(), desc=description, leave=False, disable=None):
         features = extract(clips[clip]["input_values"])  # [layers, T, D]
         mean = features.mean(axis=1, dtype=np.float64, keepdims=True)
         for name, wanted in rows.items():
-            if name not in found:
-                found[name] = np.empty((len(features), len(wanted.clips), features.shape[2]), np.float32)
+            if name not in gathered:
+                gathered[name] = np.empty((len(features), len(wanted.clips), features.shape[2]), np.float32)
             here = np.flatnonzero(wanted.clips == clip)
             pooled = wanted.frames[here] == WHOLE_CLIP
-            found[name][:, here[pooled]] = mean
-            found[name][:, here[~pooled]] = features[:, wanted.frames[here[~pooled]]]
-    return found
+            gathered[name][:, here[pooled]] = mean
+            gathered[name][:, here[~pooled]] = features[:, wanted.frames[here[~pooled]]]
+    return gathered

@@ -1,4 +1,4 @@
-"""Hidden frames: what the prediction knows of the phone there, by distance to the nearest visible frame."""
+"""What the prediction at hidden frames knows of the phone there, by distance to the nearest visible frame."""
 
 import torch
 from tqdm.auto import tqdm
@@ -51,31 +51,31 @@ def knowledge_at_hidden_frames(
     others = of_other_clips(phones)
     divergences, generator = dict.fromkeys(names, 0.0), torch.Generator().manual_seed(seed)
     for index in tqdm(range(len(phones)), desc="hidden frames", leave=False, disable=None):
-        audio, said = torch.from_numpy(clips[index]["input_values"])[None].to(device), phones[index]
+        audio, expected = torch.from_numpy(clips[index]["input_values"])[None].to(device), phones[index]
         elsewhere = others[index]
         count = model.config.num_frames(audio.shape[1])
-        real = torch.arange(count) < len(said)
+        real = torch.arange(count) < len(expected)
         targets = None
         if has_targets:
             targets = model.unit_posteriors(audio)[0].float().cpu()
-            counts[TARGETS].add(said, elsewhere, targets[real])
+            counts[TARGETS].add(expected, elsewhere, targets[real])
         logits = model(audio).logits[0].float().cpu()
-        found = [("nothing hidden", logits, real)]
+        predictions = [("nothing hidden", logits, real)]
         masks = mask(torch.full((DRAWS,), count), count, generator)
         distances = distance_to_visible(~masks)
         for hidden, distance in zip(masks, distances, strict=True):
             logits = model(audio, mask_time_indices=hidden[None].to(device)).logits[0].float().cpu()
-            found += [(name, logits, (distance == d) & real) for d, name in enumerate(names[:FARTHEST], 1)]
-        for name, logits, chosen in found:
-            counted = chosen[: len(said)]
-            counts[name].add(said[counted], elsewhere[counted], logits[chosen].softmax(-1))
+            predictions += [(name, logits, (distance == d) & real) for d, name in enumerate(names[:FARTHEST], 1)]
+        for name, logits, chosen in predictions:
+            counted = chosen[: len(expected)]
+            counts[name].add(expected[counted], elsewhere[counted], logits[chosen].softmax(-1))
             if has_targets:
                 divergences[name] += soft_target_divergence(logits[chosen], targets[chosen]).sum().item()
     rows = []
     for name, table in counts.items():
         if frames := int(table.hard.sum()):
-            found = table.result()._asdict()
-            shares = {share: found[share] for share in ("soft", "hard", "soft_chance", "hard_chance")}
+            figures = table.result()._asdict()
+            shares = {share: figures[share] for share in ("soft", "hard", "soft_chance", "hard_chance")}
             kl = divergences[name] / frames if has_targets else None
             rows.append({"distance": name, "frames": frames, **shares, "kl": kl})
     return rows

@@ -12,8 +12,8 @@ from sjepa_hf.frame_features import FRAME_FEATURES
 from sjepa_hf.frames import frame_lengths
 from sjepa_hf.hmm_mixture import HmmMixture
 from training.data.masking import SpanMask, distance_to_visible
-from training.evaluation import hidden_frames
-from training.evaluation.hidden_frames import TARGETS, hidden_frame_table, knowledge_at_hidden_frames
+from training.evaluation import phones_at_hidden_frames
+from training.evaluation.phones_at_hidden_frames import TARGETS, hidden_frame_table, knowledge_at_hidden_frames
 
 
 PHONES = torch.tensor([0, 1, 1, 0, 1] * 8)  # of 40 frames
@@ -66,7 +66,7 @@ def test_information_is_that_of_a_predictor_that_reads_its_neighbour(table):
         assert 0 <= found[name]["kl"] <= np.log(2) + 1e-6 < found["1"]["kl"], "a uniform guess against a certain one"
     assert found[TARGETS]["kl"] == 0 and 0 <= found[TARGETS]["soft"] < 1
     assert found["nothing hidden"]["frames"] == found[TARGETS]["frames"] == 2 * 40
-    mask, lengths = SpanMask(0.6, 12), torch.full((hidden_frames.DRAWS,), 45)
+    mask, lengths = SpanMask(0.6, 12), torch.full((phones_at_hidden_frames.DRAWS,), 45)
     generator = torch.Generator().manual_seed(0)
     hidden = sum(mask(lengths, 45, generator)[:, :40].sum() for _ in range(2))
     assert sum(found[name]["frames"] for name in list(found)[:5]) == hidden, "none without a phone"

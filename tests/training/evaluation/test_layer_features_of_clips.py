@@ -6,7 +6,7 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 from sjepa_hf import SJepaForPreTraining
 from training.data.labelled import open_labelled
 from training.evaluation.encoders import open_encoder
-from training.evaluation.rows import WHOLE_CLIP, Rows, features_at, features_of_layers
+from training.evaluation.layer_features_of_clips import WHOLE_CLIP, Rows, features_at, features_of_layers
 
 
 @pytest.fixture
