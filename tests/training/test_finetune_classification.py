@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -41,7 +42,7 @@ def test_classification(checkpoint, classes, tmp_path):
 @pytest.mark.parametrize("kind", ["sjepa", "hubert"])
 def test_what_a_checkpoint_was_for_before_says_nothing_of_the_classes(kind, classes, tmp_path):
     """It told several labels to a clip, and gave hidden states and attention with them."""
-    config = SJepaConfig(**SIZES) if kind == "sjepa" else KINDS["hubert"]
+    config = SJepaConfig(**SIZES) if kind == "sjepa" else copy.deepcopy(KINDS["hubert"])
     before = AutoModelForAudioClassification.from_config(config, attn_implementation="eager")
     before.config.problem_type = "multi_label_classification"
     before.config.output_hidden_states = before.config.output_attentions = True
