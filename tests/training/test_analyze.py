@@ -178,7 +178,7 @@ def test_utterances_by_number_name_and_file(folder, tmp_path):
     assert other.name == "else.wav" and len(other.samples) == 8000 and not other.phones
 
 
-def test_real_speech_with_its_phones(speech, model, tmp_path):
+def test_real_speech_with_its_phones(pictures, speech, model, tmp_path):
     checkpoint, out = save(model, tmp_path / "sjepa"), tmp_path / "out"
     command = [checkpoint, "--data", str(speech / "ljspeech_phones"), "--only", "utterance", "--phones"]
     main([*command, "--utterance", "LJ001-0002.opus", "--transcript", "transcription", "--output", str(out)])

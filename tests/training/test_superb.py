@@ -126,7 +126,7 @@ def test_pooled_task_with_several_subjects(call, checkpoint, capsys, tmp_path, m
     )
     assert scores[0].value == pytest.approx(np.mean(scores[0].values))
     assert scores[0].deviation == pytest.approx(np.std(scores[0].values, ddof=1))
-    assert (tmp_path / "out" / "ks_layer_weights.png").stat().st_size > 1000
+    assert (tmp_path / "out" / "ks_layer_weights.png").is_file()
     assert not list((tmp_path / "out").glob("*incomplete*"))
 
     def fail(*_):

