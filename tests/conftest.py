@@ -40,6 +40,14 @@ def blank_pictures():
     Figure.savefig = save_blank
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_to_see_dead_workers():
+    """A `DataLoader` looks for workers that have died, and waits for those that end, 5 s at a time otherwise."""
+    loaders = torch.utils.data._utils
+    loaders.MP_STATUS_CHECK_INTERVAL = 0.5
+    torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.5,)
+
+
 @pytest.fixture
 def pictures(monkeypatch):
     """Asked for by a test that looks at pictures: they are drawn."""

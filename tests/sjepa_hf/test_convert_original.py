@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -54,14 +52,13 @@ def test_golden_masked_prediction(converted, golden_model):
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 
-def test_the_command_keeps_the_mixture(released, tmp_path):
+def test_the_command_keeps_the_mixture(released, tmp_path, capsys):
     mixture = {"gmm_weights": torch.rand(10).softmax(0), "gmm_means": torch.randn(10, 48)}
     mixture["gmm_variances"] = torch.rand(10, 48) + 0.1
     ema = {name: 2 * tensor for name, tensor in released.items()}
     torch.save({"online": released, "ema_encoder": ema, **mixture}, tmp_path / "portable.pt")
-    command = [sys.executable, "-m", "sjepa_hf.convert_original", tmp_path / "portable.pt", tmp_path / "out"]
-    done = subprocess.run([*command, "--num_attention_heads", "4"], capture_output=True, text=True)
-    assert done.returncode == 0 and "assumed" not in done.stdout, done.stderr
+    main([str(tmp_path / "portable.pt"), str(tmp_path / "out"), "--num_attention_heads", "4"])
+    assert "assumed" not in capsys.readouterr().out
     model = AutoModelForPreTraining.from_pretrained(tmp_path / "out")
     for name in ("weights", "means", "variances"):
         assert torch.equal(getattr(model.mixture, name), mixture[f"gmm_{name}"])

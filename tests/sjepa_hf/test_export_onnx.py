@@ -205,26 +205,36 @@ def test_features_of_a_fine_tuned_checkpoint(exports):
         assert torch.equal(weight, ctc.model.sjepa.state_dict()[name])
 
 
-@pytest.mark.parametrize("masked", [True, False], ids=["padded", "whole"])
+POOLING = (SJepaForSequenceClassification, SJepaForXVector)  # heads to which it matters whether there is a mask
+
+
 @pytest.mark.parametrize(
-    "front_end, cls",
+    "front_end, cls, masked",
     [
-        ("waveform", SJepaModel),
-        ("log_mel", SJepaModel),
-        ("log_mel", SJepaForPreTraining),
-        ("log_mel", SJepaForCTC),
-        ("log_mel", SJepaForSequenceClassification),
-        ("log_mel", SJepaForAudioFrameClassification),
-        ("log_mel", SJepaForXVector),
+        ("waveform", SJepaModel, True),
+        ("waveform", SJepaModel, False),
+        ("log_mel", SJepaModel, True),
+        ("log_mel", SJepaForPreTraining, True),
+        ("log_mel", SJepaForCTC, True),
+        ("log_mel", SJepaForAudioFrameClassification, True),
+        *(("log_mel", cls, masked) for cls in POOLING for masked in (True, False)),
     ],
 )
 def test_torch_export_runs_at_other_sizes(front_end, cls, masked):
-    model = cls(small_config(front_end)).eval()
+    """
+    OpenVINO counts a frame too many where a quotient of integers is compared, and knows no maximum of sizes: programs
+    have neither.
+    """
+    more = dict(log_mel_cmn=True, log_mel_prior_frames=10, stem_kernel_size=3) if front_end == "log_mel" else {}
+    model = cls(small_config(front_end, **more)).eval()
     shortest = 7000 if cls is SJepaForXVector else 720  # its time-delay layers look far around
     inputs, either = 2 if masked else 1, torch.export.Dim.AUTO
     shape = {0: either, 1: either}
     example = clips([16000, 9037])[:inputs]
-    program = torch.export.export(model, example, dynamic_shapes=(shape,) * inputs, strict=False).module()
+    exported = torch.export.export(model, example, dynamic_shapes=(shape,) * inputs, strict=False)
+    called = {getattr(node.target, "__name__", "") for node in exported.graph.nodes}
+    assert called.isdisjoint({"floor_divide.default", "div.Tensor_mode", "sym_max"})
+    program = exported.module()
     for lengths in ([shortest], [8000], [31000, shortest, 17000]):
         batch = clips(lengths)[:inputs]
         wanted, found = (

@@ -205,21 +205,17 @@ def test_eager_equals_sdpa(config, padded_batch):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("config", ["waveform", "stem"], indirect=True)
-@pytest.mark.parametrize("training", [False, True])
-def test_compiles_into_one_graph(config, padded_batch, training):
+@pytest.mark.parametrize("config", ["stem"], indirect=True)
+def test_compiles_into_one_graph(config, padded_batch):
+    """By itself; in training, and over waveforms, it is compiled within the model of pretraining."""
     waveforms, attention_mask, _ = padded_batch
     config.num_hidden_layers = 1  # more are more of the same, which takes its time
-    model = SJepaModel(config).train(training)
+    model = SJepaModel(config).eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     mask = torch.rand(3, 49) < 0.5
     output = compiled(waveforms, attention_mask=attention_mask, mask_time_indices=mask).last_hidden_state
-    if training:
-        output.square().mean().backward()
-        assert all(p.grad is not None for p in model.parameters())
-    else:
-        expected = model(waveforms, attention_mask=attention_mask, mask_time_indices=mask).last_hidden_state
-        torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
+    expected = model(waveforms, attention_mask=attention_mask, mask_time_indices=mask).last_hidden_state
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -260,7 +256,7 @@ def test_layers_over_frozen_ones_learn_with_gradient_checkpointing(make_config):
     assert not model(torch.randn(2, 8000)).last_hidden_state.requires_grad
 
 
-@pytest.mark.parametrize("config", ["waveform", "stem"], indirect=True)
+@pytest.mark.parametrize("config", ["stem"], indirect=True)
 def test_compiles_into_one_graph_with_gradient_checkpointing(config):
     config.num_hidden_layers = 1
     model = SJepaModel(config).train()

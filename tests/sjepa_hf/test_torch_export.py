@@ -47,13 +47,6 @@ def exported(model) -> torch.export.ExportedProgram:
 
 
 @MODELS
-def test_no_quotient_of_lengths_and_no_maximum_of_sizes(model):
-    """OpenVINO counts a frame too many where a quotient of integers is compared, and knows no maximum of sizes."""
-    called = {getattr(node.target, "__name__", "") for node in exported(model).graph.nodes}
-    assert called.isdisjoint({"floor_divide.default", "div.Tensor_mode", "sym_max"})
-
-
-@MODELS
 def test_openvino_gives_what_pytorch_gives(model):
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
     exact = {"INFERENCE_PRECISION_HINT": "f32"}

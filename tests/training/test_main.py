@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -32,11 +31,9 @@ def test_every_command_of_the_library_is_in_the_menu():
     assert set(MENU["sjepa_hf"]) == commands
 
 
-def test_the_menu_needs_no_torch_and_is_quick():
+def test_the_menu_needs_no_torch():
     code = "import sys; from training.__main__ import main; main([]); assert 'torch' not in sys.modules"
-    start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    assert time.perf_counter() - start < 5  # a tenth of a second; importing torch alone takes several
 
 
 def test_a_word_is_no_command(capsys):

@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from pretraining_runs import TWO_RANKS, assert_equal_weights, command, in_one_thread, start, weights, write_noise
-from safetensors.torch import load_file
+from pretraining_runs import assert_equal_weights, command, in_one_thread, weights, write_noise
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
 from sjepa_hf import SJepaForPreTraining, SJepaModel
@@ -267,17 +266,3 @@ def test_real_speech_is_predicted_better_than_by_a_constant_guess(speech, tmp_pa
     assert history[-1]["visible_kl"] < 0.92 * history[-1]["baseline_kl"]
     assert history[-1]["masked_kl"] < 0.98 * history[-1]["baseline_kl"]
     assert history[-1]["skipped_clips"] == 0 and history[-1]["padded_share"] < 0.2
-
-
-def test_two_processes_run_both_phases(noise, tmp_path):
-    arguments = command(noise, tmp_path, "--report_to", "none", "--phase1_steps", "3", "--phase2_steps", "4")
-    process = start(arguments, launcher=TWO_RANKS)
-    errors = process.communicate()[1]
-    assert process.returncode == 0, errors[-2000:]
-    for said in ("Reading up to", "Mixture of 8 components fitted", "Step 4 is saved: "):
-        assert errors.count(said) == 1, errors
-    assert "FutureWarning" not in errors
-    state = load_loop_state(tmp_path / "out" / "final")
-    assert state.step == 7 and state.processes == 2 and len(state.data["positions"]) == 2
-    random_states = load_file(tmp_path / "out" / "final" / "training_state" / "random_states.safetensors")
-    assert sorted(random_states) == ["0.cpu", "1.cpu"]

@@ -229,7 +229,7 @@ def test_a_batch_that_cannot_be_handed_over_ends_its_worker(part, checkpoint, mi
     trainer = prepare(finetune_ctc, checkpoint, mine, tmp_path, *WORKER).trainer
     trainer.data_collator = lambda clips: {"input_values": lambda: None}
     loader = getattr(trainer, f"get_{part}_dataloader")()
-    loader.base_dataloader.timeout = 10
+    loader.base_dataloader.timeout = 5
     with pytest.raises(RuntimeError, match=r"DataLoader worker .*exit"):
         next(iter(loader))
 

@@ -11,9 +11,11 @@ from pretraining_runs import (
     start,
     weights,
 )
+from safetensors.torch import load_file
 
 from training import pretrain
 from training.common.seeds import Purpose
+from training.pretraining.checkpoint_layout import load_loop_state
 from training.pretraining.monitoring import read_history
 from training.pretraining.run import Run
 
@@ -73,6 +75,13 @@ def test_two_processes_give_what_one_gives_with_accumulation(command, tmp_path):
     in_one_thread(without_dropout(command, "--gradient_accumulation_steps", "2", out="one"))
     errors = two.communicate(timeout=300)[1]
     assert two.returncode == 0, errors[-3000:]
+    for said in ("Reading up to", "Mixture of 8 components fitted", "Step 4 is saved: "):
+        assert errors.count(said) == 1, errors
+    assert "FutureWarning" not in errors
+    state = load_loop_state(tmp_path / "two" / "final")
+    assert state.processes == 2 and len(state.data["positions"]) == 2
+    random_states = load_file(tmp_path / "two" / "final" / "training_state" / "random_states.safetensors")
+    assert sorted(random_states) == ["0.cpu", "1.cpu"]
     one, two = (read_history(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     for ours, theirs in zip(one, two, strict=True):
         assert ours.keys() == theirs.keys()
