@@ -6,7 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from pretraining_runs import assert_equal_weights, command, in_one_thread, weights, write_noise
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
 from sjepa_hf import SJepaForPreTraining, SJepaModel
@@ -16,6 +19,8 @@ from training.pretraining import phases
 from training.pretraining.checkpoint_layout import damage, load_loop_state
 from training.pretraining.monitoring import read_history
 from training.pretraining.resuming import find_checkpoint
+from training.pretraining.training_data import TrainingData
+from training.targets.targets import FrozenTargets, OnlineTargets
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +271,106 @@ def test_real_speech_is_predicted_better_than_by_a_constant_guess(speech, tmp_pa
     assert history[-1]["visible_kl"] < 0.92 * history[-1]["baseline_kl"]
     assert history[-1]["masked_kl"] < 0.98 * history[-1]["baseline_kl"]
     assert history[-1]["skipped_clips"] == 0 and history[-1]["padded_share"] < 0.2
+
+
+def test_the_gradient_is_clipped_and_its_norm_told_as_it_was_before(noise, tmp_path, monkeypatch):
+    """That of the whole step, whose micro-batches are added up first."""
+    applied, told, update = [], [], pretrain.update_weights
+
+    def spy(run, norm):
+        applied.append(torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None]).norm())
+        return update(run, norm)
+
+    monkeypatch.setattr(pretrain, "update_weights", spy)
+    options = ["--phase1_steps", "1", "--phase2_steps", "0", "--phase1_warmup_steps", "0", "--report_to", "none"]
+    for limit in ("1e-3", "1e9"):
+        (tmp_path / limit).mkdir()
+        more = ["--gradient_accumulation_steps", "2", "--max_grad_norm", limit]
+        pretrain.main(command(noise, tmp_path / limit, *options, *more))
+        told.append(read_history(tmp_path / limit / "out" / "metrics.jsonl")[-1]["gradient_norm"])
+    clipped, whole = map(float, applied)
+    assert clipped == pytest.approx(1e-3, rel=1e-3) and whole > 0.1
+    assert told == [pytest.approx(whole, rel=1e-5)] * 2
+
+
+@pytest.mark.parametrize("kept", ["0", "0.5"], ids=["", "with those of phase 1 beside"])
+def test_the_student_hears_disturbed_audio_and_the_targets_clean_audio(noise, tmp_path, monkeypatch, kept):
+    """With p_mix and p_noise of 0.25 each, until `masked_only_after` of phase 2; then both hear what was read."""
+    read, student, targets = [], [], []
+    next_batch, soft_targets, forward = TrainingData.next, pretrain.soft_targets, SJepaForPreTraining.forward
+
+    def spy_on_data(self):
+        batch = next_batch(self)
+        read.append((batch["input_values"].clone(), batch["lengths"]))
+        return batch
+
+    def spy_on_targets(run, batch):
+        targets.append([])
+        return soft_targets(run, batch)
+
+    def spy_on_student(self, *args, **given):
+        if self.training:
+            student.append(args[0].clone())
+        return forward(self, *args, **given)
+
+    monkeypatch.setattr(TrainingData, "next", spy_on_data)
+    monkeypatch.setattr(pretrain, "soft_targets", spy_on_targets)
+    monkeypatch.setattr(SJepaForPreTraining, "forward", spy_on_student)
+    for kind in (FrozenTargets, OnlineTargets):
+
+        def spy_on_features(self, batch, features=kind.features):
+            if len(targets) > len(student):  # in a step, and no fit
+                targets[-1].append(batch["input_values"].clone())
+            return features(self, batch)
+
+        monkeypatch.setattr(kind, "features", spy_on_features)
+    options = ["--phase1_steps", "6", "--phase2_steps", "8", "--masked_only_after", "0.5", "--report_to", "none"]
+    options += ["--batch_seconds", "16", "--frozen_weight", kept]
+    pretrain.main(command(noise, tmp_path, *options))
+    assert len(read) == len(student) == 14
+    assert [len(heard) for heard in targets] == [1] * 6 + [1 + (kept != "0")] * 8
+    assert all(heard.equal(clean) for (clean, _), each in zip(read, targets) for heard in each)
+    assert all(heard.equal(clean) for (clean, _), heard in zip(read[10:], student[10:]))
+    for phase in (slice(6), slice(6, 10)):
+        changed = []  # share of each clip's samples
+        for (clean, lengths), heard in zip(read[phase], student[phase]):
+            other = heard != clean
+            changed += [row[:length].float().mean().item() for row, length in zip(other, lengths)]
+            assert not any(row[length:].any() for row, length in zip(other, lengths)), "padding stays"
+        mixed, noisy = (sum(low < share <= high for share in changed) for low, high in ((0, 0.5), (0.9, 1)))
+        assert min(mixed, noisy) > 0 and 0.25 < (mixed + noisy) / len(changed) < 0.75
+        assert mixed + noisy == sum(share > 0 for share in changed)
+
+
+def test_tensorboard_gets_the_figures_to_the_last_step(finished):
+    """One file of events, and the last loss in it is that of the history."""
+    (events,) = finished.rglob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events)).Reload()
+    losses = accumulator.Scalars("masked_kl")
+    history = read_history(finished / "metrics.jsonl")
+    assert [event.step for event in losses] == [line["step"] for line in history]
+    assert losses[-1].step == 14 and losses[-1].value == pytest.approx(history[-1]["masked_kl"], rel=1e-6)
+
+
+def test_in_bf16_the_loss_is_nearly_that_of_fp32_and_what_is_kept_is_fp32(noise, tmp_path, monkeypatch):
+    """Two steps of each phase, resumed within the second to the same bits."""
+    options = ["--phase1_steps", "2", "--phase2_steps", "2", "--phase1_warmup_steps", "0", "--report_to", "none"]
+    options += ["--logging_steps", "1", "--save_steps", "3"]
+    losses, given = {}, {}
+    for precision in ("no", "bf16"):
+        (tmp_path / precision).mkdir()
+        monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # it keeps the precision of the first run
+        given[precision] = [*command(noise, tmp_path / precision, *options), "--mixed_precision", precision]
+        in_one_thread(given[precision])
+        history = read_history(tmp_path / precision / "out" / "metrics.jsonl")
+        losses[precision] = torch.tensor([line["masked_kl"] for line in history])
+    whole = tmp_path / "bf16" / "out"
+    assert losses["bf16"].isfinite().all() and len(losses["bf16"]) == 4
+    assert not losses["bf16"].equal(losses["no"])
+    torch.testing.assert_close(losses["bf16"], losses["no"], rtol=0.03, atol=0)
+    kept = weights(whole / "checkpoint-3") | load_file(whole / "checkpoint-3/training_state/teacher.safetensors")
+    assert {tensor.dtype for tensor in kept.values() if tensor.is_floating_point()} == {torch.float32}
+    assert "mixture.means" in kept
+    again = ["--resume_from_checkpoint", str(whole / "checkpoint-3"), "--output_dir", str(tmp_path / "again")]
+    in_one_thread([*given["bf16"], *again])
+    assert_equal_weights(whole / "final", tmp_path / "again" / "final")

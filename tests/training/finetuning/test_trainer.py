@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import soundfile
 import torch
 from finetuning_runs import FAST, SHORT, At, prepare, run, write_clips
 from pretraining_runs import TWO_RANKS, assert_equal_weights, start
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForAudioClassification,
     AutoModelForCTC,
@@ -285,3 +287,45 @@ def test_a_worker_that_dies_of_a_signal_does_not_cost_the_last_step(waiting, ste
     saved = tmp_path / f"checkpoint-{step}"
     assert [path for path in tmp_path.iterdir() if path.name.startswith("checkpoint")] == [saved]
     assert json.loads((saved / "trainer_state.json").read_text())["global_step"] == step
+
+
+def test_adapters_of_a_stopped_run_go_on_to_the_weights_of_one_that_is_not(checkpoint, mine, tmp_path):
+    """By themselves, and merged into the model."""
+    options = ("--lora_rank", "2", "--max_steps", "5", "--load_best_model_at_end", "false", "--p_noise", "0.5")
+    options += ("--learning_rate", "1e-2", "--eval_steps", "5", "--save_total_limit", "5")
+    run(finetune_ctc, checkpoint, mine, tmp_path / "whole", *options)
+    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "stopped", *options)
+    ready.trainer.add_callback(At(2, signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        finetune_ctc.train(ready, Heartbeat("training"))
+    run(finetune_ctc, checkpoint, mine, tmp_path / "stopped", *options, *GO_ON)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert_equal_weights(whole / "final", stopped / "final")
+    then, ours, theirs = (
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (stopped / "checkpoint-2", whole / "final" / "adapter", stopped / "final" / "adapter")
+    )
+    assert any("lora_B" in name for name in ours) and any("lm_head" in name for name in ours)
+    for name, tensor in ours.items():
+        assert tensor.equal(theirs[name]) and not tensor.equal(then[name]), name
+
+
+def test_a_run_that_begins_with_the_head_alone_is_resumed_before_and_after_the_encoder_joins(
+    checkpoint, mine, tmp_path
+):
+    options = ("--freeze_encoder_steps", "2", "--max_steps", "5", "--save_steps", "1", "--save_total_limit", "9")
+    options += ("--eval_strategy", "no", "--load_best_model_at_end", "false", "--dropout", "0.2")
+    whole = tmp_path / "whole"
+    run(finetune_ctc, checkpoint, mine, whole, *options)
+    moved = [
+        any(not tensor.equal(before[name]) for name, tensor in after.items() if name.startswith("sjepa.encoder"))
+        for before, after in itertools.pairwise(
+            load_file(whole / f"checkpoint-{step}" / "model.safetensors") for step in range(1, 6)
+        )
+    ]
+    assert moved == [False, True, True, True]
+    for step in (1, 2, 3):
+        saved = f"checkpoint-{step}"
+        shutil.copytree(whole / saved, tmp_path / str(step) / saved)
+        run(finetune_ctc, checkpoint, mine, tmp_path / str(step), *options, *GO_ON)
+        assert_equal_weights(whole / "final", tmp_path / str(step) / "final")

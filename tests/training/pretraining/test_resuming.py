@@ -9,6 +9,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from datasets import Dataset
 from pretraining_runs import (
     TWO_RANKS,
     assert_equal_weights,
@@ -210,3 +211,55 @@ def test_data_that_have_changed_are_noticed(resume, finished, caplog):
     finally:
         manifest.write_text("".join(lines))
     assert "the contents of source 1 of train_data have changed: a new pass over the data begins" in caplog.text
+
+
+def test_a_component_that_dies_is_seeded_again_in_a_resumed_run_too(command, tmp_path, monkeypatch):
+    """It dies after step 4 and gets its new place after step 6; resumed between the two, and later."""
+    soft_targets, out = pretrain.soft_targets, tmp_path / "whole"
+
+    def killing(run, batch):
+        if run.state.step == 4:
+            run.model.mixture.weights[1], run.model.mixture.means[1] = 1e-9, 1e3
+        return soft_targets(run, batch)
+
+    monkeypatch.setattr(pretrain, "RESEED_EVERY", 3)
+    monkeypatch.setattr(pretrain, "soft_targets", killing)
+    options = ["--num_workers", "0", "--save_steps", "5", "--logging_steps", "1", "--layer_check_steps", "100"]
+    options += ["--phase1_steps", "4", "--phase2_steps", "8"]
+    in_one_thread(command(*options, out="whole"))
+    counted = {line["step"]: line.get("reseeded_components") for line in read_history(out / "metrics.jsonl")}
+    assert [counted[n] for n in (4, 5, 6, 12)] == [None, 0, 1, 1]
+    dead = weights(out / "checkpoint-5")["mixture.weights"] < 0.01 / 6
+    assert dead.tolist() == [False, True, False, False, False, False]
+    assert weights(out / "final")["mixture.weights"].min() > 0.01 / 6
+    for name in ("checkpoint-5", "checkpoint-10"):
+        in_one_thread(command(*options, "--resume_from_checkpoint", str(out / name), out=name))
+        assert_equal_weights(out / "final", tmp_path / name / "final")
+        assert read_history(tmp_path / name / "metrics.jsonl")[-1]["reseeded_components"] == 1
+
+
+def test_a_streamed_run_goes_on_where_it_was_stopped(command, noise, tmp_path, monkeypatch):
+    """Parquet in shards, stopped amid a pass over the data, once in each phase."""
+    cells = [{"path": path.name, "bytes": path.read_bytes()} for path in sorted(noise.glob("*.wav"))[:20]]
+    for shard in range(4):
+        Dataset.from_dict({"audio": cells[shard::4]}).to_parquet(str(tmp_path / f"{shard}.parquet"))
+    streamed = ["--train_data", f"{tmp_path}/*.parquet", "--streaming", "true"]
+    streamed += ["--phase1_steps", "6", "--phase2_steps", "6"]
+    in_one_thread(command(*streamed, out="whole"))
+    update, stops = pretrain.update_weights, {2, 8}
+
+    def stopping(run, norm):
+        if run.state.step in stops:
+            stops.remove(run.state.step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(run, norm)
+
+    monkeypatch.setattr(pretrain, "update_weights", stopping)
+    for step in (3, 9):
+        with pytest.raises(SystemExit) as stopped:
+            in_one_thread(command(*streamed, "--resume_from_checkpoint", "auto"))
+        assert stopped.value.code == 143 and (tmp_path / "out" / f"checkpoint-{step}").is_dir()
+    in_one_thread(command(*streamed, "--resume_from_checkpoint", "auto"))
+    assert_equal_weights(tmp_path / "whole" / "final", tmp_path / "out" / "final")
+    ends = [load_loop_state(tmp_path / name / "final") for name in ("whole", "out")]
+    assert ends[0].data == ends[1].data and ends[0].clips_seen == ends[1].clips_seen
