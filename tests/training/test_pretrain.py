@@ -355,22 +355,24 @@ def test_tensorboard_gets_the_figures_to_the_last_step(finished):
 def test_in_bf16_the_loss_is_nearly_that_of_fp32_and_what_is_kept_is_fp32(noise, tmp_path, monkeypatch):
     """Two steps of each phase, resumed within the second to the same bits."""
     options = ["--phase1_steps", "2", "--phase2_steps", "2", "--phase1_warmup_steps", "0", "--report_to", "none"]
-    options += ["--logging_steps", "1", "--save_steps", "3"]
-    losses, given = {}, {}
+    options += ["--logging_steps", "1", "--save_steps", "3", "--phase1_learning_rate", "1e-2"]
+    figures, given = {}, {}
     for precision in ("no", "bf16"):
         (tmp_path / precision).mkdir()
         monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # it keeps the precision of the first run
         given[precision] = [*command(noise, tmp_path / precision, *options), "--mixed_precision", precision]
         in_one_thread(given[precision])
         history = read_history(tmp_path / precision / "out" / "metrics.jsonl")
-        losses[precision] = torch.tensor([line["masked_kl"] for line in history])
+        figures[precision] = torch.tensor([[line["masked_kl"], line["gradient_norm"]] for line in history])
     whole = tmp_path / "bf16" / "out"
-    assert losses["bf16"].isfinite().all() and len(losses["bf16"]) == 4
-    assert not losses["bf16"].equal(losses["no"])
-    torch.testing.assert_close(losses["bf16"], losses["no"], rtol=0.03, atol=0)
+    apart = (figures["bf16"] / figures["no"] - 1).abs()
+    assert len(apart) == 4 and apart[:, 0].max() < 0.03 and apart[:, 1].max() < 0.15
+    assert apart[:, 1].min() > 0, "it is not fp32"
     kept = weights(whole / "checkpoint-3") | load_file(whole / "checkpoint-3/training_state/teacher.safetensors")
-    assert {tensor.dtype for tensor in kept.values() if tensor.is_floating_point()} == {torch.float32}
-    assert "mixture.means" in kept
+    kept = {name: tensor for name, tensor in kept.items() if tensor.is_floating_point()}
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32} and "mixture.means" in kept
+    rounded = [name for name, tensor in kept.items() if tensor.ndim > 1 and tensor.bfloat16().float().equal(tensor)]
+    assert rounded == [], "digits that bf16 has not"
     again = ["--resume_from_checkpoint", str(whole / "checkpoint-3"), "--output_dir", str(tmp_path / "again")]
     in_one_thread([*given["bf16"], *again])
     assert_equal_weights(whole / "final", tmp_path / "again" / "final")
