@@ -1,6 +1,6 @@
 """Tables and pictures of finished grids.
 
-    python -m benchmarks.study.report benchmarks/study/results/*.jsonl --output benchmarks/study/README.md
+    python -m benchmarks.study.report benchmarks/study/results/*.jsonl --output benchmarks/study/phase2.md
 
 The table of each GRID.jsonl goes between `<!-- GRID -->` and `<!-- /GRID -->` of that file (to its end where it has no
 such marks), a picture GRID.png beside it. A score is the mean over seeds; behind ± stands half the width of its 95 %
