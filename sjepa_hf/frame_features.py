@@ -35,6 +35,9 @@ class MfccFeatures(nn.Module):
     """
 
     num_features = 3 * NUM_COEFFICIENTS
+    window: torch.Tensor
+    mel_bands: torch.Tensor
+    cosines: torch.Tensor
 
     def __init__(self, subtract_mean: bool = False):
         super().__init__()

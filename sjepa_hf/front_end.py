@@ -310,6 +310,8 @@ class SJepaLogMelFrontEnd(Float32Buffers):
     """
 
     energy_floor = 1e-10
+    fourier: torch.Tensor
+    mel_filters: torch.Tensor
 
     def __init__(self, config: SJepaConfig):
         super().__init__()

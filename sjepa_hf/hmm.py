@@ -187,6 +187,9 @@ class TransitionModel(Float32Buffers):
         pairs (`(K, K)`): share that a step from the state of the row to that of the column has of all steps.
     """
 
+    initial: torch.Tensor
+    pairs: torch.Tensor
+
     def __init__(self, num_states: int):
         super().__init__()
         self.num_states = num_states

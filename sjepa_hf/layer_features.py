@@ -65,6 +65,9 @@ class SJepaWhitening(Float32Buffers):
         mean `(hidden_size,)`, directions `(hidden_size, num_components)`.
     """
 
+    mean: torch.Tensor
+    directions: torch.Tensor
+
     def __init__(self, hidden_size: int, num_components: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(hidden_size, dtype=torch.float32))

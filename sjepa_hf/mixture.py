@@ -62,6 +62,11 @@ class DiagonalGaussianMixture(Float32Buffers):
             relative to the variance of the data, which keeps digital silence from capturing its neighbours.
     """
 
+    weights: torch.Tensor
+    means: torch.Tensor
+    variances: torch.Tensor
+    variance_floor: torch.Tensor
+
     def __init__(self, num_components: int, num_features: int):
         super().__init__()
         self.num_components = num_components

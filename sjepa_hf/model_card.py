@@ -60,7 +60,7 @@ GENERAL_LIMITS = ["Not for identifying persons, or for decisions about them, wit
 
 
 def card_files(
-    checkpoint: str | Path, facts: Facts | None = None, results: list[str | Path] = (), repo_id: str | None = None
+    checkpoint: str | Path, facts: Facts | None = None, results: Sequence[str | Path] = (), repo_id: str | None = None
 ) -> dict[str, str]:
     """
     README.md of a checkpoint, and .eval_results/ for data sets of the Hub.

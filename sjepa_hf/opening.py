@@ -291,7 +291,7 @@ def build_model(auto_class: Any, config: PreTrainedConfig, checkpoint: str | Pat
         raise ValueError(f"The configuration of {checkpoint} makes no network: {why(error)}") from error
 
 
-def why(error: Exception) -> str:
+def why(error: BaseException) -> str:
     """What an error says, in one line; where it is not meant for people, its kind too."""
     if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
         error = ValueError(str(error.__cause__))  # the sentence about the field; what is around it names validators

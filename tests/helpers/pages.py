@@ -37,8 +37,8 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 def pages() -> list[Path]:
     """All pages, the README first."""
-    found = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks/study").glob("*.md"))]
-    return [*found, *sorted((ROOT / "model_cards").glob("**/README.md"))]
+    patterns = ("docs/*.md", "benchmarks/study/*.md", "model_cards/**/README.md")
+    return [ROOT / "README.md", *(page for pattern in patterns for page in sorted(ROOT.glob(pattern)))]
 
 
 def blocks(text: str, language: str) -> list[str]:
