@@ -102,7 +102,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(command, tmp_path, monk
 def test_a_source_that_vanishes_ends_the_run_and_is_resumed_when_it_is_back(command, noise, tmp_path, monkeypatch):
     folder = tmp_path / "audio"
     shutil.copytree(noise, folder)
-    options = ["--train_data", str(folder), "--num_workers", "0", "--phase2_steps", "0", "--phase1_steps", "40"]
+    options = ["--train_data", str(folder), "--num_workers", "0", "--phase2_steps", "0", "--phase1_steps", "24"]
     in_one_thread(command(*options, out="whole"))
     read, calls = TrainingData.next, []
 
@@ -175,7 +175,7 @@ def children(pid: int) -> list[int]:
 
 def test_a_run_ends_in_order_while_it_waits_for_a_batch(command, tmp_path, monkeypatch):
     """The batches that were read for the unfinished step are read again."""
-    options = ["--num_workers", "0", "--gradient_accumulation_steps", "2"]
+    options = ["--num_workers", "0", "--gradient_accumulation_steps", "2", "--phase2_steps", "4"]
     in_one_thread(command(*options, out="whole"))
     read, calls = RestartingLoader.next, []
 
