@@ -21,7 +21,9 @@ class Forker:
 
     def ask(self, **question):
         print(json.dumps(question), file=self._process.stdin, flush=True)
-        return json.loads(self._process.stdout.readline())
+        answer = self._process.stdout.readline()
+        assert answer, "the process that forks has ended: its errors say why"
+        return json.loads(answer)
 
 
 forker = cache(Forker)
