@@ -11,8 +11,8 @@ import gc
 from pathlib import Path
 
 import pytest
+import shortcuts
 import torch
-from blank_pictures import draw, save_blank
 from matplotlib.figure import Figure
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -36,22 +36,14 @@ def seeded():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def blank_pictures():
-    Figure.savefig = save_blank
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_to_see_dead_workers():
-    """A `DataLoader` looks for workers that have died, and waits for those that end, 5 s at a time otherwise."""
-    loaders = torch.utils.data._utils
-    loaders.MP_STATUS_CHECK_INTERVAL = 0.5
-    torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.5,)
+def quick():
+    shortcuts.take()
 
 
 @pytest.fixture
 def pictures(monkeypatch):
     """Asked for by a test that looks at pictures: they are drawn."""
-    monkeypatch.setattr(Figure, "savefig", draw)
+    monkeypatch.setattr(Figure, "savefig", shortcuts.draw)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from processes import Forked
 from safetensors.torch import load_file
 
 from training import pretrain
@@ -65,16 +66,29 @@ def write_noise(folder: Path, count: int, shortest: float) -> Path:
     return folder
 
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-TWO_RANKS = [str(ROOT / "tests" / "helpers" / "ranks.py"), "2"]  # the same in a third of the time, without supervision
+PRETRAIN = ROOT / "training" / "pretrain.py"
+IMPORTS = """
+import shortcuts
+from training import finetune_ctc, pretrain, units
+shortcuts.take()
+"""
 
 
-def start(arguments, launcher=(), script=ROOT / "training" / "pretrain.py"):
-    """The run in a process of its own, or in several by `TORCHRUN` or `TWO_RANKS`."""
+def environment() -> dict[str, str]:
+    return os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def start(arguments, ranks: int | None = None, script=PRETRAIN) -> Forked:
+    """The run in a process of its own, or in several: children of one that waits for them, without supervision."""
+    return Forked(IMPORTS, [script, *arguments], environment(), ROOT, ranks)
+
+
+def start_with_torchrun(arguments) -> subprocess.Popen:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.Popen(
-        [sys.executable, *launcher, str(script), *arguments],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [sys.executable, *launcher, str(PRETRAIN), *arguments],
+        env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
     )  # fmt: skip
 
 

@@ -4,12 +4,12 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 from functools import partial
 
 import pytest
 import torch
+from processes import run_python
 from transformers import AutoConfig
 
 from sjepa_hf.command import TRACEBACK, CommandParser, UserError, command, own_words, sentence
@@ -139,25 +139,20 @@ main()
         ({"RANK": "1", "WORLD_SIZE": "2"}, ["WARNING [rank 1] Slow.", "[rank 1] error: no clips."]),
     ],
 )
-def test_of_several_processes_the_first_speaks_and_all_warn(tmp_path, variables, said):
+def test_of_several_processes_the_first_speaks_and_all_warn(variables, said):
     """With the date, as in the log file of a job of days."""
-    (tmp_path / "run.py").write_text(LINES)
-    done = subprocess.run(
-        [sys.executable, tmp_path / "run.py"], capture_output=True, text=True, env=os.environ | variables
-    )
-    lines = done.stderr.splitlines()
+    lines = run_python(LINES, environment=os.environ | variables, status=1).errors.splitlines()
     assert [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", "", line) for line in lines] == said
     assert re.match(r"\d{4}-", lines[0])
 
 
-def test_exit_status_and_stderr_of_a_process(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(
+def test_exit_status_and_stderr_of_a_process():
+    done = run_python(
         "from sjepa_hf.command import UserError, command\n"
-        "@command\ndef main():\n    raise UserError('no clips: name a folder.')\nmain()\n"
+        "@command\ndef main():\n    raise UserError('no clips: name a folder.')\nmain()\n",
+        status=1,
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
-    assert (done.returncode, done.stderr, done.stdout) == (1, "error: no clips: name a folder.\n", "")
+    assert (done.errors, done.output) == ("error: no clips: name a folder.\n", "")
 
 
 def test_an_option_is_written_out_with_dashes_or_underscores(capsys):

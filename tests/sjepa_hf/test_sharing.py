@@ -2,14 +2,12 @@
 
 import importlib
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from processes import without_the_package
+from processes import run_python, without_the_package
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor, pipeline
 
 import sjepa_hf
@@ -108,8 +106,7 @@ model = AutoModelForAudioClassification.from_pretrained({str(saved)!r}, trust_re
 model.save_pretrained({str(again)!r})
 print(type(model).__name__)
 """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert run.stdout == "Emotion\n"
+    assert run_python(script).output == "Emotion\n"
     assert torch.equal(module.Emotion.from_pretrained(again).out.weight, model.out.weight)
     assert {path.name for path in again.glob("*.py")} == {*MODEL_CODE, "mood_head.py"}
     assert json.loads((again / "config.json").read_text())["auto_map"] == auto_map

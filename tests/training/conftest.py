@@ -19,7 +19,11 @@ from training.finetuning.ngram import estimate
 
 @pytest.fixture(autouse=True)
 def without_figures(request, monkeypatch):
-    """Pretraining runs do not even make what would be left blank, unless a test asks for `pictures`."""
+    """
+    Pretraining runs do not even make what would be left blank, unless a test asks for `pictures`; nor do those in this
+    process look through all its pages each time that they log.
+    """
+    monkeypatch.setattr("training.pretraining.monitoring.resident_gib", lambda: 1.0)
     if "pictures" not in request.fixturenames:
         monkeypatch.setattr("training.pretraining.figures.draw_run", lambda *_: [])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from accelerate import PartialState
-from pretraining_runs import TWO_RANKS, start
+from pretraining_runs import start
 
 from training import fit_units, units
 
@@ -76,7 +76,7 @@ def test_two_processes_write_what_one_does(command, corpus_folder, clustered, tm
 def test_a_launch_on_cpus_is_seen(command, corpus_folder, clustered, tmp_path):
     arguments = [clustered, "--data", str(corpus_folder), "--output", str(tmp_path / "two"), "--max_bad_fraction", "1"]
     arguments += ["--clips_per_shard", "3", "--batch_seconds", "4"]
-    process = start(arguments, launcher=TWO_RANKS, script=units.__file__)
+    process = start(arguments, ranks=2, script=units.__file__)
     errors = process.communicate(timeout=300)[1]
     assert process.returncode == 0, errors[-2000:]
     locks = [path.name for path in (tmp_path / "two" / ".progress").glob("*.lock")]

@@ -2,11 +2,9 @@
 
 import base64
 import io
-import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 
 import numpy as np
@@ -16,6 +14,7 @@ from checkpoints import save
 from huggingface_hub import RepoCard
 from listening import Listener, read_clip
 from PIL import Image
+from processes import run_python
 from tones import speechlike, write_two_hours
 from transformers import BertConfig
 from unit_corpus import UnitCorpus
@@ -59,13 +58,14 @@ def test_the_page_runs_from_what_a_space_is_given(space, tmp_path, clip_path):
                 (tmp_path / target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, tmp_path / target / name)
     code = f"""
-import sys, listening, segments, training.data.waveforms
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import listening, segments, training.data.waveforms
 assert listening.read_clip({clip_path!r}).seconds == 1.5
 assert training.data.waveforms.__file__ == {str(tmp_path / "training" / "data" / "waveforms.py")!r}
 assert "training.data.clips" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
-    assert done.returncode == 0
+    run_python(code, folder=tmp_path)
 
 
 def test_of_two_hours_the_first_minute_is_shown(tmp_path, pretrained):

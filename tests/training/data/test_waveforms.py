@@ -5,8 +5,6 @@ import os
 import pickle
 import socket
 import struct
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from encoded_audio import encoded, piped_flac, reason, wander
+from processes import run_python
 
 import sjepa_hf.resampling
 import training.data.waveforms
@@ -331,8 +330,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
 assert len(read_audio({str(tmp_path / "lie.flac")!r})) == 16000
 assert len(read_audio({str(tmp_path / "channels.wav")!r}, max_seconds=60.0)) == 960000
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
-    assert done.returncode == 0, done.stderr
+    run_python(code)
 
 
 def test_only_regular_files_are_opened(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 from finetuning_runs import FAST, SHORT, At, prepare, run, write_clips
-from pretraining_runs import TWO_RANKS, assert_equal_weights, start
+from pretraining_runs import assert_equal_weights, start
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForAudioClassification,
@@ -142,7 +142,7 @@ def test_of_several_processes_a_signal_to_one_saves_and_the_run_goes_on_as_witho
 
     def ended(out: str, script) -> tuple[str, int]:
         command = [*options, str(tmp_path / out), "--resume_from_checkpoint", "auto"]
-        process = start(command, launcher=TWO_RANKS, script=script)
+        process = start(command, ranks=2, script=script)
         return process.communicate(timeout=300)[1], process.returncode
 
     whole, out = Path(finetune_ctc.__file__), tmp_path / "stopped"

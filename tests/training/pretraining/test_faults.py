@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import signal
 import time
@@ -12,11 +13,10 @@ import pytest
 import torch
 from datasets import Dataset
 from pretraining_runs import (
-    TORCHRUN,
-    TWO_RANKS,
     assert_equal_weights,
     in_one_thread,
     start,
+    start_with_torchrun,
     wait_for_checkpoint,
     weights,
 )
@@ -102,7 +102,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(command, tmp_path, monk
 def test_a_source_that_vanishes_ends_the_run_and_is_resumed_when_it_is_back(command, noise, tmp_path, monkeypatch):
     folder = tmp_path / "audio"
     shutil.copytree(noise, folder)
-    options = ["--train_data", str(folder), "--num_workers", "0", "--phase2_steps", "0", "--phase1_steps", "40"]
+    options = ["--train_data", str(folder), "--num_workers", "0", "--phase2_steps", "0", "--phase1_steps", "24"]
     in_one_thread(command(*options, out="whole"))
     read, calls = TrainingData.next, []
 
@@ -145,12 +145,11 @@ def test_a_corrupt_file_in_a_shard_is_skipped_and_counted(command, noise, tmp_pa
 
 
 def test_a_killed_rank_takes_the_others_down_with_a_word(command, tmp_path):
-    process = start(command("--num_workers", "0", "--phase2_steps", "3000"), launcher=TWO_RANKS)
+    process = start(command("--num_workers", "0", "--phase2_steps", "3000"), ranks=2)
     wait_for_checkpoint(process, tmp_path / "out" / "checkpoint-4")
-    started = [child for child in children(process.pid) if "pretrain.py" in child[1]]
-    assert len(started) == 2
+    _, second = children(process.pid)
     killed = time.monotonic()
-    os.kill(started[1][0], signal.SIGKILL)
+    os.kill(second, signal.SIGKILL)
     errors = process.communicate(timeout=120)[1]
     assert process.returncode != 0 and time.monotonic() - killed < 60
     assert "error: another process of this run has died" in errors
@@ -159,7 +158,7 @@ def test_a_killed_rank_takes_the_others_down_with_a_word(command, tmp_path):
 def test_sigterm_to_the_launcher_of_several_processes_saves(command, tmp_path):
     """As a pre-emptible cluster sends it; the launcher's own status is 1, so a file says that it was a signal."""
     out = tmp_path / "out"
-    process = start(command("--num_workers", "0", "--phase2_steps", "3000", "--save_steps", "4"), launcher=TORCHRUN)
+    process = start_with_torchrun(command("--num_workers", "0", "--phase2_steps", "3000", "--save_steps", "4"))
     wait_for_checkpoint(process, out / "checkpoint-4")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
@@ -168,16 +167,15 @@ def test_sigterm_to_the_launcher_of_several_processes_saves(command, tmp_path):
     assert load_loop_state(checkpoints(out)[-1]).step >= 4
 
 
-def children(pid: int) -> list[tuple[int, str]]:
-    """Process number and command line of the direct children."""
+def children(pid: int) -> list[int]:
+    """The process numbers of the ranks that a process has forked, in their order."""
     with open(f"/proc/{pid}/task/{pid}/children") as file:
-        numbers = [int(number) for number in file.read().split()]
-    return [(n, open(f"/proc/{n}/cmdline").read().replace("\0", " ")) for n in numbers]
+        return [int(number) for number in file.read().split()]
 
 
 def test_a_run_ends_in_order_while_it_waits_for_a_batch(command, tmp_path, monkeypatch):
     """The batches that were read for the unfinished step are read again."""
-    options = ["--num_workers", "0", "--gradient_accumulation_steps", "2"]
+    options = ["--num_workers", "0", "--gradient_accumulation_steps", "2", "--phase2_steps", "4"]
     in_one_thread(command(*options, out="whole"))
     read, calls = RestartingLoader.next, []
 
@@ -291,7 +289,7 @@ if os.environ["RANK"] == "1":
     sys.argv += ["--train_data", {str(theirs)!r}]
 pretrain.main()
 """)
-    process = start(command("--num_workers", "0"), launcher=TWO_RANKS, script=script)
+    process = start(command("--num_workers", "0"), ranks=2, script=script)
     errors = process.communicate(timeout=120)[1]
     said = {
         "no data": [f"error: process 1 (on {platform.node()}) cannot start: ", "[rank 1] error: "],
@@ -304,10 +302,9 @@ pretrain.main()
 
 def test_a_signal_to_one_rank_ends_all_in_order(command, tmp_path):
     out = tmp_path / "out"
-    process = start(command("--num_workers", "0", "--phase2_steps", "3000"), launcher=TWO_RANKS)
+    process = start(command("--num_workers", "0", "--phase2_steps", "3000"), ranks=2)
     wait_for_checkpoint(process, out / "checkpoint-4")
-    started = [child for child in children(process.pid) if "pretrain.py" in child[1]]
-    os.kill(started[1][0], signal.SIGTERM)
+    os.kill(children(process.pid)[1], signal.SIGTERM)
     errors = process.communicate(timeout=120)[1]
     assert (out / "interrupted").read_text() == "SIGTERM came\n", errors[-2000:]
     assert damage(checkpoints(out)[-1]) is None
@@ -337,17 +334,13 @@ def stopping(*args):
 {place} = stopping
 pretrain.main()
 """)
-    process = start(command("--num_workers", "0", "--phase2_steps", "300"), launcher=TWO_RANKS, script=script)
-    started = []
-    while len(started) < 2 and process.poll() is None:
-        time.sleep(0.1)
-        started = [number for number, line in children(process.pid) if "script.py" in line]
+    process = start(command("--num_workers", "0", "--phase2_steps", "300"), ranks=2, script=script)
     errors = ""
-    for line in process.stderr:
-        errors += line
-        if "error: " in line:
-            break
-    for number in started:  # one that is stopped would be waited for
+    while not (told := re.search("^.*error: .*\n", errors, re.MULTILINE)) and process.poll() is None:
+        time.sleep(0.1)
+        errors = process.errors
+    assert told, errors[-3000:]
+    for number in children(process.pid):  # one that is stopped would be waited for
         os.kill(number, signal.SIGKILL)
     process.communicate(timeout=120)
-    assert said in line, errors[-3000:]
+    assert said in told[0], errors[-3000:]

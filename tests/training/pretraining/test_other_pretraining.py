@@ -2,15 +2,13 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from other_encoders import KINDS, save_other
 from pretraining_runs import RECIPE, assert_equal_weights, in_one_thread
+from processes import without_the_package
 from safetensors.torch import load_file
 from transformers import AutoModel, BertConfig
 
@@ -21,10 +19,7 @@ from training.pretraining.checkpoint_layout import damage
 
 
 OPEN = """
-import sys
-for name in ("sjepa_hf", "training"):
-    sys.modules[name] = None  # cannot be imported
-import torch
+import sys, torch
 from transformers import AutoFeatureExtractor, AutoModel
 model, loading = AutoModel.from_pretrained(sys.argv[1], output_loading_info=True)
 assert not loading["missing_keys"] and not loading["unexpected_keys"] and not loading["mismatched_keys"], loading
@@ -55,9 +50,7 @@ def test_what_comes_out_is_an_encoder_of_its_own_kind(other_runs, tmp_path):
     final, theirs = other_runs[0] / "final", other_runs[2]
     samples = torch.randn(9000)
     torch.save(samples, tmp_path / "samples")
-    (tmp_path / "open.py").write_text(OPEN)
-    command = [sys.executable, str(tmp_path / "open.py"), str(final), str(tmp_path / "samples"), str(tmp_path / "out")]
-    subprocess.run(command, check=True, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""})
+    without_the_package(OPEN, final, tmp_path / "samples", tmp_path / "out")
     kind, found = torch.load(tmp_path / "out")
     trained = resumed_model(other_runs, tmp_path).sjepa.eval()
     threads = torch.get_num_threads()

@@ -11,7 +11,6 @@ import pytest
 import torch
 from datasets import Dataset
 from pretraining_runs import (
-    TWO_RANKS,
     assert_equal_weights,
     in_one_thread,
     start,
@@ -73,7 +72,7 @@ def test_transitions_are_resumed_too_and_are_the_same_in_two_processes(command, 
     no_dropout = {f"{part}_dropout": 0.0 for part in ("hidden", "activation", "attention", "feat_proj", "predictor")}
     given = ["--model_config", json.dumps(no_dropout | {"layerdrop": 0.0}), "--target_transitions", "true"]
     given += ["--frozen_weight", "0.5", "--mixture_decay", "0.9", "--layer_check_steps", "5"]
-    two = start(command(*given, "--num_workers", "1", out="two"), TWO_RANKS)
+    two = start(command(*given, "--num_workers", "1", out="two"), ranks=2)
     in_one_thread(command(*given, "--gradient_accumulation_steps", "2", out="one"))
     errors = two.communicate(timeout=300)[1]
     assert two.returncode == 0, errors[-3000:]

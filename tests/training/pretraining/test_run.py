@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pretraining_runs import (
-    TWO_RANKS,
     in_one_thread,
     start,
     weights,
@@ -71,7 +70,7 @@ def without_dropout(command, *options, out):
 
 def test_two_processes_give_what_one_gives_with_accumulation(command, tmp_path):
     """Also a second time, resumed on the other number of processes."""
-    two = start(without_dropout(command, "--num_workers", "1", out="two"), launcher=TWO_RANKS)
+    two = start(without_dropout(command, "--num_workers", "1", out="two"), ranks=2)
     in_one_thread(without_dropout(command, "--gradient_accumulation_steps", "2", out="one"))
     errors = two.communicate(timeout=300)[1]
     assert two.returncode == 0, errors[-3000:]
