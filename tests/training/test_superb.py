@@ -495,6 +495,10 @@ def test_unseen_labels_count_as_errors(tmp_path, folder, caplog, call):
         (["--task", "ks", "--trials", "x"], "`trials` belongs to --task asv"),
         (["--task", "asv", "--train_data", "FOLDER", "--trials", "x"], "`trials` names clips of `test_data`"),
         (["--task", "ks", "--config", "nowhere.yaml"], "no recipe nowhere.yaml"),
+        (
+            ["--task", "ks", "--train_data", "a", "--cache_dir", "/dev/null/a"],
+            "`cache_dir` /dev/null/a cannot be writ",
+        ),
         (["--task", "ks", "--train_data", "FOLDER", "--model", "mfcc", "./nowhere"], "nowhere cannot be opened"),
     ],
 )
