@@ -18,6 +18,8 @@ import torch
 import transformers
 
 
+logger = logging.getLogger(__name__)
+
 TRACEBACK = "SJEPA_TRACEBACK"  # set in the environment, it shows where an error was raised too
 WORKER_FRAME = re.compile(r'^  File "(.+)", line (\d+).*\n(?:    .*\n)*', re.MULTILINE)
 LONGEST = 1000  # characters of a message that are shown
@@ -56,6 +58,7 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
     def shell(*args, **kwargs):
         log_to_terminal()
         escape_unencodable_output()
+        warn_of_file_names()
         try:
             with orderly_sigterm():
                 return main(*args, **kwargs)
@@ -107,8 +110,17 @@ def log_to_terminal() -> None:
 
 def escape_unencodable_output() -> None:
     """Have standard output take names that its encoding does not have, as escapes, as standard error does."""
-    if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
+    # "surrogateescape": that of the locale C
+    if getattr(sys.stdout, "errors", None) in ("strict", "surrogateescape") and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def warn_of_file_names() -> None:
+    """Say so where the surroundings (LC_ALL=C with PYTHONUTF8=0) let no file have a name outside an old encoding."""
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":
+        level = once(logging.WARNING)
+        logger.log(level, "File names beyond %s may not be read or written here: set PYTHONUTF8=1.", encoding)
 
 
 def rank() -> int:

@@ -252,7 +252,9 @@ def convert(
         converted = convert_state_dict(released) | mixture
     except (ValueError, StrictDataclassError) as error:
         raise ValueError(f"{checkpoint} cannot be converted: {why(error)}") from error
-    model = SJepaForPreTraining(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # a file without a mixture gets the same unfitted one each time
+        model = SJepaForPreTraining(config)
     for name, tensor in model.state_dict().items():
         if name in converted and converted[name].shape != tensor.shape:
             raise ValueError(

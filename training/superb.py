@@ -96,6 +96,8 @@ def prepare(arguments: SuperbArguments) -> tuple[Evaluation, list[dict]]:
         BadAudioError: too much of the audio cannot be used.
     """
     output = Path(arguments.output_dir)
+    if arguments.cache_gb:
+        check_output_directory(Path(arguments.cache_dir).expanduser(), "cache_dir")
     evaluation = Evaluation(arguments)
     earlier = earlier_results(output, evaluation.task.name, evaluation.settings)
     evaluation.open()

@@ -23,8 +23,11 @@ import numpy as np
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is sent anywhere
 
-import gradio as gr
-import soundfile
+try:
+    import gradio as gr
+    import soundfile
+except ModuleNotFoundError as error:
+    raise SystemExit(f'error: {error}: in the clone, `pip install --editable ".[page]"` installs them all.') from None
 import transformers
 from example_clips import find_examples
 from listening import (

@@ -170,9 +170,18 @@ def test_an_option_is_written_out_with_dashes_or_underscores(capsys):
     assert "One line,\n    and another." in parser.format_help()
 
 
-def test_any_name_can_be_printed(monkeypatch):
-    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_any_name_can_be_printed(monkeypatch, errors):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=errors)
     monkeypatch.setattr(sys, "stdout", stream)
     command(lambda: print(os.fsdecode(b"n\xff"), "\u00e9"))()
     stream.flush()
     assert stream.buffer.getvalue() == b"n\\udcff \\xe9\n"
+
+
+def test_an_old_encoding_of_file_names_is_told(monkeypatch, caplog):
+    command(lambda: None)()
+    assert not caplog.text
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    command(lambda: None)()
+    assert "File names beyond ascii may not be read or written here: set PYTHONUTF8=1." in caplog.text

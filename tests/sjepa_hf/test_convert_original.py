@@ -69,6 +69,14 @@ def test_the_command_keeps_the_mixture(released, tmp_path, capsys):
     assert torch.equal(averaged.sjepa.get_parameter(weight), 2 * model.sjepa.get_parameter(weight))
 
 
+def test_a_file_without_a_mixture_is_converted_alike_each_time(released, tmp_path):
+    torch.save(released, tmp_path / "portable.pt")
+    state = torch.get_rng_state()
+    one, other = (convert(tmp_path / "portable.pt", tmp_path / name, num_attention_heads=4) for name in "ab")
+    assert torch.equal(one.mixture.means, other.mixture.means) and not one.mixture.is_fitted()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_heads_that_are_assumed_are_told(released, tmp_path, capsys):
     torch.save(released, tmp_path / "portable.pt")
     main([str(tmp_path / "portable.pt"), str(tmp_path / "out")])

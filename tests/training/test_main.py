@@ -43,3 +43,11 @@ def test_a_word_is_no_command(capsys):
     assert stopped.value.code == 2 and not told.out
     assert "  training.pretrain " in told.err
     assert told.err.endswith("error: `python -m training` takes no 'pretrain': call a command by its name above.\n")
+
+
+def test_a_package_that_is_missing_comes_with_the_way_out():
+    code = "import runpy, sys; sys.modules['matplotlib'] = None; runpy.run_module('training.analyze', {}, '__main__')"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 1
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("error: No module named 'matplotlib") and '`pip install --editable ".[train]"`' in last

@@ -495,6 +495,10 @@ def test_unseen_labels_count_as_errors(tmp_path, folder, caplog, call):
         (["--task", "ks", "--trials", "x"], "`trials` belongs to --task asv"),
         (["--task", "asv", "--train_data", "FOLDER", "--trials", "x"], "`trials` names clips of `test_data`"),
         (["--task", "ks", "--config", "nowhere.yaml"], "no recipe nowhere.yaml"),
+        (
+            ["--task", "ks", "--train_data", "a", "--cache_dir", "/dev/null/a"],
+            "`cache_dir` /dev/null/a cannot be writ",
+        ),
         (["--task", "ks", "--train_data", "FOLDER", "--model", "mfcc", "./nowhere"], "nowhere cannot be opened"),
     ],
 )
@@ -502,6 +506,24 @@ def test_what_cannot_work_gets_a_sentence(folder, options, message):
     options = [folder if word == "FOLDER" else word for word in options]
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         main(options if "--model" in options else ["--model", "mfcc", *options])
+
+
+@pytest.mark.parametrize("split", ["eval", "test"])
+@pytest.mark.parametrize(
+    ("options", "empty", "what"),
+    [
+        (["pr"], {"phones": "sil"}, "phone"),
+        (["sf", "--label_column", "slotted"], {"slotted": "one two"}, "slot"),
+        (["sf", "--slot_columns", "size"], {"size": ""}, "slot"),
+    ],
+)
+def test_a_split_without_anything_to_score_is_refused_before_training(tmp_path, folder, options, empty, what, split):
+    clips = tmp_path / "empty.jsonl"
+    clips.write_text("".join(json.dumps({"audio_filepath": f"{folder}/{i}.wav"} | empty) + "\n" for i in range(2)))
+    data = ["--train_data", folder, f"--{split}_data", str(clips), "--model", "mfcc"]
+    name = {"eval": "dev"}.get(split, split)
+    with pytest.raises(ValueError, match=f"--task {options[0]}: None of the 2 {name} clips has a {what}: "):
+        prepare(parse_arguments(["--task", *options, *data, "--output_dir", str(tmp_path / "out")]))
 
 
 def test_real_digits(speech, tmp_path):

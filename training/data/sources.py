@@ -241,13 +241,23 @@ def _why_not_loaded(error: Exception, kind: str) -> str:
     cause = error.__cause__ or error
     if isinstance(error.__cause__, ImportError):  # folders and WebDataset on the Hub, copied to Arrow
         return f" is not Parquet: set streaming ({cause})"
-    if getattr(cause, "errno", None) == errno.ENOSPC:
+    if isinstance(cause, OSError) and (reason := _why_not_copied(cause)):
         return (
-            f": the disk of {datasets.config.HF_DATASETS_CACHE} is full, where an Arrow copy is made: set streaming,"
-            " or HF_DATASETS_CACHE to a folder with more room."
+            f": {datasets.config.HF_DATASETS_CACHE}, where an Arrow copy is made, {reason}: set streaming, or"
+            " HF_DATASETS_CACHE to another folder."
         )
     where = "as Parquet" if kind == "parquet" else "as a local path or on the Hub"
     return f" cannot be opened {where}: {first_line(cause)}"
+
+
+def _why_not_copied(error: OSError) -> str | None:
+    """What is wrong with the folder of Arrow copies, if an error is of that."""
+    if error.errno == errno.ENOSPC:
+        return "is on a disk that is full"
+    cache, place = Path(datasets.config.HF_DATASETS_CACHE), Path(error.filename or "")
+    if error.errno in (errno.EROFS, errno.EACCES) and (place in cache.parents or place.is_relative_to(cache)):
+        return "cannot be written to"
+    return None
 
 
 def _load_archives(

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import runpy
 import shutil
 import socket
 import sys
@@ -207,6 +208,12 @@ def test_checkpoints_that_cannot_be_shown(pretrained, tmp_path, make_config, mon
     ):
         with pytest.raises(SystemExit, match=sentence):
             app.main(arguments)
+
+
+def test_a_package_that_is_missing_comes_with_the_way_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SystemExit, match=r'error: .*gradio.*: in the clone, `pip install --editable "\.\[page\]"`'):
+        runpy.run_path(app.__file__)
 
 
 def test_the_space_is_in_the_hubs_form(space):

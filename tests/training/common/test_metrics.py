@@ -26,6 +26,12 @@ def test_a_metric_can_be_used_again_and_in_batches():
     assert metric.compute() == {"wer": 0.5}
 
 
+def test_a_home_that_cannot_be_written_to_is_no_hindrance(tmp_path, monkeypatch):
+    (tmp_path / "home").write_text("no folder")
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "home" / "metrics"))
+    assert score("accuracy", ["a", "b"], ["a", "a"]) == 0.5
+
+
 @pytest.mark.parametrize(
     ("predictions", "references"), [([0, 0, 1, 2], [0, 1, 1, 1]), (["a", "a", "b", "c"], ["a", "b", "b", "b"])]
 )

@@ -69,13 +69,18 @@ def test_audio_is_copied_to_disk_once_whatever_is_read_beside_it(tmp_path):
     assert 2_000_000 < sum(copies) < 2_100_000
 
 
-def test_a_full_disk_is_named_with_the_way_out(tmp_path, monkeypatch):
-    def fill(*_, **__):
-        full = OSError(errno.ENOSPC, "No space left on device")
-        raise datasets.exceptions.DatasetGenerationError("An error occurred") from full
+@pytest.mark.parametrize(
+    ("number", "why"), [(errno.ENOSPC, "is on a disk that is full"), (errno.EROFS, "cannot"), (errno.EACCES, "cannot")]
+)
+def test_a_folder_of_copies_that_takes_none_is_named_with_the_way_out(monkeypatch, number, why):
+    def fail(*_, **__):
+        place = datasets.config.HF_DATASETS_CACHE.parent if number != errno.ENOSPC else None
+        raise datasets.exceptions.DatasetGenerationError("An error") from OSError(number, "no", place)
 
-    monkeypatch.setattr(training.data.sources, "load_dataset", fill)
-    with pytest.raises(ValueError, match="the disk of .*cache is full.*: set streaming, or HF_DATASETS_CACHE"):
+    monkeypatch.setattr(training.data.sources, "load_dataset", fail)
+    with pytest.raises(
+        ValueError, match=f"cache, where an Arrow copy is made, {why}.*: set streaming, or HF_DATASETS_C"
+    ):
         open_source("org/name")
 
 

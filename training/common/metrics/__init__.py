@@ -1,4 +1,4 @@
-"""Metrics as `evaluate` modules that need no network.
+"""Metrics as `evaluate` modules that need no network, and leave nothing on the disk.
 
     load_metric("wer").compute(predictions=["the cat"], references=["the cat sat"])   # {"wer": 0.333...}
 
@@ -10,6 +10,8 @@
 
 All values are fractions, 0.12 rather than 12 %; error rates can exceed 1.
 """
+
+import tempfile
 
 import evaluate
 
@@ -37,7 +39,8 @@ def load_metric(name: str) -> evaluate.EvaluationModule:
     """
     if name not in METRICS:
         raise ValueError(f"There is no metric '{name}': choose {', '.join(METRICS)}.")
-    return METRICS[name](keep_in_memory=True)
+    with tempfile.TemporaryDirectory() as folder:  # it makes one, also in memory, by default below HOME
+        return METRICS[name](keep_in_memory=True, cache_dir=folder)
 
 
 __all__ = ["load_metric"]

@@ -25,7 +25,7 @@ from training.evaluation.frozen_features import FeatureStore, FrozenFeatures, cl
 from training.evaluation.superb.arguments import SuperbArguments, choose_task
 from training.evaluation.superb.diarization import ActivityLabels, Mixtures
 from training.evaluation.superb.heads import CtcHead, DiarizationHead, LayerSum, PooledHead, XVectorHead
-from training.evaluation.superb.labels import ClassLabels, TokenLabels, read_lexicon
+from training.evaluation.superb.labels import ClassLabels, TokenLabels, check_references, read_lexicon
 from training.evaluation.superb.query_by_example import Search, make_search, search_splits
 from training.evaluation.superb.splits import open_folds, open_splits
 from training.evaluation.superb.tasks import SuperbTask
@@ -287,10 +287,12 @@ def make_labels(
                     logger.warning(heard)
         return SpeakerLabels(train, trials)
     if task.labels in ("classes", "slots"):
-        return ClassLabels(train, slots=task.labels == "slots")
-    labels = TokenLabels(train, task.labels, lexicon, arguments.stress)
-    for clips in splits.values():
-        labels.references({column: clips.labels[column] for column in task.columns})  # all words are in the lexicon
+        labels = ClassLabels(train, slots=task.labels == "slots")
+    else:
+        labels = TokenLabels(train, task.labels, lexicon, arguments.stress)
+    for name, clips in splits.items():  # of "pr": all words are in the lexicon
+        references = labels.references({column: clips.labels[column] for column in task.columns})
+        check_references(task.labels, references, name)
     return labels
 
 

@@ -192,6 +192,14 @@ def score(metrics: Sequence[str], predictions: list[str], references: list[str])
     return results
 
 
+def check_references(kind: str, references: Sequence[str], split: str) -> None:
+    """Raise a ValueError if a split's texts, with labels of this kind, hold nothing that errors are counted over."""
+    holds = {"phones": ("phone", str), "slots": ("slot", slots), "slot_characters": ("slot", slots)}
+    what, found = holds.get(kind, ("label", str))
+    if not any(map(found, references)):
+        raise ValueError(f"None of the {len(references)} {split} clips has a {what}: there is nothing to score.")
+
+
 def class_mean(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Accuracy where all classes of the references count alike, however many clips each has."""
     return float(recall_score(references, predictions, labels=sorted(set(references)), average="macro"))

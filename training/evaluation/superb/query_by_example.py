@@ -53,7 +53,7 @@ def make_search(words: Sequence[str], split: str) -> Search:
         split: for messages.
 
     Raises:
-        ValueError: if no query occurs in a document.
+        ValueError: if no query occurs in a document, or every query in all.
     """
     rng = np.random.default_rng(QUERY_SEED)
     texts = [f" {' '.join(word.upper().split())} " for word in words]
@@ -78,6 +78,11 @@ def make_search(words: Sequence[str], split: str) -> Search:
     if not occur.all():
         lost = [words[q] for q, found in zip(queries, occur) if not found]
         logger.warning("%s: %d queries occur in no document and are left out: %s.", split, len(lost), several(lost, 5))
+    if hits[occur].all():
+        raise ValueError(
+            f"Every query of the {len(words)} {split} clips is in every document, so that none can be found in a wrong"
+            " one: give clips of several words."
+        )
     return Search([q for q, found in zip(queries, occur) if found], documents, hits[occur])
 
 

@@ -102,6 +102,11 @@ def test_queries_that_occur_nowhere_get_a_sentence(words):
         make_search(words, "dev")
 
 
+def test_a_single_word_gets_a_sentence():
+    with pytest.raises(ValueError, match="Every query of the 4 dev clips is in every document, so"):
+        make_search(["yes"] * 4, "dev")
+
+
 class Features:
     def __init__(self, clips):
         self.clips = clips
