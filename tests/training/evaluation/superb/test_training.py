@@ -94,8 +94,11 @@ def test_a_step_is_as_large_as_the_task_says(monkeypatch, rate, decay):
         class clips:
             labels, num_samples = {"who": ["a", "b"]}, [1, 1]
 
+        def __init__(self, scale):
+            self.scale = scale
+
         def __getitem__(self, indices):
-            return [scale * torch.randn(1, 4) for _ in indices]
+            return [self.scale * torch.randn(1, 4) for _ in indices]
 
     settings = {"max_steps": 1, "learning_rate": rate, "weight_decay": decay, "max_norm": 7.0}
     task = replace(TASKS["sid"], columns=("who",), **settings)
@@ -108,7 +111,7 @@ def test_a_step_is_as_large_as_the_task_says(monkeypatch, rate, decay):
     for scale, factor, moved in ((1.0, 1 - rate * decay, rate), (torch.nan, 1.0, 0.0)):
         head = PooledHead(LayerSum(1), 4, [2])
         before = head.projector.weight.detach().clone()
-        features = {"train": Features(), "dev": Features()}
+        features = dict.fromkeys(("train", "dev"), Features(scale))
         superb_training.train(head, task, features, ClassLabels(Features.clips.labels), 0, Heartbeat("training"))
         change = (head.projector.weight.detach() - factor * before).abs()
         torch.testing.assert_close(change, torch.full_like(change, moved), rtol=0.02, atol=1e-7)
