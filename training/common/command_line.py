@@ -84,7 +84,7 @@ def given(argv: Sequence[str], groups: Sequence[type]) -> dict[str, str | list[s
     refuse_options([name for name in strange if name not in ("--", "--help")], parser)
     named = [parser._option_string_actions.get(word.partition("=")[0]) for word in argv]
     for action in filter(None, named):
-        if action.nargs in ("+", "*") and named.count(action) > 1:
+        if action.nargs == "+" and named.count(action) > 1:
             raise ValueError(f"--{action.dest} is given twice: write all of its values behind one.")
     return vars(asked)
 
