@@ -185,9 +185,9 @@ def item_type(kind: Any) -> type | None:
 
 
 def as_number(value: Any, kind: Any) -> Any:
-    """A number that YAML has read as text, such as 1e-3, where the type takes no text; all else as it is."""
+    """A number that YAML has read as text, such as 1e-3, where the type is one; all else as it is."""
     number = next((option for option in kinds(kind) if option in (int, float)), None)
-    if isinstance(value, str) and number and str not in kinds(kind):
+    if isinstance(value, str) and number:
         try:
             return number(value)
         except ValueError:
