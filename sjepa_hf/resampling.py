@@ -30,8 +30,6 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     Returns:
         `(ceil(num_samples * 16000 / rate),)` in float32; `samples` itself where nothing is to be done.
     """
-    if rate == SAMPLING_RATE:
-        return samples
     ratio = Fraction(rate, SAMPLING_RATE).limit_denominator(640)
     if ratio == 1:
         return samples

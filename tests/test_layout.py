@@ -34,7 +34,6 @@ TESTED_ELSEWHERE = {  # modules without a test file of their name and place, and
     "training.common.metrics.speech": "training/common/test_metrics",
     "training.common.naming": "training/data/test_metadata",
     "training.common.publishing": "hub/test_training",
-    "training.common.ranges": "training/pretraining/test_arguments",
     "training.common.run_record": "hub/test_training",
     "training.evaluation.probes.results": "training/test_probe",
     "training.evaluation.superb.evaluation": "training/test_superb",

@@ -1,15 +1,20 @@
 """`python -m sjepa_hf.push` against a Hub: what arrives, what stays at home, what is said where it cannot be done."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import CommitOperationDelete, constants
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
 from pushing import push
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 import sjepa_hf
 from sjepa_hf.configuration_sjepa import AUTO_MAP, MODEL_CODE
+from sjepa_hf.model_card import MARK
+from sjepa_hf.push import commit, wants_card
 
 
 def test_everything_that_a_colleague_needs_arrives(hub, pretrained, capsys):
@@ -148,3 +153,77 @@ def test_shards_are_all_there_or_refused(pretrained, tmp_path):
     assert load_file(shard)
     shard.unlink()
     assert f"lacks {shard.name}." in push(tmp_path / "shards", "x")
+
+
+class Failing:
+    """A Hub that refuses every commit with an error, and notes what was asked of it."""
+
+    def __init__(self, error):
+        self.error, self.commits = error, []
+
+    def list_repo_files(self, repo_id, revision):
+        return ["README.md"]
+
+    def create_commit(self, repo_id, operations, commit_message, revision):
+        self.commits.append((operations, commit_message, revision))
+        if self.error:
+            raise self.error
+        return "done"
+
+
+def http_error(status: int) -> HfHubHTTPError:
+    return HfHubHTTPError("refused", response=httpx.Response(status, request=httpx.Request("POST", "http://hub")))
+
+
+def test_weights_alone_are_deleted_and_only_those_that_are_no_more(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    there = {"model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"}
+    there |= {"adapter/adapter_model.safetensors", "model.safetensors.md", "my-model.safetensors", "README.md"}
+    api = Failing(None)
+    assert commit(api, {"model.safetensors": b"weights"}, there, "ada/x", "v2", "said") == "done"
+    ((operations, message, revision),) = api.commits
+    stale = ["adapter/adapter_model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    assert [operation.path_in_repo for operation in operations] == [*stale, "model.safetensors"]
+    assert [isinstance(operation, CommitOperationDelete) for operation in operations] == [True] * 3 + [False]
+    assert (message, revision) == ("said", "v2")
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [
+        (httpx.ReadTimeout(""), [1, 2, 4, 8]),
+        (http_error(503), [1, 2, 4, 8]),
+        (http_error(507), []),
+        (http_error(404), []),
+        (RuntimeError("a fault of ours"), []),
+    ],
+)
+def test_what_may_pass_is_waited_for_longer_each_time(monkeypatch, error, waits):
+    slept, api = [], Failing(error)
+    monkeypatch.setattr("time.sleep", slept.append)
+    with pytest.raises(type(error)):
+        commit(api, {"config.json": b"{}"}, set(), "ada/x", None, "said")
+    assert slept == waits and len(api.commits) == len(waits) + 1
+
+
+def test_settings_go_without_the_paths_of_this_machine_and_the_message_is_that_of_the_user(
+    hub, pretrained, monkeypatch
+):
+    settings = json.loads((pretrained / "config.json").read_text()) | {"made_from": "/home/ada/secret/final"}
+    (pretrained / "config.json").write_text(json.dumps(settings))
+    commits = []
+    monkeypatch.setattr("sjepa_hf.push.commit", lambda *told: commits.append(told) or SimpleNamespace(commit_url=""))
+    for options, message in ((["--message", "as it was told", "--revision", "v2"], "as it was told"), ([], "Upload ")):
+        assert push(pretrained, "encoder", *options) == ""
+        _, files, _, repo_id, revision, said = commits[-1]
+        assert json.loads(files["config.json"])["made_from"] == "final" and repo_id == "ada/encoder"
+        assert said.startswith(message) and revision == ("v2" if options else None)
+
+
+def test_a_card_that_people_have_written_stays_whatever_is_known_of_the_training(tmp_path):
+    for text, record, wanted in ((f"{MARK}\nold", True, True), (f"{MARK}\nold", False, False), ("ours", True, False)):
+        (tmp_path / "README.md").write_text(text)
+        api = SimpleNamespace(hf_hub_download=lambda *_, **__: str(tmp_path / "README.md"))
+        files = {"training.json": b"{}"} if record else {}
+        assert wants_card(api, files, {"README.md"}, "ada/x", None) == wanted
+        assert wants_card(api, files, {"config.json"}, "ada/x", None)

@@ -13,10 +13,13 @@ from sjepa_hf.frames import (
     MIN_SAMPLES,
     SAMPLING_RATE,
     WINDOW,
+    check_frames,
+    clip_mean,
     frame_centres,
     frame_lengths,
     length_mask,
     real_frames,
+    real_samples,
     samples_read,
 )
 
@@ -59,6 +62,25 @@ def test_frames_in_a_row_read_the_fewest_samples_that_hold_them():
     for count in (1, 2, 10):
         samples = samples_read(config, count)
         assert config.num_frames(samples) == count and config.num_frames(samples - 1) == count - 1
+
+
+@pytest.mark.parametrize("over", [{"conv_kernel": (10, 3, 3, 3, 3, 2, 3)}, {"conv_stride": (5, 2, 2, 2, 2, 2, 1)}])
+def test_an_encoder_with_another_window_or_another_step_is_refused(over):
+    check_frames(SJepaConfig(), "It")
+    with pytest.raises(ValueError, match="It makes frames of (560 samples every 320|400 samples every 160) "):
+        check_frames(SJepaConfig(**over), "It")
+
+
+def test_the_mean_of_a_clip_is_that_of_its_counted_frames():
+    frames, counted = torch.randn(2, 4, 3), torch.tensor([[True, True, False, False], [False] * 4])
+    frames[0, 2:] = float("nan")
+    assert clip_mean(frames, counted).equal(torch.stack([frames[:1, :2].mean(1), torch.zeros(1, 3)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long, torch.float16])
+def test_real_samples_are_counted_in_whatever_a_mask_is_of(dtype):
+    mask = length_mask(torch.tensor([70_000, 70_001]), 70_001).to(dtype)
+    assert real_samples(mask).tolist() == [70_000, 70_001]
 
 
 def test_centres_lie_in_the_middle_of_each_window():

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sjepa_hf import SJepaConfig
 from sjepa_hf.input_checks import (
@@ -54,6 +55,8 @@ def test_a_mask_of_another_shape_or_type_gets_a_sentence():
 def test_values_are_looked_at_where_there_are_any():
     assert values_readable(WAVEFORMS) and not within_functorch()
     assert not values_readable(WAVEFORMS.to("meta"), may_wait=True)
+    with FakeTensorMode():
+        assert not values_readable(torch.zeros(2, 500)), "it has none"
     seen = []
     torch.func.vmap(lambda clip: seen.append((values_readable(clip), within_functorch())) or clip)(WAVEFORMS)
     assert seen == [(False, True)]

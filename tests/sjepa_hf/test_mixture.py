@@ -168,6 +168,7 @@ def test_dead_components_are_split_off_the_heaviest_the_same_everywhere():
     assert twin.reseed_dead() == 2
     assert all(torch.equal(a, b) for a, b in zip(mixture.buffers(), twin.buffers()))
     assert mixture.weights.sum() == pytest.approx(1) and mixture.weights.min() > 0.05
+    torch.testing.assert_close(mixture.weights[[0, 1, 2, 3]], torch.tensor([0.25, 0.1, 0.1, 0.1]), atol=1e-4, rtol=0)
     heir = 5 if mixture.weights[5] > mixture.weights[6] else 6
     torch.testing.assert_close((mixture.means[0] + mixture.means[heir]) / 2, donor)
     assert mixture.reseed_dead() == 0
@@ -179,6 +180,19 @@ def test_no_dead_component_is_split():
     mixture.weights.copy_(torch.tensor([0.6, 0.4, 0, 0, 0, 0, 0]))
     assert mixture.reseed_dead() == 2
     assert (mixture.weights > 0.1).sum() == 4 and mixture.weights.sum() == pytest.approx(1)
+
+
+def test_a_component_is_dead_below_a_hundredth_of_the_mean_weight():
+    mixture = random_mixture(4)
+    mixture.weights.copy_(torch.tensor([0.9, 0.0949, 0.0027, 0.0024]))
+    assert mixture.num_dead() == 1
+
+
+def test_a_mixture_is_fitted_once_a_variance_is_not_1():
+    mixture = DiagonalGaussianMixture(4, 3)
+    assert not mixture.is_fitted()
+    mixture.variances[0, 0] = 0.5
+    assert mixture.is_fitted()
 
 
 def swollen_mixture(features: torch.Tensor) -> DiagonalGaussianMixture:
@@ -283,6 +297,17 @@ def test_digital_silence_does_not_swallow_its_neighbours():
     )
 
 
+def test_the_likelihoods_of_a_fit_are_those_before_each_iteration_and_of_what_it_leaves():
+    features, histories = torch.randn(300, 4), []
+    for iterations in (0, 1, 3):
+        mixture = DiagonalGaussianMixture(5, 4)
+        generator = torch.Generator().manual_seed(1)
+        histories.append(mixture.fit(features, 0, iterations, chunk_size=128, generator=generator))
+        left = mixture.log_joint(features).logsumexp(-1).mean().item()
+        assert histories[-1][-1] == pytest.approx(left, abs=1e-5)
+    assert histories[0] == pytest.approx(histories[2][:1]) and histories[1] == pytest.approx(histories[2][:2])
+
+
 def test_a_single_frame_is_fitted_too():
     mixture = DiagonalGaussianMixture(1, 4)
     assert all(map(math.isfinite, mixture.fit(torch.randn(1, 4))))
@@ -295,8 +320,9 @@ def test_fit_says_what_is_wrong():
         mixture.fit(torch.randn(3, 4))
     with pytest.raises(ValueError, match="NaN"):
         mixture.fit(torch.full((10, 4), float("nan")))
-    with pytest.raises(ValueError, match=r"\(frames, 4\)"):
-        mixture.posterior(torch.randn(2, 10, 4))
+    for shape in ((2, 10, 4), (10, 3)):
+        with pytest.raises(ValueError, match=r"\(frames, 4\)"):
+            mixture.posterior(torch.randn(shape))
     for features, kind in ((torch.randn(10, 4).numpy(), "ndarray"), (torch.ones(10, 4, dtype=int), "torch.int64")):
         with pytest.raises(ValueError, match=f"must be a floating point tensor, but is {kind}"):
             mixture.fit(features)
@@ -357,6 +383,16 @@ def test_statistics_of_nothing_change_nothing(average, decay):
     mixture.apply_statistics(nothing, decay, average)
     for name, value in mixture.state_dict().items():
         torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("average", ["statistics", "parameters"])
+def test_what_is_not_a_number_and_a_decay_of_1_change_nothing(average):
+    mixture = random_mixture()
+    before = copy.deepcopy(mixture.state_dict())
+    for frame, decay in ((float("nan"), 0.5), (3.0, 1.0)):
+        mixture.apply_statistics(mixture.clip_expectation(torch.full((1, 4, 5), frame))[1], decay, average)
+        for name, value in mixture.state_dict().items():
+            torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
 
 
 def test_updated_variances_far_from_the_centre_are_exact_within_a_thousandth():

@@ -299,3 +299,22 @@ def test_the_card_that_comes_with_the_clone_has_the_words_of_today():
     told, made = (text.partition(model_card.MARK)[2].partition("## Results") for text in (ours, made))
     assert told[0] == made[0]
     assert all("± the standard deviation" in block for block in told[2].split("\n**")[1:] if " ± 0" in block)
+
+
+def test_figures_have_four_digits_and_no_base_that_the_hub_would_refuse(checkpoint, tmp_path):
+    write_scores(tmp_path / "x.json", [replace(ROW, subject=str(checkpoint), value=0.123456)])
+    for base, shown in (("ada/encoder", "ada/encoder"), ("../ada/encoder", None), ("a b", None)):
+        (checkpoint / "training.json").write_text(json.dumps({"kind": "pretraining", "base_model": base}))
+        written = card(checkpoint, "--results", tmp_path / "x.json")
+        assert written.data.base_model == shown
+    assert written.data.eval_results[0].metric_value == 0.1235
+
+
+def test_hours_in_all_are_known_where_each_pretraining_tells_its_own():
+    first = {"kind": "pretraining", "hours_heard": 2.0}
+    tuned = {"kind": "fine-tuning", "base_checkpoint": "b", "base": first}
+    own = {"kind": "pretraining", "hours_heard": 3.0, "base_checkpoint": "a"}
+    assert model_card.hours_in_all(own | {"base": first}) == model_card.hours_in_all(own | {"base": tuned}) == 5.0
+    assert model_card.hours_in_all(first) is None, "it is said already"
+    for unknown in ({"kind": "pretraining"}, first | {"base_checkpoint": "older"}):
+        assert model_card.hours_in_all(own | {"base": unknown}) is None

@@ -50,5 +50,9 @@ def test_lengths_and_what_stays_as_it_is():
     for rate, length in [(8000, 0), (8000, 1), (44100, 44100), (48000, 10), (11025, 11026)]:
         assert len(resample(np.ones(length, np.float32), rate)) == -(-length * 16000 // rate)
     samples = np.ones(100, np.float32)
-    assert resample(samples, 16000) is samples
+    assert resample(samples, 16000) is samples and resample(samples, 16001) is samples, "within 1 in 1000"
+    reversed_doubles = np.random.default_rng(0).standard_normal(100)[::-1]
+    np.testing.assert_array_equal(
+        resample(reversed_doubles, 8000), resample(reversed_doubles.astype(np.float32), 8000)
+    )
     assert resample(np.ones(50_000_001, np.float32)[::50], 8000).shape == (2000002,)

@@ -86,6 +86,32 @@ def test_an_error_that_names_no_file_names_what_was_being_written(tmp_path, erro
         (tmp_path / "other").read_text()
 
 
+def test_what_a_killed_process_has_left_of_the_predecessor_is_in_nobodys_way(tmp_path):
+    for name in ("model", "model.previous"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(name)
+    with written_aside(tmp_path / "model") as aside:
+        (aside / "weights").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "new"
+
+
+def test_a_folder_that_another_process_clears_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    lock, cleared = saving._lock, []
+
+    def too_late(directory, wait=True):
+        if wait and not cleared:
+            directory.rmdir()
+            cleared.append(directory)
+        return lock(directory, wait)
+
+    monkeypatch.setattr(saving, "_lock", too_late)
+    with files_written_aside(tmp_path) as aside:
+        assert cleared and cleared[0] not in aside.parents
+        (aside / "a").write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_files_appear_together_or_not_at_all(tmp_path):
     (tmp_path / "mine").write_text("stays")
     (tmp_path / "a").write_text("old")

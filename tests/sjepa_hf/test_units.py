@@ -135,8 +135,9 @@ def test_what_cannot_be_gets_a_sentence(make_config):
         model.units(waveforms)
     with pytest.raises(ValueError, match="`source` is 'predictions'; choose one of mixture, prediction"):
         model.units(waveforms, source="predictions")
-    with pytest.raises(ValueError, match="`top_k` is 11; it must lie between 0 and the 10 components"):
-        model.units(waveforms, source="prediction", top_k=11)
+    for top_k in (-1, 11):
+        with pytest.raises(ValueError, match=f"`top_k` is {top_k}; it must lie between 0 and the 10 components"):
+            model.units(waveforms, source="prediction", top_k=top_k)
     model.describe_mixture("mfcc")
     with pytest.raises(ValueError, match="'mfcc', which has 39 values a frame, but the mixture is over 48"):
         model.units(waveforms)

@@ -62,3 +62,18 @@ def test_a_directory_that_cannot_be_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(writable.os, "access", lambda path, mode: False)
     with pytest.raises(PermissionError, match="Permission denied"):
         check_writable(tmp_path / "new")
+
+
+def test_a_folder_has_to_be_entered_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.W_OK)
+    with pytest.raises(PermissionError):
+        check_writable(tmp_path)
+
+
+def test_a_file_that_is_there_is_replaced_in_its_folder_and_a_device_is_not(tmp_path, monkeypatch):
+    (tmp_path / "out.json").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for name in ("out.json", "new.json"):
+        with pytest.raises(ValueError, match=f"`output` .*{name} cannot be written: .*Permission denied"):
+            check_output_file(tmp_path / name, "output")
+    check_output_file(os.devnull, "output")

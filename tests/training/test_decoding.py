@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,3 +104,50 @@ def test_what_cannot_work_is_told_before_anything_is_opened(tmp_path, options, s
     rest = {"decode": ["--model", "nowhere", "--data", "nowhere"], "build-ngram": ["--text", "nowhere"]}[options[0]]
     with pytest.raises(SystemExit, match=f"error: {sentence}"):
         decoding.main([option.replace("FOLDER", str(tmp_path)) for option in options] + rest)
+
+
+class Clips:
+    labels = {"said": ["A B"]}
+
+    def __len__(self):
+        return 1
+
+
+def test_all_that_a_command_asks_for_reaches_the_decoder(monkeypatch, capsys):
+    told = {}
+
+    def note(name, answer=None):
+        def called(*given, **options):
+            told[name] = (given, options)
+            return answer
+
+        return called
+
+    rates = {"clips": 1, "greedy": {"wer": 0.5, "cer": 0.25}, "lm": {"wer": 0.123456, "cer": 0.1}}
+    recogniser = SimpleNamespace(tokenizer="tokens"), SimpleNamespace(to=lambda device: None)
+    for name, answer in {
+        "open_recogniser": recogniser,
+        "choose_column": "said",
+        "open_labelled": Clips(),
+        "normalized": Clips(),
+        "check_language_model": None,
+        "BeamSearchDecoder": "decoder",
+        "evaluate_clips": (rates, [{"reference": "A B"}]),
+        "examples": [],
+    }.items():
+        monkeypatch.setattr(decoding, name, note(name, answer))
+    monkeypatch.setattr(decoding.TextNormalizer, "load", note("load", "normalizer"))
+    monkeypatch.setattr(decoding.NGram, "load", note("lm", "n-gram"))
+    command = "decode --model m --data d --lm lm.arpa --alpha 0 --beta 0.5 --text_column said --batch_size 3"
+    decoding.main(command.split())
+    assert told["load"][0] == ("m",) and told["choose_column"][0][:2] == (["d"], "said")
+    assert told["open_labelled"][1] == {"min_seconds": decoding.MIN_SECONDS}
+    assert told["normalized"][0][1:] == ("said", "normalizer", "d")
+    assert told["check_language_model"][0] == ("n-gram", "lm.arpa", "tokens", ["A B"])
+    assert told["BeamSearchDecoder"] == (("tokens", "n-gram"), {"alpha": 0.0, "beta": 0.5})
+    assert told["evaluate_clips"][0][3:] == (["A B"], "decoder", 3)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "d: 1 clips, 2 words, 3 characters; greedy: WER 50.00 %, CER 25.00 %; lm: WER 12.35 %, CER 10.00 %"
+    )
+    assert json.loads(lines[-1])["d"]["lm"]["wer"] == 0.1235

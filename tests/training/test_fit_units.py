@@ -30,6 +30,9 @@ def test_fitted_clusters_make_units(corpus_folder, clustered, tmp_path):
 def test_fewer_frames_than_clusters_are_refused_at_once():
     with pytest.raises(ValueError, match="`frames` is 100: 500 `components` need at least as many"):
         fit_units.FitArguments(["a"], [1], "out", components=500, frames=100)
+    assert fit_units.FitArguments(["a"], [1], "out", components=100, frames=100).frames == 100
+    with pytest.raises(ValueError, match=r"`max_seconds` must be at least 0.025 \(one frame\)"):
+        fit_units.FitArguments(["a"], [1], "out", max_seconds=0.02)
 
 
 def test_why_nothing_can_be_fitted_is_said(clustered, tmp_path):
@@ -64,3 +67,20 @@ def test_clips_of_all_sources_come_once_in_an_order_of_the_seed(tmp_path):
         return [round(float(samples[0]) * 1000) for samples in fit_units.waveforms(arguments)]
 
     assert sorted(order(0)) == list(range(13)) and order(0) == order(0) != order(1)
+
+
+def test_bad_clips_are_looked_at_as_they_come(tmp_path, monkeypatch):
+    """Not once all are read: of a long list that would be late, and never where enough frames come first."""
+
+    class Told(Exception):
+        pass
+
+    class Monitor(fit_units.BadAudioMonitor):
+        def check(self, **options):
+            raise Told(options)
+
+    monkeypatch.setattr(fit_units, "BadAudioMonitor", Monitor)
+    for number in range(3):
+        (tmp_path / f"{number}.wav").write_bytes(b"no audio")
+    with pytest.raises(Told, match="^{}$"):
+        next(fit_units.waveforms(fit_units.FitArguments([str(tmp_path)], [1], "out")))

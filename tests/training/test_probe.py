@@ -5,7 +5,8 @@ import pytest
 from checkpoints import save
 
 from sjepa_hf import SJepaForPreTraining
-from sjepa_hf.scores import read_scores
+from sjepa_hf.scores import MFCC, UNTRAINED, Score, read_scores
+from training.evaluation.probes.results import report
 from training.probe import main
 
 
@@ -168,3 +169,31 @@ def test_a_recipe_gives_what_the_command_line_does_not(two_voices, checkpoint, t
     main([checkpoint, "--config", str(recipe), "--utterance_splits", "2", "--output", str(tmp_path / "out")])
     scores = read_scores(tmp_path / "out" / "probes.json")
     assert {(score.runs, score.subject) for score in scores} == {("2 splits", checkpoint)}
+
+
+def test_the_report_names_the_best_layer_and_who_is_at_chance():
+    title = "voice, linear probe"
+    task = {"apart": "recordings", "splits": 5, "classes": 2, "clips": 10, "rows": 10, "scored_share": 0.2}
+    task |= {"commonest_class_share": 0.5, "classes_left_out": 1, "clips_without_label": 3}
+    measured = {"/x/mine": (0.6, 0.9, 0.8), f"{UNTRAINED}/x/mine": (0.5, 0.4, 0.3)}
+    values = [(name, layer, value) for name, own in measured.items() for layer, value in enumerate(own)]
+    scores = [
+        Score(name, title, "audio-classification", "d", "held-out", "accuracy", value, deviation=0.01, layer=layer)
+        for name, layer, value in [*values, (MFCC, None, 0.7)]
+    ]
+    lines = report({"scores": scores, "tasks": {title: task}}).splitlines()
+    assert lines[0].endswith("commonest class 50.0, recordings kept apart; MFCC 70.0 ± 1.0")
+    assert [line.split() for line in lines[1:5]] == [
+        ["layer", "mine", "untrained"],
+        *(
+            [str(n), str(100 * a), "±", "1.0", str(100 * b), "±", "1.0"]
+            for n, (a, b) in enumerate(zip(*measured.values()))
+        ),
+    ]
+    assert lines[5:] == [
+        "Best layer: mine 90.0 ± 1.0 (layer 1); untrained 50.0 ± 1.0 (layer 0); MFCC 70.0 ± 1.0.",
+        "The best layer is chosen on the splits that are reported; MFCC has one layer.",
+        "No layer does better than always answering the commonest class: untrained.",
+        "1 classes with a single recording were left out.",
+        "3 clips without the label were left out.",
+    ]

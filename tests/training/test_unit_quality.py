@@ -3,10 +3,12 @@
 import json
 from collections import Counter
 from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from full_disk import FullDisk
 
 from training import unit_quality
@@ -83,3 +85,88 @@ def test_figures_are_written_before_they_are_printed(tmp_path, monkeypatch):
 def test_an_output_that_cannot_be_is_told_before_anything_is_opened(tmp_path):
     with pytest.raises(SystemExit, match="error: `output` .* is a directory: name a file"):
         unit_quality.main(["nowhere", "--data", "a", "--train_data", "b", "--output", str(tmp_path)])
+
+
+ARGUMENTS = unit_quality.QualityArguments(["a"], ["b"], word_label="word", snr=0.0)
+
+
+class Clips(list):
+    """Samples `(16000,)` of clips, and their labels."""
+
+    def __init__(self, samples, **labels):
+        super().__init__({"input_values": each} for each in samples)
+        self.labels, self.num_samples = labels, [16000] * len(self)
+
+    def clip(self, index):
+        return SimpleNamespace(name=f"{index}.wav")
+
+
+def spell(text: str) -> np.ndarray:
+    """A second in which each letter is a level: A is 1, B is 2."""
+    return np.repeat([ord(letter) - 64 for letter in text], 16000 // len(text)).astype(np.float32)
+
+
+def levels(samples: np.ndarray) -> np.ndarray:
+    """Units that are the levels at the frames' centres."""
+    return samples[200 : len(samples) - 200 : 320].round().astype(int).clip(0)
+
+
+def quality_data(**more) -> SimpleNamespace:
+    texts = ["ABAB", "AABA"]
+    phones, ends = [" ".join(text) for text in texts], ["0.25 0.5 0.75 1"] * 2
+    numbers = [torch.from_numpy(levels(spell(text)) - 1) for text in texts]
+    aligned = Clips(map(spell, texts), phones=phones, phone_ends=ends)
+    nothing = {"words": None, "voices": None, "noise": None}
+    return SimpleNamespace(aligned=aligned, known=["A", "B"], phones=numbers, **nothing | more)
+
+
+def test_units_that_are_the_phones_are_perfect():
+    noise = [np.zeros(16000, np.float32), np.tile(np.float32([3, -3]), 8000)]  # of which each clip has its own
+    texts = ["AAAA", "BBBB", "AAAA", "BBBB"]
+    words = Clips(map(spell, texts), word=texts, speaker=["x", "x", "y", "y"])
+    found = unit_quality.measure(levels, quality_data(noise=noise, words=words), ARGUMENTS)
+    assert (found["purity"], found["pnmi"]) == (1, pytest.approx(1)) and found["units_used"] == 2
+    assert found["purity_chance"] < 1 and found["pnmi_chance"] < 0.5
+    assert found["bits_a_second"] == pytest.approx(7 / 2 * -(4 * np.log2(4 / 7) + 3 * np.log2(3 / 7)) / 7)
+    assert found["abx_words_within"] is None, "no voice says a word twice"
+    assert (found["abx_words_across"], found["abx_words_across_triplets"]) == (0, 4)
+    assert found["noise"] > 0, "that of the second clip is loud"
+    assert found["speed"] == 0
+    silent = unit_quality.measure(levels, quality_data(noise=noise[:1]), ARGUMENTS)
+    assert silent["noise"] == 0 and silent["pnmi"] == found["pnmi"]
+
+
+def test_mfcc_are_clustered_in_units_of_their_spread(monkeypatch):
+    rng, asked = np.random.default_rng(0), []
+    features = {True: rng.normal(size=(1, 200, 3)).astype(np.float32)}
+    features[False] = features[True] * np.float32([1, 1024, 1])
+    monkeypatch.setattr(unit_quality, "open_encoder", lambda name, device, untrained_seed: name)
+    monkeypatch.setattr(
+        unit_quality,
+        "features_of_layers",
+        lambda name, layers: asked.append(layers) or (lambda plain: features[plain]),
+    )
+    found = [
+        unit_quality.clustered(name, 2, 5, [{"input_values": plain}], ARGUMENTS)(plain).tolist()
+        for name in ("mfcc", "x/y")
+        for plain in (True, False)
+    ]
+    assert found[0] == found[1] and found[2] != found[3] and asked == [[2]] * 4
+
+
+@pytest.mark.parametrize("fitted", [None, "mfcc"])
+def test_the_middle_layer_is_clustered_where_none_is_named(monkeypatch, fitted):
+    config = SimpleNamespace(model_type="sjepa", num_hidden_layers=12, mixture_features=fitted)
+    model = SimpleNamespace(mixture=SimpleNamespace(num_components=7), config=config)
+    monkeypatch.setattr(unit_quality, "open_config", lambda name: config)
+    monkeypatch.setattr(unit_quality, "open_pretraining", lambda name: model)
+    monkeypatch.setattr(unit_quality, "open_labelled", lambda *_: [])
+    monkeypatch.setattr(unit_quality, "clustered", lambda name, layer, components, *_: (name, layer, components))
+    opened = []
+    monkeypatch.setattr(
+        unit_quality, "unit_extractor", lambda name, source, *_: opened.append(source) or SimpleNamespace(extract=None)
+    )
+    found = dict(unit_quality.subjects("x/y", ARGUMENTS))
+    assert found["k-means of encoder, layer 6, 7"] == ("x/y", 6, 7)
+    assert found["k-means of untrained, layer 6, 7"] == ("untrained:x/y", 6, 7)
+    assert opened == (["mixture", "prediction"] if fitted else ["prediction"])

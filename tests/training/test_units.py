@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from accelerate import PartialState
@@ -113,3 +114,45 @@ def test_what_cannot_be_gets_a_sentence(command, clustered, corpus_folder, tmp_p
     with pytest.raises(SystemExit, match="Cannot fit 5000 components to .* frames: give more audio"):
         fit_units.main([*fit, "--layers", "2", "--components", "5000"])
     assert not (tmp_path / "fitted").exists()
+
+
+UNITS = {"clusters": "prediction", "top_k": 3, "precision": "bf16"}
+FEATURES = {"features": [1, 2], "mean": True, "precision": "fp16"}
+
+
+@pytest.mark.parametrize(
+    ("options", "opened"),
+    [(UNITS, ("unit", "x", "prediction", 3, "cpu", "bf16")), (FEATURES, ("layer", "x", [1, 2], True, "cpu", "fp16"))],
+)
+def test_the_extractor_is_that_which_is_asked_for(monkeypatch, options, opened):
+    for kind in ("unit", "layer"):
+        monkeypatch.setattr(units, f"{kind}_extractor", lambda *asked, kind=kind: (kind, *asked))
+    assert units.open_extractor("x", units.UnitArguments(["a"], output="out", **options), "cpu") == opened
+
+
+def test_shards_of_features_by_frame_are_smaller():
+    sizes = [
+        units.UnitArguments(["a"], output="out", **options).clips_per_shard
+        for options in ({}, {"features": [1]}, {"features": [1], "pooled": True}, {"clips_per_shard": 7})
+    ]
+    assert sizes == [1000, 200, 1000, 7]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"max_seconds": 30.0},
+        {"batch_seconds": 30.0},
+        {"format": "npy"},
+        {"pooled": True},
+        {"dtype": "float32"},
+        {"features": None, "pooled": False, "dtype": None},
+    ],
+)
+def test_an_output_is_of_one_setting_of_whatever_its_files_depend_on(other):
+    extractor, corpus = SimpleNamespace(description={"layers": [1]}), SimpleNamespace(settings={"data": ["a"]})
+    settings = [
+        units.settings_of(units.UnitArguments(["a"], output="out", **{"features": [1]} | own), extractor, corpus)
+        for own in ({}, {}, other)
+    ]
+    assert settings[0] == settings[1] != settings[2] and settings[0]["data"] == ["a"]

@@ -84,7 +84,7 @@ def given(argv: Sequence[str], groups: Sequence[type]) -> dict[str, str | list[s
     refuse_options([name for name in strange if name not in ("--", "--help")], parser)
     named = [parser._option_string_actions.get(word.partition("=")[0]) for word in argv]
     for action in filter(None, named):
-        if action.nargs in ("+", "*") and named.count(action) > 1:
+        if action.nargs == "+" and named.count(action) > 1:
             raise ValueError(f"--{action.dest} is given twice: write all of its values behind one.")
     return vars(asked)
 
@@ -185,9 +185,9 @@ def item_type(kind: Any) -> type | None:
 
 
 def as_number(value: Any, kind: Any) -> Any:
-    """A number that YAML has read as text, such as 1e-3, where the type takes no text; all else as it is."""
+    """A number that YAML has read as text, such as 1e-3, where the type is one; all else as it is."""
     number = next((option for option in kinds(kind) if option in (int, float)), None)
-    if isinstance(value, str) and number and str not in kinds(kind):
+    if isinstance(value, str) and number:
         try:
             return number(value)
         except ValueError:

@@ -47,7 +47,7 @@ def judge_texts(texts: Sequence[str], references: Sequence[str], symbol: str = "
         return Verdict(False, f"{empty} of {count} texts are empty: nearly all that is written is the blank")
     if len(set(references)) == 1:
         return Verdict(None, f"all {count} clips have the same transcript")
-    if count > 1 and len(set(texts)) == 1:
+    if len(set(texts)) == 1:
         return Verdict(False, f"all {count} texts are alike: {texts[0][:40]!r}")
     by_length = sorted(range(count), key=lambda i: len(references[i]))
     judged = by_length[:: math.ceil(count / JUDGED)]

@@ -102,6 +102,15 @@ class Needed:
     data_folder: str
 
 
+def test_what_is_needed_may_stand_in_the_recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("data_folder: a")
+    path = str(tmp_path / "recipe.yaml")
+    assert parse_dataclasses((Needed,), ["--config", path], "")[0] == Needed("a")
+    assert parse_dataclasses((Needed,), [], "", values={"data_folder": "b"})[0] == Needed("b")
+    with pytest.raises(SystemExit):
+        parse_dataclasses((Needed,), [], "")
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [

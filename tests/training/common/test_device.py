@@ -22,6 +22,13 @@ def test_auto_precision_is_bf16_where_the_cpu_has_units_for_it(monkeypatch, unit
     assert choose_precision("fp16") == "fp16"
 
 
+@pytest.mark.parametrize(("units", "taken"), [(True, "bf16"), (False, "no")])
+def test_auto_precision_is_bf16_where_the_gpu_has_units_for_it(monkeypatch, units, taken):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation or units)
+    assert choose_precision("auto") == taken
+
+
 def test_accelerate_is_told_of_the_cpu(monkeypatch):
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     for there_is_one, expected in ((False, True), (True, False)):

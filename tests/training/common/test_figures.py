@@ -166,7 +166,9 @@ def test_entropy_has_a_unit_and_its_marks(drawn, tmp_path):
     ((_, figure),) = drawn
     check(figure)
     (axes,) = panels(figure)
-    assert "bits" in axes.get_xlabel() and axes.get_ylabel() == "frames, share per bit"
+    assert "bits (at most 6.6)" in axes.get_xlabel() and axes.get_ylabel() == "frames, share per bit"
+    assert sum(bar.get_height() * bar.get_width() for bar in axes.patches) == pytest.approx(1)
+    assert not plt.fignum_exists(figure.number), "it is freed"
     assert [text.get_text() for text in axes.texts] == ["83 % above 0.5", "66 % above 1", "33 % above 2"]
 
 

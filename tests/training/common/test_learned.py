@@ -42,6 +42,15 @@ def test_words_of_the_right_number_are_no_more_than_chance():
     assert learned <= 1
 
 
+def test_a_phrase_that_all_transcripts_share_is_no_knowledge():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 12, 20)
+    texts, references = (
+        [f"TURN ON THE LIGHT IN THE {''.join(rng.choice(list('ABCDEFGHIJ'), n))}" for n in lengths] for _ in range(2)
+    )
+    assert judge_texts(texts, references).learned is False and judge_texts(references, references).learned is True
+
+
 def test_the_order_of_the_clips_is_no_matter():
     """Several sources come one after another, each in the order of its own lengths."""
     rng = np.random.default_rng(0)

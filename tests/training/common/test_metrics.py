@@ -67,5 +67,7 @@ def test_what_has_no_value_says_so():
         load_metric("bleu")
     with pytest.raises(ValueError, match="at least one word"):
         score("wer", ["a"], [""])
+    with pytest.raises(ValueError, match="at least one character"):
+        score("cer", ["a"], [" "])
     with pytest.raises(ValueError, match="at least one slot value"):
         score("slot_value_cer", [[("size", "large")]], [[]])

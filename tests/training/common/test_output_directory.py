@@ -34,12 +34,14 @@ def test_a_checkpoint_that_cannot_be_deleted_stays_for_the_next_save(tmp_path, m
 
 
 def test_the_best_checkpoint_stays_beside_the_newest_whatever_lies_around_them(tmp_path):
-    for name in ("2", "4", "6", "8", "9.abandoned", "x"):
+    for name in ("2", "4", "6", "10", "9.abandoned", "x"):
         (tmp_path / f"checkpoint-{name}").mkdir()
     prune_checkpoints(tmp_path, keep=3, best=tmp_path / "checkpoint-2")
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-6", "checkpoint-8"]
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-6", "checkpoint-10"]
+    prune_checkpoints(tmp_path, keep=4)
+    assert len(checkpoints(tmp_path)) == 3, "fewer than may be kept"
     prune_checkpoints(tmp_path, keep=1, best=tmp_path / "checkpoint-2")
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-8"]
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
     prune_checkpoints(tmp_path, keep=0)
     assert (tmp_path / "checkpoint-9.abandoned").is_dir() and (tmp_path / "checkpoint-x").is_dir()
     assert len(checkpoints(tmp_path)) == 2
@@ -49,7 +51,9 @@ def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path):
     names = [".incomplete-node7-4", ".incomplete-checkpoint-6", "checkpoint-8.previous", "final.previous", "final"]
     for name in (*names, "my.incomplete"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
     clear_left_overs(tmp_path)
+    assert (tmp_path / "final" / "final").exists() and (tmp_path / "checkpoint-8" / "checkpoint-8.previous").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-8", "final", "my.incomplete"]
 
 

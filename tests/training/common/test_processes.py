@@ -9,16 +9,23 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from sjepa_hf.command import UserError
 from training.common import processes
 from training.common.processes import (
+    Coordinator,
     ProcessesDisagree,
+    ProcessMissing,
+    all_or_none,
     bits,
     check_processes_agree,
     end_group,
+    is_lost_connection,
     local_processes,
+    of_first,
     summed,
     summed_numbers,
 )
+from training.common.signals import Interrupted, Stop
 
 
 class TwoProcesses:
@@ -65,6 +72,64 @@ def test_a_tracker_that_cannot_end_leaves_the_group_ended(monkeypatch, caplog):
     monkeypatch.setattr(accelerator.state, "destroy_process_group", lambda: ended.append(1))
     end_group(accelerator)
     assert ended == [1] and "`report_to` lacks its last values: [Errno 28] No space left" in caplog.text
+
+
+def test_a_signal_ends_the_sum_of_one_process_or_of_any():
+    alone = Coordinator(Accelerator(cpu=True))
+    assert alone.sum(1.0, 2.0) == [1.0, 2.0]
+    alone.interruption.ask(143, "SIGTERM came")
+    with pytest.raises(Interrupted):
+        alone.sum(1.0)
+    one_of_two = Coordinator(TwoProcesses())
+    for stops in (0.0, 1.0):
+        one_of_two._exchange = lambda numbers, stops=stops: [6.0, 8.0, 0.0, stops]
+        if not stops:
+            assert one_of_two.sum(3.0, 4.0) == [6.0, 8.0]
+            continue
+        with pytest.raises(Interrupted):
+            one_of_two.sum(3.0, 4.0)
+
+
+def test_why_a_run_ends_is_known_to_the_processes_that_were_not_asked(monkeypatch):
+    theirs, coordinator = Stop(143, "SIGTERM came"), Coordinator(TwoProcesses())
+    monkeypatch.setattr(processes, "gather_object", lambda own: [*own, theirs])
+    assert coordinator.reason() == theirs
+    coordinator.interruption.ask(1, "the disk is full", OSError())
+    assert coordinator.reason() is coordinator.interruption.stop, "that of the first that has one"
+
+
+def test_the_process_that_did_not_come_is_named(monkeypatch):
+    store = SimpleNamespace(check=lambda keys: keys == ["sjepa/5/0"])
+    monkeypatch.setattr(processes, "_get_default_store", lambda: store)
+    coordinator = Coordinator(TwoProcesses())
+    coordinator.count = 5
+    assert coordinator._missing() == "Process 1"
+
+
+@pytest.mark.parametrize("kind", [ValueError, OSError])
+def test_what_the_first_process_does_not_find_all_are_told(kind):
+    def fail():
+        raise kind("it is not there")
+
+    assert of_first(lambda: "here", Accelerator(cpu=True)) == "here"
+    with pytest.raises(ValueError, match="it is not there"):
+        of_first(fail, Accelerator(cpu=True))
+
+
+def test_what_one_process_refuses_the_others_refuse_with_its_words(monkeypatch):
+    monkeypatch.setattr(processes, "gather_object", lambda own: [*own, ("node7", "no such file")])
+    with pytest.raises(UserError, match=r"^process 1 \(on node7\) cannot start: no such file$"):
+        with all_or_none(TwoProcesses()):
+            pass
+    with pytest.raises(ValueError, match="^my own reason$"):
+        with all_or_none(TwoProcesses()):
+            raise ValueError("my own reason")
+
+
+def test_a_lost_connection_is_told_from_a_fault_of_this_process():
+    assert is_lost_connection(RuntimeError("[Gloo] Connection closed by peer"))
+    assert not is_lost_connection(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_lost_connection(ProcessMissing("Process 1 did not come: look for Gloo's log"))
 
 
 def checked(monkeypatch, other: nn.Module, other_layer: int = 1) -> None:

@@ -62,6 +62,31 @@ def test_a_stop_that_is_dropped_at_the_end_of_a_wait_is_told_once():
         time.sleep(0.2)  # the second try finds no wait
 
 
+def test_the_first_reason_stays_and_no_other_wait_begins():
+    interruption = Interruption()
+    interruption.ask(143, "SIGTERM came")
+    interruption.ask(1, "the disk is full")
+    assert interruption.stop == Stop(143, "SIGTERM came")
+    with pytest.raises(Interrupted), interruption.waiting():
+        pytest.fail("waited")
+
+
+def test_a_fault_in_a_wait_within_another_leaves_the_save_undisturbed():
+    with Interruption() as interruption:
+        with pytest.raises(Interrupted), interruption.waiting():
+            with pytest.raises(Interrupted), interruption.waiting():
+                raise OSError("the disk is full")
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.stop.reason == "the disk is full"
+
+
+def test_no_alarm_is_left_behind():
+    with Interruption() as interruption:
+        with pytest.raises(Interrupted), interruption.waiting():
+            Signalling()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
 def test_other_exceptions_that_python_drops_are_told_as_ever(monkeypatch):
     told = []
     monkeypatch.setattr(sys, "unraisablehook", told.append)

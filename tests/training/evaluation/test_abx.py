@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from training.evaluation import abx as module
-from training.evaluation.abx import Token, abx, distances
+from training.evaluation.abx import Cell, Token, abx, distances, find_cells
 
 
 def naive_distance(x, y):
@@ -72,3 +72,11 @@ def test_perfect_units_make_no_error_and_useless_ones_are_at_chance():
         assert abx(tokens(lambda n, c: 0), across).error == 0.5
     assert abx(tokens(lambda n, c: n % 3), across=True).error == 0.5, "they tell speakers alone"
     assert abx([Token(np.zeros(3), "a")], False) is None
+
+
+def test_a_cell_needs_two_tokens_of_its_own_and_one_of_another_category():
+    first, second, other = Token(np.zeros(1), "p", "a"), Token(np.zeros(1), "p", "b"), Token(np.zeros(1), "t", "a")
+    rng = np.random.default_rng(0)
+    assert find_cells([first, other], False, rng) == []
+    assert find_cells([first, other, first], False, rng) == [Cell([0, 2], [0, 2], [1])]
+    assert find_cells([first, other, second], True, rng) == [Cell([2], [0], [1])], "X is of a voice without any B"

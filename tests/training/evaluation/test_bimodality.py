@@ -52,7 +52,7 @@ def test_dip_is_the_distance_to_the_nearest_unimodal_function(seed):
 
 def test_dip_of_extreme_samples():
     assert dip(np.repeat([0.0, 1.0], 500)) == pytest.approx(0.25, abs=0.001)
-    assert dip(np.zeros(50)) == pytest.approx(0.01)
+    assert dip(np.zeros(50)) == dip(np.arange(50)) == pytest.approx(0.01), "the least that a sample can have"
 
 
 SAMPLES = {
@@ -73,6 +73,11 @@ def test_the_dip_test_tells_two_modes_from_skew(name):
     if name == "exponential":  # two Gaussians fit much better than one, although there is one mode
         bic = [GaussianMixture(k, random_state=0).fit(values[:, None]).bic(values[:, None]) for k in (1, 2)]
         assert bic[1] < bic[0] - 100
+
+
+def test_two_values_are_no_sign_of_two_modes():
+    """All samples of two have the same dip."""
+    assert dip_test(np.array([0.0, 1.0]), simulations=20) == {"dip": 0.25, "p_value": 1.0, "sample_size": 2}
 
 
 def test_two_gaussians_find_their_places():

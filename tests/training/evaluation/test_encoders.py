@@ -62,6 +62,19 @@ def test_other_encoders_give_each_clip_what_it_gets_alone(kind, within, waveform
         torch.testing.assert_close(layers, wanted, rtol=0, atol=within)
 
 
+def test_an_encoder_is_frozen_whatever_its_model_was(checkpoint, waveforms):
+    model = SJepaModel.from_pretrained(checkpoint).train()
+    model.config.hidden_dropout = 0.5
+    encoder = TransformersEncoder("mine", model, feature_extractor())
+    assert encoder(waveforms[:1])[0].equal(open_encoder(checkpoint)(waveforms[:1])[0])
+    assert not model.training and not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_the_digest_does_not_follow_the_place(checkpoint, tmp_path):
+    moved = str(shutil.copytree(checkpoint, tmp_path / "moved"))
+    assert open_encoder(moved).digest == open_encoder(checkpoint).digest
+
+
 def test_digest_follows_weights_and_configuration(checkpoint, make_config):
     encoder = open_encoder(checkpoint)
     assert open_encoder(checkpoint).digest == encoder.digest

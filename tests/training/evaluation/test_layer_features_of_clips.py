@@ -6,7 +6,13 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 from sjepa_hf import SJepaForPreTraining
 from training.data.labelled import open_labelled
 from training.evaluation.encoders import open_encoder
-from training.evaluation.layer_features_of_clips import WHOLE_CLIP, Rows, features_at, features_of_layers
+from training.evaluation.layer_features_of_clips import (
+    WHOLE_CLIP,
+    Rows,
+    features_at,
+    features_of_layers,
+    readable_clips,
+)
 
 
 @pytest.fixture
@@ -40,3 +46,38 @@ def test_encoders_of_other_frames_are_refused(tmp_path):
         else:
             with pytest.raises(ValueError, match="gives 48 frames for 8000 samples .* gives 24"):
                 extract(samples)
+
+
+def test_layers_come_in_the_order_in_which_they_are_asked_for(checkpoint):
+    samples, encoder = np.random.default_rng(0).normal(size=8000).astype(np.float32), open_encoder(checkpoint)
+    every = features_of_layers(encoder)(samples)
+    np.testing.assert_array_equal(features_of_layers(encoder, [3, 1])(samples), every[[3, 1]])
+    with pytest.raises(ValueError, match="`layers` has 4, but .* has layers 0 to 3"):
+        features_of_layers(encoder, [1, 4])(samples)
+
+
+class Clips:
+    """Clips of a second and more, of which the last cannot be read."""
+
+    def __init__(self, places):
+        self.places = places
+
+    def __len__(self):
+        return len(self.places)
+
+    def select(self, numbers):
+        return Clips([self.places[number] for number in numbers])
+
+    def readable(self):
+        kept = [place for place in self.places if place != 99]
+        return Clips(kept), [16000 + 320 * place for place in kept]
+
+
+def test_clips_are_drawn_at_random_and_stay_in_their_order():
+    clips = Clips(range(100))
+    drawn = [readable_clips(clips, 20, seed) for seed in range(3)]
+    for kept, counts in drawn:
+        assert kept.places == sorted(set(kept.places)) and 19 <= len(kept) <= 20 and max(kept.places) > 50
+        assert counts.tolist() == [49 + place for place in kept.places]
+    assert drawn[0][0].places != drawn[1][0].places
+    assert readable_clips(clips, None, 0)[0].places == readable_clips(clips, 500, 0)[0].places == list(range(99))

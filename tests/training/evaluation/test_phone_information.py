@@ -32,6 +32,11 @@ def test_few_frames_seem_to_know_phones_of_other_clips():
     random, clips = torch.Generator().manual_seed(0), [torch.arange(40) % 4, torch.arange(1, 41) % 4]
     assert [part.tolist() for part in of_other_clips(clips)] == [clips[1].tolist(), clips[0].tolist()]
     assert [part.tolist() for part in of_other_clips([torch.tensor([1, 2, 3]), torch.tensor([4])])] == [[4, 4, 4], [1]]
+    assert [part.tolist() for part in of_other_clips(list(torch.arange(6).split([1, 2, 3])))] == [
+        [1],
+        [3, 4],
+        [0, 1, 2],
+    ]
     with pytest.raises(ValueError, match="A single clip has phones: .* needs two"):
         of_other_clips([clips[0], clips[0][:0]])
     counts = JointCounts(4, 300)
@@ -52,6 +57,8 @@ def test_soft_targets_that_say_nothing_know_nothing():
     assert found.soft == pytest.approx(0, abs=1e-9)
     assert found.entropy_bits == pytest.approx(2) and found.components_used == pytest.approx(4)
     assert information_share(torch.eye(3) / 3) == pytest.approx(1)
+    independent = [a.softmax(0).outer(b.softmax(0)) for a, b in torch.randn(50, 2, 5, dtype=torch.float64)]
+    assert min(map(information_share, independent)) == 0, "rounding leaves nothing below"
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -46,11 +46,11 @@ class Neighbour:
 def table():
     samples = np.random.default_rng(0).normal(size=400 + 44 * 320).astype(np.float32)
 
-    def measure(features="mfcc", transitions=False):
+    def measure(features="mfcc", transitions=False, phones=(PHONES, PHONES)):
         torch.manual_seed(0)
         clips = [{"input_values": samples}] * 2
         model = Neighbour(features, transitions)
-        rows = knowledge_at_hidden_frames(model, clips, [PHONES] * 2, 2, SpanMask(0.6, 12), 0)
+        rows = knowledge_at_hidden_frames(model, clips, list(phones), 2, SpanMask(0.6, 12), 0)
         return {row["distance"]: row for row in rows}, rows
 
     return measure
@@ -71,6 +71,28 @@ def test_information_is_that_of_a_predictor_that_reads_its_neighbour(table):
     hidden = sum(mask(lengths, 45, generator)[:, :40].sum() for _ in range(2))
     assert sum(found[name]["frames"] for name in list(found)[:5]) == hidden, "none without a phone"
     assert hidden_frame_table(rows).count("\n") == 1 + len(rows)
+
+
+def test_chance_is_what_is_known_of_the_phones_of_the_other_clip(table):
+    other = torch.tensor([0, 0, 0, 1] * 10)  # half of either is repeated where the other clip is longer
+    found, swapped = (table(phones=phones)[0] for phones in ((PHONES, other[:20]), (other, PHONES[:20])))
+    for name, row in found.items():
+        shares = [swapped[name][share] for share in ("soft_chance", "hard_chance", "soft", "hard")]
+        assert [row[share] for share in ("soft", "hard", "soft_chance", "hard_chance")] == pytest.approx(shares)
+    assert found["nothing hidden"]["soft"] != pytest.approx(found["nothing hidden"]["soft_chance"], abs=1e-3)
+
+
+def test_the_table_has_chance_in_brackets():
+    row = {
+        "distance": "1",
+        "frames": 1234,
+        "soft": 0.5,
+        "hard": 0.25,
+        "soft_chance": 0.1,
+        "hard_chance": 0.2,
+        "kl": 1.5,
+    }
+    assert hidden_frame_table([row]).endswith("| 1 | 1,234 | 0.500 (0.100) | 0.250 (0.200) | 1.50 |")
 
 
 def test_targets_are_given_the_clip_where_the_mixture_has_transitions(table):

@@ -27,6 +27,7 @@ def test_noise_has_the_ratio_and_speed_the_length():
     samples, noise = (rng.standard_normal(size).astype(np.float32) for size in (16000, 5000))
     added = with_noise(samples, 7 * noise, 10.0, rng) - samples
     assert 10 * np.log10(np.mean(samples**2) / np.mean(added**2)) == pytest.approx(10, abs=0.01)
+    np.testing.assert_array_equal(with_noise(samples, 0 * noise, 10.0, rng), samples)
     assert len(at_speed(samples, 1.1)) == pytest.approx(16000 / 1.1, abs=1)
 
 

@@ -5,7 +5,9 @@ from noise_batches import make_batch
 from sjepa_hf import SJepaModel
 from sjepa_hf.frames import real_frames
 from sjepa_hf.measures import effective_rank
+from training.targets import layer_choice
 from training.targets.layer_choice import LayerChoice, layer_ranks
+from training.targets.sampling import FrameReservoir
 
 
 def test_scores_start_from_the_first_measure():
@@ -61,3 +63,16 @@ def test_layer_ranks_measures_every_layer_on_real_frames(make_config):
     real = real_frames(batch["lengths"], 49)
     expected = [effective_rank(layer[real]).item() for layer in hidden]  # fewer than 2,000 frames: all of them
     assert ranks == pytest.approx(expected, rel=1e-3)
+
+
+def test_layer_ranks_are_of_as_many_frames_as_asked_for_drawn_from_all_batches(make_config, monkeypatch):
+    monkeypatch.setattr(layer_choice, "RANK_FRAMES", 30)
+    student = SJepaModel(make_config("log_mel")).eval()
+    batches = [make_batch(16000, 7000) | {"seed": number} for number in (1, 2)]
+    reservoirs = [FrameReservoir(30, 5) for _ in range(4)]
+    for batch in batches:
+        hidden = student(batch["input_values"], batch["attention_mask"], output_hidden_states=True).hidden_states
+        for reservoir, layer in zip(reservoirs, hidden, strict=True):
+            reservoir.add(layer[real_frames(batch["lengths"], 49)].detach(), batch["seed"])
+    expected = [effective_rank(reservoir.sample()[1]).item() for reservoir in reservoirs]
+    assert layer_ranks(student, batches, Accelerator(cpu=True), seed=5) == pytest.approx(expected, rel=1e-3)

@@ -7,7 +7,8 @@ from accelerate import Accelerator
 from noise_batches import make_batch
 
 from training.common.processes import Coordinator
-from training.targets.sampling import FitAudio, FrameReservoir, sample_frames
+from training.targets import sampling
+from training.targets.sampling import FitAudio, FrameReservoir, sample_frames, smallest
 
 
 def test_keeps_everything_that_fits():
@@ -60,9 +61,31 @@ def test_sample_frames_takes_real_frames_only_and_stops():
     sample = sample_frames(loudness, audio, 10_000, 0)
     assert len(sample) == 5 * (49 + 21) and (sample != 0).all()
     assert len(sample_frames(loudness, audio, 10_000, 0, max_seconds=2.0)) == 2 * 70
-    assert len(sample_frames(loudness, audio, 100, 0, stop_when_full=True)) == 100
+    read = []
+    audio = FitAudio(lambda: (read.append(batch) or batch for batch in batches), coordinator)
+    assert len(sample_frames(loudness, audio, 100, 0, stop_when_full=True)) == 100 and len(read) == 2
     with pytest.raises(ValueError, match="No frame of the training data could be read"):
         sample_frames(loudness, FitAudio(list, coordinator), 100, 0)
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 20])
+def test_the_smallest_numbers_are_those_of_all_processes(monkeypatch, count):
+    """Two processes of 8 and 2 frames; each sends those that may be among the smallest of all."""
+
+    class TwoProcesses:
+        num_processes, device = 2, torch.device("cpu")
+
+    numbers = torch.randperm(10)
+    frames, sent = numbers[:, None] * 1.0, []
+
+    def gathered(values, accelerator):
+        sent.append(len(values))
+        return torch.cat([values, (numbers if values.ndim == 1 else frames)[8:]])
+
+    monkeypatch.setattr(sampling, "gathered", gathered)
+    found = smallest(numbers[:8], frames[:8], count, TwoProcesses())
+    assert found.squeeze(1).tolist() == list(range(min(count, 10)))
+    assert sent == [8, *[int((numbers[:8] < count).sum())] * 2], "no frame travels that is not needed"
 
 
 @pytest.mark.parametrize("counts", [(2, 4, 4), (4, 2, 3), (1, 5, 1), (3, 3, 3)])

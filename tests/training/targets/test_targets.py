@@ -9,9 +9,10 @@ from sjepa_hf import DiagonalGaussianMixture, SJepaModel
 from sjepa_hf.frames import real_frames
 from sjepa_hf.hmm_mixture import HmmMixture
 from training.common.processes import Coordinator
+from training.common.signals import Interrupted
 from training.targets.layer_choice import LayerChoice
 from training.targets.sampling import FitAudio
-from training.targets.targets import FrozenTargets, OnlineTargets
+from training.targets.targets import FrozenTargets, OnlineTargets, fit_mixture
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +198,10 @@ def test_seeding_finds_transitions_or_leaves_all_as_it_was(given_clips):
     targets.seed(audio(lambda: [make_batch(48000, 30000)]), transition_passes=2, **options)
     pairs, weights = targets.mixture.transitions.pairs, targets.mixture.weights
     assert (pairs - weights[:, None] * weights).abs().max() > 0.01, "order is known"
+
+
+def test_a_fit_that_fails_ends_the_run_in_order(accelerator):
+    coordinator = Coordinator(accelerator)
+    with pytest.raises(Interrupted):
+        fit_mixture(DiagonalGaussianMixture(5, 4), torch.randn(3, 4), 0, coordinator)
+    assert "Cannot fit 5 components to 3 frames" in coordinator.interruption.stop.reason

@@ -45,6 +45,15 @@ def test_components_are_those_of_scikit_learn():
     torch.testing.assert_close(ours.abs(), theirs.abs() * (500 / 499) ** 0.5, atol=2e-3, rtol=1e-3)
     torch.testing.assert_close(ours.T.cov(correction=0), torch.eye(3), atol=1e-3, rtol=0)
     assert whitened_components(frames, 3)[1].equal(directions)
+    assert directions.gather(0, directions.abs().argmax(0, keepdim=True)).min() > 0, "whatever LAPACK says"
+    assert whitened_components(torch.ones(10, 4), 2)[1].isfinite().all(), "frames all alike"
+
+
+def test_what_is_fitted_has_mean_0_and_variance_1(accelerator):
+    fitted, frames = SJepaWhitening(6, 3), torch.randn(200, 6) * torch.arange(1.0, 7) + 5
+    fit_whitening(fitted, frames, Coordinator(accelerator))
+    torch.testing.assert_close(fitted(frames).mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(fitted(frames).T.cov(correction=0), torch.eye(3), atol=1e-3, rtol=0)
 
 
 def test_directions_without_variance_are_not_blown_up():

@@ -68,6 +68,8 @@ def test_every_split_has_two_classes_to_fit(two_voices):
     clips.labels["voice"] = [str(i % 6) for i in range(16)]
     clips.labels["mood"] = ["man" if i % 6 < 2 else "woman" for i in range(16)]
     task = utterance_task(clips, "mood", 20, 0, split_by="voice")
+    told = task.describe()
+    assert (told["level"], told["classes"], told["commonest_class_share"]) == ("utterance", 2, 10 / 16)
     assert len(task.splits) == 14 and all(len(set(task.classes[fit])) == 2 for fit, _ in task.splits)
 
 
@@ -122,6 +124,7 @@ def test_a_column_is_kept_apart_in_all_probes_but_its_own(two_voices):
     voices = np.array(clips.labels["voice"])
     phones = phone_task(clips, counts, num_splits=6, max_frames=None, seed=0, split_by="voice")
     mood = utterance_task(clips, "mood", 6, 0, split_by="voice")
+    assert phones.describe()["level"] == "frame"
     for task in (phones, mood):
         assert task.describe()["apart"] == "voice"
         for fit, score in task.splits:

@@ -113,8 +113,10 @@ def test_spec_augment_warps_and_masks_in_training_only():
 def test_an_x_vector_is_of_its_own_frames():
     """Padding reaches no clip, and each frame layer reads what S3PRL's does: 15 frames in all."""
     head = XVectorHead(LayerSum(2), 8, 3, units=6).eval()
-    clips = [torch.randn(2, length, 8) for length in (40, 17, 3, 1)]
+    clips = [10 * torch.randn(2, length, 8) for length in (40, 17, 3, 1)]
     torch.nn.init.constant_(head.projector.bias, 1.0)
+    for weight in head.frame_layers.parameters():
+        weight.data *= 3  # as they begin, biases drown what the frames are
     together = head.predict(clips)
     for clip, vector in zip(clips, together):
         assert vector.shape == (6,)

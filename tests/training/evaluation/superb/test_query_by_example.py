@@ -10,6 +10,7 @@ from training.evaluation.superb.query_by_example import (
     maximum_term_weighted_value,
     query_scores,
     search_scores,
+    search_splits,
     subsequence_dtw,
 )
 
@@ -115,20 +116,36 @@ class Features:
         return [self.clips[i] for i in indices]
 
 
-def test_each_layer_is_searched_and_bad_clips_are_left_out():
-    """The second layer holds the words, the first noise."""
+def clips_of_two_words(layer: int = 1) -> list[torch.Tensor]:
+    """Twelve clips of two layers, of which one holds the words in turn, the other noise."""
     torch.manual_seed(0)
     words = torch.randn(2, 12, 6)
 
     def clip(word):
-        return torch.stack([torch.randn(20, 6), torch.cat([torch.randn(4, 6), words[word], torch.randn(4, 6)])])
+        layers = [torch.randn(20, 6), torch.cat([torch.randn(4, 6), words[word], torch.randn(4, 6)])]
+        return torch.stack(layers if layer == 1 else layers[::-1])
 
-    clips = [clip(i % 2) for i in range(12)]
+    return [clip(i % 2) for i in range(12)]
+
+
+def test_each_layer_is_searched_and_bad_clips_are_left_out():
+    clips = clips_of_two_words()
     hits = np.array([[i % 2 == q for i in range(4, 12)] for q in (0, 1, 0)])
     search, clips[2] = Search([0, 1, 2], list(range(4, 12)), hits), None
     scores, kept = search_scores(Features(clips), search, Heartbeat(""))
     assert scores.shape == (2, 2, 8) and kept.queries == [0, 1] and kept.hits.shape == (2, 8)
     assert maximum_term_weighted_value(scores[1], kept.hits) == pytest.approx(1)
     assert maximum_term_weighted_value(scores[0], kept.hits) < 0.9
+    of_one_word = [clip if i % 2 == 0 or i < 4 else None for i, clip in enumerate(clips)]
+    assert search_scores(Features(of_one_word), search, Heartbeat(""))[1].queries == [0], "the other's are all bad"
     with pytest.raises(ValueError, match="No query that can be used occurs in a document"):
         search_scores(Features([None] * 12), search, Heartbeat(""))
+
+
+def test_the_layer_is_chosen_on_the_dev_set():
+    hits = np.array([[i % 2 == q for i in range(2, 12)] for q in (0, 1)])
+    search = Search([0, 1], list(range(2, 12)), hits)
+    features = {"dev": Features(clips_of_two_words(1)), "test": Features(clips_of_two_words(0))}
+    weights, dev, outcome = search_splits(features, {"dev": search, "test": search}, Heartbeat(""))
+    assert weights == [0, 1] and dev == {"mtwv": pytest.approx(1)}
+    assert outcome.metrics["mtwv"] < 0.9 and (outcome.clips, outcome.scored) == (12, "2 queries in 10 clips")

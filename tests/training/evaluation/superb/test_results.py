@@ -6,7 +6,17 @@ import math
 import pytest
 
 from sjepa_hf.scores import read_scores
-from training.evaluation.superb.results import add, check_data, current, earlier_results, over_folds, table, write
+from training.evaluation.superb.results import (
+    add,
+    changed,
+    check_data,
+    current,
+    earlier_results,
+    over_folds,
+    table,
+    write,
+)
+from training.evaluation.superb.tasks import slot_classification
 
 
 RESULT = {
@@ -48,6 +58,28 @@ def test_scores_say_what_was_scored(tmp_path):
     assert (given.data, given.protocol, given.clips) == ("c + d", f"1 test clips; 9 steps; p{other}", 1)
     assert (held_out.task_type, given.task_type) == ("audio-classification", "automatic-speech-recognition")
     assert json.loads((tmp_path / "sid.jsonl").read_text().splitlines()[0]) == RESULT
+
+
+def test_scores_are_means_with_the_deviation_over_the_seeds(tmp_path):
+    write([RESULT, RESULT | {"metrics": {"accuracy": 0.7}, "seed": 1}], tmp_path)
+    (score,) = read_scores(tmp_path / "sid.json")
+    assert (score.value, score.deviation, score.runs) == (pytest.approx(0.6), pytest.approx(0.02**0.5), "2 seeds")
+
+
+def test_settings_are_compared_with_those_of_the_task_that_they_are_of():
+    task = slot_classification()
+    used = {name: getattr(task, name) for name in ("head", "labels", "learning_rate", "batch_size", "max_steps")}
+    assert changed("sf", used | {"eval_steps": task.eval_steps}) == ""
+    assert changed("sf", used | {"eval_steps": 100}) == f", but eval_steps 100 for {task.eval_steps}"
+
+
+def test_results_of_other_settings_are_refused(tmp_path):
+    settings = RESULT["hyperparameters"] | {"columns": ("who",)}
+    write([RESULT | {"hyperparameters": settings}], tmp_path)
+    assert len(earlier_results(tmp_path, "sid", settings | {"untrained_seed": 5})) == 1
+    for other in ({"max_steps": 10}, {"columns": ("tone",)}, {"folds": "session"}):
+        with pytest.raises(ValueError, match=f"sid.jsonl holds results with `{next(iter(other))}` "):
+            earlier_results(tmp_path, "sid", settings | other)
 
 
 def in_fold(fold, accuracy, **changes):

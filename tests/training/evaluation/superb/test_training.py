@@ -53,6 +53,7 @@ def test_sequences_of_similar_length_go_together():
     first = [next(drawn) for _ in range(20)]
     assert sorted(i for batch in first for i in batch) == list(range(640))
     assert np.mean([np.ptp([lengths[i] for i in batch]) for batch in first]) < 100
+    assert np.diff([lengths[batch[0]] for batch in first]).min() < 0, "not from the short ones to the long ones"
 
 
 def test_equal_steps_are_told_apart_by_the_next_metric():
@@ -83,6 +84,38 @@ def test_the_best_step_is_that_of_the_dev_set(monkeypatch):
     step, metrics = superb_training.train(head, task, features, ClassLabels(Clips.labels), 0, Heartbeat("training"))
     assert (step, metrics) == (2, {"accuracy": 0.7})
     assert torch.equal(head.classifier.weight, seen[1]) and not torch.equal(seen[1], seen[4])
+
+
+@pytest.mark.parametrize(("rate", "decay"), [(0.01, 0.0), (0.001, 5.0)])
+def test_a_step_is_as_large_as_the_task_says(monkeypatch, rate, decay):
+    """Adam's first step moves each weight by the learning rate; gradients that are not finite move nothing."""
+
+    class Features:
+        class clips:
+            labels, num_samples = {"who": ["a", "b"]}, [1, 1]
+
+        def __init__(self, scale):
+            self.scale = scale
+
+        def __getitem__(self, indices):
+            return [self.scale * torch.randn(1, 4) for _ in indices]
+
+    settings = {"max_steps": 1, "learning_rate": rate, "weight_decay": decay, "max_norm": 7.0}
+    task = replace(TASKS["sid"], columns=("who",), **settings)
+    outcome = superb_training.SplitResult({"accuracy": 0.5}, 2)
+    monkeypatch.setattr(superb_training, "evaluate", lambda *_: outcome)
+    norms, clip = [], torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda weights, norm: norms.append(norm) or clip(weights, norm)
+    )
+    for scale, factor, moved in ((1.0, 1 - rate * decay, rate), (torch.nan, 1.0, 0.0)):
+        head = PooledHead(LayerSum(1), 4, [2])
+        before = head.projector.weight.detach().clone()
+        features = dict.fromkeys(("train", "dev"), Features(scale))
+        superb_training.train(head, task, features, ClassLabels(Features.clips.labels), 0, Heartbeat("training"))
+        change = (head.projector.weight.detach() - factor * before).abs()
+        torch.testing.assert_close(change, torch.full_like(change, moved), rtol=0.02, atol=1e-7)
+    assert norms == [7.0, 7.0]
 
 
 @pytest.mark.parametrize("pooled", [False, True])
