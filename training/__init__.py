@@ -12,4 +12,5 @@ def tell_what_to_install(kind: type[BaseException], error: BaseException, place:
         print(f"error: {error}: {way_out}.", file=sys.stderr)
 
 
-sys.excepthook = tell_what_to_install  # here, since a command's first line may be the import that fails
+if sys.argv[:1] == ["-m"]:  # `python -m training...`, whose first line may be the import that fails
+    sys.excepthook = tell_what_to_install

@@ -1,5 +1,6 @@
 """The menu of `python -m training`."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,9 +46,12 @@ def test_a_word_is_no_command(capsys):
     assert told.err.endswith("error: `python -m training` takes no 'pretrain': call a command by its name above.\n")
 
 
-def test_a_package_that_is_missing_comes_with_the_way_out():
-    code = "import runpy, sys; sys.modules['matplotlib'] = None; runpy.run_module('training.analyze', {}, '__main__')"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def test_a_package_that_is_missing_comes_with_the_way_out(tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError(\"No module named 'matplotlib'\")")
+    command = [sys.executable, "-m", "training.analyze", "--help"]
+    ended = subprocess.run(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+    )
     assert ended.returncode == 1
     last = ended.stderr.splitlines()[-1]
     assert last.startswith("error: No module named 'matplotlib") and '`pip install --editable ".[train]"`' in last
