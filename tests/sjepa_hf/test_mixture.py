@@ -305,7 +305,11 @@ def test_the_likelihoods_of_a_fit_are_those_before_each_iteration_and_of_what_it
         histories.append(mixture.fit(features, 0, iterations, chunk_size=128, generator=generator))
         left = mixture.log_joint(features).logsumexp(-1).mean().item()
         assert histories[-1][-1] == pytest.approx(left, abs=1e-5)
+        if iterations == 0:
+            mixture.apply_statistics(mixture.clip_expectation(features[None])[1], decay=0)
+            after_one = mixture.log_joint(features).logsumexp(-1).mean().item()
     assert histories[0] == pytest.approx(histories[2][:1]) and histories[1] == pytest.approx(histories[2][:2])
+    assert histories[1][1] == pytest.approx(after_one, abs=1e-5)
 
 
 def test_a_single_frame_is_fitted_too():

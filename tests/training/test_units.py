@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 from accelerate import PartialState
 from pretraining_runs import start
@@ -156,3 +157,13 @@ def test_an_output_is_of_one_setting_of_whatever_its_files_depend_on(other):
         for own in ({}, {}, other)
     ]
     assert settings[0] == settings[1] != settings[2] and settings[0]["data"] == ["a"]
+
+
+def test_the_record_has_the_seconds_of_all_clips_and_the_share_of_bad_ones_is_the_user_s(command, monkeypatch):
+    output, fractions, write = command(), [], units.write_shards
+    told = [pq.read_table(path).column("seconds").to_pylist() for path in sorted(output.glob("*.parquet"))]
+    record = json.loads((output / "corpus.json").read_text())
+    assert record["seconds"] == pytest.approx(sum(map(sum, told)), abs=1e-2)
+    monkeypatch.setattr(units, "write_shards", lambda *given: fractions.append(given[3]) or write(*given))
+    command("--max_bad_fraction", "0.5")
+    assert fractions == [0.5]

@@ -11,6 +11,7 @@ from sjepa_hf import DiagonalGaussianMixture
 from sjepa_hf.frame_features import FRAME_FEATURES
 from sjepa_hf.frames import frame_lengths
 from sjepa_hf.hmm_mixture import HmmMixture
+from sjepa_hf.soft_targets import soft_target_divergence
 from training.data.masking import SpanMask, distance_to_visible
 from training.evaluation import phones_at_hidden_frames
 from training.evaluation.phones_at_hidden_frames import TARGETS, hidden_frame_table, knowledge_at_hidden_frames
@@ -80,6 +81,21 @@ def test_chance_is_what_is_known_of_the_phones_of_the_other_clip(table):
         shares = [swapped[name][share] for share in ("soft_chance", "hard_chance", "soft", "hard")]
         assert [row[share] for share in ("soft", "hard", "soft_chance", "hard_chance")] == pytest.approx(shares)
     assert found["nothing hidden"]["soft"] != pytest.approx(found["nothing hidden"]["soft_chance"], abs=1e-3)
+
+
+def test_the_divergence_is_the_mean_over_the_frames_of_all_clips_and_masks_are_of_the_seed():
+    rng, model = np.random.default_rng(0), Neighbour("mfcc", transitions=False)
+    clips = [{"input_values": rng.normal(size=400 + 44 * 320).astype(np.float32)} for _ in range(2)]
+    wanted = []
+    for clip in clips:
+        audio = torch.from_numpy(clip["input_values"])[None]
+        wanted.append(soft_target_divergence(model(audio).logits[0, :40], model.unit_posteriors(audio)[0, :40]))
+    found = [
+        {row["distance"]: row for row in knowledge_at_hidden_frames(model, clips, [PHONES] * 2, 2, SpanMask(), seed)}
+        for seed in (0, 0, 1)
+    ]
+    assert found[0]["nothing hidden"]["kl"] == pytest.approx(torch.cat(wanted).mean().item(), rel=1e-5)
+    assert found[0] == found[1] and found[0]["1"]["frames"] != found[2]["1"]["frames"]
 
 
 def test_the_table_has_chance_in_brackets():
