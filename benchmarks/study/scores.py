@@ -1,8 +1,8 @@
 """Scores of a pretraining checkpoint, each by a command of the project in a process of its own.
 
 They read the speech collection that `speech_manifest.py` describes, which is no part of this repository. Digits and
-phones come from `training.probe`, or from the yardstick `quick_probe.py` for who has it: the tables of the study's
-README do. The two differ in what they regularise and pool, so their scores are not to be set side by side.
+phones come from `training.probe`, or from the yardstick `quick_probe.py` for who has it: the study's tables
+do. The two differ in what they regularise and pool, so their scores are not to be set side by side.
 """
 
 import csv
