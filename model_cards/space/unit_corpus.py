@@ -29,7 +29,6 @@ class UnitCorpus:
         self.name, self.settings = folder, read_settings(folder)
         columns = ["number", "name", "run_units", "run_starts", "run_seconds"]
         shards = [pq.read_table(file, columns=columns) for file in sorted(Path(folder).glob("units-*.parquet"))]
-        shards = [shard for shard in shards if len(shard)]  # without a clip, a shard's columns may have no type
         table = pa.concat_tables(shards)
         self.num_clips = len(table)
         self._numbers, self._names = table["number"].to_numpy(), table["name"]

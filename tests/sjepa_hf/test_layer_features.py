@@ -2,7 +2,7 @@
 
 import torch
 
-from sjepa_hf.layer_features import SJepaWhitening, instance_normalize, read_layers
+from sjepa_hf.layer_features import SJepaWhitening, instance_normalize, layer_states, read_layers
 from sjepa_hf.modeling_sjepa import SJepaModel
 
 
@@ -27,6 +27,16 @@ def test_one_layer_is_read_without_those_after_it_and_several_are_averaged(make_
     for layers in ([0], [2], [1, 3]):
         expected = torch.stack([states[layer] for layer in layers]).mean(0)
         assert read_layers(encoder, waveforms, None, layers).equal(expected)
+    in_order = zip(layer_states(encoder, waveforms, None, [3, 1]), (states[3], states[1]), strict=True)
+    assert all(found.equal(state) for found, state in in_order)
+    real = torch.arange(states[0].shape[1]) < torch.tensor([[12], [7]])
+    expected = torch.stack([instance_normalize(states[layer], real) for layer in (1, 3)]).mean(0)
+    assert read_layers(encoder, waveforms, None, [1, 3], real).equal(expected), "each before they are averaged"
+    encoder.bfloat16()
+    states = encoder(waveforms, output_hidden_states=True).hidden_states
+    assert states[1].dtype == torch.bfloat16
+    expected = (states[1].float() + states[3].float()) / 2
+    assert read_layers(encoder, waveforms, None, [1, 3]).equal(expected), "what is read is averaged in fp32"
 
 
 def test_whitening_stays_in_fp32():
@@ -36,4 +46,6 @@ def test_whitening_stays_in_fp32():
     features = torch.randn(3, 5, 6)
     expected = module(features)
     torch.testing.assert_close(expected, (features - module.mean) @ module.directions)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(features).equal(expected)
     assert module.bfloat16()(features).equal(expected)

@@ -1,13 +1,17 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 from checkpoints import save
+from torch import nn
 
 from sjepa_hf import SJepaForPreTraining
 from sjepa_hf.scores import MFCC, UNTRAINED, Score, read_scores
+from training import probe
 from training.evaluation.probes.results import report
-from training.probe import main
+from training.probe import ProbeArguments, main, open_tasks
 
 
 @pytest.fixture
@@ -107,6 +111,38 @@ def test_checkpoints_of_one_shape_share_the_untrained_encoder(two_voices, checkp
     assert json.loads((tmp_path / "out" / "probes.json").read_text())["clips"] == 12
     (head,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("layer ")]
     assert head == ["layer", "untrained", "sjepa", "sjepa", "other", "untrained", "larger", "larger"]
+
+
+def test_subjects_have_the_seed_and_the_layers_that_are_asked_for(monkeypatch):
+    def opened(name, device, untrained_seed=0):
+        width = 3 if name.endswith("wide") else 2
+        return SimpleNamespace(model=nn.Linear(2, width), opened=(name, untrained_seed))
+
+    monkeypatch.setattr(probe, "open_encoder", opened)
+    monkeypatch.setattr(probe, "features_of_layers", lambda encoder, layers=None: (*encoder.opened, layers))
+    found = dict(probe.subjects(["a", "b", "wide", "a"], [2], True, 7))
+    names = ["untrained:a", "a", "b", "untrained:wide", "wide"]
+    assert found.pop("mfcc")[::2] == ("mfcc", None) and found == {name: (name, 7, [2]) for name in names}
+    alone = dict(probe.subjects(["mfcc", "untrained:a"], [2], False, 7))
+    assert alone == {"mfcc": ("mfcc", 7, None), "untrained:a": ("untrained:a", 7, [2])}, "MFCC has no second layer"
+
+
+def test_clips_frames_and_splits_are_drawn_as_asked(two_voices):
+    """And a silent clip, which may be a class of its own, has no phones."""
+
+    def drawn(**settings):
+        clips, tasks = open_tasks(ProbeArguments([str(two_voices)], ["voice"], **settings))
+        names = [clips.clip(i).name for i in range(len(clips))]
+        splits = {label: [score.tolist() for _, score in task.splits] for label, task in tasks.items()}
+        return names, splits, len(tasks["phones"].classes) if "phones" in tasks else None
+
+    soundfile.write(two_voices / "5.wav", np.zeros(6400), 16000)
+    (names, splits, frames), (same, others, _) = (drawn(phones=True, seed=seed) for seed in (0, 1))
+    assert len(names) == 15 and names == same and all(splits[label] != others[label] for label in splits)
+    short = drawn(max_seconds=0.45)[0]
+    assert str(two_voices / "5.wav") in short and len(short) < 16
+    (some, _, few), (other, *_) = (drawn(phones=True, max_clips=10, max_frames=60, seed=seed) for seed in (0, 1))
+    assert len(some) <= 10 and some != other and few == 60 < frames
 
 
 @pytest.mark.parametrize(

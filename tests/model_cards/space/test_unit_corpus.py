@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import unit_corpus
 from listening import Listener, read_clip
 from segments import cut
 from unit_corpus import UnitCorpus
@@ -69,7 +71,7 @@ def test_clips_lie_in_the_column_that_the_units_were_made_of(pretrained, unit_fo
     assert sum(len(corpus.segments(unit)) for unit in range(10)) > 0
 
 
-def test_audio_that_is_gone(pretrained, unit_folder, tmp_path):
+def test_audio_that_is_gone(pretrained, unit_folder, tmp_path, monkeypatch):
     clips, folder = tmp_path / "clips", tmp_path / "units"
     shutil.copytree(unit_folder, clips)
     make = [pretrained[0], "--data", str(clips), "--clusters", "prediction", "--output", str(folder)]
@@ -79,10 +81,16 @@ def test_audio_that_is_gone(pretrained, unit_folder, tmp_path):
     found = corpus.segments(common)
     (clips / found[0].name.rpartition("/")[2]).unlink()
     assert [s.name for s in corpus.segments(common)] == [s.name for s in found[1:]] != []
+    monkeypatch.setattr(unit_corpus, "MOST", 2)
+    assert [s.name for s in corpus.segments(common)] == [s.name for s in found[1:3]], "two of the three that are left"
     with pytest.raises(ValueError, match="units of .*clips.* are not as they were, or can only be read from front"):
         UnitCorpus(str(folder))
     shutil.rmtree(clips)
     with pytest.raises(ValueError, match="units holds units of cannot be opened: .*clips"):
+        UnitCorpus(str(folder))
+    streamed = SimpleNamespace(size=None, settings=corpus.settings)
+    monkeypatch.setattr(unit_corpus, "Corpus", lambda *_, **__: streamed)
+    with pytest.raises(ValueError, match="can only be read from front to back"):
         UnitCorpus(str(folder))
 
 
