@@ -20,9 +20,11 @@ def test_the_upstream_gives_every_layer(make_config, tmp_path):
     spec.loader.exec_module(hubconf)
     assert hubconf.__all__ == ["sjepa_custom"], "whatever s3prl.hub sees it lists as an upstream"
     upstream = hubconf.sjepa_custom(str(tmp_path), model_config=None, refresh=False).eval()
-    wavs = [torch.randn(16000), torch.randn(9000)]
+    wavs = [torch.randn(16000), torch.randn(9039)]  # with one sample more it would have a frame more
     with torch.no_grad():
         layers, alone = upstream(wavs)["hidden_states"], upstream(wavs[1:])["hidden_states"]
+        top = upstream.model(wavs[1][None]).last_hidden_state
+        assert upstream(wavs[1:])["last_hidden_state"].equal(top)
     assert len(layers) == 4 and layers[0].shape == (2, 49, 48)
     assert upstream.get_downsample_rates("hidden_states") == 320
     for layer, same in zip(layers, alone):

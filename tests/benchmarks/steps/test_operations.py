@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.steps.operations import BANDWIDTH, FULL_PRECISION, Count, OperationCounter
+from benchmarks.steps.operations import BANDWIDTH, FULL_PRECISION, HALF_PRECISION, Count, OperationCounter
 
 
 def counted(function, *tensors) -> Count:
@@ -21,6 +21,13 @@ def test_a_linear_layer_reads_input_weight_and_bias_and_writes_its_output():
     moved = 4 * (10 * 64 + 32 * 64 + 32 + 10 * 32)
     assert (found.flops, found.bytes, found.operations) == (2 * 10 * 64 * 32, moved, 1)
     assert found.roof == max(moved / BANDWIDTH, found.flops / FULL_PRECISION)
+
+
+@pytest.mark.parametrize("dtype, peak", [(torch.float32, FULL_PRECISION), (torch.bfloat16, HALF_PRECISION)])
+def test_a_large_product_takes_as_long_as_its_precision_does(dtype, peak):
+    with FakeTensorMode():
+        found = counted(torch.matmul, *torch.empty(2, 4096, 4096, dtype=dtype).unbind())
+    assert found.roof == found.flops / peak == 2 * 4096**3 / peak
 
 
 def test_its_backward_pass_is_two_products_and_a_sum():

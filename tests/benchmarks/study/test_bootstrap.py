@@ -9,6 +9,11 @@ from voices import write_voices
 from benchmarks.study import bootstrap
 
 
+@pytest.fixture(autouse=True)
+def few_resamplings(monkeypatch):
+    monkeypatch.setattr(bootstrap, "RESAMPLINGS", 2000)
+
+
 def write_result(folder, heard: dict[str, str], data="dev"):
     """Transcripts of clips that all say "aaaa", by the clips' names."""
     folder.mkdir(exist_ok=True)
@@ -26,10 +31,15 @@ def test_half_the_errors_in_every_clip_are_half_of_them_in_each_resampling(tmp_p
     said = capsys.readouterr().out
     assert "dev, 15 clips: CER 1.0000 and 0.5000; 50.0% fewer errors (50.0% to 50.0% over clips, 50.0% to" in said
     assert "fewer in 100% of the clips, more in 0%" in said
-    write_result(tmp_path / "b", dict.fromkeys(names, "aabb") | {names[0]: "bbbbb"})
+    write_result(tmp_path / "b", dict.fromkeys(names, "aabb") | {names[0]: "bbbbb", names[1]: "bbbb"})
+    for folder in "ab":  # and another source
+        write_result(tmp_path / "more", {"x": "abab", "y": "abba"}, data="test")
+        with (tmp_path / folder / "transcripts.jsonl").open("a") as file:
+            file.write((tmp_path / "more" / "transcripts.jsonl").read_text())
     bootstrap.main([first, second])
-    assert "CER 1.0000 and 0.5500; 45.0% fewer errors" in (said := capsys.readouterr().out)
-    assert "fewer in 93% of the clips, more in 7%" in said and "speakers" not in said
+    assert "15 clips: CER 1.0000 and 0.5833; 41.7% fewer errors" in (said := capsys.readouterr().out)
+    assert "fewer in 87% of the clips, more in 7%" in said and "speakers" not in said
+    assert "test, 2 clips: CER 0.5000 and 0.5000; 0.0% fewer errors (0.0% to 0.0% over clips);" in said
 
 
 def test_the_interval_is_as_wide_as_what_is_drawn():
@@ -37,6 +47,8 @@ def test_the_interval_is_as_wide_as_what_is_drawn():
     low, high = (float(end.rstrip("%")) for end in bootstrap.interval(one, other, list(range(100))).split(" to "))
     assert (low, high) == pytest.approx((40, 60), abs=1.5), "two deviations of the binomial of 100"
     assert bootstrap.interval(one, other, [0, 1] * 50) == "0.0% to 100.0%", "two speakers"
+    with pytest.raises(ValueError, match="1 clips or speakers with 400 errors are too few"):
+        bootstrap.interval(one, other, [0] * 100)
 
 
 def test_what_cannot_be_compared_gets_a_sentence(tmp_path):

@@ -4,7 +4,10 @@ import pytest
 
 from benchmarks.study.frozen import FROZEN, FrozenScore
 from benchmarks.study.grid import as_flags
+from benchmarks.study.report import HIGHER_IS_BETTER
+from sjepa_hf.scores import LOWER_IS_BETTER
 from training.evaluation.superb.arguments import choose_task, parse_arguments
+from training.evaluation.superb.tasks import TASKS
 
 
 @pytest.mark.parametrize("name", FROZEN)
@@ -32,6 +35,11 @@ def test_settings_are_those_of_the_command(name):
     assert choose_task(parse_arguments(flags)).columns == (score.settings["label_column"],)
 
 
+def test_tables_take_the_better_for_the_better():
+    for name, score in FROZEN.items():
+        assert HIGHER_IS_BETTER[name] == (TASKS[score.task].metrics[0] not in LOWER_IS_BETTER), name
+
+
 def test_one_clip_in_so_many_is_used(tmp_path):
     (tmp_path / "arabic_speech_commands").mkdir()
     lines = [f"{part}{n}.opus,{part},1.0" for part in ("train", "validation", "test") for n in range(6)]
@@ -43,6 +51,14 @@ def test_one_clip_in_so_many_is_used(tmp_path):
         "eval_data": ["validation0.opus", "validation3.opus"],
         "test_data": ["test0.opus", "test3.opus"],
     }
+
+
+def test_languages_are_those_with_voices_enough(tmp_path):
+    (tmp_path / "common_voice_57_languages").mkdir()
+    table = "file_name,language,speaker,duration\na.opus,de,1,1.0\nb.opus,vot,1,1.0\n"
+    (tmp_path / "common_voice_57_languages" / "metadata.csv").write_text(table)
+    (row,) = FROZEN["languages"].rows(tmp_path)["train_data"]
+    assert row["language"] == "de"
 
 
 def test_parts_and_the_folder_of_the_test_part_can_be_said(tmp_path):

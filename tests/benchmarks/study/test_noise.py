@@ -66,6 +66,7 @@ def test_command(monkeypatch, tmp_path, checkpoint, capsys):
         return (0.1 * tone).astype(np.float32) + word(int(number)) * 0.01
 
     monkeypatch.setattr(noise, "read_audio", read)
+    monkeypatch.setattr(noise, "among_coloured", None)  # nobody asks for noisy copies
     output = tmp_path / "noise.json"
     noise.main([str(checkpoint), "--speech", str(tmp_path), "--output", str(output)])
     found = json.loads(output.read_text())
@@ -80,7 +81,7 @@ def test_noisy_copies_are_fitted_to_beside_the_clean_ones():
     first, second = (noise.among_coloured(clean, np.random.default_rng(seed)) for seed in (1, 2))
     assert not np.allclose(first, second)
     ratios = [10 * np.log10(np.mean(clean**2) / np.mean((noisy - clean) ** 2)) for noisy in (first, second)]
-    assert all(0 <= ratio <= 25 for ratio in ratios)
+    assert all(0 <= ratio <= 25 for ratio in ratios) and abs(ratios[0] - ratios[1]) > 1
 
     fitted = []
 
@@ -89,8 +90,10 @@ def test_noisy_copies_are_fitted_to_beside_the_clean_ones():
             fitted.extend(waveforms)
             return [torch.from_numpy(waveform).unfold(0, 400, 320).std(1)[None, :, None] for waveform in waveforms]
 
-    parts = {part: ([word(seed) for seed in range(4)], ["a", "b"] * 2) for part in ("train", "test")}
-    noise.accuracies(Loudness(), parts, {"clean": noise.unchanged}, copies)
+    words = [word(seed) * (1, 9)[seed % 2] for seed in range(4)]
+    parts = {"train": (words, ["a", "b"] * 2), "test": (words, ["b", "a", "b", "b"])}
+    found = noise.accuracies(Loudness(), parts, {"clean": noise.unchanged}, copies)
+    assert found == {"clean": 0.25}, "of the test part, by its own labels"
     as_they_are = [any(np.array_equal(heard, clean) for clean in parts["train"][0]) for heard in fitted]
     assert as_they_are == [True] * 4 + [False] * 4 + [True] * 4
 

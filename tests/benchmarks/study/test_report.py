@@ -30,6 +30,16 @@ def test_a_table_goes_between_its_marks():
         report.placed("<!-- g -->\n", "g", "")
 
 
+def test_a_picture_says_which_way_is_better(monkeypatch):
+    said = []
+    monkeypatch.setattr(report, "save", lambda figure, path: said.extend(axes.get_xlabel() for axes in figure.axes))
+    scores = {"digits": 0.5, "cer": 0.4, "queries": 0.1}
+    report.draw([{"variant": "a", "baseline": "a", "seed": 0, "scores": scores}], Path("a.png"))
+    assert said == [
+        "accuracy (higher is better)", "error rate (lower is better)", "MTWV (higher is better)"
+    ]  # fmt: skip
+
+
 def test_errors_gone_are_paired_by_seed():
     def result(variant, seed, digits, cer):
         return {"variant": variant, "seed": seed, "scores": {"digits": digits, "cer": cer}}
@@ -39,6 +49,9 @@ def test_errors_gone_are_paired_by_seed():
     assert report.errors_gone(found, "b", "a", "cer") == pytest.approx([25, 25])
     assert report.errors_gone(found[:2] + found[3:], "b", "a", "digits") == pytest.approx([10])
     assert report.errors_gone(found[:1] + found[3:], "b", "a", "digits") == []
+    perfect = [result("a", 0, 1.0, 0.4), result("b", 0, 0.9, 0.3)]
+    assert report.errors_gone(perfect, "b", "a", "digits") == [], "of no errors there is no share"
+    assert report.spread_of_gone(perfect, "digits").freedom == 0
 
 
 def test_the_spread_of_differences_is_that_of_the_noise():

@@ -26,6 +26,7 @@ class Scorer:
     """In place of the study's: scores at once, and tells what it was asked for."""
 
     asked: list[tuple]
+    probed_in: list[Path]
 
     def __init__(self, speech, quick_probe, ctc, environment):
         pass
@@ -39,8 +40,9 @@ class Scorer:
 
     def layers(self, checkpoints, directory, untrained):
         self.asked.append(("probe", *map(str, checkpoints), untrained))
+        self.probed_in.append(directory)
         names = ["mfcc", *(["untrained"] if untrained else []), *map(str, checkpoints)]
-        return {name: {"digits": [0.1, 0.2 + 0.1 * n], "phones": [0.3]} for n, name in enumerate(names)}
+        return {name: {"digits": [0.1, 0.2 + 0.1 * n, 0.0], "phones": [0.3]} for n, name in enumerate(names)}
 
     def forget_features(self, directory):
         self.asked.append(("forget", directory.name))
@@ -50,6 +52,7 @@ class Scorer:
 def call(tmp_path, checkpoints, monkeypatch, capsys):
     """Runs the command; returns what was asked of the scorer and the table's rows."""
     monkeypatch.setattr(score, "Scorer", Scorer)
+    monkeypatch.setattr(Scorer, "probed_in", [], raising=False)
 
     def run(*words):
         Scorer.asked = []
@@ -77,6 +80,7 @@ def test_baselines_stand_beside_every_checkpoint_and_nothing_is_scored_twice(cal
     assert again == [] and same == rows
     more, rows = call(first, second, "--stages", "probe", "keywords", "--seeds", "1")
     assert more == [("probe", second, False), ("keywords", second, 1)], "the untrained one has the same configuration"
+    assert len(set(Scorer.probed_in)) == 2, "what is there already is of other subjects"
     assert rows[first][2] == rows[second][2] == "0.600"
 
 
@@ -98,6 +102,8 @@ def test_new_weights_are_scored_anew(call, checkpoints):
     (checkpoints[0] / "model.safetensors").write_text("other weights")
     asked, _ = call(checkpoints[0], "--stages", "languages")
     assert asked == [("languages", str(checkpoints[0]), 0)] and identity(str(checkpoints[0])) != before
+    (checkpoints[1] / "config.json").write_text('{"hidden_size": 8}')
+    assert len({identity(f"untrained:{checkpoint}") for checkpoint in checkpoints}) == 2, "another network"
 
 
 def test_features_go_once_all_seeds_have_read_them(call, checkpoints):
