@@ -10,7 +10,9 @@ from checkpoints import save
 from sjepa_hf import SJepaForCTC, SJepaForPreTraining
 from sjepa_hf.contents import RECORD
 from sjepa_hf.measures import effective_rank
-from training.analyze import find_utterance, main, open_head
+from training import analyze
+from training.analyze import AnalysisArguments, analyze_entropy, find_utterance, main, open_head
+from training.common.progress import Heartbeat
 from training.data.labelled import open_labelled
 from training.evaluation.phone_information import JointCounts
 
@@ -55,8 +57,13 @@ def test_the_three_analyses(folder, model, tmp_path, capsys):
     assert found["mean_bits"] == pytest.approx(entropy.mean().item(), abs=1e-4)
     assert found["share_above"]["2"] == pytest.approx((entropy > 2).float().mean().item())
     assert 0 < found["share_above"]["2"] < 1 and found["dip_test"]["sample_size"] == 156
+    quartiles = np.quantile(entropy, (0.25, 0.5, 0.75))
+    assert found["quartiles_bits"] == pytest.approx(quartiles, abs=1e-4)
 
-    assert results["utterance"]["clusters"] == posteriors[2].argmax(-1).tolist()
+    clusters = posteriors[2].argmax(-1)
+    assert results["utterance"]["clusters"] == clusters.tolist()
+    changes = (clusters.diff() != 0).sum().item() / 0.8
+    assert results["utterance"]["changes_per_second"] == pytest.approx(changes) and changes > 1
     assert results["utterance"]["transcript"] == "text 2" and results["utterance"]["seconds"] == 0.8
 
     rank = results["rank"]
@@ -66,6 +73,33 @@ def test_the_three_analyses(folder, model, tmp_path, capsys):
     assert rank["trained"] != pytest.approx(rank["untrained"], rel=1e-3)
     printed = capsys.readouterr().out
     assert "clip2.wav" in printed and f"mean {entropy.mean():.2f} bits" in printed and "Effective rank" in printed
+
+
+@pytest.mark.parametrize(
+    ("p_value", "distance", "bimodal"), [(0.01, 3.0, True), (0.01, 1.0, False), (0.2, 3.0, False), (0.2, 1.0, False)]
+)
+def test_bimodal_is_what_is_no_single_mode_and_lies_well_apart(monkeypatch, p_value, distance, bimodal):
+    monkeypatch.setattr(analyze, "draw_entropy", lambda *_: None)
+    monkeypatch.setattr(analyze, "dip_test", lambda entropy, seed: {"p_value": p_value, "seed": seed})
+    monkeypatch.setattr(analyze, "two_gaussians", lambda entropy, seed: {"ashman_d": distance, "seed": seed})
+    found = analyze_entropy(lambda samples: np.full((3, 4), 0.25), [{"input_values": None}] * 2, 5, None)
+    assert found["bimodal"] == bimodal and found["dip_test"]["seed"] == found["two_gaussians"]["seed"] == 5
+    assert (found["clips"], found["frames"], found["largest_bits"]) == (2, 6, 2.0)
+
+
+def test_without_phones_there_are_three_analyses_of_the_clips_that_are_drawn(folder, monkeypatch, tmp_path):
+    given = {}
+    for name in ("analyze_entropy", "analyze_rank", "analyze_utterance"):
+        monkeypatch.setattr(analyze, name, lambda *arguments, name=name: given.setdefault(name, arguments))
+    monkeypatch.setattr(analyze, "open_head", lambda *_: None)
+    monkeypatch.setattr(analyze, "predictor_of", lambda *_: (None, None))
+    arguments = AnalysisArguments([str(folder)], max_clips=3, rank_frames=50, seed=2)
+    found = analyze.run("checkpoint", arguments, tmp_path, Heartbeat("testing"))
+    assert found.keys() - {"checkpoint", "data", "seed"} == {"entropy", "utterance", "rank"}
+    _, clips, seed, _ = given["analyze_entropy"]
+    assert (len(clips), seed) == (3, 2)
+    _, clips, counts, frames, seed, _ = given["analyze_rank"]
+    assert (len(clips), counts.tolist(), frames, seed) == (3, [39] * 3, 50, 2)
 
 
 def test_knowledge_at_hidden_frames_is_a_table(folder, model, tmp_path, capsys):
@@ -146,7 +180,7 @@ def test_without_a_pretraining_head_there_are_ranks_alone(folder, make_config, t
         (["--mask_span", "0"], "`mask_span` must be at least 1"),
         (["--mask_prob", "1.5"], "`mask_prob` must"),
         (["--transcript", "words"], "no column 'words'"),
-        (["--utterance", "9"], "`utterance` is '9': neither a number below 4"),
+        (["--utterance", "4"], "`utterance` is '4': neither a number below 4"),
         (["--utterance", "nothing.wav"], "nor an audio file"),
     ],
 )
@@ -176,6 +210,8 @@ def test_utterances_by_number_name_and_file(folder, tmp_path):
         find_utterance(clips, str(tmp_path / "text.wav"))
     other = find_utterance(clips, str(tmp_path / "else.wav"))
     assert other.name == "else.wav" and len(other.samples) == 8000 and not other.phones
+    aligned = open_labelled([str(folder)], [], optional=["phones", "phone_ends"])
+    assert find_utterance(aligned, "1").transcript == "", "phones are no transcript"
 
 
 def test_real_speech_with_its_phones(pictures, speech, model, tmp_path):

@@ -7,8 +7,18 @@ import soundfile
 from full_disk import FullDisk
 from transformers import HubertConfig
 
-from sjepa_hf import SJepaForPreTraining
-from training.target_information import candidates, main
+from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining
+from training import target_information
+from training.target_information import (
+    Candidate,
+    InformationArguments,
+    candidates,
+    main,
+    random_batches,
+    table,
+    under_whole_clips,
+)
+from training.targets.targets import FrozenTargets
 
 
 @pytest.fixture
@@ -43,8 +53,54 @@ def test_every_kind_of_target_is_measured(aligned, make_config, tmp_path, capsys
     assert len(rows) == 3 * 3 + 2 * (2 * layers + 1)
     found = {row["targets"]: row for row in rows}
     assert found["mfcc"]["hard"] > 0.7, "two tones are told apart"
+    of_encoder = [row["entropy_bits"] for name, row in found.items() if "layer" in name]
+    assert len(set(of_encoder)) == len(of_encoder) == 14, "no two are the same targets"
     assert all(0 < row["hard"] < 1.001 and 1 <= row["components_used"] <= 6 for row in rows)
     assert capsys.readouterr().out.count("\n| ") == len(rows)
+
+
+def test_each_layer_is_taken_plain_and_by_clip_and_their_mean_by_clip():
+    found = candidates(2, [0, 4])
+    features, layers = [c for c in found if c.frame_features], [c for c in found if c.layers]
+    assert [c.name for c in features] == [c.frame_features for c in features] == ["mfcc", "mfcc_cmn", "log_mel"]
+    of_size = [(c.layers, c.instance_norm) for c in layers if c.dims == 4]
+    assert of_size == [((1,), False), ((1,), True), ((2,), False), ((2,), True), ((1, 2), True)]
+    assert [(c.layers, c.instance_norm) for c in layers if c.dims == 0] == of_size
+    assert layers[1].name == "layer 1, by clip" and layers[-1].name == "mean of layers, by clip, 4 dims"
+
+
+def test_transitions_of_the_same_mixture_are_counted_then_estimated_anew(monkeypatch):
+    rounds = []
+    monkeypatch.setattr(target_information, "fit_transitions", lambda *arguments: rounds.append(arguments[-1]))
+    plain = DiagonalGaussianMixture(3, 39)
+    plain.means.normal_()
+    targets = FrozenTargets(plain, "mfcc")
+    names = list(under_whole_clips(targets, [], InformationArguments(["a"], ["b"])))
+    assert names == ["given the clip", "given the clip, 2 rounds"] and rounds == [1, 2]
+    assert targets.mixture.means.equal(plain.means) and targets.mixture is not plain
+
+
+def test_clips_are_drawn_at_random_and_bad_ones_are_left_out():
+    clips = [{"input_values": np.full(100 + n, n, np.float32)} for n in range(20)]
+    clips[7] = None
+    lengths = [int(batch["lengths"]) - 100 for batch in random_batches(clips, seed=0)]
+    assert sorted(lengths) == [n for n in range(20) if n != 7] != lengths
+
+
+def test_as_many_aligned_clips_are_measured_as_asked_for(aligned, make_config, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    SJepaForPreTraining(make_config("log_mel")).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(target_information, "candidates", lambda *_: [Candidate("layer 1", layers=(1,))])
+    command = [str(tmp_path / "model"), "--train_data", str(aligned), "--data", str(aligned), "--max_clips", "2"]
+    main([*command, "--components", "2", "--frames", "50", "--em_iterations", "2"])
+    assert "of 6 clips (0.00 h) and measured on 158 frames of 2 aligned clips with 2 phones" in caplog.text
+
+
+def test_a_row_has_soft_before_hard_and_what_is_used_of_the_components():
+    row = {"soft": 0.1, "soft_chance": 0.2, "hard": 0.3, "hard_chance": 0.4, "entropy_bits": 0.5}
+    lines = table([row | {"components_used": 7.4, "targets": "mfcc", "components": 9}]).splitlines()
+    cells = ["mfcc", "9", "0.100 (0.200)", "0.300 (0.400)", "0.50", "7"]
+    assert [cell.strip() for cell in lines[-1].split("|")[1:-1]] == cells
 
 
 def test_figures_are_written_before_they_are_printed(tmp_path, monkeypatch):
@@ -84,3 +140,5 @@ def test_what_is_missing_is_named(aligned, make_config, tmp_path):
     ):
         with pytest.raises(SystemExit, match=f"error: `{option}` {message}"):
             main([str(tmp_path / "model"), *command, f"--{option}", value])
+    with pytest.raises(SystemExit, match="error: .*no-data"):  # all of the encoder's dimensions can be taken
+        main([str(tmp_path / "model"), "--train_data", str(tmp_path / "no-data"), *command[2:], "--dims", "48"])
