@@ -11,7 +11,7 @@ from pushing import push
 
 import sjepa_hf
 from sjepa_hf.configuration_sjepa import MODEL_CODE
-from sjepa_hf.contents import contents, reduce_paths
+from sjepa_hf.contents import ADAPTER, PRETRAINING, contents, reduce_paths
 from sjepa_hf.push import push as push_from_python
 from sjepa_hf.scores import THIS_MODEL, Score, write_scores
 
@@ -21,7 +21,7 @@ FOREIGN = """
 service-account.json notes.txt a.ipynb core.1 train.jsonl transcripts.jsonl clips/a.wav table.csv wandb/a.wandb
 logs/run.log events.out.tfevents.1 optimizer.bin scaler.pt model.ckpt pytorch_model.bin training_args.bin
 trainer_state.json training_state/optimizer.pt checkpoint-3/model.safetensors other.safetensors config.json.bak
-README.md~ extra.py __pycache__/extra.pyc adapter/notes.txt .eval_results/.env passwords.md photo.png
+README.md~ extra.py __pycache__/extra.pyc adapter/notes.txt .eval_results/.env .eval_results/.a.yaml .eval_results/a.json passwords.md photo.png
 """.split()
 IMAGE = b"\x89PNG\r\n\x1a\n and so on"
 
@@ -94,9 +94,10 @@ def test_links_of_folders_and_of_weights(hub, pretrained, tmp_path):
     link = tmp_path / "latest"
     link.symlink_to(pretrained)
     assert contents(link).files.keys() == contents(pretrained).files.keys(), "the checkpoint itself may be a link"
-    (pretrained / "model.safetensors").rename(tmp_path / "weights")
-    (pretrained / "model.safetensors").symlink_to(tmp_path / "weights")
-    assert "lacks model.safetensors: it is a link" in push(pretrained, "encoder")
+    for name in ("model.safetensors", "frames.py"):
+        (pretrained / name).rename(tmp_path / name)
+        (pretrained / name).symlink_to(tmp_path / name)
+        assert f"lacks {name}: it is a link" in push(pretrained, "encoder")
 
 
 def test_a_checkpoint_without_any_code_is_published_with_the_packages(hub, pretrained):
@@ -109,13 +110,23 @@ def test_a_checkpoint_without_any_code_is_published_with_the_packages(hub, pretr
     assert {name: hub.files("ada/encoder")[name] for name in MODEL_CODE} == texts
 
 
+def test_weights_alone_may_be_large(pretrained, monkeypatch):
+    most = max((pretrained / name).stat().st_size for name in MODEL_CODE)
+    monkeypatch.setattr("sjepa_hf.contents.LARGEST_BUT_WEIGHTS", most)
+    (pretrained / "README.md").write_text("a" * (most + 1))
+    found = contents(pretrained)
+    assert "MB, more than such a file can have" in found.left_out["README.md"]
+    assert found.files["model.safetensors"].stat().st_size > most
+
+
 def test_a_pipe_is_not_waited_for(pretrained):
     os.mkfifo(pretrained / "README.md")
     assert contents(pretrained).left_out["README.md"] == "it is not a regular file"
 
 
 def test_a_users_card_goes_with_the_pictures_that_it_shows(hub, pretrained):
-    shown = "![a](figures/a%20b.png) <img src='c.png'> ![x](.env.png) ![y](../up.png) ![z](/z.png)"
+    shown = "![a](figures/a%20b.png) <img src='./c.png'> ![x](.env.png) ![y](../up.png)"
+    shown += f" ![z]({pretrained.parent / 'up.png'})"
     card = f"---\nlicense: mit\n---\nMine {shown}"
     (pretrained / "README.md").write_text(card)
     (pretrained / "figures").mkdir()
@@ -205,13 +216,20 @@ def test_an_index_that_points_elsewhere_is_refused(pretrained, tmp_path):
         ("model.safetensors", b"", "lacks model.safetensors: it is empty."),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "is not a complete safetensors file"),
         ("preprocessor_config.json", b"\xff\xfe", "preprocessor_config.json is no JSON"),
-        ("README.md", b"---\nlicense: [mit\n---\n", "README.md: the metadata at its top is no YAML (line "),
+        ("vocab.json", b"{torn", "vocab.json is no JSON"),
+        *((name, b"torn", f"{name} is not a complete safetensors file") for name in (ADAPTER[1], PRETRAINING[1])),
+        (
+            "README.md",
+            b"---\nlicense: mit\ntags: a: b\n---\n",
+            "README.md: the metadata at its top is no YAML (line 3)",
+        ),
         ("README.md", b"---\n- mit\n---\n", "README.md: the metadata at its top are not a card's"),
         ("README.md", b"---\nmodel-index: 3\n---\n", "README.md: the metadata at its top are not a card's"),
         ("README.md", "Modèle".encode("latin-1"), "README.md is not in UTF-8"),
     ],
 )
 def test_files_that_would_not_serve_anybody_are_named(pretrained, name, content, sentence):
+    (pretrained / name).parent.mkdir(exist_ok=True)
     (pretrained / name).write_bytes(content)
     said = push(pretrained, "encoder")
     assert sentence in said and said.startswith("error: ") and "\n" not in said and "raised in" not in said
