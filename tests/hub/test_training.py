@@ -190,6 +190,35 @@ def test_an_early_end_begins_no_upload_and_says_which_one_it_waits_for(hub, pret
     assert list((tmp_path / ".uploading").iterdir()) == []
 
 
+def test_without_links_files_are_copied_and_an_upload_that_fails_is_left_out(
+    hub, pretrained, tmp_path, monkeypatch, caplog
+):
+    def no_link(*_):
+        raise OSError("no links here")
+
+    def push_all_but_one(copy, repo_id, revision=None):
+        if revision == "step-4":
+            raise RuntimeError("broken")
+        pushed.append((repo_id, revision, (copy / "model.safetensors").read_bytes()))
+        return SimpleNamespace(commit_url="there")
+
+    pushed, content = [], (pretrained / "model.safetensors").read_bytes()
+    monkeypatch.setattr(publishing.os, "link", no_link)
+    monkeypatch.setattr(publishing, "push", push_all_but_one)
+    left = tmp_path / ".uploading" / "0" / "model.safetensors"  # by a run that was killed
+    left.parent.mkdir(parents=True)
+    left.write_text("another's")
+    publisher = publishing.Publisher("encoder", "sjepa", tmp_path)
+    assert not left.exists()
+    for directory, revision in ((pretrained, "step-2"), (pretrained, "step-4"), (tmp_path / "nothing", "step-6")):
+        publisher.checkpoint(directory, revision)
+    publisher.finish(pretrained)
+    assert pushed == [("ada/encoder", "step-2", content), ("ada/encoder", None, content)]
+    assert "could not be pushed to ada/encoder: broken" in caplog.text
+    assert "nothing could not be set aside to be pushed: " in caplog.text
+    assert not (tmp_path / ".uploading").exists()
+
+
 def test_fine_tuned_models_are_published(hub, clips, pretrained, tmp_path):
     fixed = ["--model_name_or_path", str(pretrained), "--train_data", str(clips), *FAST]
     finetune_ctc.main([*fixed, "--output_dir", str(tmp_path / "asr"), "--hub_private_repo", "true"])
@@ -273,3 +302,13 @@ def test_a_record_takes_names_that_are_not_utf_8(tmp_path):
     write_record(tmp_path, machine, settings={}, data={"sources": sources})
     text = (tmp_path / "training.json").read_text(encoding="utf-8")
     assert json.loads(text)["data"] == {"sources": sources} and "\u00e9" in text
+
+
+def test_a_record_has_the_settings_of_the_run_and_none_of_the_machine(tmp_path):
+    machine = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    settings = {"output_dir": "a", "num_workers": 3, "lexicon": "/home/ada/words.txt", "unset": None, "p_mix": 0.0}
+    write_record(tmp_path, machine, settings=settings, from_scratch=False)
+    found = json.loads((tmp_path / "training.json").read_text())
+    assert found["settings"] == {"lexicon": "words.txt", "p_mix": 0.0}
+    assert "thread" in found["hardware"] and found["software"].keys() >= {"python", "torch"}
+    assert base_of(str(tmp_path))["base"] == {"from_scratch": False}

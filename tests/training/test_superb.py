@@ -1,6 +1,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from sjepa_hf import SJepaModel
 from sjepa_hf.feature_extraction import feature_extractor
 from sjepa_hf.scores import read_scores
+from training import superb
 from training.common.progress import Heartbeat
 from training.data.labelled import open_labelled
 from training.evaluation.encoders import TransformersEncoder, open_encoder
@@ -138,8 +140,9 @@ def test_pooled_task_with_several_subjects(call, checkpoint, capsys, tmp_path, m
 
 
 def test_results_join_those_of_earlier_calls(call, checkpoint, tmp_path):
-    options = ["--label_column", "tone", "--max_steps", "4", "--batch_size", "8"]
+    options = ["--label_column", "tone", "--max_steps", "4", "--batch_size", "8", "--untrained_seed", "5"]
     first = call("ks", "--model", "mfcc", f"untrained:{checkpoint}", *options, "--seeds", "0", "1")
+    assert first[2]["encoder_digest"] == open_encoder(f"untrained:{checkpoint}", untrained_seed=5).digest
     both = call("ks", "--model", checkpoint, *options)
     assert both[:4] == first and [(r["encoder"], r["seed"]) for r in both[4:]] == [(checkpoint, 0)]
     scores = {score.subject: score.runs for score in read_scores(tmp_path / "out" / "ks.json")}
@@ -370,6 +373,16 @@ def test_all_tasks_in_one_command(folder, tmp_path, monkeypatch, capsys):
         (tmp_path / "tasks.yaml").write_text(content, encoding="latin-1")
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
             main(options)
+
+
+def test_the_table_of_all_tasks_is_of_the_subjects_that_are_named(monkeypatch, tmp_path):
+    found = [{"encoder": name} for name in ("mfcc", "fbank")]
+    opened = SimpleNamespace(task=SimpleNamespace(name="ks"))
+    for name, answer in {"arguments_of_tasks": [None], "prepare": (opened, []), "evaluate": found}.items():
+        monkeypatch.setattr(superb, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(superb, "write_summary", lambda results, folder: results)
+    arguments = SimpleNamespace(model=["mfcc"], dry_run=False, output_dir=str(tmp_path))
+    assert superb.run_all(arguments, Heartbeat("testing")) == {"ks": found[:1]}
 
 
 def test_all_data_are_checked_before_the_first_run(folder, tmp_path, monkeypatch):
