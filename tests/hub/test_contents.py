@@ -21,7 +21,8 @@ FOREIGN = """
 service-account.json notes.txt a.ipynb core.1 train.jsonl transcripts.jsonl clips/a.wav table.csv wandb/a.wandb
 logs/run.log events.out.tfevents.1 optimizer.bin scaler.pt model.ckpt pytorch_model.bin training_args.bin
 trainer_state.json training_state/optimizer.pt checkpoint-3/model.safetensors other.safetensors config.json.bak
-README.md~ extra.py __pycache__/extra.pyc adapter/notes.txt .eval_results/.env .eval_results/.a.yaml .eval_results/a.json passwords.md photo.png
+README.md~ extra.py __pycache__/extra.pyc adapter/notes.txt .eval_results/.env
+.eval_results/.a.yaml .eval_results/a.json passwords.md photo.png
 """.split()
 IMAGE = b"\x89PNG\r\n\x1a\n and so on"
 

@@ -3,7 +3,9 @@
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ import soundfile
 
 from benchmarks.study import scores
 from benchmarks.study.frozen import FROZEN, FrozenScore
+from benchmarks.study.grid import as_flags
 from benchmarks.study.scores import Scorer, crops
 from benchmarks.study.speech_manifest import DIGITS, KEYWORDS, LIBRISPEECH, PHONES
+from sjepa_hf.command import UserError
 from sjepa_hf.scores import read_scores, write_scores
 from training import probe, superb
 from training.finetuning.arguments import FineTuningArguments
@@ -121,14 +125,38 @@ def test_error_rates_are_the_greedy_ones_of_the_validation_speakers(monkeypatch,
         arguments = FineTuningArguments(model_name_or_path="a", train_data=["b"], test_data=[test_data])
         rates = {"clips": 2, "greedy": {"wer": 0.5, "cer": 0.2}, "lm": {"wer": 0.4, "cer": 0.1}}
         other = {"clips": 1, "greedy": {"wer": 0.9, "cer": 0.8}}
-        outcome = FineTuningResult(4, None, True, "", {HELD_OUT: other, test_data: rates})
+        assert as_flags({"learning_rate": 0.1, "seed": 7}) == command[-4:]
+        outcome = FineTuningResult(4, None, True, "", {test_data: rates, HELD_OUT: other})
         final = Path(command[command.index("--output_dir") + 1]) / "final"
         final.mkdir(parents=True)
         write_scores(final / "results.json", score_rows(outcome, arguments))
 
     monkeypatch.setattr(scores, "run_logged", fine_tuned)
-    found = Scorer(tmp_path / "speech", None, {}, {}).score("ctc", tmp_path / "final", tmp_path / "scored", seed=0)
+    scorer = Scorer(tmp_path / "speech", None, {"learning_rate": 0.1}, {})
+    found = scorer.score("ctc", tmp_path / "final", tmp_path / "scored", seed=7)
     assert found == {"cer": 0.2, "wer": 0.5}
+
+
+def test_a_score_is_that_of_the_best_layer(monkeypatch, tmp_path):
+    """Of speakers, on pieces of the validation speakers' clips."""
+    own, mfcc = {"digits": [0.2, 0.9, 0.4], "phones": [0.7, 0.6, 0.5]}, {"digits": [0.3], "phones": [0.1]}
+    monkeypatch.setattr(Scorer, "layers", lambda *_: {"a": own, "mfcc": mfcc})
+    scorer = Scorer(tmp_path, Path("quick_probe.py"), {}, {})
+    best = {"digits": 0.9, "phones": 0.7, "mfcc_digits": 0.3, "mfcc_phones": 0.1, "probed_by": "quick_probe.py"}
+    by_layer = {f"{task}_by_layer": values for task, values in own.items()}
+    assert scorer.score("probe", "a", tmp_path, seed=0) == best | by_layer
+    layers, asked = [SimpleNamespace(value=value) for value in own["digits"]], []
+    monkeypatch.setattr(scores, "crops", asked.append)
+    monkeypatch.setattr(Scorer, "_run_probe", lambda *_: {"a": layers})
+    found = scorer.score("speakers", "a", tmp_path, seed=0)
+    assert found == {"speakers": 0.9, "speakers_by_layer": own["digits"]}
+    assert asked == [tmp_path / LIBRISPEECH / "validation"]
+
+
+def test_a_process_that_fails_is_an_error_with_its_last_lines(tmp_path):
+    command = [sys.executable, "-c", "print('begun'); raise SystemExit('error: no speech')"]
+    with pytest.raises(UserError, match="ended with status 1; .*log says: .*error: no speech"):
+        scores.run_logged(command, tmp_path / "log", {})
 
 
 def test_a_folder_that_is_not_there_is_named_before_anything_is_trained(collection):
