@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -199,6 +200,7 @@ def test_without_links_files_are_copied_and_an_upload_that_fails_is_left_out(
     def push_all_but_one(copy, repo_id, revision=None):
         if revision == "step-4":
             raise RuntimeError("broken")
+        time.sleep(0.03 if revision else 0)  # the result waits for it
         pushed.append((repo_id, revision, (copy / "model.safetensors").read_bytes()))
         return SimpleNamespace(commit_url="there")
 
@@ -208,8 +210,8 @@ def test_without_links_files_are_copied_and_an_upload_that_fails_is_left_out(
     left = tmp_path / ".uploading" / "0" / "model.safetensors"  # by a run that was killed
     left.parent.mkdir(parents=True)
     left.write_text("another's")
-    publisher = publishing.Publisher("encoder", "sjepa", tmp_path)
-    assert not left.exists()
+    publisher = publishing.Publisher("encoder", "sjepa", tmp_path, private=True)
+    assert not left.exists() and hub.repos["ada/encoder"].private
     for directory, revision in ((pretrained, "step-2"), (pretrained, "step-4"), (tmp_path / "nothing", "step-6")):
         publisher.checkpoint(directory, revision)
     publisher.finish(pretrained)
@@ -276,7 +278,7 @@ def test_a_record_carries_those_of_all_checkpoints_before(clips, tmp_path, caplo
     assert f"What {final} has heard is not known: " in caplog.text
 
 
-def test_a_base_goes_by_its_name_on_the_hub_or_by_its_last_names(hub, tmp_path, monkeypatch):
+def test_a_base_goes_by_its_name_on_the_hub_or_by_its_last_names(hub, pretrained, tmp_path, monkeypatch):
     (tmp_path / "b" / "c").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "b")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -286,9 +288,17 @@ def test_a_base_goes_by_its_name_on_the_hub_or_by_its_last_names(hub, tmp_path, 
         ("c", "c"),
         ("../b", "b"),
         (str(tmp_path / "b" / "c"), "b/c"),
+        (str(tmp_path / "b"), "b"),
         ("../x", "x"),
+        ("~/x", "x"),
     ):
         assert base_of(path) == {"base_model": None, "base_checkpoint": name}
+    monkeypatch.chdir("c")
+    assert base_of("../d")["base_checkpoint"] == "d"
+    (pretrained / "training.json").write_text('{"steps": 4, "settings": {}}')
+    push(pretrained, "encoder")
+    known = {"base_model": "ada/encoder", "base_checkpoint": "ada/encoder", "base": {"steps": 4}}
+    assert base_of("ada/encoder") == known
     assert base_of("ada/absent") == {"base_model": "ada/absent", "base_checkpoint": "ada/absent"}
 
 

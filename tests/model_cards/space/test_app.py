@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from checkpoints import save
 from huggingface_hub import RepoCard
-from listening import Listener, read_clip
+from listening import Clip, Heard, Listener, Word, read_clip
 from PIL import Image
 from processes import run_python
 from tones import speechlike, write_two_hours
@@ -100,7 +100,25 @@ def test_a_second_checkpoint_adds_the_transcript(pretrained, fine_tuned, clip_pa
     page = app.show_clip(listener, clip_path)
     assert 'class="transcript"' in page and "of 10 clusters" in page and "notice" not in page
     assert images(page)[0].shape[0] > alone.shape[0]  # a row of words
-    assert fine_tuned[0] in app.describe(listener)
+    millions = sum(p.numel() for p in pretrained[1].sjepa.parameters()) / 1e6
+    encoder = f"encoder of {millions:.1f}M parameters, 3 layers"
+    words = f"transcripts by `{fine_tuned[0]}`"
+    assert app.describe(listener) == f"`{pretrained[0]}` · {encoder} · 10 clusters · {words}"
+    assert app.describe(Listener(fine_tuned[0])) == f"`{fine_tuned[0]}` · {encoder} · transcripts"
+    listener.recogniser = lambda samples: [Word("<b>", 0.1, 0.2)]
+    page = app.show_clip(listener, clip_path)
+    assert "<b>" not in page and '<p class="transcript">&lt;b&gt;</p>' in page
+
+
+def test_what_is_seen_is_said():
+    posteriors = np.array([[0.5, 0.5, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0.25] * 4, [0, 0, 1, 0]], np.float32)
+    heard = Heard([np.zeros((5, 3))] * 3, posteriors, posteriors.argmax(1), None)
+    frames, clusters, entropy, ranks = app.facts(Clip(np.zeros(8000), 0.5), heard, [2.0, 9.0, 4.0])
+    assert frames.startswith("5 frames of 25 ms")
+    assert clusters.startswith("2 of 4 clusters") and "changes 2 times a second" in clusters
+    assert entropy.startswith("Mean entropy 0.60 bits: as undecided as between 1.5 equal") and "In 60% of" in entropy
+    assert ranks == "Most directions are in use in layer 1 (9), in the top layer 4."
+    assert "at the input of the Transformer (9)" in app.facts(Clip(np.zeros(8000), 0.5), heard, [9.0, 2.0])[-1]
 
 
 def test_two_clips(pretrained, clip_path, tmp_path):
@@ -109,7 +127,9 @@ def test_two_clips(pretrained, clip_path, tmp_path):
     pages = [app.show_pair(listener, clip_path, str(tmp_path / "other.wav"), layer) for layer in (0, 3)]
     assert all(page.count("<audio") == 2 and len(images(page)) == 1 for page in pages)
     assert not np.array_equal(images(pages[0])[0], images(pages[1])[0])
+    assert re.findall(r'data-axis="(.)" data-seconds="([\d.]+)"', pages[0]) == [("y", "1.5"), ("x", "0.7")]
     assert 'class="hint"' in app.show_pair(listener, clip_path, None, 1)
+    assert "Clip B: This file is not there" in app.show_pair(listener, clip_path, str(tmp_path / "gone.wav"), 1)
 
 
 def buttons(page: str, kind: str) -> list[dict[str, str]]:
@@ -131,6 +151,9 @@ def test_a_click_on_a_unit_plays_its_other_segments_of_the_clip(pretrained, clip
     found = buttons(page, "unit")
     assert [int(button["unit"]) for button in found] == [run.unit for run in runs] and len(found) > 10
     assert f"unit {runs[1].unit}: {runs[1].start:.2f} to {runs[1].start + runs[1].duration:.2f} s" in page
+    places = re.findall(r'style="left: ([\d.]+)%; width: ([\d.]+)%"></button>', page)
+    wanted = [(100 * run.start / 1.5, 100 * run.duration / 1.5) for run in runs]
+    assert np.array(places, float) == pytest.approx(np.array(wanted), abs=1e-3)
     common = max(runs, key=lambda run: sum(other.unit == run.unit for other in runs))
     others = [run for run in runs if run.unit == common.unit and run != common]
     answer = app.show_unit(listener, None, clip_path, common.unit, common.start)

@@ -4,12 +4,62 @@ import io
 import warnings
 
 import numpy as np
+import pictures
 import pytest
 from listening import Clip, Heard, Word
 from matplotlib import font_manager
-from pictures import _families, draw_clip
+from pictures import _families, draw_clip, draw_ranks, draw_similarity
 from PIL import Image
 from tones import speechlike
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """The figures that are drawn, in place of files."""
+    drawn = []
+    monkeypatch.setattr(pictures, "_webp", lambda figure: drawn.append(figure) or b"")
+    return drawn
+
+
+def test_a_second_is_as_long_on_both_axes_of_two_clips_and_lies_in_the_box(figures):
+    matrix = np.zeros((49, 99))
+    matrix[48, 0] = 1  # the end of A like the beginning of B
+    picture = draw_similarity(Clip(speechlike(1.0), 1.0), Clip(speechlike(2.0), 2.0), matrix, 2)
+    (figure,) = figures
+    centre, beside, above, _ = figure.axes
+    assert centre.get_xlim() == (0, 2) and centre.get_ylim() == (1, 0) == beside.get_ylim()
+    assert centre.images[0].get_extent() == pytest.approx([0, 99 * 0.02, 49 * 0.02, 0])
+    assert centre.images[0].get_array()[48, 0] == 1
+    assert (centre.get_xlabel(), beside.get_ylabel()) == ("clip B, seconds", "clip A, seconds")
+    place, (left, top, width, height) = centre.get_position(), picture.box
+    assert (left, 1 - top - height, width, height) == pytest.approx(place.bounds)
+    inches = figure.get_size_inches()
+    assert width * inches[0] == pytest.approx(2 * height * inches[1]) and width * inches[0] < 8.3
+    assert beside.images[0].get_array().shape == (101, 80) and above.images[0].get_array().shape == (80, 201)
+    assert beside.images[0].get_extent() == pytest.approx([0, 80, 1.005, -0.005])
+    assert above.images[0].get_extent() == pytest.approx([-0.005, 2.005, 0, 80]) and above.images[0].origin == "lower"
+    assert above.get_title("left").endswith("layer 2")
+
+
+def test_ranks_stand_beside_their_layers(figures):
+    draw_ranks([3.0, 7.0, 5.0], 20)
+    (panel,) = figures[0].axes
+    assert [bar.get_width() for bar in panel.patches] == [3, 7, 5]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["input", "1", "2"]
+    assert panel.get_xlabel().endswith("of at most 20")
+
+
+def test_the_three_largest_posteriors_are_drawn_and_the_most_that_entropy_can_be(figures):
+    posteriors = np.tile(np.float32([0.1, 0.5, 0.1, 0.2, 0.1]), (49, 1))
+    posteriors[10] = [0.6, 0, 0.3, 0, 0.1]
+    draw_clip(Clip(speechlike(1.0), 1.0), Heard([], posteriors, np.ones(49, int), []), np.arange(5) / 4, 1, "mixture")
+    mel, units, largest, entropy = figures[0].axes
+    assert "cluster of the mixture" in units.get_title("left")
+    tops = [area.get_paths()[0].vertices[:, 1].max() for area in largest.collections]
+    assert tops == pytest.approx([0.6, 0.9, 1.0])
+    assert "at most 2.3" in entropy.get_title("left") and entropy.get_ylim()[1] > np.log2(3)
+    kilohertz = dict(zip((label.get_text() for label in mel.get_yticklabels()), mel.get_yticks()))
+    assert kilohertz["1"] == pytest.approx(80 * np.log1p(1 / 0.7) / np.log1p(8 / 0.7))
 
 
 @pytest.mark.parametrize(("seconds", "components"), [(0.1, 2), (0.5, 3), (18, 10)])
