@@ -41,14 +41,23 @@ CASES = [("waveform", "features"), ("log_mel", "ctc"), ("waveform", "classificat
 CLASS_NAMES = ["yes", "no", "là"]
 
 
-def test_a_file_that_gives_nan_does_not_agree(monkeypatch):
+def test_a_file_that_gives_nan_less_or_other_lengths_does_not_agree(monkeypatch):
     class Session:
         def run(self, _, feeds):
-            return np.full((len(feeds["input_values"]), 3), np.nan, np.float32), feeds["attention_mask"].sum(-1)
+            given = np.full((len(feeds["input_values"]), 3), value, np.float32)
+            return given, feeds["attention_mask"].sum(-1) + more
+
+    def difference() -> float:
+        return export_onnx.largest_difference(lambda x, mask: (torch.zeros(len(x), 3), mask.sum(-1)), Path("x"))
 
     monkeypatch.setattr(export_onnx, "open_session", lambda path: Session())
-    difference = export_onnx.largest_difference(lambda x, mask: (torch.zeros(len(x), 3), mask.sum(-1)), Path("x"))
-    assert np.isnan(difference) and not difference <= export_onnx.TOLERANCE
+    value, more = np.nan, 0
+    assert np.isnan(difference()) and not difference() <= export_onnx.TOLERANCE
+    value = -0.5
+    assert difference() == 0.5
+    more = 1
+    with pytest.raises(ValueError, match="The exported file gives"):
+        difference()
 
 
 class Export(NamedTuple):
@@ -165,6 +174,8 @@ def test_int8_leaves_the_front_end_alone(exports):
     kinds = [node.op_type for node in graph.node]
     assert "MatMulInteger" not in kinds[: kinds.index("LayerNormalization")]
     assert kinds.count("MatMulInteger") == 4 + 2 + 1  # attention, feed-forward, CTC head
+    weights = [onnx.numpy_helper.to_array(i) for i in graph.initializer if i.data_type == onnx.TensorProto.INT8]
+    assert max(abs(values.astype(int)).max() for values in weights if values.ndim == 2) == 64, "7 bits of 8"
 
 
 def test_the_file_says_what_its_user_needs(exports):
@@ -346,6 +357,7 @@ def run_example(model: Path, *paths: Path) -> subprocess.CompletedProcess:
 
 def test_a_head_that_was_never_trained_is_not_exported(tmp_path, capsys):
     SJepaForPreTraining(small_config("log_mel")).save_pretrained(tmp_path / "pretrained")
+    assert export_onnx.open_checkpoint(tmp_path / "pretrained")[1] == "features", "what there is to export"
     with pytest.raises(SystemExit) as caught:
         export_onnx.main([str(tmp_path / "pretrained"), str(tmp_path / "out" / "asr.onnx"), "--task", "ctc"])
     assert "saved as SJepaForPreTraining and lacks weights that `task` ctc needs (lm_head" in str(caught.value)
@@ -398,6 +410,9 @@ def test_a_file_that_differs_is_not_kept(exports, tmp_path, monkeypatch):
     weights.CopyFrom(onnx.numpy_helper.from_array(1.01 * onnx.numpy_helper.to_array(weights), weights.name))
     monkeypatch.setattr(export_onnx, "build", lambda *_: broken)
     with pytest.raises(ValueError, match="differs from PyTorch by .*: nothing was written"):
+        export_onnx.export_onnx(ctc.checkpoint, output)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="differs from PyTorch by nan"):
+        patch.setattr(export_onnx, "largest_difference", lambda *_: float("nan"))
         export_onnx.export_onnx(ctc.checkpoint, output)
 
     monkeypatch.setattr(export_onnx, "build", lambda *_: onnx.load(ctc.path))

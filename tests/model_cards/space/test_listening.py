@@ -5,6 +5,7 @@ import shutil
 import tracemalloc
 from pathlib import Path
 
+import listening
 import numpy as np
 import pytest
 import soundfile
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tones import speechlike, write_two_hours
 
 from sjepa_hf import SJepaForPreTraining
+from sjepa_hf.cluster_pictures import order_clusters
 from sjepa_hf.encoding import weights_hash
 from sjepa_hf.measures import effective_rank
 from training.finetuning.beam_search import greedy_decode
@@ -78,18 +80,22 @@ def test_of_two_hours_the_first_minute_is_read(tmp_path):
     assert peak < 20e6  # two hours in float32: 230e6
     assert clip.seconds == 60 and clip.file_seconds == 7200 and clip.is_cut
     soundfile.write(tmp_path / "first.wav", speechlike(60, 8000), 8000, subtype="PCM_U8")
-    assert np.allclose(clip.samples[:-100], read_clip(str(tmp_path / "first.wav")).samples[:-100], atol=1e-6)
+    first = read_clip(str(tmp_path / "first.wav"))
+    assert np.allclose(clip.samples[:-100], first.samples[:-100], atol=1e-6) and not first.is_cut
 
 
 @pytest.mark.parametrize("front_end", ["waveform", "log_mel"])
 def test_what_is_heard_is_what_the_model_computes(front_end, make_config, tmp_path):
     model = SJepaForPreTraining(make_config(front_end)).eval()
+    with torch.no_grad():
+        model.cluster_head.output.weight *= 300  # predictions that differ between layers
     samples = speechlike(1.0)
     listener = Listener(save(model, tmp_path / "model"))
+    assert (listener.cluster_places == order_clusters(model.mixture.means)).all()
     heard = listener.hear(samples)
     with torch.no_grad():
         outputs = model(torch.from_numpy(samples)[None], output_hidden_states=True)
-    assert heard.posteriors == pytest.approx(outputs.logits[0].softmax(-1).numpy(), abs=1e-5)
+    assert heard.posteriors == pytest.approx(outputs.logits[0].softmax(-1).numpy(), abs=1e-4)
     assert len(heard.layers) == listener.num_layers + 1 and heard.words is None
     for found, again, wanted in zip(heard.layers, listener.features(samples), outputs.hidden_states, strict=True):
         assert found == pytest.approx(wanted[0].numpy(), abs=1e-4) and (found == again).all()
@@ -99,12 +105,17 @@ def test_what_is_heard_is_what_the_model_computes(front_end, make_config, tmp_pa
     assert heard.entropy == pytest.approx(entropy.numpy(), abs=1e-4)
 
 
-def test_units_are_those_that_a_corpus_holds(make_config, tmp_path):
-    model = SJepaForPreTraining(make_config("log_mel"))
+def with_units(model: SJepaForPreTraining) -> SJepaForPreTraining:
+    """The model with a mixture over MFCC."""
     model.replace_mixture(10, 39)
     model.mixture.means.mul_(20)
     model.mixture.variances.fill_(400.0)
     model.describe_mixture("mfcc_cmn")
+    return model
+
+
+def test_units_are_those_that_a_corpus_holds(make_config, tmp_path):
+    model = with_units(SJepaForPreTraining(make_config("log_mel")))
     checkpoint, samples = save(model, tmp_path / "model"), speechlike(1.0)
     known = {"weights": weights_hash(model), "checkpoint": checkpoint, "ema encoder": False}
     listener = Listener(checkpoint, like=known | {"clusters": "mixture"})
@@ -118,12 +129,23 @@ def test_units_are_those_that_a_corpus_holds(make_config, tmp_path):
     ]
 
 
+def test_units_of_an_ema_encoder_are_those_of_that_encoder(make_config, tmp_path, monkeypatch):
+    checkpoint = save(SJepaForPreTraining(make_config("log_mel")), tmp_path / "model")
+    averaged = with_units(SJepaForPreTraining(make_config("log_mel"))).eval()
+    monkeypatch.setattr(listening, "open_with_ema", {checkpoint: averaged}.get)
+    like = {"weights": weights_hash(averaged), "checkpoint": checkpoint, "ema encoder": True, "clusters": "mixture"}
+    samples = speechlike(1.0)
+    wanted = averaged.unit_posteriors(torch.from_numpy(samples)[None])[0].argmax(1)
+    assert Listener(checkpoint, like=like).hear(samples).units.tolist() == wanted.tolist()
+
+
 def test_log_mel_shows_a_tone_at_its_pitch():
     tone = np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000).astype(np.float32)
     decibels = log_mel(tone)
     assert decibels.shape == (80, 101)
     band = 80 * np.log1p(1 / 0.7) / np.log1p(8 / 0.7)  # where the picture writes 1 kHz
     assert decibels[:, 50].argmax() + 0.5 == pytest.approx(band, abs=1.5)
+    assert decibels.max() - log_mel(tone / 10).max() == pytest.approx(20, abs=0.01)
 
 
 def test_similarity_is_the_cosine_about_the_common_mean():
@@ -137,7 +159,7 @@ def test_similarity_is_the_cosine_about_the_common_mean():
     assert np.diag(similarity(first, first)) == pytest.approx(1)
 
 
-def test_transcripts_are_those_of_greedy_decoding(fine_tuned, pretrained):
+def test_transcripts_are_those_of_greedy_decoding(fine_tuned, pretrained, tmp_path):
     checkpoint, model = fine_tuned
     samples = speechlike(2.0)
     listener = Listener(checkpoint)
@@ -148,7 +170,14 @@ def test_transcripts_are_those_of_greedy_decoding(fine_tuned, pretrained):
     assert len(wanted) > 3 and " ".join(word.text for word in words) == wanted
     assert all(0 <= word.start < word.end <= 2.0 for word in words)
     assert all(before.end <= after.start for before, after in zip(words, words[1:]))
+    tokenizer = listener.recogniser.processor.tokenizer
+    tokens = tokenizer.convert_ids_to_tokens(log_probs.argmax(1).tolist())
+    letters = [n for n, token in enumerate(tokens) if token in "ABCDEFGH"]
+    assert words[0].start == pytest.approx(0.02 * letters[0])
+    assert words[-1].end == pytest.approx(0.02 * (letters[-1] + 1))
     assert Listener(pretrained[0], asr=checkpoint).hear(samples).words == words
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    assert Listener(checkpoint, asr=str(other)).asr_name == str(other)
 
 
 def damage(directory: str, name: str, folder: Path) -> str:

@@ -52,8 +52,13 @@ def test_ranks_stand_beside_their_layers(figures):
 def test_the_three_largest_posteriors_are_drawn_and_the_most_that_entropy_can_be(figures):
     posteriors = np.tile(np.float32([0.1, 0.5, 0.1, 0.2, 0.1]), (49, 1))
     posteriors[10] = [0.6, 0, 0.3, 0, 0.1]
-    draw_clip(Clip(speechlike(1.0), 1.0), Heard([], posteriors, np.ones(49, int), []), np.arange(5) / 4, 1, "mixture")
+    heard = Heard([], posteriors, np.ones(49, int), [])
+    picture = draw_clip(Clip(speechlike(1.0), 1.0), heard, np.arange(5) / 4, 1, "mixture")
     mel, units, largest, entropy = figures[0].axes
+    places = [axes.get_position() for axes in (mel, units, entropy)]
+    top = 1 - places[0].y1
+    assert picture.box == pytest.approx((places[0].x0, top, places[0].width, 1 - places[2].y0 - top))
+    assert picture.units == pytest.approx((1 - places[1].y1, places[1].height))
     assert "cluster of the mixture" in units.get_title("left")
     tops = [area.get_paths()[0].vertices[:, 1].max() for area in largest.collections]
     assert tops == pytest.approx([0.6, 0.9, 1.0])
