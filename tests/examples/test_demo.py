@@ -105,20 +105,25 @@ def test_held_out_voices_are_disjoint(plan=synthesize.plan_speakers):  # the who
     assert not variants["train"] & variants["test"]
     assert len({speaker.speaker_id for speaker in speakers}) == len(speakers)
     assert sum(speaker.seconds for speaker in speakers) == pytest.approx(3600)
+    assert sum(speaker.seconds for speaker in speakers if speaker.split == "test") == pytest.approx(900)
 
 
 def test_phone_segments_merge_pauses_and_drop_empty_phones():
     events = [(10, "'aI"), (30, "t"), (30, "@2"), (50, "_:"), (60, "_")]
     assert synthesize.phone_segments(events, 80) == (["sil", "aI", "@", "sil"], [10, 30, 50, 80])
+    assert synthesize.phone_segments([(0, "t"), (10, "t")], 20) == (["t", "t"], [10, 20]), "two of one phone stay two"
 
 
 # The demo script
 
 
 def test_own_speech_is_split_only_where_it_has_a_held_out_folder(tmp_path):
-    train, probe, note = run.locate_speech(tmp_path)
     said = "none of test/, validation/, dev/ lies beside train/ with a metadata.csv"
-    assert train == probe == tmp_path and said in note
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "metadata.csv").write_text("file_name\n")
+    train, probe, note = run.locate_speech(tmp_path)
+    assert train == probe == tmp_path and said in note, "all of it is pretrained on"
+    (tmp_path / "dev" / "metadata.csv").unlink()
     for name in ("train", "validation"):
         (tmp_path / name).mkdir()
     train, probe, note = run.locate_speech(tmp_path)
@@ -172,6 +177,8 @@ def test_earlier_models_are_kept(tmp_path):
         ("file_name,speaker_id,phones,phone_ends\na,x,p,0.1\nb,y,p,0.1", "--phones --split_by"),  # too few recordings
         ("file_name,speaker_id" + 4 * "\na,x\nb,y", "--utterance_labels"),
         ("file_name,phones,phone_ends\na,p,0.1", "--phones"),
+        ("file_name,phones\na,p", ""),
+        ("file_name,speaker_id" + 4 * "\na,x", ""),  # one voice, which nothing tells from another
         ("file_name,speaker_id,phones,phone_ends\na,x,p,0.1\nb,x,p,0.1", "--phones"),  # one voice
         ("file_name,speaker_id,phones,phone_ends\na,,,\nb,,,", ""),
         ("file_name,duration\na,1", ""),

@@ -38,7 +38,8 @@ def test_peaks_are_found_by_device_name():
     assert bf16_peak("NVIDIA A100-SXM4-80GB") == 312e12
     assert bf16_peak("NVIDIA H100 80GB HBM3") == 989e12
     assert bf16_peak("NVIDIA H100 PCIe") == 756e12
-    assert bf16_peak("NVIDIA L4") == 121e12
+    assert bf16_peak("NVIDIA H200 NVL") == 835e12
+    assert bf16_peak("NVIDIA L4") == 121e12 and bf16_peak("NVIDIA L40") is None
     assert bf16_peak("NVIDIA L40S") == 362e12
     assert bf16_peak("NVIDIA GeForce RTX 4090 Laptop GPU") is None
     assert bf16_peak("Some other device") is None

@@ -22,7 +22,7 @@ def write_result(folder, heard: dict[str, str], data="dev"):
     return str(folder)
 
 
-def test_half_the_errors_in_every_clip_are_half_of_them_in_each_resampling(tmp_path, capsys):
+def test_half_the_errors_in_every_clip_are_half_of_them_in_each_resampling(tmp_path, capsys, monkeypatch):
     voices = write_voices(tmp_path / "voices")  # the fourth clip has none
     names = [str(voices / f"{i}.wav") for i in range(16) if i != 3]
     first = write_result(tmp_path / "a", dict.fromkeys(names, "bbbb"))
@@ -31,6 +31,10 @@ def test_half_the_errors_in_every_clip_are_half_of_them_in_each_resampling(tmp_p
     said = capsys.readouterr().out
     assert "dev, 15 clips: CER 1.0000 and 0.5000; 50.0% fewer errors (50.0% to 50.0% over clips, 50.0% to" in said
     assert "fewer in 100% of the clips, more in 0%" in said
+    with monkeypatch.context() as patch:
+        patch.setattr(bootstrap, "interval", lambda first, second, groups: f"{len(set(groups))} drawn")
+        bootstrap.main([first, second, "--data", str(voices), "--speaker_column", "voice"])
+    assert "(15 drawn over clips, 3 drawn over speakers)" in capsys.readouterr().out
     write_result(tmp_path / "b", dict.fromkeys(names, "aabb") | {names[0]: "bbbbb", names[1]: "bbbb"})
     for folder in "ab":  # and another source
         write_result(tmp_path / "more", {"x": "abab", "y": "abba"}, data="test")
