@@ -35,6 +35,15 @@ def test_a_row_for_each_encoder_and_batch(recipe, options, capsys):
     assert sum("GiB more than before" in line for line in lines) == 2
 
 
+def test_times_real_time_is_all_that_was_encoded_by_the_median_turn(recipe, monkeypatch, capsys):
+    monkeypatch.setattr(encode, "encoders", lambda *_: {})
+    monkeypatch.setattr(encode, "measure", lambda *_: {"ours": [0.5, 0.2, 0.4], "hubert": [1.0, 0.8, 0.8]})
+    encode.main(["--config", recipe, "--clips", "2", "--seconds", "4"])
+    ours, hubert = (line.split(maxsplit=4)[4] for line in capsys.readouterr().out.splitlines() if " x 4 s" in line)
+    assert ours.split() == "ours 0.40 ( 0.20 0.50) 20.0 1.00 (1.00 to 1.00)".split()
+    assert hubert.split() == "hubert 0.80 ( 0.80 1.00) 10.0 2.00 (2.00 to 4.00)".split()
+
+
 def test_batches_are_padded_where_asked_for():
     assert set(encode.batch_of(2, 1, False)) == {"input_values"}
     assert encode.batch_of(3, 1, True)["attention_mask"].sum(1).tolist() == [16000, 12000, 8000]

@@ -24,6 +24,15 @@ def test_the_command_prints_every_table(make_arguments, accelerator, capsys):
     assert "utilisation" not in printed, "a CPU has no peak to compare with"
 
 
+def test_figures_are_of_the_median_turn(make_arguments, capsys):
+    step.report_turns({"ours": [3.0, 1.0, 2.0], "naive": [6.0, 4.0, 4.0]}, make_arguments(clips=4, seconds=10.0))
+    step.report_flops("ours", {"encoder": 6_000_000_000, "head": 2_000_000_000}, 2.0, torch.device("cpu"))
+    *_, ours, naive, _, flops, shares = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert " ".join(ours) == "ours 2000.0 ( 1000.0 3000.0) 20.0 1.00 (1.00 to 1.00)"
+    assert " ".join(naive) == "naive 4000.0 ( 4000.0 6000.0) 10.0 2.00 (2.00 to 4.00)"
+    assert flops == "ours: 8.0 GFLOP a step, 4.0 GFLOP/s".split() and shares == "encoder 75.0%, head 25.0%".split()
+
+
 def test_sweep_prints_a_line_for_each_value(make_arguments, accelerator, capsys):
     step.sweep(make_arguments(sweep=["layers", "1", "3"]), accelerator)
     lines = capsys.readouterr().out.splitlines()

@@ -94,6 +94,13 @@ def test_the_command_prints_the_tables(small, capsys):
     assert len([line for line in printed.splitlines() if line.startswith("step ")]) == 2
 
 
+def test_a_row_is_in_units_of_a_thousand_million_and_milliseconds(capsys):
+    counts = {("a", "b", "slow"): Count(0, 1, 1, 0.003), ("a", "c", "slowest"): Count(2 * 10**9, 3 * 10**9, 6, 0.005)}
+    traffic.report("ours", counts, 1)
+    *_, step, _, _, longest = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert step == ["step", "2.0", "3.00", "7", "8.00"] and longest == "a: c: slowest 2.0 3.00 6 5.00".split()
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
