@@ -8,6 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out among test f
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,15 @@ def config(request) -> SJepaConfig:
 @pytest.fixture(scope="session")
 def make_config():
     return small_config
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory):
+    """`exports(front_end, task)`: the ONNX files of a small checkpoint (exports.py), which all workers share."""
+    from exports import small_export
+
+    folder = tmp_path_factory.getbasetemp()
+    return cache(partial(small_export, (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "exports"))
 
 
 @pytest.fixture

@@ -86,9 +86,11 @@ def test_commands_in_docstrings_recipes_and_launch_files_are_understood():
 
 
 @pytest.fixture
-def checkpoints(make_config, tmp_path) -> dict[str, str]:
-    """The pages' names of checkpoints, and small ones in their place."""
-    pretraining = make_config("log_mel", log_mel_cmn=True, mixture_features="mfcc", mixture_feature_size=39)
+def checkpoints(page, make_config, tmp_path) -> dict[str, str]:
+    """The page's names of checkpoints, and small ones in their place; of one layer where they are exported."""
+    settings = dict(log_mel_cmn=True, mixture_features="mfcc", mixture_feature_size=39)
+    layers = 1 if page.name == "sharing.md" else 3
+    pretraining = make_config("log_mel", num_hidden_layers=layers, **settings)
     SJepaForPreTraining(pretraining).save_pretrained(tmp_path / "pretrained")
     feature_extractor().save_pretrained(tmp_path / "pretrained")
     tokenizer = build_tokenizer(["ABC"])

@@ -56,7 +56,7 @@ def published(hub, pretrained, recogniser, classifier):
     }
 
 
-def test_every_class_with_and_without_the_package_fresh_and_resaved(hub, published, tmp_path):
+def test_every_class_and_pipeline_with_and_without_the_package_fresh_and_resaved(hub, published, tmp_path):
     """The matrix: what loads is, bit for bit, what was saved; whoever saves it again and pushes it loses nothing."""
     with_package = {
         repo: {
@@ -69,8 +69,14 @@ def test_every_class_with_and_without_the_package_fresh_and_resaved(hub, publish
         DIGEST
         + f"""
 import json, transformers
-from transformers import AutoProcessor
-found = {{}}
+import numpy as np
+from transformers import AutoProcessor, pipeline
+audio = np.random.default_rng(0).standard_normal(32000)
+pipelines = [
+    pipeline("automatic-speech-recognition", "ada/asr", trust_remote_code=True)(audio)["text"],
+    [e["score"] for e in pipeline("audio-classification", "ada/words", trust_remote_code=True)(audio)],
+]
+found, processors = {{}}, {{}}
 for repo, best in {published!r}.items():
     found[repo] = {{}}
     for name in {list(AUTO_CLASSES)!r}:
@@ -80,12 +86,16 @@ for repo, best in {published!r}.items():
         if name == best:
             directory = {str(tmp_path)!r} + "/again-" + repo.split("/")[1]
             model.save_pretrained(directory)
-            AutoProcessor.from_pretrained(repo, trust_remote_code=True).save_pretrained(directory)
-print(json.dumps(found))
+            processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
+            processor.save_pretrained(directory)
+            processors[repo] = type(processor).__name__
+print(json.dumps([found, processors, *pipelines]))
 """
     )
-    without = json.loads(without_the_package(code).splitlines()[-1])
+    without, processors, text, scores = json.loads(without_the_package(code).splitlines()[-1])
     assert without == with_package
+    assert (processors["ada/asr"], processors["ada/encoder"]) == ("Wav2Vec2Processor", "Wav2Vec2FeatureExtractor")
+    check_pipelines(text, scores)
     assert all(len(set(digests.values())) == 1 for digests in without.values()), "one encoder, whatever is on top"
     for repo, best in published.items():
         before = hub.files(repo)
@@ -102,24 +112,17 @@ print(json.dumps(found))
         assert digest(reopened) == digest(fresh)  # noqa: F821
 
 
-def test_pipelines_from_one_repo(published):
-    """With the package no remote code is run; without it, it does the same."""
-    code = """
-import numpy as np
-from transformers import AutoFeatureExtractor, AutoProcessor, pipeline
-audio = np.random.default_rng(0).standard_normal(32000)
-print(repr(pipeline("automatic-speech-recognition", "ada/asr"{trust})(audio)["text"]))
-print([round(e["score"], 4) for e in pipeline("audio-classification", "ada/words"{trust})(audio)])
-print(type(AutoProcessor.from_pretrained("ada/asr"{trust})).__name__)
-print(type(AutoProcessor.from_pretrained("ada/encoder"{trust})).__name__)
-"""
-    shown = without_the_package(code.replace("{trust}", ", trust_remote_code=True")).splitlines()
-    recognise = pipeline("automatic-speech-recognition", "ada/asr")
+def check_pipelines(text: str, scores: list[float]) -> None:
+    """With the package no remote code is run; without it, that gave the same."""
+    recognise, classify = (
+        pipeline("automatic-speech-recognition", "ada/asr"),
+        pipeline("audio-classification", "ada/words"),
+    )
     assert type(recognise.model) is sjepa_hf.SJepaForCTC
-    assert type(pipeline("audio-classification", "ada/words").model) is sjepa_hf.SJepaForSequenceClassification
-    assert shown[2:] == ["Wav2Vec2Processor", "Wav2Vec2FeatureExtractor"]
+    assert type(classify.model) is sjepa_hf.SJepaForSequenceClassification
     audio = np.random.default_rng(0).standard_normal(32000)
-    assert repr(recognise(audio)["text"]) == shown[0]
+    assert recognise(audio)["text"] == text
+    assert [e["score"] for e in classify(audio)] == pytest.approx(scores, abs=1e-4)
 
 
 def test_a_pinned_commit_stays_what_it_was(hub, published, pretrained):

@@ -5,31 +5,26 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import HubertConfig, Wav2Vec2CTCTokenizer, Wav2Vec2Processor
+from exports import CLASS_NAMES, WITH_ALL, Export, small_config
+from transformers import HubertConfig, Wav2Vec2CTCTokenizer
 
 from benchmarks import onnx as benchmark
 from sjepa_hf import (
     SJepaConfig,
-    SJepaForAudioFrameClassification,
-    SJepaForCTC,
     SJepaForPreTraining,
     SJepaForSequenceClassification,
     SJepaForXVector,
     SJepaModel,
     export_onnx,
 )
-from sjepa_hf.feature_extraction import feature_extractor
 from sjepa_hf.frames import MIN_SAMPLES
 from training.finetuning.beam_search import greedy_decode
-from training.finetuning.text import build_tokenizer
 
 
 onnx = pytest.importorskip("onnx", reason="the export needs onnx")
@@ -37,8 +32,7 @@ pytest.importorskip("onnxscript", reason="the export needs onnxscript")
 pytest.importorskip("onnxruntime", reason="the export is checked in onnxruntime")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run_onnx.py"
-CASES = [("waveform", "features"), ("log_mel", "ctc"), ("waveform", "classification")]
-CLASS_NAMES = ["yes", "no", "là"]
+CASES = [("waveform", "features"), ("log_mel", "ctc"), ("log_mel", "classification")]
 
 
 def test_a_file_that_gives_nan_less_or_other_lengths_does_not_agree(monkeypatch):
@@ -60,17 +54,6 @@ def test_a_file_that_gives_nan_less_or_other_lengths_does_not_agree(monkeypatch)
         difference()
 
 
-class Export(NamedTuple):
-    """A checkpoint with its model, and the files that were written from it."""
-
-    model: torch.nn.Module
-    checkpoint: Path
-    task: str
-    path: Path
-    int8: Path
-    differences: dict[Path, float]
-
-
 def run(path: Path, input_values: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     feeds = {"input_values": input_values.numpy(), "attention_mask": attention_mask.numpy()}
     output, frame_lengths = export_onnx.open_session(path).run(None, feeds)
@@ -90,54 +73,12 @@ def in_pytorch(export: Export, input_values: torch.Tensor, attention_mask: torch
     return output.last_hidden_state if export.task == "features" else output.logits
 
 
-def small_config(front_end: str, **changes) -> SJepaConfig:
-    """One layer, whose weights are large enough for the outputs to differ from frame to frame."""
-    return SJepaConfig(
-        front_end=front_end,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=64,
-        conv_dim=[16] * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-        num_mel_bins=24,
-        initializer_range=0.2,
-        **changes,
-    )
-
-
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory):
-    """`exports(front_end, task)`: the export of a small checkpoint, made once."""
-
-    @cache
-    def make(front_end: str, task: str) -> Export:
-        torch.manual_seed(0)
-        folder = tmp_path_factory.mktemp(f"{front_end}-{task}")
-        checkpoint, path = folder / "checkpoint", folder / "out" / "model.onnx"
-        changes = {}
-        if task == "ctc":
-            tokenizer = build_tokenizer(["ABC É"])
-            Wav2Vec2Processor(feature_extractor(), tokenizer).save_pretrained(checkpoint)
-            changes = dict(vocab_size=len(tokenizer), use_weighted_layer_sum=True)
-        elif task == "classification":
-            changes = dict(id2label=dict(enumerate(CLASS_NAMES)))
-        model = export_onnx.TASKS[task](small_config(front_end, **changes)).eval()
-        model.save_pretrained(checkpoint)
-        differences = export_onnx.export_onnx(checkpoint, path, int8=True)  # the task is the checkpoint's
-        return Export(model, checkpoint, task, path, path.with_name("model.int8.onnx"), differences)
-
-    return make
-
-
 @pytest.fixture(params=CASES, ids="-".join)
 def export(request, exports) -> Export:
     return exports(*request.param)
 
 
 def test_agrees_with_pytorch_at_other_batches_and_lengths(export):
-    assert export.differences[export.path] < 1e-4
     for lengths in ([400], [5555], [16000, 9037, 450], [3000, 48000], [1200, 100]):
         batch = clips(lengths)
         wanted = in_pytorch(export, *batch)
@@ -184,7 +125,7 @@ def test_the_file_says_what_its_user_needs(exports):
         return {name: json.loads(value) for name, value in found.items()}
 
     assert metadata(exports("waveform", "features")) == {"task": "features", "sampling_rate": 16000}
-    classification = metadata(exports("waveform", "classification"))
+    classification = metadata(exports("log_mel", "classification"))
     assert classification == {"task": "classification", "sampling_rate": 16000, "labels": CLASS_NAMES}
     ctc = metadata(exports("log_mel", "ctc"))
     assert (ctc["task"], ctc["labels"]) == ("ctc", ["", "", "", "\ufffd", " ", "A", "B", "C", "É"])
@@ -216,27 +157,22 @@ def test_features_of_a_fine_tuned_checkpoint(exports):
         assert torch.equal(weight, ctc.model.sjepa.state_dict()[name])
 
 
-POOLING = (SJepaForSequenceClassification, SJepaForXVector)  # heads to which it matters whether there is a mask
-
-
 @pytest.mark.parametrize(
     "front_end, cls, masked",
     [
         ("waveform", SJepaModel, True),
-        ("waveform", SJepaModel, False),
-        ("log_mel", SJepaModel, True),
-        ("log_mel", SJepaForPreTraining, True),
-        ("log_mel", SJepaForCTC, True),
-        ("log_mel", SJepaForAudioFrameClassification, True),
-        *(("log_mel", cls, masked) for cls in POOLING for masked in (True, False)),
+        ("waveform", SJepaForSequenceClassification, False),
+        ("log_mel", SJepaForPreTraining, False),
+        ("log_mel", SJepaForXVector, True),
     ],
 )
 def test_torch_export_runs_at_other_sizes(front_end, cls, masked):
     """
-    OpenVINO counts a frame too many where a quotient of integers is compared, and knows no maximum of sizes: programs
-    have neither, but that of speakers, which counts the frames of its time-delay layers.
+    Also without a mask, and whole programs of the heads that have no files above. OpenVINO counts a frame too many
+    where a quotient of integers is compared, and knows no maximum of sizes: programs have neither, but for the maximum
+    of that of speakers, which counts the frames of its time-delay layers.
     """
-    more = dict(log_mel_cmn=True, log_mel_prior_frames=10, stem_kernel_size=3) if front_end == "log_mel" else {}
+    more = dict(WITH_ALL, tdnn_dim=[32] * 5) if front_end == "log_mel" else {}
     model = cls(small_config(front_end, **more)).eval()
     shortest = 7000 if cls is SJepaForXVector else 720  # its time-delay layers look far around
     inputs, either = 2 if masked else 1, torch.export.Dim.AUTO
@@ -244,13 +180,13 @@ def test_torch_export_runs_at_other_sizes(front_end, cls, masked):
     example = clips([16000, 9037])[:inputs]
     exported = torch.export.export(model, example, dynamic_shapes=(shape,) * inputs, strict=False)
     called = {getattr(node.target, "__name__", "") for node in exported.graph.nodes}
-    assert cls is SJepaForXVector or called.isdisjoint({"floor_divide.default", "div.Tensor_mode", "sym_max"})
+    assert called.isdisjoint({"floor_divide.default", "div.Tensor_mode"})
+    assert cls is SJepaForXVector or "sym_max" not in called
     program = exported.module()
     for lengths in ([shortest], [8000], [31000, shortest, 17000]):
         batch = clips(lengths)[:inputs]
-        wanted, found = (
-            call(*batch)["last_hidden_state" if cls is SJepaModel else "logits"] for call in (model, program)
-        )
+        name = "last_hidden_state" if cls is SJepaModel else "logits"
+        wanted, found = (call(*batch)[name] for call in (model, program))
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
@@ -333,7 +269,7 @@ def test_example_says_what_it_cannot_run(exports, tmp_path):
 
 
 def test_example_classifies(exports, tmp_path):
-    classifier = exports("waveform", "classification")
+    classifier = exports("log_mel", "classification")
     samples = 0.1 * np.random.default_rng(0).standard_normal(16000).astype("float32")
     soundfile.write(tmp_path / "clip.wav", samples, 16000, subtype="FLOAT")
     done = run_example(classifier.path, tmp_path / "clip.wav")

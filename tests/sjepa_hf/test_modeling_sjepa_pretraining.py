@@ -119,29 +119,32 @@ def test_every_parameter_learns(config, masked_batch, changes):
     assert not any(name.startswith("mixture") for name, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize(
-    ("config", "training"), [("waveform", False), ("waveform", True), ("stem", False)], indirect=["config"]
-)
-def test_compiles_into_one_graph_over_visible_frames(config, masked_batch, training):
+@pytest.mark.parametrize("config", ["waveform"], indirect=True)
+def test_compiles_into_one_graph_over_visible_frames(config, masked_batch):
     config.encode_visible_only, config.num_hidden_layers = True, 1  # more are more of the same
     inputs, real = masked_batch
-    model = SJepaForPreTraining(config).train(training)
+    model = SJepaForPreTraining(config).train()
     mask = inputs["mask_time_indices"]
     inputs["masked_positions"] = mask.flatten().nonzero().squeeze(1)
     inputs["visible_positions"] = (real & ~mask).flatten().nonzero().squeeze(1)
     inputs["longest_visible"] = int((real & ~mask).sum(1).max())
-    output = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs)
-    if training:
-        output.loss.backward()
-        assert all(p.grad is not None for p in model.parameters())
-    else:
-        torch.testing.assert_close(output.loss, model(**inputs).loss)
+    compiled, losses = torch.compile(model, fullgraph=True, backend="aot_eager"), []
+    for call in (model, compiled):
+        torch.manual_seed(1)  # the same dropout
+        losses.append(call(**inputs).loss)
+    torch.testing.assert_close(*losses)
+    losses[1].backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("config", ["waveform", "stem"], indirect=True)
-@pytest.mark.parametrize("part", ["student", "teacher"])
+@pytest.mark.parametrize(
+    ("config", "part"), [("waveform", "student"), ("stem", "student"), ("waveform", "teacher")], indirect=["config"]
+)
 def test_compiles_into_one_graph_for_batches_of_all_sizes(config, part):
-    """As training compiles both: whole, once for padded batches, whatever their clips and lengths."""
+    """
+    As training compiles both: whole, once for padded batches, whatever their clips and lengths. Without gradients the
+    front end of waveforms has other code, that of log-mel has not.
+    """
     config.num_hidden_layers = 1
     for name in ("hidden", "attention", "activation", "feat_proj", "predictor"):
         setattr(config, f"{name}_dropout", 0.0)

@@ -1,5 +1,6 @@
 """What several rooms' tests begin from: tones that spell texts, classes, two voices, a small checkpoint."""
 
+import shutil
 import signal
 
 import numpy as np
@@ -80,15 +81,22 @@ def recogniser(tmp_path_factory, checkpoint, mine, texts):
     return run(finetune_ctc, checkpoint, mine, output, *options)
 
 
-@pytest.fixture
-def stopped(checkpoint, mine, tmp_path):
+@pytest.fixture(scope="session")
+def ended_by_sigterm(checkpoint, mine, tmp_path_factory):
     """A CTC run that SIGTERM has ended after its third step; its folder of output."""
-    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path / "run", "--max_steps", "6")
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    ready = prepare(finetune_ctc, checkpoint, mine, folder, "--max_steps", "6")
     ready.trainer.add_callback(At(3, signal.SIGTERM))
     with pytest.raises(SystemExit) as caught:
         finetune_ctc.train(ready, Heartbeat("training"))
     assert caught.value.code == 143
-    return tmp_path / "run"
+    return folder
+
+
+@pytest.fixture
+def stopped(ended_by_sigterm, tmp_path):
+    """That folder, to be changed at will."""
+    return shutil.copytree(ended_by_sigterm, tmp_path / "run")
 
 
 @pytest.fixture(scope="session")

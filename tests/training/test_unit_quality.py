@@ -26,7 +26,7 @@ def test_all_figures_of_a_few_clips(speech, tmp_path, capsys):
         (tmp_path / name / "metadata.csv").write_text("\n".join([header, *rows]))
         return str(tmp_path / name)
 
-    aligned, words = few("ljspeech_phones", 6), few("arabic_speech_commands", 24)
+    aligned, words = few("ljspeech_phones", 4), few("arabic_speech_commands", 8)
     (tmp_path / "noise").mkdir()
     for file in ("pink_noise.opus", "running_tap.opus"):
         (tmp_path / "noise" / file).symlink_to(speech / "noise" / "speech_commands" / file)

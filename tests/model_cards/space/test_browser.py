@@ -1,12 +1,10 @@
 """The page in a real headless Chromium: pictures for a clip, a sentence for what is none, nothing from elsewhere."""
 
 import json
-import os
+import runpy
 import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import chromium
@@ -20,13 +18,13 @@ from tones import speechlike, write_two_hours
 pytest.importorskip("gradio", reason="the page needs gradio")
 pytest.importorskip("selenium", reason="the browser is driven by selenium")
 
+import gradio
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 
-ROOT = Path(__file__).parents[3]
 # Buttons and choices of the tab that reach beyond the box that they lie in.
 CUT = """
     return [...document.querySelectorAll('button, select, label')].filter((node) => {
@@ -39,42 +37,32 @@ pytestmark = chromium.needed
 
 
 @pytest.fixture
-def address(pretrained, unit_folder, tmp_path):
-    """The page of a small checkpoint with a corpus of its units, served on a free port by one command."""
+def address(pretrained, unit_folder, space, tmp_path, monkeypatch, capfd):
+    """
+    The page of a small checkpoint with a corpus of its units, served on a free port by its command; that in this
+    process, which has imported it all, and does not wait where the command would.
+    """
+    pages, launch = [], gradio.Blocks.launch
+
+    def launch_beside(page, **settings):
+        pages.append(page)
+        launch(page, prevent_thread_lock=True, **settings)
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {
-        "GRADIO_SERVER_NAME": "127.0.0.1",
-        "GRADIO_SERVER_PORT": str(port),
-        "GRADIO_TEMP_DIR": str(tmp_path / "uploads"),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(ROOT),
-        "SJEPA_CHECKPOINT": pretrained[0],
-    }
-    log = tmp_path / "server.log"
-    with log.open("w") as output:
-        command = [sys.executable, str(ROOT / "model_cards" / "space" / "app.py")]
-        command += ["--units", str(unit_folder.parent / "units")]
-        server = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    monkeypatch.setattr(gradio.Blocks, "launch", launch_beside)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    monkeypatch.setenv("SJEPA_CHECKPOINT", pretrained[0])
+    options = ["--units", str(unit_folder.parent / "units"), "--host", "127.0.0.1", "--port", str(port)]
+    monkeypatch.setattr(sys, "argv", ["app.py", *options])
     try:
-        deadline = time.monotonic() + PATIENCE
-        while not answers(f"http://127.0.0.1:{port}/"):
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/"
+        runpy.run_path(str(space / "app.py"), run_name="__main__")
+        yield pages[0].local_url
     finally:
-        server.terminate()
-        server.wait(20)
-    assert "Traceback" not in log.read_text()
-
-
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
+        for page in pages:
+            page.close()
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 @pytest.fixture

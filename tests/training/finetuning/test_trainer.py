@@ -137,7 +137,7 @@ finetune_ctc.main()
 
 def test_of_several_processes_a_signal_to_one_saves_and_the_run_goes_on_as_without_it(checkpoint, mine, tmp_path):
     """Where an evaluation is due, then in the next one."""
-    options = ["--model_name_or_path", checkpoint, "--train_data", str(mine), "--max_steps", "7", "--eval_steps", "3"]
+    options = ["--model_name_or_path", checkpoint, "--train_data", str(mine), "--max_steps", "5", "--eval_steps", "2"]
     options += ["--p_noise", "0.5", *FAST[:-2], "--load_best_model_at_end", "false", "--output_dir"]
 
     def ended(out: str, script) -> tuple[str, int]:
@@ -148,7 +148,7 @@ def test_of_several_processes_a_signal_to_one_saves_and_the_run_goes_on_as_witho
     whole, out = Path(finetune_ctc.__file__), tmp_path / "stopped"
     said, status = ended("whole", whole)
     assert status == 0, said[-3000:]
-    for at, evaluating in ((3, False), (6, True)):
+    for at, evaluating in ((2, False), (4, True)):
         (tmp_path / "script.py").write_text(ONE_GETS_A_SIGNAL.format(at=at, evaluating=evaluating))
         said, status = ended("stopped", tmp_path / "script.py")
         assert status == 143 and said.count(f"Stopped at step {at}: ") == 1, said[-3000:]

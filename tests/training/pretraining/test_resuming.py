@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere goes on to the very weights of one that is not; two processes give what one gives."""
+"""A run that is stopped anywhere goes on to the very weights of one that is not."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import signal
 from dataclasses import fields
 
 import pytest
-import torch
 from datasets import Dataset
 from pretraining_runs import (
     assert_equal_weights,
@@ -67,47 +66,38 @@ def test_all_that_phase_2_can_be_aimed_at_is_resumed_too(command, tmp_path):
     assert "frozen_mixture.means" in weights(tmp_path / "again" / "final")
 
 
-def test_transitions_are_resumed_too_and_are_the_same_in_two_processes(command, tmp_path):
+def test_transitions_are_resumed_too(command, tmp_path):
     """Of both mixtures: the frozen one and the online one, whose transitions follow every step."""
-    no_dropout = {f"{part}_dropout": 0.0 for part in ("hidden", "activation", "attention", "feat_proj", "predictor")}
-    given = ["--model_config", json.dumps(no_dropout | {"layerdrop": 0.0}), "--target_transitions", "true"]
-    given += ["--frozen_weight", "0.5", "--mixture_decay", "0.9", "--layer_check_steps", "5"]
-    two = start(command(*given, "--num_workers", "1", out="two"), ranks=2)
-    in_one_thread(command(*given, "--gradient_accumulation_steps", "2", out="one"))
-    errors = two.communicate(timeout=300)[1]
-    assert two.returncode == 0, errors[-3000:]
-    one = weights(tmp_path / "one" / "final")
-    for name, tensor in weights(tmp_path / "two" / "final").items():
-        torch.testing.assert_close(tensor, one[name], atol=2e-6, rtol=1e-5, msg=name)
-    for step in (12, 16):
-        checkpoint, out = tmp_path / "one" / f"checkpoint-{step}", f"from-{step}"
-        resume = ["--resume_from_checkpoint", str(checkpoint), "--gradient_accumulation_steps", "2"]
-        in_one_thread(command(*given, *resume, out=out))
-        assert_equal_weights(tmp_path / "one" / "final", tmp_path / out / "final")
-    phase_1, amid = weights(tmp_path / "one" / "checkpoint-12"), weights(tmp_path / "one" / "checkpoint-16")
+    given = ["--target_transitions", "true", "--frozen_weight", "0.5", "--mixture_decay", "0.9", "--num_workers", "0"]
+    given += ["--phase1_steps", "6", "--phase2_steps", "6", "--save_steps", "3"]
+    in_one_thread(command(*given, out="whole"))
+    for step in (6, 9):
+        checkpoint, out = tmp_path / "whole" / f"checkpoint-{step}", f"from-{step}"
+        in_one_thread(command(*given, "--resume_from_checkpoint", str(checkpoint), out=out))
+        assert_equal_weights(tmp_path / "whole" / "final", tmp_path / out / "final")
+    phase_1, amid, last = (weights(tmp_path / "whole" / name) for name in ("checkpoint-6", "checkpoint-9", "final"))
     for name in ("pairs", "initial"):
-        assert one[f"frozen_mixture.transitions.{name}"].equal(phase_1[f"mixture.transitions.{name}"])
-        assert not one[f"mixture.transitions.{name}"].equal(amid[f"mixture.transitions.{name}"])
-    assert AutoConfig.from_pretrained(tmp_path / "one" / "final").mixture_transitions
+        assert last[f"frozen_mixture.transitions.{name}"].equal(phase_1[f"mixture.transitions.{name}"])
+        assert not last[f"mixture.transitions.{name}"].equal(amid[f"mixture.transitions.{name}"])
+    assert AutoConfig.from_pretrained(tmp_path / "whole" / "final").mixture_transitions
 
 
-def test_a_torn_checkpoint_is_named_and_passed_over(command, tmp_path, caplog):
-    in_one_thread(command("--phase2_steps", "0", "--num_workers", "0"))
-    out = tmp_path / "out"
+def test_a_torn_checkpoint_is_named_and_passed_over(finished, tmp_path, caplog):
+    out = shutil.copytree(finished[0], tmp_path / "out")
     assert [damage(path) for path in checkpoints(out)] == [None, None, None]
     shutil.rmtree(out / "final")
-    torn = out / "checkpoint-12" / "training_state" / "optimizer.pt"
+    torn = out / "checkpoint-9" / "training_state" / "optimizer.pt"
     torn.write_bytes(torn.read_bytes()[:-1])
-    assert find_checkpoint(out, "latest").name == "checkpoint-8"
-    assert "checkpoint-12 is damaged and passed over: training_state/optimizer.pt has" in caplog.text
-    weights_file = out / "checkpoint-8" / "model.safetensors"
+    assert find_checkpoint(out, "latest").name == "checkpoint-6"
+    assert "checkpoint-9 is damaged and passed over: training_state/optimizer.pt has" in caplog.text
+    weights_file = out / "checkpoint-6" / "model.safetensors"
     content = bytearray(weights_file.read_bytes())
     content[-1] ^= 1
     weights_file.write_bytes(content)
-    assert damage(out / "checkpoint-8") == "model.safetensors is not what was written"
-    with pytest.raises(ValueError, match="checkpoint-8 is damaged: .* Take an earlier one"):
-        find_checkpoint(out, str(out / "checkpoint-8"))
-    (out / "checkpoint-4" / "config.json").unlink()
+    assert damage(out / "checkpoint-6") == "model.safetensors is not what was written"
+    with pytest.raises(ValueError, match="checkpoint-6 is damaged: .* Take an earlier one"):
+        find_checkpoint(out, str(out / "checkpoint-6"))
+    (out / "checkpoint-3" / "config.json").unlink()
     with pytest.raises(ValueError, match="no complete checkpoint .*: name another `output_dir`, or move what lies"):
         find_checkpoint(out, "auto")
     with pytest.raises(ValueError, match="no complete checkpoint .*: start without resuming"):

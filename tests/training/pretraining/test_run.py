@@ -61,15 +61,16 @@ def test_what_all_processes_have_together_takes_one_exchange():
 
 
 NO_DROPOUT = ["hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "predictor_dropout"]
+WITH_ALL = ["--target_transitions", "true", "--frozen_weight", "0.5", "--mixture_decay", "0.9"]
 
 
 def without_dropout(command, *options, out):
     config = json.dumps(dict.fromkeys(NO_DROPOUT, 0.0) | {"layerdrop": 0.0})
-    return command("--model_config", config, "--layer_check_steps", "5", *options, out=out)
+    return command("--model_config", config, "--layer_check_steps", "5", *WITH_ALL, *options, out=out)
 
 
 def test_two_processes_give_what_one_gives_with_accumulation(command, tmp_path):
-    """Also a second time, resumed on the other number of processes."""
+    """Also of kept targets and transitions, and a second time, resumed on the other number of processes."""
     two = start(without_dropout(command, "--num_workers", "1", out="two"), ranks=2)
     in_one_thread(without_dropout(command, "--gradient_accumulation_steps", "2", out="one"))
     errors = two.communicate(timeout=300)[1]
@@ -84,7 +85,14 @@ def test_two_processes_give_what_one_gives_with_accumulation(command, tmp_path):
     one, two = (read_history(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     for ours, theirs in zip(one, two, strict=True):
         assert ours.keys() == theirs.keys()
-        for name in {"masked_kl", "visible_kl", "gradient_norm", "mixture_perplexity", "hours_seen"} & ours.keys():
+        for name in {
+            "masked_kl",
+            "visible_kl",
+            "frozen_kl",
+            "gradient_norm",
+            "mixture_perplexity",
+            "hours_seen",
+        } & ours.keys():
             assert theirs[name] == pytest.approx(ours[name], rel=1e-5), (ours["step"], name)
         assert theirs.get("active_layer") == ours.get("active_layer")
         if "effective_ranks" in ours:
