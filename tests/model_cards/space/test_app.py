@@ -59,14 +59,16 @@ def test_the_page_runs_from_what_a_space_is_given(space, tmp_path, clip_path):
                 (tmp_path / target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, tmp_path / target / name)
     code = f"""
-import sys
+import runpy, sys
 sys.path.insert(0, {str(tmp_path)!r})
 import listening, segments, training.data.waveforms
 assert listening.read_clip({clip_path!r}).seconds == 1.5
 assert training.data.waveforms.__file__ == {str(tmp_path / "training" / "data" / "waveforms.py")!r}
 assert "training.data.clips" not in sys.modules
+sys.argv = ["app.py", "--help"]
+runpy.run_path("app.py", run_name="__main__")
 """
-    run_python(code, folder=tmp_path)
+    assert "usage: app.py" in run_python(code, folder=tmp_path).output
 
 
 def test_of_two_hours_the_first_minute_is_shown(tmp_path, pretrained):
