@@ -11,7 +11,7 @@ from pushing import push
 
 import sjepa_hf
 from sjepa_hf.configuration_sjepa import MODEL_CODE
-from sjepa_hf.contents import ADAPTER, PRETRAINING, contents, reduce_paths
+from sjepa_hf.contents import ADAPTER, PRETRAINING, contents, reduce_paths, shown
 from sjepa_hf.push import push as push_from_python
 from sjepa_hf.scores import THIS_MODEL, Score, write_scores
 
@@ -109,6 +109,26 @@ def test_a_checkpoint_without_any_code_is_published_with_the_packages(hub, pretr
         (pretrained / name).unlink()
     assert push(pretrained, "encoder") == ""
     assert {name: hub.files("ada/encoder")[name] for name in MODEL_CODE} == texts
+
+
+def test_a_configuration_that_names_no_code_is_refused(pretrained):
+    settings = json.loads((pretrained / "config.json").read_text())
+    del settings["auto_map"]
+    (pretrained / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"lacks the model's code \(auto_map in config.json\): open it with"):
+        contents(pretrained)
+
+
+def test_where_one_file_of_weights_lies_beside_an_index_it_goes_as_it_is_the_one_that_opens(pretrained):
+    (pretrained / "model.safetensors.index.json").write_text('{"weight_map": {"a": "old.safetensors"}}')
+    (pretrained / "old.safetensors").write_bytes((pretrained / "model.safetensors").read_bytes())
+    found = contents(pretrained)
+    assert "model.safetensors" in found.files
+    assert {"model.safetensors.index.json", "old.safetensors"} <= found.left_out.keys()
+
+
+def test_long_names_are_cut_in_their_middle():
+    assert shown("a" * 60 + "b" * 60) == "a" * 38 + "..." + "b" * 39 and shown("a" * 80) == "a" * 80
 
 
 def test_weights_alone_may_be_large(pretrained, monkeypatch):

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from accelerate import PartialState
 from pretraining_runs import start
+from safetensors.torch import load_file
 
 from training import fit_units, units
 
@@ -87,9 +89,26 @@ def test_a_launch_on_cpus_is_seen(command, corpus_folder, clustered, tmp_path):
 
 
 def test_features_pooled(command):
-    assert "features-00004.safetensors" in contents(
-        command("--features", "1", "2", "--pooled", "true", "--format", "safetensors", "--dtype", "bfloat16")
+    options = ("--features", "1", "2", "--format", "safetensors", "--dtype", "bfloat16", "--columns", "speaker")
+    output = command(*options, "--pooled", "true")
+    found = load_file(output / "features-00004.safetensors")["features"]
+    assert (found.shape, found.dtype) == ((1, 2, 48), torch.bfloat16)
+    index = pq.read_table(output / "features-00001.index.parquet").to_pydict()
+    assert (index["rows"], index["speaker"]) == ([1, 1], ["s0", "s2"])
+
+
+def test_clips_that_are_read_in_pieces_are_counted(command, capsys):
+    output = command("--max_seconds", "1.5", "--top_k", "2")
+    tables = [pq.read_table(path) for path in sorted(output.glob("*.parquet"))]
+    seconds = [each for table in tables for each in table["seconds"].to_pylist()]
+    count = sum(each > 1.5 for each in seconds)
+    assert (
+        0 < count < len(seconds) == 11 and json.loads((output / "corpus.json").read_text())["clips_in_pieces"] == count
     )
+    assert f"; {count} longer than 1.5 s were read in pieces" in capsys.readouterr().out
+    assert tables[0]["top_units"].to_pylist()[0][0][0] == tables[0]["units"].to_pylist()[0][0]
+    command(out="whole")
+    assert "in pieces" not in capsys.readouterr().out
 
 
 def test_what_cannot_be_gets_a_sentence(command, clustered, corpus_folder, tmp_path):

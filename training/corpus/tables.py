@@ -66,7 +66,7 @@ def write_units(
     if kind == "parquet":
         pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
         return
-    with (folder / f"{name}.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
+    with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
         for batch in table.to_batches(max_chunksize=100):
             for row in batch.to_pylist():
                 for key in ("run_starts", "run_seconds"):

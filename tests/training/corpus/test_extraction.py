@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import save
+from safetensors.torch import save_file
 
 from sjepa_hf import SJepaForPreTraining, SJepaModel
+from sjepa_hf.encoding import weights_hash
 from sjepa_hf.frames import frame_lengths
-from sjepa_hf.opening import open_sjepa
+from sjepa_hf.opening import EMA_ENCODER, open_sjepa
 from training.corpus.extraction import extract_shard, in_whole_pieces, layer_extractor, unit_extractor
 from training.corpus.reading import Corpus
 from training.data.clips import Clip
@@ -26,14 +28,37 @@ def test_units_of_a_shard_are_those_of_each_clip(corpus_folder, clustered, sourc
     assert sorted(done.tensors) == [0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12]
     assert {place: reason for place, (_, reason) in done.bad.items()} == {4: "empty", 9: "corrupt"}
     model, same, frames = open_sjepa(SJepaForPreTraining, clustered).eval(), 0, 0
+    known = {"checkpoint": clustered, "weights": weights_hash(model), "clusters": source, "components": 10}
+    known |= {"mixture features": "mfcc_cmn", "layers": None, "top_k": 2, "ema encoder": False, "precision": "fp32"}
+    assert extractor.description == known
     for place, found in done.tensors.items():
         samples = rows[place].clip.read()
         assert done.seconds[place] == len(samples) / 16000
-        expected = model.units(torch.from_numpy(samples)[None], source=source).units[0]
+        units = model.units(torch.from_numpy(samples)[None], top_k=2, source=source)
+        expected = units.units[0]
         assert len(found["units"]) == len(expected) == frame_lengths(len(samples))
         same, frames = same + int((found["units"] == expected).sum()), frames + len(expected)
-        assert found["top_units"].shape == found["posteriors"].shape == (len(expected), 2)
+        assert found["top_units"].shape == (len(expected), 2) and found["top_units"][:, 0].equal(found["units"])
+        torch.testing.assert_close(found["posteriors"].float(), units.top_posteriors[0], atol=2e-3, rtol=0)
     assert same >= 0.999 * frames
+
+
+def test_units_over_the_encoder_are_those_of_the_ema_encoder_and_predictions_of_the_encoder(make_config, tmp_path):
+    model = SJepaForPreTraining(make_config("log_mel", num_hidden_layers=1)).eval()
+    model.replace_mixture(6, 48)
+    model.describe_mixture("encoder", [1])
+    clip = 0.1 * np.random.randn(8000).astype(np.float32)
+    path, audio = save(model, tmp_path), torch.from_numpy(clip)[None]
+    (tmp_path / EMA_ENCODER).parent.mkdir()
+    ema = {name: 1.5 * value for name, value in model.sjepa.state_dict().items()}
+    save_file(ema, tmp_path / EMA_ENCODER)
+    extractors = {source: unit_extractor(path, source, 6, "cpu") for source in (None, "prediction")}
+    found = {source: extractor.extract([clip], ["a"])[0] for source, extractor in extractors.items()}
+    for source, weights in (("prediction", {}), (None, ema)):
+        model.sjepa.load_state_dict(weights, strict=bool(weights))
+        expected = model.units(audio, top_k=6, source=source or "mixture").top_posteriors[0]
+        torch.testing.assert_close(found[source]["posteriors"].float(), expected, atol=1e-3, rtol=0)
+    assert [extractor.description["ema encoder"] for extractor in extractors.values()] == [True, False]
 
 
 def test_features_are_those_of_the_layers(corpus_folder, clustered):
@@ -43,6 +68,8 @@ def test_features_are_those_of_the_layers(corpus_folder, clustered):
         states = encoder(torch.from_numpy(rows[0].clip.read())[None], output_hidden_states=True).hidden_states
     expected = torch.stack([states[3][0], states[1][0]], 1)
     extractor = layer_extractor(clustered, [3, 1], False, "cpu")
+    known = {"checkpoint": clustered, "weights": weights_hash(encoder), "layers": [3, 1]}
+    assert extractor.description == known | {"mean": False, "precision": "fp32"}
     found = extract_shard(extractor.extract, rows, 60, 60, dtype=torch.float16).tensors[0]["features"]
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.float(), expected, atol=2e-3, rtol=2e-3)

@@ -33,6 +33,7 @@ def test_flac_ends_at_full_scale_and_says_so():
     assert np.abs(read_audio(loud.content)).max() <= 1 and loud.error > 0 and loud.clipped
     full = np.append(voice() / 0.3, [1, -1]).astype(np.float32)
     assert not pack_clip(full, "flac", 0).clipped, "a step less than 1 is rounding"
+    assert pack_clip(np.append(voice(), np.float32(-1.1)), "flac", 0).clipped
     assert not pack_clip(4 * voice(), "opus", 64).clipped
 
 
@@ -48,6 +49,15 @@ def test_opus_is_smaller_at_lower_rates_and_worse():
     low, high = (pack_clip(voice(4), "opus", kbits) for kbits in (12, 96))
     assert len(low.content) < len(high.content) and low.error > high.error
     assert len(read_audio(high.content)) == 64000 and high.energy / high.error > 100 and not high.exact
+
+
+@pytest.mark.parametrize(("kbits", "level"), [(6, 1), (131, 0.5), (256, 0)])
+def test_the_rate_of_opus_is_that_which_is_asked_for(monkeypatch, kbits, level):
+    write, levels = soundfile.write, []
+    monkeypatch.setattr(soundfile, "write", lambda *a, **b: levels.append(b["compression_level"]) or write(*a, **b))
+    packed, samples = pack_clip(voice(), "opus", kbits), voice().astype(np.float64)
+    assert levels == [level] and packed.energy == pytest.approx((samples**2).sum())
+    assert packed.error == pytest.approx(((read_audio(packed.content) - samples) ** 2).sum())
 
 
 def test_a_bad_clip_is_named():
@@ -92,5 +102,6 @@ def test_shards_are_sources_again(tmp_path, kind):
             facts = json.load(tar.extractfile("000000006.json"))
         assert facts == {"name": "1.wav", "source": "mine", "seconds": 2.0, "text": "words 1"}
     assert texts == ["words 0", "words 1", "words 2"]
+    assert kind == "tar" or clips[1].name == "000000006.flac"
     for clip, each in zip(clips, packed, strict=True):
         assert clip.content() == each.content

@@ -60,9 +60,15 @@ def test_progress_counts_what_is_left_to_this_process(corpus, tmp_path, monkeypa
     with caplog.at_level(logging.INFO):
         CorpusProgress("Work", corpus, output, process(0, 2))(1, 5.0)
         CorpusProgress("Work", corpus, output, process(0, 1))(5, 5.0)
-    one, two = (record.getMessage() for record in caplog.records)
+        progress = CorpusProgress("Work", corpus, output, process(0, 1))
+        progress.began -= 9000  # seconds
+        for clips in (1, 2, 9):  # of streams and data that grow there may be more
+            progress(clips, 450_000.0)
+    one, two, _, three, more = (record.getMessage() for record in caplog.records)
     assert one.startswith("Work: 1 clips, ") and "; of 2, about " in one  # shard 2 of 0 and 2
     assert "; of 5, about 0" in two
+    assert three.startswith("Work: 3 clips, 250 hours, 100 times real time; of 5, about 1 h 40 min left")
+    assert more.endswith("of 5, about 0 seconds left.")
 
 
 def test_too_many_clips_that_cannot_be_used_end_the_run(corpus, tmp_path):

@@ -33,10 +33,12 @@ def test_units_come_back_with_runs_and_columns(tmp_path, kind):
     rows = pq.read_table(path).to_pylist() if kind == "parquet" else list(map(json.loads, path.open(encoding="utf-8")))
     first, second = rows
     assert (first["number"], second["number"], second["name"], second["speaker"]) == (7, 9, "2.wav", "ä")
+    assert (first["source"], first["seconds"], second["seconds"]) == ("source", 0.0725, 0.03)
     assert first["units"] == [3, 3, 1] and second["units"] == [2]
     assert (first["run_units"], second["run_units"]) == ([3, 1], [2])
     np.testing.assert_allclose(first["run_starts"], [0.0025, 0.0425], rtol=1e-6)
     np.testing.assert_allclose(first["run_seconds"], [0.04, 0.02], rtol=1e-6)
+    assert kind == "parquet" or (first["run_starts"], first["run_seconds"]) == ([0.0025, 0.0425], [0.04, 0.02])
     assert first["top_units"] == [[3, 9], [3, 9], [1, 9]] and second["posteriors"] == [[0.75, 0.25]]
 
 
@@ -94,6 +96,8 @@ def test_so_it_is_with_units(tmp_path, top_k):
         write_units(tmp_path, f"units-{number}", "parquet", ROWS, extracted, ["speaker"], top_k)
     files = sorted(tmp_path.iterdir())
     assert pq.read_schema(files[0]) == pq.read_schema(files[1])
-    assert pq.read_table(files)["units"].to_pylist() == [[3, 3, 1], [2]]
+    table = pq.read_table(files)
+    assert table["units"].to_pylist() == [[3, 3, 1], [2]]
+    assert top_k == 0 or table["posteriors"].type.value_type.value_type == "float16"
     write_units(tmp_path, "units", "jsonl", ROWS, NONE, [], top_k)
     assert (tmp_path / "units.jsonl").read_text() == ""

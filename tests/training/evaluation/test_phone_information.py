@@ -61,6 +61,14 @@ def test_soft_targets_that_say_nothing_know_nothing():
     assert min(map(information_share, independent)) == 0, "rounding leaves nothing below"
 
 
+def test_the_largest_component_of_soft_targets_knows_more_than_they_do():
+    counts, phones = JointCounts(2, 2), torch.tensor([0, 1] * 50)
+    counts.add(phones, phones, torch.tensor([[0.75, 0.25], [0.25, 0.75]])[phones])
+    found, soft = counts.result(), 1 - (2 - 0.75 * math.log2(3))
+    assert (found.hard, found.hard_chance) == pytest.approx((1, 1))
+    assert (found.soft, found.soft_chance) == pytest.approx((soft, soft))
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_information_is_never_negative(seed):
     """Posteriors of almost nothing, as an untrained head has them, sum to 1 in fp32 alone."""
