@@ -47,6 +47,7 @@ def test_trials_are_of_all_speakers_and_always_the_same():
     assert {trial.one for trial in trials} | {trial.other for trial in trials} == set(range(50))
     many = made_trials([str(i % 4) for i in range(400)], "test")
     assert len(many) == len(set(many)) == MOST_TRIALS and sum(trial.target for trial in many) == MOST_TRIALS // 2
+    assert {trial.one % 4 for trial in many if trial.target} == set(range(4)), "of all speakers"
     assert sum(not trial.target for trial in made_trials(["a", "a", "a", "b"], "dev")) == 3, "all that there are"
     assert sum(not trial.target for trial in made_trials(["a"] * 600 + ["b"], "dev")) == 600, "and soon"
 
