@@ -51,6 +51,8 @@ def test_mixtures_are_of_two_speakers_and_always_the_same():
     assert np.all((mixtures.loudness >= -33) & (mixtures.loudness <= -25)) and np.ptp(mixtures.loudness, 1).min() > 0
     encoded = ActivityLabels({"train": mixtures}).encode({})
     assert len(encoded) == 6 and all(torch.equal(x, mixtures.activity(i)) for i, x in enumerate(encoded))
+    mixtures.others[1], mixtures.starts[1] = 3, 5000  # its 4000 samples end within the first
+    assert mixtures.activity(1)[:, 1].nonzero()[:, 0].tolist() == list(range(15, 28)), "centres at 320 n + 200"
     with pytest.raises(ValueError, match="The 3 dev clips are all of the speaker 'a': mixtures need clips of two"):
         Mixtures(Clips(list("aaa")), "who", "dev")
 
