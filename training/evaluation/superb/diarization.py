@@ -122,8 +122,7 @@ def diarization_error_rate(found: Sequence[np.ndarray], right: Sequence[np.ndarr
     """
     errors, speech = 0.0, 0.0
     for one, other in zip(found, right):
-        length = min(len(one), len(other))
-        one, other = one[:length].astype(bool), other[:length].astype(bool)
+        one, other = one.astype(bool), other.astype(bool)
         matched = max((one & other).sum(), (one[:, ::-1] & other).sum())
         errors += np.maximum(one.sum(1), other.sum(1)).sum() - matched
         speech += other.sum()

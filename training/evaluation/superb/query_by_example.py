@@ -4,7 +4,6 @@ As S3PRL has it for QUESST 2014: features normed in each dimension, distances ex
 for each frame of the query, DTW to any part of the document, scores normed over the documents of a query.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,14 +12,11 @@ import torch
 from torch import Tensor
 
 from sjepa_hf.frames import length_mask
-from training.common.naming import several
 from training.common.progress import Heartbeat
 from training.evaluation.frozen_features import FrozenFeatures
 from training.evaluation.superb.labels import check_finite
 from training.evaluation.superb.training import SplitResult
 
-
-logger = logging.getLogger(__name__)
 
 MOST_QUERIES = 3  # clips of a word that are queries; at most half of its clips
 QUERY_SEED = 0
@@ -69,21 +65,17 @@ def make_search(words: Sequence[str], split: str) -> Search:
     hits = np.zeros((len(queries), len(documents)), bool)
     for row, query in zip(hits, queries):
         row[:] = [texts[query] in texts[document] for document in documents]
-    occur = hits.any(1)
-    if not occur.any():
+    if not queries:
         raise ValueError(
             f"No word of the {len(words)} {split} clips occurs in two of them, so that no query is in any document:"
             " give several clips of each word, or clips whose texts hold the words."
         )
-    if not occur.all():
-        lost = [words[q] for q, found in zip(queries, occur) if not found]
-        logger.warning("%s: %d queries occur in no document and are left out: %s.", split, len(lost), several(lost, 5))
-    if hits[occur].all():
+    if hits.all():
         raise ValueError(
             f"Every query of the {len(words)} {split} clips is in every document, so that none can be found in a wrong"
             " one: give clips of several words."
         )
-    return Search([q for q, found in zip(queries, occur) if found], documents, hits[occur])
+    return Search(queries, documents, hits)
 
 
 def search_scores(features: FrozenFeatures, search: Search, heartbeat: Heartbeat) -> tuple[np.ndarray, Search]:

@@ -11,7 +11,7 @@ class Clips:
 
     def __init__(self, speakers):
         self.labels = {"who": speakers}
-        self.num_samples = [8000 + 800 * i for i in range(len(speakers))]
+        self.num_samples = [16000 + 800 * i if i % 3 else 4000 for i in range(len(speakers))]
 
     def __len__(self):
         return len(self.num_samples)
@@ -41,7 +41,18 @@ def test_mixtures_are_of_two_speakers_and_always_the_same():
         activity = mixtures.activity(i)
         level = activity.numpy() @ [one, two]  # a frame's own centre says who is heard
         assert waveform[np.arange(len(activity)) * 320 + 200] == pytest.approx(level)
-    assert heard > 1 and len(ActivityLabels({"train": mixtures}).encode({})) == 6
+        own, end = mixtures.clips.num_samples[i], start + mixtures.clips.num_samples[other]
+        assert mixtures.num_samples[i] == max(own, end)
+    assert heard > 1 and len(set(mixtures.others)) > 3
+    assert mixtures.hours == pytest.approx(sum(mixtures.num_samples) / 16000 / 3600)
+    assert mixtures.labels == {
+        "who": [f"{speakers[i]} + {speakers[other]}" for i, other in enumerate(mixtures.others)]
+    }
+    assert np.all((mixtures.loudness >= -33) & (mixtures.loudness <= -25)) and np.ptp(mixtures.loudness, 1).min() > 0
+    encoded = ActivityLabels({"train": mixtures}).encode({})
+    assert len(encoded) == 6 and all(torch.equal(x, mixtures.activity(i)) for i, x in enumerate(encoded))
+    mixtures.others[1], mixtures.starts[1] = 3, 5000  # its 4000 samples end within the first
+    assert mixtures.activity(1)[:, 1].nonzero()[:, 0].tolist() == list(range(15, 28)), "centres at 320 n + 200"
     with pytest.raises(ValueError, match="The 3 dev clips are all of the speaker 'a': mixtures need clips of two"):
         Mixtures(Clips(list("aaa")), "who", "dev")
 
@@ -74,10 +85,22 @@ def naive_error_rate(found, right):
 
 def test_the_error_rate_is_that_of_a_naive_count():
     rng = np.random.default_rng(0)
-    found, right = ([(rng.random((n, 2)) < 0.6).astype(int) for n in (40, 7, 90)] for _ in range(2))
+    found, right = ([(rng.random((n, 2)) < 0.3).astype(int) for n in (40, 7, 90)] for _ in range(2))
     assert diarization_error_rate(found, right) == pytest.approx(naive_error_rate(found, right))
     assert diarization_error_rate([x[:, ::-1] for x in right], right) == 0
     assert diarization_error_rate([np.zeros_like(x) for x in right], right) == 1
+
+
+def test_the_error_rate_of_a_split_is_that_of_its_own_mixtures():
+    """By their numbers, whatever the rate of the features; what is missed counts over what is spoken."""
+    splits = {"train": "aabbcc", "dev": "abcabca"}
+    mixtures = {name: Mixtures(Clips(list(speakers)), "who", name) for name, speakers in splits.items()}
+    right = {i: mixtures["dev"].activity(i) for i in (4, 1)}
+    logits = {i: 0.4 * (2 * x.repeat_interleave(2, 0) - 1) for i, x in right.items()}
+    assert ActivityLabels(mixtures).error_rate(logits, "dev") < 0.01
+    logits[4] = -logits[4].abs()
+    missed = right[4].sum() / (right[4].sum() + right[1].sum())
+    assert ActivityLabels(mixtures).error_rate(logits, "dev") == pytest.approx(missed.item(), abs=0.01)
 
 
 def test_short_bursts_and_gaps_are_filtered():

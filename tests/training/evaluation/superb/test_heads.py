@@ -37,6 +37,9 @@ def test_statistics_norm_each_dimension():
     normed = LayerSum(1, (x.mean(1), x.std(1, correction=0)))(x)
     torch.testing.assert_close(normed.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(normed.std(0, correction=0), torch.ones(3), atol=1e-4, rtol=0)
+    two = torch.cat([x, -7 * x])  # each layer by its own
+    normed = LayerSum(2, (two.mean(1), two.std(1, correction=0)))(two)
+    torch.testing.assert_close(normed, torch.zeros(200, 3), atol=1e-3, rtol=0)
 
 
 def test_pooled_loss_sums_over_columns():
@@ -46,6 +49,7 @@ def test_pooled_loss_sums_over_columns():
     wanted = nn.functional.cross_entropy(one, torch.tensor([0, 1, 2, 0]))
     wanted = wanted + nn.functional.cross_entropy(other, torch.arange(4))
     torch.testing.assert_close(head.loss(features, targets), wanted)
+    assert head.predict(features) == torch.stack([one.argmax(1), other.argmax(1)], 1).tolist()
 
 
 @pytest.mark.parametrize(
@@ -95,12 +99,26 @@ def test_ctc_heads_learn(recurrent, stacked):
     assert head.layer_sum.weights.std() > 0.01
 
 
+def test_a_text_longer_than_its_clip_costs_nothing():
+    """No alignment is possible: an infinite loss would keep the whole batch from being learned from."""
+    head = CtcHead(LayerSum(1), 8, 3, recurrent=False)
+    features, targets = [torch.randn(1, 6, 8), torch.randn(1, 2, 8)], [torch.tensor([1, 2]), torch.tensor([1] * 5)]
+    torch.testing.assert_close(2 * head.loss(features, targets), head.loss(features[:1], targets[:1]))
+
+
+def test_both_layers_of_the_recurrent_head_drop_a_fifth():
+    head, read = CtcHead(LayerSum(1), 8, 3, recurrent=True, units=64), []
+    head.classifier.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    head.logits([torch.randn(1, 50, 8)])
+    assert 0.15 < (read[0] == 0).float().mean() < 0.25 and head.rnn.dropout == 0.2
+
+
 def test_spec_augment_warps_and_masks_in_training_only():
     frames = torch.arange(1.0, 401)[:, None].expand(400, 768).contiguous()
     augmented = [spec_augment(frames) for _ in range(20)]
     assert all(x.shape == frames.shape for x in augmented)
     hidden = torch.stack([(x == 0).float() for x in augmented])
-    assert 0 < hidden.all(2).float().mean() < 0.2 and 0 < hidden.all(1).float().mean() < 0.26
+    assert 0.05 < hidden.all(2).float().mean() < 0.14 and 0.08 < hidden.all(1).float().mean() < 0.2
     shift = max((x[x[:, k] > 0] - frames[x[:, k] > 0])[:, k].abs().max() for x in augmented for k in (0, 767))
     assert 0.5 < shift < 6.5
     assert spec_augment(torch.ones(1, 4)).shape == (1, 4)
@@ -170,6 +188,6 @@ def test_the_order_of_the_speakers_does_not_matter():
     halved = [targets[0][::2], targets[1]]  # frames of 20 ms, features of 10
     repeated = [targets[0][::2].repeat_interleave(2, 0), targets[1]]
     torch.testing.assert_close(head.loss(clips, halved), head.loss(clips, repeated))
-    assert at_length(targets[1], 9).shape == (9, 2)
+    assert at_length(torch.arange(9.0)[:, None], 3).tolist() == [[1], [4], [7]], "those in the middle"
     for clip, logits in zip(clips, head.predict(clips)):
         torch.testing.assert_close(logits, head.logits([clip])[0].detach(), rtol=1e-4, atol=1e-5)

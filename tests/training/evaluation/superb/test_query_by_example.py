@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from training.common.progress import Heartbeat
+from training.evaluation.superb import query_by_example
 from training.evaluation.superb.query_by_example import (
     BETA,
     Search,
@@ -37,6 +38,23 @@ def test_scores_are_those_of_a_naive_search():
     normed = [torch.nn.functional.normalize(torch.from_numpy(x), dim=-1) for x in (query, *documents)]
     np.testing.assert_allclose(query_scores(normed[0], normed[1:]), wanted, atol=1e-9)
     assert query_scores(normed[0][:4], normed[1:]).tolist() == [0, 0, 0, 0], "too short to tell"
+    assert query_scores(normed[0][:5], normed[1:]).any()
+    assert query_scores(normed[0], normed[1:2] * 3) == pytest.approx(0, abs=1e-6), "all alike"
+
+
+def test_features_are_normed_in_each_dimension_of_each_layer(monkeypatch):
+    """Over the frames of all clips; and no document is lost that comes in a later batch."""
+    monkeypatch.setattr(query_by_example, "DOCUMENTS_AT_ONCE", 2)
+    rng, scale = np.random.default_rng(0), np.array([1.0, 20.0, 0.1, 3.0])
+    clips = [scale * (rng.standard_normal((2, n, 4)) + 2) for n in (6, 9, 8, 12, 10, 7)]
+    search = Search([4, 0], [1, 2, 3, 5], np.eye(2, 4, dtype=bool))
+    found, _ = search_scores(Features(list(map(torch.from_numpy, clips))), search, Heartbeat(""))
+    for layer in (0, 1):
+        every = np.concatenate([clip[layer] for clip in clips])
+        normed = [(clip[layer] - every.mean(0)) / every.std(0, ddof=1) for clip in clips]
+        wanted = -np.array([[naive_distance(normed[q], normed[d]) for d in search.documents] for q in search.queries])
+        wanted = (wanted - wanted.mean(1, keepdims=True)) / wanted.std(1, keepdims=True)
+        np.testing.assert_allclose(found[layer], wanted, atol=1e-9)
 
 
 def test_the_document_may_begin_and_end_anywhere():
@@ -146,6 +164,11 @@ def test_the_layer_is_chosen_on_the_dev_set():
     hits = np.array([[i % 2 == q for i in range(2, 12)] for q in (0, 1)])
     search = Search([0, 1], list(range(2, 12)), hits)
     features = {"dev": Features(clips_of_two_words(1)), "test": Features(clips_of_two_words(0))}
-    weights, dev, outcome = search_splits(features, {"dev": search, "test": search}, Heartbeat(""))
+    fewer = Search([1, 0], list(range(3, 12)), hits[::-1, 1:])
+    weights, dev, outcome = search_splits(features, {"dev": search, "test": fewer}, Heartbeat(""))
     assert weights == [0, 1] and dev == {"mtwv": pytest.approx(1)}
-    assert outcome.metrics["mtwv"] < 0.9 and (outcome.clips, outcome.scored) == (12, "2 queries in 10 clips")
+    assert outcome.metrics["mtwv"] < 0.9 and (outcome.clips, outcome.scored) == (11, "2 queries in 9 clips")
+    features["test"] = features["dev"]
+    assert search_splits(features, {"dev": search, "test": fewer}, Heartbeat(""))[2].metrics["mtwv"] == pytest.approx(
+        1
+    )

@@ -6,11 +6,13 @@ import math
 import pytest
 
 from sjepa_hf.scores import read_scores
+from training.evaluation.superb import results as superb_results
 from training.evaluation.superb.results import (
     add,
     changed,
     check_data,
     current,
+    draw_layer_weights,
     earlier_results,
     over_folds,
     table,
@@ -30,8 +32,8 @@ RESULT = {
 
 
 def test_table_gives_mean_and_deviation():
-    text = table([RESULT, RESULT | {"metrics": {"accuracy": 0.7}}])
-    assert "0.6000 ± 0.1414 | 2     | 1 of 0 to 1 (0.60)" in text
+    text = table([RESULT, RESULT | {"metrics": {"accuracy": 0.7}, "layer_weights": [0.9, 0.1]}])
+    assert "0.6000 ± 0.1414 | 2     | 0 of 0 to 1 (0.65)" in text and "chance" not in text
 
 
 def test_figures_that_are_not_finite_are_null_in_the_files_and_come_back(tmp_path):
@@ -61,9 +63,12 @@ def test_scores_say_what_was_scored(tmp_path):
 
 
 def test_scores_are_means_with_the_deviation_over_the_seeds(tmp_path):
-    write([RESULT, RESULT | {"metrics": {"accuracy": 0.7}, "seed": 1}], tmp_path)
+    figures, verdicts = (0.7, 0.5, 0.0), (True, True, False)
+    metrics = [{"metrics": {"accuracy": x}, "seed": n, "learned": verdicts[n]} for n, x in enumerate(figures)]
+    write([RESULT | own for own in metrics], tmp_path)
     (score,) = read_scores(tmp_path / "sid.json")
-    assert (score.value, score.deviation, score.runs) == (pytest.approx(0.6), pytest.approx(0.02**0.5), "2 seeds")
+    assert (score.value, score.deviation, score.runs) == (pytest.approx(0.4), pytest.approx(0.13**0.5), "3 seeds")
+    assert score.values == [0.7, 0.5, 0.0] and score.learned is False, "one of three is at chance"
 
 
 def test_settings_are_compared_with_those_of_the_task_that_they_are_of():
@@ -89,13 +94,29 @@ def in_fold(fold, accuracy, **changes):
 
 
 def test_folds_are_one_result_once_all_are_there():
-    lost = in_fold("2", 1.0, layer_weights=[0.0, 1.0], clips=dict(train=5, dev=4, test=3), learned=False)
+    sizes = {"clips": dict(train=5, dev=4, test=3), "hours": dict(train=0.5, dev=0.4, test=0.3)}
+    sizes |= {"dev_metrics": {"accuracy": 0.8}}
+    lost = in_fold("2", 1.0, layer_weights=[0.0, 1.0], **sizes, learned=False)
     (whole,) = over_folds([in_fold("1", 0.5), in_fold("1", 0.25, seed=1), lost])
     assert whole["metrics"] == {"accuracy": 0.75} and whole["layer_weights"] == [0.2, 0.8] and "fold" not in whole
-    assert whole["clips"] == dict(train=4, dev=3, test=4) and whole["hours"] == dict(train=0.3, dev=0.2, test=0.2)
+    assert whole["clips"] == dict(train=4, dev=3, test=4) and whole["dev_metrics"] == {"accuracy": pytest.approx(0.6)}
+    assert whole["hours"] == pytest.approx(dict(train=0.4, dev=0.3, test=0.4))
     assert "mean of 2 folds by session; train 4" in table([whole])
     assert "No better than chance in a fold or more: e, seed 0." in table([whole])
     assert over_folds([RESULT]) == [RESULT]
+
+
+def test_the_picture_shows_the_mean_weights_and_those_of_each_seed(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(superb_results, "save", lambda figure, path: figures.append(figure))
+    one_layer = RESULT | {"encoder": "mfcc", "layer_weights": [1.0]}
+    draw_layer_weights([one_layer, RESULT, RESULT | {"layer_weights": [0.9, 0.1], "seed": 1}], tmp_path)
+    (axes,) = figures[0].axes
+    assert [bar.get_y() + bar.get_height() for bar in axes.patches] == pytest.approx([0.65, 0.35])
+    dots = [line.get_ydata().tolist() for line in axes.lines if line.get_marker() == "o"]
+    assert sorted(dots) == [[0.4, 0.6], [0.9, 0.1]] and axes.get_title() == "e"
+    draw_layer_weights([one_layer], tmp_path)
+    assert len(figures) == 1
 
 
 def test_results_of_an_encoder_that_has_changed_stay_on_file_until_they_are_made_again(tmp_path):

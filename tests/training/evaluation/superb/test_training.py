@@ -47,6 +47,26 @@ def test_classes_count_alike_where_the_step_is_chosen():
         superb_training.evaluate(head, TASKS["sid"], Features(), labels, "dev")
 
 
+def test_each_answer_is_compared_with_its_own_clip():
+    """Whatever the order of the clips, and though one of a batch cannot be used."""
+
+    class Features:
+        class clips:
+            labels, num_samples = {"label": ["a", "b", "a", "b", "b"]}, [3, 9, 2, 7, 5]
+
+        def __getitem__(self, indices):
+            signs = [-1.0 if self.clips.labels["label"][i] == "a" else 1.0 for i in indices]
+            return [None if i == 3 else torch.full((1, 1), sign) for i, sign in zip(indices, signs)]
+
+    head, labels = PooledHead(LayerSum(1), 1, [2]), ClassLabels(Features.clips.labels)
+    for weight in head.projector.parameters():
+        torch.nn.init.constant_(weight, float(weight.dim() == 2))
+    head.classifier.weight.data = torch.tensor([[-1.0], [1.0]]).expand(2, 256).clone()
+    task = replace(TASKS["sid"], columns=("label",))
+    outcome = superb_training.evaluate(head, task, Features(), labels, "test")
+    assert (outcome.metrics, outcome.clips) == ({"accuracy": 1.0}, 4)
+
+
 def test_sequences_of_similar_length_go_together():
     lengths = np.random.default_rng(0).integers(1, 1000, 640).tolist()
     drawn = superb_training.batches(TASKS["asr"], lengths, [], seed=0)

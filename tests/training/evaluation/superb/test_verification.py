@@ -47,6 +47,7 @@ def test_trials_are_of_all_speakers_and_always_the_same():
     assert {trial.one for trial in trials} | {trial.other for trial in trials} == set(range(50))
     many = made_trials([str(i % 4) for i in range(400)], "test")
     assert len(many) == len(set(many)) == MOST_TRIALS and sum(trial.target for trial in many) == MOST_TRIALS // 2
+    assert {trial.one % 4 for trial in many if trial.target} == set(range(4)), "of all speakers"
     assert sum(not trial.target for trial in made_trials(["a", "a", "a", "b"], "dev")) == 3, "all that there are"
     assert sum(not trial.target for trial in made_trials(["a"] * 600 + ["b"], "dev")) == 600, "and soon"
 
@@ -81,6 +82,7 @@ def test_a_list_of_trials_is_read(tmp_path):
     assert read_trials(str(path), clips) == [Trial(True, 0, 1), Trial(False, 0, 2)]
     for text, message in {
         "1 id1/a/1.wav": "line 1 is not `label a b`",
+        "1 id1/a/1.wav id1/b/1.wav id2/a/1.wav": "line 1 is not `label a b`",
         "2 id1/a/1.wav id1/b/1.wav": "line 1 is not `label a b`",
         "1 a/1.wav id1/b/1.wav": "names a/1.wav, which is the end of 2 clips of the test set",
         "1 id1/a/1.wav id1/c/1.wav": "names id1/c/1.wav, which is the end of no clip",
@@ -100,9 +102,9 @@ def test_a_list_of_trials_is_read(tmp_path):
 
 def test_trials_of_clips_that_cannot_be_decoded_do_not_count():
     trials = [Trial(True, 0, 1), Trial(False, 0, 2), Trial(False, 1, 3)]
-    labels = SpeakerLabels({"who": ["a", "b"]}, {"test": trials})
+    labels = SpeakerLabels({"who": ["a", "b"]}, {"test": trials, "dev": [Trial(True, 0, 2), Trial(False, 0, 1)]})
     vectors = {0: torch.tensor([1.0, 0.0]), 1: torch.tensor([0.0, 1.0]), 2: torch.tensor([1.0, 0.0])}
-    assert labels.equal_error_rate(vectors, "test") == (1.0, 2)
+    assert labels.equal_error_rate(vectors, "test") == (1.0, 2) and labels.equal_error_rate(vectors, "dev") == (0.0, 2)
     del vectors[1]
     with pytest.raises(ValueError, match="trials of the test set whose clips can be used have no target"):
         labels.equal_error_rate(vectors, "test")
