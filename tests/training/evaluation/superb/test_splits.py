@@ -42,6 +42,22 @@ def test_what_is_not_given_is_held_out(folder, given, sizes):
         assert not set(splits[name].places) & set(splits["train"].places)
 
 
+@pytest.mark.parametrize("task", ["sid", "sd"])
+def test_each_split_is_made_of_its_own_clips(folder, tmp_path, task):
+    """For diarization, so are the mixtures."""
+    numbers = {"train": range(16), "eval": range(16, 28), "test": range(28, 40)}
+    for name, own in numbers.items():
+        rows = [{"audio_filepath": f"{folder}/{i}.wav", "who": "xyzw"[i % 4]} for i in own]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sources = {f"{name}_data": [str(tmp_path / f"{name}.jsonl")] for name in ("eval", "test")}
+    splits = splits_of(task, "who", str(tmp_path / "train.jsonl"), **sources)
+    assert splits.keys() == {"train", "dev", "test"}
+    for name, split in splits.items():
+        clips = split.clips if task == "sd" else split
+        names = [clips.clip(i).name for i in range(len(clips))]
+        assert names == [f"{folder}/{i}.wav" for i in numbers[name.replace("dev", "eval")]]
+
+
 def test_texts_are_held_out_by_whole_recordings(folder, tmp_path):
     rows = [
         {"audio_filepath": f"{folder}/{i}.wav", "offset": start, "duration": 0.1, "text": f"word {i}"}
