@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import shortcuts
 import torch
+from configs import small_config
 from matplotlib.figure import Figure
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -81,28 +82,8 @@ def speech(speech_if_any) -> Path:
     return speech_if_any
 
 
-def small_config(front_end: str = "waveform", **changes) -> SJepaConfig:
-    """A model small enough for a test, with every part of the full one."""
-    settings = dict(
-        front_end=front_end,
-        hidden_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=96,
-        conv_dim=[32] * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-        predictor_intermediate_size=96,
-        num_mixture_components=10,
-        num_mel_bins=24,
-    )
-    return SJepaConfig(**(settings | changes))
-
-
 @pytest.fixture(params=["waveform", "log_mel", "stem"])
 def config(request) -> SJepaConfig:
-    if request.param == "stem":
-        return small_config("log_mel", stem_kernel_size=3, log_mel_cmn=True, log_mel_prior_frames=10)
     return small_config(request.param)
 
 

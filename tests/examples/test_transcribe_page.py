@@ -65,7 +65,7 @@ def page(folder, tmp_path):
 @pytest.fixture(scope="module")
 def model(folder, exports) -> Path:
     """A recogniser with random weights, large enough for its letters to change, beside the page."""
-    return Path(shutil.copy(exports("log_mel", "ctc").path, folder / "asr.onnx"))
+    return Path(shutil.copy(exports("stem", "ctc").path, folder / "asr.onnx"))
 
 
 def said(browser, unlike: tuple[str, ...]) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from configs import small_config
 from filelock import FileLock
 from transformers import Wav2Vec2Processor
 
@@ -13,7 +14,6 @@ from training.finetuning.text import build_tokenizer
 
 
 CLASS_NAMES = ["yes", "no", "là"]
-WITH_ALL = dict(log_mel_cmn=True, log_mel_prior_frames=10, stem_kernel_size=3)  # that a log-mel front end can have
 
 
 class Export(NamedTuple):
@@ -26,25 +26,14 @@ class Export(NamedTuple):
     int8: Path
 
 
-def small_config(front_end: str, **changes) -> SJepaConfig:
-    """One layer, whose weights are large enough for the outputs to differ from frame to frame."""
-    return SJepaConfig(
-        front_end=front_end,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=64,
-        conv_dim=[16] * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-        num_mel_bins=24,
-        initializer_range=0.2,
-        **changes,
-    )
+def one_layer(front_end: str, **changes) -> SJepaConfig:
+    """Small enough to be exported, with weights large enough for the outputs to differ from frame to frame."""
+    sizes = dict(num_hidden_layers=1, hidden_size=32, intermediate_size=64, conv_dim=[16] * 7)
+    return small_config(front_end, initializer_range=0.2, **sizes, **changes)
 
 
 def small_export(folder: Path, front_end: str, task: str) -> Export:
-    """The export in `folder`, which several processes may share; a recogniser's front end has all that it can have."""
+    """The export in `folder`, which several processes may share."""
     mine = folder / f"{front_end}-{task}"
     checkpoint, path = mine / "checkpoint", mine / "out" / "model.onnx"
     folder.mkdir(exist_ok=True)
@@ -62,7 +51,7 @@ def save(checkpoint: Path, front_end: str, task: str) -> None:
     if task == "ctc":
         tokenizer = build_tokenizer(["ABC É"])
         Wav2Vec2Processor(feature_extractor(), tokenizer).save_pretrained(checkpoint)
-        changes = WITH_ALL | dict(vocab_size=len(tokenizer), use_weighted_layer_sum=True)
+        changes = dict(vocab_size=len(tokenizer), use_weighted_layer_sum=True)
     elif task == "classification":
         changes = dict(id2label=dict(enumerate(CLASS_NAMES)))
-    export_onnx.TASKS[task](small_config(front_end, **changes)).save_pretrained(checkpoint)
+    export_onnx.TASKS[task](one_layer(front_end, **changes)).save_pretrained(checkpoint)

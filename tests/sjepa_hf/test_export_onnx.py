@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from exports import CLASS_NAMES, WITH_ALL, Export, small_config
+from exports import CLASS_NAMES, Export, one_layer
 from transformers import HubertConfig, Wav2Vec2CTCTokenizer
 
 from benchmarks import onnx as benchmark
@@ -32,7 +32,7 @@ pytest.importorskip("onnxscript", reason="the export needs onnxscript")
 pytest.importorskip("onnxruntime", reason="the export is checked in onnxruntime")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run_onnx.py"
-CASES = [("waveform", "features"), ("log_mel", "ctc"), ("log_mel", "classification")]
+CASES = [("waveform", "features"), ("stem", "ctc"), ("log_mel", "classification")]
 
 
 def test_a_file_that_gives_nan_less_or_other_lengths_does_not_agree(monkeypatch):
@@ -111,7 +111,7 @@ def test_int8_stays_close(export):
 
 
 def test_int8_leaves_the_front_end_alone(exports):
-    graph = onnx.load(exports("log_mel", "ctc").int8).graph
+    graph = onnx.load(exports("stem", "ctc").int8).graph
     kinds = [node.op_type for node in graph.node]
     assert "MatMulInteger" not in kinds[: kinds.index("LayerNormalization")]
     assert kinds.count("MatMulInteger") == 4 + 2 + 1  # attention, feed-forward, CTC head
@@ -127,7 +127,7 @@ def test_the_file_says_what_its_user_needs(exports):
     assert metadata(exports("waveform", "features")) == {"task": "features", "sampling_rate": 16000}
     classification = metadata(exports("log_mel", "classification"))
     assert classification == {"task": "classification", "sampling_rate": 16000, "labels": CLASS_NAMES}
-    ctc = metadata(exports("log_mel", "ctc"))
+    ctc = metadata(exports("stem", "ctc"))
     assert (ctc["task"], ctc["labels"]) == ("ctc", ["", "", "", "\ufffd", " ", "A", "B", "C", "É"])
 
 
@@ -138,7 +138,7 @@ def test_the_file_names_no_path_of_the_machine_that_wrote_it(export):
 
 
 def test_inputs_and_outputs_have_free_sizes(exports):
-    graph = onnx.load(exports("log_mel", "ctc").path).graph
+    graph = onnx.load(exports("stem", "ctc").path).graph
     sizes = {
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.output)
@@ -150,7 +150,7 @@ def test_inputs_and_outputs_have_free_sizes(exports):
 
 def test_features_of_a_fine_tuned_checkpoint(exports):
     """Its encoder is found below the head."""
-    ctc = exports("log_mel", "ctc")
+    ctc = exports("stem", "ctc")
     model, task = export_onnx.open_checkpoint(ctc.checkpoint, "features")
     assert task == "features" and type(model) is SJepaModel
     for name, weight in model.state_dict().items():
@@ -162,8 +162,8 @@ def test_features_of_a_fine_tuned_checkpoint(exports):
     [
         ("waveform", SJepaModel, True),
         ("waveform", SJepaForSequenceClassification, False),
-        ("log_mel", SJepaForPreTraining, False),
-        ("log_mel", SJepaForXVector, True),
+        ("stem", SJepaForPreTraining, False),
+        ("stem", SJepaForXVector, True),
     ],
 )
 def test_torch_export_runs_at_other_sizes(front_end, cls, masked):
@@ -172,8 +172,7 @@ def test_torch_export_runs_at_other_sizes(front_end, cls, masked):
     where a quotient of integers is compared, and knows no maximum of sizes: programs have neither, but for the maximum
     of that of speakers, which counts the frames of its time-delay layers.
     """
-    more = dict(WITH_ALL, tdnn_dim=[32] * 5) if front_end == "log_mel" else {}
-    model = cls(small_config(front_end, **more)).eval()
+    model = cls(one_layer(front_end, tdnn_dim=[32] * 5)).eval()
     shortest = 7000 if cls is SJepaForXVector else 720  # its time-delay layers look far around
     inputs, either = 2 if masked else 1, torch.export.Dim.AUTO
     shape = {0: either, 1: either}
@@ -204,7 +203,7 @@ def test_example_imports_little():
 
 
 def test_example_transcribes(exports, tmp_path, speech_if_any):
-    ctc = exports("log_mel", "ctc")
+    ctc = exports("stem", "ctc")
     tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(ctc.checkpoint)
     paths, wanted = [], []
     for number, length in enumerate((16000, 30000)):
@@ -229,7 +228,7 @@ def test_example_transcribes(exports, tmp_path, speech_if_any):
 
 
 def test_example_names_what_it_cannot_read(exports, tmp_path):
-    ctc = exports("log_mel", "ctc")
+    ctc = exports("stem", "ctc")
     noise = 0.1 * np.random.default_rng(0).standard_normal(30000)
     soundfile.write(tmp_path / "whole.flac", noise, 16000)
     content = bytearray((tmp_path / "whole.flac").read_bytes())
@@ -292,7 +291,7 @@ def run_example(model: Path, *paths: Path) -> subprocess.CompletedProcess:
 
 
 def test_a_head_that_was_never_trained_is_not_exported(tmp_path, capsys):
-    SJepaForPreTraining(small_config("log_mel")).save_pretrained(tmp_path / "pretrained")
+    SJepaForPreTraining(one_layer("log_mel")).save_pretrained(tmp_path / "pretrained")
     assert export_onnx.open_checkpoint(tmp_path / "pretrained")[1] == "features", "what there is to export"
     with pytest.raises(SystemExit) as caught:
         export_onnx.main([str(tmp_path / "pretrained"), str(tmp_path / "out" / "asr.onnx"), "--task", "ctc"])
@@ -301,8 +300,8 @@ def test_a_head_that_was_never_trained_is_not_exported(tmp_path, capsys):
 
 
 def test_checkpoints_that_cannot_be_exported(exports, tmp_path):
-    ctc = exports("log_mel", "ctc").checkpoint
-    SJepaForXVector(small_config("log_mel")).save_pretrained(tmp_path / "xvector")
+    ctc = exports("stem", "ctc").checkpoint
+    SJepaForXVector(one_layer("log_mel")).save_pretrained(tmp_path / "xvector")
     HubertConfig().save_pretrained(tmp_path / "hubert")
     SJepaConfig(architectures=["SJepaForCTC"]).save_pretrained(tmp_path / "empty")
     for checkpoint, output, task, message in (
@@ -319,7 +318,7 @@ def test_checkpoints_that_cannot_be_exported(exports, tmp_path):
 
 
 def test_a_ctc_checkpoint_without_tokenizer(exports, tmp_path):
-    exports("log_mel", "ctc").model.save_pretrained(tmp_path / "checkpoint")
+    exports("stem", "ctc").model.save_pretrained(tmp_path / "checkpoint")
     with pytest.raises(ValueError, match="has no Wav2Vec2CTCTokenizer"):
         export_onnx.export_onnx(tmp_path / "checkpoint", tmp_path / "asr.onnx")
 
@@ -338,7 +337,7 @@ def test_an_unwritable_output_is_told_before_anything_is_opened(tmp_path):
 
 def test_a_file_that_differs_is_not_kept(exports, tmp_path, monkeypatch):
     """Neither is it when it can be written but not quantised; what lay there stays."""
-    ctc = exports("log_mel", "ctc")
+    ctc = exports("stem", "ctc")
     output = tmp_path / "asr.onnx"
     output.write_text("older")
     broken = onnx.load(ctc.path)
@@ -361,12 +360,12 @@ def test_a_file_that_differs_is_not_kept(exports, tmp_path, monkeypatch):
 def test_a_missing_package_is_named(exports, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ValueError, match="onnxscript.*pip install onnx onnxscript onnxruntime"):
-        export_onnx.export_onnx(exports("log_mel", "ctc").checkpoint, tmp_path / "asr.onnx")
+        export_onnx.export_onnx(exports("stem", "ctc").checkpoint, tmp_path / "asr.onnx")
 
 
 def test_command_line(exports, tmp_path, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
-    ctc = exports("log_mel", "ctc")
+    ctc = exports("stem", "ctc")
     monkeypatch.setattr(export_onnx, "build", lambda *_: onnx.load(ctc.path))
     export_onnx.main([str(ctc.checkpoint), str(tmp_path / "asr.onnx"), "--int8"])
     first, second = capsys.readouterr().out.splitlines()
@@ -378,7 +377,7 @@ def test_command_line(exports, tmp_path, monkeypatch, capsys, caplog):
 
 
 def test_benchmark(exports, tmp_path, monkeypatch, capsys):
-    ctc = exports("log_mel", "ctc")
+    ctc = exports("stem", "ctc")
     monkeypatch.setattr(export_onnx, "build", lambda *_: onnx.load(ctc.path))
     rows = ["file_name,transcription"]
     for number in range(3):

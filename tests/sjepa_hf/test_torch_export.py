@@ -11,17 +11,16 @@ MODELS = pytest.mark.parametrize(
     [
         ("waveform", SJepaModel),
         ("waveform", SJepaForCTC),
-        ("log_mel", SJepaModel),
-        ("log_mel", SJepaForCTC),
-        ("log_mel", SJepaForSequenceClassification),
+        ("stem", SJepaModel),
+        ("stem", SJepaForCTC),
+        ("stem", SJepaForSequenceClassification),
     ],
 )
 
 
 @pytest.fixture
 def model(front_end, model_class, make_config):
-    more = dict(log_mel_cmn=True, log_mel_prior_frames=10, stem_kernel_size=3) if front_end == "log_mel" else {}
-    return model_class(make_config(front_end, **more)).eval()
+    return model_class(make_config(front_end)).eval()
 
 
 def clips(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
