@@ -141,7 +141,7 @@ def load_fields(path: str, called: str) -> dict:
 
 def as_typed(fields: dict, types: dict[str, Any], where: str = "") -> dict:
     """
-    Fields that YAML has read as their types have them: a single value as a list, and text such as 1e-3 as a number.
+    Fields that YAML has read as their types have them: a single value as a list, 0 and text such as 1e-3 as floats.
 
     Raises:
         ValueError: for a value of another type. The sentence names the field and, behind it, `where`.
@@ -185,12 +185,15 @@ def item_type(kind: Any) -> type | None:
 
 
 def as_number(value: Any, kind: Any) -> Any:
-    """A number that YAML has read as text, such as 1e-3, where the type is one; all else as it is."""
+    """
+    A number of the type, if it is one, of what YAML has read as text (1e-3) or as another number (0 for a float);
+    all else as it is.
+    """
     number = next((option for option in kinds(kind) if option in (int, float)), None)
-    if isinstance(value, str) and number:
+    if isinstance(value, str) and number or type(value) is int and number is float:
         try:
             return number(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     return value
 

@@ -42,6 +42,13 @@ def test_values_and_the_command_line_over_them(tmp_path):
     assert parse(tmp_path, "codec: 'no'") == Settings(codec="no")
 
 
+def test_a_whole_number_is_a_float_where_the_field_is_one(tmp_path):  # torch's AdamW refuses betas of 0 and 0.99
+    settings = parse(tmp_path, "rate: 0\ndecays: [0, 1]\nsteps: 3\nlayers: [2]")
+    assert [type(value) for value in (settings.rate, *settings.decays)] == [float] * 3
+    assert [type(value) for value in (settings.steps, *settings.layers)] == [int] * 2
+    assert parse(tmp_path, f"rate: {10**400}").rate == 10**400  # no float: what reads the field says its range
+
+
 def test_a_list_is_written_once(tmp_path):
     assert parse(tmp_path, "sources: [c]", "--sources", "a", "b").sources == ["a", "b"]
     with pytest.raises(ValueError, match="--sources is given twice: write all of its values behind one"):
