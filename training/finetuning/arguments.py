@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -155,7 +155,7 @@ def finetuning_settings(
 ) -> Iterator[FineTuningSettings]:
     """
     Settings from `--config RECIPE.yaml` (without it, `recipe`) and `--field value`. Within the block the output
-    directory is this run's alone; a dry run locks nothing.
+    directory is this run's alone; a dry run locks nothing, and leaves no directory behind.
 
     Args:
         group: the dataclass of the command's own arguments.
@@ -191,6 +191,7 @@ def finetuning_settings(
     training.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns
     output_dir = Path(training.output_dir)
     lock = lock_of(output_dir)
+    absent = [path for path in (output_dir, *output_dir.parents) if not path.exists()]
 
     def begin() -> str | None:
         claim(output_dir, lock, chosen.dry_run)
@@ -205,6 +206,9 @@ def finetuning_settings(
         yield FineTuningSettings(chosen, training, hub)
     finally:
         lock.release()
+        for path in absent if chosen.dry_run else ():  # the Trainer makes its output directory in any case
+            with suppress(OSError):
+                path.rmdir()
 
 
 def open_hub(chosen: FineTuningArguments, training: TrainingArguments) -> dict | None:
