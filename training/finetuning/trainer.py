@@ -13,7 +13,16 @@ from typing import NoReturn
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import (
+    DefaultFlowCallback,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
@@ -130,7 +139,7 @@ class FineTuner(Trainer):
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """
         As the Trainer's, but random numbers stay as they are: a run that is stopped in an evaluation, or before one
-        that it then leaves out, goes on as without the stop.
+        that it makes up for as it goes on, ends as without the stop.
 
         Raises:
             Interrupted: if the run is to stop; a training's checkpoint is then saved.
@@ -144,9 +153,15 @@ class FineTuner(Trainer):
             raise
 
     def save_last_step(self) -> None:
-        """A checkpoint of the last finished step, if there is one."""
-        if self.state.global_step > 0:
+        """A checkpoint of the last finished step, unless the run began with it, or before the first."""
+        resumed = self.args.resume_from_checkpoint
+        if self.state.global_step > (steps_taken(resumed) if resumed else 0):
             self._save_checkpoint(self.model, trial=None)
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        """As the Trainer's, but no step more in a run that goes on from its last one."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         """
@@ -286,6 +301,34 @@ class ProgressLogCallback(TrainerCallback):
             logger.info("%s%s: %s.", where, ", evaluation" if evaluation else "", text)
 
 
+class MissedEvaluationCallback(TrainerCallback):
+    """
+    Makes up for an evaluation at the step from which a run goes on: a stop came before it, or in it. Without it
+    another checkpoint might be the best.
+    """
+
+    def __init__(self, trainer: FineTuner):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.is_due(args, state) and not any(
+            line["step"] == state.global_step and any(name.startswith("eval_") for name in line)
+            for line in state.log_history
+        ):
+            self.trainer._determine_best_metric(self.trainer._evaluate(None, None), None)
+            if state.best_global_step == state.global_step:
+                state.best_model_checkpoint = args.resume_from_checkpoint
+
+    @staticmethod
+    def is_due(args: TrainingArguments, state: TrainerState) -> bool:
+        """Whether the Trainer evaluates after the step at which it stands."""
+        flow, control = DefaultFlowCallback(), TrainerControl()
+        flow.on_step_end(args, state, control)
+        if state.epoch == int(state.epoch) or state.global_step >= state.max_steps:
+            flow.on_epoch_end(args, state, control)
+        return control.should_evaluate
+
+
 class SaveAndStopCallback(TrainerCallback):
     """
     Saves a checkpoint after the step in which a signal came, or after the batch of an evaluation, and ends the run; of
@@ -340,7 +383,7 @@ def run_training(
     resumed, output_dir = trainer.args.resume_from_checkpoint, Path(trainer.args.output_dir)
     steps = total_steps(trainer.args, len(trainer.train_dataset))[1]
     if resumed and not hub and (output_dir / FINAL / RESULTS).is_file() and steps_taken(resumed) >= steps:
-        logger.info("%s is finished: it has taken %d steps.", output_dir / FINAL, steps)  # the Trainer would take one
+        logger.info("%s is finished: it has taken %d steps.", output_dir / FINAL, steps)
         sys.exit(0)
     if trainer.args.device.type == "cpu":
         keep_freed_memory()
@@ -355,6 +398,8 @@ def run_training(
     with Interruption() as interruption:
         coordinator = Coordinator(trainer.accelerator, interruption)
         trainer.add_callback(SaveAndStopCallback(trainer, coordinator))
+        if resumed:
+            trainer.add_callback(MissedEvaluationCallback(trainer))
         try:
             with worker_deaths_as_stops(trainer, interruption):
                 trainer.train(resume_from_checkpoint=resumed)
@@ -390,8 +435,8 @@ def end_early(trainer: FineTuner, stop: Stop) -> NoReturn:
     """Say what is saved, in a file too, and end the process with the status of its signal."""
     step, output_dir = trainer.state.global_step, Path(trainer.args.output_dir)
     message = "Stopped before the first step: nothing is lost."
-    if step:
-        saved = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+    saved = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+    if saved.is_dir():
         message = (
             f"Stopped at step {step}: {saved} is saved; the same command with --resume_from_checkpoint latest goes on."
         )

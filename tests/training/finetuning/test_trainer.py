@@ -19,6 +19,8 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForCTC,
     TrainerCallback,
+    TrainerState,
+    TrainingArguments,
     pipeline,
 )
 
@@ -28,6 +30,7 @@ from sjepa_hf.scores import read_scores
 from training import finetune_classification, finetune_ctc
 from training.common.progress import Heartbeat
 from training.finetuning.plan import plan
+from training.finetuning.trainer import MissedEvaluationCallback
 
 
 def test_the_encoder_is_frozen_first(checkpoint, mine, tmp_path):
@@ -110,13 +113,45 @@ def test_only_evaluations_that_show_something_learned_are_candidates(checkpoint,
     assert not trainer._determine_best_metric({"eval_cer": 0.85, "eval_learned": 1.0}, None)
 
 
-def test_a_signal_in_an_evaluation_loses_no_step(checkpoint, mine, tmp_path):
-    ready = prepare(finetune_ctc, checkpoint, mine, tmp_path, "--max_steps", "6", "--eval_steps", "2")
-    ready.trainer.add_callback(At(4, signal.SIGINT, evaluating=True))
-    with pytest.raises(SystemExit) as caught:
-        finetune_ctc.train(ready, Heartbeat("training"))
-    assert caught.value.code == 130 and (tmp_path / "checkpoint-4" / "trainer_state.json").is_file()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_a_signal_in_an_evaluation_loses_neither_step_nor_evaluation(checkpoint, classes, tmp_path):
+    """Nor does a run that goes on from its last step take one more."""
+    options = ("--max_steps", "5", "--eval_steps", "2", "--learning_rate", "0.005", "--resume_from_checkpoint", "auto")
+    options += ("--metric_for_best_model", "accuracy")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(finetune_classification, checkpoint, classes, whole, *options)
+    for step in (2, 2, 5):
+        before = {path: path.stat().st_mtime_ns for path in stopped.glob("checkpoint-2/*")}
+        ready = prepare(finetune_classification, checkpoint, classes, stopped, *options)
+        ready.trainer.add_callback(At(step, signal.SIGINT, evaluating=True))
+        with pytest.raises(SystemExit) as caught:
+            finetune_classification.train(ready, Heartbeat("training"))
+        assert caught.value.code == 130 and (stopped / f"checkpoint-{step}" / "trainer_state.json").is_file()
+        assert all(path.stat().st_mtime_ns == then for path, then in before.items()), "saved anew, with other states"
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ready, final = run(finetune_classification, checkpoint, classes, stopped, *options)
+    assert_equal_weights(whole / "final", final)
+    results = json.loads((final / "results.json").read_text())
+    assert results == json.loads((whole / "final" / "results.json").read_text())
+    assert (results["best_step"], results["steps"]) == (2, 5)
+    assert [line["step"] for line in ready.trainer.state.log_history if "eval_loss" in line] == [0, 2, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "step", "epoch", "due"),
+    [
+        ("steps", 4, 1.0, True),
+        ("steps", 3, 0.75, False),
+        ("steps", 5, 1.25, True),  # the last step
+        ("epoch", 4, 1.0, True),
+        ("epoch", 3, 0.75, False),
+        ("epoch", 5, 1.25, True),
+        ("no", 4, 1.0, False),
+    ],
+)
+def test_when_an_evaluation_is_due(strategy, step, epoch, due, tmp_path):
+    args = TrainingArguments(str(tmp_path), eval_strategy=strategy, eval_steps=2, use_cpu=True)
+    state = TrainerState(global_step=step, epoch=epoch, eval_steps=2, max_steps=5)
+    assert MissedEvaluationCallback.is_due(args, state) is due
 
 
 ONE_GETS_A_SIGNAL = """
