@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 TRACEBACK = "SJEPA_TRACEBACK"  # set in the environment, it shows where an error was raised too
 WORKER_FRAME = re.compile(r'^  File "(.+)", line (\d+).*\n(?:    .*\n)*', re.MULTILINE)
+AGAIN = 0.05  # seconds after which a signal is sent once more whose exception Python has dropped
 LONGEST = 1000  # characters of a message that are shown
 CHATTY = ("httpx", "httpx2", "datasets", "evaluate", "matplotlib", "fsspec")
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,24 +74,42 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
     return shell
 
 
+class Terminated(SystemExit):
+    """What SIGTERM raises in a command."""
+
+
 @contextmanager
 def orderly_sigterm() -> Iterator[None]:
-    """Have SIGTERM raise SystemExit, as Ctrl-C raises KeyboardInterrupt; not where something else is done with it."""
+    """
+    Have SIGTERM raise SystemExit, as Ctrl-C raises KeyboardInterrupt; not where something else is done with it. Where
+    either comes while a destructor runs, Python drops what it raises, and it is sent again a moment later.
+    """
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     process = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:  # forked meanwhile: what is half-written is not its own
             os._exit(128 + number)
-        sys.exit(128 + number)
+        raise Terminated(128 + number)
 
+    def dropped(unraisable) -> None:
+        number = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}.get(unraisable.exc_type)
+        if number is None or os.getpid() != process:
+            return hook(unraisable)
+        again = threading.Timer(AGAIN, os.kill, [process, number])
+        again.daemon = True
+        again.start()
+
+    hook = sys.unraisablehook
     if ours:
         signal.signal(signal.SIGTERM, end)
+        sys.unraisablehook = dropped
     try:
         yield
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            sys.unraisablehook = hook
 
 
 def log_to_terminal() -> None:

@@ -4,7 +4,9 @@ import io
 import json
 import os
 import re
+import signal
 import sys
+import time
 from functools import partial
 
 import pytest
@@ -95,6 +97,26 @@ def test_traceback_on_request(monkeypatch):
 
 def test_ctrl_c_is_no_error():
     assert ends(KeyboardInterrupt()).value.code == 130
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_that_comes_while_a_destructor_runs_is_not_lost(number, status):
+    class Ends:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    @command
+    def main():
+        ends = Ends()
+        del ends
+        time.sleep(10)
+
+    hook, handler = sys.unraisablehook, signal.signal(signal.SIGINT, signal.default_int_handler)
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    signal.signal(signal.SIGINT, handler)
+    assert ended.value.code == status and time.monotonic() - began < 5 and sys.unraisablehook is hook
 
 
 def test_place_of_a_library_error_is_told():

@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from sjepa_hf.command import UserError, once, sentence
+from sjepa_hf.command import AGAIN, UserError, once, sentence
 
 
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = "interrupted"  # file in the output directory of a run that a signal has ended
-AGAIN = 0.05  # seconds after which a wait is ended once more where Python has dropped the first try
 
 
 def check_system() -> None:
