@@ -213,8 +213,11 @@ class FineTuner(Trainer):
         """An evaluation that shows nothing learned is no candidate: noise may lie below the plateau that follows."""
         return metrics.get("eval_learned", 1.0) > 0 and super()._determine_best_metric(metrics, trial)
 
-    def _get_dataloader(self, *args, **kwargs) -> torch.utils.data.DataLoader:
-        loader = super()._get_dataloader(*args, **kwargs)
+    def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> torch.utils.data.DataLoader:
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training  # what is scored is scored whole
+        loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        self.args.dataloader_drop_last = drop_last
         plain = loader.base_dataloader  # which Accelerate has wrapped
         plain.worker_init_fn = partial(start_worker, plain.worker_init_fn)
         # Each new set of workers is seeded from it. Workers that stay for all epochs are one set in an unbroken run

@@ -229,6 +229,15 @@ def test_no_clip_alone_in_its_batch_ends_a_run(checkpoint, tmp_path, texts, capl
         caplog.clear()
 
 
+def test_what_is_scored_is_scored_whole(checkpoint, mine, tmp_path):
+    """Though the last training batch is left out where it is not full."""
+    options = ("--dataloader_drop_last", "true", "--per_device_train_batch_size", "4", "--max_steps", "1")
+    trainer = prepare(finetune_ctc, checkpoint, mine, tmp_path, *options, "--eval_fraction", "0.5").trainer
+    assert len(trainer.train_dataset) == len(trainer.eval_dataset) == 10
+    assert len(trainer.get_train_dataloader()) == 2 and len(trainer.get_eval_dataloader()) == 2
+    assert len(trainer.predict(trainer.eval_dataset).predictions) == 10 and "eval_cer" in trainer.evaluate()
+
+
 def test_batches_that_shared_memory_cannot_hold_are_refused(checkpoint, mine, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**16))
     monkeypatch.setattr("training.finetuning.trainer.local_processes", lambda accelerator: 3)
