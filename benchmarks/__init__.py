@@ -18,6 +18,7 @@ Exactness and faults:
     fuzz_audio.py            damaged audio files and manifests: samples or a sentence?
     fuzz_checkpoints.py      damaged checkpoints: passed over or refused in a sentence?
     fuzz_configurations.py   hostile settings: taken or refused in a sentence?
+    fuzz_options.py          random settings: refused, or run to the end, and the same when stopped and resumed?
 
 Transformers' own tests, from a checkout of it:
     transformers_tests.py    those of its models, over ours
