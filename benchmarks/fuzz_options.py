@@ -197,7 +197,10 @@ class Runs:
         file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
         for stream in (1, 2):
             os.dup2(file, stream)
+        # As in a process that a shell starts: this one is within a command already.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = sys.__unraisablehook__
         status = 0
         try:
             self.main(argv)
