@@ -32,6 +32,7 @@ import yaml
 
 from benchmarks.kill_and_resume import SETTINGS
 from sjepa_hf.command import CommandParser, command
+from training.common.output_directory import checkpoints, step_of
 
 
 SECONDS = 300  # a run may take
@@ -177,19 +178,21 @@ class Runs:
         process = os.fork()
         if process == 0:
             self.become(argv, output_dir.with_suffix(".log"))
-        began = time.monotonic()
-        while True:
-            pid, status = os.waitpid(process, os.WNOHANG)
-            if pid:
-                return os.waitstatus_to_exitcode(status)
-            if stop is not None and stop.is_due(output_dir):
-                os.kill(process, stop.number) if stop.number != signal.SIGKILL else os.killpg(process, stop.number)
-                stop = None
-            if time.monotonic() - began > SECONDS:
+        began, ended = time.monotonic(), False
+        try:
+            while time.monotonic() - began < SECONDS:
+                pid, status = os.waitpid(process, os.WNOHANG)
+                if ended := pid != 0:
+                    return os.waitstatus_to_exitcode(status)
+                if stop is not None and stop.is_due(output_dir):
+                    os.kill(process, stop.number) if stop.number != signal.SIGKILL else os.killpg(process, stop.number)
+                    stop = None
+                time.sleep(0.01)
+            return FAULT
+        finally:
+            if not ended:  # it hangs, or this command is being ended
                 os.killpg(process, signal.SIGKILL)
                 os.waitpid(process, 0)
-                return FAULT
-            time.sleep(0.01)
 
     def become(self, argv: list[str], log: Path) -> None:
         """Be the command, in a process of its own; does not return."""
@@ -237,8 +240,7 @@ class Stop:
 
 def last_step(output_dir: Path) -> int:
     """Step of the newest checkpoint, 0 where there is none."""
-    names = (path.name.removeprefix("checkpoint-") for path in output_dir.glob("checkpoint-*"))
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    return max(map(step_of, checkpoints(output_dir)), default=0)
 
 
 def outcome(output_dir: Path) -> tuple[str, str]:
