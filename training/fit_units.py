@@ -24,7 +24,7 @@ from sjepa_hf.writable import check_output_directory
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.progress import Heartbeat
-from training.common.ranges import check_ranges
+from training.common.ranges import check_enough_frames, check_ranges
 from training.data.bad_audio import BadAudioMonitor
 from training.data.order import ClipIndex
 from training.data.permutation import Permutation
@@ -52,8 +52,7 @@ class FitArguments:
 
     def __post_init__(self):
         check_ranges(self, at_least_2="components frames", a_frame="max_seconds", seed="seed")
-        if self.frames < self.components:
-            raise ValueError(f"`frames` is {self.frames}: {self.components} `components` need at least as many.")
+        check_enough_frames(self.frames, self.components)
 
 
 def waveforms(arguments: FitArguments) -> Iterator[np.ndarray]:

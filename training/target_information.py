@@ -43,7 +43,7 @@ from sjepa_hf.writable import check_output_file
 from training.common.command_line import parse_dataclasses
 from training.common.processes import Coordinator
 from training.common.progress import Heartbeat
-from training.common.ranges import check_ranges
+from training.common.ranges import check_enough_frames, check_ranges
 from training.common.signals import Interrupted
 from training.data.batches import to_device
 from training.data.labelled import LabelledClips, open_labelled
@@ -86,6 +86,8 @@ class InformationArguments:
             not_negative="dims",
             seed="seed",
         )
+        check_enough_frames(self.frames, max(self.components))
+        check_enough_frames(self.frames, max(self.dims, default=0), "dims")
 
 
 def batch_of(samples: np.ndarray, seed: int) -> dict:

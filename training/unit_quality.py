@@ -38,7 +38,7 @@ from sjepa_hf.writable import check_output_file
 from training.common.command_line import parse_dataclasses
 from training.common.device import default_device
 from training.common.progress import Heartbeat
-from training.common.ranges import check_ranges
+from training.common.ranges import check_enough_frames, check_ranges
 from training.corpus.extraction import unit_extractor
 from training.data.labelled import LabelledClips, open_labelled
 from training.data.manifest import MissingColumn
@@ -85,6 +85,7 @@ class QualityArguments:
 
     def __post_init__(self):
         check_ranges(self, at_least_2="components frames", at_least_1="max_clips", seed="seed")
+        check_enough_frames(self.frames, self.components or 0)
 
 
 def clustered(name: str, layer: int, components: int, clips: LabelledClips, arguments: QualityArguments) -> Units:
@@ -105,6 +106,7 @@ def subjects(checkpoint: str, arguments: QualityArguments) -> Iterator[tuple[str
     """Each kind of units by its name, made one at a time."""
     model = open_pretraining(checkpoint) if open_config(checkpoint).model_type == "sjepa" else None
     components = arguments.components or (model.mixture.num_components if model else 500)
+    check_enough_frames(arguments.frames, components)
     clips = open_labelled(arguments.train_data, ())
     layers = arguments.layers or [open_config(checkpoint).num_hidden_layers // 2]
     yield f"k-means of MFCC, {components}", clustered("mfcc", 0, components, clips, arguments)

@@ -119,9 +119,14 @@ def test_an_output_that_cannot_be_is_told_before_anything_is_opened(tmp_path):
 
 def test_a_fit_to_too_few_frames_gets_a_sentence(aligned, make_config, tmp_path):
     SJepaForPreTraining(make_config("log_mel")).save_pretrained(tmp_path / "model")
-    command = [str(tmp_path / "model"), "--train_data", str(aligned), "--data", str(aligned), "--frames", "100"]
-    with pytest.raises(SystemExit, match="error: Cannot fit 500 components to 100 frames"):
-        main([*command, "--components", "500"])
+    command = [str(tmp_path / "model"), "--train_data", str(aligned), "--data", str(aligned)]
+    with pytest.raises(SystemExit, match="error: Cannot fit 9000 components to .* frames: give more audio"):
+        main([*command, "--components", "9000"])
+    command[0] = "nowhere"  # what the settings alone can tell is told before anything is opened
+    with pytest.raises(SystemExit, match="error: `frames` is 100: 500 `components` need at least as many"):
+        main([*command, "--components", "4", "500", "--frames", "100"])
+    with pytest.raises(SystemExit, match="error: `frames` is 100: 101 `dims` need at least as many"):
+        main([*command, "--components", "100", "--dims", "0", "101", "--frames", "100"])
 
 
 def test_what_is_missing_is_named(aligned, make_config, tmp_path):

@@ -11,6 +11,7 @@ import soundfile
 import torch
 from full_disk import FullDisk
 
+from sjepa_hf import SJepaForPreTraining
 from training import unit_quality
 
 
@@ -85,6 +86,15 @@ def test_figures_are_written_before_they_are_printed(tmp_path, monkeypatch):
 def test_an_output_that_cannot_be_is_told_before_anything_is_opened(tmp_path):
     with pytest.raises(SystemExit, match="error: `output` .* is a directory: name a file"):
         unit_quality.main(["nowhere", "--data", "a", "--train_data", "b", "--output", str(tmp_path)])
+
+
+def test_fewer_frames_than_clusters_are_refused_for_what_they_are(make_config, tmp_path):
+    """Not with a call for more audio."""
+    with pytest.raises(ValueError, match="`frames` is 100: 101 `components` need at least as many"):
+        unit_quality.QualityArguments(["a"], ["b"], components=101, frames=100)
+    SJepaForPreTraining(make_config("log_mel", num_mixture_components=8)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`frames` is 7: 8 `components` need at least as many"):  # the checkpoint's
+        next(unit_quality.subjects(str(tmp_path), unit_quality.QualityArguments(["a"], ["b"], frames=7)))
 
 
 ARGUMENTS = unit_quality.QualityArguments(["a"], ["b"], word_label="word", snr=0.0)

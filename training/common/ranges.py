@@ -44,6 +44,12 @@ def check_ranges(settings: object, **names: str) -> None:
                     raise ValueError(f"`{name}` must be finite, got {each}.")
 
 
+def check_enough_frames(frames: int, needed: int, name: str = "components") -> None:
+    """Raise a ValueError where the field `frames`, what is fitted to, is below the `name` that are to be found."""
+    if frames < needed:
+        raise ValueError(f"`frames` is {frames}: {needed} `{name}` need at least as many.")
+
+
 def refuse_unread(settings: object, names: str, why: str) -> None:
     """Raise a ValueError for a field among `names`, with spaces between, that is given and would not be read."""
     for name in names.split():

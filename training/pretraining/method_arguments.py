@@ -167,6 +167,8 @@ class TargetArguments:
             given, needed = getattr(self, frames), getattr(self, f"{phase}_components")
             if given < needed:
                 raise ValueError(f"`{frames}` ({given}) must not be fewer than `{phase}_components` ({needed}).")
+            if phase == "phase2" and given < (self.target_dims or 0):
+                raise ValueError(f"`{frames}` ({given}) must not be fewer than `target_dims` ({self.target_dims}).")
         if not self.ema_decays:
             raise ValueError("`ema_decays` is empty: name at least one decay.")
         if self.target_dims and self.follows_ranks and not self.reseed_on_layer_switch:

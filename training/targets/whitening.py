@@ -36,8 +36,8 @@ def whitened_components(sample: torch.Tensor, count: int) -> tuple[torch.Tensor,
     """
     if count > min(sample.shape):
         raise ValueError(
-            f"`target_dims` asks for {count} principal components of {sample.shape[0]} frames of {sample.shape[1]}"
-            " dimensions: ask for fewer."
+            f"Cannot find {count} principal components in {sample.shape[0]} frames of {sample.shape[1]} dimensions:"
+            " give more audio or ask for fewer."
         )
     parts = sample.cpu().split(FRAMES_AT_ONCE)
     mean = sum(part.double().sum(0) for part in parts) / len(sample)

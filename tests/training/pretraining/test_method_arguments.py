@@ -17,6 +17,10 @@ from training.pretraining.arguments import parse_arguments
         (["--p_mix", "0.6", "--p_noise", "0.6"], "`p_mix` and `p_noise` must not exceed 1 together"),
         (["--phase2_components", "1"], "`phase2_components` must be at least 2"),
         (["--seed_frames", "20"], "`seed_frames` .20. must not be fewer than `phase2_components` .500."),
+        (
+            ["--reseed_frames", "600", "--target_dims", "601"],
+            "`reseed_frames` .600. must not .* `target_dims`",
+        ),
         (["--target_dims", "8", "--reseed_on_layer_switch", "false"], "principal components of its own"),
     ],
 )
