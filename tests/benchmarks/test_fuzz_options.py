@@ -1,6 +1,7 @@
 """Random settings: what is drawn are options that the commands have, and a trial tells a run from one that differs."""
 
 import random
+import signal
 from dataclasses import fields
 from pathlib import Path
 
@@ -41,7 +42,8 @@ class Pretend:
         if "--dry_run" not in options or self.dry_leaves:
             (output_dir / "final").mkdir(parents=True, exist_ok=True)
             (output_dir / "final" / "model.safetensors").write_bytes(self.weights[output_dir.name])
-        return next(self.statuses)
+        status = next(self.statuses)
+        return stop.status if status == "stopped" else status
 
     def said(self, output_dir):
         return f"line\n{self.text}"
@@ -50,14 +52,15 @@ class Pretend:
 @pytest.mark.parametrize(
     ("pretended", "result"),
     [
-        (dict(statuses=(0, 0, 143, 0)), "same"),
+        (dict(statuses=(0, 0, "stopped", 0)), "same"),
         (dict(statuses=(1, 1), said="error: no."), "refused: error: no."),
         (dict(statuses=(0, 1), said="error: no."), "refused after the start: error: no."),
-        (dict(statuses=(0, 0, 143, 0), weights=(b"a", b"b")), "FAULT: another result"),
+        (dict(statuses=(0, 0, "stopped", 0), weights=(b"a", b"b")), "FAULT: another result"),
         (dict(statuses=(0, fuzz_options.FAULT), said="KeyError"), "FAULT: status 70, KeyError"),
         (dict(statuses=(0, 0), said="Traceback"), "FAULT: status 0"),
         (dict(statuses=(0, 0, 1)), "FAULT: status 1 after SIG"),
-        (dict(statuses=(0, 0, 143, 1)), "FAULT: status 1 of the run that was resumed"),
+        (dict(statuses=(0, 0, 128 + signal.SIGHUP)), "FAULT: status 129 after SIG"),
+        (dict(statuses=(0, 0, "stopped", 1)), "FAULT: status 1 of the run that was resumed"),
         (dict(statuses=(0,), dry_leaves=True), "FAULT: the dry run left"),
     ],
 )
