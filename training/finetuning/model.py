@@ -106,14 +106,25 @@ def open_with_head(
     return model
 
 
+def transformer_layers(model: PreTrainedModel, wanted_by: str) -> nn.ModuleList:
+    """The Transformer layers of the encoder. Raises ValueError where it has none, naming the setting that asks."""
+    layers = getattr(getattr(model.base_model, "encoder", None), "layers", None)
+    if layers is None:
+        raise ValueError(
+            f"`{wanted_by}` looks for the layers of wav2vec 2.0's family (`encoder.layers`), and"
+            f" {type(model.base_model).__name__} has none: leave it out."
+        )
+    return layers
+
+
 def reinitialize_top_layers(model: PreTrainedModel, fresh: PreTrainedModel, count: int) -> None:
     """
     Give the top `count` Transformer layers the weights of the same layers of a model without pretraining.
 
     Raises:
-        ValueError: if the encoder has fewer layers.
+        ValueError: if the encoder has fewer layers, or none where they are looked for.
     """
-    layers, fresh_layers = model.base_model.encoder.layers, fresh.base_model.encoder.layers
+    layers, fresh_layers = (transformer_layers(each, "reinit_layers") for each in (model, fresh))
     if count > len(layers):
         raise ValueError(f"`reinit_layers` is {count}, but the encoder has {len(layers)} layers.")
     for layer, fresh_layer in list(zip(layers, fresh_layers))[-count:]:
@@ -127,7 +138,7 @@ def with_adapters(model: PreTrainedModel, rank: int, dropout: float = ADAPTER_DR
 
     Raises:
         ValueError: if the head has a weight of no module, such as the weights of a sum over layers: PEFT trains and
-            saves none.
+            saves none; if the encoder has no layers where they are looked for.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -139,7 +150,7 @@ def with_adapters(model: PreTrainedModel, rank: int, dropout: float = ADAPTER_DR
     targets = sorted(
         {
             name.rpartition(".")[2]
-            for name, module in model.base_model.encoder.layers.named_modules()
+            for name, module in transformer_layers(model, "lora_rank").named_modules()
             if isinstance(module, nn.Linear) and not (model.config.model_type == "wavlm" and ".attention." in name)
         }
     )

@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForCTC,
     HubertConfig,
     HubertForCTC,
+    SEWDConfig,
     Wav2Vec2ConformerConfig,
     Wav2Vec2ConformerForCTC,
     WavLMConfig,
@@ -74,6 +75,16 @@ def test_adapters_are_refused_where_the_head_has_weights_of_layers(config, tmp_p
         open_with_head(AutoModelForAudioClassification, arguments)
     if config.model_type == "hubert":  # whose recogniser has none
         assert open_with_head(AutoModelForCTC, arguments).peft_config
+
+
+@pytest.mark.parametrize("setting", ["lora_rank", "reinit_layers"])
+def test_layers_that_lie_elsewhere_get_a_sentence(setting, tmp_path):
+    AutoModelForCTC.from_config(SEWDConfig(**(SIZES | {"conv_dim": [16] * 13}), vocab_size=7)).save_pretrained(
+        tmp_path
+    )
+    arguments = FineTuningArguments(model_name_or_path=str(tmp_path), **{setting: 1})
+    with pytest.raises(ValueError, match=f"`{setting}` looks for the layers of .* and SEWDModel has none: leave it"):
+        open_with_head(AutoModelForCTC, arguments)
 
 
 @pytest.mark.parametrize("config", [SJepaConfig, WavLMConfig, Wav2Vec2ConformerConfig])
