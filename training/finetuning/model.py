@@ -80,6 +80,8 @@ def open_with_head(
     outputs = getattr(config, "vocab_size", None), config.num_labels
     for name, value in (OUTPUTS | changes).items():
         setattr(config, name, value)
+    if config.model_type == "wavlm" and not hasattr(config, "mask_feature_min_masks"):
+        config.mask_feature_min_masks = 0  # its SpecAugment reads it, its class does not have it (Transformers 5.24)
     if arguments.from_scratch:
         model = build_model(auto_class, config, path)
     else:

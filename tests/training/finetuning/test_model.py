@@ -77,6 +77,19 @@ def test_adapters_are_refused_where_the_head_has_weights_of_layers(config, tmp_p
         assert open_with_head(AutoModelForCTC, arguments).peft_config
 
 
+@pytest.mark.parametrize("config", [SJepaConfig, HubertConfig, WavLMConfig])
+def test_dimensions_are_hidden_in_training(config, tmp_path):
+    """In WavLM too, whose configuration lacks a field that its SpecAugment reads."""
+    AutoModelForCTC.from_config(config(**SIZES, vocab_size=7)).save_pretrained(tmp_path)
+    arguments = FineTuningArguments(
+        model_name_or_path=str(tmp_path), dropout=0.0, mask_time_prob=0.0, mask_feature_prob=0.5
+    )
+    model = open_with_head(AutoModelForCTC, arguments, layerdrop=0.0)
+    waveform = torch.randn(1, 8000)
+    seen = model.eval()(waveform).logits
+    assert seen.equal(model(waveform).logits) and not torch.allclose(model.train()(waveform).logits, seen)
+
+
 @pytest.mark.parametrize("setting", ["lora_rank", "reinit_layers"])
 def test_layers_that_lie_elsewhere_get_a_sentence(setting, tmp_path):
     AutoModelForCTC.from_config(SEWDConfig(**(SIZES | {"conv_dim": [16] * 13}), vocab_size=7)).save_pretrained(
