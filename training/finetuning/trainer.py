@@ -79,6 +79,7 @@ class FineTuner(Trainer):
         self.frozen_encoder, self.p_noise = frozen_encoder, p_noise
         self.head_learning_rate = self.args.learning_rate if head_learning_rate is None else head_learning_rate
         self.save_beside = save_beside
+        self.batch_norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         # The Trainer's own deleting would take checkpoints that are set aside for this run's, and, once the run has
         # ended, the last one, by which a later start knows that it has.
         self.keep, self.args.save_total_limit = self.args.save_total_limit or 0, None
@@ -97,8 +98,12 @@ class FineTuner(Trainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
     def compute_loss(self, *args, **kwargs):
-        if self.frozen_encoder:  # the Trainer has just put all of the model into training mode
+        # The Trainer has just put all of the model into training mode.
+        if self.frozen_encoder:
             self.model.base_model.eval()
+        for norm in self.batch_norms:
+            if not norm.weight.requires_grad:  # of what is kept as it is; in training mode its statistics would move
+                norm.eval()
         return super().compute_loss(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from finetuning_runs import FAST, SHORT, At, prepare, run, write_clips
+from finetuning_runs import FAST, SHORT, SIZES, At, prepare, run, write_clips
 from pretraining_runs import assert_equal_weights, start
 from safetensors.torch import load_file
 from transformers import (
@@ -21,6 +21,9 @@ from transformers import (
     TrainerCallback,
     TrainerState,
     TrainingArguments,
+    Wav2Vec2ConformerConfig,
+    Wav2Vec2ConformerModel,
+    Wav2Vec2FeatureExtractor,
     pipeline,
 )
 
@@ -50,6 +53,22 @@ def test_the_encoder_is_frozen_first(checkpoint, mine, tmp_path):
     encoder = [name for name in first if name.startswith("sjepa.encoder")]
     assert all(frozen[name].equal(first[name]) for name in encoder)
     assert any(not last[name].equal(first[name]) for name in encoder)
+
+
+@pytest.mark.parametrize(
+    ("options", "moved"), [(("--lora_rank", "2"), False), (("--freeze_encoder_steps", "1"), True), (SHORT, True)]
+)
+def test_batch_norms_of_an_encoder_that_is_kept_are_kept(options, moved, mine, tmp_path):
+    """Adapters travel without them: with others than the base has, nobody could open what was trained."""
+    encoder = Wav2Vec2ConformerModel(Wav2Vec2ConformerConfig(**SIZES))
+    encoder.save_pretrained(tmp_path / "encoder")
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "encoder")
+    ready, final = run(finetune_ctc, str(tmp_path / "encoder"), mine, tmp_path / "out", *options, *SHORT)
+    before, after = encoder.state_dict(), AutoModelForCTC.from_pretrained(final).base_model.state_dict()
+    statistics = [name for name in before if name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert statistics and all(before[name].equal(after[name]) != moved for name in statistics)
+    if "--freeze_encoder_steps" in options:
+        assert {int(after[name]) for name in statistics if name.endswith("tracked")} == {1}
 
 
 def test_head_and_encoder_have_learning_rates_of_their_own(checkpoint, mine, tmp_path):
