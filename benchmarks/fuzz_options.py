@@ -117,6 +117,7 @@ FINE_TUNING = {
     "lora_rank": (1, 4),
     "head_learning_rate": (0, 0.01),
     "mask_time_prob": (0, 0.3),
+    "mask_feature_prob": (0, 0.3),
     "p_noise": (0.5, 1),
     "dropout": (0, 0.2),
 }
