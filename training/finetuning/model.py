@@ -86,6 +86,11 @@ def open_with_head(
         model = build_model(auto_class, config, path)
     else:
         model = open_model(auto_class, path, fresh_head=True, config=config, dtype=torch.float32)
+    if hasattr(model, "layer_weights") and config.model_type != "sjepa" and getattr(config, "layerdrop", 0):
+        logger.info(
+            "LayerDrop is off: of a layer that it leaves out, Transformers has no output for the sum of layers."
+        )
+        model.config.layerdrop = 0.0  # each encoder reads it anew
     if arguments.reinit_layers:
         reinitialize_top_layers(model, auto_class.from_config(config), arguments.reinit_layers)
     if not keep_head:

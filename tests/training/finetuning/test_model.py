@@ -90,6 +90,18 @@ def test_dimensions_are_hidden_in_training(config, tmp_path):
     assert seen.equal(model(waveform).logits) and not torch.allclose(model.train()(waveform).logits, seen)
 
 
+@pytest.mark.parametrize("config", [SJepaConfig, HubertConfig, WavLMConfig])
+def test_a_sum_over_layers_is_trained_without_layers_that_are_left_out(config, tmp_path, caplog):
+    """Where the frozen result of an encoder with LayerDrop is trained on, a step in two ended in other sizes."""
+    caplog.set_level("INFO")
+    config = config(**SIZES, use_weighted_layer_sum=True, layerdrop=0.99)
+    AutoModelForAudioClassification.from_config(config).save_pretrained(tmp_path)
+    model = open_with_head(AutoModelForAudioClassification, FineTuningArguments(model_name_or_path=str(tmp_path)))
+    model.train()(torch.randn(2, 8000), labels=torch.tensor([0, 1])).loss.backward()
+    ours = config.model_type == "sjepa"  # drops by value
+    assert model.config.layerdrop == (0.99 if ours else 0.0) and ("LayerDrop is off" in caplog.text) != ours
+
+
 @pytest.mark.parametrize("setting", ["lora_rank", "reinit_layers"])
 def test_layers_that_lie_elsewhere_get_a_sentence(setting, tmp_path):
     AutoModelForCTC.from_config(SEWDConfig(**(SIZES | {"conv_dim": [16] * 13}), vocab_size=7)).save_pretrained(
