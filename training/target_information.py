@@ -86,7 +86,7 @@ class InformationArguments:
             not_negative="dims",
             seed="seed",
         )
-        check_enough_frames(self.frames, max(self.components))
+        check_enough_frames(self.frames, max(self.components, default=0))
         check_enough_frames(self.frames, max(self.dims, default=0), "dims")
 
 
