@@ -109,14 +109,15 @@ def test_a_piece_is_read_with_two_seconds_around_it():
     assert read == [(0, 250), (50, 350), (200, 349), (350, 199)]
 
 
-def test_only_what_is_longer_than_may_be_is_read_in_pieces(corpus_folder):
+@pytest.mark.parametrize("batch_seconds", [1, 60])
+def test_only_what_is_longer_than_may_be_is_read_in_pieces(corpus_folder, batch_seconds):
     rows, read = all_rows(corpus_folder), []
 
     def extract(waveforms, names):
         read.extend(names)
         return [{"": torch.zeros(frame_lengths(len(w)), 1)} for w in waveforms]
 
-    done = extract_shard(extract, rows, batch_seconds=1, max_seconds=2)
+    done = extract_shard(extract, rows, batch_seconds, max_seconds=2)
     expected = {
         rows[place].clip.name: 1 + (frame_lengths(round(16000 * s)) > 100) for place, s in done.seconds.items()
     }
