@@ -278,6 +278,13 @@ def test_addresses_that_cannot_be_served_at(options, sentence, monkeypatch):
             app.main(["--checkpoint", "unread", *options])
 
 
+def test_the_highest_port_there_is_can_be_served_at(monkeypatch):
+    opened = []
+    monkeypatch.setattr("socket.create_server", lambda address, **_: opened.append(address) or io.BytesIO())
+    app.check_address("127.0.0.1", 65535)
+    assert opened == [("127.0.0.1", 65535)]
+
+
 def test_checkpoints_that_cannot_be_shown(pretrained, tmp_path, make_config, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     BertConfig().save_pretrained(tmp_path / "bert")
