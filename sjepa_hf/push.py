@@ -186,7 +186,7 @@ def hub_errors(api: HfApi, repo_id: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise ValueError(refusal(error, repo_id)) from None
     except httpx.TransportError as error:
-        raise ValueError(f"The connection to {api.endpoint} failed: {error or type(error).__name__}.") from None
+        raise ValueError(f"The connection to {api.endpoint} failed: {str(error) or type(error).__name__}.") from None
     except RuntimeError as error:  # how an upload of large files fails
         if not isinstance(error.__cause__, HfHubHTTPError | httpx.TransportError):
             raise
@@ -215,7 +215,8 @@ def commit(
             if attempt + 1 == ATTEMPTS or not is_transient(error):
                 raise
             wait = FIRST_WAIT * 2**attempt
-            logger.warning("The upload broke off (%s); trying again in %g s.", error or type(error).__name__, wait)
+            why = str(error) or type(error).__name__
+            logger.warning("The upload broke off (%s); trying again in %g s.", why, wait)
             time.sleep(wait)
 
 

@@ -36,7 +36,6 @@ TESTED_ELSEWHERE = {  # modules without a test file of their name and place, and
     "training.common.publishing": "hub/test_training",
     "training.common.run_record": "hub/test_training",
     "training.evaluation.probes.results": "training/test_probe",
-    "training.evaluation.superb.evaluation": "training/test_superb",
     "training.finetuning.classification": "training/test_finetune_classification",
     "training.finetuning.ctc": "training/test_finetune_ctc",
 }

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import CommitOperationDelete, constants
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.utils import httpx
 from pushing import push
 from safetensors.torch import load_file
@@ -14,7 +14,8 @@ from transformers import AutoModel
 import sjepa_hf
 from sjepa_hf.configuration_sjepa import AUTO_MAP, MODEL_CODE
 from sjepa_hf.model_card import MARK
-from sjepa_hf.push import commit, wants_card
+from sjepa_hf.push import commit, hub_errors, listing, open_repo, wants_card, what_stays
+from sjepa_hf.push import push as publish
 
 
 def test_everything_that_a_colleague_needs_arrives(hub, pretrained, capsys):
@@ -77,6 +78,36 @@ def test_a_private_repo_is_hidden_from_others(hub, pretrained, monkeypatch):
 def test_a_revision_is_a_branch(hub, pretrained):
     assert push(pretrained, "encoder", "--revision", "v2") == ""
     assert hub.files("ada/encoder") == {} and "model.safetensors" in hub.files("ada/encoder", "v2")
+
+
+def test_what_a_branch_holds_is_that_of_the_branch(hub, pretrained, tmp_path):
+    """Its weights make way, its card stays, and its kind of model is kept, whatever main has: here, nothing."""
+    model = sjepa_hf.SJepaForPreTraining.from_pretrained(pretrained)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    (tmp_path / "shards" / "README.md").write_text("---\nlicense: mit\n---\nmine")
+    for checkpoint in (tmp_path / "shards", pretrained):
+        assert push(checkpoint, "encoder", "--revision", "v2") == ""
+    files = hub.files("ada/encoder", "v2")
+    assert [name for name in files if name.endswith((".safetensors", "index.json"))] == ["model.safetensors"]
+    assert files["README.md"].endswith(b"mine")
+    (pretrained / "config.json").write_text('{"model_type": "hubert"}')
+    assert "taken: it holds a sjepa model" in push(pretrained, "encoder", "--revision", "v2")
+
+
+def test_a_token_of_one_s_own_goes_before_the_one_that_is_logged_in(hub, pretrained, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_bob")
+    publish(pretrained, "encoder", token="hf_ada")
+    assert "model.safetensors" in hub.files("ada/encoder")
+    with pytest.raises(ValueError, match="may not write to ada/encoder"):  # before there is anything to send
+        open_repo("ada/encoder", "sjepa")
+
+
+def test_a_new_repo_is_as_the_account_s_settings_say_unless_it_is_to_be_hidden(pretrained, monkeypatch):
+    asked = []
+    monkeypatch.setattr("sjepa_hf.push.push", lambda **told: asked.append(told) or SimpleNamespace(commit_url=""))
+    for options in ([], ["--private"]):
+        assert push(pretrained, "encoder", *options) == ""
+    assert [told["private"] for told in asked] == [None, True]
 
 
 @pytest.mark.parametrize(
@@ -193,17 +224,20 @@ def test_weights_alone_are_deleted_and_only_those_that_are_no_more(tmp_path):
     [
         (httpx.ReadTimeout(""), [1, 2, 4, 8]),
         (http_error(503), [1, 2, 4, 8]),
+        (http_error(500), [1, 2, 4, 8]),
         (http_error(507), []),
         (http_error(404), []),
         (RuntimeError("a fault of ours"), []),
     ],
 )
-def test_what_may_pass_is_waited_for_longer_each_time(monkeypatch, error, waits):
+def test_what_may_pass_is_waited_for_longer_each_time(monkeypatch, caplog, error, waits):
     slept, api = [], Failing(error)
     monkeypatch.setattr("time.sleep", slept.append)
     with pytest.raises(type(error)):
         commit(api, {"config.json": b"{}"}, set(), "ada/x", None, "said")
     assert slept == waits and len(api.commits) == len(waits) + 1
+    why = str(error) or "ReadTimeout"
+    assert caplog.messages == [f"The upload broke off ({why}); trying again in {wait} s." for wait in waits]
 
 
 def test_settings_go_without_the_paths_of_this_machine_and_the_message_is_that_of_the_user(
@@ -213,11 +247,13 @@ def test_settings_go_without_the_paths_of_this_machine_and_the_message_is_that_o
     (pretrained / "config.json").write_text(json.dumps(settings))
     commits = []
     monkeypatch.setattr("sjepa_hf.push.commit", lambda *told: commits.append(told) or SimpleNamespace(commit_url=""))
-    for options, message in ((["--message", "as it was told", "--revision", "v2"], "as it was told"), ([], "Upload ")):
-        assert push(pretrained, "encoder", *options) == ""
+    monkeypatch.chdir(pretrained)
+    told = ["--message", "as it was told", "--revision", "v2"]
+    for options, message in ((told, "as it was told"), ([], "Upload pretrained")):
+        assert push(".", "encoder", *options) == ""
         _, files, _, repo_id, revision, said = commits[-1]
         assert json.loads(files["config.json"])["made_from"] == "final" and repo_id == "ada/encoder"
-        assert said.startswith(message) and revision == ("v2" if options else None)
+        assert said == message and revision == ("v2" if options else None)
 
 
 def test_a_card_that_people_have_written_stays_whatever_is_known_of_the_training(tmp_path):
@@ -227,3 +263,37 @@ def test_a_card_that_people_have_written_stays_whatever_is_known_of_the_training
         files = {"training.json": b"{}"} if record else {}
         assert wants_card(api, files, {"README.md"}, "ada/x", None) == wanted
         assert wants_card(api, files, {"config.json"}, "ada/x", None)
+
+
+def caused(error: Exception) -> RuntimeError:
+    """As an upload of large files fails."""
+    failed = RuntimeError("Error while uploading")
+    failed.__cause__ = error
+    return failed
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (caused(httpx.ReadTimeout("")), "The connection to http://hub failed: ReadTimeout."),
+        (caused(http_error(507)), "The Hub has no space left for these files; nothing was published."),
+        (RevisionNotFoundError("", response=http_error(404).response), "ada/x has no such revision."),
+    ],
+)
+def test_what_the_hub_refuses_is_one_sentence(error, sentence):
+    with pytest.raises(ValueError) as caught, hub_errors(SimpleNamespace(endpoint="http://hub"), "ada/x"):
+        raise error
+    assert str(caught.value) == sentence
+
+
+def test_ten_names_of_what_stays_are_said_and_more_are_counted(tmp_path):
+    for count, ending in (
+        (10, ": a0, a1, a2, a3, a4, a5, a6, a7, a8, a9"),
+        (11, "a9 and 1 more (--dry_run names all)"),
+    ):
+        assert what_stays(tmp_path, {f"a{n}": "" for n in range(count)}).endswith(ending)
+
+
+def test_a_dry_run_refuses_a_name_that_no_repo_can_have(pretrained):
+    with pytest.raises(ValueError, match="'a/b/c' cannot be the name of a repo"):
+        listing(pretrained, "a/b/c")

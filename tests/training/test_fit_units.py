@@ -8,6 +8,7 @@ import pytest
 from clip_streams import EndlessList, write_clips
 
 from training import fit_units, units
+from training.corpus.extraction import unit_extractor
 from training.data.sources import Source
 
 
@@ -22,6 +23,8 @@ def test_fitted_clusters_make_units(corpus_folder, clustered, tmp_path):
         units.main([str(tmp_path / "fitted"), *out, "--clusters", "mixture"])
     units.main([str(tmp_path / "fitted"), *out])
     found = pq.read_table(tmp_path / "out" / "units-00000.parquet").column("units").to_pylist()
+    described_units = unit_extractor(str(tmp_path / "fitted"), None, 0, "cpu").description
+    assert described_units["encoder weights"] == described["weights"] and described_units["layers"] == [1, 3]
     assert len(found) == 11 and {unit for clip in found for unit in clip} == set(range(6))
     with pytest.raises(SystemExit, match="is there already"):
         fit_units.main([*fit, "--output", str(tmp_path / "fitted")])

@@ -170,7 +170,18 @@ def test_what_is_there_is_not_evaluated_again(call, checkpoint, make_config, fol
         return score(self, subject, encoder, fold, features, seed, heartbeat)
 
     monkeypatch.setattr(evaluation.Evaluation, "score", counted)
-    options = ["--label_column", "tone", "--max_steps", "4", "--batch_size", "8", "--model", "mfcc", checkpoint]
+    options = [
+        "--label_column",
+        "tone",
+        "--max_steps",
+        "4",
+        "--batch_size",
+        "8",
+        "--model",
+        "mfcc",
+        checkpoint,
+        "mfcc",
+    ]
     first = call("ks", *options, "--seeds", "0")
     more = call("ks", *options, "--seeds", "0", "1")
     assert scored == [("mfcc", 0), (checkpoint, 0), ("mfcc", 1), (checkpoint, 1)]
@@ -383,6 +394,20 @@ def test_the_table_of_all_tasks_is_of_the_subjects_that_are_named(monkeypatch, t
     monkeypatch.setattr(superb, "write_summary", lambda results, folder: results)
     arguments = SimpleNamespace(model=["mfcc"], dry_run=False, output_dir=str(tmp_path))
     assert superb.run_all(arguments, Heartbeat("testing")) == {"ks": found[:1]}
+    arguments.dry_run = True
+    assert superb.run_all(arguments, Heartbeat("testing")) == "", "nothing is written of no results"
+    arguments.model = ["mfcc", str(tmp_path / "nowhere")]
+    for run in (superb.run, superb.run_all):
+        with pytest.raises(ValueError, match="nowhere cannot be opened"):  # before any data are
+            run(arguments, Heartbeat("testing"))
+
+
+def test_a_folder_for_features_is_needed_where_some_are_kept(folder, tmp_path):
+    options = ["--task", "sid", "--label_column", "tone", "--train_data", folder, "--model", "mfcc"]
+    options += ["--output_dir", str(tmp_path / "out"), "--cache_dir", "/dev/null/a", "--cache_gb"]
+    assert prepare(parse_arguments([*options, "0"]))[1] == []
+    with pytest.raises(ValueError, match="`cache_dir` /dev/null/a cannot be written"):
+        prepare(parse_arguments([*options, "1"]))
 
 
 def test_all_data_are_checked_before_the_first_run(folder, tmp_path, monkeypatch):

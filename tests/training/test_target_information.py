@@ -1,20 +1,27 @@
 import json
 from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from full_disk import FullDisk
 from transformers import HubertConfig
 
 from sjepa_hf import DiagonalGaussianMixture, SJepaForPreTraining
 from training import target_information
+from training.common.progress import Heartbeat
+from training.evaluation.phone_information import Information
 from training.target_information import (
     Candidate,
     InformationArguments,
     candidates,
+    fitted_targets,
     main,
+    measure,
     random_batches,
+    run,
     table,
     under_whole_clips,
 )
@@ -73,18 +80,108 @@ def test_transitions_of_the_same_mixture_are_counted_then_estimated_anew(monkeyp
     rounds = []
     monkeypatch.setattr(target_information, "fit_transitions", lambda *arguments: rounds.append(arguments[-1]))
     plain = DiagonalGaussianMixture(3, 39)
-    plain.means.normal_()
+    plain.means.normal_().mul_(0.1)
+    plain.weights.copy_(torch.tensor([0.7, 0.2, 0.1]))
     targets = FrozenTargets(plain, "mfcc")
     names = list(under_whole_clips(targets, [], InformationArguments(["a"], ["b"])))
     assert names == ["given the clip", "given the clip, 2 rounds"] and rounds == [1, 2]
     assert targets.mixture.means.equal(plain.means) and targets.mixture is not plain
+    values = torch.randn(1, 5, 39)
+    independent = targets.mixture.clip_posteriors(values, torch.tensor([5]))
+    expected = plain.clip_posteriors(values, torch.tensor([5]))
+    torch.testing.assert_close(independent, expected, atol=2e-3, rtol=0)  # transitions are smoothed
 
 
 def test_clips_are_drawn_at_random_and_bad_ones_are_left_out():
     clips = [{"input_values": np.full(100 + n, n, np.float32)} for n in range(20)]
     clips[7] = None
-    lengths = [int(batch["lengths"]) - 100 for batch in random_batches(clips, seed=0)]
+    batches = list(random_batches(clips, seed=0))
+    lengths = [int(batch["lengths"]) - 100 for batch in batches]
+    assert [batch["seed"] for batch in batches] == lengths, "each draws frames of its own"
     assert sorted(lengths) == [n for n in range(20) if n != 7] != lengths
+
+
+def test_targets_are_fitted_to_the_one_and_measured_on_the_other(monkeypatch):
+    opened, fitted, measured = [], [], []
+
+    def fit(candidate, encoder, components, clips, arguments):
+        fitted.append((candidate.name, components, clips.name, encoder.training))
+        return components
+
+    def clipwise(targets, clips, arguments):
+        yield f"{targets} of {clips.name}"
+
+    class Clips(list):
+        hours = 0.0
+
+        def __init__(self, sources, columns, audio_column):
+            self.name = sources[0]
+            opened.append((self.name, columns, audio_column))
+
+    encoder = torch.nn.Identity().train()
+    encoder.config = SimpleNamespace(hidden_size=8, num_hidden_layers=1)
+    for name, made in {
+        "open_sjepa": lambda *_: encoder,
+        "open_labelled": Clips,
+        "readable_clips": lambda clips, most, seed: (clips, [most, seed]),
+        "number_phones": lambda clips, counts: (["a", "b"], [counts]),
+        "candidates": lambda layers, dims: [Candidate("mfcc", "mfcc"), Candidate("layer 1", layers=(1,), dims=8)],
+        "fitted_targets": fit,
+        "under_whole_clips": clipwise,
+        "measure": lambda targets, clips, *told: (
+            measured.append((targets, clips.name, *told)) or Information(*[0.0] * 6)
+        ),
+    }.items():
+        monkeypatch.setattr(target_information, name, made)
+    options = {"components": [2, 3], "dims": [8], "max_clips": 5, "seed": 6, "audio_column": "sound"}
+    rows = run("x", InformationArguments(["plain"], ["aligned"], **options), Heartbeat("testing"))
+    assert opened == [("plain", (), "sound"), ("aligned", ("phones", "phone_ends"), "sound")]
+    assert fitted == [(name, size, "plain", False) for size in (2, 3) for name in ("mfcc", "layer 1")]
+    names = [name for size in (2, 3) for name in ("mfcc", f"mfcc, {size} of plain", "layer 1")]
+    assert [(row["targets"], row["components"]) for row in rows] == list(zip(names, [2, 2, 2, 3, 3, 3]))
+    assert measured == [(size, "aligned", [[5, 6]], 2) for size in (2, 2, 2, 3, 3, 3)]
+
+
+def test_targets_are_made_of_what_their_kind_says(monkeypatch):
+    made, fits = [], []
+
+    class Targets:
+        def __init__(self, encoder, mixture, choice, accelerator, **told):
+            made.append((mixture.num_components, mixture.num_features, told))
+
+        def seed(self, audio, frames, seed, **told):
+            fits.append((frames, seed, told))
+
+    monkeypatch.setattr(target_information, "OnlineTargets", Targets)
+    monkeypatch.setattr(target_information, "sample_frames", lambda features, audio, *told, **more: (told, more))
+    monkeypatch.setattr(
+        target_information, "fit_mixture", lambda mixture, sample, seed, _, **told: fits.append((sample, seed, told))
+    )
+    encoder = SimpleNamespace(config=SimpleNamespace(hidden_size=8))
+    arguments = InformationArguments(["a"], ["b"], frames=600, em_iterations=3, seed=4)
+    for candidate in (Candidate("", layers=(1, 2), instance_norm=True, dims=5), Candidate("", layers=(2,))):
+        fitted_targets(candidate, encoder, 7, [], arguments)
+    assert made == [
+        (7, 5, {"layers": (1, 2), "instance_norm": True, "num_components": 5}),
+        (7, 8, {"layers": (2,), "instance_norm": False, "num_components": None}),
+    ]
+    targets = fitted_targets(Candidate("", "mfcc"), encoder, 7, [], arguments)
+    assert (targets.feature_name, targets.mixture.num_components, targets.mixture.num_features) == ("mfcc", 7, 39)
+    of_features = (((600, 4), {"stop_when_full": True}), 4, {"num_iterations": 3})
+    assert fits == [(600, 4, {"num_iterations": 3})] * 2 + [of_features]
+
+
+def test_a_clip_s_posteriors_are_compared_with_its_own_phones_from_its_first_frame():
+    phones = [torch.tensor([0, 1, 1, 0, 1]), torch.tensor([1, 1, 0, 0, 0, 1, 0])]
+    clips = [{"input_values": np.full(400, number, np.float32)} for number in range(2)]
+
+    def posteriors(batch):
+        expected = phones[int(batch["input_values"][0, 0])]
+        return torch.eye(3)[torch.cat([expected, torch.tensor([2, 2])])][None]
+
+    mixture = SimpleNamespace(num_components=3, means=torch.zeros(3, 1))
+    found = measure(SimpleNamespace(mixture=mixture, posteriors=posteriors), clips, phones, 2)
+    assert found.soft == pytest.approx(1) == found.hard and found.hard_chance < 0.5 and found.components_used < 2.01
 
 
 def test_as_many_aligned_clips_are_measured_as_asked_for(aligned, make_config, tmp_path, monkeypatch, caplog):

@@ -7,6 +7,7 @@ import runpy
 import shutil
 import socket
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,9 @@ from sjepa_hf import SJepaForCTC, SJepaForPreTraining
 pytest.importorskip("gradio", reason="the page needs gradio")
 
 import app
+
+
+BLANK = app.Picture(b"", 1.0, (0.0, 0.0, 1.0, 1.0))
 
 
 def images(page: str) -> list[np.ndarray]:
@@ -133,6 +137,51 @@ def test_two_clips(pretrained, clip_path, tmp_path):
     assert "Clip B: This file is not there" in app.show_pair(listener, clip_path, str(tmp_path / "gone.wav"), 1)
 
 
+def test_each_clip_has_its_name_and_its_axis_of_the_matrix(pretrained, clip_path, tmp_path, monkeypatch):
+    listener, drawn = Listener(pretrained[0]), []
+    monkeypatch.setattr(app, "draw_similarity", lambda *told: drawn.append(told) or BLANK)
+    soundfile.write(tmp_path / "other.wav", speechlike(0.7), 16000)
+    page = app.show_pair(listener, clip_path, str(tmp_path / "other.wav"), 3)
+    assert re.findall(r"<h3>(.*?)</h3>", page) == ["A: clip.wav", "B: other.wav"]
+    ((first, second, matrix, layer),) = drawn
+    assert (first.seconds, second.seconds, layer) == (1.5, 0.7, 3) and matrix.shape == (74, 34)
+
+
+def test_a_rank_can_be_as_high_as_one_less_than_the_frames(pretrained, tmp_path, monkeypatch):
+    """Of the few that are centred, or as the dimensions."""
+    listener, told = Listener(pretrained[0]), []
+    monkeypatch.setattr(app, "draw_ranks", lambda ranks, most: told.append(most) or BLANK)
+    monkeypatch.setattr(app, "draw_clip", lambda *_: BLANK)
+    for seconds in (0.5, 1.5):
+        soundfile.write(tmp_path / "clip.wav", speechlike(seconds), 16000)
+        app.show_clip(listener, str(tmp_path / "clip.wav"))
+    assert told == [23, 48]
+
+
+def test_the_page_lets_choose_among_all_layers_and_begins_with_the_middle_one(pretrained):
+    parts = [part["props"] for part in app.build(Listener(pretrained[0])).config["components"]]
+    (layer,) = [part for part in parts if part.get("elem_id") == "layer"]
+    assert [value for _, value in layer["choices"]] == [0, 1, 2, 3] and layer["value"] == 1
+
+
+def test_the_page_is_served_as_the_command_says(pretrained, tmp_path, monkeypatch):
+    served, built = [], []
+    page = SimpleNamespace(launch=lambda **told: served.append(told))
+    monkeypatch.setattr(app, "build", lambda *told: built.append(told) or page)
+    monkeypatch.setattr(app, "check_address", lambda host, port: built.append((host, port)))
+    monkeypatch.delenv("GRADIO_SERVER_NAME", raising=False)
+    soundfile.write(tmp_path / "mine.wav", speechlike(0.5), 16000)
+    for options in ([], ["--port", "65535", "--host", "0.0.0.0", "--share"]):
+        app.main(["--checkpoint", pretrained[0], "--examples", str(tmp_path), *options])
+    names = ("server_name", "server_port", "share", "max_file_size")
+    assert [tuple(told[name] for name in names) for told in served] == [
+        (None, None, False, "2gb"),
+        ("0.0.0.0", 65535, True, "2gb"),
+    ]
+    (_, examples, corpus), address, _ = built
+    assert [path.name for path in examples] == ["mine.wav"] and corpus is None and address == ("0.0.0.0", 65535)
+
+
 def buttons(page: str, kind: str) -> list[dict[str, str]]:
     """What the buttons of a class say of themselves."""
     return [
@@ -152,6 +201,10 @@ def test_a_click_on_a_unit_plays_its_other_segments_of_the_clip(pretrained, clip
     found = buttons(page, "unit")
     assert [int(button["unit"]) for button in found] == [run.unit for run in runs] and len(found) > 10
     assert f"unit {runs[1].unit}: {runs[1].start:.2f} to {runs[1].start + runs[1].duration:.2f} s" in page
+    picture = app.draw_clip(read_clip(clip_path), listener.hear(read_clip(clip_path).samples), listener.cluster_places)
+    strip = re.search(r'class="units" style="left: (.*?)%; width: (.*?)%; top: (.*?)%; height: (.*?)%"', page).groups()
+    wanted = [picture.box[0], picture.box[2], *picture.units]
+    assert np.array(strip, float) == pytest.approx(100 * np.array(wanted), abs=1e-3)
     places = re.findall(r'style="left: ([\d.]+)%; width: ([\d.]+)%"></button>', page)
     wanted = [(100 * run.start / 1.5, 100 * run.duration / 1.5) for run in runs]
     assert np.array(places, float) == pytest.approx(np.array(wanted), abs=1e-3)
@@ -161,6 +214,10 @@ def test_a_click_on_a_unit_plays_its_other_segments_of_the_clip(pretrained, clip
     listed = buttons(answer, "segment")
     assert len(listed) == min(len(others), 8) > 1 and f"{len(others) + 1} segments in this clip" in answer
     assert "autoplay" in answer and "clip.wav, " in answer
+    longest = sorted(sorted(others, key=lambda run: -run.duration)[:8], key=lambda run: run.start)
+    assert re.findall(r"clip.wav, ([\d.]+) to", answer) == [f"{run.start:.2f}" for run in longest]
+    starts = [float(button["start"]) for button in listed]
+    assert starts[0] == 0 and starts == sorted(starts)
     last = listed[-1]
     assert len(sound(answer)) / 16000 == pytest.approx(float(last["start"]) + float(last["seconds"]) + 0.25, abs=1e-3)
     assert "stands nowhere else here" in app.show_unit(listener, None, clip_path, 99, 0.0)
@@ -176,6 +233,8 @@ def test_a_click_on_a_unit_plays_segments_of_a_corpus(pretrained, clip_path, uni
     assert np.abs(sound(answer)).max() > 0.05
     monkeypatch.setattr(corpus, "segments", lambda unit: [])
     assert "their audio is gone" in app.show_unit(listener, corpus, clip_path, unit, 0.0)
+    monkeypatch.setattr(corpus, "count", lambda unit: (0, 0))
+    assert f"Unit {unit} stands nowhere else here" in app.show_unit(listener, corpus, clip_path, unit, 0.0)
 
 
 def test_units_of_other_checkpoints_are_refused(pretrained, fine_tuned, unit_folder, tmp_path, make_config):
@@ -217,6 +276,13 @@ def test_addresses_that_cannot_be_served_at(options, sentence, monkeypatch):
         options = [str(taken.getsockname()[1]) if option == "TAKEN" else option for option in options]
         with pytest.raises(SystemExit, match=f"error: {sentence}"):
             app.main(["--checkpoint", "unread", *options])
+
+
+def test_the_highest_port_there_is_can_be_served_at(monkeypatch):
+    opened = []
+    monkeypatch.setattr("socket.create_server", lambda address, **_: opened.append(address) or io.BytesIO())
+    app.check_address("127.0.0.1", 65535)
+    assert opened == [("127.0.0.1", 65535)]
 
 
 def test_checkpoints_that_cannot_be_shown(pretrained, tmp_path, make_config, monkeypatch):

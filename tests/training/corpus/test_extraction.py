@@ -1,5 +1,8 @@
 """What is made of a shard: batches by length, long clips in pieces, bad ones named."""
 
+from collections import Counter
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ from sjepa_hf import SJepaForPreTraining, SJepaModel
 from sjepa_hf.encoding import weights_hash
 from sjepa_hf.frames import frame_lengths
 from sjepa_hf.opening import EMA_ENCODER, open_sjepa
-from training.corpus.extraction import extract_shard, in_whole_pieces, layer_extractor, unit_extractor
+from training.corpus.extraction import _ahead, extract_shard, in_whole_pieces, layer_extractor, unit_extractor
 from training.corpus.reading import Corpus
 from training.data.clips import Clip
 
@@ -38,6 +41,7 @@ def test_units_of_a_shard_are_those_of_each_clip(corpus_folder, clustered, sourc
         expected = units.units[0]
         assert len(found["units"]) == len(expected) == frame_lengths(len(samples))
         same, frames = same + int((found["units"] == expected).sum()), frames + len(expected)
+        assert found["posteriors"].dtype == torch.float16 and found["units"].dtype == torch.int32
         assert found["top_units"].shape == (len(expected), 2) and found["top_units"][:, 0].equal(found["units"])
         torch.testing.assert_close(found["posteriors"].float(), units.top_posteriors[0], atol=2e-3, rtol=0)
     assert same >= 0.999 * frames
@@ -58,7 +62,10 @@ def test_units_over_the_encoder_are_those_of_the_ema_encoder_and_predictions_of_
         model.sjepa.load_state_dict(weights, strict=bool(weights))
         expected = model.units(audio, top_k=6, source=source or "mixture").top_posteriors[0]
         torch.testing.assert_close(found[source]["posteriors"].float(), expected, atol=1e-3, rtol=0)
-    assert [extractor.description["ema encoder"] for extractor in extractors.values()] == [True, False]
+    told = [
+        (extractor.description["ema encoder"], extractor.description["layers"]) for extractor in extractors.values()
+    ]
+    assert told == [(True, [1]), (False, None)]
 
 
 def test_features_are_those_of_the_layers(corpus_folder, clustered):
@@ -89,6 +96,42 @@ def test_pieces_meet_without_a_gap():
     assert found.equal(torch.arange(frame_lengths(len(waveform))) * 320.0)
     with pytest.raises(ValueError, match=r"longer than `max_seconds` \(3\) cannot be read in pieces: raise it"):
         in_whole_pieces(lambda clips, names: [{"": torch.zeros(len(w) // 160)} for w in clips], waveform, "a", 3)
+
+
+def test_a_piece_is_read_with_two_seconds_around_it():
+    read = []
+
+    def extract(waveforms, names):
+        read.extend((int(w[0]) // 320, frame_lengths(len(w))) for w in waveforms)
+        return [{"": torch.zeros(frame_lengths(len(w)))} for w in waveforms]
+
+    in_whole_pieces(extract, np.arange(16000 * 11, dtype=np.float32), "a", max_seconds=3)  # 549 frames
+    assert read == [(0, 250), (50, 350), (200, 349), (350, 199)]
+
+
+@pytest.mark.parametrize("batch_seconds", [1, 60])
+def test_only_what_is_longer_than_may_be_is_read_in_pieces(corpus_folder, batch_seconds):
+    rows, read = all_rows(corpus_folder), []
+
+    def extract(waveforms, names):
+        read.extend(names)
+        return [{"": torch.zeros(frame_lengths(len(w)), 1)} for w in waveforms]
+
+    done = extract_shard(extract, rows, batch_seconds, max_seconds=2)
+    expected = {
+        rows[place].clip.name: 1 + (frame_lengths(round(16000 * s)) > 100) for place, s in done.seconds.items()
+    }
+    assert Counter(read) == expected and set(expected.values()) == {1, 2}
+
+
+def test_two_batches_are_decoded_ahead():
+    rows, begun = [SimpleNamespace(clip=number) for number in range(6)], []
+    pool = SimpleNamespace(submit=lambda read, clip: begun.append(clip) or clip)
+    found = []
+    for places, decoded in _ahead(pool, rows, [[4], [2, 0], [1], [3], [5]]):
+        assert decoded == places
+        found.append(len(begun))
+    assert begun == [4, 2, 0, 1, 3, 5] and found == [4, 5, 6, 6, 6]
 
 
 def test_long_clips_have_all_their_frames(corpus_folder, clustered):
@@ -134,8 +177,12 @@ def test_only_the_list_is_asked_how_long_a_clip_is_where_it_says_so(corpus_folde
 def test_clips_that_cannot_be_opened_count_as_done(corpus_folder, clustered):
     told = []
     extract = unit_extractor(clustered, "mixture", 0, "cpu").extract
-    extract_shard(extract, all_rows(corpus_folder), 60, 60, progress=lambda clips, seconds: told.append(clips))
-    assert sum(told) == 13
+    rows = all_rows(corpus_folder)
+    listed = [row._replace(clip=row.clip._replace(duration=0.4)) for row in rows]  # so that reading alone fails
+    for these in (rows, listed):
+        done = extract_shard(extract, these, 60, 60, progress=lambda clips, seconds: told.append(clips))
+        assert sum(told) == 13 and sorted(done.bad) == [4, 9]
+        told.clear()
 
 
 def test_what_a_checkpoint_does_not_have_gets_a_sentence(clustered, make_config, tmp_path):
