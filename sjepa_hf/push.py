@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx
 
-from .command import CommandParser, command
+from .command import CommandParser, command, first_line
 from .contents import CARD, RECORD, contents, read_json, shown, without_paths
 from .model_card import MARK, card_files
 from .opening import is_repo_id
@@ -186,7 +186,7 @@ def hub_errors(api: HfApi, repo_id: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise ValueError(refusal(error, repo_id)) from None
     except httpx.TransportError as error:
-        raise ValueError(f"The connection to {api.endpoint} failed: {str(error) or type(error).__name__}.") from None
+        raise ValueError(f"The connection to {api.endpoint} failed: {first_line(error)}.") from None
     except RuntimeError as error:  # how an upload of large files fails
         if not isinstance(error.__cause__, HfHubHTTPError | httpx.TransportError):
             raise
@@ -215,8 +215,7 @@ def commit(
             if attempt + 1 == ATTEMPTS or not is_transient(error):
                 raise
             wait = FIRST_WAIT * 2**attempt
-            why = str(error) or type(error).__name__
-            logger.warning("The upload broke off (%s); trying again in %g s.", why, wait)
+            logger.warning("The upload broke off (%s); trying again in %g s.", first_line(error), wait)
             time.sleep(wait)
 
 

@@ -163,12 +163,16 @@ class TargetArguments:
         )
         check_choice(self, "phase1_features", [n for n in MIXTURE_FEATURES if n != "encoder"])  # what a save can name
         check_choice(self, "mixture_average", ("statistics", "parameters"))
-        for frames, phase in (("fit_frames", "phase1"), ("seed_frames", "phase2"), ("reseed_frames", "phase2")):
-            given, needed = getattr(self, frames), getattr(self, f"{phase}_components")
+        for frames, found in (
+            ("fit_frames", "phase1_components"),
+            ("seed_frames", "phase2_components"),
+            ("reseed_frames", "phase2_components"),
+            ("seed_frames", "target_dims"),
+            ("reseed_frames", "target_dims"),
+        ):
+            given, needed = getattr(self, frames), getattr(self, found) or 0
             if given < needed:
-                raise ValueError(f"`{frames}` ({given}) must not be fewer than `{phase}_components` ({needed}).")
-            if phase == "phase2" and given < (self.target_dims or 0):
-                raise ValueError(f"`{frames}` ({given}) must not be fewer than `target_dims` ({self.target_dims}).")
+                raise ValueError(f"`{frames}` ({given}) must not be fewer than `{found}` ({needed}).")
         if not self.ema_decays:
             raise ValueError("`ema_decays` is empty: name at least one decay.")
         if self.target_dims and self.follows_ranks and not self.reseed_on_layer_switch:

@@ -92,7 +92,7 @@ def test_dimensions_are_hidden_in_training(config, tmp_path):
 
 @pytest.mark.parametrize("config", [SJepaConfig, HubertConfig, WavLMConfig])
 def test_a_sum_over_layers_is_trained_without_layers_that_are_left_out(config, tmp_path, caplog):
-    """Where the frozen result of an encoder with LayerDrop is trained on, a step in two ended in other sizes."""
+    """Where the frozen result of an encoder with LayerDrop is trained on, steps ended in tensors of other sizes."""
     caplog.set_level("INFO")
     config = config(**SIZES, use_weighted_layer_sum=True, layerdrop=0.99)
     AutoModelForAudioClassification.from_config(config).save_pretrained(tmp_path)

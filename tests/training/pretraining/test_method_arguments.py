@@ -19,7 +19,7 @@ from training.pretraining.arguments import parse_arguments
         (["--seed_frames", "20"], "`seed_frames` .20. must not be fewer than `phase2_components` .500."),
         (
             ["--reseed_frames", "600", "--target_dims", "601"],
-            "`reseed_frames` .600. must not .* `target_dims`",
+            "`reseed_frames` .600. must not be fewer than `target_dims` .601.",
         ),
         (["--target_dims", "8", "--reseed_on_layer_switch", "false"], "principal components of its own"),
     ],
