@@ -29,5 +29,5 @@ lint: env
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv .venv-lowest demo-output dist .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest demo-output dist benchmarks/gpu/build .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

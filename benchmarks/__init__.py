@@ -11,6 +11,9 @@ Speed:
     mixture.py               one update of the mixture beside its plain forms
     onnx.py                  an export to ONNX: size, agreement, accuracy, speed
 
+On a GPU that is simulated:
+    simulated_gpu.py         any command: does all lie on one device, and where is it waited for?
+
 Exactness and faults:
     kill_and_resume.py       a run killed at random moments and resumed: the same weights, bit for bit?
     splits.py                one batch split over steps or processes: how far weights drift apart
@@ -40,6 +43,11 @@ What commands are made of:
     transformers_suite/suite.py what those tests are given, and which are left out
     s3prl/data.py            small data for seven tasks, as S3PRL looks for them
     s3prl/toolkit.py         S3PRL's runner on one of them
+    gpu/device.cpp           a CUDA device that computes on the CPU
+    gpu/building.py          compiles it
+    gpu/process.py           the process that has it
+    gpu/torch_cuda.py        what `torch.cuda` is told of it
+    gpu/waits.py             where it is waited for
     steps/candidates.py      the steps that step.py lets take turns: ours and HuBERT's
     steps/turns.py           turns at the clock, and how their times compare
     steps/naive.py           the step written plainly, the reference of ours
