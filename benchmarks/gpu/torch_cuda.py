@@ -83,7 +83,7 @@ def announce() -> None:
         setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
     torch.cuda.Stream, torch.cuda.Event = Stream, Event
     torch._C._cuda_getDevice = lambda: 0
-    torch.cuda.default_generators = (torch.Generator(device="cuda"),)
+    torch.cuda.default_generators = (torch.Generator(device="cuda"),)  # the first one is the default one
     torch.Tensor.pin_memory = lambda tensor, device=None: tensor
     torch.Tensor.record_stream = lambda tensor, stream: None
     go_by_the_dispatcher()
