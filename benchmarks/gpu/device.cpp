@@ -121,6 +121,13 @@ struct Pair {
   const c10::StorageImpl* storage;
 };
 
+template <class Change>
+c10::List<Tensor> each(const IValue& tensors, Change change) {
+  c10::List<Tensor> changed;
+  for (const Tensor& tensor : tensors.toTensorVector()) changed.push_back(change(tensor));
+  return changed;
+}
+
 // One call of an operator over tensors of this device
 
 struct Call {
@@ -157,11 +164,7 @@ struct Call {
 
   IValue argument_to_cpu(const IValue& value) {
     if (value.isTensor()) return to_cpu(value.toTensor());
-    if (value.isTensorList()) {
-      c10::List<Tensor> list;
-      for (const Tensor& tensor : value.toTensorVector()) list.push_back(to_cpu(tensor));
-      return list;
-    }
+    if (value.isTensorList()) return each(value, [this](const Tensor& tensor) { return to_cpu(tensor); });
     if (value.isOptionalTensorList()) {
       c10::List<std::optional<Tensor>> list;
       auto given = value.toOptionalTensorList();
@@ -212,11 +215,7 @@ struct Call {
 
   IValue result_to_gpu(const IValue& value) {
     if (value.isTensor()) return to_gpu(value.toTensor());
-    if (value.isTensorList()) {
-      c10::List<Tensor> list;
-      for (const Tensor& tensor : value.toTensorVector()) list.push_back(to_gpu(tensor));
-      return list;
-    }
+    if (value.isTensorList()) return each(value, [this](const Tensor& tensor) { return to_gpu(tensor); });
     return value;
   }
 };
