@@ -55,6 +55,11 @@ from training.evaluation.unit_measures import at_speed, bitrate, phone_tokens, p
 logger = logging.getLogger(__name__)
 
 SPEED = 1.1
+OF_SOURCES = {  # what says how a source is read: its default, and the sources
+    "snr": (10.0, "noise"),
+    "word_label": ("keyword", "words"),
+    "speaker_label": ("speaker", "words", "voices"),
+}
 Units = Callable[[np.ndarray], np.ndarray]
 """Samples `(num_samples,)` at 16 kHz -> units `(num_frames,)`."""
 
@@ -68,11 +73,13 @@ class QualityArguments:
     layers: list[int] = field(default_factory=list, metadata={"help": "Layers of the encoder for k-means; none."})
     components: int | None = field(default=None, metadata={"help": "Clusters of k-means; default: the checkpoint's."})
     noise: str | None = field(default=None, metadata={"help": "A source of noise."})
-    snr: float = field(default=10.0, metadata={"help": "Decibels of speech above noise."})
+    snr: float | None = field(default=None, metadata={"help": "Decibels of speech above noise; default: 10."})
     words: list[str] = field(default_factory=list, metadata={"help": "Sources with a word in each clip, for ABX."})
-    word_label: str = field(default="keyword", metadata={"help": "Column of `words` with the word."})
+    word_label: str | None = field(default=None, metadata={"help": "Column of `words`; default: keyword."})
     voices: list[str] = field(default_factory=list, metadata={"help": "Sources of many speakers, for the probe."})
-    speaker_label: str = field(default="speaker", metadata={"help": "Column of `words` and `voices`."})
+    speaker_label: str | None = field(
+        default=None, metadata={"help": "Column of `words` and `voices`; default: speaker."}
+    )
     silences: list[str] = field(
         default_factory=lambda: ["sil", "sp", "spn"], metadata={"help": "Phones that are none."}
     )
@@ -86,6 +93,12 @@ class QualityArguments:
     def __post_init__(self):
         check_ranges(self, at_least_2="components frames", at_least_1="max_clips", seed="seed")
         check_enough_frames(self.frames, self.components or 0)
+        for name, (value, *sources) in OF_SOURCES.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+            elif not any(getattr(self, source) for source in sources):
+                given = " or ".join(f"`{source}`" for source in sources)
+                raise ValueError(f"`{name}` has no use without {given}: give the source, or leave it out.")
 
 
 def clustered(name: str, layer: int, components: int, clips: LabelledClips, arguments: QualityArguments) -> Units:

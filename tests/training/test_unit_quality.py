@@ -97,7 +97,24 @@ def test_fewer_frames_than_clusters_are_refused_for_what_they_are(make_config, t
         next(unit_quality.subjects(str(tmp_path), unit_quality.QualityArguments(["a"], ["b"], frames=7)))
 
 
-ARGUMENTS = unit_quality.QualityArguments(["a"], ["b"], word_label="word", snr=0.0)
+@pytest.mark.parametrize(
+    ("options", "sources"),
+    [
+        ({"snr": 0.0, "words": ["w"]}, "`noise`"),
+        ({"word_label": "word", "voices": ["v"]}, "`words`"),
+        ({"speaker_label": "who", "noise": "n"}, "`words` or `voices`"),
+    ],
+)
+def test_what_says_how_a_source_is_read_goes_with_it(options, sources):
+    name = next(iter(options))
+    with pytest.raises(ValueError, match=f"`{name}` has no use without {sources}: give the source"):
+        unit_quality.QualityArguments(["a"], ["b"], **options)
+    given = unit_quality.QualityArguments(["a"], ["b"], noise="n", words=["w"])
+    assert (given.snr, given.word_label, given.speaker_label) == (10.0, "keyword", "speaker")
+    assert unit_quality.QualityArguments(["a"], ["b"], voices=["v"], speaker_label="who").speaker_label == "who"
+
+
+ARGUMENTS = unit_quality.QualityArguments(["a"], ["b"], words=["w"], word_label="word", noise="n", snr=0.0)
 
 
 class Clips(list):
